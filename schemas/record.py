@@ -1,0 +1,85 @@
+"""The base of every record, and the value types they are made of.
+
+A record is validated where it is made and where it is read, so nothing past a boundary needs to ask again
+whether a loss is finite or two columns are equally long.
+"""
+
+from typing import Annotated, Any, Self
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+
+MAX_LAYERS = 10_000  # an order of magnitude above the deepest networks trained today
+MAX_ELEMENTS = 4_000_000  # 16 MB of float32: more than a broker's default message, so never reached honestly
+
+# No control characters, spaces or separators: these strings become file names, log fields and metric labels.
+Id = Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=r"^[\w][\w.:/\-]*$")]
+Text = Annotated[str, StringConstraints(max_length=2000)]
+Real = Annotated[float, Field(allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Ratio = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=0, le=2**62)]
+Milliseconds = Annotated[int, Field(ge=0, le=4_102_444_800_000)]  # up to the year 2100
+
+Column = Annotated[list[Real], Field(max_length=MAX_LAYERS)]
+Ratios = Annotated[list[Ratio], Field(max_length=MAX_LAYERS)]
+NonNegatives = Annotated[list[NonNegative], Field(max_length=MAX_LAYERS)]
+Counts = Annotated[list[Count], Field(max_length=MAX_LAYERS)]
+Sparse = Annotated[list[Real | None], Field(max_length=MAX_LAYERS)]  # null: not measured, which is not zero
+Ids = Annotated[list[Id], Field(max_length=MAX_LAYERS)]
+
+
+class Record(BaseModel):
+    """One Avro record; fields are its wire contract, in order."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_bytes="base64", allow_inf_nan=False)
+
+
+class Tensor(Record):
+    """A dense array: `shape`, and its values as little-endian float32 in row-major order."""
+
+    shape: Annotated[list[Count], Field(max_length=4, description="Extent of each axis.")]
+    data: Annotated[bytes, Field(description="Little-endian float32, row-major, 4 bytes an element.")]
+
+    @model_validator(mode="after")
+    def _sized(self) -> Self:
+        elements = 1
+        for extent in self.shape:
+            elements *= extent
+        if elements > MAX_ELEMENTS:
+            raise ValueError(f"a tensor of {self.shape} has more than {MAX_ELEMENTS} elements")
+        if len(self.data) != 4 * elements:
+            raise ValueError(
+                f"a tensor of {self.shape} takes {4 * elements} bytes, but {len(self.data)} came"
+            )
+        if not np.isfinite(np.frombuffer(self.data, "<f4")).all():
+            raise ValueError("a tensor must be finite")
+        return self
+
+    @classmethod
+    def of(cls, values: npt.ArrayLike) -> Self:
+        """Make a tensor of anything numpy can read."""
+        array = np.ascontiguousarray(values, dtype="<f4")
+        return cls(shape=list(array.shape), data=array.tobytes())
+
+    def numpy(self) -> npt.NDArray[np.float32]:
+        """Return the values, read-only, in their shape."""
+        return np.frombuffer(self.data, "<f4").reshape(self.shape)
+
+
+def require_columns(record: BaseModel, length: int, names: list[str]) -> None:
+    """Raise ValueError unless every named column of `record` has `length` entries."""
+    for name in names:
+        found = len(getattr(record, name))
+        if found != length:
+            raise ValueError(f"column {name} has {found} entries for {length} layers")
+
+
+def fill_columns(values: Any, defaults: dict[str, Any], key: str = "layer_id") -> Any:
+    """Give a raw frame's missing or empty columns their default, one entry a layer."""
+    if isinstance(values, dict) and isinstance(values.get(key), list):
+        length = len(values[key])
+        missing = {name: [default] * length for name, default in defaults.items() if not values.get(name)}
+        return {**values, **missing}
+    return values
