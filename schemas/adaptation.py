@@ -21,9 +21,7 @@ class DecisionType(StrEnum):
 class Action(Record):
     """One entry of the flat action list."""
 
-    type: Annotated[
-        Id, Field(description="A DecisionType; a string, so that an unknown one can be refused by name.")
-    ]
+    type: Annotated[Id, Field(description="A DecisionType; a string, so that an unknown one can be refused by name.")]
     layer_id: Annotated[Id | None, Field(description="Null for no_op.")] = None
     blueprint: Annotated[Id | None, Field(description="For load_kernel.")] = None
 
@@ -46,9 +44,7 @@ class AdaptationDecision(Record):
     type: Annotated[Id, Field(description="What is to be executed, a DecisionType; no_op where vetoed.")]
     layer_id: Annotated[Id | None, Field(description="The layer to adapt; null for no_op.")] = None
     blueprint: Annotated[Id | None, Field(description="What to load, for load_kernel.")] = None
-    kernel_id: Annotated[
-        Id | None, Field(description="The kernel that will be compiled, for load_kernel.")
-    ] = None
+    kernel_id: Annotated[Id | None, Field(description="The kernel that will be compiled, for load_kernel.")] = None
     proposed: Annotated[Action, Field(description="What was sampled, before any veto.")]
     vetoes: Annotated[list[Veto], Field(max_length=20, description="Who forbade it, and why.")] = []
     dry_run: Annotated[bool, Field(description="Recorded only; a host must not execute it.")] = False
@@ -57,18 +53,14 @@ class AdaptationDecision(Record):
     urgency: Annotated[Ratio, Field(description="From health and trend of the layer and its neighbours.")]
     predicted_reward: Annotated[Real, Field(description="Ensemble mean for the action, in [-1, 1].")]
     value: Annotated[Real, Field(description="The value head's estimate for the graph.")]
-    method: Annotated[
-        Id, Field(description="policy or baseline: whose probabilities prevailed at the action.")
-    ]
+    method: Annotated[Id, Field(description="policy or baseline: whose probabilities prevailed at the action.")]
     policy_version: Annotated[Count, Field(description="Checkpoint that computed this.")]
     seed: Annotated[Count, Field(description="Sampling seed, a hash of the decision id.")]
     temperature: Annotated[NonNegative, Field(description="Of the softmax.")]
     layers: Annotated[Ids, Field(description="Nodes of the graph, in order.")]
     kinds: Annotated[
         Ids,
-        Field(
-            description="Actions a layer, in order, e.g. load_kernel:low_rank; entry 0 of the list is no_op."
-        ),
+        Field(description="Actions a layer, in order, e.g. load_kernel:low_rank; entry 0 of the list is no_op."),
     ]
     action_index: Annotated[Count, Field(description="0 is no_op, else 1 + node * len(kinds) + kind.")]
     mask: Annotated[bytes, Field(description="One byte an action: 1 legal, 0 not.")]
@@ -127,25 +119,17 @@ class AdaptationOutcome(Record):
         dict[str, Real],
         Field(description="loss (held-out, nats), latency_ms (layer), parameters, ... before."),
     ] = {}
-    after: Annotated[
-        dict[str, Real], Field(description="The same right after; empty where nothing was done.")
-    ] = {}
+    after: Annotated[dict[str, Real], Field(description="The same right after; empty where nothing was done.")] = {}
     duration_ms: Annotated[NonNegative, Field(description="How long training was held up, ms.")] = 0.0
 
 
 class ControlCommand(Record):
     """An operator's standing order; the newest under a key holds. Key: a run_id, or * for all runs."""
 
-    run_id: Annotated[
-        str, Field(max_length=200, description="The run it is for, or * for all; the message key.")
-    ]
+    run_id: Annotated[str, Field(max_length=200, description="The run it is for, or * for all; the message key.")]
     time_ms: Annotated[Milliseconds, Field(description="When it was given, ms since the epoch, UTC.")]
-    paused: Annotated[bool, Field(description="No adaptations at all: every action but no_op is masked.")] = (
-        False
-    )
+    paused: Annotated[bool, Field(description="No adaptations at all: every action but no_op is masked.")] = False
     dry_run: Annotated[bool, Field(description="Decide and record, but execute nothing.")] = False
-    protected_layers: Annotated[
-        Ids, Field(description="Layers that must not be adapted, beside the run's own.")
-    ] = []
+    protected_layers: Annotated[Ids, Field(description="Layers that must not be adapted, beside the run's own.")] = []
     issued_by: Text = ""
     reason: Text = ""

@@ -39,9 +39,7 @@ class HealthSignals(Record):
     metrics: Annotated[
         dict[str, Sparse], Field(description="Metric name to one value a layer; null: not measured.")
     ] = {}
-    priority: Annotated[
-        NonNegatives, Field(description="Anomaly of each layer's signal; 0 is ordinary.")
-    ] = []
+    priority: Annotated[NonNegatives, Field(description="Anomaly of each layer's signal; 0 is ordinary.")] = []
     survival: Annotated[Ratios, Field(description="Probability with which each signal was kept.")] = []
     shed: Annotated[Count, Field(description="Layer-signals of this frame dropped under overload.")] = 0
     filtered: Annotated[Count, Field(description="Layer-signals of this frame dropped by the filter.")] = 0
@@ -77,9 +75,7 @@ class ModelStats(Record):
     minimum: Real
     maximum: Real
     last: Annotated[Real, Field(description="By event time.")]
-    slope: Annotated[
-        Real | None, Field(description="Least squares, a clock unit; null below two distinct times.")
-    ]
+    slope: Annotated[Real | None, Field(description="Least squares, a clock unit; null below two distinct times.")]
 
 
 class HealthWindow(Record):
@@ -123,26 +119,20 @@ class ModelGraph(Record):
     global_features: Annotated[Tensor, Field(description="[global features of the catalogue].")]
     health: Annotated[Ratios, Field(description="Mean health score of each node; 1 where not measured.")]
     health_trend: Annotated[Column, Field(description="Change of health a window; 0 where unknown.")]
-    problematic: Annotated[
-        list[Id], Field(max_length=MAX_LAYERS, description="layer_ids that need attention.")
-    ]
+    problematic: Annotated[list[Id], Field(max_length=MAX_LAYERS, description="layer_ids that need attention.")]
     signals: Annotated[Count, Field(description="Layer-signals in the window.")]
     dormant_seeds: Annotated[Counts, Field(description="Seeds free to load, a node.")]
     active_seeds: Annotated[Counts, Field(description="Seeds that can be unloaded or fossilized, a node.")]
     fossilized_seeds: Annotated[Counts, Field(description="Permanent seeds, a node.")]
     protected: Annotated[list[bool], Field(max_length=MAX_LAYERS, description="Never to be adapted, a node.")]
-    learning_rate_scale: Annotated[
-        NonNegatives, Field(description="A node's learning rate / the optimiser's.")
-    ]
+    learning_rate_scale: Annotated[NonNegatives, Field(description="A node's learning rate / the optimiser's.")]
     offers: Annotated[
         list[list[BlueprintOffer]], Field(max_length=MAX_LAYERS, description="Blueprints that fit, a node.")
     ]
     parameters: Annotated[Count, Field(description="Trainable parameters now, kernels included.")]
     base_parameters: Annotated[Count, Field(description="Trainable parameters without kernels.")]
     parameter_budget: Annotated[Count, Field(description="Parameters that kernels may add in all.")]
-    steps_since_adaptation: Annotated[
-        Count | None, Field(description="As the host last told; null: none yet.")
-    ] = None
+    steps_since_adaptation: Annotated[Count | None, Field(description="As the host last told; null: none yet.")] = None
     cooldown_steps: Annotated[Count, Field(description="Steps the host wants between two adaptations.")] = 0
     model_metrics: Annotated[dict[str, Real], Field(description="Window means of the model's metrics.")] = {}
 

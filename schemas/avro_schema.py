@@ -55,11 +55,7 @@ def _type(annotation: Any, seen: set[str]) -> Any:
     if origin is dict:
         return {"type": "map", "values": _type(arguments[1], seen)}
     if isinstance(annotation, type) and issubclass(annotation, Record):
-        return (
-            f"{NAMESPACE}.{annotation.__name__}"
-            if annotation.__name__ in seen
-            else avro_schema(annotation, seen)
-        )
+        return f"{NAMESPACE}.{annotation.__name__}" if annotation.__name__ in seen else avro_schema(annotation, seen)
     if isinstance(annotation, type) and issubclass(annotation, Enum):
         if annotation.__name__ in seen:
             return f"{NAMESPACE}.{annotation.__name__}"
@@ -74,16 +70,13 @@ def main(arguments: list[str]) -> int:
     from tamiyo.schemas.topics import CATALOGUE
 
     wanted = {
-        f"{topic.record.__name__}.avsc": json.dumps(avro_schema(topic.record), indent=2) + "\n"
-        for topic in CATALOGUE
+        f"{topic.record.__name__}.avsc": json.dumps(avro_schema(topic.record), indent=2) + "\n" for topic in CATALOGUE
     }
     found = {path.name: path.read_text() for path in FOLDER.glob("*.avsc")}
     stale = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
     if "--check" in arguments:
         if stale:
-            print(
-                f"out of date: {', '.join(stale)}; run python -m tamiyo.schemas.avro_schema", file=sys.stderr
-            )
+            print(f"out of date: {', '.join(stale)}; run python -m tamiyo.schemas.avro_schema", file=sys.stderr)
         return 1 if stale else 0
     for name in stale:
         if name in wanted:

@@ -64,12 +64,8 @@ def decode(data: bytes | None, record: type[R]) -> R:
     buffer.seek(HEADER)
     try:
         values = fastavro.schemaless_reader(buffer, parsed_schema(record), None)
-    except (
-        Exception
-    ) as error:  # fastavro raises whatever its C code meets: EOF, Index, Value, Overflow, Unicode...
-        raise DecodeError(
-            f"the bytes are not a {record.__name__}: {type(error).__name__}: {error}"
-        ) from error
+    except Exception as error:  # fastavro raises whatever its C code meets: EOF, Index, Value, Overflow, Unicode...
+        raise DecodeError(f"the bytes are not a {record.__name__}: {type(error).__name__}: {error}") from error
     if buffer.read(1):
         raise DecodeError(f"bytes are left over after the {record.__name__}")
     return validate(values, record)
@@ -82,6 +78,4 @@ def validate(values: Any, record: type[R]) -> R:
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         place = ".".join(str(part) for part in first["loc"]) or "record"
-        raise RecordError(
-            f"{record.__name__}.{place}: {first['msg']} ({error.error_count()} in all)"
-        ) from error
+        raise RecordError(f"{record.__name__}.{place}: {first['msg']} ({error.error_count()} in all)") from error

@@ -38,9 +38,7 @@ class RewardAnalysis(Record):
     weights: Annotated[dict[str, Real], Field(description="Of each component; the same keys.")]
     spans: Annotated[list[SpanReward], Field(max_length=16, description="All spans, seen or not.")]
     total: Annotated[Real, Field(ge=-1, le=1, description="tanh of the weighted sum over the spans seen.")]
-    confidence: Annotated[
-        Ratio, Field(description="Share of the span weight seen, less for noisy baselines.")
-    ]
+    confidence: Annotated[Ratio, Field(description="Share of the span weight seen, less for noisy baselines.")]
     improvement: Annotated[
         Real | None,
         Field(description="Relative loss reduction against the projected baseline; null: unknown."),
@@ -66,9 +64,7 @@ class Experience(Record):
     value: Annotated[Real, Field(description="The value head's estimate then.")]
     reward: Annotated[Real, Field(ge=-1, le=1, description="The analysis' total.")]
     confidence: Annotated[Ratio, Field(description="The analysis' confidence.")]
-    success: Annotated[bool | None, Field(description="Measurably improved; null: nothing was executed.")] = (
-        None
-    )
+    success: Annotated[bool | None, Field(description="Measurably improved; null: nothing was executed.")] = None
     complete: Annotated[bool, Field(description="No later revision will come.")] = False
 
 
@@ -84,9 +80,7 @@ class PolicyCheckpoint(Record):
 
     name: Annotated[Id, Field(description="The policy's name; also the message key.")]
     version: Annotated[Count, Field(description="Rises by one with every release.")]
-    parent_version: Annotated[
-        Count | None, Field(description="What it was learned from; null for the first.")
-    ] = None
+    parent_version: Annotated[Count | None, Field(description="What it was learned from; null for the first.")] = None
     time_ms: Annotated[Milliseconds, Field(description="When it was released, ms since the epoch, UTC.")]
     status: CheckpointStatus
     file: Annotated[Id, Field(description="Its name in the checkpoint store; never a path.")]
@@ -94,9 +88,7 @@ class PolicyCheckpoint(Record):
     size_bytes: Count
     feature_version: Annotated[Count, Field(description="Of the feature catalogue it reads.")]
     blueprints: Annotated[list[Id], Field(max_length=200, description="Blueprints it can choose, in order.")]
-    offsets: Annotated[
-        dict[str, Count], Field(description="Next offset of the experience topic, by partition.")
-    ]
+    offsets: Annotated[dict[str, Count], Field(description="Next offset of the experience topic, by partition.")]
     experiences: Annotated[Count, Field(description="Experiences consumed in all.")] = 0
     updates: Annotated[Count, Field(description="Learning steps accepted in all.")] = 0
     metrics: Annotated[dict[str, Real], Field(description="losses/..., charts/... of the last update.")] = {}

@@ -50,9 +50,7 @@ class Tensor(Record):
         if elements > MAX_ELEMENTS:
             raise ValueError(f"a tensor of {self.shape} has more than {MAX_ELEMENTS} elements")
         if len(self.data) != 4 * elements:
-            raise ValueError(
-                f"a tensor of {self.shape} takes {4 * elements} bytes, but {len(self.data)} came"
-            )
+            raise ValueError(f"a tensor of {self.shape} takes {4 * elements} bytes, but {len(self.data)} came")
         if not np.isfinite(np.frombuffer(self.data, "<f4")).all():
             raise ValueError("a tensor must be finite")
         return self

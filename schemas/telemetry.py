@@ -50,21 +50,15 @@ class KernelPerformance(Frame):
     """How each layer's kernels executed since the last frame."""
 
     layer_id: Annotated[Ids, Field(description="Layers, one entry a row of every column.")]
-    seed_id: Annotated[
-        Counts, Field(description="The layer's seed this row is about; 0 where it has none.")
-    ] = []
-    chunk_id: Annotated[
-        Counts, Field(description="Chunk of the layer's activations; 0 means all of them.")
-    ] = []
+    seed_id: Annotated[Counts, Field(description="The layer's seed this row is about; 0 where it has none.")] = []
+    chunk_id: Annotated[Counts, Field(description="Chunk of the layer's activations; 0 means all of them.")] = []
     execution_latency_ms: Annotated[NonNegatives, Field(description="Forward latency of the layer, ms.")]
     cache_hit_rate: Annotated[Ratios, Field(description="Kernel cache hits / look-ups for this layer.")] = []
     error_count: Annotated[Counts, Field(description="Kernel errors since the last frame.")] = []
     total_executions: Annotated[Counts, Field(description="Forward passes since the last frame.")] = []
     activation_variance: Annotated[NonNegatives, Field(description="Variance of the layer's output.")] = []
     dead_neuron_ratio: Annotated[Ratios, Field(description="Output units never positive in the batch.")] = []
-    avg_correlation: Annotated[
-        Column, Field(description="Mean absolute correlation between output units.")
-    ] = []
+    avg_correlation: Annotated[Column, Field(description="Mean absolute correlation between output units.")] = []
 
     @model_validator(mode="before")
     @classmethod
@@ -120,9 +114,7 @@ class ErrorRecoveryEvent(Frame):
 
     layer_id: Annotated[Id, Field(description="Where it happened.")]
     seed_id: Annotated[Count, Field(description="The layer's seed.")]
-    kernel_id: Annotated[
-        Id | None, Field(description="The kernel that failed; null where none was loaded.")
-    ] = None
+    kernel_id: Annotated[Id | None, Field(description="The kernel that failed; null where none was loaded.")] = None
     error_type: Annotated[Text, Field(description="What went wrong, e.g. non_finite or an exception's name.")]
     message: Annotated[Text, Field(description="The error's own words.")] = ""
     strategy: Annotated[Id, Field(description="retry, fall_back, reload, reset or unload.")]
@@ -141,9 +133,7 @@ class LayerHealth(Frame):
     ]
     contribution: Annotated[
         Sparse,
-        Field(
-            description="Held-out loss with the layer's active kernels gated off minus on, nats; null: none."
-        ),
+        Field(description="Held-out loss with the layer's active kernels gated off minus on, nats; null: none."),
     ]
     kernel_load: Annotated[Ratios, Field(description="Seeds in use / seeds.")]
     alpha: Annotated[Ratios, Field(description="Mean blending factor of the seeds in use; 0 where none.")]
@@ -165,31 +155,19 @@ class LayerHealth(Frame):
 class ModelPerformance(Frame):
     """How the whole model does."""
 
-    train_loss: Annotated[
-        Real, Field(description="Loss on the training batch, nats; mean since the last frame.")
-    ]
-    train_accuracy: Annotated[
-        Ratio | None, Field(description="Accuracy on training batches, where measured.")
-    ] = None
+    train_loss: Annotated[Real, Field(description="Loss on the training batch, nats; mean since the last frame.")]
+    train_accuracy: Annotated[Ratio | None, Field(description="Accuracy on training batches, where measured.")] = None
     validation_loss: Annotated[
         Real | None, Field(description="Loss on held-out data, nats, where measured since the last frame.")
     ] = None
     validation_accuracy: Annotated[Ratio | None, Field(description="Accuracy on held-out data.")] = None
     throughput: Annotated[NonNegative, Field(description="Samples a second since the last frame.")] = 0.0
-    memory_bytes: Annotated[
-        Count, Field(description="Memory of parameters, gradients and optimiser state.")
-    ] = 0
+    memory_bytes: Annotated[Count, Field(description="Memory of parameters, gradients and optimiser state.")] = 0
     parameters: Annotated[Count, Field(description="Trainable parameters, kernels included.")] = 0
     base_parameters: Annotated[Count, Field(description="Trainable parameters without kernels.")] = 0
-    step_time_ms: Annotated[
-        NonNegative, Field(description="Mean time of a training step without the SDK, ms.")
-    ] = 0.0
-    overhead_ratio: Annotated[
-        NonNegative, Field(description="Time in the SDK / time of training without it.")
-    ] = 0.0
-    dropped_records: Annotated[
-        Count, Field(description="Records the SDK has dropped since the run began.")
-    ] = 0
+    step_time_ms: Annotated[NonNegative, Field(description="Mean time of a training step without the SDK, ms.")] = 0.0
+    overhead_ratio: Annotated[NonNegative, Field(description="Time in the SDK / time of training without it.")] = 0.0
+    dropped_records: Annotated[Count, Field(description="Records the SDK has dropped since the run began.")] = 0
     steps_since_adaptation: Annotated[
         Count | None, Field(description="Steps since the last executed adaptation; null: none yet.")
     ] = None
@@ -213,9 +191,7 @@ class LayerNode(Record):
     output_shape: Annotated[list[Count], Field(max_length=8, description="Of one sample, without the batch.")]
     seeds: Annotated[Count, Field(description="Slots for kernels.")]
     protected: Annotated[bool, Field(description="Never to be adapted.")] = False
-    spec: Annotated[
-        Text, Field(description="The layer's geometry as JSON, from which kernels are built.")
-    ] = "{}"
+    spec: Annotated[Text, Field(description="The layer's geometry as JSON, from which kernels are built.")] = "{}"
     blueprints: Annotated[list[BlueprintOffer], Field(max_length=100, description="What fits here.")] = []
 
 
@@ -224,9 +200,7 @@ class LayerEdge(Record):
 
     source: Annotated[Id, Field(description="layer_id it leaves.")]
     target: Annotated[Id, Field(description="layer_id it reaches.")]
-    kind: Annotated[Id, Field(description="data (traced), skip (passes a layer by) or order (fallback).")] = (
-        "data"
-    )
+    kind: Annotated[Id, Field(description="data (traced), skip (passes a layer by) or order (fallback).")] = "data"
 
 
 class ModelTopology(Record):
@@ -236,9 +210,7 @@ class ModelTopology(Record):
     topology_id: Annotated[Id, Field(description="Hash of layers and edges.")]
     time_ms: Annotated[Milliseconds, Field(description="When the run was attached, ms since the epoch, UTC.")]
     task: Annotated[Text, Field(description="What is being trained, for people.")] = ""
-    layers: Annotated[
-        list[LayerNode], Field(min_length=1, max_length=MAX_LAYERS, description="In topology order.")
-    ]
+    layers: Annotated[list[LayerNode], Field(min_length=1, max_length=MAX_LAYERS, description="In topology order.")]
     edges: Annotated[list[LayerEdge], Field(max_length=10 * MAX_LAYERS, description="Data flow.")]
     parameters: Annotated[Count, Field(description="Trainable parameters of the whole model at the start.")]
     parameter_budget: Annotated[Count, Field(description="Parameters that kernels may add in all.")]
@@ -252,7 +224,5 @@ class ModelTopology(Record):
             raise ValueError("two layers share one layer_id")
         for edge in self.edges:
             if edge.source not in known or edge.target not in known:
-                raise ValueError(
-                    f"edge {edge.source} -> {edge.target} names a layer that is not in the topology"
-                )
+                raise ValueError(f"edge {edge.source} -> {edge.target} names a layer that is not in the topology")
         return self
