@@ -1,0 +1,49 @@
+# `make demo` and `make test` need nothing but Python 3.11 and a package index; everything else stands beside them.
+PYTHON ?= python3
+VENV ?= .venv
+ARGS ?=
+BIN := $(VENV)/bin
+
+.PHONY: demo test check format bench clean
+.DEFAULT_GOAL := help
+
+help:  ## What can be made
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+# Each stamp installs once and again whenever what it was made of changes. The bench extra shares the pins.
+$(VENV)/.pipeline: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit("Tamiyo needs Python 3.11 or later, but $(PYTHON) is " + sys.version) if sys.version_info < (3, 11) else None'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "Installing into $(VENV) (a minute or two, once)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[pipeline]'
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.pipeline
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[pipeline,dev]'
+	@touch $@
+
+$(VENV)/.bench: $(VENV)/.dev
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[pipeline,dev,bench]'
+	@touch $@
+
+demo: $(VENV)/.pipeline  ## Train a real network with Tamiyo beside its static twin; ARGS="--task digits --seed 1"
+	@$(BIN)/tamiyo demo $(ARGS)
+
+test: $(VENV)/.dev  ## Run the test suite; ARGS="-k windows"
+	@$(BIN)/python -m pytest $(ARGS)
+
+check: $(VENV)/.dev  ## Format, lint, strict types, wire contracts up to date
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy -p tamiyo.schemas -p tamiyo.models -p tamiyo.streams -p tamiyo.host -p tamiyo.evaluation
+	@$(BIN)/python -m tamiyo.schemas.avro_schema --check
+
+format: $(VENV)/.dev  ## Rewrite files in the project's format
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+
+bench: $(VENV)/.bench  ## Measure everything that is claimed about speed; ARGS="--quick"
+	@$(BIN)/python -m tamiyo.evaluation.bench $(ARGS)
+
+clean:  ## Remove what was installed and built
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
