@@ -1,0 +1,125 @@
+"""Every setting of the Kafka side, read from the environment (`TAMIYO_<PART>_<FIELD>`) when an object is made.
+
+Settings are made in `main` and passed down; nothing reads the environment at import. The broker's and the topic
+prefix's are in `tamiyo.schemas.kafka`, since a host needs them too.
+"""
+
+from typing import Literal
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class StoreSettings(BaseSettings):
+    """Where kernels and checkpoints are kept: an fsspec URL that every process of an installation can reach."""
+
+    model_config = SettingsConfigDict(env_prefix="TAMIYO_STORE_", extra="ignore")
+
+    url: str = Field("file://./tamiyo-store", description="fsspec URL; kernels/ and checkpoints/ go below it")
+
+    @property
+    def kernels(self) -> str:
+        """Return the URL of the kernel store."""
+        return f"{self.url.rstrip('/')}/kernels"
+
+    @property
+    def checkpoints(self) -> str:
+        """Return the URL of the checkpoint store."""
+        return f"{self.url.rstrip('/')}/checkpoints"
+
+
+def kernel_store_url() -> str:
+    """Return the installation's kernel store, as the environment has it."""
+    return StoreSettings().kernels
+
+
+def checkpoint_store_url() -> str:
+    """Return the installation's checkpoint store, as the environment has it."""
+    return StoreSettings().checkpoints
+
+
+class WorkerSettings(BaseSettings):
+    """The process that hosts stages, and how it behaves in its consumer groups."""
+
+    model_config = SettingsConfigDict(env_prefix="TAMIYO_WORKER_", extra="ignore")
+
+    max_batch: int = Field(100, ge=1, description="Records fed at once; never waited for")
+    max_open: int = Field(20_000, ge=1, description="Unacknowledged records a stage may hold before a warning")
+    tick_ms: int = Field(50, ge=1, description="How often a stage may do what only time can trigger, ms")
+    view_timeout_s: float = Field(60.0, gt=0, description="How long compacted topics may take to be read whole")
+    delivery_timeout_s: float = Field(30.0, gt=0, description="How long a delivery may take before it is a failure")
+    startup_timeout_s: float = Field(60.0, gt=0, description="How long an unreachable broker is waited for")
+    shutdown_timeout_s: float = Field(10.0, gt=0, description="How long a graceful stop may take")
+    stall_timeout_s: float = Field(
+        120.0, gt=0, description="Lag without progress for this long ends the process, for its supervisor to restart"
+    )
+    session_timeout_s: float = Field(6.0, gt=0, description="A silent worker's partitions move after this")
+    heartbeat_interval_s: float = Field(1.0, gt=0, description="At most a third of the session timeout")
+    request_timeout_s: float = Field(20.0, gt=0, description="Of one request to a broker; above the session timeout")
+    commit_interval_s: float = Field(1.0, gt=0, description="How often acknowledged offsets are committed")
+    max_poll_records: int = Field(500, ge=1, description="Records fetched at once: memory and the largest batch")
+    linger_ms: int = Field(1, ge=0, description="How long the producer gathers a batch, ms")
+    max_message_bytes: int = Field(
+        4_194_304, ge=1024, description="Largest record published; a broker's limit may be lower"
+    )
+    http_host: str = Field("127.0.0.1", description="Where /metrics, /healthz and /readyz listen")
+    http_port: int = Field(0, ge=0, le=65535, description="0: any free port, named in the log")
+
+
+class IntakeSettings(BaseSettings):
+    """Validation, scoring, filtering and shedding of telemetry."""
+
+    model_config = SettingsConfigDict(env_prefix="TAMIYO_INTAKE_", extra="ignore")
+
+
+class WindowSettings(BaseSettings):
+    """Event-time windows."""
+
+    model_config = SettingsConfigDict(env_prefix="TAMIYO_WINDOW_", extra="ignore")
+
+    clock: Literal["step", "time"] = Field("step", description="A run's clock: training steps, or event time in ms")
+    width: int = Field(50, ge=1, description="Of a window, in the clock's unit")
+    delay: int = Field(0, ge=0, description="How far the watermark stays behind the newest record")
+    grace: int = Field(0, ge=0, description="How long past its end a window still takes records")
+
+
+class GraphSettings(BaseSettings):
+    """The join of windows and topologies."""
+
+    model_config = SettingsConfigDict(env_prefix="TAMIYO_GRAPH_", extra="ignore")
+
+
+class DecisionSettings(BaseSettings):
+    """Policy inference and safety."""
+
+    model_config = SettingsConfigDict(env_prefix="TAMIYO_DECISION_", extra="ignore")
+
+    checkpoint_url: str = Field(default_factory=checkpoint_store_url, description="fsspec URL of the checkpoints")
+
+
+class KernelSettings(BaseSettings):
+    """Compilation of kernels."""
+
+    model_config = SettingsConfigDict(env_prefix="TAMIYO_KERNEL_", extra="ignore")
+
+    store_url: str = Field(default_factory=kernel_store_url, description="fsspec URL of the kernels")
+
+
+class RewardSettings(BaseSettings):
+    """Spans, weights and attribution."""
+
+    model_config = SettingsConfigDict(env_prefix="TAMIYO_REWARD_", extra="ignore")
+
+
+class LearnerSettings(BaseSettings):
+    """PPO updates and checkpoints."""
+
+    model_config = SettingsConfigDict(env_prefix="TAMIYO_LEARNER_", extra="ignore")
+
+    checkpoint_url: str = Field(default_factory=checkpoint_store_url, description="fsspec URL of the checkpoints")
+
+
+class DemoSettings(BaseSettings):
+    """`tamiyo demo`."""
+
+    model_config = SettingsConfigDict(env_prefix="TAMIYO_DEMO_", extra="ignore")
