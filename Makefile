@@ -4,7 +4,7 @@ VENV ?= .venv
 ARGS ?=
 BIN := $(VENV)/bin
 
-.PHONY: demo test check format bench clean
+.PHONY: help demo test check format bench clean
 .DEFAULT_GOAL := help
 
 help:  ## What can be made
