@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 from abc import ABC, abstractmethod
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -85,6 +85,12 @@ class Blueprint(ABC):
             kernel = self.make(spec)
         kernel.zero_last()
         return kernel.to(spec.torch_dtype)
+
+
+def conv(spec: LayerSpec, in_channels: int, out_channels: int, **geometry: Any) -> nn.Module:
+    """A convolution of the spec's dimension; `geometry` as torch takes it."""
+    kind: type[nn.Conv1d] | type[nn.Conv2d] = nn.Conv1d if spec.type == "conv1d" else nn.Conv2d
+    return kind(in_channels, out_channels, **geometry)
 
 
 def seed_of(kernel_id: str) -> int:

@@ -2,9 +2,75 @@
 
 from __future__ import annotations
 
-from torch import nn
+import copy
+
+from torch import Tensor, fx, nn
+
+from tamiyo.host.layer import KasminaLayer
+from tamiyo.host.seeds import Seed
+from tamiyo.schemas.errors import KernelError
 
 
 def export(model: nn.Module) -> nn.Module:
-    """A copy of `model` with equal outputs, made of torch's own and the user's modules only."""
-    raise NotImplementedError
+    """A copy of `model` with equal outputs, made of torch's own and the user's modules only; `model` is untouched.
+
+    A layer without a live kernel is its base again; a grown one is a torch.fx GraphModule of base and kernels, each
+    kernel at the share of the output that it has now. Can be saved, scripted, or loaded where Tamiyo is not
+    installed. Raises KernelError where a kernel's code cannot be traced.
+    """
+    copied = copy.deepcopy(model)
+    plain: dict[KasminaLayer, nn.Module] = {
+        module: _plain(module) for module in copied.modules() if isinstance(module, KasminaLayer)
+    }
+    if isinstance(copied, KasminaLayer):
+        return plain[copied]
+    for parent in list(copied.modules()):
+        for name, child in parent.named_children():
+            if isinstance(child, KasminaLayer):
+                setattr(parent, name, plain[child])
+    return copied
+
+
+class _Grown(nn.Module):
+    """What a grown layer computes, in the form that torch.fx can read."""
+
+    def __init__(self, layer: KasminaLayer, live: list[Seed]) -> None:
+        super().__init__()
+        self.base = layer.base
+        self.alphas = [seed.alpha for seed in live]
+        for number, seed in enumerate(live):
+            self.add_module(f"kernel_{number}", seed.kernel)
+
+    def forward(self, input: Tensor) -> Tensor:
+        output: Tensor = self.base(input)
+        grown = output
+        for number, alpha in enumerate(self.alphas):
+            delta: Tensor = self.get_submodule(f"kernel_{number}")(input, output)
+            grown = grown + delta if alpha == 1.0 else grown + alpha * delta
+        return grown
+
+
+def _plain(layer: KasminaLayer) -> nn.Module:
+    live = [seed for seed in layer.seeds if seed.live]
+    if not live:
+        return layer.base
+
+    class Tracer(fx.Tracer):
+        # local, so that the GraphModule does not keep a reference to a class of ours
+        def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+            return m is layer.base or super().is_leaf_module(m, module_qualified_name)
+
+    root = _Grown(layer, live).train(layer.training)
+    try:
+        graph = Tracer().trace(root)
+    except (fx.proxy.TraceError, TypeError, RuntimeError) as error:
+        kinds = ", ".join(sorted({type(seed.kernel).__name__ for seed in live}))
+        raise KernelError(
+            f"layer {layer.layer_id!r} cannot be exported: torch.fx cannot trace {kinds} ({error}); "
+            "a kernel's forward must not branch on values or shapes"
+        ) from error
+    for node in graph.nodes:
+        # these name the classes that were traced through, and annotations as text, which cannot be saved
+        node.meta.clear()
+        node.type = None
+    return fx.GraphModule(root, graph, class_name="GrownLayer")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any, Literal, Self, cast, get_args
+from typing import Any, Literal, Self, get_args
 
 import torch
 from torch import Tensor, nn
@@ -140,7 +140,10 @@ class LayerSpec:
             raise KernelIncompatible(
                 f"layer {layer_id!r}: cannot take an input of shape {tuple(sample_input.shape)}: {error}"
             ) from error
-        shapes = {"sample_input_shape": tuple(sample.shape[1:]), "sample_output_shape": tuple(output.shape[1:])}
+        shapes: dict[str, Any] = {
+            "sample_input_shape": tuple(sample.shape[1:]),
+            "sample_output_shape": tuple(output.shape[1:]),
+        }
         dtype = str(weight.dtype).removeprefix("torch.")
         if isinstance(module, nn.Linear):
             return cls(layer_id, "linear", module.in_features, module.out_features, dtype=dtype, **shapes)
@@ -172,9 +175,10 @@ class LayerSpec:
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
         """A spec from JSON. Raises KernelIncompatible where a field is missing, unknown or of a wrong type."""
         types = {f.name: str(f.type) for f in fields(cls)}
-        unknown, values = sorted(set(data) - set(types)), {}
+        unknown = sorted(set(data) - set(types))
         if unknown:
             raise KernelIncompatible(f"a layer spec has no field {', '.join(map(str, unknown))}")
+        values: dict[str, Any] = {}
         for name, value in data.items():
             if isinstance(value, list):
                 value = tuple(value)
@@ -182,7 +186,7 @@ class LayerSpec:
                 raise KernelIncompatible(f"layer spec: {name} should be {types[name]}, got {value!r}")
             values[name] = value
         try:
-            return cls(**cast(dict[str, Any], values))
+            return cls(**values)
         except TypeError as error:
             raise KernelIncompatible(f"layer spec is incomplete: {error}") from error
 
