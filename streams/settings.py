@@ -71,6 +71,20 @@ class IntakeSettings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="TAMIYO_INTAKE_", extra="ignore")
 
+    future_tolerance_s: float = Field(
+        86_400.0, ge=0, description="A frame whose event time lies further beyond its arrival is refused"
+    )
+    max_step: int = Field(10**9, ge=1, description="A frame of a later step is refused: no training is that long")
+    buffer_signals: int = Field(50_000, ge=1, description="Layer-signals waiting; beyond it the least telling are shed")
+    batch_signals: int = Field(1_000, ge=0, description="A batch of no more layer-signals is never shed")
+    deviation_frames: int = Field(64, ge=4, description="Frames of a run and layer that say what is ordinary")
+    deviation_minimum: int = Field(8, ge=2, description="Frames below which nothing is called unusual")
+    deviation_cells: int = Field(8_000_000, ge=1, description="Values remembered for it, 4 bytes each; oldest runs go")
+    max_runs: int = Field(10_000, ge=1, description="Runs remembered, a partition; the longest silent are forgotten")
+    max_remembered: int = Field(2_048, ge=1, description="Frames of a run remembered to drop repeats")
+    minimum_priority: float = Field(0.0, ge=0, description="The filter drops layer-signals below; 0 keeps everything")
+    ignored_layers: list[str] = Field([], description='The filter drops layers that match, e.g. ["encoder.*"]')
+
 
 class WindowSettings(BaseSettings):
     """Event-time windows."""
@@ -81,12 +95,33 @@ class WindowSettings(BaseSettings):
     width: int = Field(50, ge=1, description="Of a window, in the clock's unit")
     delay: int = Field(0, ge=0, description="How far the watermark stays behind the newest record")
     grace: int = Field(0, ge=0, description="How long past its end a window still takes records")
+    idle_timeout_s: float = Field(
+        300.0,
+        ge=0,
+        description="A run silent for this long has its windows closed, so that a killed one holds nothing up; above "
+        "the longest pause between two sampled steps. 0: never, as in a replay",
+    )
+    max_open_signals: int = Field(
+        1_000_000,
+        ge=1,
+        description="Layer-signals held, a partition, about 100 bytes each; beyond it the fullest "
+        "run's oldest window closes early",
+    )
+    max_open_runs: int = Field(
+        10_000, ge=1, description="Runs with open windows, a partition; the longest silent close"
+    )
 
 
 class GraphSettings(BaseSettings):
     """The join of windows and topologies."""
 
     model_config = SettingsConfigDict(env_prefix="TAMIYO_GRAPH_", extra="ignore")
+
+    topology_timeout_s: float = Field(60.0, gt=0, description="How long windows wait for their run's topology")
+    max_held: int = Field(2_000, ge=1, description="Windows that wait for a topology, a partition; the oldest go")
+    history_stretch: int = Field(
+        10_000, ge=1, description="Offsets a window stays part of its run's history: what a restart reads again"
+    )
 
 
 class DecisionSettings(BaseSettings):
