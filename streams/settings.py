@@ -58,7 +58,8 @@ class WorkerSettings(BaseSettings):
     request_timeout_s: float = Field(20.0, gt=0, description="Of one request to a broker; above the session timeout")
     commit_interval_s: float = Field(1.0, gt=0, description="How often acknowledged offsets are committed")
     max_poll_records: int = Field(500, ge=1, description="Records fetched at once: memory and the largest batch")
-    linger_ms: int = Field(1, ge=0, description="How long the producer gathers a batch, ms")
+    fetch_wait_ms: int = Field(500, ge=1, description="How long a broker may hold a fetch that finds nothing, ms")
+    linger_ms: int = Field(0, ge=0, description="How long the producer gathers a batch, ms")
     max_message_bytes: int = Field(
         4_194_304, ge=1024, description="Largest record published; a broker's limit may be lower"
     )
@@ -79,7 +80,7 @@ class IntakeSettings(BaseSettings):
     batch_signals: int = Field(1_000, ge=0, description="A batch of no more layer-signals is never shed")
     deviation_frames: int = Field(64, ge=4, description="Frames of a run and layer that say what is ordinary")
     deviation_minimum: int = Field(8, ge=2, description="Frames below which nothing is called unusual")
-    deviation_cells: int = Field(8_000_000, ge=1, description="Values remembered for it, 4 bytes each; oldest runs go")
+    deviation_cells: int = Field(32_000_000, ge=1, description="Values remembered for it, 4 bytes each; oldest runs go")
     max_runs: int = Field(10_000, ge=1, description="Runs remembered, a partition; the longest silent are forgotten")
     max_remembered: int = Field(2_048, ge=1, description="Frames of a run remembered to drop repeats")
     minimum_priority: float = Field(0.0, ge=0, description="The filter drops layer-signals below; 0 keeps everything")

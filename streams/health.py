@@ -1,0 +1,61 @@
+"""The HTTP endpoint of a pipeline process: /metrics, /healthz, /readyz."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import structlog
+from aiohttp import web
+from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, generate_latest
+
+log = structlog.get_logger(__name__)
+
+Probe = Callable[[], Mapping[str, Any]]
+"""Says how things stand; its entry `ok` decides between 200 and 503."""
+
+
+class HealthServer:
+    """Serves the process's metrics and two probes, in the running event loop."""
+
+    def __init__(self, *, healthy: Probe, ready: Probe, host: str = "127.0.0.1", port: int = 0) -> None:
+        self._healthy = healthy
+        self._ready = ready
+        self._host = host
+        self._wanted_port = port
+        self._runner: web.AppRunner | None = None
+        self.port = 0
+        """Where it listens, once started."""
+
+    async def start(self) -> None:
+        """Listen; with port 0 on any free port, which the log names. Raises OSError if the port is taken."""
+        app = web.Application()
+        app.add_routes(
+            [
+                web.get("/metrics", self._metrics),
+                web.get("/healthz", self._probe(self._healthy)),
+                web.get("/readyz", self._probe(self._ready)),
+            ]
+        )
+        self._runner = web.AppRunner(app, access_log=None)
+        await self._runner.setup()
+        site = web.TCPSite(self._runner, self._host, self._wanted_port)
+        await site.start()
+        self.port = int(self._runner.addresses[0][1])
+        log.info("metrics and health are served", url=f"http://{self._host}:{self.port}/metrics")
+
+    async def stop(self) -> None:
+        """Stop listening."""
+        if self._runner is not None:
+            await self._runner.cleanup()
+            self._runner = None
+
+    @staticmethod
+    async def _metrics(_: web.Request) -> web.Response:
+        return web.Response(body=generate_latest(REGISTRY), headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+    @staticmethod
+    def _probe(probe: Probe) -> Callable[[web.Request], Any]:
+        async def answer(_: web.Request) -> web.Response:
+            state = probe()
+            return web.json_response(dict(state), status=200 if state.get("ok") else 503)
+
+        return answer

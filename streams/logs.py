@@ -1,0 +1,49 @@
+"""Structured logs of a pipeline process: JSON a line, or coloured text on a terminal, on standard error."""
+
+import logging
+import sys
+from typing import Any, Literal
+
+import structlog
+
+NOISY = ("faust", "mode", "aiokafka", "asyncio", "kafka", "aiohttp.access")
+
+
+def configure(level: str = "INFO", style: Literal["auto", "json", "text"] = "auto", verbose: bool = False) -> None:
+    """Send this process's logs, the libraries' included, through structlog to standard error.
+
+    Libraries speak from WARNING up unless `verbose`: Faust's chatter about rebalances is hundreds of lines a start.
+    """
+    text = style == "text" or (style == "auto" and sys.stderr.isatty())
+    shared: list[Any] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_logger_name,
+        structlog.stdlib.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+    ]
+    renderer: Any = structlog.dev.ConsoleRenderer() if text else structlog.processors.JSONRenderer()
+    # ConsoleRenderer prints tracebacks itself; JSON needs them as text.
+    tail: list[Any] = [] if text else [structlog.processors.format_exc_info]
+    structlog.configure(
+        processors=[
+            structlog.stdlib.filter_by_level,
+            structlog.stdlib.PositionalArgumentsFormatter(),
+            *shared,
+            structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
+        ],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        wrapper_class=structlog.stdlib.BoundLogger,
+        cache_logger_on_first_use=False,
+    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=shared,
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *tail, renderer],
+        )
+    )
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(level.upper())
+    for name in NOISY:
+        logging.getLogger(name).setLevel(level.upper() if verbose else logging.WARNING)

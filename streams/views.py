@@ -1,0 +1,158 @@
+"""Compacted topics, read whole and kept current: the newest record under each key."""
+
+import asyncio
+import time
+from collections.abc import Iterable, Sequence
+from typing import Any, Generic, TypeVar, cast
+
+import structlog
+from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.errors import KafkaError
+
+from tamiyo.schemas.codec import decode
+from tamiyo.schemas.errors import BrokerError, SchemaError
+from tamiyo.schemas.kafka import KafkaSettings, TopicNames
+from tamiyo.schemas.record import Record
+from tamiyo.schemas.topics import Topic
+from tamiyo.streams import metrics
+from tamiyo.streams.app import aiokafka_settings
+
+log = structlog.get_logger(__name__)
+
+R = TypeVar("R", bound=Record)
+
+
+class TopicView(Generic[R]):
+    """The newest record under each key of one compacted topic. A message without a value removes its key."""
+
+    def __init__(self, topic: Topic) -> None:
+        self.topic = topic
+        self._records: dict[str, R] = {}
+
+    def get(self, key: str) -> R | None:
+        """Return the newest record under `key`, or None."""
+        return self._records.get(key)
+
+    def items(self) -> Iterable[tuple[str, R]]:
+        """Return all keys with their newest record."""
+        return tuple(self._records.items())
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def apply(self, key: bytes | None, value: bytes | None) -> None:
+        """Take one message, in the log's order; raises SchemaError when it is not a record of the topic."""
+        name = (key or b"").decode("utf-8", "replace")
+        if value is None:
+            self._records.pop(name, None)
+        else:
+            self._records[name] = cast(R, decode(value, self.topic.record))
+
+
+class Views:
+    """Keeps the views of a process: one reader without a group, over every partition of every topic.
+
+    All partitions, since the keys of some topics are not runs (a policy's name, * for all).
+    """
+
+    def __init__(self, topics: Sequence[Topic], kafka: KafkaSettings, names: TopicNames, *, fetch_wait_ms: int) -> None:
+        self.by_name: dict[str, TopicView[Any]] = {topic.name: TopicView(topic) for topic in topics}
+        self._names = names
+        self._kafka = kafka
+        self._fetch_wait_ms = fetch_wait_ms
+        self._caught_up = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        self._failed: BaseException | None = None
+
+    @property
+    def caught_up(self) -> bool:
+        """Whether everything that was there at the start has been read."""
+        return self._caught_up.is_set()
+
+    async def start(self) -> None:
+        """Begin to read."""
+        if not self.by_name:
+            self._caught_up.set()
+            return
+        self._task = asyncio.create_task(self._read(), name="views")
+
+    async def wait(self, timeout_s: float) -> None:
+        """Return once everything that was there at the start is read; raises BrokerError after `timeout_s`."""
+        try:
+            await asyncio.wait_for(self._caught_up.wait(), timeout_s)
+        except TimeoutError:
+            raise BrokerError(
+                f"compacted topics ({', '.join(self.by_name)}) were not read within {timeout_s:.0f} s"
+            ) from self._failed
+
+    async def stop(self) -> None:
+        """Stop reading; the views stay as they are."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+            self._task = None
+
+    async def _read(self) -> None:
+        positions: dict[TopicPartition, int] = {}
+        while True:
+            consumer = AIOKafkaConsumer(
+                **aiokafka_settings(self._kafka),
+                group_id=None,
+                auto_offset_reset="earliest",
+                enable_auto_commit=False,
+                fetch_max_wait_ms=self._fetch_wait_ms,
+            )
+            try:
+                await consumer.start()
+                await self._follow(consumer, positions)
+            except KafkaError as error:
+                # A broker that goes away comes back; what was read stays valid meanwhile.
+                self._failed = error
+                log.warning("the reader of compacted topics starts again", error=repr(error))
+                await asyncio.sleep(1.0)
+            finally:
+                await consumer.stop()
+
+    async def _follow(self, consumer: Any, positions: dict[TopicPartition, int]) -> None:
+        partitions = await self._partitions(consumer)
+        consumer.assign(partitions)
+        for partition, offset in positions.items():
+            consumer.seek(partition, offset)
+        ends: dict[TopicPartition, int] = await consumer.end_offsets(partitions)
+        behind = {partition for partition, end in ends.items() if end > 0}
+        while True:
+            if not self.caught_up:
+                # Positions pass gaps that compaction left; a partition that was emptied stands at its end at once.
+                behind = {each for each in behind if await consumer.position(each) < ends[each]}
+                if not behind:
+                    log.info("compacted topics are read", **{name: len(view) for name, view in self.by_name.items()})
+                    self._caught_up.set()
+            batches = await consumer.getmany(timeout_ms=1000 if self.caught_up else 100)
+            for partition, messages in batches.items():
+                name = self._names.bare(partition.topic)
+                view = self.by_name[name]
+                for message in messages:
+                    try:
+                        view.apply(message.key, message.value)
+                    except SchemaError as error:
+                        log.error(
+                            "a message of a compacted topic is ignored",
+                            topic=name, partition=partition.partition, offset=message.offset, error=str(error),
+                        )  # fmt: skip
+                        metrics.REJECTED.labels("view", name, "undecodable").inc()
+                    positions[partition] = message.offset + 1
+                metrics.VIEW_KEYS.labels(name).set(len(view))
+
+    async def _partitions(self, consumer: Any) -> list[TopicPartition]:
+        found: list[TopicPartition] = []
+        deadline = time.monotonic() + 30
+        for name in self.by_name:
+            full = self._names.full(name)
+            await consumer._client.add_topic(full)
+            while not (numbers := consumer.partitions_for_topic(full)):
+                if time.monotonic() > deadline:
+                    raise BrokerError(f"topic {full} does not exist; make it with `tamiyo topics create`")
+                await asyncio.sleep(0.1)
+                await consumer._client.force_metadata_update()
+            found.extend(TopicPartition(full, number) for number in sorted(numbers))
+        return found
