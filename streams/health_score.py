@@ -1,0 +1,33 @@
+"""The health score of a layer: the specification's formula.
+
+health = 0.4 x (1 - min(latency / 10 ms, 1)) + 0.4 x (1 - min(5 x errors / max(executions, 1), 1)) + 0.2 x hit rate
+"""
+
+import numpy as np
+import numpy.typing as npt
+
+EXECUTION_WEIGHT = 0.4
+ERROR_WEIGHT = 0.4
+CACHE_WEIGHT = 0.2
+WORST_LATENCY_MS = 10.0
+ERROR_FACTOR = 5.0  # one error in five executions is as bad as it gets
+
+
+def health_score(
+    latency_ms: npt.ArrayLike, errors: npt.ArrayLike, executions: npt.ArrayLike, hit_rate: npt.ArrayLike
+) -> npt.NDArray[np.float64]:
+    """Return the score of each layer, 0 (worst) to 1, elementwise over four arrays of one shape.
+
+    Parameters
+    ----------
+    latency_ms: forward latency, ms, >= 0.
+    errors, executions: counted over the same stretch, >= 0.
+    hit_rate: kernel cache hits / look-ups, 0..1.
+    """
+    latency = np.asarray(latency_ms, dtype=np.float64)
+    error_rate = np.asarray(errors, dtype=np.float64) / np.maximum(np.asarray(executions, dtype=np.float64), 1.0)
+    cache = np.clip(np.asarray(hit_rate, dtype=np.float64), 0.0, 1.0)
+    execution = 1.0 - np.clip(latency / WORST_LATENCY_MS, 0.0, 1.0)
+    correctness = 1.0 - np.clip(ERROR_FACTOR * error_rate, 0.0, 1.0)
+    score = EXECUTION_WEIGHT * execution + ERROR_WEIGHT * correctness + CACHE_WEIGHT * cache
+    return np.clip(score, 0.0, 1.0)  # the weights' sum may exceed 1 by a rounding
