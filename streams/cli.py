@@ -1,0 +1,341 @@
+"""The command line: `tamiyo --help`.
+
+Commands build their settings from the environment and their flags and pass them down; what they start is imported when
+it is needed, so that `--help` answers at once.
+"""
+
+import json
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from pydantic import ValidationError
+from rich.console import Console
+from rich.table import Table
+
+from tamiyo.schemas.errors import ConfigurationError, TamiyoError
+
+app = typer.Typer(
+    name="tamiyo",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    help="Watches neural networks while they train, and adapts them.\n\n"
+    "Every command reads its settings from TAMIYO_* environment variables; a flag wins over its variable.\n\n"
+    "Start with `tamiyo demo`.",
+)
+topics_app = typer.Typer(no_args_is_help=True, help="Create, list and check the topics.")
+app.add_typer(topics_app, name="topics")
+
+console = Console()
+errors = Console(stderr=True)
+
+Bootstrap = Annotated[
+    str | None,
+    typer.Option("--bootstrap-servers", "-b", help="host:port of Kafka [env: TAMIYO_KAFKA_BOOTSTRAP_SERVERS]"),
+]
+HttpPort = Annotated[
+    int | None,
+    typer.Option(
+        min=0, max=65535, help="Port of /metrics, /healthz, /readyz; 0: any free [env: TAMIYO_WORKER_HTTP_PORT]"
+    ),
+]
+TASKS = ("mnist1d", "digits", "mnist5k")
+
+
+def _kafka(bootstrap: str | None) -> Any:
+    from tamiyo.schemas.kafka import KafkaSettings
+
+    return KafkaSettings() if bootstrap is None else KafkaSettings(bootstrap_servers=bootstrap)
+
+
+def _names() -> Any:
+    from tamiyo.schemas.kafka import TopicNames
+
+    return TopicNames()
+
+
+def _task(name: str) -> str:
+    if name not in TASKS:
+        raise ConfigurationError(f"there is no task {name!r}; choose from {', '.join(TASKS)}")
+    return name
+
+
+@app.command(
+    epilog="Examples: `tamiyo demo` · `tamiyo demo --task digits --seed 3 --report report.json` · `tamiyo demo --quick`"
+)
+def demo(
+    task: Annotated[str, typer.Option(help=f"What to train: {', '.join(TASKS)}")] = "mnist1d",
+    seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Of initialisation and data order")] = 0,
+    steps: Annotated[int | None, typer.Option(min=1, max=1_000_000, help="Training steps [default: 3000]")] = None,
+    runs: Annotated[int, typer.Option(min=1, max=16, help="Training runs at once, seeds counted up from --seed")] = 1,
+    quick: Annotated[bool, typer.Option("--quick", help="1,000 steps: under a minute")] = False,
+    report: Annotated[Path | None, typer.Option(help="Write what happened as JSON to this file")] = None,
+) -> None:
+    """Train a real network with Tamiyo on this machine, beside its static twin. Needs nothing else."""
+    from tamiyo.streams import report as reports
+    from tamiyo.streams.demo import FULL_STEPS, QUICK_STEPS, Demo
+
+    if report is not None and not report.parent.is_dir():
+        raise ConfigurationError(f"--report {report}: there is no folder {report.parent}")
+    steps = steps if steps is not None else QUICK_STEPS if quick else FULL_STEPS
+    result = Demo(task=_task(task), seed=seed, steps=steps, runs=runs).run(console)
+    reports.show(result, console)
+    if report is not None:
+        result.write(report)
+        console.print(f"report     {report}")
+    if not result.complete:
+        raise typer.Exit(130)
+
+
+@app.command(epilog="Examples: `tamiyo broker` · `tamiyo broker --real` (from KAFKA_HOME)")
+def broker(
+    real: Annotated[
+        bool, typer.Option("--real", help="Apache Kafka from KAFKA_HOME instead of the embedded one")
+    ] = False,
+) -> None:
+    """Run a broker on this machine, in the foreground, until Ctrl-C. What it holds is gone afterwards."""
+    from tamiyo.streams.brokers import EmbeddedBroker, LocalKafka, kafka_home
+    from tamiyo.streams.topics import Topics
+
+    home = kafka_home()
+    if real and home is None:
+        raise ConfigurationError("--real needs KAFKA_HOME to name an unpacked Kafka release")
+    with LocalKafka(home) if real and home is not None else EmbeddedBroker() as running:
+        Topics(_kafka(running.bootstrap_servers), _names()).create()
+        console.print(
+            f"export TAMIYO_KAFKA_BOOTSTRAP_SERVERS={running.bootstrap_servers}", highlight=False, soft_wrap=True
+        )
+        _until_told()
+        console.print("stopped")
+
+
+@app.command(
+    epilog="Examples: `tamiyo worker` (all stages) · `tamiyo worker --stage intake --stage windows --http-port 9100`"
+)
+def worker(
+    stage: Annotated[list[str] | None, typer.Option(help="A stage to run; repeat for several [default: all]")] = None,
+    http_port: HttpPort = None,
+    bootstrap: Bootstrap = None,
+) -> None:
+    """Run stages against Kafka until SIGTERM or Ctrl-C; then drain, commit and stop."""
+    import torch
+
+    from tamiyo.streams.logs import configure
+    from tamiyo.streams.settings import WorkerSettings
+    from tamiyo.streams.stages import STAGES, entry
+    from tamiyo.streams.worker import run_worker
+
+    torch.set_num_threads(1)
+    configure()
+    chosen = list(dict.fromkeys(stage or STAGES))
+    for name in chosen:
+        entry(name)
+    settings = WorkerSettings() if http_port is None else WorkerSettings(http_port=http_port)
+    raise typer.Exit(run_worker(chosen, settings, kafka=_kafka(bootstrap), names=_names()))
+
+
+@app.command(epilog="Examples: `tamiyo learner` · `TAMIYO_LEARNER_FRESH_BATCH=64 tamiyo learner -b kafka:9092`")
+def learner(http_port: HttpPort = None, bootstrap: Bootstrap = None) -> None:
+    """Improve the policy from the experience topic until SIGTERM or Ctrl-C; then write a checkpoint."""
+    import torch
+
+    from tamiyo.streams.learner import run_learner
+    from tamiyo.streams.logs import configure
+    from tamiyo.streams.settings import LearnerSettings
+
+    torch.set_num_threads(1)
+    configure()
+    settings = LearnerSettings() if http_port is None else LearnerSettings(http_port=http_port)
+    raise typer.Exit(run_learner(settings, kafka=_kafka(bootstrap), names=_names()))
+
+
+@app.command(
+    epilog="Examples: `tamiyo train --task mnist1d --seed 1` · `tamiyo train --static --report twin.json` (without Tamiyo)"
+)
+def train(
+    task: Annotated[str, typer.Option(help=f"What to train: {', '.join(TASKS)}")] = "mnist1d",
+    seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Of initialisation and data order")] = 0,
+    steps: Annotated[int, typer.Option(min=1, max=10_000_000, help="Training steps")] = 3_000,
+    run_id: Annotated[str | None, typer.Option(help="Name of the run on the topics [default: made up]")] = None,
+    static: Annotated[bool, typer.Option("--static", help="The static twin: the same run without Tamiyo")] = False,
+    report: Annotated[Path | None, typer.Option(help="Write the result as JSON to this file")] = None,
+    bootstrap: Bootstrap = None,
+) -> None:
+    """Train a reference network with the SDK attached; Ctrl-C ends the run properly."""
+    from dataclasses import asdict
+
+    import torch
+
+    from tamiyo.host.reference import attach_reference
+    from tamiyo.host.tasks import make_task
+    from tamiyo.host.train import Progress, train
+
+    torch.set_num_threads(1)
+    stop = threading.Event()
+    _on_signals(stop.set)
+    kafka, names = _kafka(bootstrap), _names()
+
+    def tell(progress: Progress) -> None:
+        loss = "" if progress.validation_loss is None else f"  validation {progress.validation_loss:.3f}"
+        console.print(
+            f"step {progress.step:>6} of {progress.steps}  train {progress.train_loss:.3f}{loss}  "
+            f"{progress.parameters:,} parameters  {progress.seconds:.0f} s",
+            highlight=False,
+        )
+
+    result = train(
+        make_task(_task(task), seed),
+        seed=seed,
+        steps=steps,
+        attach_with=None if static else lambda workload: attach_reference(workload, run_id, kafka, names),
+        on_progress=tell,
+        should_stop=stop.is_set,
+    )
+    console.print_json(data=asdict(result))
+    if report is not None:
+        partial = report.with_suffix(report.suffix + ".part")
+        partial.write_text(json.dumps(asdict(result), indent=2) + "\n")
+        partial.replace(report)
+    if stop.is_set():
+        raise typer.Exit(130)
+
+
+@topics_app.command("create", epilog="Example: `tamiyo topics create --partitions 12 --replication 3`")
+def topics_create(
+    partitions: Annotated[int, typer.Option(min=1, max=10_000, help="Of every topic: a run keeps its number")] = 4,
+    replication: Annotated[int, typer.Option(min=1, max=10, help="Copies of every partition")] = 1,
+    bootstrap: Bootstrap = None,
+) -> None:
+    """Create every topic of the catalogue that is missing."""
+    from tamiyo.streams.topics import Topics
+
+    made = Topics(_kafka(bootstrap), _names()).create(partitions=partitions, replication=replication)
+    for name in made:
+        console.print(f"created {name}", highlight=False)
+    console.print(f"{len(made)} created, the rest was there" if made else "all topics were there")
+
+
+@topics_app.command("list", epilog="Example: `tamiyo topics list`")
+def topics_list() -> None:
+    """List the catalogue: topics, records, writers and readers. Needs no broker."""
+    from tamiyo.schemas.topics import CATALOGUE
+
+    table = Table()
+    for column in ("topic", "record", "written by", "read by", "kept", "what it says"):
+        table.add_column(column, overflow="fold")
+    names = _names()
+    for topic in CATALOGUE:
+        readers = ", ".join(topic.readers)
+        table.add_row(
+            names.full(topic.name), topic.record.__name__, topic.writer, readers, topic.cleanup, topic.description
+        )
+    console.print(table)
+
+
+@topics_app.command("check", epilog="Example: `tamiyo topics check && echo fine`")
+def topics_check(bootstrap: Bootstrap = None) -> None:
+    """Compare the broker's topics with the catalogue; exit 1 where they differ."""
+    from tamiyo.streams.topics import Topics
+
+    problems = Topics(_kafka(bootstrap), _names()).check()
+    for problem in problems:
+        console.print(problem, highlight=False, soft_wrap=True)
+    console.print("topics are as the catalogue says" if not problems else f"{len(problems)} problems")
+    if problems:
+        raise typer.Exit(1)
+
+
+@app.command(
+    epilog="Examples: `tamiyo tail tamiyo.adaptation.decisions` · `tamiyo tail tamiyo.rewards --no-follow --table` · "
+    "`tamiyo tail telemetry.cache.hit_rates.dlq -n 5`"
+)
+def tail(
+    topic: Annotated[str, typer.Argument(help="Topic of the catalogue, or its .dlq or .late")],
+    beginning: Annotated[bool, typer.Option("--beginning/--end", help="Where to start")] = True,
+    follow: Annotated[bool, typer.Option("--follow/--no-follow", "-f/-F", help="Wait for more")] = True,
+    limit: Annotated[int | None, typer.Option("-n", min=1, help="Stop after so many records")] = None,
+    run_id: Annotated[str | None, typer.Option(help="Only this run's")] = None,
+    table: Annotated[bool, typer.Option("--table", help="A row a record instead of one JSON a line")] = False,
+    bootstrap: Bootstrap = None,
+) -> None:
+    """Show a topic's records, decoded, one JSON object a line."""
+    from tamiyo.streams.tail import follow as records
+    from tamiyo.streams.tail import row
+
+    stop = threading.Event()
+    _on_signals(stop.set)
+    lines = records(
+        topic,
+        _kafka(bootstrap),
+        _names(),
+        beginning=beginning,
+        follow=follow,
+        limit=limit,
+        run_id=run_id,
+        stopped=stop.is_set,
+    )
+    for line in lines:
+        sys.stdout.write((row(line) if table else line.json()) + "\n")
+        sys.stdout.flush()
+
+
+@app.command(epilog="Example: `tamiyo doctor -b kafka.example.org:9092`")
+def doctor(bootstrap: Bootstrap = None) -> None:
+    """Check versions, schemas, the store, the broker and its topics; exit 1 where something is wrong."""
+    from tamiyo.streams.doctor import examine
+    from tamiyo.streams.settings import StoreSettings
+
+    marks = {"ok": "[green]ok[/]", "warning": "[yellow]warning[/]", "problem": "[red]problem[/]"}
+    wrong = False
+    for finding in examine(_kafka(bootstrap), _names(), StoreSettings()):
+        wrong |= finding.state == "problem"
+        console.print(f"{marks[finding.state]} {finding.what}: {finding.detail}", highlight=False, soft_wrap=True)
+        if finding.advice and finding.state != "ok":
+            console.print(f"    {finding.advice}", highlight=False, soft_wrap=True, markup=False)
+    if wrong:
+        raise typer.Exit(1)
+
+
+def _on_signals(stop: Callable[[], None]) -> None:
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop())
+
+
+def _until_told() -> None:
+    told = threading.Event()
+    _on_signals(told.set)
+    while not told.wait(0.2):
+        time.sleep(0)
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    """Turn errors that are the user's to mend into one line and exit status 1."""
+    try:
+        yield
+    except TamiyoError as error:
+        errors.print(f"tamiyo: {error}", style="red", highlight=False, soft_wrap=True, markup=False)
+        sys.exit(1)
+    except ValidationError as error:
+        for problem in error.errors(include_url=False, include_input=False):
+            place = "_".join(str(part) for part in problem["loc"]).upper()
+            message = f"tamiyo: {error.title}.{place.lower()}: {problem['msg']} (see its TAMIYO_..._{place} variable)"
+            errors.print(message, style="red", highlight=False, soft_wrap=True, markup=False)
+        sys.exit(1)
+
+
+def main() -> None:
+    """Run the command line."""
+    with _explained():
+        app()
+
+
+if __name__ == "__main__":
+    main()

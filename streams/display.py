@@ -1,0 +1,92 @@
+"""What a demo shows while it runs: a progress bar a run, and a line for each decision and what it earned."""
+
+import threading
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+from tamiyo.schemas import topics
+from tamiyo.schemas.adaptation import AdaptationDecision, AdaptationOutcome
+from tamiyo.schemas.learning import PolicyCheckpoint, RewardAnalysis
+from tamiyo.schemas.record import Record
+from tamiyo.schemas.telemetry import ModelPerformance
+
+PLAIN_EVERY = 10  # lines of progress in all where there is no terminal to draw a bar on
+
+
+class Display:
+    """Turns records as they come into lines and bars; called from the observer's thread."""
+
+    def __init__(self, console: Console, steps: int) -> None:
+        self.console = console
+        self.progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[state]}"),
+            TimeElapsedColumn(),
+            console=console,
+        )
+        self._steps = steps
+        self._tasks: dict[str, TaskID] = {}
+        self._told: dict[str, int] = {}
+        self._losses: dict[str, float] = {}
+        self._decisions: dict[str, AdaptationDecision] = {}
+        self._versions: set[int] = set()
+        self._rewarded: set[str] = set()
+        self._lock = threading.Lock()
+
+    def take(self, topic: topics.Topic, record: Record) -> None:
+        """Show one record if it is one that people watch."""
+        with self._lock:
+            if isinstance(record, ModelPerformance):
+                self._performance(record)
+            elif isinstance(record, AdaptationDecision):
+                self._decision(record)
+            elif isinstance(record, AdaptationOutcome):
+                words = record.status.value if not record.reason else f"{record.status.value}: {record.reason}"
+                self._say(record.run_id, record.step, f"{record.type} at {record.layer_id} {words}")
+            elif isinstance(record, RewardAnalysis):
+                self._reward(record)
+            elif isinstance(record, PolicyCheckpoint) and record.version not in self._versions:
+                self._versions.add(record.version)
+                origin = "the heuristic it starts from" if record.version == 0 else f"{record.experiences} experiences"
+                self.console.print(f"[magenta]policy version {record.version}[/] from {origin}")
+
+    def _performance(self, record: ModelPerformance) -> None:
+        if record.validation_loss is not None:
+            self._losses[record.run_id] = record.validation_loss
+        loss = self._losses.get(record.run_id)
+        state = f"train {record.train_loss:.3f}" + (f", validation {loss:.3f}" if loss is not None else "")
+        state += f", {record.parameters:,} parameters"
+        if record.run_id not in self._tasks:
+            self._tasks[record.run_id] = self.progress.add_task(record.run_id, total=self._steps, state=state)
+        self.progress.update(self._tasks[record.run_id], completed=record.step, state=state)
+        part = record.step * PLAIN_EVERY // max(self._steps, 1)
+        if not self.console.is_terminal and part > self._told.get(record.run_id, 0):
+            self._told[record.run_id] = part
+            self._say(record.run_id, record.step, state)
+
+    def _decision(self, record: AdaptationDecision) -> None:
+        if record.decision_id in self._decisions:
+            return
+        self._decisions[record.decision_id] = record
+        if record.type != "no_op":
+            what = record.type if record.blueprint is None else f"{record.type} {record.blueprint}"
+            sure = f"confidence {record.confidence:.2f}, policy {record.policy_version}"
+            self._say(record.run_id, record.step, f"[bold cyan]decides {what} at {record.layer_id}[/] ({sure})")
+
+    def _reward(self, record: RewardAnalysis) -> None:
+        if record.action.type == "no_op" or not record.complete or record.decision_id in self._rewarded:
+            return
+        self._rewarded.add(record.decision_id)
+        colour = "green" if record.total > 0 else "red"
+        self._say(
+            record.run_id,
+            record.step,
+            f"[{colour}]{record.action.type} at {record.action.layer_id} earned {record.total:+.2f}[/]: "
+            f"{record.explanation}",
+        )
+
+    def _say(self, run_id: str, step: int, words: str) -> None:
+        self.console.print(f"{run_id} [dim]step {step:>5}[/] {words}", highlight=False)

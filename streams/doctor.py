@@ -1,0 +1,101 @@
+"""`tamiyo doctor`: whether an installation is as it should be, and what to do where it is not."""
+
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from typing import Literal
+
+import fsspec
+
+from tamiyo.schemas.avro_schema import FOLDER
+from tamiyo.schemas.codec import parsed_schema
+from tamiyo.schemas.errors import BrokerError
+from tamiyo.schemas.kafka import KafkaSettings, TopicNames
+from tamiyo.schemas.topics import CATALOGUE
+from tamiyo.streams.settings import StoreSettings
+from tamiyo.streams.topics import Topics
+
+PACKAGES = ("esper-tamiyo", "faust-streaming", "aiokafka", "confluent-kafka", "fastavro", "torch", "torch-geometric")
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing looked at."""
+
+    what: str
+    state: Literal["ok", "warning", "problem"]
+    detail: str
+    advice: str = ""
+
+
+def examine(kafka: KafkaSettings, names: TopicNames, store: StoreSettings) -> Iterator[Finding]:
+    """Look at versions, schemas, the store, the broker and its topics, in this order."""
+    yield _python()
+    for package in PACKAGES:
+        yield _package(package)
+    yield _schemas()
+    yield _store(store)
+    yield from _broker(Topics(kafka, names), kafka)
+
+
+def _python() -> Finding:
+    found = ".".join(map(str, sys.version_info[:3]))
+    if sys.version_info < (3, 11):
+        return Finding("python", "problem", found, "install Python 3.11 or later")
+    return Finding("python", "ok", found)
+
+
+def _package(package: str) -> Finding:
+    try:
+        return Finding(package, "ok", version(package))
+    except PackageNotFoundError:
+        return Finding(package, "problem", "not installed", "pip install 'esper-tamiyo[pipeline]'")
+
+
+def _schemas() -> Finding:
+    missing = [t.record.__name__ for t in CATALOGUE if not (FOLDER / f"{t.record.__name__}.avsc").exists()]
+    for topic in CATALOGUE:
+        parsed_schema(topic.record)
+    if missing:
+        return Finding("schemas", "problem", f"no file for {', '.join(missing)}", "reinstall the package")
+    return Finding("schemas", "ok", f"{len(CATALOGUE)} records")
+
+
+def _store(store: StoreSettings) -> Finding:
+    try:
+        filesystem, path = fsspec.core.url_to_fs(store.url)
+        probe = f"{path.rstrip('/')}/.doctor"
+        filesystem.makedirs(path, exist_ok=True)
+        filesystem.pipe_file(probe, b"ok")
+        filesystem.rm_file(probe)
+    except (OSError, ValueError, ImportError) as error:
+        advice = "set TAMIYO_STORE_URL to a place that every process can write"
+        return Finding("store", "problem", f"{store.url}: {error}", advice)
+    return Finding("store", "ok", f"{store.url} is writable")
+
+
+def _broker(topics: Topics, kafka: KafkaSettings) -> Iterator[Finding]:
+    reason = topics.reachable()
+    if reason is not None:
+        advice = (
+            "set TAMIYO_KAFKA_BOOTSTRAP_SERVERS (and TAMIYO_KAFKA_SECURITY_PROTOCOL, _SASL_*, _SSL_*), "
+            "or start one: `tamiyo broker`"
+        )
+        yield Finding("broker", "problem", f"{kafka.bootstrap_servers} does not answer: {reason}", advice)
+        return
+    embedded = topics.embedded()
+    if embedded:
+        detail = f"{kafka.bootstrap_servers} is the embedded broker: in memory, 5 MiB a partition"
+        yield Finding("broker", "warning", detail, "for anything but trying out, use a real Kafka")
+    else:
+        yield Finding("broker", "ok", f"{kafka.bootstrap_servers} answers")
+    try:
+        problems = topics.check()
+    except BrokerError as error:
+        yield Finding("topics", "problem", str(error))
+        return
+    for problem in problems:
+        yield Finding("topics", "problem", problem, "`tamiyo topics create` makes what is missing")
+    if not problems:
+        yield Finding("topics", "ok", "all there, as the catalogue says")

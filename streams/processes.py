@@ -1,0 +1,78 @@
+"""Child processes of a demo: started with a log file each, watched, and stopped however the demo ends."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from tamiyo.schemas.errors import TamiyoError
+
+GRACE_S = 10.0  # what `tamiyo worker` promises for a graceful stop
+LAST_WORDS = 15  # lines of a log that usually hold the reason
+
+
+class Children:
+    """Processes of the `tamiyo` command line, by name."""
+
+    def __init__(self, logs: Path, environment: Mapping[str, str]) -> None:
+        self._logs = logs
+        self._environment = {**os.environ, **environment}
+        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def start(self, name: str, arguments: Sequence[str]) -> None:
+        """Start `tamiyo ARGUMENTS` under `name`."""
+        with (self._logs / f"{name}.log").open("wb") as log:
+            # A session of its own: Ctrl-C reaches the demo only, which then stops its children in order.
+            self._processes[name] = subprocess.Popen(
+                [sys.executable, "-m", "tamiyo.streams.cli", *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=self._environment,
+                start_new_session=True,
+            )
+
+    def running(self, name: str) -> bool:
+        """Return whether `name` still runs; raises TamiyoError with its last words if it failed."""
+        code = self._processes[name].poll()
+        if code not in (None, 0):
+            raise TamiyoError(f"{name} ended with status {code}:\n{self.last_words(name)}")
+        return code is None
+
+    def check(self, names: Sequence[str]) -> None:
+        """Raise TamiyoError with the last words of the first of `names` that has ended, which none should."""
+        for name in names:
+            if not self.running(name):
+                raise TamiyoError(f"{name} ended by itself:\n{self.last_words(name)}")
+
+    def last_words(self, name: str) -> str:
+        """Return the end of a child's log."""
+        lines = (self._logs / f"{name}.log").read_text(errors="replace").splitlines()
+        return "\n".join(lines[-LAST_WORDS:])
+
+    def stop(self, names: Sequence[str] | None = None) -> None:
+        """Stop `names` (all by default): SIGTERM together, SIGKILL for what is left after the grace."""
+        chosen = [self._processes[name] for name in (self._processes if names is None else names)]
+        for process in chosen:
+            if process.poll() is None:
+                process.send_signal(signal.SIGTERM)
+        deadline = time.monotonic() + GRACE_S
+        for process in chosen:
+            try:
+                process.wait(max(0.0, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
