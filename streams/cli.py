@@ -4,6 +4,7 @@ Commands build their settings from the environment and their flags and pass them
 it is needed, so that `--help` answers at once.
 """
 
+import getpass
 import json
 import signal
 import sys
@@ -84,6 +85,7 @@ def demo(
 
     if report is not None and not report.parent.is_dir():
         raise ConfigurationError(f"--report {report}: there is no folder {report.parent}")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a supervisor's stop is a Ctrl-C
     steps = steps if steps is not None else QUICK_STEPS if quick else FULL_STEPS
     result = Demo(task=_task(task), seed=seed, steps=steps, runs=runs).run(console)
     reports.show(result, console)
@@ -156,9 +158,7 @@ def learner(http_port: HttpPort = None, bootstrap: Bootstrap = None) -> None:
     raise typer.Exit(run_learner(settings, kafka=_kafka(bootstrap), names=_names()))
 
 
-@app.command(
-    epilog="Examples: `tamiyo train --task mnist1d --seed 1` · `tamiyo train --static --report twin.json` (without Tamiyo)"
-)
+@app.command(epilog="Examples: `tamiyo train --task mnist1d --seed 1` · `tamiyo train --static --report twin.json`")
 def train(
     task: Annotated[str, typer.Option(help=f"What to train: {', '.join(TASKS)}")] = "mnist1d",
     seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Of initialisation and data order")] = 0,
@@ -286,6 +286,35 @@ def tail(
         sys.stdout.flush()
 
 
+@app.command(
+    epilog="Examples: `tamiyo control --paused` (all runs) · `tamiyo control mnist1d-0 --dry-run --protect conv1` · "
+    "`tamiyo control mnist1d-0` (everything allowed again)"
+)
+def control(
+    run_id: Annotated[str, typer.Argument(help="The run it is for; * for all")] = "*",
+    paused: Annotated[bool, typer.Option("--paused", help="No adaptations at all")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Decide and record, but execute nothing")] = False,
+    protect: Annotated[list[str] | None, typer.Option(help="A layer that must not be adapted; repeat")] = None,
+    reason: Annotated[str, typer.Option(help="For those who read the topic later")] = "",
+    bootstrap: Bootstrap = None,
+) -> None:
+    """Give a standing order on the control topic; the newest under a run's name replaces the one before."""
+    from tamiyo.schemas.adaptation import ControlCommand
+    from tamiyo.streams.control import give
+
+    order = ControlCommand(
+        run_id=run_id,
+        time_ms=time.time_ns() // 1_000_000,
+        paused=paused,
+        dry_run=dry_run,
+        protected_layers=protect or [],
+        issued_by=getpass.getuser(),
+        reason=reason,
+    )
+    give(order, _kafka(bootstrap), _names())
+    console.print_json(order.model_dump_json())
+
+
 @app.command(epilog="Example: `tamiyo doctor -b kafka.example.org:9092`")
 def doctor(bootstrap: Bootstrap = None) -> None:
     """Check versions, schemas, the store, the broker and its topics; exit 1 where something is wrong."""
@@ -311,8 +340,8 @@ def _on_signals(stop: Callable[[], None]) -> None:
 def _until_told() -> None:
     told = threading.Event()
     _on_signals(told.set)
-    while not told.wait(0.2):
-        time.sleep(0)
+    while not told.wait(0.2):  # a wait without a limit would not let the signal's handler run
+        pass
 
 
 @contextmanager

@@ -1,6 +1,6 @@
 """`tamiyo doctor`: whether an installation is as it should be, and what to do where it is not."""
 
-import sys
+import platform
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -31,19 +31,12 @@ class Finding:
 
 def examine(kafka: KafkaSettings, names: TopicNames, store: StoreSettings) -> Iterator[Finding]:
     """Look at versions, schemas, the store, the broker and its topics, in this order."""
-    yield _python()
+    yield Finding("python", "ok", platform.python_version())
     for package in PACKAGES:
         yield _package(package)
     yield _schemas()
     yield _store(store)
     yield from _broker(Topics(kafka, names), kafka)
-
-
-def _python() -> Finding:
-    found = ".".join(map(str, sys.version_info[:3]))
-    if sys.version_info < (3, 11):
-        return Finding("python", "problem", found, "install Python 3.11 or later")
-    return Finding("python", "ok", found)
 
 
 def _package(package: str) -> Finding:

@@ -36,7 +36,7 @@ class Children:
         """Start `tamiyo ARGUMENTS` under `name`."""
         with (self._logs / f"{name}.log").open("wb") as log:
             # A session of its own: Ctrl-C reaches the demo only, which then stops its children in order.
-            self._processes[name] = subprocess.Popen(
+            self._processes[name] = subprocess.Popen(  # noqa: S603 (our own command line, no shell)
                 [sys.executable, "-m", "tamiyo.streams.cli", *arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
