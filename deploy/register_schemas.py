@@ -1,4 +1,4 @@
-"""Register every topic's Avro schema, as `<topic>-value` under BACKWARD_TRANSITIVE, with a Confluent-compatible registry.
+"""Register every topic's Avro schema as `<topic>-value`, under BACKWARD_TRANSITIVE, with a registry of Confluent's API.
 
 `python register_schemas.py http://registry:8080/apis/ccompat/v7` registers what is new and leaves the rest. It ends
 with status 1, naming the topic, when a schema could not be read by readers of an earlier one, so a deployment stops
@@ -35,7 +35,9 @@ def register(registry: str) -> dict[str, int]:
     for topic in CATALOGUE:
         subject = f"{names.full(topic.name)}-value"
         # Compatibility is set after the first version: some registries know no rules for a subject that is not there.
-        answer = call("POST", f"{registry}/subjects/{subject}/versions", {"schema": json.dumps(avro_schema(topic.record))})
+        answer = call(
+            "POST", f"{registry}/subjects/{subject}/versions", {"schema": json.dumps(avro_schema(topic.record))}
+        )
         ids[subject] = int(str(answer["id"]))
         call("PUT", f"{registry}/config/{subject}", {"compatibility": "BACKWARD_TRANSITIVE"})
     return ids

@@ -1,0 +1,116 @@
+"""What the deployment files are checked against: the program's commands, settings and metrics, read from its code."""
+
+import re
+from collections.abc import Mapping, Sequence
+from functools import cache
+from importlib import import_module
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import typer
+import yaml
+from prometheus_client import REGISTRY
+from pydantic_settings import BaseSettings
+
+from tamiyo.streams.stages import STAGES
+
+ROOT = Path(__file__).parents[2]
+PACKAGES = ("schemas", "models", "streams", "host")
+# A version with at least a minor: `4`, `latest` or no tag at all may be another image tomorrow.
+PINNED = re.compile(r"^[a-z0-9./-]+:v?\d+\.\d+(\.\d+)?[a-z0-9.-]*$")
+
+
+def load_yaml(path: str) -> Any:
+    """Return the one document in a file of the repository."""
+    return yaml.safe_load((ROOT / path).read_text(encoding="utf-8"))
+
+
+def modules_with(text: str) -> list[str]:
+    """Name the program's modules whose source holds `text`."""
+    return [
+        f"tamiyo.{package}.{path.stem}"
+        for package in PACKAGES
+        for path in sorted((ROOT / package).glob("*.py"))
+        if text in path.read_text(encoding="utf-8") and path.stem != "__init__"
+    ]
+
+
+@cache
+def settings() -> dict[str, tuple[type[BaseSettings], str]]:
+    """Return every environment variable that a settings class reads, with the class and its field."""
+    found: dict[str, tuple[type[BaseSettings], str]] = {}
+    for module in modules_with("BaseSettings"):
+        for value in vars(import_module(module)).values():
+            if isinstance(value, type) and issubclass(value, BaseSettings) and value is not BaseSettings:
+                prefix = value.model_config.get("env_prefix", "")
+                found |= {f"{prefix}{field}".upper(): (value, field) for field in value.model_fields}
+    return found
+
+
+def environment_problems(environment: Mapping[str, str]) -> list[str]:
+    """Say which `TAMIYO_` variables no settings class reads, or whose value it would refuse."""
+    problems = []
+    for name, value in environment.items():
+        if not name.startswith("TAMIYO_"):
+            continue
+        if name not in settings():
+            problems.append(f"{name} is read by no settings class")
+            continue
+        cls, field = settings()[name]
+        try:
+            cls(**{field: value})
+        except ValueError as error:
+            problems.append(f"{name}={value}: {error}")
+    return problems
+
+
+def command_problem(arguments: Sequence[str]) -> str | None:
+    """Say why `tamiyo` would refuse these arguments; nothing is run."""
+    command: Any = typer.main.get_command(import_module("tamiyo.streams.cli").app)
+    context, rest = None, list(arguments)
+    try:
+        while True:
+            context = command.make_context(command.name or "tamiyo", list(rest), parent=context)
+            if not hasattr(command, "resolve_command"):
+                break
+            rest = [*context._protected_args, *context.args]
+            _, command, rest = command.resolve_command(context, rest)
+    except Exception as error:  # click's own tree of errors, wherever this typer keeps it
+        return f"tamiyo {' '.join(arguments)}: {type(error).__name__}: {error}"
+    unknown = [stage for stage in stages_of(arguments) if stage not in STAGES]
+    return f"there are no stages {unknown}" if unknown else None
+
+
+def stages_of(arguments: Sequence[str]) -> list[str]:
+    """Return the stages that a `worker` command names."""
+    return [value for flag, value in pairwise(arguments) if flag == "--stage"]
+
+
+@cache
+def metrics() -> dict[str, set[str]]:
+    """Return every series the program exports, with its labels: `_total`, `_bucket`, `_sum` and so on included."""
+    for module in modules_with("prometheus_client import"):
+        import_module(module)
+    return {name: set(getattr(each, "_labelnames", ())) for name, each in REGISTRY._names_to_collectors.items()}
+
+
+# Labels that Prometheus adds: the scrape's own, and a histogram's.
+SCRAPE_LABELS = {"job", "instance", "service", "le"}
+
+
+def expression_problems(expression: str) -> list[str]:
+    """Say which of a PromQL expression's series or labels the program does not export."""
+    problems = []
+    if expression.count("(") != expression.count(")") or expression.count("{") != expression.count("}"):
+        problems.append(f"unbalanced: {expression}")
+    names = set(re.findall(r"\btamiyo_\w+", expression))
+    problems += [f"{name} is not exported" for name in names if name not in metrics()]
+    if not names and not re.search(r"\bup\b", expression):
+        problems.append(f"names no series: {expression}")
+    known = SCRAPE_LABELS.union(*(metrics().get(name, set()) for name in names))
+    used = re.findall(r"(\w+)\s*(?:=~|!~|!=|=)\s*\"", expression)
+    for group in re.findall(r"\b(?:by|without)\s*\(([^)]*)\)", expression):
+        used += [label.strip() for label in group.split(",")]
+    problems += [f"no series of {expression} has the label {label}" for label in used if label not in known]
+    return problems

@@ -1,0 +1,119 @@
+"""Prometheus and Grafana: every series and label they name is one that the program exports."""
+
+import json
+import re
+from typing import Any
+
+import pytest
+
+from tests.deploy.support import ROOT, expression_problems, load_yaml
+
+DASHBOARDS = sorted((ROOT / "deploy" / "grafana" / "dashboards").glob("*.json"))
+
+
+@pytest.fixture(scope="module")
+def dashboard() -> dict[str, Any]:
+    (path,) = DASHBOARDS
+    loaded: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return loaded
+
+
+@pytest.fixture(scope="module")
+def rules() -> list[dict[str, Any]]:
+    groups = load_yaml("deploy/prometheus/alerts.yml")["groups"]
+    return [rule for group in groups for rule in group["rules"]]
+
+
+def test_expressions_that_name_nothing_real_would_be_noticed() -> None:
+    assert expression_problems("rate(tamiyo_nonsense_total[5m])")
+    assert expression_problems('rate(tamiyo_records_received_total{colour="red"}[5m])')
+    assert expression_problems("sum by (colour) (tamiyo_stage_open_records)")
+    assert expression_problems("sum(tamiyo_stage_open_records")
+    assert expression_problems("vector(1)")
+    assert expression_problems('sum by (stage) (rate(tamiyo_records_received_total{stage="intake"}[5m]))') == []
+
+
+def test_every_panel_shows_series_that_exist(dashboard: dict[str, Any]) -> None:
+    panels = [panel for panel in dashboard["panels"] if panel["type"] != "row"]
+    assert len(panels) > 10
+    problems = {
+        panel["title"]: found
+        for panel in panels
+        for target in panel["targets"]
+        if (found := expression_problems(target["expr"]))
+    }
+    assert problems == {}
+
+
+def test_legends_use_labels_that_the_expression_keeps(dashboard: dict[str, Any]) -> None:
+    for panel in dashboard["panels"]:
+        for target in panel.get("targets", []):
+            kept = re.findall(r"by \(([^)]*)\)", target["expr"])
+            if not kept:
+                continue
+            labels = {label.strip() for group in kept for label in group.split(",")}
+            assert set(re.findall(r"{{(\w+)}}", target["legendFormat"])) <= labels, panel["title"]
+
+
+def test_panels_have_their_own_ids_and_places(dashboard: dict[str, Any]) -> None:
+    panels = dashboard["panels"]
+    assert len({panel["id"] for panel in panels}) == len(panels)
+    taken = set()
+    for panel in panels:
+        place = panel["gridPos"]
+        assert place["x"] + place["w"] <= 24
+        cells = {
+            (x, y)
+            for x in range(place["x"], place["x"] + place["w"])
+            for y in range(place["y"], place["y"] + place["h"])
+        }
+        assert not taken & cells, panel["title"]
+        taken |= cells
+
+
+def test_the_data_source_is_the_one_that_is_provisioned(dashboard: dict[str, Any]) -> None:
+    (source,) = load_yaml("deploy/grafana/provisioning/datasources/prometheus.yml")["datasources"]
+    used = {panel["datasource"]["uid"] for panel in dashboard["panels"] if "datasource" in panel}
+    assert used == {source["uid"]}
+    services = load_yaml("docker-compose.yml")["services"]
+    host, port = source["url"].removeprefix("http://").split(":")
+    assert f"127.0.0.1:{port}:{port}" in services[host]["ports"]
+
+
+def test_the_dashboard_is_where_grafana_looks() -> None:
+    (provider,) = load_yaml("deploy/grafana/provisioning/dashboards/tamiyo.yml")["providers"]
+    grafana = load_yaml("docker-compose.yml")["services"]["grafana"]
+    path = provider["options"]["path"]
+    assert f"./deploy/grafana/dashboards:{path}:ro" in grafana["volumes"]
+    assert grafana["environment"]["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"] == f"{path}/{DASHBOARDS[0].name}"
+
+
+def test_every_alert_is_about_series_that_exist_and_says_what_to_do(rules: list[dict[str, Any]]) -> None:
+    assert rules
+    for rule in rules:
+        assert expression_problems(rule["expr"]) == [], rule["alert"]
+        assert rule["alert"].startswith("Tamiyo")
+        assert rule["labels"]["severity"] in {"critical", "warning"}
+        assert rule["annotations"]["summary"]
+        assert rule["annotations"]["description"]
+
+
+def test_prometheus_scrapes_every_process_of_ours() -> None:
+    config = load_yaml("deploy/prometheus/prometheus.yml")
+    (job,) = [job for job in config["scrape_configs"] if job["job_name"] == "tamiyo"]
+    (discovery,) = job["dns_sd_configs"]
+    services = load_yaml("docker-compose.yml")["services"]
+    lasting = [
+        name
+        for name, service in services.items()
+        if service["image"].startswith("esper-tamiyo") and service["restart"] == "unless-stopped"
+    ]
+    assert sorted(discovery["names"]) == sorted(lasting)
+    assert {services[name]["environment"]["TAMIYO_WORKER_HTTP_PORT"] for name in lasting} == {str(discovery["port"])}
+
+
+def test_the_rules_file_is_where_prometheus_looks() -> None:
+    (path,) = load_yaml("deploy/prometheus/prometheus.yml")["rule_files"]
+    volumes = load_yaml("docker-compose.yml")["services"]["prometheus"]["volumes"]
+    (folder,) = [volume.split(":") for volume in volumes if volume.startswith("./deploy")]
+    assert (ROOT / path.replace(folder[1], folder[0])).is_file()
