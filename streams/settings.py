@@ -4,9 +4,10 @@ Settings are made in `main` and passed down; nothing reads the environment at im
 prefix's are in `tamiyo.schemas.kafka`, since a host needs them too.
 """
 
+from itertools import pairwise
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
@@ -145,6 +146,30 @@ class RewardSettings(BaseSettings):
     """Spans, weights and attribution."""
 
     model_config = SettingsConfigDict(env_prefix="TAMIYO_REWARD_", extra="ignore")
+
+    span_steps: tuple[int, int, int, int] = Field(
+        (100, 400, 1000, 2000), description="Ends of the four spans after an adaptation, steps, for runs clocked by step"
+    )
+    span_minutes: tuple[float, float, float, float] = Field(
+        (5, 30, 120, 240), description="The same in minutes, for runs clocked by time"
+    )
+    baseline_windows: int = Field(12, ge=3, le=1000, description="Windows before an adaptation its baseline is fitted to")
+    outcome_timeout_s: float = Field(
+        60, gt=0, description="How long the host's answer is waited for after the run has ended"
+    )
+    outcome_windows: int = Field(40, ge=1, description="Windows after which a host that did not answer never will")
+    idle_timeout_s: float = Field(1800, gt=0, description="A run silent for this long has ended; its spans close early")
+    join_timeout_s: float = Field(
+        3600, gt=0, description="How long a decision waits for its graph, an outcome or graph for its decision"
+    )
+    max_held: int = Field(5000, ge=10, description="Windows, graphs, decisions and outcomes each held for one run")
+
+    @field_validator("span_steps", "span_minutes")
+    @classmethod
+    def _increasing(cls, ends: tuple[float, ...]) -> tuple[float, ...]:
+        if ends[0] <= 0 or any(after <= before for before, after in pairwise(ends)):
+            raise ValueError(f"span ends must increase from above 0, got {ends}")
+        return ends
 
 
 class LearnerSettings(BaseSettings):

@@ -1,0 +1,97 @@
+"""What rewards need of a window: a few numbers instead of the whole record, so that many can be held."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median
+
+from tamiyo.schemas.analysis import HealthWindow, LayerStats
+
+
+@dataclass(frozen=True, slots=True)
+class WindowFacts:
+    """One final window of a run. Losses in nats, latencies in ms; None: not measured, which is not zero."""
+
+    offset: int
+    """Of the record in the windows topic."""
+    start: float
+    end: float
+    time_ms: int
+    final: bool = False
+    train_loss: float | None = None
+    validation_loss: float | None = None
+    step_time_ms: float | None = None
+    """The fastest training step seen: what noise adds, a minimum leaves out."""
+    layers_ms: float | None = None
+    """Sum over layers of their fastest forward pass."""
+    latency_variance: float | None = None
+    """Of a typical layer, ms squared."""
+    contribution: Mapping[str, float] | None = None
+    """Layer to held-out loss with its kernels gated off minus on."""
+    errors: Mapping[str, float] | None = None
+    """Layer to error rate, where errors happened."""
+    recoveries: Mapping[str, tuple[int, float]] | None = None
+    """Layer to how many recoveries, and how many of them succeeded."""
+
+    @property
+    def middle(self) -> float:
+        """The clock value that the window's means stand for."""
+        return (self.start + self.end) / 2
+
+    @classmethod
+    def of(cls, window: HealthWindow, offset: int) -> "WindowFacts":
+        """Take what matters from a window."""
+        model = window.model_metrics
+        step_time = model.get("step_time_ms")
+        latencies = window.metrics.get("execution_latency_ms")
+        fastest = _known(latencies.minimum) if latencies else []
+        variances = _known(latencies.variance) if latencies else []
+        return cls(
+            offset=offset,
+            start=float(window.start),
+            end=float(window.end),
+            time_ms=window.time_ms,
+            final=window.final,
+            train_loss=model["train_loss"].mean if "train_loss" in model else None,
+            validation_loss=model["validation_loss"].mean if "validation_loss" in model else None,
+            step_time_ms=step_time.minimum if step_time and step_time.minimum > 0 else None,
+            layers_ms=sum(fastest) if fastest else None,
+            latency_variance=median(variances) if variances else None,
+            contribution=_by_layer(window.layer_id, window.metrics.get("contribution")) or None,
+            errors=_error_rates(window) or None,
+            recoveries=_recoveries(window) or None,
+        )
+
+
+def _known(values: Sequence[float | None]) -> list[float]:
+    return [value for value in values if value is not None]
+
+
+def _by_layer(layers: Sequence[str], stats: LayerStats | None) -> dict[str, float]:
+    if stats is None:
+        return {}
+    return {layer: mean for layer, mean in zip(layers, stats.mean, strict=True) if mean is not None}
+
+
+def _sums(window: HealthWindow, metric: str) -> dict[str, float]:
+    stats = window.metrics.get(metric)
+    if stats is None:
+        return {}
+    rows = zip(window.layer_id, stats.mean, stats.count, strict=True)
+    return {layer: mean * count for layer, mean, count in rows if mean is not None}
+
+
+def _error_rates(window: HealthWindow) -> dict[str, float]:
+    executions = _sums(window, "total_executions")
+    return {
+        layer: min(1.0, errors / max(executions.get(layer, 0.0), 1.0))
+        for layer, errors in _sums(window, "error_count").items()
+        if errors > 0
+    }
+
+
+def _recoveries(window: HealthWindow) -> dict[str, tuple[int, float]]:
+    stats = window.metrics.get("recovery_success")
+    if stats is None:
+        return {}
+    rows = zip(window.layer_id, stats.mean, stats.count, strict=True)
+    return {layer: (count, mean * count) for layer, mean, count in rows if mean is not None and count}
