@@ -3,7 +3,7 @@
 from enum import StrEnum
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import Field, StringConstraints
 
 from tamiyo.schemas.record import Count, Id, Ids, Milliseconds, NonNegative, Ratio, Real, Record, Tensor, Text
 
@@ -126,7 +126,11 @@ class AdaptationOutcome(Record):
 class ControlCommand(Record):
     """An operator's standing order; the newest under a key holds. Key: a run_id, or * for all runs."""
 
-    run_id: Annotated[str, Field(max_length=200, description="The run it is for, or * for all; the message key.")]
+    run_id: Annotated[
+        str,
+        StringConstraints(max_length=200, pattern=r"^(\*|\w[\w.:/\-]*)$"),
+        Field(description="The run it is for, or * for all; the message key."),
+    ]
     time_ms: Annotated[Milliseconds, Field(description="When it was given, ms since the epoch, UTC.")]
     paused: Annotated[bool, Field(description="No adaptations at all: every action but no_op is masked.")] = False
     dry_run: Annotated[bool, Field(description="Decide and record, but execute nothing.")] = False

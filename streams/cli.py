@@ -266,8 +266,8 @@ def tail(
     bootstrap: Bootstrap = None,
 ) -> None:
     """Show a topic's records, decoded, one JSON object a line."""
-    from tamiyo.streams.tail import follow as records
-    from tamiyo.streams.tail import row
+    from tamiyo.streams.lines import follow as records
+    from tamiyo.streams.lines import row
 
     stop = threading.Event()
     _on_signals(stop.set)

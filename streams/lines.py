@@ -1,0 +1,152 @@
+"""What a stage has said before: the ends of its own output partitions, read back when a partition is assigned.
+
+Every output carries in its headers how far the stage had read each of its inputs. A stretch of the log in which every
+position is at or below the committed offsets holds nothing that reading again from there could say again; reading
+backwards in growing pieces ends with the first piece that is such a stretch.
+"""
+
+import asyncio
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from aiokafka import AIOKafkaConsumer, TopicPartition
+
+from tamiyo.schemas.errors import BrokerError
+from tamiyo.schemas.kafka import KafkaSettings
+from tamiyo.streams.app import aiokafka_settings
+
+PIECE = 500  # also how much disorder two workers that overlapped in time may have left
+LARGEST_PIECE = 16_000
+READ_TIMEOUT_S = 60.0
+
+ID_HEADER = "tamiyo-id"
+STAGE_HEADER = "tamiyo-stage"
+SOURCE_HEADER = "tamiyo-source"
+"""topic:partition:offset of the input that closed the output."""
+POSITIONS_HEADER = "tamiyo-positions"
+"""topic=offset, comma-separated: the next offset of each input when the output was made."""
+REASON_HEADER = "tamiyo-reason"
+TIME_HEADER = "tamiyo-time"
+"""When a message was rejected, milliseconds since the epoch."""
+
+Positions = Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """One message of the tail, as it came."""
+
+    offset: int
+    value: bytes | None
+    headers: Mapping[str, str]
+
+    @property
+    def source(self) -> tuple[str, int] | None:
+        """Return the topic and offset of the input that closed it, if one did."""
+        parts = self.headers.get(SOURCE_HEADER, "").rsplit(":", 2)
+        return (parts[0], int(parts[2])) if len(parts) == 3 and parts[2].isdigit() else None
+
+    def below(self, committed: Positions) -> bool:
+        """Return whether nothing at or after the committed offsets had been read when this was said."""
+        for part in self.headers.get(POSITIONS_HEADER, "").split(","):
+            topic, _, offset = part.partition("=")
+            if offset.isdigit() and int(offset) > committed.get(topic, 0):
+                return False
+        return True
+
+
+@dataclass(slots=True)
+class _Reading:
+    committed: Positions
+    begin: int
+    low: int
+    high: int
+    piece: list[Told] = field(default_factory=list)
+    pieces: list[list[Told]] = field(default_factory=list)
+
+
+class TailReader:
+    """Reads the ends of partitions, without a group."""
+
+    def __init__(self, kafka: KafkaSettings, *, fetch_wait_ms: int) -> None:
+        self._consumer: Any = AIOKafkaConsumer(
+            **aiokafka_settings(kafka),
+            group_id=None,
+            auto_offset_reset="earliest",
+            enable_auto_commit=False,
+            fetch_max_wait_ms=min(fetch_wait_ms, 100),
+        )
+
+    async def __aenter__(self) -> "TailReader":
+        await self._consumer.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._consumer.stop()
+
+    async def tails(self, wanted: Mapping[tuple[str, int], Positions]) -> dict[tuple[str, int], list[Told]]:
+        """Return, for each (topic, partition), its messages from before everything said after `committed` to its end.
+
+        Oldest first. Raises BrokerError when the broker takes longer than a minute.
+        """
+        partitions = {TopicPartition(*each): committed for each, committed in wanted.items()}
+        self._consumer.assign(list(partitions))
+        self._consumer.pause(*partitions)
+        begins = await self._consumer.beginning_offsets(list(partitions))
+        ends = await self._consumer.end_offsets(list(partitions))
+        readings = {
+            each: _Reading(committed, begins[each], ends[each], ends[each]) for each, committed in partitions.items()
+        }
+        size = PIECE
+        open_ = {each for each, reading in readings.items() if reading.high > reading.begin}
+        while open_:
+            for each in open_:
+                reading = readings[each]
+                reading.high, reading.low = reading.low, max(reading.begin, reading.low - size)
+                reading.piece = []
+                self._consumer.seek(each, reading.low)
+            try:
+                await asyncio.wait_for(self._read(readings, open_), READ_TIMEOUT_S)
+            except TimeoutError:
+                raise BrokerError(f"the ends of {len(open_)} partitions were not read in {READ_TIMEOUT_S} s") from None
+            for each in tuple(open_):
+                reading = readings[each]
+                reading.pieces.append(reading.piece)
+                if reading.low <= reading.begin or all(told.below(reading.committed) for told in reading.piece):
+                    open_.discard(each)
+            size = min(2 * size, LARGEST_PIECE)
+        return {
+            (each.topic, each.partition): [told for piece in reversed(reading.pieces) for told in piece]
+            for each, reading in readings.items()
+        }
+
+    async def _read(self, readings: Mapping[TopicPartition, _Reading], which: Iterable[TopicPartition]) -> None:
+        behind = set(which)
+        self._consumer.resume(*behind)
+        while behind:
+            for partition, messages in (await self._consumer.getmany(*behind, timeout_ms=200)).items():
+                reading = readings[partition]
+                reading.piece.extend(
+                    Told(message.offset, message.value, {name: value.decode() for name, value in message.headers})
+                    for message in messages
+                    if message.offset < reading.high
+                )
+            # Positions pass gaps, so this ends where compaction has removed the last messages too.
+            done = {each for each in behind if await self._consumer.position(each) >= readings[each].high}
+            if done:
+                self._consumer.pause(*done)
+                behind -= done
+
+    async def first_after(self, topic: str, partition: int, offset: int) -> int | None:
+        """Return the offset of the first message at or after `offset`, None where there is none."""
+        where = TopicPartition(topic, partition)
+        self._consumer.assign([where])
+        end = (await self._consumer.end_offsets([where]))[where]
+        begin = (await self._consumer.beginning_offsets([where]))[where]
+        self._consumer.seek(where, max(offset, begin))
+        while await self._consumer.position(where) < end:
+            for messages in (await self._consumer.getmany(where, timeout_ms=200)).values():
+                if messages:
+                    return int(messages[0].offset)
+        return None

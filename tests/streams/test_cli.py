@@ -1,0 +1,96 @@
+"""The command line: every command explains itself, and wrong input gets one clear line."""
+
+import json
+import sys
+
+import pytest
+import typer
+
+from tamiyo.streams import cli
+
+NOWHERE = "127.0.0.1:1"  # nothing listens on port 1
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    """Run the command line in this process; return its exit status."""
+    monkeypatch.setattr(sys, "argv", ["tamiyo", *arguments])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    return int(stopped.value.code or 0)
+
+
+def commands() -> list[tuple[str, ...]]:
+    """Return every command's path."""
+    group = typer.main.get_command(cli.app)
+    return [
+        (name, *sub)
+        for name, command in group.commands.items()  # type: ignore[attr-defined]
+        for sub in ([(inner,) for inner in command.commands] if hasattr(command, "commands") else [()])
+    ]
+
+
+@pytest.mark.parametrize("command", commands(), ids=" ".join)
+def test_every_command_has_an_example(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: tuple[str, ...]
+) -> None:
+    assert run(monkeypatch, *command, "--help") == 0
+    out = capsys.readouterr().out
+    assert "Example" in out
+    assert f"tamiyo {' '.join(command)}" in " ".join(out.split())
+
+
+def test_all_the_pieces_exist() -> None:
+    wanted = {"demo", "broker", "worker", "learner", "train", "tail", "doctor", "control"}
+    assert {path[0] for path in commands()} == wanted | {"topics"}
+    assert {path[1] for path in commands() if path[0] == "topics"} == {"create", "list", "check"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "words"),
+    [
+        (["demo", "--task", "imagenet"], 1, "choose from mnist1d, digits, mnist5k"),
+        (["demo", "--steps", "0"], 2, "greater than or equal to 1"),
+        (["demo", "--seed", "-1"], 2, "greater than or equal to 0"),
+        (["demo", "--runs", "many"], 2, "valid integer"),
+        (["demo", "--report", "/no/such/folder/report.json"], 1, "there is no folder /no/such/folder"),
+        (["worker", "--stage", "coffee"], 1, "there is no stage 'coffee'; choose from intake"),
+        (["worker", "--http-port", "70000"], 2, "less than or equal to 65535"),
+        (["tail", "no.such.topic"], 1, "no topic 'no.such.topic' in the catalogue"),
+        (["topics", "check", "-b", NOWHERE], 1, f"no broker answers at {NOWHERE}"),
+        (["doctor", "-b", NOWHERE], 1, "set TAMIYO_KAFKA_BOOTSTRAP_SERVERS"),
+        (["control", "run 1\n", "-b", NOWHERE], 1, "run_id"),
+    ],
+)
+def test_wrong_input_is_explained_in_a_line(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: object,
+    arguments: list[str],
+    status: int,
+    words: str,
+) -> None:
+    monkeypatch.setenv("TAMIYO_STORE_URL", f"file://{tmp_path}")
+    assert run(monkeypatch, *arguments) == status
+    captured = capsys.readouterr()
+    shown = " ".join((captured.out + captured.err).replace("│", " ").split())
+    assert words in shown
+    assert "Traceback" not in shown
+
+
+def test_a_wrong_environment_variable_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TAMIYO_KAFKA_SECURITY_PROTOCOL", "ROT13")
+    assert run(monkeypatch, "topics", "check") == 1
+    assert "SECURITY_PROTOCOL" in capsys.readouterr().err
+
+
+def test_train_without_tamiyo_writes_its_result(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path
+) -> None:  # type: ignore[no-untyped-def]
+    path = tmp_path / "twin.json"
+    assert run(monkeypatch, "train", "--task", "digits", "--static", "--steps", "20", "--report", str(path)) == 0
+    result = json.loads(path.read_text())
+    assert result["steps"] == 20
+    assert result["task"] == "digits"
+    assert result["overhead_ratio"] == 0
