@@ -24,10 +24,13 @@ def export(model: nn.Module) -> nn.Module:
     }
     if isinstance(copied, KasminaLayer):
         return plain[copied]
-    for parent in list(copied.modules()):
-        for name, child in parent.named_children():
-            if isinstance(child, KasminaLayer):
-                setattr(parent, name, plain[child])
+    # duplicates too: one layer may sit in several places
+    places = [n for n, m in copied.named_modules(remove_duplicate=False) if isinstance(m, KasminaLayer)]
+    for place in places:
+        parent, _, name = place.rpartition(".")
+        holder, layer = copied.get_submodule(parent), copied.get_submodule(place)
+        if isinstance(layer, KasminaLayer):  # not yet replaced through another path to its holder
+            setattr(holder, name, plain[layer])
     return copied
 
 

@@ -40,8 +40,10 @@ def layer(name: str = "linear", **options: object) -> KasminaLayer:
 
 
 def _arguments(module: nn.Module) -> dict[str, object]:
-    names = ("in_features", "out_features", "in_channels", "out_channels", "kernel_size", "stride", "padding")
-    names += ("dilation", "groups", "padding_mode")
+    names = [
+        *("in_features", "out_features", "in_channels", "out_channels"),
+        *("kernel_size", "stride", "padding", "dilation", "groups", "padding_mode"),
+    ]
     found = {name: getattr(module, name) for name in names if hasattr(module, name)}
     weight = module.weight
     assert isinstance(weight, Tensor)
