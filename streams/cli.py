@@ -267,7 +267,6 @@ def tail(
 ) -> None:
     """Show a topic's records, decoded, one JSON object a line."""
     from tamiyo.streams.lines import follow as records
-    from tamiyo.streams.lines import row
 
     stop = threading.Event()
     _on_signals(stop.set)
@@ -276,13 +275,13 @@ def tail(
         _kafka(bootstrap),
         _names(),
         beginning=beginning,
-        follow=follow,
+        forever=follow,
         limit=limit,
         run_id=run_id,
         stopped=stop.is_set,
     )
     for line in lines:
-        sys.stdout.write((row(line) if table else line.json()) + "\n")
+        sys.stdout.write((line.row() if table else line.json()) + "\n")
         sys.stdout.flush()
 
 

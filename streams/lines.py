@@ -1,152 +1,137 @@
-"""What a stage has said before: the ends of its own output partitions, read back when a partition is assigned.
+"""`tamiyo tail`: the records of a topic, decoded, a line each."""
 
-Every output carries in its headers how far the stage had read each of its inputs. A stretch of the log in which every
-position is at or below the committed offsets holds nothing that reading again from there could say again; reading
-backwards in growing pieces ends with the first piece that is such a stretch.
-"""
-
-import asyncio
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
-from aiokafka import AIOKafkaConsumer, TopicPartition
+from confluent_kafka import OFFSET_BEGINNING, OFFSET_END, Consumer, KafkaException, Message, TopicPartition
 
-from tamiyo.schemas.errors import BrokerError
-from tamiyo.schemas.kafka import KafkaSettings
-from tamiyo.streams.app import aiokafka_settings
+from tamiyo.schemas.codec import decode
+from tamiyo.schemas.errors import BrokerError, ConfigurationError, SchemaError
+from tamiyo.schemas.kafka import KafkaSettings, TopicNames
+from tamiyo.schemas.record import Record, Tensor
+from tamiyo.schemas.topics import BY_NAME
 
-PIECE = 500  # also how much disorder two workers that overlapped in time may have left
-LARGEST_PIECE = 16_000
-READ_TIMEOUT_S = 60.0
-
-ID_HEADER = "tamiyo-id"
-STAGE_HEADER = "tamiyo-stage"
-SOURCE_HEADER = "tamiyo-source"
-"""topic:partition:offset of the input that closed the output."""
-POSITIONS_HEADER = "tamiyo-positions"
-"""topic=offset, comma-separated: the next offset of each input when the output was made."""
-REASON_HEADER = "tamiyo-reason"
-TIME_HEADER = "tamiyo-time"
-"""When a message was rejected, milliseconds since the epoch."""
-
-Positions = Mapping[str, int]
+POLL_S = 0.2
+METADATA_TIMEOUT_S = 10.0
+SHORT = 40  # characters of a text that still fits a row
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
-    """One message of the tail, as it came."""
+class Line:
+    """One message: where it is, and what it says."""
 
+    topic: str
+    partition: int
     offset: int
-    value: bytes | None
-    headers: Mapping[str, str]
+    timestamp_ms: int
+    headers: dict[str, str]
+    value: dict[str, Any]
 
-    @property
-    def source(self) -> tuple[str, int] | None:
-        """Return the topic and offset of the input that closed it, if one did."""
-        parts = self.headers.get(SOURCE_HEADER, "").rsplit(":", 2)
-        return (parts[0], int(parts[2])) if len(parts) == 3 and parts[2].isdigit() else None
+    def json(self) -> str:
+        """Return the line as one JSON object."""
+        place = {"topic": self.topic, "partition": self.partition, "offset": self.offset}
+        return json.dumps({**place, "timestamp_ms": self.timestamp_ms, "headers": self.headers, "value": self.value})
 
-    def below(self, committed: Positions) -> bool:
-        """Return whether nothing at or after the committed offsets had been read when this was said."""
-        for part in self.headers.get(POSITIONS_HEADER, "").split(","):
-            topic, _, offset = part.partition("=")
-            if offset.isdigit() and int(offset) > committed.get(topic, 0):
-                return False
-        return True
-
-
-@dataclass(slots=True)
-class _Reading:
-    committed: Positions
-    begin: int
-    low: int
-    high: int
-    piece: list[Told] = field(default_factory=list)
-    pieces: list[list[Told]] = field(default_factory=list)
-
-
-class TailReader:
-    """Reads the ends of partitions, without a group."""
-
-    def __init__(self, kafka: KafkaSettings, *, fetch_wait_ms: int) -> None:
-        self._consumer: Any = AIOKafkaConsumer(
-            **aiokafka_settings(kafka),
-            group_id=None,
-            auto_offset_reset="earliest",
-            enable_auto_commit=False,
-            fetch_max_wait_ms=min(fetch_wait_ms, 100),
+    def row(self) -> str:
+        """Return the line as columns for people: place, time, run, and the fields that are one short value."""
+        fields = "  ".join(
+            f"{name}={value:.4g}" if isinstance(value, float) else f"{name}={value}"
+            for name, value in self.value.items()
+            if name != "run_id"
+            and (isinstance(value, int | float) or (isinstance(value, str) and 0 < len(value) <= SHORT))
         )
+        time = datetime.fromtimestamp(self.timestamp_ms / 1_000, UTC).strftime("%H:%M:%S.%f")[:-3]
+        return f"{self.partition:>3} {self.offset:>8}  {time}  {self.value.get('run_id', '-'):<16}  {fields}"
 
-    async def __aenter__(self) -> "TailReader":
-        await self._consumer.start()
-        return self
 
-    async def __aexit__(self, *_: object) -> None:
-        await self._consumer.stop()
+def follow(
+    topic: str,
+    kafka: KafkaSettings,
+    names: TopicNames,
+    *,
+    beginning: bool,
+    forever: bool,
+    limit: int | None = None,
+    run_id: str | None = None,
+    stopped: Callable[[], bool] = lambda: False,
+) -> Iterator[Line]:
+    """Yield the messages of `topic` (a catalogue name, or its `.dlq` or `.late`).
 
-    async def tails(self, wanted: Mapping[tuple[str, int], Positions]) -> dict[tuple[str, int], list[Told]]:
-        """Return, for each (topic, partition), its messages from before everything said after `committed` to its end.
+    Unless `forever`, it ends when every partition was read to where it ended at the start.
 
-        Oldest first. Raises BrokerError when the broker takes longer than a minute.
-        """
-        partitions = {TopicPartition(*each): committed for each, committed in wanted.items()}
-        self._consumer.assign(list(partitions))
-        self._consumer.pause(*partitions)
-        begins = await self._consumer.beginning_offsets(list(partitions))
-        ends = await self._consumer.end_offsets(list(partitions))
-        readings = {
-            each: _Reading(committed, begins[each], ends[each], ends[each]) for each, committed in partitions.items()
-        }
-        size = PIECE
-        open_ = {each for each, reading in readings.items() if reading.high > reading.begin}
-        while open_:
-            for each in open_:
-                reading = readings[each]
-                reading.high, reading.low = reading.low, max(reading.begin, reading.low - size)
-                reading.piece = []
-                self._consumer.seek(each, reading.low)
-            try:
-                await asyncio.wait_for(self._read(readings, open_), READ_TIMEOUT_S)
-            except TimeoutError:
-                raise BrokerError(f"the ends of {len(open_)} partitions were not read in {READ_TIMEOUT_S} s") from None
-            for each in tuple(open_):
-                reading = readings[each]
-                reading.pieces.append(reading.piece)
-                if reading.low <= reading.begin or all(told.below(reading.committed) for told in reading.piece):
-                    open_.discard(each)
-            size = min(2 * size, LARGEST_PIECE)
-        return {
-            (each.topic, each.partition): [told for piece in reversed(reading.pieces) for told in piece]
-            for each, reading in readings.items()
-        }
+    Raises:
+        ConfigurationError: the catalogue has no such topic.
+        BrokerError: the broker does not answer, or has no such topic.
+    """
+    bare = names.bare(topic)
+    if bare.removesuffix(".dlq").removesuffix(".late") not in BY_NAME:
+        raise ConfigurationError(f"no topic {topic!r} in the catalogue; `tamiyo topics list` names them")
+    full = names.full(bare)
+    consumer = Consumer(kafka.librdkafka(log_level=0, **{"group.id": "tamiyo-tail", "enable.auto.commit": False}))
+    try:
+        partitions = _partitions(consumer, full, kafka)
+        start = OFFSET_BEGINNING if beginning else OFFSET_END
+        consumer.assign([TopicPartition(full, partition, start) for partition in partitions])
+        marks = {p: consumer.get_watermark_offsets(TopicPartition(full, p)) for p in partitions}
+        left = {p for p, (low, high) in marks.items() if beginning and high > low}
+        shown = 0
+        while (forever or left) and not stopped():
+            message = consumer.poll(POLL_S)
+            if message is None:
+                continue
+            if message.error():
+                raise BrokerError(f"reading {full}: {message.error().str()}")
+            if message.offset() + 1 >= marks[message.partition()][1]:
+                left.discard(message.partition())
+            line = read(message, bare)
+            if run_id is not None and line.value.get("run_id") != run_id:
+                continue
+            yield line
+            shown += 1
+            if limit is not None and shown >= limit:
+                return
+    finally:
+        consumer.close()
 
-    async def _read(self, readings: Mapping[TopicPartition, _Reading], which: Iterable[TopicPartition]) -> None:
-        behind = set(which)
-        self._consumer.resume(*behind)
-        while behind:
-            for partition, messages in (await self._consumer.getmany(*behind, timeout_ms=200)).items():
-                reading = readings[partition]
-                reading.piece.extend(
-                    Told(message.offset, message.value, {name: value.decode() for name, value in message.headers})
-                    for message in messages
-                    if message.offset < reading.high
-                )
-            # Positions pass gaps, so this ends where compaction has removed the last messages too.
-            done = {each for each in behind if await self._consumer.position(each) >= readings[each].high}
-            if done:
-                self._consumer.pause(*done)
-                behind -= done
 
-    async def first_after(self, topic: str, partition: int, offset: int) -> int | None:
-        """Return the offset of the first message at or after `offset`, None where there is none."""
-        where = TopicPartition(topic, partition)
-        self._consumer.assign([where])
-        end = (await self._consumer.end_offsets([where]))[where]
-        begin = (await self._consumer.beginning_offsets([where]))[where]
-        self._consumer.seek(where, max(offset, begin))
-        while await self._consumer.position(where) < end:
-            for messages in (await self._consumer.getmany(where, timeout_ms=200)).values():
-                if messages:
-                    return int(messages[0].offset)
-        return None
+def read(message: Message, bare: str) -> Line:
+    """Decode one message; bytes that are not the topic's record are shown as they are, with the reason."""
+    headers = {name: (value or b"").decode(errors="replace") for name, value in message.headers() or []}
+    topic = BY_NAME[bare.removesuffix(".dlq").removesuffix(".late")]
+    try:
+        value = readable(decode(message.value(), topic.record))
+    except SchemaError as error:
+        value = {"undecodable": str(error), "bytes": (message.value() or b"").hex()}
+    return Line(bare, message.partition(), message.offset(), message.timestamp()[1], headers, value)
+
+
+def readable(record: Record) -> dict[str, Any]:
+    """Return a record as JSON values: tensors as nested lists, masks as lists of 0 and 1."""
+    return {name: _plain(getattr(record, name)) for name in type(record).model_fields}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.numpy().tolist()
+    if isinstance(value, Record):
+        return readable(value)
+    if isinstance(value, bytes):
+        return list(value)
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return value
+
+
+def _partitions(consumer: Consumer, topic: str, kafka: KafkaSettings) -> list[int]:
+    try:
+        metadata = consumer.list_topics(topic, timeout=METADATA_TIMEOUT_S).topics[topic]
+    except KafkaException as error:
+        raise BrokerError(f"no broker answers at {kafka.bootstrap_servers}: {error.args[0].str()}") from error
+    if metadata.error is not None or not metadata.partitions:
+        raise BrokerError(f"the broker has no topic {topic}; `tamiyo topics create` makes it")
+    return sorted(metadata.partitions)
