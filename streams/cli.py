@@ -173,9 +173,10 @@ def train(
 
     import torch
 
-    from tamiyo.host.reference import attach_reference
-    from tamiyo.host.tasks import make_task
-    from tamiyo.host.train import Progress, train
+    from tamiyo.host.handle import Handle
+    from tamiyo.host.tasks import load_task
+    from tamiyo.host.train import Progress, Workload
+    from tamiyo.host.train import train as run
 
     torch.set_num_threads(1)
     stop = threading.Event()
@@ -183,18 +184,20 @@ def train(
     kafka, names = _kafka(bootstrap), _names()
 
     def tell(progress: Progress) -> None:
-        loss = "" if progress.validation_loss is None else f"  validation {progress.validation_loss:.3f}"
         console.print(
-            f"step {progress.step:>6} of {progress.steps}  train {progress.train_loss:.3f}{loss}  "
-            f"{progress.parameters:,} parameters  {progress.seconds:.0f} s",
+            f"step {progress.step:>6} of {progress.steps}  train {progress.train_loss:.3f}  "
+            f"validation {progress.validation_loss:.3f}  {progress.parameters:,} parameters  {progress.seconds:.0f} s",
             highlight=False,
         )
 
-    result = train(
-        make_task(_task(task), seed),
+    def attached(workload: Workload) -> Handle:
+        return workload.attach(run_id=run_id, kafka=kafka, topics=names)
+
+    result = run(
+        load_task(_task(task)),
         seed=seed,
         steps=steps,
-        attach_with=None if static else lambda workload: attach_reference(workload, run_id, kafka, names),
+        attach_with=None if static else attached,
         on_progress=tell,
         should_stop=stop.is_set,
     )

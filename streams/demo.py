@@ -7,7 +7,7 @@ command line that a production installation uses.
 import json
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,6 @@ from typing import Any
 import httpx
 from rich.console import Console
 
-from tamiyo.schemas.errors import TamiyoError
 from tamiyo.schemas.kafka import KafkaSettings, TopicNames
 from tamiyo.streams import report as reports
 from tamiyo.streams.brokers import EmbeddedBroker, free_ports
@@ -32,6 +31,7 @@ WORKERS: dict[str, tuple[str, ...]] = {
 }
 READY_TIMEOUT_S = 90.0
 DRAIN_TIMEOUT_S = 30.0
+CURTAIN_S = 3.0  # patience of somebody who has pressed Ctrl-C
 POLL_S = 0.1
 QUICK_STEPS = 1_000
 FULL_STEPS = 3_000
@@ -69,6 +69,7 @@ class Demo:
                 complete = True
             except KeyboardInterrupt:
                 console.print("\n[yellow]stopping: what is known so far follows[/]")
+                theatre.curtain()
                 complete = False
             return theatre.report(round(time.monotonic() - started, 3), complete)
 
@@ -104,6 +105,13 @@ class _Theatre:
                 self._wait(self._drained, DRAIN_TIMEOUT_S, "the last rewards")
             except TimeoutError as error:
                 self._console.print(f"[yellow]{error}[/]")
+
+    def curtain(self) -> None:
+        """End the training runs properly: they tell how far they came, and their last records arrive."""
+        self._children.stop([name for name in self._children.names() if name not in (*WORKERS, "learner")])
+        deadline = time.monotonic() + CURTAIN_S
+        while not self._drained() and time.monotonic() < deadline:
+            time.sleep(POLL_S)
 
     def _train(self, seed: int, side: str) -> None:
         demo = self._demo
@@ -174,9 +182,3 @@ class _Theatre:
             return None
         result: dict[str, Any] = json.loads(path.read_text())
         return result
-
-
-def require_tasks(task: str, known: Sequence[str]) -> None:
-    """Raise TamiyoError unless `task` is known."""
-    if task not in known:
-        raise TamiyoError(f"there is no task {task!r}; choose from {', '.join(known)}")

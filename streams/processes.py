@@ -45,6 +45,10 @@ class Children:
                 start_new_session=True,
             )
 
+    def names(self) -> list[str]:
+        """Return the names of all that were started."""
+        return list(self._processes)
+
     def running(self, name: str) -> bool:
         """Return whether `name` still runs; raises TamiyoError with its last words if it failed."""
         code = self._processes[name].poll()
