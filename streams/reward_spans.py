@@ -214,7 +214,8 @@ def _components(
     alone = [w for w in so_far if w.end <= case.cut]
     slow_before, slow_after, noise, allowance = _latencies(before, alone)
     errors_before, errors_after = _error_rate(case, before), _error_rate(case, inside)
-    recovered = [w.recoveries[case.layer_id] for w in inside if w.recoveries and case.layer_id in w.recoveries]
+    layer = case.layer_id or ""
+    recovered = [w.recoveries[layer] for w in inside if w.recoveries and layer in w.recoveries]
     recoveries = sum(count for count, _ in recovered)
     recovery_rate = sum(good for _, good in recovered) / recoveries if recoveries else None
     slowdown = (slow_after - slow_before) / slow_before if slow_before > 0 else 0.0

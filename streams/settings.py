@@ -148,12 +148,12 @@ class RewardSettings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="TAMIYO_REWARD_", extra="ignore")
 
     span_steps: tuple[int, int, int, int] = Field(
-        (100, 400, 1000, 2000), description="Ends of the four spans after an adaptation, steps, for runs clocked by step"
+        (100, 400, 1000, 2000), description="Ends of the spans after an adaptation, in steps (runs clocked by step)"
     )
     span_minutes: tuple[float, float, float, float] = Field(
-        (5, 30, 120, 240), description="The same in minutes, for runs clocked by time"
+        (5, 30, 120, 240), description="The same in minutes (runs clocked by time)"
     )
-    baseline_windows: int = Field(12, ge=3, le=1000, description="Windows before an adaptation its baseline is fitted to")
+    baseline_windows: int = Field(12, ge=3, le=1000, description="Windows that a baseline is fitted to")
     outcome_timeout_s: float = Field(
         60, gt=0, description="How long the host's answer is waited for after the run has ended"
     )
