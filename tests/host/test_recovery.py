@@ -176,12 +176,25 @@ def test_a_long_clean_run_forgives() -> None:
 
 def test_a_network_that_went_astray_by_itself_blames_no_kernel() -> None:
     wrapped, _, events = faulty()
+    built = kernel(wrapped.spec, "parallel_expansion")  # reads the input, so what is sick there is sick here
+    wrapped.load_kernel(built, kernel_id="0000000a", blueprint="parallel_expansion", step=0)
+    train(built)
     sick = X.clone()
     sick[0, 0] = torch.nan
     assert bool(wrapped(sick)[0].isnan().all())
     assert not events
-    assert wrapped.seeds[0].state is SeedState.ACTIVE
+    assert [seed.state for seed in wrapped.seeds[:2]] == [SeedState.ACTIVE] * 2
     assert wrapped.performance.errors == 0
+
+
+def test_a_reset_kernel_has_no_past_to_go_back_to() -> None:
+    wrapped, built, events = faulty(max_errors=1, quarantine_steps=5, snapshot_every=2)
+    wrapped.advance(2)
+    assert wrapped.seeds[0].snapshot is not None
+    fail(wrapped, built, 3)
+    wrapped.advance(7)
+    assert events[-1].strategy == "reset"
+    assert wrapped.seeds[0].snapshot is None
 
 
 def test_a_delta_of_another_shape_is_bypassed() -> None:

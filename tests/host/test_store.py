@@ -83,13 +83,16 @@ def test_a_second_put_replaces_the_first(store: KernelStore) -> None:
     assert store.get(ID, second.checksum)[1].blueprint == "squeeze_excite"
 
 
-def test_a_write_that_fails_leaves_the_old_kernel(store: KernelStore, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+def test_a_write_that_fails_leaves_the_old_kernel(
+    call: str, store: KernelStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
     receipt = put(store)
 
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(os, "fsync", full)
+    monkeypatch.setattr(os, call, full)
     with pytest.raises(KernelError, match=r"cannot be written .* No space left"):
         put(store, name="squeeze_excite")
     assert store.get(ID, receipt.checksum)[1].blueprint == "bottleneck"
