@@ -2,19 +2,43 @@
 
 from __future__ import annotations
 
+import logging
+import math
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Self
+from typing import Any, Self, TypeVar
 
+import torch
 from torch import Tensor, nn
 
-Validation = float | Tensor | tuple[float | Tensor, float | Tensor] | Mapping[str, float | Tensor]
+from tamiyo.host.cache import KernelCache
+from tamiyo.host.contribution import HeldOut
+from tamiyo.host.executor import Executor
+from tamiyo.host.export import export
+from tamiyo.host.frames import Frames, Moment, mean, mean_loss, memory_bytes
+from tamiyo.host.growing import GrowingOptimizer
+from tamiyo.host.layer import KasminaLayer
+from tamiyo.host.overhead import Governor, OverheadMeter
+from tamiyo.host.probes import Probes
+from tamiyo.host.publisher import Publisher
+from tamiyo.host.receiver import Receiver
+from tamiyo.host.recovery import ErrorRecovery, RecoveryEvent
+from tamiyo.host.settings import HostSettings
+
+log = logging.getLogger(__name__)
+
+Scalar = Tensor | float
+Validation = Scalar | tuple[Scalar, Scalar] | Mapping[str, Scalar]
+V = TypeVar("V", bound=Validation)
+
+GROWTH, CONTRIBUTION = "growth", "contribution"
 
 
 @dataclass(frozen=True, slots=True)
 class HandleStats:
-    """Where a run stands, as the SDK has counted it."""
+    """Where a run stands, as the SDK has counted it. `errors` are the SDK's own, which it has survived."""
 
     run_id: str
     step: int
@@ -31,41 +55,184 @@ class HandleStats:
     parameters: int
     kernel_parameters: int
     connected: bool
+    errors: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parts:
+    """What `attach` puts together."""
+
+    run_id: str
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    layers: Mapping[str, KasminaLayer]
+    base_parameters: int
+    settings: HostSettings
+    growing: GrowingOptimizer
+    recovery: ErrorRecovery
+    cache: KernelCache
+    probes: Probes
+    meter: OverheadMeter
+    held_out: HeldOut | None
+    publisher: Publisher
+    receiver: Receiver
+    executor: Executor
+    unwrap: Callable[[], None]
 
 
 class Handle:
-    """Made by `attach`."""
+    """Made by `attach`. Call `step` after every optimiser step; the rest is optional.
 
-    run_id: str
-    epoch: int
+    No method raises because of Kafka, a kernel or a probe, and none waits for them but `close`, in bounded time.
+    """
+
+    def __init__(self, parts: Parts) -> None:
+        self.run_id = parts.run_id
+        self.epoch = 0
+        """Passes over the training data begun; set by the loop, where it has epochs."""
+        self._parts = parts
+        settings = parts.settings
+        self._governor = Governor(
+            parts.meter,
+            settings.overhead_budget,
+            {
+                Governor.FRAMES: settings.sample_interval,
+                GROWTH: settings.growth_interval,
+                CONTRIBUTION: settings.contribution_interval,
+            },
+        )
+        self._frames = Frames(parts.layers, parts.executor, parts.publisher)
+        parts.recovery.on_event = self._on_recovery
+        self._step = 0
+        self._closed = False
+        self._errors = 0
+        self._grown: list[KasminaLayer] = []
+        self._losses: list[Scalar] = []
+        self._accuracies: list[Scalar] = []
+        self._samples: int | None = None
+        self._batch = 0
+        self._last_loss: float | None = None
+        self._validation: tuple[float | None, float | None] = (None, None)
+        self._last_frame_step = 0
+        self._last_training_seconds = 0.0
+        self._last_cache_step = 0
+        self._memory = 0
+        self._arm()
 
     @property
     def sampling(self) -> bool:
-        """Whether the step under way is measured (so that a loop computes an accuracy only then)."""
-        raise NotImplementedError
+        """Whether the step under way is measured; a loop need compute an accuracy only then."""
+        return self._parts.probes.armed
 
     @property
     def stats(self) -> HandleStats:
-        raise NotImplementedError
+        """Counts so far."""
+        parts, counts = self._parts, self._parts.executor.counts
+        kernels = sum(layer.kernel_parameters for layer in parts.layers.values())
+        return HandleStats(
+            run_id=self.run_id,
+            step=self._step,
+            overhead_ratio=parts.meter.ratio,
+            sdk_seconds=parts.meter.sdk_seconds,
+            training_seconds=parts.meter.training_seconds,
+            published_records=parts.publisher.published,
+            dropped_records=parts.publisher.dropped,
+            decisions=counts.decisions,
+            repeated=counts.repeated,
+            executed=counts.executed,
+            refused=counts.refused,
+            failed=counts.failed,
+            parameters=parts.base_parameters + kernels,
+            kernel_parameters=kernels,
+            connected=parts.receiver.connected,
+            errors=self._errors + parts.probes.errors,
+        )
 
-    def step(self, *, loss: Tensor | float, accuracy: Tensor | float | None = None, samples: int | None = None) -> None:
-        """Call once after each optimiser step."""
-        raise NotImplementedError
+    def step(self, *, loss: Scalar, accuracy: Scalar | None = None, samples: int | None = None) -> None:
+        """Call once after each optimiser step, with the training batch's mean loss in nats.
 
-    def validate(self, fn: Callable[[], Validation]) -> Validation:
-        """Run the user's validation; its loss (and accuracy) goes into the next frame."""
-        raise NotImplementedError
+        accuracy: of the batch, 0..1, wherever it was computed. samples: in the batch, where it is not the first
+        dimension of what the layers take. After `close` this does nothing.
+        """
+        if self._closed:
+            return
+        meter = self._parts.meter
+        meter.enter()
+        try:
+            self._step += 1
+            self._losses.append(loss.detach() if isinstance(loss, Tensor) else loss)
+            if accuracy is not None:
+                self._accuracies.append(accuracy.detach() if isinstance(accuracy, Tensor) else accuracy)
+            if samples is not None:
+                self._samples = (self._samples or 0) + samples
+            self._between_steps()
+        except Exception as error:  # training comes first: whatever is wrong with us, the loop goes on
+            self._survive(error)
+        finally:
+            meter.leave()
+            meter.start()
+
+    def validate(self, fn: Callable[[], V]) -> V:
+        """Run the user's validation and return what it returns; its time counts neither as training nor as ours.
+
+        A loss (nats), a (loss, accuracy) pair, or a mapping with "loss" and perhaps "accuracy": told in the next frame.
+        """
+        with self._parts.meter.outside():
+            result = fn()
+            self._validation = _validation(result)
+        return result
 
     def export(self) -> nn.Module:
-        raise NotImplementedError
+        """A copy of the grown model as plain modules, with equal outputs."""
+        return export(self._parts.model)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The model, its kernels and the optimiser, by name; plain values and tensors, for `torch.save`."""
+        return {
+            "step": self._step,
+            "model": self._parts.model.state_dict(),
+            "optimizer": self._parts.growing.state_dict(self._parts.model),
+            "scales": self._parts.executor.scales(),
+        }
+
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        """Go on where a run of the same network stood. Raises KernelError where it does not fit."""
+        self._parts.model.load_state_dict(saved["model"])
+        self._parts.growing.load_state_dict(self._parts.model, saved["optimizer"])
+        self._parts.executor.resume(saved["scales"])
+        self._step = int(saved["step"])
+        self._changed()
+        self._arm()
 
     def close(self) -> None:
-        """End the run: final frames, answers to what is still open, delivery in bounded time."""
-        raise NotImplementedError
+        """End the run: final frames, an answer to every decision still open, delivery; all in bounded time.
+
+        Waits up to `drain_s` for decisions still under way (a run's last window is decided once it has ended) and up
+        to `flush_timeout_s` for deliveries. The model stays as it has grown. A repeat changes nothing.
+        """
+        if self._closed:
+            return
+        self._closed = True
+        parts = self._parts
+        parts.meter.stop()
+        parts.probes.close()
+        try:
+            self._frames.final(self._moment(), self._model_performance())
+            self._drain()
+        except Exception as error:  # a run that has ended well must not fail for its telemetry
+            self._survive(error)
+        parts.receiver.close()
+        parts.publisher.close(parts.settings.flush_timeout_s)
+        parts.recovery.on_event = None
 
     def detach(self) -> None:
-        """Close, and put back the plain layers wherever no kernel was grown."""
-        raise NotImplementedError
+        """Close; then put plain layers back wherever no kernel was grown, and let go of the optimiser.
+
+        Layers that have grown stay as they are: `export` makes plain ones of them.
+        """
+        self.close()
+        self._parts.growing.close()
+        self._parts.unwrap()
 
     def __enter__(self) -> Self:
         return self
@@ -74,3 +241,132 @@ class Handle:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _between_steps(self) -> None:
+        parts, step = self._parts, self._step
+        if parts.probes.armed:
+            self._sample()
+        for layer in tuple(self._grown):
+            for dropped in layer.advance(step):
+                parts.growing.drop(dropped.kernel.parameters())
+                self._changed()
+        arrivals = parts.receiver.receive()
+        for arrival in arrivals:
+            parts.executor.take(arrival, step)
+        if (arrivals or parts.executor.open) and parts.executor.run(step):
+            self._changed()
+        self._arm()
+
+    def _arm(self) -> None:
+        following = self._step + 1
+        if self._governor.due(Governor.FRAMES, following):
+            self._parts.probes.arm(growth=self._governor.due(GROWTH, following))
+
+    def _changed(self) -> None:
+        self._grown = [layer for layer in self._parts.layers.values() if len(layer.kernels)]
+        self._memory = 0
+
+    def _sample(self) -> None:
+        """Publish what the step that has just been done showed."""
+        parts, step, governor = self._parts, self._step, self._governor
+        started = time.perf_counter()
+        measured = parts.probes.collect()
+        if measured is None:
+            return
+        rare = measured.growth_seconds
+        if measured.growth:
+            governor.spent(GROWTH, step, measured.growth_seconds)
+        contributions: dict[str, float] = {}
+        if parts.held_out is not None and self._grown and governor.due(CONTRIBUTION, step):
+            began = time.perf_counter()
+            contributions = parts.held_out.contributions(self._grown)
+            took = time.perf_counter() - began
+            governor.spent(CONTRIBUTION, step, took)
+            rare += took
+        if measured.batch:
+            self._batch = measured.batch
+            parts.executor.seen_batch(measured.batch)
+        moment = self._moment()
+        self._frames.sampled(moment, measured, contributions, self._model_performance())
+        if step - self._last_cache_step >= parts.settings.cache_interval:
+            self._last_cache_step = step
+            self._frames.cache(moment, parts.cache)
+        governor.spent(Governor.FRAMES, step, time.perf_counter() - started - rare + parts.probes.take_seconds())
+        self._reset(step)
+
+    def _reset(self, step: int) -> None:
+        trained = self._parts.meter.training_seconds
+        if step > self._last_frame_step:
+            self._governor.adjust((trained - self._last_training_seconds) / (step - self._last_frame_step))
+        self._last_training_seconds, self._last_frame_step = trained, step
+
+    def _moment(self) -> Moment:
+        return Moment(self.run_id, self._step, self.epoch)
+
+    def _model_performance(self) -> dict[str, Any]:
+        """ModelPerformance's own fields; begins a new span of means."""
+        parts, step = self._parts, self._step
+        if self._losses:
+            self._last_loss = mean_loss(self._losses)
+        steps = step - self._last_frame_step
+        seconds = parts.meter.training_seconds - self._last_training_seconds
+        samples = self._samples if self._samples is not None else self._batch * steps
+        if not self._memory:
+            self._memory = memory_bytes(parts.model, parts.optimizer)
+        kernels = sum(layer.kernel_parameters for layer in self._grown)
+        accuracy = mean(self._accuracies)
+        frame = {
+            # a run that ends before its first step has no loss; its final frame still has to say something
+            "train_loss": 0.0 if self._last_loss is None else self._last_loss,
+            "train_accuracy": None if accuracy is None else min(max(accuracy, 0.0), 1.0),
+            "validation_loss": self._validation[0],
+            "validation_accuracy": self._validation[1],
+            "throughput": samples / seconds if seconds > 0 else 0.0,
+            "memory_bytes": self._memory,
+            "parameters": parts.base_parameters + kernels,
+            "base_parameters": parts.base_parameters,
+            "step_time_ms": seconds / steps * 1e3 if steps and seconds > 0 else 0.0,
+            "overhead_ratio": parts.meter.ratio,
+            "dropped_records": parts.publisher.dropped,
+            "steps_since_adaptation": parts.executor.steps_since(step),
+        }
+        self._losses.clear()
+        self._accuracies.clear()
+        self._samples = None
+        self._validation = (None, None)
+        return frame
+
+    def _drain(self) -> None:
+        """Answer every decision about this run: those open now, and those that its last telemetry leads to."""
+        parts, step = self._parts, self._step
+        for arrival in parts.receiver.receive():
+            parts.executor.take(arrival, step)
+        parts.executor.end(step)
+        deadline = time.monotonic() + parts.settings.drain_s
+        while parts.receiver.connected and time.monotonic() < deadline:
+            # Decisions of a run come in order: after the one about its last step there is none.
+            if (parts.executor.latest_decision_step or -1) >= step:
+                return
+            time.sleep(0.01)
+            for arrival in parts.receiver.receive():
+                parts.executor.take(arrival, step)
+
+    def _on_recovery(self, event: RecoveryEvent) -> None:
+        self._frames.error(Moment(self.run_id, self._step, self.epoch), event)
+
+    def _survive(self, error: Exception) -> None:
+        self._errors += 1
+        log.warning("%s: %s; training goes on", type(error).__name__, error, exc_info=self._errors == 1)
+
+
+def _validation(result: Validation) -> tuple[float | None, float | None]:
+    if isinstance(result, Mapping):
+        pair = (result.get("loss"), result.get("accuracy"))
+    elif isinstance(result, tuple):
+        pair = (result[0], result[1] if len(result) > 1 else None)
+    else:
+        pair = (result, None)
+    loss, accuracy = (None if value is None else float(value) for value in pair)
+    if loss is not None and not math.isfinite(loss):
+        loss = None
+    return loss, None if accuracy is None or not 0 <= accuracy <= 1 else accuracy

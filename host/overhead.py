@@ -1,0 +1,116 @@
+"""What the SDK costs the training loop, and the governor that keeps it within its budget."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+
+
+class OverheadMeter:
+    """Splits wall-clock time in two: training, and the SDK's own hooks; anything `outside` counts as neither.
+
+    What a grown network computes is training. Time counts from the end of the first step on, when everything that
+    is done once has been done.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
+        self.sdk_seconds = 0.0
+        self.training_seconds = 0.0
+        self._clock = clock
+        self._mark = 0.0
+        self._depth = 0
+        self._running = False
+
+    @property
+    def ratio(self) -> float:
+        """Time in the SDK / time of training without it; 0 before anything was measured."""
+        return self.sdk_seconds / self.training_seconds if self.training_seconds > 0 else 0.0
+
+    def start(self) -> None:
+        """Begin to count; a repeat changes nothing."""
+        if not self._running:
+            self._running, self._mark = True, self._clock()
+
+    def stop(self) -> None:
+        """Count no more."""
+        self._running = False
+
+    def enter(self) -> None:
+        """The SDK takes over. Nested calls count once."""
+        if self._depth == 0:
+            now = self._clock()
+            if self._running:
+                self.training_seconds += now - self._mark
+            self._mark = now
+        self._depth += 1
+
+    def leave(self) -> None:
+        """Training goes on."""
+        self._depth -= 1
+        if self._depth == 0:
+            now = self._clock()
+            if self._running:
+                self.sdk_seconds += now - self._mark
+            self._mark = now
+
+    @contextmanager
+    def outside(self) -> Iterator[None]:
+        """Within: neither training nor the SDK (the user's validation)."""
+        self.enter()
+        self.leave()
+        try:
+            yield
+        finally:
+            self._mark = self._clock()
+
+
+class Governor:
+    """Decides when a probe is due: at its interval, or more rarely where the probes together would cost too much.
+
+    A probe's load is its cost (median of its last three runs) over the training time of its interval. Frames come
+    first, since every later stage lives on them: the other probes share what frames leave of the budget, at least a
+    quarter of it, all stretched by the same factor. Where the overhead that was really measured is above the budget,
+    the factor grows with the square of the excess.
+    """
+
+    FRAMES = "frames"
+
+    def __init__(self, meter: OverheadMeter, budget: float, intervals: Mapping[str, int]) -> None:
+        """`intervals` in steps by probe, `FRAMES` among them; the other probes run on sampled steps only."""
+        self._meter = meter
+        self._budget = budget
+        self._intervals = dict(intervals)
+        self._costs: dict[str, deque[float]] = {name: deque(maxlen=3) for name in intervals}
+        self._last: dict[str, int] = dict.fromkeys(intervals, 0)
+        self._stretch: dict[str, float] = dict.fromkeys(intervals, 1.0)
+
+    def due(self, probe: str, step: int) -> bool:
+        """Whether `probe` is to run at `step`."""
+        return step - self._last[probe] >= self.interval(probe)
+
+    def interval(self, probe: str) -> float:
+        """Steps between two runs of `probe`, as things stand."""
+        return self._intervals[probe] * self._stretch[probe]
+
+    def spent(self, probe: str, step: int, seconds: float) -> None:
+        """Tell what a run of `probe` at `step` has cost."""
+        self._last[probe] = step
+        self._costs[probe].append(seconds)
+
+    def adjust(self, step_seconds: float) -> None:
+        """Set the intervals anew; `step_seconds` is what a step takes without the SDK."""
+        if step_seconds <= 0:
+            return
+        loads = {
+            name: statistics.median(costs) / (self._intervals[name] * step_seconds) if costs else 0.0
+            for name, costs in self._costs.items()
+        }
+        frames = loads.pop(self.FRAMES)
+        excess = max(1.0, self._meter.ratio / self._budget) ** 2
+        left = max(self._budget - frames, self._budget / 4)
+        rare = max(1.0, sum(loads.values()) / left) * excess
+        self._stretch = dict.fromkeys(loads, rare)
+        self._stretch[self.FRAMES] = max(1.0, frames / (0.75 * self._budget))

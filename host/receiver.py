@@ -1,0 +1,173 @@
+"""Decisions, kernels and control orders from Kafka, read in a background thread."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from confluent_kafka import Consumer, KafkaException, Message, TopicPartition
+
+from tamiyo.host.limits import ALL_RUNS
+from tamiyo.schemas.adaptation import AdaptationDecision, CompiledKernel, ControlCommand
+from tamiyo.schemas.codec import decode
+from tamiyo.schemas.errors import BrokerError, SchemaError
+from tamiyo.schemas.kafka import KafkaSettings, TopicNames
+from tamiyo.schemas.topics import CONTROL, DECISIONS, KERNELS, Topic
+
+log = logging.getLogger(__name__)
+
+Arrival = AdaptationDecision | CompiledKernel | ControlCommand
+
+_RETRY_S = 1.0
+_TOPICS: tuple[Topic, ...] = (DECISIONS, KERNELS, CONTROL)
+
+
+class Receiver(Protocol):
+    """Where an attached run's orders come from."""
+
+    @property
+    def connected(self) -> bool:
+        """Whether the broker has ever answered."""
+
+    def receive(self) -> Sequence[Arrival]:
+        """What has come since the last call, in order of arrival; returns at once."""
+
+    def close(self) -> None:
+        """Stop reading."""
+
+
+class KafkaReceiver:
+    """A confluent-kafka consumer without a group: it reads all partitions and keeps what is for this run.
+
+    Where the broker answers within `connect_timeout_s`, decisions and kernels are read from the end as it was then, so
+    `attach` makes this before it publishes the topology that any decision about the run needs. Where it does not, the
+    thread keeps trying and then reads from the beginning: only this run's records are kept, whatever was missed.
+    Control is always read from the beginning, since orders stand until they are replaced.
+    """
+
+    def __init__(
+        self,
+        run_id: str,
+        kafka: KafkaSettings,
+        topics: TopicNames,
+        *,
+        connect_timeout_s: float,
+        on_kernel: Callable[[CompiledKernel], None] | None = None,
+    ) -> None:
+        """`on_kernel` is called in the background thread, before the kernel is handed on: to fetch it ahead."""
+        self._run_id = run_id
+        self._keys = {run_id.encode(), ALL_RUNS.encode()}
+        self._topics = topics
+        self._by_name = {topics.full(topic.name): topic for topic in _TOPICS}
+        self._on_kernel = on_kernel
+        self._arrived: deque[Arrival] = deque()
+        self._stopping = threading.Event()
+        self._connected = False
+        self._said = False
+        self._consumer = Consumer(
+            kafka.librdkafka(
+                **{
+                    "group.id": f"tamiyo-host-{run_id}",  # librdkafka wants one; nothing is ever committed to it
+                    "client.id": "tamiyo-host",
+                    "enable.auto.commit": False,
+                    "enable.auto.offset.store": False,
+                    "auto.offset.reset": "earliest",
+                    "fetch.wait.max.ms": 50,  # how long a mock broker holds back a record that has just come
+                    "error_cb": self._on_error,
+                    "logger": _library_log,
+                }
+            )
+        )
+        self._connect(time.monotonic() + connect_timeout_s)
+        self._thread = threading.Thread(target=self._run, name="tamiyo-receiver", daemon=True)
+        self._thread.start()
+
+    @property
+    def connected(self) -> bool:
+        return self._connected
+
+    def receive(self) -> Sequence[Arrival]:
+        arrived: list[Arrival] = []
+        while self._arrived:
+            arrived.append(self._arrived.popleft())
+        return arrived
+
+    def close(self) -> None:
+        self._stopping.set()
+        self._thread.join(timeout=2.0)
+
+    def _connect(self, deadline: float) -> None:
+        """Read from the ends there are now, if the broker tells them in time."""
+        left = deadline - time.monotonic()
+        if left <= 0:
+            return
+        try:
+            self._consumer.assign(self._positions(left, from_end=True))
+            self._connected = True
+        except (KafkaException, BrokerError) as error:
+            self._say(f"Kafka does not answer; training goes on without it: {error}")
+
+    def _positions(self, timeout_s: float, *, from_end: bool) -> list[TopicPartition]:
+        deadline = time.monotonic() + timeout_s
+        positions = []
+        for name, topic in self._by_name.items():
+            metadata = self._consumer.list_topics(name, timeout=max(0.1, deadline - time.monotonic())).topics[name]
+            if metadata.error is not None or not metadata.partitions:
+                raise BrokerError(f"topic {name} cannot be read: {metadata.error or 'it has no partitions'}")
+            for number in metadata.partitions:
+                place = TopicPartition(name, number)
+                low, high = self._consumer.get_watermark_offsets(place, timeout=max(0.1, deadline - time.monotonic()))
+                place.offset = high if from_end and topic is not CONTROL else low
+                positions.append(place)
+        return positions
+
+    def _run(self) -> None:
+        while not self._stopping.is_set():
+            try:
+                if not self._connected:
+                    self._consumer.assign(self._positions(_RETRY_S, from_end=False))
+                    self._connected = True
+                message = self._consumer.poll(0.2)
+                if message is not None:
+                    self._take(message)
+            except Exception as error:  # nothing that comes, or fails to, may end training
+                self._say(f"reading from Kafka failed; it is tried again: {type(error).__name__}: {error}")
+                self._stopping.wait(_RETRY_S)
+        self._consumer.close()
+
+    def _take(self, message: Message) -> None:
+        topic = self._by_name.get(message.topic() or "")
+        # Other runs' records are told apart by their key, before anything is decoded.
+        if message.error() is not None or topic is None or message.key() not in self._keys:
+            return
+        value = message.value()
+        if value is None:
+            return  # a tombstone: compaction's business
+        try:
+            record = decode(value if isinstance(value, bytes) else str(value).encode(), topic.record)
+        except SchemaError as error:
+            self._say(f"a record on {topic.name} was left out: {error}")
+            return
+        if not isinstance(record, AdaptationDecision | CompiledKernel | ControlCommand):
+            return
+        if record.run_id not in (self._run_id, ALL_RUNS):
+            return
+        if isinstance(record, CompiledKernel) and self._on_kernel is not None:
+            self._on_kernel(record)
+        self._arrived.append(record)
+
+    def _on_error(self, error: object) -> None:
+        self._say(f"Kafka cannot be reached; training goes on without it: {error}")
+
+    def _say(self, message: str) -> None:
+        if not self._said:
+            self._said = True
+            log.warning("%s", message)
+
+
+# librdkafka writes to stderr unless it is given a logger; the SDK is silent by default.
+_library_log = logging.getLogger(f"{__name__}.librdkafka")
