@@ -191,7 +191,10 @@ class LayerNode(Record):
     output_shape: Annotated[list[Count], Field(max_length=8, description="Of one sample, without the batch.")]
     seeds: Annotated[Count, Field(description="Slots for kernels.")]
     protected: Annotated[bool, Field(description="Never to be adapted.")] = False
-    spec: Annotated[Text, Field(description="The layer's geometry as JSON, from which kernels are built.")] = "{}"
+    # Not "{}" where nothing is told: Apicurio 3 does not take a schema with that default for Avro.
+    spec: Annotated[
+        Text, Field(description="The layer's geometry as JSON, from which kernels are built; empty: not told.")
+    ] = ""
     blueprints: Annotated[list[BlueprintOffer], Field(max_length=100, description="What fits here.")] = []
 
 
