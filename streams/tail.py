@@ -6,7 +6,7 @@ backwards in growing pieces ends with the first piece that is such a stretch.
 """
 
 import asyncio
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -38,6 +38,7 @@ class Told:
     """One message of the tail, as it came."""
 
     offset: int
+    timestamp_ms: int
     value: bytes | None
     headers: Mapping[str, str]
 
@@ -128,7 +129,7 @@ class TailReader:
             for partition, messages in (await self._consumer.getmany(*behind, timeout_ms=200)).items():
                 reading = readings[partition]
                 reading.piece.extend(
-                    Told(message.offset, message.value, {name: value.decode() for name, value in message.headers})
+                    Told(message.offset, message.timestamp or 0, message.value, _texts(message.headers))
                     for message in messages
                     if message.offset < reading.high
                 )
@@ -137,6 +138,16 @@ class TailReader:
             if done:
                 self._consumer.pause(*done)
                 behind -= done
+
+    async def begins(self, partitions: Sequence[tuple[str, int]]) -> dict[tuple[str, int], int]:
+        """Return the first offset that each (topic, partition) still has."""
+        found = await self._consumer.beginning_offsets([TopicPartition(*each) for each in partitions])
+        return {(each.topic, each.partition): offset for each, offset in found.items()}
+
+    async def ends(self, partitions: Sequence[tuple[str, int]]) -> dict[tuple[str, int], int]:
+        """Return the offset that the next message of each (topic, partition) will have."""
+        found = await self._consumer.end_offsets([TopicPartition(*each) for each in partitions])
+        return {(each.topic, each.partition): offset for each, offset in found.items()}
 
     async def first_after(self, topic: str, partition: int, offset: int) -> int | None:
         """Return the offset of the first message at or after `offset`, None where there is none."""
@@ -150,3 +161,8 @@ class TailReader:
                 if messages:
                     return int(messages[0].offset)
         return None
+
+
+def _texts(headers: Iterable[tuple[str, bytes | None]]) -> dict[str, str]:
+    # A foreign client may have put anything there.
+    return {name: (value or b"").decode("utf-8", "replace") for name, value in headers}

@@ -1,0 +1,304 @@
+"""The Faust side of a stage: one app, one agent, and a tenure for every partition that is assigned."""
+
+import asyncio
+import logging
+import os
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any
+
+import structlog
+from aiokafka.errors import KafkaError
+from faust.exceptions import FaustError
+from faust.types import TP
+from pydantic_settings import BaseSettings
+
+from tamiyo.schemas.codec import decode
+from tamiyo.schemas.errors import BrokerError, SchemaError
+from tamiyo.schemas.kafka import KafkaSettings, TopicNames
+from tamiyo.streams import metrics
+from tamiyo.streams.app import StageConsumerThread, create_app
+from tamiyo.streams.settings import WorkerSettings
+from tamiyo.streams.stage import Said, Stage
+from tamiyo.streams.tail import ID_HEADER, TailReader, Told
+from tamiyo.streams.tenure import Headers, Memory, Tenure
+from tamiyo.streams.views import Views
+
+log = structlog.get_logger(__name__)
+
+EXIT_BUG = 70
+"""A stage raised: the same input will raise again (sysexits' EX_SOFTWARE)."""
+EXIT_AGAIN = 75
+"""Kafka failed or stalled: a supervisor should start the process again (EX_TEMPFAIL)."""
+
+
+class Shell:
+    """Runs one stage in one consumer group."""
+
+    def __init__(
+        self,
+        stage: type[Stage],
+        settings: BaseSettings,
+        *,
+        group: str,
+        kafka: KafkaSettings,
+        names: TopicNames,
+        worker: WorkerSettings,
+        views: Views,
+        fetch_wait_ms: int,
+        end_process: Callable[[int], Any] = os._exit,
+    ) -> None:
+        self.name = stage.name
+        self.worker = worker
+        self.names = names
+        self.assigned = False
+        """Whether the group's coordinator has spoken; an idle member of a group is assigned nothing, but assigned."""
+        self._stage = stage
+        self._settings = settings
+        self._kafka = kafka
+        self._views = views
+        self._fetch_wait_ms = fetch_wait_ms
+        self._end_process = end_process
+        self._generation = -1
+        self._tenures: dict[int, Tenure] = {}
+        self._preparing: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+        self._stopping = False
+        self.app = create_app(group, kafka, worker, fetch_wait_ms=fetch_wait_ms)
+        channel = self.app.topic(
+            *(names.full(topic.name) for topic in stage.inputs),
+            key_type=bytes,
+            value_type=bytes,
+            key_serializer="raw",
+            value_serializer="raw",
+        )
+        self.app.agent(channel, name=f"tamiyo.{stage.name}")(self._consume)
+        self.app.on_partitions_revoked.connect(self._revoked, weak=False)
+        self.app.on_partitions_assigned.connect(self._assigned, weak=False)
+
+    # Life
+
+    async def start(self) -> None:
+        """Join the group; returns once partitions have been assigned for the first time."""
+        self._tasks = [
+            asyncio.create_task(self._tick(), name=f"{self.name}-tick"),
+            asyncio.create_task(self._watch_crash(), name=f"{self.name}-crash"),
+            asyncio.create_task(self._watch_stall(), name=f"{self.name}-stall"),
+        ]
+        await self.app.start()
+
+    async def stop(self) -> None:
+        """Feed nothing more, publish and acknowledge what was said, commit, leave the group."""
+        self._stopping = True
+        if self._preparing is not None:
+            self._preparing.cancel()
+        await asyncio.gather(*(tenure.drain() for tenure in self._tenures.values()))
+        if self._tenures:
+            await self.app.consumer.commit()
+        for task in self._tasks:
+            task.cancel()
+        for tenure in self._tenures.values():
+            tenure.close()
+        await self.app.stop()
+
+    @property
+    def ready(self) -> bool:
+        """Whether every assigned partition has recalled what it said and is being fed."""
+        return self.assigned and all(tenure.stage is not None for tenure in self._tenures.values())
+
+    @property
+    def partitions(self) -> list[int]:
+        """Return the partition numbers held."""
+        return sorted(self._tenures)
+
+    def fail(self, error: BaseException, *, at: Mapping[str, Any]) -> None:
+        """End the process at once: a graceful stop would commit what was not finished."""
+        temporary = isinstance(error, BrokerError | KafkaError | FaustError | TimeoutError)
+        what = "Kafka failed" if temporary else "a bug"
+        log.critical(
+            f"{what} in stage {self.name}: the process ends, nothing more is acknowledged",
+            stage=self.name, at=dict(at), error=repr(error), exc_info=error,
+        )  # fmt: skip
+        for handler in logging.getLogger().handlers:
+            handler.flush()
+        self._end_process(EXIT_AGAIN if temporary else EXIT_BUG)
+
+    # Assignment
+
+    async def _revoked(self, _sender: Any, _partitions: Any, **_: Any) -> None:
+        if self._preparing is not None:
+            self._preparing.cancel()
+            self._preparing = None
+        for tenure in self._tenures.values():
+            tenure.close()
+        self._tenures = {}
+        self.assigned = False
+
+    async def _assigned(self, _sender: Any, partitions: set[TP], **_: Any) -> None:
+        self._generation = self.app.consumer_generation_id
+        metrics.REBALANCES.labels(self.name).inc()
+        numbers = sorted({tp.partition for tp in partitions})
+        self._tenures = {number: Tenure(self.name, self._stage.inputs, number, self) for number in numbers}
+        self.assigned = True
+        log.info("partitions are assigned", stage=self.name, partitions=numbers, generation=self._generation)
+        if numbers:
+            self._preparing = asyncio.create_task(self._prepare(dict(self._tenures)), name=f"{self.name}-prepare")
+
+    async def _prepare(self, tenures: dict[int, Tenure]) -> None:
+        try:
+            await self._views.wait(self.worker.view_timeout_s)
+            memories, said = await self._recall(list(tenures))
+            for number, tenure in tenures.items():
+                stage = self._stage(number, self._settings, self._views.by_name)  # type: ignore[call-arg]
+                stage.recall(said[number])
+                tenure.begin(stage, memories[number])
+            log.info(
+                "partitions are being fed",
+                stage=self.name, recalled={number: len(each) for number, each in said.items() if each},
+            )  # fmt: skip
+        except asyncio.CancelledError:
+            raise
+        except BaseException as error:
+            self.fail(error, at={"stage": self.name, "partitions": sorted(tenures), "while": "recalling"})
+
+    async def _recall(self, numbers: Sequence[int]) -> tuple[dict[int, Memory], dict[int, list[Said]]]:
+        """Read where to go on, and what was said after that, for each partition number."""
+        inputs = [topic.name for topic in self._stage.inputs]
+        tps = {TP(self.names.full(name), number) for name in inputs for number in numbers}
+        committed = await self._thread.committed(tps)
+        async with TailReader(self._kafka, fetch_wait_ms=self._fetch_wait_ms) as reader:
+            begins = await reader.begins([(tp.topic, tp.partition) for tp in tps])
+            # Where nothing was committed, or what was is gone, reading begins with the log.
+            positions = {
+                number: {
+                    name: max(committed[TP(full, number)] or 0, begins[full, number])
+                    for name in inputs
+                    for full in (self.names.full(name),)
+                }
+                for number in numbers
+            }
+            outputs = {topic.name: topic for topic in self._stage.outputs}
+            aside = [name for topic in self._stage.inputs for name in (topic.dead_letters, topic.late)]
+            tails = await reader.tails(
+                {
+                    (self.names.full(name), number): positions[number]
+                    for name in (*outputs, *aside)
+                    for number in numbers
+                }
+            )
+        memories = {number: Memory(positions[number]) for number in numbers}
+        said: dict[int, list[tuple[int, Said]]] = {number: [] for number in numbers}
+        for (full, number), tail in tails.items():
+            name = self.names.bare(full)
+            for told in tail:
+                identity = told.headers.get(ID_HEADER)
+                if name in outputs and identity is not None:
+                    memories[number].said.add((name, identity))
+                    record = self._read_back(outputs[name].record, name, number, told)
+                    if record is not None:
+                        sources = dict([told.source]) if told.source else {}
+                        said[number].append((told.timestamp_ms, Said(name, told.offset, record, identity, sources)))
+                elif name not in outputs and told.source is not None:
+                    memories[number].said.add((name, f"{told.source[0]}:{told.source[1]}"))
+        ordered = {number: [each for _, each in sorted(said[number], key=lambda pair: pair[0])] for number in numbers}
+        return memories, ordered
+
+    def _read_back(self, record: Any, topic: str, partition: int, told: Told) -> Any:
+        try:
+            return decode(told.value, record)
+        except SchemaError as error:
+            log.error("an output cannot be read back", topic=topic, partition=partition, offset=told.offset,
+                      error=str(error))  # fmt: skip
+            return None
+
+    # Feeding and publishing
+
+    async def _consume(self, stream: Any) -> None:
+        async for event in stream.noack().events():
+            try:
+                message = event.message
+                tenure = self._tenures.get(message.partition)
+                if self._stopping or tenure is None or message.generation_id != self._generation:
+                    continue  # of an assignment that is over: whoever holds the partition now reads it again
+                await tenure.take(self.names.bare(message.topic), event)
+            except Exception as error:  # Faust would acknowledge the event and go on
+                self.fail(error, at={"stage": self.name, "event": repr(event)})
+
+    @property
+    def _thread(self) -> StageConsumerThread:
+        thread: StageConsumerThread = self.app.consumer._thread
+        return thread
+
+    async def send(
+        self, topic: str, key: bytes | None, value: bytes | None, partition: int, headers: Headers
+    ) -> Awaitable[Any]:
+        """Hand a message to the app's producer."""
+        delivery: Awaitable[Any] = await self.app.producer.send(topic, key, value, partition, None, headers)
+        return delivery
+
+    async def may_publish(self, tenure: Tenure) -> bool:
+        """Return whether the tenure's partition is still ours.
+
+        A process that was paused past its session does not know yet that it lost its partitions: the last heartbeat
+        that the coordinator accepted tells, so an old one is waited out until there is a new one or a rebalance.
+        """
+        while not tenure.closed:
+            fresh = time.monotonic() - self._thread.last_heartbeat < self.worker.session_timeout_s
+            if fresh and not self.app.rebalancing and self.app.consumer_generation_id == self._generation:
+                return True
+            await asyncio.sleep(0.02)
+        return False
+
+    async def verify_gap(self, topic: str, partition: int, expected: int, found: int) -> None:
+        """Raise BrokerError if the log holds messages that the consumer skipped."""
+        async with TailReader(self._kafka, fetch_wait_ms=self._fetch_wait_ms) as reader:
+            first = await reader.first_after(self.names.full(topic), partition, expected)
+        if first is not None and first < found:
+            raise BrokerError(
+                f"the consumer skipped from offset {expected} to {found} of {topic}/{partition}, "
+                f"but offset {first} exists"
+            )
+
+    # Watching
+
+    async def _tick(self) -> None:
+        while True:
+            await asyncio.sleep(self.worker.tick_ms / 1000)
+            open_records = 0
+            for tenure in self._tenures.values():
+                tenure.tick()
+                open_records += tenure.open_records
+            metrics.OPEN_RECORDS.labels(self.name).set(open_records)
+            metrics.PARTITIONS.labels(self.name).set(len(self._tenures))
+
+    async def _watch_crash(self) -> None:
+        while not self.app.crashed:  # noqa: ASYNC110 - mode's event is private
+            await asyncio.sleep(0.2)
+        if not self._stopping:
+            self.fail(BrokerError(f"Faust gave up: {self.app.crash_reason!r}"), at={"stage": self.name})
+
+    async def _watch_stall(self) -> None:
+        """End a process whose consumer has stalled: records wait, and nothing has been read for too long."""
+        read: dict[tuple[str, int], int] = {}
+        since = time.monotonic()
+        while True:
+            await asyncio.sleep(self.worker.stall_timeout_s / 4)
+            now = {
+                (self.names.full(topic), number): offset
+                for number, tenure in self._tenures.items()
+                for topic, offset in tenure.positions.items()
+            }
+            waiting = any(tenure.stage is None for tenure in self._tenures.values())
+            if now != read or not (now or waiting):
+                read, since = now, time.monotonic()
+                continue
+            try:
+                async with TailReader(self._kafka, fetch_wait_ms=self._fetch_wait_ms) as reader:
+                    ends = await reader.ends(list(now))
+            except (KafkaError, BrokerError):
+                continue  # the broker is away, not the consumer
+            lag = {f"{topic}/{number}": ends[topic, number] - offset for (topic, number), offset in now.items()}
+            if not waiting and not any(behind > 0 for behind in lag.values()):
+                since = time.monotonic()
+            elif time.monotonic() - since >= self.worker.stall_timeout_s:
+                self.fail(BrokerError("records wait, but none were read"), at={"stage": self.name, "lag": lag})

@@ -1,0 +1,349 @@
+"""One stage's hold of one partition, from its assignment to the next rebalance.
+
+A rebalance takes every partition away, and the group reads again from the committed offsets even where it gets the
+same partitions back (aiokafka's eager protocol). So a tenure ends with it: its stage, its held events and what it had
+not published are dropped, and the next tenure begins from the committed offsets and the tail of the stage's outputs.
+"""
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Awaitable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+import structlog
+
+from tamiyo.schemas.codec import decode, encode
+from tamiyo.schemas.errors import SchemaError
+from tamiyo.schemas.kafka import TopicNames
+from tamiyo.schemas.topics import DECISIONS, Topic
+from tamiyo.streams import metrics
+from tamiyo.streams.settings import WorkerSettings
+from tamiyo.streams.stage import Incoming, Output, Reject, Stage
+from tamiyo.streams.tail import (
+    ID_HEADER,
+    POSITIONS_HEADER,
+    REASON_HEADER,
+    SOURCE_HEADER,
+    STAGE_HEADER,
+    TIME_HEADER,
+)
+
+log = structlog.get_logger(__name__)
+
+MAX_IN_FLIGHT = 100  # batches published and not yet delivered: enough to hide a round trip, few enough to bound memory
+GAPS_VERIFIED = 3  # a topic, a tenure: more than that are a transactional producer's markers, not lost messages
+
+Headers = list[tuple[str, bytes]]
+
+
+class Connection(Protocol):
+    """What a tenure needs of the process around it."""
+
+    worker: WorkerSettings
+    names: TopicNames
+
+    async def send(
+        self, topic: str, key: bytes | None, value: bytes | None, partition: int, headers: Headers
+    ) -> Awaitable[Any]:
+        """Hand a message to the producer; the result is done once it is delivered."""
+
+    async def may_publish(self, tenure: "Tenure") -> bool:
+        """Wait until it is certain whether the partition is still held; return whether it is."""
+
+    async def verify_gap(self, topic: str, partition: int, expected: int, found: int) -> None:
+        """End the process if messages between two offsets exist, since then they were skipped."""
+
+    def fail(self, error: BaseException, *, at: Mapping[str, Any]) -> None:
+        """End the process at once, with nothing acknowledged."""
+
+
+@dataclass(slots=True)
+class _Held:
+    event: Any
+    received: float
+
+
+@dataclass(slots=True)
+class _Sent:
+    """What one call of the stage led to, and what may be acknowledged once all of it is delivered."""
+
+    deliveries: list[tuple[Awaitable[Any], Output | Reject, float | None]]
+    bounds: dict[str, int]
+
+
+@dataclass(slots=True)
+class Memory:
+    """What the tail of the outputs told: where to go on, and what not to say again."""
+
+    positions: dict[str, int]
+    """Next offset of each input topic."""
+    said: set[tuple[str, str]] = field(default_factory=set)
+    """(topic, identity) of outputs; (topic, "source topic:offset") of rejects."""
+
+
+class Tenure:
+    """Feeds one stage with one partition number of all its inputs, publishes what it says, acknowledges in order."""
+
+    def __init__(self, stage: str, inputs: Sequence[Topic], partition: int, connection: Connection) -> None:
+        self.stage_name = stage
+        self.partition = partition
+        self.closed = False
+        self.stage: Stage | None = None
+        self._inputs = {topic.name: topic for topic in inputs}
+        self._connection = connection
+        self._inbox: deque[tuple[str, Any, float]] = deque()
+        self._held: dict[str, dict[int, _Held]] = {topic: {} for topic in self._inputs}
+        self._memory = Memory({})
+        self._gaps: dict[str, int] = dict.fromkeys(self._inputs, 0)
+        self._sent: deque[_Sent] = deque()
+        self._acknowledged: dict[str, int] = {}
+        self._tick_due = False
+        self._draining = False
+        self._wake = asyncio.Event()
+        self._room = asyncio.Event()
+        self._delivery = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._tasks: list[asyncio.Task[None]] = []
+
+    # What the shell calls
+
+    def begin(self, stage: Stage, memory: Memory) -> None:
+        """Start to work: `stage` has recalled what it said."""
+        if self.closed:
+            return
+        self.stage = stage
+        self._memory = memory
+        self._tasks = [
+            asyncio.create_task(self._guarded(self._work()), name=f"{self.stage_name}-{self.partition}"),
+            asyncio.create_task(self._guarded(self._deliver()), name=f"{self.stage_name}-{self.partition}-delivery"),
+        ]
+        self._wake.set()
+
+    async def take(self, topic: str, event: Any) -> None:
+        """Queue one event of the catalogue's `topic`; waits while the inbox is full."""
+        while len(self._inbox) >= 2 * self._connection.worker.max_batch and not (self.closed or self._draining):
+            self._room.clear()
+            await self._room.wait()
+        if self.closed or self._draining:
+            return
+        self._inbox.append((topic, event, time.perf_counter()))
+        self._wake.set()
+
+    def tick(self) -> None:
+        """Let the stage look at the clock soon."""
+        self._tick_due = True
+        self._wake.set()
+
+    async def drain(self) -> None:
+        """Feed nothing more; return once everything that the stage has said is delivered and acknowledged."""
+        self._draining = True
+        self._inbox.clear()
+        self._room.set()
+        self._wake.set()
+        if self._tasks and not self.closed:
+            await self._idle.wait()
+
+    def close(self) -> None:
+        """Drop everything: the partition is somebody else's now."""
+        self.closed = True
+        for task in self._tasks:
+            task.cancel()
+        self._inbox.clear()
+        for held in self._held.values():
+            held.clear()
+        for event in (self._room, self._wake, self._delivery, self._idle):
+            event.set()
+
+    @property
+    def positions(self) -> Mapping[str, int]:
+        """Return the next offset of each input topic."""
+        return self._memory.positions
+
+    @property
+    def open_records(self) -> int:
+        """Return how many records are neither acknowledged nor dropped."""
+        return sum(len(held) for held in self._held.values()) + len(self._inbox)
+
+    # Feeding
+
+    async def _guarded(self, work: Awaitable[None]) -> None:
+        try:
+            await work
+        except asyncio.CancelledError:
+            raise
+        except BaseException as error:
+            at = {topic: offset - 1 for topic, offset in self._memory.positions.items()}
+            self._connection.fail(error, at={"stage": self.stage_name, "partition": self.partition, "read": at})
+
+    async def _work(self) -> None:
+        while not self.closed:
+            await self._wake.wait()
+            self._wake.clear()
+            while (self._inbox or self._tick_due) and not (self.closed or self._draining):
+                if self._inbox:
+                    await self._feed()
+                if self._tick_due:
+                    self._tick_due = False
+                    await self._look_at_the_clock()
+                # Other partitions and stages share this loop.
+                await asyncio.sleep(0)
+            if self._draining and not self._sent:
+                self._idle.set()
+
+    async def _feed(self) -> None:
+        assert self.stage is not None
+        batch: list[Incoming] = []
+        rejects: list[Output | Reject] = []
+        size = min(len(self._inbox), self._connection.worker.max_batch)
+        for _ in range(size):
+            topic, event, received = self._inbox.popleft()
+            message = event.message
+            expected = self._memory.positions[topic]
+            if message.offset < expected:
+                continue  # read again after a seek within the generation: the stage has it already
+            if message.offset > expected and self._gaps[topic] < GAPS_VERIFIED:
+                self._gaps[topic] += 1
+                await self._connection.verify_gap(topic, self.partition, expected, message.offset)
+            self._memory.positions[topic] = message.offset + 1
+            self._held[topic][message.offset] = _Held(event, received)
+            metrics.RECEIVED.labels(self.stage_name, topic).inc()
+            incoming = Incoming(
+                topic,
+                self.partition,
+                message.offset,
+                int((message.timestamp or 0) * 1000),
+                None,
+                event.value or b"",
+                event.key,
+            )
+            try:
+                record = decode(event.value, self._inputs[topic].record)
+            except SchemaError as error:
+                rejects.append(Reject(incoming, f"{type(error).__name__}: {error}"))
+            else:
+                batch.append(replace(incoming, record=record))
+        self._room.set()
+        said: list[Output | Reject] = rejects
+        if batch:
+            started = time.perf_counter()
+            said = [*rejects, *await self._call(self.stage.feed, batch)]
+            metrics.FEED_SECONDS.labels(self.stage_name).inc(time.perf_counter() - started)
+            metrics.BATCH_RECORDS.labels(self.stage_name).observe(len(batch))
+        await self._publish(said)
+
+    async def _look_at_the_clock(self) -> None:
+        assert self.stage is not None
+        said = await self._call(self.stage.tick, time.time_ns() // 1_000_000)
+        await self._publish(said)
+
+    async def _call(self, function: Any, argument: Any) -> Sequence[Output | Reject]:
+        # A stage that computes for long says so, and the other stages' loop goes on meanwhile.
+        offload = getattr(self.stage, "offload", False)
+        said: Sequence[Output | Reject] = await asyncio.to_thread(function, argument) if offload else function(argument)
+        return said
+
+    # Publishing
+
+    def _bounds(self) -> dict[str, int]:
+        assert self.stage is not None
+        still_needed = self.stage.open_offsets()
+        return {
+            topic: min(still_needed.get(topic, position), position)
+            for topic, position in self._memory.positions.items()
+        }
+
+    async def _publish(self, said: Iterable[Output | Reject]) -> None:
+        bounds = self._bounds()
+        new = [each for each in said if self._is_new(each)]
+        if not new and (bounds == self._acknowledged or self.closed):
+            return
+        if not await self._connection.may_publish(self):
+            return
+        deliveries: list[tuple[Awaitable[Any], Output | Reject, float | None]] = []
+        positions = ",".join(f"{topic}={offset}" for topic, offset in self._memory.positions.items()).encode()
+        for each in new:
+            source = each.source
+            held = self._held[source.topic].get(source.offset) if source is not None else None
+            deliveries.append((await self._send(each, positions), each, held.received if held else None))
+        if not deliveries and not self._sent:
+            self._acknowledge(bounds)
+            return
+        self._sent.append(_Sent(deliveries, bounds))
+        self._delivery.set()
+        while len(self._sent) > MAX_IN_FLIGHT and not self.closed:
+            self._room.clear()
+            await self._room.wait()
+
+    def _is_new(self, each: Output | Reject) -> bool:
+        if isinstance(each, Output):
+            key = (each.topic.name, each.identity)
+        else:
+            key = (_rejects(each), f"{each.source.topic}:{each.source.offset}")
+        if key in self._memory.said:
+            metrics.REPEATED.labels(self.stage_name, key[0]).inc()
+            return False
+        return True
+
+    async def _send(self, each: Output | Reject, positions: bytes) -> Awaitable[Any]:
+        headers: Headers = [(STAGE_HEADER, self.stage_name.encode()), (POSITIONS_HEADER, positions)]
+        names = self._connection.names
+        source = each.source
+        if source is not None:
+            headers.append((SOURCE_HEADER, f"{source.topic}:{source.partition}:{source.offset}".encode()))
+        if isinstance(each, Output):
+            headers.append((ID_HEADER, each.identity.encode()))
+            record: Any = each.record
+            name, key, value = each.topic.name, record.run_id.encode(), encode(each.record)
+            return await self._connection.send(names.full(name), key, value, self.partition, headers)
+        headers.append((REASON_HEADER, each.reason.encode()[:2000]))
+        headers.append((TIME_HEADER, str(time.time_ns() // 1_000_000).encode()))
+        name = _rejects(each)
+        kind = "late" if each.late else "unusable"
+        metrics.REJECTED.labels(self.stage_name, each.source.topic, kind).inc()
+        log.warning("a message is set aside", stage=self.stage_name, to=name, partition=self.partition,
+                    offset=each.source.offset, reason=each.reason)  # fmt: skip
+        return await self._connection.send(names.full(name), each.source.key, each.source.raw, self.partition, headers)
+
+    async def _deliver(self) -> None:
+        while not self.closed:
+            await self._delivery.wait()
+            self._delivery.clear()
+            while self._sent and not self.closed:
+                sent = self._sent[0]
+                for delivery, each, received in sent.deliveries:
+                    await delivery
+                    self._observe(each, received)
+                self._acknowledge(sent.bounds)
+                self._sent.popleft()
+                self._room.set()
+            if self._draining:
+                self._wake.set()
+
+    def _observe(self, each: Output | Reject, received: float | None) -> None:
+        if isinstance(each, Output):
+            if received is not None:
+                metrics.STAGE_LATENCY.labels(self.stage_name).observe(time.perf_counter() - received)
+            metrics.PUBLISHED.labels(self.stage_name, each.topic.name).inc()
+            if each.topic is DECISIONS:
+                record: Any = each.record
+                metrics.END_TO_END_LATENCY.observe(max(0.0, time.time() - record.time_ms / 1000))
+                metrics.POLICY_VERSION.set(record.policy_version)
+
+    def _acknowledge(self, bounds: dict[str, int]) -> None:
+        """Acknowledge, in order, every held event below its topic's bound."""
+        if self.closed:
+            return
+        for topic, bound in bounds.items():
+            held = self._held[topic]
+            while held:
+                offset = next(iter(held))
+                if offset >= bound:
+                    break
+                held.pop(offset).event.ack()
+        self._acknowledged = bounds
+
+
+def _rejects(each: Reject) -> str:
+    return f"{each.source.topic}.late" if each.late else f"{each.source.topic}.dlq"

@@ -1,0 +1,72 @@
+"""Brokers for the whole session, and what produces to and reads from them."""
+
+import os
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import closing
+
+import pytest
+
+from tamiyo.schemas.kafka import KafkaSettings, TopicNames
+from tamiyo.streams.brokers import EmbeddedBroker, LocalKafka
+from tests.streams.kafka_log import KafkaLog
+
+
+@pytest.fixture(scope="session")
+def embedded() -> Iterator[EmbeddedBroker]:
+    """One embedded broker for the session: tests keep apart by topic prefix."""
+    with EmbeddedBroker() as broker:
+        yield broker
+
+
+@pytest.fixture(scope="session")
+def real_kafka() -> Iterator[str]:
+    """Bootstrap servers of a real Kafka: from KAFKA_HOME, else from a container, else the test is skipped."""
+    home = os.environ.get("KAFKA_HOME")
+    if home:
+        with LocalKafka(home) as broker:
+            yield broker.bootstrap_servers
+        return
+    from testcontainers.kafka import KafkaContainer
+
+    try:
+        container = KafkaContainer().with_kraft().start()
+    except Exception as error:  # docker's client raises its own, requests' and urllib3's
+        pytest.skip(f"no real Kafka: KAFKA_HOME is not set, and no Docker engine answers ({type(error).__name__})")
+    try:
+        yield container.get_bootstrap_server()
+    finally:
+        container.stop()
+
+
+@pytest.fixture
+def names() -> TopicNames:
+    """A topic prefix of the test's own."""
+    return TopicNames(prefix=f"t{uuid.uuid4().hex[:8]}.")
+
+
+@pytest.fixture
+def kafka(embedded: EmbeddedBroker) -> KafkaSettings:
+    """Settings of the embedded broker."""
+    return KafkaSettings(bootstrap_servers=embedded.bootstrap_servers)
+
+
+@pytest.fixture
+def open_log(names: TopicNames) -> Iterator[Callable[[KafkaSettings], KafkaLog]]:
+    """Make a `KafkaLog` for a broker, under the test's prefix."""
+    logs: list[KafkaLog] = []
+
+    def make(kafka: KafkaSettings) -> KafkaLog:
+        logs.append(KafkaLog(kafka, names))
+        return logs[-1]
+
+    yield make
+    for log in logs:
+        log.close()
+
+
+@pytest.fixture
+def kafka_log(kafka: KafkaSettings, names: TopicNames) -> Iterator[KafkaLog]:
+    """Produce to and read from the embedded broker, under the test's prefix."""
+    with closing(KafkaLog(kafka, names)) as log:
+        yield log

@@ -1,0 +1,238 @@
+"""A stage on a broker: processes, partitions, restarts."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tamiyo.schemas.errors import ConfigurationError
+from tamiyo.schemas.kafka import KafkaSettings, TopicNames
+from tamiyo.schemas.telemetry import CacheHitRates
+from tamiyo.streams.brokers import free_ports
+from tamiyo.streams.settings import WorkerSettings
+from tamiyo.streams.topics import Topics
+from tamiyo.streams.worker import run_worker
+from tests.streams.kafka_log import Heard, KafkaLog
+from tests.streams.pairs import FACTORS, LETTERS, NUMBERS, SUMS, number
+
+ROOT = Path(__file__).parents[2]
+TOPICS = (NUMBERS, LETTERS, FACTORS, SUMS)
+RUNS = [f"run-{index}" for index in range(8)]
+
+
+class Process:
+    """A worker with the pair stage, as a process."""
+
+    def __init__(self, kafka: KafkaSettings, names: TopicNames, folder: Path, **settings: Any) -> None:
+        (self.port,) = free_ports(1)
+        self.log = folder / f"worker-{self.port}.log"
+        environment = {
+            **os.environ,
+            "TAMIYO_KAFKA_BOOTSTRAP_SERVERS": kafka.bootstrap_servers,
+            "TAMIYO_TOPIC_PREFIX": names.prefix,
+            "TAMIYO_WORKER_HTTP_PORT": str(self.port),
+            "TAMIYO_WORKER_COMMIT_INTERVAL_S": "0.2",
+            **{f"TAMIYO_WORKER_{name.upper()}": str(value) for name, value in settings.items()},
+        }
+        with self.log.open("wb") as output:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "tests.streams.pairs"], cwd=ROOT, env=environment, stdout=output, stderr=output
+            )
+
+    def get(self, path: str) -> httpx.Response:
+        return httpx.get(f"http://127.0.0.1:{self.port}{path}", timeout=5)
+
+    def metric(self, name: str) -> float:
+        """Sum a metric's samples."""
+        lines = [line for line in self.get("/metrics").text.splitlines() if line.startswith(name)]
+        return sum(float(line.rsplit(" ", 1)[1]) for line in lines)
+
+    def wait_until_ready(self, partitions: int | None = None, timeout_s: float = 40.0) -> "Process":
+        """Wait until /readyz agrees, with so many partitions."""
+        deadline = time.monotonic() + timeout_s
+        while time.monotonic() < deadline:
+            assert self.process.poll() is None, self.log.read_text()
+            try:
+                answer = self.get("/readyz")
+            except httpx.HTTPError:
+                time.sleep(0.1)
+                continue
+            held = answer.json()["stages"].get("pairs", {}).get("partitions", [])
+            if answer.status_code == 200 and (partitions is None or len(held) == partitions):
+                return self
+            time.sleep(0.1)
+        raise AssertionError(f"not ready: {self.log.read_text()}")
+
+    def end(self, number: int, timeout_s: float = 15.0) -> int:
+        """Send a signal and wait for the exit status."""
+        self.process.send_signal(number)
+        return self.process.wait(timeout_s)
+
+
+@pytest.fixture
+def start(tmp_path: Path, names: TopicNames) -> Iterator[Callable[..., Process]]:
+    processes: list[Process] = []
+
+    def begin(kafka: KafkaSettings, **settings: Any) -> Process:
+        processes.append(Process(kafka, names, tmp_path, **settings))
+        return processes[-1]
+
+    yield begin
+    for each in processes:
+        if each.process.poll() is None:
+            each.process.kill()
+            each.process.wait()
+
+
+def numbers(first: int, last: int, runs: list[str] = RUNS) -> list[CacheHitRates]:
+    return [number(run, step, step) for step in range(first, last) for run in runs]
+
+
+def sums(heard: list[Heard]) -> dict[tuple[str, int], int]:
+    """Return what was said of each pair, the first that was said; a pair that was said differently fails."""
+    found: dict[tuple[str, int], int] = {}
+    for each in heard:
+        record = each.record(CacheHitRates)
+        assert found.setdefault((record.run_id, record.step), record.hits) == record.hits
+    return found
+
+
+def expected(last: int, runs: list[str] = RUNS) -> dict[tuple[str, int], int]:
+    return {(run, step): 2 * step + 1 for step in range(0, last - 1, 2) for run in runs}
+
+
+def enough(count: int) -> Callable[[list[Heard]], bool]:
+    return lambda heard: len({each.identity for each in heard}) >= count
+
+
+@pytest.mark.flow
+def test_outputs_resume_and_dead_letters(
+    kafka: KafkaSettings, names: TopicNames, kafka_log: KafkaLog, start: Callable[..., Process]
+) -> None:
+    Topics(kafka, names, TOPICS).touch()
+    kafka_log.say(FACTORS, [number("tripled", 0, 3)])
+    kafka_log.say(NUMBERS, [number("tripled", 0, 1), number("tripled", 1, 4)])
+    kafka_log.say(NUMBERS, numbers(0, 5))
+    worker = start(kafka)
+    heard = kafka_log.wait_for(SUMS.name, enough(17))
+    assert sums(heard) == {**expected(5), ("tripled", 0): 15}
+    worker.wait_until_ready(4)
+
+    # The partition number stays, the ids and sources are told, the order of a run is kept.
+    where = {each.key: each.partition for each in kafka_log.hear(NUMBERS.name)}
+    for each in heard:
+        assert each.partition == where[each.key]
+        topic, partition, _ = each.headers["tamiyo-source"].rsplit(":", 2)
+        assert (topic, int(partition)) == (NUMBERS.name, each.partition)
+        assert each.headers["tamiyo-stage"] == "pairs"
+    for run in RUNS:
+        steps = [each.record(CacheHitRates).step for each in heard if each.key == run.encode()]
+        assert steps == sorted(steps)
+
+    # Bad bytes, no bytes and a record the stage refuses are set aside; the flow goes on.
+    kafka_log.say_raw(NUMBERS, [(b"run-0", b"not avro"), (b"run-0", None)])
+    kafka_log.say(NUMBERS, [number("run-0", 5, 666)])
+    kafka_log.say(NUMBERS, numbers(5, 7))
+    assert sums(kafka_log.wait_for(SUMS.name, enough(25))) == {**expected(7), ("tripled", 0): 15}
+    dead = kafka_log.wait_for(NUMBERS.dead_letters, lambda found: len(found) == 2)
+    assert dead[0].value == b"not avro"
+    assert dead[0].headers["tamiyo-reason"].startswith("DecodeError: expected a CacheHitRates")
+    assert int(dead[0].headers["tamiyo-time"]) > 1_600_000_000_000
+    (late,) = kafka_log.hear(NUMBERS.late)
+    assert late.record(CacheHitRates).hits == 666
+    assert late.headers["tamiyo-reason"] == "the number of the beast"
+    assert worker.metric('tamiyo_records_published_total{stage="pairs"') == 25
+    assert worker.metric("tamiyo_records_rejected_total{") == 3
+    assert worker.metric('tamiyo_stage_open_records{stage="pairs"}') == 8
+    assert worker.metric("tamiyo_stage_latency_seconds_count") == 25
+    assert worker.get("/healthz").json()["ok"]
+
+    # A graceful stop commits; a restart goes on in the middle of the pairs without repeating itself.
+    assert worker.end(signal.SIGTERM) == 0, worker.log.read_text()
+    kafka_log.say(NUMBERS, numbers(7, 10))
+    again = start(kafka)
+    heard = kafka_log.wait_for(SUMS.name, enough(41))
+    assert sums(heard) == {**expected(10), ("tripled", 0): 15}
+    again.wait_until_ready(4)
+    assert max(Counter(each.identity for each in heard).values()) == 1
+    assert len(kafka_log.hear(NUMBERS.dead_letters)) == 2
+    assert len(kafka_log.hear(NUMBERS.late)) == 1
+    assert again.end(signal.SIGINT) == 0
+
+
+@pytest.mark.flow
+def test_two_workers_share_partitions(
+    kafka: KafkaSettings, names: TopicNames, kafka_log: KafkaLog, start: Callable[..., Process]
+) -> None:
+    Topics(kafka, names, TOPICS).touch()
+    first = start(kafka).wait_until_ready(4)
+    kafka_log.say(NUMBERS, numbers(0, 3))
+    kafka_log.wait_for(SUMS.name, enough(8))
+    second = start(kafka)
+    first.wait_until_ready(2)
+    second.wait_until_ready(2)
+    held = [each.get("/readyz").json()["stages"]["pairs"]["partitions"] for each in (first, second)]
+    assert sorted(held[0] + held[1]) == [0, 1, 2, 3]
+    kafka_log.say(NUMBERS, numbers(3, 6))
+    heard = kafka_log.wait_for(SUMS.name, enough(24))
+    assert sums(heard) == expected(6)
+    assert max(Counter(each.identity for each in heard).values()) == 1
+    # The one that goes leaves its open pairs to the other.
+    kafka_log.say(NUMBERS, numbers(6, 7))
+    assert first.end(signal.SIGTERM) == 0
+    kafka_log.say(NUMBERS, numbers(7, 8))
+    heard = kafka_log.wait_for(SUMS.name, enough(32))
+    assert sums(heard) == expected(8)
+
+
+@pytest.mark.flow
+def test_a_bug_ends_the_process_with_nothing_acknowledged(
+    kafka: KafkaSettings, names: TopicNames, kafka_log: KafkaLog, start: Callable[..., Process]
+) -> None:
+    Topics(kafka, names, TOPICS).touch()
+    kafka_log.say(NUMBERS, [number("run", 0, 1), number("run", 1, 999), number("run", 2, 2)])
+    for _ in range(2):  # what it stumbled over is still there
+        worker = start(kafka)
+        assert worker.process.wait(40) == 70
+        assert "ZeroDivisionError: a bug" in worker.log.read_text()
+        assert '"stage": "pairs"' in worker.log.read_text()
+    assert kafka_log.hear(SUMS.name) == []
+
+
+def test_an_unreachable_broker_is_given_up(capsys: pytest.CaptureFixture[str]) -> None:
+    (port,) = free_ports(1)
+    kafka = KafkaSettings(bootstrap_servers=f"127.0.0.1:{port}")
+    assert run_worker(["intake"], WorkerSettings(startup_timeout_s=0.5), kafka=kafka) == 1
+
+
+def test_an_unknown_stage_is_named() -> None:
+    with pytest.raises(ConfigurationError, match=r"no stage 'intak'; choose from intake, windows"):
+        run_worker(["intak"])
+
+
+@pytest.mark.kafka
+@pytest.mark.flow
+def test_kill_and_restart_lose_and_repeat_nothing(
+    real_kafka: str, names: TopicNames, open_log: Callable[[KafkaSettings], KafkaLog], start: Callable[..., Process]
+) -> None:
+    kafka = KafkaSettings(bootstrap_servers=real_kafka)
+    Topics(kafka, names, TOPICS).create(partitions=2)
+    log = open_log(kafka)
+    worker = start(kafka).wait_until_ready(2)
+    log.say(NUMBERS, numbers(0, 51))
+    for round_ in range(1, 4):
+        log.wait_for(SUMS.name, enough(round_ * 100))
+        worker.end(signal.SIGKILL)
+        log.say(NUMBERS, numbers(50 * round_ + 1, 50 * round_ + 51))
+        worker = start(kafka)
+    heard = log.wait_for(SUMS.name, enough(800))
+    assert sums(heard) == expected(201)
+    assert worker.end(signal.SIGTERM) == 0
