@@ -132,6 +132,24 @@ class DecisionSettings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="TAMIYO_DECISION_", extra="ignore")
 
     checkpoint_url: str = Field(default_factory=checkpoint_store_url, description="fsspec URL of the checkpoints")
+    policy: str = Field("tamiyo", description="Name of the policy served, the key of its announcements")
+    min_signals_for_decision: int = Field(10, ge=0, description="Layer-signals a window must hold for an adaptation")
+    decision_interval: int = Field(1, ge=1, description="Every n-th window of a run may bring an adaptation")
+    max_decision_uncertainty: float = Field(0.8, ge=0, le=1, description="Above it an adaptation is not executed")
+    cooldown_steps: int = Field(0, ge=0, description="Least steps between two adaptations, beside the run's own")
+    in_flight_steps: int = Field(
+        300, ge=0, description="Steps a decided adaptation is waited for before another may be decided"
+    )
+    max_adaptations: int = Field(20, ge=0, description="Adaptations of a run within rate_steps")
+    rate_steps: int = Field(1000, ge=1, description="Stretch of training in which max_adaptations are counted, steps")
+    protected_layers: tuple[str, ...] = Field((), description="Layers of no run that may be adapted")
+    heed_outcomes: bool = Field(
+        False,
+        description="A refusal by the host ends the wait for it at once. Off, decisions follow from graphs alone, and "
+        "a replay repeats them whatever the order in which topics are read",
+    )
+    max_waiting: int = Field(5000, ge=1, description="Graphs held until there is a policy; more go to the dead letters")
+    idle_timeout_s: float = Field(1800, gt=0, description="A run silent for this long is forgotten")
 
 
 class KernelSettings(BaseSettings):
@@ -140,6 +158,8 @@ class KernelSettings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="TAMIYO_KERNEL_", extra="ignore")
 
     store_url: str = Field(default_factory=kernel_store_url, description="fsspec URL of the kernels")
+    topology_timeout_s: float = Field(30, ge=0, description="How long a decision waits for its run's topology")
+    max_waiting: int = Field(1000, ge=1, description="Decisions that may wait for a topology; more are refused")
 
 
 class RewardSettings(BaseSettings):
