@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
-
-import torch
-from torch import Tensor, nn
 
 from tamiyo.host.cache import KernelCache
 from tamiyo.host.executor import Executor
@@ -33,9 +29,6 @@ COMPANIONS = [KERNEL_PERFORMANCE.name, LAYER_HEALTH.name, MODEL_PERFORMANCE.name
 """Topics with a frame for every sampled step."""
 
 HEALTH_COLUMNS = [name for name in LayerHealth.model_fields if name not in Frame.model_fields]
-
-# What stands for a loss that is not finite: beyond any real cross-entropy, so that a run gone astray shows as such.
-DIVERGED_LOSS = 1e6
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,29 +152,6 @@ class Frames:
             for layer_id, row in measured.learning.items()
         ]
         return {name: [row[name] for row in rows] for name in HEALTH_COLUMNS}
-
-
-def memory_bytes(model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
-    """Memory of parameters, gradients and optimiser state."""
-    tensors = [t for p in model.parameters() for t in (p, p.grad) if t is not None]
-    tensors += [v for state in optimizer.state.values() for v in state.values() if isinstance(v, Tensor)]
-    return sum(t.numel() * t.element_size() for t in tensors)
-
-
-def mean_loss(losses: Sequence[Tensor | float]) -> float:
-    """Mean of the losses since the last frame; DIVERGED_LOSS where it is not finite."""
-    value = mean(losses)
-    return value if value is not None and math.isfinite(value) else DIVERGED_LOSS
-
-
-def mean(values: Sequence[Tensor | float]) -> float | None:
-    """Mean of scalars, None of none; one transfer from the device."""
-    tensors = [v.reshape(()).float() for v in values if isinstance(v, Tensor)]
-    plain = [float(v) for v in values if not isinstance(v, Tensor)]
-    if not values:
-        return None
-    total = float(torch.stack(tensors).sum()) if tensors else 0.0
-    return (total + sum(plain)) / len(values)
 
 
 def _seeds(layer: KasminaLayer) -> dict[str, Any]:

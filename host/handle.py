@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -11,13 +10,13 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from tamiyo.host.cache import KernelCache
 from tamiyo.host.contribution import HeldOut
 from tamiyo.host.executor import Executor
 from tamiyo.host.export import export
-from tamiyo.host.frames import Frames, Moment, mean, mean_loss, memory_bytes
+from tamiyo.host.frames import Frames, Moment
 from tamiyo.host.growing import GrowingOptimizer
 from tamiyo.host.layer import KasminaLayer
 from tamiyo.host.overhead import Governor, OverheadMeter
@@ -26,11 +25,10 @@ from tamiyo.host.publisher import Publisher
 from tamiyo.host.receiver import Receiver
 from tamiyo.host.recovery import ErrorRecovery, RecoveryEvent
 from tamiyo.host.settings import HostSettings
+from tamiyo.host.span import Scalar, Span, Validation, memory_bytes
 
 log = logging.getLogger(__name__)
 
-Scalar = Tensor | float
-Validation = Scalar | tuple[Scalar, Scalar] | Mapping[str, Scalar]
 V = TypeVar("V", bound=Validation)
 
 GROWTH, CONTRIBUTION = "growth", "contribution"
@@ -107,12 +105,8 @@ class Handle:
         self._closed = False
         self._errors = 0
         self._grown: list[KasminaLayer] = []
-        self._losses: list[Scalar] = []
-        self._accuracies: list[Scalar] = []
-        self._samples: int | None = None
+        self._span = Span()
         self._batch = 0
-        self._last_loss: float | None = None
-        self._validation: tuple[float | None, float | None] = (None, None)
         self._last_frame_step = 0
         self._last_training_seconds = 0.0
         self._last_cache_step = 0
@@ -160,11 +154,7 @@ class Handle:
         meter.enter()
         try:
             self._step += 1
-            self._losses.append(loss.detach() if isinstance(loss, Tensor) else loss)
-            if accuracy is not None:
-                self._accuracies.append(accuracy.detach() if isinstance(accuracy, Tensor) else accuracy)
-            if samples is not None:
-                self._samples = (self._samples or 0) + samples
+            self._span.add(loss, accuracy, samples)
             self._between_steps()
         except Exception as error:  # training comes first: whatever is wrong with us, the loop goes on
             self._survive(error)
@@ -179,7 +169,7 @@ class Handle:
         """
         with self._parts.meter.outside():
             result = fn()
-            self._validation = _validation(result)
+            self._span.validated(result)
         return result
 
     def export(self) -> nn.Module:
@@ -306,35 +296,22 @@ class Handle:
     def _model_performance(self) -> dict[str, Any]:
         """ModelPerformance's own fields; begins a new span of means."""
         parts, step = self._parts, self._step
-        if self._losses:
-            self._last_loss = mean_loss(self._losses)
-        steps = step - self._last_frame_step
-        seconds = parts.meter.training_seconds - self._last_training_seconds
-        samples = self._samples if self._samples is not None else self._batch * steps
         if not self._memory:
             self._memory = memory_bytes(parts.model, parts.optimizer)
-        kernels = sum(layer.kernel_parameters for layer in self._grown)
-        accuracy = mean(self._accuracies)
-        frame = {
-            # a run that ends before its first step has no loss; its final frame still has to say something
-            "train_loss": 0.0 if self._last_loss is None else self._last_loss,
-            "train_accuracy": None if accuracy is None else min(max(accuracy, 0.0), 1.0),
-            "validation_loss": self._validation[0],
-            "validation_accuracy": self._validation[1],
-            "throughput": samples / seconds if seconds > 0 else 0.0,
+        told = self._span.take(
+            batch=self._batch,
+            steps=step - self._last_frame_step,
+            seconds=parts.meter.training_seconds - self._last_training_seconds,
+        )
+        return {
+            **told,
             "memory_bytes": self._memory,
-            "parameters": parts.base_parameters + kernels,
+            "parameters": parts.base_parameters + sum(layer.kernel_parameters for layer in self._grown),
             "base_parameters": parts.base_parameters,
-            "step_time_ms": seconds / steps * 1e3 if steps and seconds > 0 else 0.0,
             "overhead_ratio": parts.meter.ratio,
             "dropped_records": parts.publisher.dropped,
             "steps_since_adaptation": parts.executor.steps_since(step),
         }
-        self._losses.clear()
-        self._accuracies.clear()
-        self._samples = None
-        self._validation = (None, None)
-        return frame
 
     def _drain(self) -> None:
         """Answer every decision about this run: those open now, and those that its last telemetry leads to."""
@@ -357,16 +334,3 @@ class Handle:
     def _survive(self, error: Exception) -> None:
         self._errors += 1
         log.warning("%s: %s; training goes on", type(error).__name__, error, exc_info=self._errors == 1)
-
-
-def _validation(result: Validation) -> tuple[float | None, float | None]:
-    if isinstance(result, Mapping):
-        pair = (result.get("loss"), result.get("accuracy"))
-    elif isinstance(result, tuple):
-        pair = (result[0], result[1] if len(result) > 1 else None)
-    else:
-        pair = (result, None)
-    loss, accuracy = (None if value is None else float(value) for value in pair)
-    if loss is not None and not math.isfinite(loss):
-        loss = None
-    return loss, None if accuracy is None or not 0 <= accuracy <= 1 else accuracy

@@ -70,13 +70,16 @@ class OverheadMeter:
 class Governor:
     """Decides when a probe is due: at its interval, or more rarely where the probes together would cost too much.
 
-    A probe's load is its cost (median of its last three runs) over the training time of its interval. Frames come
-    first, since every later stage lives on them: the other probes share what frames leave of the budget, at least a
-    quarter of it, all stretched by the same factor. Where the overhead that was really measured is above the budget,
-    the factor grows with the square of the excess.
+    A probe's load is its cost (median of its last three runs) over the training time of its interval. What the SDK
+    does at every step, and adaptations, cannot wait, so the probes share what those leave of the budget, at least half
+    of it. Frames come first, since every later stage lives on them: they may take three quarters of that, the other
+    probes what is left, all of these stretched by the same factor. Where the overhead really measured is above the
+    budget, everything is stretched by the square of the excess.
     """
 
     FRAMES = "frames"
+    MOST_FRAMES = 4.0
+    """Frames are stretched no further: a window without one is a window without a decision."""
 
     def __init__(self, meter: OverheadMeter, budget: float, intervals: Mapping[str, int]) -> None:
         """`intervals` in steps by probe, `FRAMES` among them; the other probes run on sampled steps only."""
@@ -86,6 +89,7 @@ class Governor:
         self._costs: dict[str, deque[float]] = {name: deque(maxlen=3) for name in intervals}
         self._last: dict[str, int] = dict.fromkeys(intervals, 0)
         self._stretch: dict[str, float] = dict.fromkeys(intervals, 1.0)
+        self._governed = 0.0
 
     def due(self, probe: str, step: int) -> bool:
         """Whether `probe` is to run at `step`."""
@@ -99,6 +103,7 @@ class Governor:
         """Tell what a run of `probe` at `step` has cost."""
         self._last[probe] = step
         self._costs[probe].append(seconds)
+        self._governed += seconds
 
     def adjust(self, step_seconds: float) -> None:
         """Set the intervals anew; `step_seconds` is what a step takes without the SDK."""
@@ -109,8 +114,10 @@ class Governor:
             for name, costs in self._costs.items()
         }
         frames = loads.pop(self.FRAMES)
-        excess = max(1.0, self._meter.ratio / self._budget) ** 2
-        left = max(self._budget - frames, self._budget / 4)
-        rare = max(1.0, sum(loads.values()) / left) * excess
-        self._stretch = dict.fromkeys(loads, rare)
-        self._stretch[self.FRAMES] = max(1.0, frames / (0.75 * self._budget))
+        meter = self._meter
+        fixed = (meter.sdk_seconds - self._governed) / meter.training_seconds if meter.training_seconds > 0 else 0.0
+        budget = max(self._budget - max(fixed, 0.0), self._budget / 2)
+        excess = max(1.0, meter.ratio / self._budget) ** 2
+        stretch = max(1.0, sum(loads.values()) / max(budget - frames, budget / 4)) * excess
+        self._stretch = dict.fromkeys(loads, stretch)
+        self._stretch[self.FRAMES] = min(self.MOST_FRAMES, max(1.0, frames / (0.75 * budget)) * excess)

@@ -16,7 +16,7 @@ from tamiyo.host.contribution import evaluating
 from tamiyo.host.handle import Handle
 from tamiyo.host.tasks import Split, Task
 
-VALIDATE_INTERVAL = 100
+VALIDATE_INTERVAL = 50
 """Steps between two looks at the validation split."""
 
 
