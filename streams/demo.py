@@ -46,16 +46,21 @@ class Demo:
     steps: int = FULL_STEPS
     runs: int = 1
 
-    def run(self, console: Console) -> reports.Report:
-        """Run it, with progress on `console`; on Ctrl-C stop everything and report what is known."""
+    def run(self, console: Console, kafka: KafkaSettings | None = None) -> reports.Report:
+        """Run it, with progress on `console`, on the embedded broker unless `kafka` names another.
+
+        On Ctrl-C it stops everything and reports what is known.
+        """
         started = time.monotonic()
         with ExitStack() as stack:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tamiyo-demo-")))
-            broker = stack.enter_context(EmbeddedBroker())
-            kafka, names = KafkaSettings(bootstrap_servers=broker.bootstrap_servers), TopicNames(prefix="")
+            if kafka is None:
+                broker = stack.enter_context(EmbeddedBroker())
+                kafka = KafkaSettings(bootstrap_servers=broker.bootstrap_servers)
+            names = TopicNames(prefix="")
             Topics(kafka, names).create()
             environment = {
-                "TAMIYO_KAFKA_BOOTSTRAP_SERVERS": broker.bootstrap_servers,
+                "TAMIYO_KAFKA_BOOTSTRAP_SERVERS": kafka.bootstrap_servers,
                 "TAMIYO_TOPIC_PREFIX": "",
                 "TAMIYO_STORE_URL": f"file://{folder}/store",
                 "PYTHONUNBUFFERED": "1",
