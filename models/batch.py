@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from tamiyo.models.actions import size
+from tamiyo.models.features import require_catalogue
+from tamiyo.models.heuristic import baseline_logits
 from tamiyo.schemas.analysis import ModelGraph
+from tamiyo.schemas.errors import PolicyError
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +51,45 @@ class GraphBatch:
 
         Raises PolicyError where there are none, a mask has another length, or the features are another catalogue's.
         """
-        raise NotImplementedError
+        if not graphs or len(graphs) != len(masks):
+            raise PolicyError(f"a batch needs graphs and a mask for each, got {len(graphs)} and {len(masks)}")
+        for graph, mask in zip(graphs, masks, strict=True):
+            require_catalogue(graph)
+            if mask.shape != (size(len(graph.layer_id), kinds),) or not mask[0]:
+                raise PolicyError(
+                    f"graph {graph.graph_id} has {size(len(graph.layer_id), kinds)} actions, of which no_op is always "
+                    f"legal; its mask has shape {mask.shape}"
+                )
+        nodes = np.array([len(graph.layer_id) for graph in graphs])
+        first = np.concatenate([[0], np.cumsum(nodes)])
+        ends = [
+            np.array([graph.edge_source, graph.edge_target], dtype=np.int64).reshape(2, -1) + start
+            for graph, start in zip(graphs, first, strict=False)
+        ]
+        edges = np.concatenate(ends, axis=1)
+        attributes = np.concatenate([graph.edge_features.numpy() for graph in graphs])
+        # Messages flow both ways: what a layer should do depends on what comes after it too.
+        backward = attributes.copy()
+        backward[:, -1] = 1.0
+        length = len(kinds)
+        lengths = 1 + nodes * length
+        rows = [
+            np.concatenate([[number], len(graphs) + np.arange(start * length, end * length)])
+            for number, (start, end) in enumerate(pairwise(first.tolist()))
+        ]
+        prior = [baseline_logits(graph, kinds, mask) for graph, mask in zip(graphs, masks, strict=True)]
+        return cls(
+            x=torch.from_numpy(np.concatenate([graph.node_features.numpy() for graph in graphs])),
+            edge_index=torch.from_numpy(np.concatenate([edges, edges[::-1]], axis=1)),
+            edge_attr=torch.from_numpy(np.concatenate([attributes, backward])),
+            globals=torch.from_numpy(np.stack([graph.global_features.numpy() for graph in graphs])),
+            node_graph=torch.from_numpy(np.repeat(np.arange(len(graphs)), nodes)),
+            prior=torch.from_numpy(np.concatenate(prior)),
+            mask=torch.from_numpy(np.concatenate(masks)),
+            action_graph=torch.from_numpy(np.repeat(np.arange(len(graphs)), lengths)),
+            action_row=torch.from_numpy(np.concatenate(rows)),
+            offsets=torch.from_numpy(np.concatenate([[0], np.cumsum(lengths)])),
+        )
 
     @property
     def graphs(self) -> int:
@@ -55,10 +98,21 @@ class GraphBatch:
 
 
 def masked_log_softmax(logits: Tensor, mask: Tensor, action_graph: Tensor) -> Tensor:
-    """Return log-probabilities [A], normalised within each graph; -inf where `mask` is False."""
-    raise NotImplementedError
+    """Return log-probabilities [A], normalised within each graph; -inf where `mask` is False.
+
+    Every graph must have a legal action (no_op always is). Gradients at illegal actions are 0, never NaN.
+    """
+    graphs = int(action_graph[-1]) + 1
+    legal = logits.detach().masked_fill(~mask, -torch.inf)
+    highest = legal.new_full((graphs,), -torch.inf).scatter_reduce(0, action_graph, legal, "amax")
+    shifted = torch.where(mask, logits - highest[action_graph], 0.0)
+    weights = torch.where(mask, shifted.exp(), 0.0)
+    total = weights.new_zeros(graphs).index_add(0, action_graph, weights)
+    return torch.where(mask, shifted - total.log()[action_graph], -torch.inf)
 
 
 def graph_entropy(log_probabilities: Tensor, action_graph: Tensor, graphs: int) -> Tensor:
     """Return the entropy of each graph's distribution, nats, [graphs]; masked actions contribute 0."""
-    raise NotImplementedError
+    finite = torch.where(torch.isneginf(log_probabilities), 0.0, log_probabilities)
+    terms = torch.where(torch.isneginf(log_probabilities), 0.0, -finite.exp() * finite)
+    return terms.new_zeros(graphs).index_add(0, action_graph, terms)

@@ -6,6 +6,9 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field
 
+from tamiyo.models.actions import blueprint_of, size
+from tamiyo.models.features import node_column
+from tamiyo.schemas.adaptation import DecisionType
 from tamiyo.schemas.analysis import ModelGraph
 
 
@@ -30,6 +33,46 @@ def legal_actions(
     """Return True for every legal action of the flat list, [1 + nodes * kinds]; entry 0 (no_op) always is.
 
     `protected` are layers beside the run's own; `steps_since_decision` counts from the run's last decision other
-    than no_op, None where there was none.
+    than no_op, None where there was none. Raises PolicyError for another feature catalogue's graph.
     """
-    raise NotImplementedError
+    mask = np.zeros(size(len(graph.layer_id), kinds), dtype=np.bool_)
+    mask[0] = True
+    if paused or cooling_down(graph, limits, steps_since_decision):
+        return mask
+    active = np.array(graph.active_seeds) > 0
+    rules = {
+        DecisionType.UNLOAD_KERNEL: active,
+        # The sign of a contribution survives its scaling.
+        DecisionType.FOSSILIZE_KERNEL: active & (node_column(graph, "contribution") > 0),
+        # Halving must not lead below the floor; half a percent absorbs the rounding of a learning rate.
+        DecisionType.OPTIMIZE_PARAMETERS: np.array(graph.learning_rate_scale) >= 2 * limits.learning_rate_floor * 0.995,
+    }
+    table = mask[1:].reshape(len(graph.layer_id), len(kinds))
+    for position, kind in enumerate(kinds):
+        blueprint = blueprint_of(kind)
+        if blueprint is not None:
+            table[:, position] = loadable(graph, blueprint)
+        elif kind in rules:
+            table[:, position] = rules[DecisionType(kind)]
+    open_to_change = [
+        not own and layer not in protected for layer, own in zip(graph.layer_id, graph.protected, strict=True)
+    ]
+    table &= np.array(open_to_change)[:, None]
+    return mask
+
+
+def loadable(graph: ModelGraph, blueprint: str) -> npt.NDArray[np.bool_]:
+    """Return where a blueprint fits: offered there, a seed free, and within the parameter budget, [nodes]."""
+    left = graph.parameter_budget - (graph.parameters - graph.base_parameters)
+    return np.array(
+        [
+            free > 0 and any(offer.name == blueprint and offer.parameters <= left for offer in offers)
+            for free, offers in zip(graph.dormant_seeds, graph.offers, strict=True)
+        ]
+    )
+
+
+def cooling_down(graph: ModelGraph, limits: MaskLimits, steps_since_decision: int | None) -> bool:
+    """Return whether the last adaptation, executed or decided, is too recent for another."""
+    known = [steps for steps in (graph.steps_since_adaptation, steps_since_decision) if steps is not None]
+    return bool(known) and min(known) < max(graph.cooldown_steps, limits.cooldown_steps)

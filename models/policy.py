@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
+from torch_geometric.nn import AttentionalAggregation, GINEConv
 
+from tamiyo.models.actions import kinds
 from tamiyo.models.batch import GraphBatch
 from tamiyo.models.conformal import Calibration
+from tamiyo.models.ensemble import RewardEnsemble
+from tamiyo.models.features import EDGE_FEATURES, GLOBAL_FEATURES, NODE_FEATURES
 
 
 class BehaviourSettings(BaseModel):
@@ -27,12 +32,12 @@ class PolicyConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     blueprints: tuple[str, ...] = Field(description="In the order of the action list")
-    hidden: int = Field(128, ge=1)
-    layers: int = Field(4, ge=1, description="Message-passing layers")
-    heads: int = Field(5, ge=2, description="Reward heads in the ensemble")
+    hidden: int = Field(128, ge=1, le=4096)
+    layers: int = Field(4, ge=1, le=64, description="Message-passing layers")
+    heads: int = Field(5, ge=2, le=100, description="Reward heads in the ensemble")
     dropout: float = Field(0.1, ge=0, lt=1, description="While learning only")
     prior_scale: float = Field(0.25, ge=0, description="Spread of an untrained ensemble, in units of reward")
-    seed: int = Field(0, ge=0, description="Of the initial weights and the randomised priors")
+    seed: int = Field(0, ge=0, le=2**62, description="Of the initial weights and the randomised priors")
     behaviour: BehaviourSettings = BehaviourSettings()
 
 
@@ -53,19 +58,85 @@ class PolicyOutput:
     action_graph: Tensor
     """[A] int64."""
 
+    @property
+    def predicted_reward(self) -> Tensor:
+        """Mean over the heads, [A]."""
+        return self.ensemble.mean(dim=0)
+
+    @property
+    def spread(self) -> Tensor:
+        """Population standard deviation over the heads, [A]; what a Calibration turns into an uncertainty."""
+        return self.ensemble.std(dim=0, correction=0)
+
+
+class MessagePassing(nn.Module):
+    """One GINE convolution with LayerNorm, ReLU, dropout and a residual."""
+
+    def __init__(self, hidden: int, dropout: float) -> None:
+        super().__init__()
+        inner = nn.Sequential(nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, hidden))
+        self.convolution = GINEConv(inner, edge_dim=len(EDGE_FEATURES))
+        self.norm = nn.LayerNorm(hidden)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, edge_index: Tensor, edge_attr: Tensor) -> Tensor:
+        """Return [N, hidden] from [N, hidden]."""
+        update: Tensor = self.dropout(torch.relu(self.norm(self.convolution(x, edge_index, edge_attr))))
+        return x + update
+
 
 class TamiyoPolicy(nn.Module):
     """Logits = the heuristic's + a head whose last layer starts at zero: version 0 is the heuristic."""
 
-    config: PolicyConfig
-    kinds: tuple[str, ...]
     calibration: Calibration
     """Of the ensemble's spread; the learner replaces it, a checkpoint carries it."""
 
     def __init__(self, config: PolicyConfig) -> None:
+        """The same config gives the same weights; torch's global random state is left as it was."""
         super().__init__()
-        raise NotImplementedError
+        self.config = config
+        self.kinds = kinds(config.blueprints)
+        self.calibration = Calibration()
+        hidden = config.hidden
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)
+            self.encoder = nn.Linear(len(NODE_FEATURES), hidden)
+            self.context = nn.Linear(len(GLOBAL_FEATURES), hidden)
+            self.convolutions = nn.ModuleList(MessagePassing(hidden, config.dropout) for _ in range(config.layers))
+            self.pooling = AttentionalAggregation(nn.Sequential(nn.Linear(hidden, 64), nn.ReLU(), nn.Linear(64, 1)))
+            self.node_actions = _head(2 * hidden, 128, len(self.kinds), config.dropout)
+            self.no_op = _head(hidden, 128, 1, config.dropout)
+            self.value = _head(hidden, 64, 1, config.dropout)
+            self.rewards = RewardEnsemble(
+                heads=config.heads,
+                hidden=hidden,
+                inputs=(len(NODE_FEATURES), len(GLOBAL_FEATURES)),
+                kinds=len(self.kinds),
+                prior_scale=config.prior_scale,
+            )
 
     def forward(self, batch: GraphBatch) -> PolicyOutput:
         """Score every action of every graph."""
-        raise NotImplementedError
+        nodes = torch.relu(self.encoder(batch.x))
+        for convolution in self.convolutions:
+            nodes = convolution(nodes, batch.edge_index, batch.edge_attr)
+        pooled = self.pooling(nodes, batch.node_graph, dim_size=batch.graphs)
+        whole = torch.relu(pooled + self.context(batch.globals))
+        placed = torch.cat([nodes, whole[batch.node_graph]], dim=1)
+        scores = torch.cat([self.no_op(whole).flatten(), self.node_actions(placed).flatten()])
+        return PolicyOutput(
+            logits=batch.prior + scores[batch.action_row],
+            value=self.value(whole).flatten(),
+            ensemble=self.rewards(placed, whole, batch)[:, batch.action_row],
+            node_embeddings=nodes,
+            global_embedding=whole,
+            action_graph=batch.action_graph,
+        )
+
+
+def _head(inputs: int, width: int, outputs: int, dropout: float) -> nn.Sequential:
+    """A two-layer head that says 0 to everything until it has learned."""
+    last = nn.Linear(width, outputs)
+    nn.init.zeros_(last.weight)
+    nn.init.zeros_(last.bias)
+    return nn.Sequential(nn.Linear(inputs, width), nn.ReLU(), nn.Dropout(dropout), last)

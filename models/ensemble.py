@@ -1,0 +1,77 @@
+"""Reward heads that agree where they have seen data, and only there (Osband et al., 2018: randomised priors).
+
+Each head is a small network plus a fixed random function of the raw features. Training makes network + prior fit the
+rewards seen; elsewhere the priors, which nothing ever moves, keep the heads apart.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from tamiyo.models.batch import GraphBatch
+
+WIDTH = 64
+PRIOR_WIDTH = 32
+
+
+class RewardEnsemble(nn.Module):
+    """`heads` predictions of the reward of every action, all heads in one matrix product."""
+
+    prior_node_first: Tensor
+    prior_node_last: Tensor
+    prior_no_op_first: Tensor
+    prior_no_op_last: Tensor
+
+    def __init__(self, *, heads: int, hidden: int, inputs: tuple[int, int], kinds: int, prior_scale: float) -> None:
+        """`inputs` are the widths of node and global features, which the priors read."""
+        super().__init__()
+        nodes, whole = inputs
+        self.prior_scale = prior_scale
+        self.node_first = nn.Parameter(_uniform(heads, 2 * hidden, WIDTH))
+        self.node_first_bias = nn.Parameter(torch.zeros(heads, 1, WIDTH))
+        self.node_last = nn.Parameter(torch.zeros(heads, WIDTH, kinds))
+        self.node_last_bias = nn.Parameter(torch.zeros(heads, 1, kinds))
+        self.no_op_first = nn.Parameter(_uniform(heads, hidden, WIDTH))
+        self.no_op_first_bias = nn.Parameter(torch.zeros(heads, 1, WIDTH))
+        self.no_op_last = nn.Parameter(torch.zeros(heads, WIDTH, 1))
+        self.no_op_last_bias = nn.Parameter(torch.zeros(heads, 1, 1))
+        for name, shape in (
+            ("prior_node_first", (heads, nodes + whole, PRIOR_WIDTH)),
+            ("prior_node_last", (heads, PRIOR_WIDTH, kinds)),
+            ("prior_no_op_first", (heads, whole, PRIOR_WIDTH)),
+            ("prior_no_op_last", (heads, PRIOR_WIDTH, 1)),
+        ):
+            self.register_buffer(name, torch.randn(shape) / math.sqrt(shape[1]))
+
+    def forward(self, placed: Tensor, whole: Tensor, batch: GraphBatch) -> Tensor:
+        """Return [heads, graphs + nodes x kinds]: no_op of each graph, then every kind at every node.
+
+        `placed` is [N, 2 hidden], `whole` [graphs, hidden].
+        """
+        at_nodes = torch.relu(placed @ self.node_first + self.node_first_bias) @ self.node_last + self.node_last_bias
+        no_op = torch.relu(whole @ self.no_op_first + self.no_op_first_bias) @ self.no_op_last + self.no_op_last_bias
+        learned = torch.cat([no_op.flatten(1), at_nodes.flatten(1)], dim=1)
+        return learned + self.prior(batch)
+
+    @torch.no_grad()
+    def prior(self, batch: GraphBatch) -> Tensor:
+        """Return the fixed part, [heads, graphs + nodes x kinds].
+
+        Standardised over the heads: mean 0 and spread `prior_scale` at every action, so an untrained ensemble
+        predicts 0 and is equally unsure of everything.
+        """
+        raw = torch.cat([batch.x, batch.globals[batch.node_graph]], dim=1)
+        at_nodes = torch.tanh(raw @ self.prior_node_first) @ self.prior_node_last
+        no_op = torch.tanh(batch.globals @ self.prior_no_op_first) @ self.prior_no_op_last
+        both = torch.cat([no_op.flatten(1), at_nodes.flatten(1)], dim=1)
+        centred = both - both.mean(dim=0)
+        return self.prior_scale * centred / both.std(dim=0, correction=0).clamp_min(1e-6)
+
+
+def _uniform(heads: int, inputs: int, outputs: int) -> Tensor:
+    """As nn.Linear starts, another draw for every head."""
+    bound = 1 / math.sqrt(inputs)
+    return torch.empty(heads, inputs, outputs).uniform_(-bound, bound)
