@@ -9,7 +9,7 @@ Graphs that come before there is a policy wait for it. One graph is one forward 
 would round differently, and a replay must repeat every bit.
 """
 
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -84,7 +84,8 @@ class DecisionsStage:
         self._monitor = SafetyMonitor(self._limits, protected=settings.protected_layers)
         self._control: View[ControlCommand] = views[CONTROL.name]
         self._policies = Policies(views[CHECKPOINTS.name], CheckpointStore(settings.checkpoint_url), settings.policy)
-        self._waiting: deque[Incoming] = deque()
+        self._waiting: OrderedDict[str, Incoming] = OrderedDict()
+        """By decision id, until there is a policy."""
         self._runs: dict[str, History] = {}
         self._recalled: dict[str, AdaptationDecision] = {}
         """Said before the restart; their graphs may be read again."""
@@ -124,7 +125,7 @@ class DecisionsStage:
         """Return the lowest offset held of each input topic."""
         lowest: dict[str, int] = {}
         if self._waiting:
-            lowest[GRAPHS.name] = self._waiting[0].offset
+            lowest[GRAPHS.name] = next(iter(self._waiting.values())).offset
         for early in self._early.values():
             lowest[OUTCOMES.name] = min(early.offset, lowest.get(OUTCOMES.name, early.offset))
         for history in self._runs.values():
@@ -141,12 +142,12 @@ class DecisionsStage:
         if recalled is not None:
             self._note(graph, incoming.offset, recalled)
             return []
-        if name in self._decided or any(decision_id(each.record.graph_id) == name for each in self._waiting):
+        if name in self._decided or name in self._waiting:
             return []  # the same graph twice
-        self._waiting.append(incoming)
+        self._waiting[name] = incoming
         said = self._answer_waiting()
         if len(self._waiting) > self.settings.max_waiting:
-            oldest = self._waiting.popleft()
+            _, oldest = self._waiting.popitem(last=False)
             said.append(
                 Reject(oldest, f"no policy {self.settings.policy!r} came while {len(self._waiting)} graphs waited")
             )
@@ -155,7 +156,7 @@ class DecisionsStage:
     def _answer_waiting(self) -> list[Output | Reject]:
         said: list[Output | Reject] = []
         while self._waiting and (served := self._policies.current()) is not None:
-            said.append(self._answer(self._waiting.popleft(), served))
+            said.append(self._answer(self._waiting.popitem(last=False)[1], served))
         return said
 
     def _take_outcome(self, incoming: Incoming) -> None:
