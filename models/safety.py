@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from tamiyo.models.masks import MaskLimits
-from tamiyo.schemas.adaptation import Action, Veto
+from tamiyo.models.actions import kinds, to_index
+from tamiyo.models.masks import MaskLimits, legal_actions
+from tamiyo.schemas.adaptation import Action, DecisionType, Veto
 from tamiyo.schemas.analysis import ModelGraph
+from tamiyo.schemas.errors import PolicyError
+
+MONITOR = "safety_monitor"
+UNCERTAINTY = "uncertainty"
+TYPES = frozenset(str(member) for member in DecisionType)
 
 
 class SafetyLimits(BaseModel):
@@ -27,6 +34,8 @@ class SafetyMonitor:
 
     def __init__(self, limits: SafetyLimits | None = None, *, protected: Collection[str] = ()) -> None:
         """`protected` are layers that no run may have adapted, whatever its topology says."""
+        self.limits = limits or SafetyLimits()
+        self.protected = frozenset(protected)
 
     def validate(
         self,
@@ -42,6 +51,55 @@ class SafetyMonitor:
         """Return every reason not to execute `action`; an empty list means it may be.
 
         `recent_adaptations` counts the run's decisions other than no_op that were not vetoed, within
-        `limits.rate_steps` before the graph's step. no_op is never refused.
+        `limits.rate_steps` before the graph's step. no_op is never refused. Confidence excuses nothing: it is one more
+        thing that can be too low. Without a graph only no_op passes, since nothing else can be checked.
         """
-        raise NotImplementedError
+        if action.type == DecisionType.NO_OP:
+            return []
+        guarded = self.protected | frozenset(protected)
+        reasons: list[str] = []
+        if action.type not in TYPES:
+            reasons.append(f"{action.type} is no known type of adaptation: expected one of {', '.join(sorted(TYPES))}")
+        if action.layer_id is None:
+            reasons.append(f"{action.type} names no layer")
+        elif action.layer_id in guarded or (graph is not None and _own_protection(graph, action.layer_id)):
+            reasons.append(f"layer {action.layer_id} is protected")
+        if action.type == DecisionType.LOAD_KERNEL and action.blueprint is None:
+            reasons.append("load_kernel names no blueprint")
+        if graph is None:
+            reasons.append("there is no graph to check the adaptation against")
+        elif action.layer_id is not None and action.layer_id not in graph.layer_id:
+            reasons.append(f"layer {action.layer_id} is not in graph {graph.graph_id}")
+        elif not reasons:
+            reasons += self._illegal(action, graph, paused, steps_since_decision)
+        if recent_adaptations >= self.limits.max_adaptations:
+            spent = f"{recent_adaptations} adaptations within {self.limits.rate_steps} steps"
+            reasons.append(f"{spent}: the run's rate budget is spent")
+        vetoes = [Veto(by=MONITOR, reason=reason[:2000]) for reason in reasons]
+        uncertainty = 1.0 - confidence
+        if math.isnan(uncertainty) or uncertainty > self.limits.max_decision_uncertainty:
+            limit = self.limits.max_decision_uncertainty
+            vetoes.append(Veto(by=UNCERTAINTY, reason=f"uncertainty {uncertainty:.3f} is above {limit:.3f}"))
+        return vetoes
+
+    def _illegal(self, action: Action, graph: ModelGraph, paused: bool, steps_since_decision: int | None) -> list[str]:
+        """The masks again, for this one action."""
+        names = kinds([] if action.blueprint is None else [action.blueprint])
+        mask = legal_actions(
+            graph, names, limits=self.limits.masks, paused=paused, steps_since_decision=steps_since_decision
+        )
+        try:
+            index = to_index(action, graph.layer_id, names)
+        except PolicyError as error:
+            return [str(error)]
+        if mask[index]:
+            return []
+        if paused:
+            return ["the run is paused"]
+        what = f"{action.type} of {action.blueprint}" if action.blueprint else action.type
+        return [f"{what} at layer {action.layer_id} is not legal in graph {graph.graph_id}: seeds, budget or cooldown"]
+
+
+def _own_protection(graph: ModelGraph, layer_id: str) -> bool:
+    """Whether the run's own topology protects the layer."""
+    return layer_id in graph.layer_id and graph.protected[graph.layer_id.index(layer_id)]

@@ -1,0 +1,80 @@
+"""Where checkpoint files are kept."""
+
+from __future__ import annotations
+
+import os
+import re
+import uuid
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+from tamiyo.schemas.errors import PolicyError
+
+_FILE = re.compile(r"policy-(\d{6,12})\.safetensors")
+MAX_BYTES = 1 << 30  # a thousand times the policy's size: what is larger is not a policy
+
+
+class CheckpointStore:
+    """Checkpoint files below an fsspec URL; names are `policy-000012.safetensors`, nothing else is opened."""
+
+    def __init__(self, url: str) -> None:
+        """Raises ValueError or ImportError, as fsspec does, for a URL of no known file system."""
+        self.url = url
+        self._files, self._root = fsspec.core.url_to_fs(url)
+
+    @staticmethod
+    def file_name(version: int) -> str:
+        """Return the name of a version's file."""
+        return f"policy-{version:06d}.safetensors"
+
+    def write(self, version: int, data: bytes) -> str:
+        """Store `data` atomically; returns the file's name. An existing file of that version is replaced.
+
+        Written under another name and renamed: a reader sees the whole file or none.
+        """
+        name = self.file_name(version)
+        self._files.makedirs(self._root, exist_ok=True)
+        temporary = self._path(f".{name}.{uuid.uuid4().hex}")
+        try:
+            with self._files.open(temporary, "wb") as file:
+                file.write(data)
+                file.flush()
+                if isinstance(self._files, LocalFileSystem):
+                    os.fsync(file.fileno())  # the rename must not reach the disk before the content
+            self._files.mv(temporary, self._path(name))
+        except BaseException:
+            if self._files.exists(temporary):
+                self._files.rm_file(temporary)
+            raise
+        return name
+
+    def read(self, file: str) -> bytes:
+        """Return a file's bytes. Raises PolicyError for a name that is no checkpoint's, or where there is none."""
+        if _FILE.fullmatch(file) is None:
+            raise PolicyError(f"{file!r} is not the name of a checkpoint, which is like {self.file_name(12)}")
+        path = self._path(file)
+        try:
+            if (self._files.size(path) or 0) > MAX_BYTES:
+                raise PolicyError(f"{file} in {self.url} is larger than {MAX_BYTES} bytes: it is no policy")
+            content: bytes = self._files.cat_file(path)
+        except FileNotFoundError as error:
+            raise PolicyError(f"there is no {file} in {self.url}: do learner and workers share this store?") from error
+        return content
+
+    def versions(self) -> list[int]:
+        """Return the versions there are, ascending."""
+        self._files.invalidate_cache(self._root)
+        if not self._files.exists(self._root):
+            return []
+        names = [path.rsplit("/", 1)[-1] for path in self._files.ls(self._root, detail=False)]
+        return sorted(int(match[1]) for name in names if (match := _FILE.fullmatch(name)))
+
+    def delete(self, version: int) -> None:
+        """Remove a version's file, if it is there."""
+        path = self._path(self.file_name(version))
+        if self._files.exists(path):
+            self._files.rm_file(path)
+
+    def _path(self, name: str) -> str:
+        return f"{self._root.rstrip('/')}/{name}"
