@@ -2,6 +2,7 @@
 
 A file holds the policy's weights under `policy/`, the tensors of the learner's state under `state/`, and two JSON texts
 in the safetensors metadata: `header`, and `state`, the learner's state with a reference in the place of each tensor.
+Both stand under one key, since safetensors writes several in an order that changes from call to call.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ from tamiyo.models.policy import PolicyConfig, TamiyoPolicy
 from tamiyo.schemas.errors import CheckpointCorrupt, PolicyError
 
 __all__ = ["CheckpointHeader", "CheckpointStore", "checksum", "load", "save"]
+
+METADATA_KEY = "tamiyo"
 
 # Parameters with one entry a kind of action, and the axis of it.
 KIND_AXIS = {
@@ -76,11 +79,11 @@ def save(policy: TamiyoPolicy, optimizer_state: Mapping[str, Any] | None, header
     broken = [name for name, value in tensors.items() if not bool(torch.isfinite(value).all())]
     if broken:
         raise PolicyError(f"a policy whose weights are not finite is not saved: {', '.join(broken)}")
-    metadata = {
+    texts = {
         "header": json.dumps(header.model_dump(mode="json"), sort_keys=True, allow_nan=False),
         "state": json.dumps(_pack(optimizer_state, "state", tensors), sort_keys=True, allow_nan=False),
     }
-    return safetensors.save(tensors, metadata)
+    return safetensors.save(tensors, {METADATA_KEY: json.dumps(texts, sort_keys=True)})
 
 
 def checksum(data: bytes) -> str:
@@ -100,10 +103,10 @@ def load(
     if checksum is not None and hashlib.sha256(data).hexdigest() != checksum:
         raise CheckpointCorrupt(f"checkpoint of {len(data)} bytes does not have the checksum {checksum} it should")
     try:
-        metadata = _metadata(data)
+        texts = json.loads(_metadata(data)[METADATA_KEY])
         tensors = safetensors.load(data)
-        header = CheckpointHeader.model_validate_json(metadata["header"])
-        state = _unpack(json.loads(metadata["state"]), tensors)
+        header = CheckpointHeader.model_validate_json(texts["header"])
+        state = _unpack(json.loads(texts["state"]), tensors)
     except (SafetensorError, ValidationError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointCorrupt(f"checkpoint of {len(data)} bytes cannot be read: {error}") from error
     if header.feature_version != FEATURE_VERSION:

@@ -5,7 +5,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import structlog
-import torch
 
 from tamiyo.models.checkpoint import CheckpointStore, load
 from tamiyo.models.policy import TamiyoPolicy
@@ -108,9 +107,7 @@ class Policies:
             raise PolicyError(
                 f"checkpoint {announced.file} is of version {header.version}, {announced.version} was announced"
             )
-        if not all(bool(torch.isfinite(tensor).all()) for tensor in policy.state_dict().values()):
-            raise PolicyError(f"checkpoint {announced.file} holds numbers that are not finite")
-        return Served(policy.eval(), announced.version, announced.checksum)
+        return Served(policy, announced.version, announced.checksum)
 
     def _step_back(self) -> None:
         self._served, self._previous = self._previous, None
