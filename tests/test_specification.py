@@ -81,16 +81,14 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Chain, KasminaLayer]:
     model = nn.Sequential(nn.Linear(128, 64), nn.ReLU(), nn.Linear(64, 10))
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
     teacher = nn.Sequential(nn.Linear(128, 256), nn.Tanh(), nn.Linear(256, 10))
-    inputs = torch.randn(2_048, 128)
-    labels = teacher(inputs).argmax(1)
     probe = torch.randn(512, 128)
     held_out = (probe, teacher(probe).argmax(1))
     with attach(
         model,
         optimizer,
-        example_input=inputs[:2],
+        example_input=probe[:2],
         run_id="specification",
-        layers=["0"],
+        protected=["2"],
         num_seeds=4,
         loss_fn=F.cross_entropy,
         held_out=held_out,
@@ -102,8 +100,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Chain, KasminaLayer]:
         assert isinstance(layer, KasminaLayer)
         assert layer.telemetry_enabled
         for step in range(STEPS):
-            batch = torch.randint(0, len(inputs), (64,))
-            loss = F.cross_entropy(model(inputs[batch]), labels[batch])
+            inputs = torch.randn(64, 128)  # never twice the same: there is nothing to overfit
+            loss = F.cross_entropy(model(inputs), teacher(inputs).argmax(1))
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
