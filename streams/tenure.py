@@ -33,6 +33,7 @@ from tamiyo.streams.tail import (
 log = structlog.get_logger(__name__)
 
 MAX_IN_FLIGHT = 100  # batches published and not yet delivered: enough to hide a round trip, few enough to bound memory
+GATHER_TURNS = 3  # of the event loop without a new record, after which nothing more has arrived
 GAPS_VERIFIED = 3  # a topic, a tenure: more than that are a transactional producer's markers, not lost messages
 
 Headers = list[tuple[str, bytes]]
@@ -183,6 +184,7 @@ class Tenure:
             self._wake.clear()
             while (self._inbox or self._tick_due) and not (self.closed or self._draining):
                 if self._inbox:
+                    await self._gather()
                     await self._feed()
                 if self._tick_due:
                     self._tick_due = False
@@ -191,6 +193,14 @@ class Tenure:
                 await asyncio.sleep(0)
             if self._draining and not self._sent:
                 self._idle.set()
+
+    async def _gather(self) -> None:
+        # Faust hands on one event a turn of the loop. Turns are free where more has arrived, and few where not.
+        size = 0
+        while size < len(self._inbox) < self._connection.worker.max_batch:
+            size = len(self._inbox)
+            for _ in range(GATHER_TURNS):
+                await asyncio.sleep(0)
 
     async def _feed(self) -> None:
         assert self.stage is not None
