@@ -26,7 +26,7 @@ MAX_ROWS = 1024
 MAX_FEATURES = 64
 MAX_INPUTS = 256
 
-# Relative to the mean diagonal of the Gram matrix: far below what matters, far above float32's noise.
+# Relative to the mean square of what is regressed: far below what matters, far above float32's noise.
 _RIDGE = 1e-4
 
 
@@ -34,15 +34,15 @@ def growth_score(inputs: Tensor, gradient: Tensor, features: Tensor, ridge: floa
     """The score (a scalar) of `inputs` [rows, k], `gradient` [rows, outputs] and `features` [rows, h]."""
     # A layer has a bias, so a constant is among what it can do.
     x = torch.cat([inputs, inputs.new_ones(len(inputs), 1)], dim=1)
-    rest = features - x @ _solve(x.T @ x, x.T @ features, ridge)
+    rest = features - x @ _solve(x.T @ x, x.T @ features, ridge * x.square().sum() / x.shape[1])
     g = rest.T @ gradient
-    return (g * _solve(rest.T @ rest, g, ridge)).sum()
+    # eps is of the features as they came: what is left of those the layer has already is rounding, and must score 0.
+    return (g * _solve(rest.T @ rest, g, ridge * features.square().sum() / features.shape[1])).sum()
 
 
-def _solve(gram: Tensor, right: Tensor, ridge: float) -> Tensor:
-    size = len(gram)
-    eps = ridge * gram.diagonal().mean() + torch.finfo(gram.dtype).tiny
-    factor, failed = torch.linalg.cholesky_ex(gram + eps * torch.eye(size, dtype=gram.dtype, device=gram.device))
+def _solve(gram: Tensor, right: Tensor, eps: Tensor) -> Tensor:
+    unit = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+    factor, failed = torch.linalg.cholesky_ex(gram + (eps + torch.finfo(gram.dtype).tiny) * unit)
     solved = torch.cholesky_solve(right, factor)
     return torch.where(failed == 0, solved, torch.zeros_like(solved))
 
