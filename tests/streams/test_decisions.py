@@ -320,14 +320,14 @@ def run_of(windows: int) -> list[ModelGraph]:
     ]
 
 
-@given(st.lists(st.integers(1, 44), min_size=1, max_size=3), st.integers(1, 5), st.booleans())
-@settings(max_examples=5, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.integers(1, 89), min_size=1, max_size=3), st.integers(1, 5), st.booleans())
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_a_crash_anywhere_decides_nothing_anew(
     tmp_path: Path, crashes: list[int], batch: int, new_policy: bool
 ) -> None:
     fields: dict[str, Any] = {"decision_interval": 2, "rate_steps": 300, "max_adaptations": 1, "in_flight_steps": 100}
     whole, broken = Bench(tmp_path, **fields), Bench(tmp_path, **fields)
-    for each in run_of(15):
+    for each in run_of(30):
         whole.log.add(GRAPHS, each)
         broken.log.add(GRAPHS, each)
     whole.shell.run()
