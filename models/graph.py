@@ -35,6 +35,7 @@ FALLING = -0.05
 Array = npt.NDArray[np.float64]
 
 
+@np.errstate(over="ignore", under="ignore", invalid="ignore")  # what overflows is bounded with everything else
 def build_graph(window: HealthWindow, topology: ModelTopology, history: Sequence[HealthWindow]) -> ModelGraph:
     """Return the graph of `window`: pure, the same inputs give the same bytes.
 
