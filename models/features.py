@@ -52,8 +52,18 @@ NODE_FEATURES: tuple[Feature, ...] = (
     # What its kernels are worth, and its seeds.
     Feature("contribution", "nats", "sign(x) log10(1 + 100 |x|)", "newest window mean of contribution"),
     Feature("contribution_measured", "flag", "1 where known while a seed is active", "windows in sight"),
-    Feature("contribution_negative", "windows", "x / 8", "newest measured windows in a row with contribution <= 0"),
-    Feature("contribution_positive", "windows", "x / 8", "newest measured windows in a row with contribution > 0"),
+    Feature(
+        "contribution_negative",
+        "windows",
+        "x / 8",
+        "newest measured windows in a row with a kernel and contribution <= 0",
+    ),
+    Feature(
+        "contribution_positive",
+        "windows",
+        "x / 8",
+        "newest measured windows in a row with a kernel and contribution > 0",
+    ),
     Feature("kernel_load", "0..1", "x", "newest last of kernel_load"),
     Feature("alpha", "0..1", "x", "newest last of alpha"),
     Feature("dormant_share", "of the seeds", "x", "newest last of dormant_seeds"),

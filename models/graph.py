@@ -120,7 +120,9 @@ def _nodes(
     positive = _positive(_or(growth, 0.0))
     largest = positive.max()
     relative = positive / largest if largest > 0 else positive
-    contribution = series.history("contribution")
+    # A window that the layer spent without a kernel, if only in part, ends a streak: what came before was another's.
+    bare = series.history("active_seeds", "minimum") <= 0
+    contribution = np.where(bare, 0.0, series.history("contribution"))
     worth = np.where(state["active"] > 0, series.newest("contribution", "mean"), np.nan)
     recoveries = series.window(-1, "recovery_errors", "count")
     signals = _signals(series)
@@ -141,7 +143,7 @@ def _nodes(
         "growth_measured": ~np.isnan(growth),
         "contribution": np.sign(worth) * log10_above(100.0 * np.minimum(np.abs(worth), 1e300), 1.0),
         "contribution_measured": ~np.isnan(worth),
-        "contribution_negative": streak(contribution, contribution <= 0) / HISTORY_WINDOWS,
+        "contribution_negative": streak(contribution, (contribution <= 0) & ~bare) / HISTORY_WINDOWS,
         "contribution_positive": streak(contribution, contribution > 0) / HISTORY_WINDOWS,
         "kernel_load": series.newest("kernel_load"),
         "alpha": series.newest("alpha"),

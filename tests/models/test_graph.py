@@ -86,6 +86,17 @@ def test_contribution_keeps_its_sign_and_counts_only_while_a_seed_is_active():
     assert node_column(graph, "contribution_positive")[0] == 0.5
 
 
+def test_a_new_kernel_does_not_inherit_the_old_ones_record():
+    run = [make_window(index, active_seeds=1, contribution=-0.1) for index in range(5)]
+    run.append(make_window(5, active_seeds=0, contribution=None))
+    run.append(make_window(6, active_seeds=1, contribution=None))
+    found = node_column(build_graph(run[-1], make_topology(), run[:-1]), "contribution_negative")
+    assert not found.any()
+    run.append(make_window(7, active_seeds=1, contribution=-0.1))
+    found = node_column(build_graph(run[-1], make_topology(), run[:-1]), "contribution_negative")
+    assert found.tolist() == [1 / 8] * 3
+
+
 def test_trends_over_the_windows_in_sight():
     run = [
         make_window(i, health=[0.9 - 0.1 * i, 0.8, 0.8], model={"train_loss": 4.0 - i, "validation_loss": None})
