@@ -45,10 +45,11 @@ class PairStage:
     def __init__(self, partition: int, settings: PairSettings, views: Mapping[str, View[Any]]) -> None:
         self._factors = views[FACTORS.name]
         self._open: dict[str, Incoming] = {}
-        self.recalled: list[Said] = []
+        self._closing: set[int] = set()
 
     def recall(self, said: Sequence[Said]) -> None:
-        self.recalled = list(said)
+        # The first of a pair may lie before the committed offset and its second after it: that one opens nothing.
+        self._closing = {each.sources[NUMBERS.name] for each in said}
 
     def feed(self, batch: Sequence[Incoming]) -> Sequence[Output | Reject]:
         said: list[Output | Reject] = []
@@ -59,7 +60,8 @@ class PairStage:
             elif value == 999:
                 raise ZeroDivisionError("a bug")
             elif run not in self._open:
-                self._open[run] = each
+                if each.offset not in self._closing:
+                    self._open[run] = each
             else:
                 first = self._open.pop(run)
                 factor = self._factors.get(run)
