@@ -57,8 +57,8 @@ class GraphsStage:
         self._waiting: OrderedDict[str, None] = OrderedDict()
         """Runs with held windows, the longest waiting first."""
         self._held = 0
-        self._answered: OrderedDict[str, None] = OrderedDict()
-        """Window ids."""
+        self._answered: OrderedDict[str, int] = OrderedDict()
+        """Window id to the offset that was answered; what comes under it later is a repeat."""
         self._answered_until: dict[str, int] = {}
         """By run, the last window with a graph as recalled; those before it were answered, one way or another."""
         self._newest = -1
@@ -66,8 +66,8 @@ class GraphsStage:
     def recall(self, said: Sequence[Said]) -> None:
         """Learn which windows have their graph."""
         for one in said:
-            self._answer(one.record.window_id)
             offset = one.sources.get(WINDOWS.name, -1)
+            self._answer(one.record.window_id, offset)
             self._answered_until[one.record.run_id] = max(offset, self._answered_until.get(one.record.run_id, -1))
 
     def feed(self, batch: Sequence[Incoming]) -> Sequence[Output | Reject]:
@@ -110,7 +110,8 @@ class GraphsStage:
         self._newest = max(self._newest, incoming.offset)
         kind = (window.clock, window.end - window.start)
         run = self._runs.get(window.run_id)
-        if run is not None and run.kind == kind and window.start <= run.start:
+        repeat = 0 <= self._answered.get(window.window_id, -1) < incoming.offset
+        if repeat or (run is not None and run.kind == kind and window.start <= run.start):
             self.counts["repeated"] += 1
             return ()
         if run is None:
@@ -169,7 +170,7 @@ class GraphsStage:
         # Measured in offsets, not in time: a restart finds the same history, however late it comes.
         oldest = incoming.offset - self.settings.history_stretch
         graph = self._build(window, topology, [one.record for one in run.history if one.offset >= oldest])
-        self._answer(window.window_id)
+        self._answer(window.window_id, incoming.offset)
         self.counts["published"] += 1
         return (Output(GRAPHS, graph, graph.graph_id, incoming),)
 
@@ -201,7 +202,7 @@ class GraphsStage:
             del self._runs[run_id]
             self._answered_until.pop(run_id, None)
 
-    def _answer(self, window_id: str) -> None:
-        self._answered[window_id] = None
+    def _answer(self, window_id: str, offset: int) -> None:
+        self._answered.setdefault(window_id, offset)
         if len(self._answered) > MAX_ANSWERED:
             self._answered.popitem(last=False)
