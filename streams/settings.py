@@ -10,6 +10,8 @@ from typing import Literal
 from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from tamiyo.models.hyperparameters import LearningSettings
+
 
 class StoreSettings(BaseSettings):
     """Where kernels and checkpoints are kept: an fsspec URL that every process of an installation can reach."""
@@ -192,12 +194,35 @@ class RewardSettings(BaseSettings):
         return ends
 
 
-class LearnerSettings(BaseSettings):
-    """PPO updates and checkpoints."""
+class LearnerSettings(BaseSettings, LearningSettings):
+    """PPO updates and checkpoints; the numbers of the algorithm itself are those of LearningSettings."""
 
     model_config = SettingsConfigDict(env_prefix="TAMIYO_LEARNER_", extra="ignore")
 
     checkpoint_url: str = Field(default_factory=checkpoint_store_url, description="fsspec URL of the checkpoints")
+    policy: str = Field(
+        "tamiyo", pattern=r"^\w[\w.:/\-]*$", description="Name of the policy, the key it is announced by"
+    )
+    max_wait_s: float = Field(30.0, gt=0, description="Fresh experiences wait no longer for a whole batch")
+    refill: int = Field(
+        2_000, ge=0, description="Messages of each partition before the checkpoint's offset, read again into replay"
+    )
+    keep_checkpoints: int = Field(
+        2_000,
+        ge=2,
+        description="Newest checkpoint files kept, 6 MB each; a decision can be recomputed while its policy is kept",
+    )
+    startup_timeout_s: float = Field(60.0, gt=0, description="How long an unreachable broker is waited for")
+    delivery_timeout_s: float = Field(30.0, gt=0, description="How long a delivery may take before it is a failure")
+    stall_timeout_s: float = Field(
+        120.0, gt=0, description="A loop that does not come round for this long is unhealthy; an update takes seconds"
+    )
+    http_host: str = Field(
+        default_factory=lambda: WorkerSettings().http_host, description="As the workers', unless set"
+    )
+    http_port: int = Field(
+        default_factory=lambda: WorkerSettings().http_port, ge=0, le=65535, description="As the workers', unless set"
+    )
 
 
 class DemoSettings(BaseSettings):

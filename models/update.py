@@ -1,0 +1,278 @@
+"""One update of the policy: epochs of minibatches, then an examination, and back to the last safe state if it fails."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import CosineAnnealingLR
+
+from tamiyo.models.batch import GraphBatch, graph_entropy, masked_log_softmax
+from tamiyo.models.conformal import NOISE_FLOOR
+from tamiyo.models.example import Example, stack
+from tamiyo.models.hyperparameters import LearningSettings
+from tamiyo.models.policy import PolicyOutput, TamiyoPolicy
+from tamiyo.models.ppo import Losses, Targets, choices, divergence, normalise_advantage, ppo_loss, weighted_mean
+from tamiyo.schemas.errors import PolicyError, UpdateRejected
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """What the policy expected of each example's action, [examples], before it learns from them."""
+
+    reward: npt.NDArray[np.float32]
+    spread: npt.NDArray[np.float32]
+    value: npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Update:
+    """An accepted update."""
+
+    metrics: dict[str, float]
+    """`losses/...` as means over the gradient steps, as cleanrl names them."""
+    advantages: npt.NDArray[np.float32]
+    """Of each example under the new policy: the new priorities."""
+
+
+class Updater:
+    """A policy, its optimiser and its proximal average: what an update changes, and a rollback restores.
+
+    Dropout stays off: with it, the ratio of a policy to itself would not be 1, and the KL bound would measure noise.
+    On the bandit of graphs it learned no faster with it (evaluation/bandit.py, three seeds).
+    """
+
+    def __init__(self, policy: TamiyoPolicy, settings: LearningSettings, state: dict[str, Any] | None = None) -> None:
+        """`state` is that of `state()`, from the checkpoint that `policy` is from."""
+        self.policy = policy.eval()
+        self.settings = settings
+        self.proximal = copy.deepcopy(policy).eval().requires_grad_(False)
+        self.optimizer = torch.optim.AdamW(
+            policy.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
+        )
+        self.scheduler = CosineAnnealingLR(
+            self.optimizer, T_max=settings.t_max, eta_min=min(settings.minimum_learning_rate, settings.learning_rate)
+        )
+        if state is not None:
+            self.restore({"policy": policy.state_dict(), **state})
+
+    def state(self) -> dict[str, Any]:
+        """Return what a checkpoint holds beside the policy's weights."""
+        return {
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": {"last_epoch": self.scheduler.last_epoch},
+            "proximal": self.proximal.state_dict(),
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go back to a `state()` with the policy's weights under "policy". Raises PolicyError if it does not fit."""
+        try:
+            self.policy.load_state_dict(state["policy"])
+            self.proximal.load_state_dict(state["proximal"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.scheduler.last_epoch = int(state["scheduler"]["last_epoch"])
+        except (KeyError, ValueError, TypeError, RuntimeError) as error:
+            raise PolicyError(f"this learner's state is not of this policy: {error}") from error
+
+    @torch.no_grad()
+    def predict(self, examples: Sequence[Example]) -> Prediction:
+        """Return what the policy expects of these examples."""
+        batch, action = stack(examples)
+        output: PolicyOutput = self.policy(batch)
+        return Prediction(output.predicted_reward[action].numpy(), output.spread[action].numpy(), output.value.numpy())
+
+    def update(
+        self,
+        examples: Sequence[Example],
+        corrections: npt.ArrayLike,
+        *,
+        version: int,
+        rng: np.random.Generator,
+    ) -> Update:
+        """Learn from `examples`, whose importance corrections come from replay, as policy `version`.
+
+        Raises UpdateRejected, with everything as it was, where the result must not act.
+        """
+        safe = copy.deepcopy({"policy": self.policy.state_dict(), **self.state()})
+        try:
+            return self._update(examples, np.asarray(corrections, dtype=np.float32), version, rng)
+        except UpdateRejected:
+            self.restore(safe)
+            raise
+        finally:
+            self.policy.eval()
+
+    def _update(
+        self, examples: Sequence[Example], corrections: npt.NDArray[np.float32], version: int, rng: np.random.Generator
+    ) -> Update:
+        settings = self.settings
+        batch, action = stack(examples)
+        before, value = self._distribution(self.policy, batch)
+        proximal, _ = self._distribution(self.proximal, batch)
+        b = self._targets(examples, corrections, version, action, proximal, value)
+        if float(b.weight.sum()) <= 0:
+            raise UpdateRejected("no experience of this batch has any confidence")
+
+        parts = torch.split(before, batch.offsets.diff().tolist())
+        history: list[Losses] = []
+        skipped = 0
+        stopped = False
+        b_inds = np.arange(len(examples))
+        for _ in range(settings.update_epochs):
+            rng.shuffle(b_inds)
+            for start in range(0, len(b_inds), settings.minibatch_size):
+                mb_inds = b_inds[start : start + settings.minibatch_size]
+                losses, kl = self._step(examples, mb_inds, b, torch.cat([parts[i] for i in mb_inds]), frozen=stopped)
+                skipped += losses is None
+                if losses is not None:
+                    history.append(losses)
+                stopped |= kl > settings.target_kl
+        if not history:
+            raise UpdateRejected(f"all {skipped} minibatches had a loss above {settings.max_loss} or not finite")
+        metrics, advantages = self._examine(batch, before, b)
+        if self.scheduler.last_epoch < settings.t_max:
+            self.scheduler.step()
+        means = {
+            name: float(np.mean([float(getattr(losses, field).detach()) for losses in history]))
+            for name, field in LOSSES.items()
+        }
+        found = {
+            **means,
+            **metrics,
+            "losses/explained_variance": _explained_variance(value.numpy(), b.reward.numpy()),
+            "charts/learning_rate": float(self.optimizer.param_groups[0]["lr"]),
+            "charts/gradient_steps": float(len(history)),
+            "charts/minibatches_skipped": float(skipped),
+            "charts/stopped_early": float(stopped),
+        }
+        # A ratio that clipping kept out of the loss may still be infinite in approx_kl; a record holds no infinities.
+        return Update({name: number for name, number in found.items() if math.isfinite(number)}, advantages)
+
+    def _targets(
+        self,
+        examples: Sequence[Example],
+        corrections: npt.NDArray[np.float32],
+        version: int,
+        action: Tensor,
+        proximal: Tensor,
+        value: Tensor,
+    ) -> Targets:
+        reward = torch.tensor([example.reward for example in examples])
+        weight = torch.tensor([example.confidence for example in examples]) * torch.from_numpy(corrections)
+        # Where nothing could be chosen there is nothing to choose better; rewards and values still are facts.
+        actor = torch.tensor(
+            [float(each.choices > 1 and version - each.policy_version <= self.settings.max_age) for each in examples]
+        )
+        return Targets(
+            action=action,
+            behaviour_logprob=torch.tensor([example.log_propensity for example in examples]),
+            proximal_logprob=proximal[action],
+            advantage=normalise_advantage(reward - value, weight * actor, self.settings.minimum_scale),
+            reward=reward,
+            weight=weight,
+            actor=actor,
+            bootstrap=torch.tensor([example.bootstrap for example in examples]).T,
+        )
+
+    def _step(
+        self, examples: Sequence[Example], mb_inds: npt.NDArray[np.int64], b: Targets, before: Tensor, *, frozen: bool
+    ) -> tuple[Losses | None, float]:
+        """Take one gradient step; returns its losses, or None where they are not to be trusted, and KL(before || now).
+
+        `before` has the log-probabilities of the minibatch's actions before the update. `frozen`: what the policy
+        shares stays as it is, and only values and rewards are learned further.
+        """
+        batch, action = stack([examples[index] for index in mb_inds])
+        output: PolicyOutput = self.policy(batch)
+        mb_b = b.minibatch(torch.from_numpy(mb_inds), action)
+        calibration = self.policy.calibration
+        losses = ppo_loss(
+            output, batch, mb_b, self.settings, multiplier=calibration.multiplier, noise_floor=NOISE_FLOOR
+        )
+        with torch.no_grad():
+            now = masked_log_softmax(output.logits, batch.mask, batch.action_graph)
+            kl = self._divergence(before, now, batch, mb_b.actor)
+        loss = float(losses.total.detach())
+        if not math.isfinite(loss) or abs(loss) > self.settings.max_loss:
+            return None, kl
+        self.optimizer.zero_grad(set_to_none=True)
+        losses.total.backward()  # type: ignore[no-untyped-call]
+        frozen = frozen or kl > self.settings.target_kl
+        if frozen:
+            for name, parameter in self.policy.named_parameters():
+                if not name.startswith(CRITICS):
+                    parameter.grad = None
+        norm = nn.utils.clip_grad_norm_(self.policy.parameters(), self.settings.max_grad_norm)
+        if not torch.isfinite(norm):
+            return None, kl
+        self.optimizer.step()
+        if not frozen:
+            with torch.no_grad():
+                for average, parameter in zip(self.proximal.parameters(), self.policy.parameters(), strict=True):
+                    average.lerp_(parameter, 1 - self.settings.ewma_decay)
+        return losses, kl
+
+    @torch.no_grad()
+    def _distribution(self, policy: TamiyoPolicy, batch: GraphBatch) -> tuple[Tensor, Tensor]:
+        """Return log-probabilities [A] and values [G]."""
+        output: PolicyOutput = policy(batch)
+        return masked_log_softmax(output.logits, batch.mask, batch.action_graph), output.value
+
+    def _divergence(self, before: Tensor, now: Tensor, batch: GraphBatch, actor: Tensor) -> float:
+        return float(weighted_mean(divergence(before, now, batch.action_graph, batch.graphs), actor))
+
+    @torch.no_grad()
+    def _examine(
+        self, batch: GraphBatch, before: Tensor, b: Targets
+    ) -> tuple[dict[str, float], npt.NDArray[np.float32]]:
+        """Raise UpdateRejected where the new policy must not act; else return its metrics and advantages."""
+        parameters = [*self.policy.parameters(), *self.proximal.parameters()]
+        if not all(bool(torch.isfinite(parameter).all()) for parameter in parameters):
+            raise UpdateRejected("the new weights are not finite")
+        output: PolicyOutput = self.policy(batch)
+        if not all(bool(torch.isfinite(part).all()) for part in (output.logits, output.value, output.ensemble)):
+            raise UpdateRejected("the new policy's output is not finite")
+        now = masked_log_softmax(output.logits, batch.mask, batch.action_graph)
+        kl = self._divergence(before, now, batch, b.actor)
+        if kl > self.settings.max_kl:
+            raise UpdateRejected(f"the policy moved by {kl:.3f} nats, more than {self.settings.max_kl}")
+        choosing = (choices(batch.mask, batch.action_graph, batch.graphs) > 1).float()
+        was, is_now = (
+            float(weighted_mean(graph_entropy(each, batch.action_graph, batch.graphs), choosing))
+            for each in (before, now)
+        )
+        # A heuristic may be surer than the floor by itself; then an update must only not make it worse.
+        if choosing.any() and is_now < self.settings.entropy_floor and is_now < was:
+            raise UpdateRejected(
+                f"the entropy fell from {was:.3f} to {is_now:.3f} nats, below {self.settings.entropy_floor}"
+            )
+        return {"losses/kl": kl, "losses/entropy_after": is_now}, (b.reward - output.value).numpy()
+
+
+CRITICS = ("rewards.", "value.")
+"""Parameters that only predict: they may go on learning when the policy has moved far enough."""
+
+LOSSES = {
+    "losses/total": "total",
+    "losses/policy_loss": "policy",
+    "losses/value_loss": "value",
+    "losses/entropy": "entropy",
+    "losses/safety": "safety",
+    "losses/reward_loss": "reward",
+    "losses/approx_kl": "approx_kl",
+    "losses/clipfrac": "clipfrac",
+    "losses/importance": "importance",
+}
+
+
+def _explained_variance(predicted: npt.NDArray[np.float32], observed: npt.NDArray[np.float32]) -> float:
+    """1 - Var(observed - predicted) / Var(observed): 1 is perfect, 0 no better than a constant; 0 if nothing varies."""
+    variance = float(np.var(observed))
+    return 0.0 if variance < 1e-12 else 1 - float(np.var(observed - predicted)) / variance
