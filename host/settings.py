@@ -25,7 +25,7 @@ class HostSettings(BaseSettings):
     contribution_interval: int = Field(50, ge=1, description="Steps between two counterfactuals of the kernels")
     cache_interval: int = Field(100, ge=1, description="Steps between two frames about the kernel cache")
     overhead_budget: float = Field(
-        0.08, gt=0, le=1, description="Time in the SDK / time of training above which probes become rarer"
+        0.08, gt=0, description="Time in the SDK / time of training above which probes become rarer"
     )
 
     ramp_steps: int = Field(50, ge=0, description="Steps over which a kernel comes in or goes out")

@@ -146,7 +146,7 @@ def order(run_id: str = RUN, *, time_ms: int = 1, **more: Any) -> ControlCommand
 
 
 def network(seed: int = 0) -> nn.Sequential:
-    """A convolution, then two Linear layers: "0" (2 -> 3 channels), "3" (12 -> 4), "5" (4 -> 2); 81 parameters."""
+    """A convolution, then two Linear layers: "0" (2 -> 3 channels), "3" (12 -> 4), "5" (4 -> 2); 83 parameters."""
     torch.manual_seed(seed)
     return nn.Sequential(
         nn.Conv1d(2, 3, 3, stride=2, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(12, 4), nn.ReLU(), nn.Linear(4, 2)
@@ -166,7 +166,7 @@ def settings(**more: Any) -> HostSettings:
         "sample_interval": 2,
         "growth_interval": 4,
         "contribution_interval": 2,
-        "overhead_budget": 1.0,
+        "overhead_budget": 1e6,
         "cooldown_steps": 0,
         "ramp_steps": 4,
         "drain_s": 0.0,
