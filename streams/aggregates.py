@@ -92,21 +92,22 @@ def layer_statistics(contributions: Sequence[Contribution], origin: int) -> tupl
 
 def model_statistics(contributions: Sequence[Contribution], origin: int) -> dict[str, ModelStats]:
     """Return the statistics of the whole model's metrics, by name in alphabetical order."""
-    series: dict[str, list[tuple[float, float]]] = {}
-    for one in contributions:
-        for name, value in one.model.items():
-            series.setdefault(name, []).append((float(one.clock - origin), value))
-    result = {}
-    for name in sorted(series):
-        clocks, values = (np.array(column) for column in zip(*series[name], strict=True))
-        stats = _by_layer(values[None], np.zeros(len(values), dtype=np.intp), clocks, 1)[0]
-        result[name] = ModelStats(
+    inside = [one for one in contributions if one.model]
+    names = sorted({name for one in inside for name in one.model})
+    if not names:
+        return {}
+    values = np.array([[one.model.get(name, np.nan) for one in inside] for name in names])
+    clocks = np.array([float(one.clock - origin) for one in inside])
+    found = _by_layer(values, np.zeros(len(inside), dtype=np.intp), clocks, 1)
+    return {
+        name: ModelStats(
             count=stats.count[0],
             **{
                 field: getattr(stats, field)[0] for field in ("mean", "variance", "minimum", "maximum", "last", "slope")
             },
         )
-    return result
+        for name, stats in zip(names, found, strict=True)
+    }
 
 
 def _by_layer(values: Floats, rows: npt.NDArray[np.intp], clocks: Floats, layers: int) -> list[LayerStats]:
