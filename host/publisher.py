@@ -62,7 +62,7 @@ class KafkaPublisher:
             **PRODUCER,
             "queue.buffering.max.messages": capacity,
             "error_cb": self._on_error,
-            "logger": _library_log,
+            "log_level": 0,  # the callback above tells; librdkafka itself would write to stderr
             "client.id": "tamiyo-host",
         }
         self._producer = Producer(kafka.librdkafka(**settings))
@@ -154,7 +154,3 @@ class KafkaPublisher:
         if what not in self._said:
             self._said.add(what)
             log.warning(message, *values)
-
-
-# librdkafka writes to stderr unless it is given a logger; the SDK is silent by default.
-_library_log = logging.getLogger(f"{__name__}.librdkafka")

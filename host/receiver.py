@@ -78,7 +78,7 @@ class KafkaReceiver:
                     "auto.offset.reset": "earliest",
                     "fetch.wait.max.ms": 50,  # how long a mock broker holds back a record that has just come
                     "error_cb": self._on_error,
-                    "logger": _library_log,
+                    "log_level": 0,  # the callback above tells; librdkafka itself would write to stderr
                 }
             )
         )
@@ -167,7 +167,3 @@ class KafkaReceiver:
         if not self._said:
             self._said = True
             log.warning("%s", message)
-
-
-# librdkafka writes to stderr unless it is given a logger; the SDK is silent by default.
-_library_log = logging.getLogger(f"{__name__}.librdkafka")
