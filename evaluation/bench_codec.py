@@ -1,5 +1,6 @@
 """What a record costs on the wire: our codec, and beside it confluent-kafka's AvroSerializer on the same record."""
 
+import warnings
 from typing import Any
 
 from tamiyo.evaluation.bench_load import Load, frames
@@ -31,9 +32,11 @@ def codec(*, layers: int, records: int, repeats: int) -> list[Result]:
 def _confluent(frame: Record, *, records: int, repeats: int, size: dict[str, Any]) -> list[Result]:
     """The same record through confluent-kafka's own serializer, against its in-memory mock registry."""
     try:
-        from confluent_kafka.schema_registry import SchemaRegistryClient
-        from confluent_kafka.schema_registry.avro import AvroSerializer
-        from confluent_kafka.serialization import MessageField, SerializationContext
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of what it imports, about what that imports
+            from confluent_kafka.schema_registry import SchemaRegistryClient
+            from confluent_kafka.schema_registry.avro import AvroSerializer
+            from confluent_kafka.serialization import MessageField, SerializationContext
     except ImportError:  # its registry extra is not installed: ours is still measured
         return []
     import json

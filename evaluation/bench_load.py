@@ -6,7 +6,7 @@ windows and features do the work they do in earnest.
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
@@ -44,6 +44,8 @@ class Load:
     interval: int = 10
     """Training steps between two sampled steps."""
     seed: int = 0
+    name: str = "bench"
+    """Begins the runs' names: what is measured one after the other on one broker must not be taken for each other."""
 
     @property
     def layer_signals(self) -> int:
@@ -53,7 +55,7 @@ class Load:
     @property
     def run_ids(self) -> list[str]:
         """Names of the runs."""
-        return [f"bench-{self.seed}-{run}" for run in range(self.runs)]
+        return [f"{self.name}-{self.seed}-{run}" for run in range(self.runs)]
 
     def windows(self, width: int) -> int:
         """Return how many windows of `width` steps the whole load fills, all runs together."""
@@ -73,11 +75,10 @@ def topology(run_id: str, layers: int) -> ModelTopology:
         BlueprintOffer(name=name, parameters=CATALOGUE[name].parameters(spec), flops=CATALOGUE[name].flops(spec))
         for name in for_layer(spec)
     ]
-    text = json.dumps(spec.to_dict())
     nodes = [
         LayerNode(
             layer_id=name, type="linear", parameters=PARAMETERS, input_shape=[WIDTH], output_shape=[WIDTH], seeds=2,
-            spec=text, blueprints=offers,
+            spec=json.dumps(replace(spec, layer_id=name).to_dict()), blueprints=offers,
         )
         for name in names
     ]  # fmt: skip
