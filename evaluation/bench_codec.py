@@ -1,10 +1,12 @@
 """What a record costs on the wire: our codec, and beside it confluent-kafka's AvroSerializer on the same record."""
 
+import json
 import warnings
 from typing import Any
 
 from tamiyo.evaluation.bench_load import Load, frames
 from tamiyo.evaluation.bench_measure import Result, Spent, repeat, spend
+from tamiyo.schemas.avro_schema import avro_schema
 from tamiyo.schemas.codec import decode, encode
 from tamiyo.schemas.record import Record
 
@@ -39,10 +41,6 @@ def _confluent(frame: Record, *, records: int, repeats: int, size: dict[str, Any
             from confluent_kafka.serialization import MessageField, SerializationContext
     except ImportError:  # its registry extra is not installed: ours is still measured
         return []
-    import json
-
-    from tamiyo.schemas.avro_schema import avro_schema
-
     serializer = AvroSerializer(
         SchemaRegistryClient.new_client({"url": "mock://bench"}),
         json.dumps(avro_schema(type(frame))),

@@ -86,7 +86,7 @@ def topology(run_id: str, layers: int) -> ModelTopology:
     edges += [LayerEdge(source=a, target=b, kind="skip") for a, b in zip(names[::4], names[4::4], strict=False)]
     return ModelTopology(
         run_id=run_id, topology_id=f"chain-{layers}", time_ms=EPOCH_MS, task="benchmark", layers=nodes, edges=edges,
-        parameters=layers * PARAMETERS, parameter_budget=layers * PARAMETERS, cooldown_steps=100,
+        parameters=layers * PARAMETERS, parameter_budget=8 * layers * PARAMETERS, cooldown_steps=100,
     )  # fmt: skip
 
 

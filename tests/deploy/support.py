@@ -112,5 +112,6 @@ def expression_problems(expression: str) -> list[str]:
     used = re.findall(r"(\w+)\s*(?:=~|!~|!=|=)\s*\"", expression)
     for group in re.findall(r"\b(?:by|without)\s*\(([^)]*)\)", expression):
         used += [label.strip() for label in group.split(",")]
+    problems += [f"there is no stage {name}" for name in re.findall(r'stage="(\w+)"', expression) if name not in STAGES]
     problems += [f"no series of {expression} has the label {label}" for label in used if label not in known]
     return problems

@@ -30,6 +30,7 @@ def test_expressions_that_name_nothing_real_would_be_noticed() -> None:
     assert expression_problems("sum by (colour) (tamiyo_stage_open_records)")
     assert expression_problems("sum(tamiyo_stage_open_records")
     assert expression_problems("vector(1)")
+    assert expression_problems('tamiyo_stage_open_records{stage="nonsense"}')
     assert expression_problems('sum by (stage) (rate(tamiyo_records_received_total{stage="intake"}[5m]))') == []
 
 
