@@ -124,7 +124,7 @@ class Worker:
         needed = {topic.name: topic for stage in stages for topic in _topics(stage)}
         topics = Topics(self._kafka, self._names, list(needed.values()))
         deadline = time.monotonic() + self._worker.startup_timeout_s
-        while (reason := await asyncio.to_thread(topics.reachable)) is not None and not self._stop.is_set():
+        while (reason := await asyncio.to_thread(topics.reachable, RETRY_S)) is not None and not self._stop.is_set():
             left = deadline - time.monotonic()
             if left <= 0:
                 raise BrokerError(

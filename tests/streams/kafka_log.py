@@ -55,6 +55,18 @@ class KafkaLog:
             self._producer.produce(self._names.full(topic.name), value=value, key=key)
         assert self._producer.flush(20) == 0
 
+    def committed(self, group: str, topic: str) -> dict[int, int]:
+        """Return what a group (without prefix) has committed of a topic, by partition."""
+        full = self._names.full(topic)
+        consumer = Consumer({**self._config, "group.id": self._names.full(group)})
+        try:
+            partitions = [TopicPartition(full, each) for each in consumer.list_topics(full).topics[full].partitions]
+            return {
+                each.partition: each.offset for each in consumer.committed(partitions, timeout=10) if each.offset >= 0
+            }
+        finally:
+            consumer.close()
+
     def hear(self, topic: str) -> list[Heard]:
         """Return all that lies on a topic (without prefix) now, by partition and offset."""
         full = self._names.full(topic)
