@@ -64,6 +64,7 @@ NODE_FEATURES: tuple[Feature, ...] = (
         "x / 8",
         "newest measured windows in a row with a kernel and contribution > 0",
     ),
+    Feature("tenure", "windows", "x / 8", "windows in sight with an active seed"),
     Feature("kernel_load", "0..1", "x", "newest last of kernel_load"),
     Feature("alpha", "0..1", "x", "newest last of alpha"),
     Feature("dormant_share", "of the seeds", "x", "newest last of dormant_seeds"),

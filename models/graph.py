@@ -145,6 +145,7 @@ def _nodes(
         "contribution_measured": ~np.isnan(worth),
         "contribution_negative": streak(contribution, (contribution <= 0) & ~bare) / HISTORY_WINDOWS,
         "contribution_positive": streak(contribution, contribution > 0) / HISTORY_WINDOWS,
+        "tenure": (series.history("active_seeds", "maximum") > 0).sum(axis=0) / HISTORY_WINDOWS,
         "kernel_load": series.newest("kernel_load"),
         "alpha": series.newest("alpha"),
         "dormant_share": state["dormant"] / share,

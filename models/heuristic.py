@@ -27,8 +27,13 @@ WORTH = {
 }
 """How much each blueprint was worth beside the best one (design, section 11)."""
 UNKNOWN_WORTH = 0.2
+WORTHWHILE = 0.35  # of a blueprint: below it the gain is doubtful
+OUTPUT_WORTH = 0.01
+"""Of a kernel at an output layer. The last layer's gradient, and so its score, is always large, but a kernel there only
+reads the same features again, and takes most of the budget: it comes after all others."""
+DEPTH_HALVINGS = 1.0  # from first to last layer: growing first to last ended lower than last to first (section 11)
 
-WARM_UP = 3  # windows before the first growth: scores of an untrained network say little
+WARM_UP = 4  # windows before the first growth: scores of an untrained network say little
 PATIENCE = 4  # windows in a row without a positive contribution before a kernel is taken out
 SETTLED = 6  # windows in a row with one before a kernel may be made permanent
 LATE = 0.85  # of the planned steps: a kernel loaded after it has no time to pay its rent
@@ -36,12 +41,12 @@ SOLVED = 0.995  # validation accuracy that leaves nothing to gain
 RUNAWAY = 2.0  # log_update_ratio, that is |change| > 0.1 |parameters| in one step: a rate far too high
 OVERFIT = 0.35  # loss_gap while the validation loss rises: more capacity would overfit more
 
-# Shares of the mass. What an empty share leaves over goes to no_op.
-GROW = {"best": 0.88, "loads": 0.07, "rest": 0.01}
-HESITATE = {"best": 0.10, "loads": 0.04, "rest": 0.01}
-PRUNE = {"unload": 0.75, "rest": 0.01}
-CALM = {"optimize": 0.40, "rest": 0.01}
-IDLE = {"loads": 0.008, "fossilize": 0.03, "rest": 0.007}
+# Shares of the mass. What an empty share leaves over goes to no_op; "rest" keeps every legal action possible.
+GROW = {"best": 0.90, "loads": 0.05, "rest": 0.003}
+HESITATE = {"best": 0.03, "loads": 0.01, "rest": 0.002}
+PRUNE = {"unload": 0.75, "rest": 0.003}
+CALM = {"optimize": 0.40, "rest": 0.003}
+IDLE = {"loads": 0.003, "fossilize": 0.01, "rest": 0.002}
 
 
 def baseline_logits(graph: ModelGraph, kinds: Sequence[str], mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.float32]:
@@ -51,18 +56,18 @@ def baseline_logits(graph: ModelGraph, kinds: Sequence[str], mask: npt.NDArray[n
     catalogue's graph.
     """
     table = mask[1:].reshape(len(graph.layer_id), len(kinds))
-    proposals = {
+    proposals: dict[str, Array] = {
         "loads": _loads(graph, kinds, table),
         "unload": table * _column(kinds, DecisionType.UNLOAD_KERNEL) * _spent(graph)[:, None],
         "fossilize": table * _column(kinds, DecisionType.FOSSILIZE_KERNEL) * _proven(graph)[:, None],
         "optimize": table * _column(kinds, DecisionType.OPTIMIZE_PARAMETERS) * _runaway(graph)[:, None],
-        "rest": table.astype(np.float64),
+        "rest": table * np.where(_useful(graph)[:, None] & (_column(kinds, DecisionType.UNLOAD_KERNEL) > 0), 0.05, 1.0),
     }
     best = np.zeros_like(proposals["loads"])
     if proposals["loads"].any():
         best.flat[np.argmax(proposals["loads"])] = 1.0
     proposals["best"] = best
-    shares = _situation(graph, proposals)
+    shares = _situation(graph, kinds, proposals)
     probabilities = np.zeros(len(mask))
     for name, share in shares.items():
         total = proposals[name].sum()
@@ -73,7 +78,7 @@ def baseline_logits(graph: ModelGraph, kinds: Sequence[str], mask: npt.NDArray[n
     return np.log(np.where(mask, probabilities, lowest)).astype(np.float32)
 
 
-def _situation(graph: ModelGraph, proposals: dict[str, Array]) -> dict[str, float]:
+def _situation(graph: ModelGraph, kinds: Sequence[str], proposals: dict[str, Array]) -> dict[str, float]:
     """Which shares the moment calls for: stop harm first, then grow, else wait."""
     if proposals["unload"].any():
         return PRUNE
@@ -82,8 +87,9 @@ def _situation(graph: ModelGraph, proposals: dict[str, Array]) -> dict[str, floa
     warm = global_value(graph, "windows_seen") * HISTORY_WINDOWS >= WARM_UP
     if not warm or not proposals["loads"].any() or _doubtful(graph):
         return IDLE
-    candidates = proposals["loads"].any(axis=1)
-    return GROW if (node_column(graph, "growth_share")[candidates] > 0).any() else HESITATE
+    node, kind = np.unravel_index(np.argmax(proposals["loads"]), proposals["loads"].shape)
+    promising = node_column(graph, "growth_share")[node] > 0 and _worth(kinds)[kind] >= WORTHWHILE
+    return GROW if promising else HESITATE
 
 
 def _doubtful(graph: ModelGraph) -> bool:
@@ -96,15 +102,23 @@ def _doubtful(graph: ModelGraph) -> bool:
 
 
 def _loads(graph: ModelGraph, kinds: Sequence[str], table: npt.NDArray[np.bool_]) -> Array:
-    """Weight of each load, [nodes, kinds]: growth score times blueprint, at layers without a kernel or an error."""
-    names = [blueprint_of(kind) for kind in kinds]
-    worth = np.array([0.0 if name is None else WORTH.get(name, UNKNOWN_WORTH) for name in names])
+    """Weight of each load, [nodes, kinds]: growth score, place and blueprint, at layers that lately had no kernel."""
     growth = node_column(graph, "growth_share").astype(np.float64)
     if not growth.any():
         growth = np.ones_like(growth)
-    taken = _active(graph) | (np.array(graph.fossilized_seeds) > 0) | (node_column(graph, "error_share") > 0)
     # A trace for a score of 0: the layer can be grown, only not first.
-    return np.asarray(table * worth * np.maximum(growth, 1e-3)[:, None] * ~taken[:, None])
+    weight = np.maximum(growth, 1e-3) * 0.5 ** (DEPTH_HALVINGS * node_column(graph, "depth"))
+    weight = np.where(_outputs(graph), OUTPUT_WORTH * weight, weight)
+    # A layer that has just lost its kernel would only get the same one again.
+    taken = _active(graph) | (np.array(graph.fossilized_seeds) > 0) | (node_column(graph, "tenure") > 0)
+    taken |= node_column(graph, "error_share") > 0
+    return np.asarray(table * _worth(kinds) * weight[:, None] * ~taken[:, None])
+
+
+def _worth(kinds: Sequence[str]) -> Array:
+    """Of each kind's blueprint, [kinds]; 0 where it loads none."""
+    names = [blueprint_of(kind) for kind in kinds]
+    return np.array([0.0 if name is None else WORTH.get(name, UNKNOWN_WORTH) for name in names])
 
 
 def _spent(graph: ModelGraph) -> npt.NDArray[np.bool_]:
@@ -112,6 +126,11 @@ def _spent(graph: ModelGraph) -> npt.NDArray[np.bool_]:
     useless = node_column(graph, "contribution_negative") * HISTORY_WINDOWS >= PATIENCE
     failing = node_column(graph, "recovery_failures") > 0.5
     return np.asarray(_active(graph) & (useless | failing))
+
+
+def _useful(graph: ModelGraph) -> npt.NDArray[np.bool_]:
+    """Layers whose kernels the network would miss."""
+    return np.asarray(_active(graph) & (node_column(graph, "contribution") > 0))
 
 
 def _proven(graph: ModelGraph) -> npt.NDArray[np.bool_]:
@@ -124,6 +143,13 @@ def _runaway(graph: ModelGraph) -> npt.NDArray[np.bool_]:
     """Layers that are changed wildly while the loss rises."""
     rising = global_value(graph, "train_loss_trend") > 0
     return np.asarray(rising & (node_column(graph, "log_update_ratio") > RUNAWAY))
+
+
+def _outputs(graph: ModelGraph) -> npt.NDArray[np.bool_]:
+    """Layers that no other layer reads from, where others do have readers."""
+    outputs = np.ones(len(graph.layer_id), dtype=np.bool_)
+    outputs[np.array(graph.edge_source, dtype=np.int64)] = False
+    return outputs
 
 
 def _active(graph: ModelGraph) -> npt.NDArray[np.bool_]:
