@@ -1,6 +1,7 @@
 """What an executed adaptation was worth over the time spans after it.
 
-Two measures say what the loss would be without it, and the *smaller* gain counts:
+Two measures say what the loss would be without it, and the *smaller* gain counts (but never a loss that the second
+measure contradicts: a kernel that does good when it is on did not raise the loss above a projection that was too bold):
 
 - the **projection** of the run's own loss (`projection.py`), which drift cannot fool but a coincidence can;
 - the **counterfactual**: held-out loss with the layer's kernels gated off minus with them on, which a coincidence
@@ -160,9 +161,14 @@ def _gain(case: Case, before: Sequence[WindowFacts], inside: Sequence[WindowFact
         if projected:
             value = median(projected)
             value -= min(projection.margin, max(value, 0.0))
-            return _Gain(value if gated is None else min(value, gated), projection.noise)
+            return _Gain(value if gated is None else _agreed(value, gated), projection.noise)
     gated = _counterfactual(case, before, inside)
     return None if gated is None else _Gain(gated, None)
+
+
+def _agreed(projected: float, gated: float) -> float:
+    """Return the smaller gain; where gating the kernel off does harm, a loss above the projection is not its doing."""
+    return max(0.0, min(projected, gated)) if gated > 0 else min(projected, gated)
 
 
 def _contribution(case: Case, before: Sequence[WindowFacts], window: WindowFacts, layer: str) -> float | None:

@@ -170,7 +170,7 @@ class RewardSettings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="TAMIYO_REWARD_", extra="ignore")
 
     span_steps: tuple[int, int, int, int] = Field(
-        (100, 400, 1000, 2000), description="Ends of the spans after an adaptation, in steps (runs clocked by step)"
+        (150, 600, 1500, 3000), description="Ends of the spans after an adaptation, in steps (runs clocked by step)"
     )
     span_minutes: tuple[float, float, float, float] = Field(
         (5, 30, 120, 240), description="The same in minutes (runs clocked by time)"

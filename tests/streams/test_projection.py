@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tamiyo.streams.projection import Projection
+from tamiyo.streams.projection import DAMPING, Projection
 
 TIMES = [float(t) for t in range(0, 600, 50)]
 
@@ -14,17 +14,19 @@ def test_a_straight_fall_of_log_loss_is_found_exactly() -> None:
     assert projection is not None
     assert projection.slope == pytest.approx(-0.001)
     assert projection.level == pytest.approx(math.log(2) - 0.6)
-    assert projection.horizon == 550
+    assert projection.horizon == pytest.approx(DAMPING * 550)
     assert projection.noise == pytest.approx(0, abs=1e-12)
     assert projection.loss(600) == pytest.approx(2 * math.exp(-0.6))
     # One horizon on, 1 - 1/e of a fall by slope x horizon has happened.
-    assert projection.log_loss(600 + 550) == pytest.approx(math.log(2) - 0.6 - 0.55 * (1 - 1 / math.e))
+    assert projection.log_loss(600 + projection.horizon) == pytest.approx(
+        math.log(2) - 0.6 - DAMPING * 0.55 * (1 - 1 / math.e)
+    )
 
 
 def test_the_whole_projected_fall_is_no_more_than_the_fall_that_was_seen() -> None:
     projection = Projection.fit(TIMES, [2 * math.exp(-0.001 * t) for t in TIMES], origin=600)
     assert projection is not None
-    assert projection.log_loss(1e9) == pytest.approx(projection.level - 0.55)
+    assert projection.log_loss(1e9) == pytest.approx(projection.level - DAMPING * 0.55)
 
 
 def test_a_rise_is_projected_flat() -> None:

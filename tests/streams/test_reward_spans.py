@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from tamiyo.streams import reward_components as rc
+from tamiyo.streams.projection import DAMPING
 from tamiyo.streams.reward_facts import WindowFacts
 from tamiyo.streams.reward_spans import Case, Judgement, judge, make_spans
 from tests.models.factories import make_window
@@ -90,7 +91,8 @@ def test_drift_is_not_credited() -> None:
     def falling(step: float) -> float:
         # Exactly the damped trend of the 550 clock units before the adaptation.
         early = math.exp(-0.0005 * min(step, ANCHOR))
-        return early * math.exp(-0.0005 * 550 * -math.expm1(-max(0.0, step - ANCHOR) / 550))
+        horizon = DAMPING * 550
+        return early * math.exp(-0.0005 * horizon * -math.expm1(-max(0.0, step - ANCHOR) / horizon))
 
     found = verdict(run(falling))
     assert found.total < 0

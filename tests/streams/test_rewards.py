@@ -18,7 +18,7 @@ from tests.streams.stage_log import Log, Shell
 
 GRAPH = make_graph(2)
 LAYER = GRAPH.layer_id[0]
-SETTINGS = RewardSettings()
+SETTINGS = RewardSettings(span_steps=(100, 400, 1000, 2000))
 
 
 def stage() -> RewardsStage:
