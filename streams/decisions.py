@@ -119,6 +119,7 @@ class DecisionsStage:
                     history.touched, history.quiet_since_ms = False, now_ms
                 elif now_ms - history.quiet_since_ms >= 1000 * self.settings.idle_timeout_s:
                     del self._runs[run_id]
+        self._policies.current()  # a new policy is read now rather than while a graph waits for its decision
         return self._answer_waiting()
 
     def open_offsets(self) -> Mapping[str, int]:

@@ -172,14 +172,17 @@ def show(report: Report, console: Console) -> None:
                     )
         console.print(table)
     adaptations = [row for row in report.decisions if row["type"] != "no_op"]
-    table = Table(title=f"adaptations ({len(adaptations)} of {len(report.decisions)} decisions)")
-    for column in ("step", "what", "layer", "outcome", "reward", "why it earned that"):
-        table.add_column(column, justify="right" if column in ("step", "reward") else "left")
+    console.print(f"\n{len(adaptations)} adaptations in {len(report.decisions)} decisions")
     for row in adaptations:
         what = row["type"] if row["blueprint"] is None else f"{row['type']} {row['blueprint']}"
-        reward = "" if row["reward"] is None else f"{row['reward']:+.2f}"
-        table.add_row(str(row["step"]), what, row["layer"], row["outcome"] or "pending", reward, row["explanation"])
-    console.print(table)
+        reward = "no reward yet" if row["reward"] is None else f"{row['reward']:+.2f}"
+        outcome = row["outcome"] or "pending"
+        name = f"{row['run_id']} " if len(report.runs) > 1 else ""
+        console.print(
+            f"[bold]{name}step {row['step']}: {what} at {row['layer']}[/] {outcome}, {reward}", highlight=False
+        )
+        console.print(f"  [dim]{row['explanation']}[/]", highlight=False)
+    console.print()
     console.print("counts     " + ", ".join(f"{name} {value:,}" for name, value in report.counts.items()))
     spans = (
         f"{name} {span['p50']:.1f} / {span['p99']:.1f}"

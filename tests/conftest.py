@@ -12,7 +12,6 @@ from tamiyo.schemas.kafka import KafkaSettings, TopicNames
 from tamiyo.streams.brokers import EmbeddedBroker, LocalKafka
 from tests.streams.kafka_log import KafkaLog
 
-
 torch.set_num_threads(1)  # two threads on a shared machine are slower than one, by up to a hundred times
 
 
