@@ -168,12 +168,20 @@ class Counter:
                 **{"group.id": "tamiyo-bench", "enable.auto.commit": False, "fetch.wait.max.ms": 20, "log_level": 0}
             )
         )
-        partitions = [TopicPartition(topic, number) for number in range(PARTITIONS)]
-        for each in partitions:
-            # A number, not OFFSET_END: that is looked up at the first fetch, when the load may be there already.
-            _, each.offset = self._consumer.get_watermark_offsets(each, timeout=10)
-        self._consumer.assign(partitions)
+        # Numbers, not OFFSET_END: that is looked up at the first fetch, when the load may be there already.
+        self._consumer.assign([TopicPartition(topic, number, self._end(topic, number)) for number in range(PARTITIONS)])
         self._seen: set[tuple[str, str]] = set()
+
+    def _end(self, topic: str, partition: int) -> int:
+        deadline = time.monotonic() + 20
+        while True:
+            try:
+                _, end = self._consumer.get_watermark_offsets(TopicPartition(topic, partition), timeout=10)
+                return int(end)
+            except KafkaException:  # a topic just made may not have elected its leaders yet
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.1)
 
     def wait(self, process: Measured, runs: Sequence[str], expected: int, identify: Callable[[bytes], str]) -> None:
         """Return when `expected` different messages of `runs` have come.

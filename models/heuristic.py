@@ -61,7 +61,8 @@ def baseline_logits(graph: ModelGraph, kinds: Sequence[str], mask: npt.NDArray[n
         "unload": table * _column(kinds, DecisionType.UNLOAD_KERNEL) * _spent(graph)[:, None],
         "fossilize": table * _column(kinds, DecisionType.FOSSILIZE_KERNEL) * _proven(graph)[:, None],
         "optimize": table * _column(kinds, DecisionType.OPTIMIZE_PARAMETERS) * _runaway(graph)[:, None],
-        "rest": table * np.where(_useful(graph)[:, None] & (_column(kinds, DecisionType.UNLOAD_KERNEL) > 0), 0.05, 1.0),
+        "rest": table.astype(np.float64)
+        * np.where(_useful(graph)[:, None] & (_column(kinds, DecisionType.UNLOAD_KERNEL) > 0), 0.05, 1.0),
     }
     best = np.zeros_like(proposals["loads"])
     if proposals["loads"].any():
