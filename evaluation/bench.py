@@ -55,8 +55,8 @@ FULL = Plan(
     flow=Load(runs=16, layers=50, frames=30),
     single=Load(runs=64, layers=1, frames=30),
     decision_seconds=2.0,
-    host_steps=1000,
-    host_pairs=5,
+    host_steps=500,
+    host_pairs=9,
     kernels=40,
 )
 QUICK = Plan(
