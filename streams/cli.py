@@ -134,11 +134,11 @@ def worker(
     from tamiyo.streams.stages import STAGES, entry
     from tamiyo.streams.worker import run_worker
 
-    torch.set_num_threads(1)
-    configure()
     chosen = list(dict.fromkeys(stage or STAGES))
     for name in chosen:
         entry(name)
+    torch.set_num_threads(1)
+    configure()
     settings = WorkerSettings() if http_port is None else WorkerSettings(http_port=http_port)
     raise typer.Exit(run_worker(chosen, settings, kafka=_kafka(bootstrap), names=_names()))
 
