@@ -89,17 +89,18 @@ def test_the_order_of_nodes_does_not_matter():
 
 
 def test_heads_agree_where_they_were_trained_and_not_elsewhere():
-    policy = TamiyoPolicy(CONFIG)
+    policy = TamiyoPolicy(CONFIG).eval()  # without the dropout's noise, so that they can agree
     seen = batch_of(policy, make_graph(5))
     optimizer = torch.optim.Adam(policy.rewards.parameters(), lr=3e-3)
-    for _ in range(60):
+    for _ in range(200):
         optimizer.zero_grad()
         (policy(seen).ensemble[:, 1] - 0.5).square().mean().backward()
         optimizer.step()
     with torch.no_grad():
-        output = policy.eval()(seen)
+        output = policy(seen)
     assert output.spread[1] < 0.05
     assert float(output.predicted_reward[1]) == pytest.approx(0.5, abs=0.1)
     by_kind = output.spread[1:].reshape(3, -1)
-    assert by_kind[:, 0].max() < 0.05  # the same kind at layers that look the same
+    # The same kind at layers that look alike: nearly as sure, beside the 0.25 of kinds that were never tried.
+    assert by_kind[:, 0].max() < by_kind[:, 1:].min() / 3
     torch.testing.assert_close(by_kind[:, 1:], torch.full_like(by_kind[:, 1:], 0.25))
