@@ -74,10 +74,14 @@ def importance_weight(proximal_logprob: Tensor, behaviour_logprob: Tensor, maxim
     return (proximal_logprob - behaviour_logprob).exp().clamp(max=maximum)
 
 
-def advantage_scale(advantage: Tensor, weight: Tensor, minimum: float) -> Tensor:
-    """Return the standard deviation of the advantages under `weight`, at least `minimum`."""
-    mean = weighted_mean(advantage, weight)
-    return weighted_mean((advantage - mean).square(), weight).sqrt().clamp(min=minimum)
+def normalise_advantage(advantage: Tensor, weight: Tensor, minimum_scale: float) -> Tensor:
+    """Return (advantage - mean) / max(standard deviation, `minimum_scale`), both under `weight`; 0 without weight."""
+    total = weight.sum()
+    if total <= 0:
+        return torch.zeros_like(advantage)
+    mean = (weight * advantage).sum() / total
+    variance = (weight * (advantage - mean).square()).sum() / total
+    return (advantage - mean) / variance.sqrt().clamp(min=minimum_scale)
 
 
 def weighted_mean(values: Tensor, weight: Tensor) -> Tensor:

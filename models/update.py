@@ -19,7 +19,7 @@ from tamiyo.models.conformal import NOISE_FLOOR
 from tamiyo.models.example import Example, stack
 from tamiyo.models.hyperparameters import LearningSettings
 from tamiyo.models.policy import PolicyOutput, TamiyoPolicy
-from tamiyo.models.ppo import Losses, Targets, advantage_scale, choices, divergence, ppo_loss, weighted_mean
+from tamiyo.models.ppo import Losses, Targets, choices, divergence, normalise_advantage, ppo_loss, weighted_mean
 from tamiyo.schemas.errors import PolicyError, UpdateRejected
 
 
@@ -114,15 +114,13 @@ class Updater:
     ) -> Update:
         settings = self.settings
         batch, action = stack(examples)
-        with torch.no_grad():
-            incumbent: PolicyOutput = self.policy(batch)
-        before = masked_log_softmax(incumbent.logits, batch.mask, batch.action_graph)
-        b = self._targets(examples, corrections, version, action, self._distribution(self.proximal, batch), incumbent)
+        before, value = self._distribution(self.policy, batch)
+        proximal, _ = self._distribution(self.proximal, batch)
+        b = self._targets(examples, corrections, version, action, proximal, value)
         if float(b.weight.sum()) <= 0:
             raise UpdateRejected("no experience of this batch has any confidence")
 
-        lengths = batch.offsets.diff().tolist()
-        parts, models = torch.split(before, lengths), torch.split(b.model, lengths)
+        parts = torch.split(before, batch.offsets.diff().tolist())
         history: list[Losses] = []
         skipped = 0
         stopped = False
@@ -131,14 +129,7 @@ class Updater:
             rng.shuffle(b_inds)
             for start in range(0, len(b_inds), settings.minibatch_size):
                 mb_inds = b_inds[start : start + settings.minibatch_size]
-                losses, kl = self._step(
-                    examples,
-                    mb_inds,
-                    b,
-                    torch.cat([parts[i] for i in mb_inds]),
-                    torch.cat([models[i] for i in mb_inds]),
-                    frozen=stopped,
-                )
+                losses, kl = self._step(examples, mb_inds, b, torch.cat([parts[i] for i in mb_inds]), frozen=stopped)
                 skipped += losses is None
                 if losses is not None:
                     history.append(losses)
@@ -155,7 +146,7 @@ class Updater:
         found = {
             **means,
             **metrics,
-            "losses/explained_variance": _explained_variance(incumbent.value.numpy(), b.reward.numpy()),
+            "losses/explained_variance": _explained_variance(value.numpy(), b.reward.numpy()),
             "charts/learning_rate": float(self.optimizer.param_groups[0]["lr"]),
             "charts/gradient_steps": float(len(history)),
             "charts/minibatches_skipped": float(skipped),
@@ -171,7 +162,7 @@ class Updater:
         version: int,
         action: Tensor,
         proximal: Tensor,
-        incumbent: PolicyOutput,
+        value: Tensor,
     ) -> Targets:
         reward = torch.tensor([example.reward for example in examples])
         weight = torch.tensor([example.confidence for example in examples]) * torch.from_numpy(corrections)
@@ -179,16 +170,11 @@ class Updater:
         actor = torch.tensor(
             [float(each.choices > 1 and version - each.policy_version <= self.settings.max_age) for each in examples]
         )
-        model = incumbent.predicted_reward.clamp(-1, 1)
-        settings = self.settings
-        scale = advantage_scale(reward - incumbent.value, weight * actor, settings.minimum_scale)
-        baseline = (1 - settings.model_coef) * incumbent.value + settings.model_coef * model[action]
         return Targets(
             action=action,
-            model=model / scale,
             behaviour_logprob=torch.tensor([example.log_propensity for example in examples]),
             proximal_logprob=proximal[action],
-            advantage=(reward - baseline - weighted_mean(reward - baseline, weight * actor)) / scale,
+            advantage=normalise_advantage(reward - value, weight * actor, self.settings.minimum_scale),
             reward=reward,
             weight=weight,
             actor=actor,
@@ -196,14 +182,7 @@ class Updater:
         )
 
     def _step(
-        self,
-        examples: Sequence[Example],
-        mb_inds: npt.NDArray[np.int64],
-        b: Targets,
-        before: Tensor,
-        model: Tensor,
-        *,
-        frozen: bool,
+        self, examples: Sequence[Example], mb_inds: npt.NDArray[np.int64], b: Targets, before: Tensor, *, frozen: bool
     ) -> tuple[Losses | None, float]:
         """Take one gradient step; returns its losses, or None where they are not to be trusted, and KL(before || now).
 
@@ -212,7 +191,7 @@ class Updater:
         """
         batch, action = stack([examples[index] for index in mb_inds])
         output: PolicyOutput = self.policy(batch)
-        mb_b = b.minibatch(torch.from_numpy(mb_inds), action, model)
+        mb_b = b.minibatch(torch.from_numpy(mb_inds), action)
         calibration = self.policy.calibration
         losses = ppo_loss(
             output, batch, mb_b, self.settings, multiplier=calibration.multiplier, noise_floor=NOISE_FLOOR
@@ -241,10 +220,10 @@ class Updater:
         return losses, kl
 
     @torch.no_grad()
-    def _distribution(self, policy: TamiyoPolicy, batch: GraphBatch) -> Tensor:
-        """Return log-probabilities [A]."""
+    def _distribution(self, policy: TamiyoPolicy, batch: GraphBatch) -> tuple[Tensor, Tensor]:
+        """Return log-probabilities [A] and values [G]."""
         output: PolicyOutput = policy(batch)
-        return masked_log_softmax(output.logits, batch.mask, batch.action_graph)
+        return masked_log_softmax(output.logits, batch.mask, batch.action_graph), output.value
 
     def _divergence(self, before: Tensor, now: Tensor, batch: GraphBatch, actor: Tensor) -> float:
         return float(weighted_mean(divergence(before, now, batch.action_graph, batch.graphs), actor))
