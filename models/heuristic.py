@@ -43,7 +43,7 @@ OVERFIT = 0.35  # loss_gap while the validation loss rises: more capacity would 
 
 # Shares of the mass. What an empty share leaves over goes to no_op; "rest" keeps every legal action possible.
 GROW = {"best": 0.90, "loads": 0.05, "rest": 0.003}
-HESITATE = {"best": 0.03, "loads": 0.01, "rest": 0.002}
+HESITATE = {"best": 0.01, "loads": 0.003, "rest": 0.002}
 PRUNE = {"unload": 0.75, "rest": 0.003}
 CALM = {"optimize": 0.40, "rest": 0.003}
 IDLE = {"loads": 0.003, "fossilize": 0.01, "rest": 0.002}
@@ -61,8 +61,7 @@ def baseline_logits(graph: ModelGraph, kinds: Sequence[str], mask: npt.NDArray[n
         "unload": table * _column(kinds, DecisionType.UNLOAD_KERNEL) * _spent(graph)[:, None],
         "fossilize": table * _column(kinds, DecisionType.FOSSILIZE_KERNEL) * _proven(graph)[:, None],
         "optimize": table * _column(kinds, DecisionType.OPTIMIZE_PARAMETERS) * _runaway(graph)[:, None],
-        "rest": table.astype(np.float64)
-        * np.where(_useful(graph)[:, None] & (_column(kinds, DecisionType.UNLOAD_KERNEL) > 0), 0.05, 1.0),
+        "rest": table * _everything(graph, kinds),
     }
     best = np.zeros_like(proposals["loads"])
     if proposals["loads"].any():
@@ -127,6 +126,12 @@ def _spent(graph: ModelGraph) -> npt.NDArray[np.bool_]:
     useless = node_column(graph, "contribution_negative") * HISTORY_WINDOWS >= PATIENCE
     failing = node_column(graph, "recovery_failures") > 0.5
     return np.asarray(_active(graph) & (useless | failing))
+
+
+def _everything(graph: ModelGraph, kinds: Sequence[str]) -> Array:
+    """Weight of each action of last resort, [nodes, kinds]; least for taking out a kernel that the network would miss."""
+    missed = _useful(graph)[:, None] & (_column(kinds, DecisionType.UNLOAD_KERNEL) > 0)
+    return np.where(missed, 0.05, 1.0)
 
 
 def _useful(graph: ModelGraph) -> npt.NDArray[np.bool_]:
