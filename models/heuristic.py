@@ -129,7 +129,7 @@ def _spent(graph: ModelGraph) -> npt.NDArray[np.bool_]:
 
 
 def _everything(graph: ModelGraph, kinds: Sequence[str]) -> Array:
-    """Weight of each action of last resort, [nodes, kinds]; least for taking out a kernel that the network would miss."""
+    """Weight of each action of last resort, [nodes, kinds]; least for taking out a kernel that would be missed."""
     missed = _useful(graph)[:, None] & (_column(kinds, DecisionType.UNLOAD_KERNEL) > 0)
     return np.where(missed, 0.05, 1.0)
 
