@@ -44,8 +44,8 @@ class Plan:
     single: Load | None
     """Frames of one layer: what the chain costs where framing does not help."""
     decision_seconds: float
-    host_steps: int
-    host_pairs: int
+    host_blocks: int
+    host_repeats: int
     kernels: int
 
 
@@ -55,8 +55,8 @@ FULL = Plan(
     flow=Load(runs=16, layers=50, frames=30),
     single=Load(runs=64, layers=1, frames=30),
     decision_seconds=2.0,
-    host_steps=500,
-    host_pairs=9,
+    host_blocks=10,
+    host_repeats=7,
     kernels=40,
 )
 QUICK = Plan(
@@ -65,8 +65,8 @@ QUICK = Plan(
     flow=Load(runs=16, layers=50, frames=10),
     single=None,
     decision_seconds=0.5,
-    host_steps=300,
-    host_pairs=2,
+    host_blocks=3,
+    host_repeats=2,
     kernels=10,
 )
 
@@ -86,7 +86,8 @@ def in_memory(plan: Plan) -> Iterator[list[Result]]:
 
 def on_a_broker(plan: Plan, where: Broker) -> Iterator[list[Result]]:
     """Measure the SDK, the chain, and the peer beside the same part of the chain."""
-    yield overhead(where.bootstrap_servers, task="mnist1d", steps=plan.host_steps, repeats=plan.host_pairs)
+    for task in ("mnist1d", "digits", "mnist5k"):
+        yield overhead(where.bootstrap_servers, task=task, blocks=plan.host_blocks, repeats=plan.host_repeats)
     yield [bench_chain.chain(where, plan.flow, repeats=plan.repeats)]
     mine = bench_chain.aggregation(where, plan.flow, repeats=plan.repeats)
     yield [mine]

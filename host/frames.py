@@ -155,17 +155,30 @@ class Frames:
 
 
 def _seeds(layer: KasminaLayer) -> dict[str, Any]:
-    states = [seed.state for seed in layer.seeds]
     loaded = [seed for seed in layer.seeds if seed.loaded]
+    if not loaded:
+        return {**_UNGROWN, "dormant_seeds": len(layer.seeds)}
+    states = [seed.state for seed in layer.seeds]
     return {
-        "kernel_load": len(loaded) / len(states) if states else 0.0,
-        "alpha": sum(seed.alpha for seed in loaded) / len(loaded) if loaded else 0.0,
+        "kernel_load": len(loaded) / len(states),
+        "alpha": sum(seed.alpha for seed in loaded) / len(loaded),
         "dormant_seeds": states.count(SeedState.DORMANT),
         "active_seeds": states.count(SeedState.LOADING) + states.count(SeedState.ACTIVE),
         "fossilized_seeds": states.count(SeedState.FOSSILIZED),
         "error_seeds": states.count(SeedState.ERROR_RECOVERY),
-        "kernel_parameters": layer.kernel_parameters if loaded else 0,
+        "kernel_parameters": layer.kernel_parameters,
     }
+
+
+_UNGROWN = {
+    "kernel_load": 0.0,
+    "alpha": 0.0,
+    "dormant_seeds": 0,
+    "active_seeds": 0,
+    "fossilized_seeds": 0,
+    "error_seeds": 0,
+    "kernel_parameters": 0,
+}
 
 
 def _newest_seed(layer: KasminaLayer) -> int:

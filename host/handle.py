@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -18,7 +19,7 @@ from tamiyo.host.executor import Executor
 from tamiyo.host.export import export
 from tamiyo.host.frames import Frames, Moment
 from tamiyo.host.growing import GrowingOptimizer
-from tamiyo.host.layer import KasminaLayer
+from tamiyo.host.layer import KasminaLayer, wrapping_seconds
 from tamiyo.host.overhead import Governor, OverheadMeter
 from tamiyo.host.probes import Probes
 from tamiyo.host.publisher import Publisher
@@ -111,12 +112,21 @@ class Handle:
         self._last_training_seconds = 0.0
         self._last_cache_step = 0
         self._memory = 0
+        self._kernel_parameters = 0
+        self._executions = 0
+        self._published_seconds = 0.0
+        self._changed()
         self._arm()
 
     @property
     def sampling(self) -> bool:
         """Whether the step under way is measured; a loop need compute an accuracy only then."""
         return self._parts.probes.armed
+
+    @property
+    def sample_interval(self) -> float:
+        """Steps between two frames, as the overhead budget allows."""
+        return self._governor.interval(Governor.FRAMES)
 
     @property
     def stats(self) -> HandleStats:
@@ -167,10 +177,14 @@ class Handle:
 
         A loss (nats), a (loss, accuracy) pair, or a mapping with "loss" and perhaps "accuracy": told in the next frame.
         """
-        with self._parts.meter.outside():
+        with self.outside():
             result = fn()
             self._span.validated(result)
         return result
+
+    def outside(self) -> AbstractContextManager[None]:
+        """Within: what is neither training nor the SDK (saving a checkpoint, say), for throughput and overhead."""
+        return self._parts.meter.outside()
 
     def export(self) -> nn.Module:
         """A copy of the grown model as plain modules, with equal outputs."""
@@ -254,6 +268,7 @@ class Handle:
 
     def _changed(self) -> None:
         self._grown = [layer for layer in self._parts.layers.values() if len(layer.kernels)]
+        self._kernel_parameters = sum(layer.kernel_parameters for layer in self._grown)
         self._memory = 0
 
     def _sample(self) -> None:
@@ -281,8 +296,21 @@ class Handle:
         if step - self._last_cache_step >= parts.settings.cache_interval:
             self._last_cache_step = step
             self._frames.cache(moment, parts.cache)
-        governor.spent(Governor.FRAMES, step, time.perf_counter() - started - rare + parts.probes.take_seconds())
+        published = self._charge()
+        hooks = parts.probes.take_seconds()
+        governor.spent(Governor.FRAMES, step, time.perf_counter() - started - rare + hooks + published)
         self._reset(step)
+
+    def _charge(self) -> float:
+        """Charge what no hook has timed; returns the publisher's part of it, seconds since this was last asked."""
+        parts = self._parts
+        executions = sum(layer.performance.total_executions for layer in parts.layers.values())
+        published = parts.publisher.busy_seconds
+        wrapping = (executions - self._executions) * wrapping_seconds()
+        self._executions, since = executions, published - self._published_seconds
+        self._published_seconds = published
+        parts.meter.charge(wrapping + since)
+        return since
 
     def _reset(self, step: int) -> None:
         trained = self._parts.meter.training_seconds
@@ -306,7 +334,7 @@ class Handle:
         return {
             **told,
             "memory_bytes": self._memory,
-            "parameters": parts.base_parameters + sum(layer.kernel_parameters for layer in self._grown),
+            "parameters": parts.base_parameters + self._kernel_parameters,
             "base_parameters": parts.base_parameters,
             "overhead_ratio": parts.meter.ratio,
             "dropped_records": parts.publisher.dropped,

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 import time
+import timeit
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -129,11 +130,13 @@ class KasminaLayer(nn.Module):
         performance.total_executions += 1
         if self._seen is None:
             self._seen = input.shape
+        base = self._modules["base"]  # `self.base` would go through two __getattr__ in Python
+        assert base is not None
         if not (live or self.telemetry_enabled or observer):
-            plain: Tensor = self.base(input)
+            plain: Tensor = base(input)
             return plain
         started = time.perf_counter()
-        output: Tensor = self.base(input)
+        output: Tensor = base(input)
         if live:
             output = self._grown(live, input, output)
         latency_ms = (time.perf_counter() - started) * 1e3
@@ -221,17 +224,22 @@ class KasminaLayer(nn.Module):
 
     def advance(self, step: int) -> list[Dropped]:
         """Between steps: move the ramps on, repair kernels, end quarantines. Returns the kernels that were dropped."""
-        if not self.kernels:
-            return []
         dropped = []
         for seed in self.seeds:
+            if seed.kernel is None:
+                continue
             self.recovery.maintain(self.layer_id, seed, step)
             if seed.advance(step):
                 kernel_id, kernel = seed.kernel_id, seed.clear()
                 del self.kernels[str(seed.index)]
                 dropped.append(Dropped(seed.index, kernel_id, kernel))
-        self._refresh()
+            self._refresh()
         return dropped
+
+    def observe(self, observer: Observer | None) -> None:
+        """Call `observer` after every forward from now on; None: call nobody."""
+        # nn.Module's own __setattr__ asks whether this is a parameter, a buffer or a module, at every sampled step.
+        object.__setattr__(self, "observer", observer)
 
     @contextmanager
     def gated_off(self, seed_index: int) -> Iterator[None]:
@@ -318,3 +326,22 @@ def _delta(seed: Seed, layer_input: Tensor, layer_output: Tensor) -> Tensor:
 def _is_sick(values: Tensor) -> bool:
     total = values.detach().sum(dtype=torch.float64 if values.dtype is torch.float64 else torch.float32).item()
     return not math.isfinite(total)
+
+
+class _Nothing(nn.Module):
+    def forward(self, input: Tensor) -> Tensor:
+        return input
+
+
+@cache
+def wrapping_seconds() -> float:
+    """What a KasminaLayer adds to a forward call of the layer in it, seconds; measured once a process, in 2 ms."""
+    bare, nothing = _Nothing(), torch.zeros(1, 1)
+    wrapped = KasminaLayer(nn.Linear(1, 1), layer_id="measured", input_size=1, output_size=1)
+    wrapped._modules["base"] = bare
+
+    def cheapest(module: nn.Module) -> float:
+        # The least of several: whatever else runs can only add to it.
+        return min(timeit.repeat(lambda: module(nothing), number=50, repeat=7)) / 50
+
+    return max(0.0, cheapest(wrapped) - cheapest(bare))

@@ -5,10 +5,10 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -19,12 +19,14 @@ from torch import Tensor, nn
 from tamiyo.host.growth import GrowthProbe
 from tamiyo.host.layer import KasminaLayer
 from tamiyo.host.overhead import OverheadMeter
+from tamiyo.host.span import read_all
 
 log = logging.getLogger(__name__)
 
 # Bounds of one layer's statistics, so that they cost about the same at any layer.
 MAX_UNITS = 64
-MAX_ROWS = 4096
+MAX_POSITIONS = 1024  # a variance of so many values is within 5 % of the whole's
+MAX_SAMPLES = 64
 MAX_PARAMETERS = 1 << 18
 
 
@@ -58,13 +60,27 @@ class Measurements:
     """What the growth scores took."""
 
 
-def unit_values(output: Tensor, channels_last: bool) -> Tensor:
-    """A copy of a layer's output [batch, ...] as [units, positions]: evenly spread ones, where there are very many."""
+def unit_values(output: Tensor, channels_last: bool) -> Tensor | npt.NDArray[np.float32]:
+    """A copy of a layer's output [batch, ...] as [units, samples, positions]: evenly spread ones, where very many.
+
+    An array where the output lies in main memory, which a dozen small operations are several times cheaper on.
+    """
     values = output.detach()
-    units = values.reshape(-1, values.shape[-1]).T if channels_last else values.transpose(0, 1).flatten(1)
-    across, along = math.ceil(units.shape[0] / MAX_UNITS), math.ceil(units.shape[1] / MAX_ROWS)
-    # A copy: what follows the layer may change its output in place.
-    return units[::across, ::along].clone()
+    local = values.device.type == "cpu" and values.dtype is torch.float32
+    found: Any = values.numpy() if local else values
+    if channels_last:
+        found = found.reshape(-1, found.shape[-1], 1)
+    elif found.ndim != 3:
+        found = found.reshape(*found.shape[:2], -1)
+    batch, units, positions = found.shape
+    # The batch is thinned first: a large layer's output is never copied whole.
+    samples = MAX_POSITIONS if positions == 1 else MAX_SAMPLES
+    every = math.ceil(batch / samples)
+    along = math.ceil(positions * math.ceil(batch / every) / MAX_POSITIONS)
+    part = found[::every, :: math.ceil(units / MAX_UNITS), ::along].swapaxes(0, 1)
+    # What follows the layer may change its output in place.
+    copied: Tensor | npt.NDArray[np.float32] = part.copy() if local else part.clone()
+    return copied
 
 
 def activation_stats(units: npt.NDArray[np.float32]) -> tuple[float, float, float]:
@@ -95,7 +111,7 @@ def activation_stats(units: npt.NDArray[np.float32]) -> tuple[float, float, floa
 @dataclass(slots=True)
 class _Seen:
     latency_ms: float
-    units: Tensor
+    units: Tensor | npt.NDArray[np.float32]
 
 
 @dataclass(slots=True)
@@ -121,10 +137,7 @@ class Probes:
         self, layers: Mapping[str, KasminaLayer], optimizer: torch.optim.Optimizer, meter: OverheadMeter
     ) -> None:
         self._layers = layers
-        self._meter = meter
-        self.errors = 0
-        """Steps, or parts of them, that could not be measured because of an error of ours."""
-        self._seconds = 0.0
+        self._measuring = _Measuring(meter)
         self._sample: _Sample | None = None
         self._growth = {layer_id: GrowthProbe(layer.spec) for layer_id, layer in layers.items()}
         # Registered after whatever scales a layer's learning rate, so that the update is seen as it was made.
@@ -134,26 +147,31 @@ class Probes:
         ]
 
     @property
+    def errors(self) -> int:
+        """Steps, or parts of them, that could not be measured because of an error of ours."""
+        return self._measuring.errors
+
+    @property
     def armed(self) -> bool:
         """Whether the step under way is being measured."""
         return self._sample is not None
 
     def take_seconds(self) -> float:
         """Time spent in the hooks since this was last asked."""
-        seconds, self._seconds = self._seconds, 0.0
+        seconds, self._measuring.seconds = self._measuring.seconds, 0.0
         return seconds
 
     def arm(self, *, growth: bool) -> None:
         """Measure the step that begins now; with growth scores, which cost the most, only if told."""
         self._sample = _Sample(growth)
         for layer in self._layers.values():
-            layer.observer = self._observe
+            layer.observe(self._observe)
 
     def disarm(self) -> None:
         """Forget what was measured."""
         self._sample = None
         for layer in self._layers.values():
-            layer.observer = None
+            layer.observe(None)
 
     def close(self) -> None:
         """Take all hooks off."""
@@ -181,11 +199,12 @@ class Probes:
         )
 
     def _activation(self, seen: _Seen) -> Activation | None:
-        stats = activation_stats(seen.units.float().cpu().numpy())
+        units = seen.units if isinstance(seen.units, np.ndarray) else seen.units.float().cpu().numpy()
+        stats = activation_stats(units.reshape(len(units), -1))
         return Activation(seen.latency_ms, *stats) if all(map(math.isfinite, stats)) else None
 
     def _scores(self, sample: _Sample) -> dict[str, float]:
-        scores = _numbers(self._growth[layer_id].score(*flow) for layer_id, flow in sample.flows.items())
+        scores = read_all([self._growth[layer_id].score(*flow) for layer_id, flow in sample.flows.items()])
         return {k: score for k, score in zip(sample.flows, scores, strict=True) if math.isfinite(score)}
 
     def _observe(self, layer: KasminaLayer, layer_input: Tensor, output: Tensor, latency_ms: float) -> None:
@@ -193,7 +212,7 @@ class Probes:
         # A forward pass in eval mode or without gradients is not the step's.
         if sample is None or not (layer.training and torch.is_grad_enabled()):
             return
-        with self._measuring():
+        with self._measuring:
             units = unit_values(output, channels_last=layer.spec.type == "linear")
             sample.seen[layer.layer_id] = _Seen(latency_ms, units)
             sample.batch = max(sample.batch, layer_input.shape[0])
@@ -206,7 +225,7 @@ class Probes:
         sample = self._sample
         if sample is None:
             return
-        with self._measuring(), torch.no_grad():
+        with self._measuring, torch.no_grad():
             for layer_id, layer in self._layers.items():
                 for parameter in layer.base.parameters():
                     if parameter.grad is not None:
@@ -221,23 +240,35 @@ class Probes:
         sample = self._sample
         if sample is None or not sample.before:
             return
-        with self._measuring(), torch.no_grad():
+        with self._measuring, torch.no_grad():
             sample.changes = list(torch._foreach_norm(torch._foreach_sub(sample.parameters, sample.before)))
             sample.before = list(torch._foreach_norm(sample.before))
 
-    @contextmanager
-    def _measuring(self) -> Iterator[None]:
-        """Count what follows as the SDK's, and let no error of ours reach the training loop."""
+
+class _Measuring:
+    """Within: what is done counts as the SDK's, and no error of ours reaches the training loop."""
+
+    def __init__(self, meter: OverheadMeter) -> None:
+        self.errors = 0
+        self.seconds = 0.0
+        self._meter = meter
+        self._started = 0.0
+
+    def __enter__(self) -> None:
         self._meter.enter()
-        started = time.perf_counter()
-        try:
-            yield
-        except Exception as error:  # training comes first: a layer we cannot measure is a layer without telemetry
-            self.errors += 1
-            log.warning("a step could not be measured: %s: %s", type(error).__name__, error, exc_info=self.errors == 1)
-        finally:
-            self._seconds += time.perf_counter() - started
-            self._meter.leave()
+        self._started = time.perf_counter()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool:
+        self.seconds += time.perf_counter() - self._started
+        self._meter.leave()
+        if not isinstance(error, Exception):
+            return False
+        # Training comes first: a layer we cannot measure is a layer without telemetry.
+        self.errors += 1
+        log.warning("a step could not be measured: %s: %s", type(error).__name__, error, exc_info=self.errors == 1)
+        return True
 
 
 def _keep(flows: dict[str, tuple[Tensor, Tensor]], layer_id: str, given: Tensor, gradient: Tensor) -> None:
@@ -261,7 +292,7 @@ def _learning(sample: _Sample) -> dict[str, Learning]:
     """Norms over all of a layer's parameters, from those of each; one transfer from the device."""
     if not sample.changes:
         return {}
-    norms = torch.stack([n.float() for n in (*sample.gradients, *sample.changes, *sample.before)]).tolist()
+    norms = read_all([*sample.gradients, *sample.changes, *sample.before])
     size = len(sample.owners)
     sums: dict[str, list[float]] = {}
     for index, layer_id in enumerate(sample.owners):
@@ -272,8 +303,3 @@ def _learning(sample: _Sample) -> dict[str, Learning]:
         layer_id: Learning(math.sqrt(gradient), math.sqrt(change / size_squared) if size_squared else 0.0)
         for layer_id, (gradient, change, size_squared) in sums.items()
     }
-
-
-def _numbers(scalars: Iterable[Tensor]) -> list[float]:
-    found = list(scalars)
-    return [float(v) for v in torch.stack(found).tolist()] if found else []

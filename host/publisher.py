@@ -32,6 +32,10 @@ class Publisher(Protocol):
     def dropped(self) -> int:
         """Records given up: the queue was full, the broker never took them, or they broke their contract."""
 
+    @property
+    def busy_seconds(self) -> float:
+        """Processor time that making and sending records has taken beside the training loop."""
+
     def publish(self, topic: Topic, make: Make) -> None:
         """Hand over a record, made in the background; returns at once and never raises."""
 
@@ -56,6 +60,7 @@ class KafkaPublisher:
         self._published = 0
         self._dropped = 0  # by the training thread
         self._failed = 0  # by the background thread
+        self._busy_seconds = 0.0
         self._said: set[str] = set()
         self._closed = False
         settings = {
@@ -76,6 +81,10 @@ class KafkaPublisher:
     @property
     def dropped(self) -> int:
         return self._dropped + self._failed
+
+    @property
+    def busy_seconds(self) -> float:
+        return self._busy_seconds
 
     def publish(self, topic: Topic, make: Make) -> None:
         if self._closed:
@@ -134,6 +143,7 @@ class KafkaPublisher:
             finally:
                 self._queue.task_done()
             self._producer.poll(0)
+            self._busy_seconds = time.thread_time()
 
     def _send(self, topic: Topic, make: Make) -> None:
         self._producer.produce(

@@ -20,12 +20,12 @@ class HostSettings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="TAMIYO_HOST_", extra="ignore")
 
-    sample_interval: int = Field(10, ge=1, description="Steps between two telemetry frames")
+    sample_interval: int = Field(25, ge=1, description="Steps between two telemetry frames; two or more in a window")
     growth_interval: int = Field(100, ge=1, description="Steps between two growth scores")
     contribution_interval: int = Field(50, ge=1, description="Steps between two counterfactuals of the kernels")
     cache_interval: int = Field(100, ge=1, description="Steps between two frames about the kernel cache")
     overhead_budget: float = Field(
-        0.08, gt=0, description="Time in the SDK / time of training above which probes become rarer"
+        0.06, gt=0, description="Time in the SDK / time of training above which probes become rarer"
     )
 
     ramp_steps: int = Field(50, ge=0, description="Steps over which a kernel comes in or goes out")

@@ -74,9 +74,15 @@ class Span:
 
 def mean(values: Sequence[Scalar]) -> float:
     """Mean of one or more scalars; one transfer from the device."""
-    tensors = [v.reshape(()).float() for v in values if isinstance(v, Tensor)]
-    total = float(torch.stack(tensors).sum()) if tensors else 0.0
-    return (total + sum(float(v) for v in values if not isinstance(v, Tensor))) / len(values)
+    tensors = [v for v in values if isinstance(v, Tensor)]
+    return (sum(read_all(tensors)) + sum(float(v) for v in values if not isinstance(v, Tensor))) / len(values)
+
+
+def read_all(scalars: Sequence[Tensor]) -> list[float]:
+    """The values of tensors of one element each; one transfer, where they are not in main memory."""
+    if all(each.device.type == "cpu" for each in scalars):
+        return [each.item() for each in scalars]
+    return [float(v) for v in torch.stack([each.reshape(()).float() for each in scalars]).tolist()]
 
 
 def memory_bytes(model: nn.Module, optimizer: torch.optim.Optimizer) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -131,6 +131,23 @@ def evaluate(model: nn.Module, split: Split) -> tuple[float, float]:
     return loss, accuracy
 
 
+def steps(workload: Workload, handle: Handle | None) -> Iterator[Tensor]:
+    """Train one step for every item asked for, without end; yields the training batch's loss."""
+    model, optimizer, task = workload.model, workload.optimizer, workload.task
+    model.train()
+    for epoch, inputs, labels in task.batches(workload.seed):
+        logits = model(inputs)
+        loss = F.cross_entropy(logits, labels)
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        if handle is not None:
+            handle.epoch = epoch
+            correct = (logits.argmax(dim=1) == labels).float().mean() if handle.sampling else None
+            handle.step(loss=loss, accuracy=correct)
+        yield loss
+
+
 def _loop(
     workload: Workload,
     handle: Handle | None,
@@ -139,23 +156,12 @@ def _loop(
     should_stop: Callable[[], bool] | None,
 ) -> tuple[int, float]:
     """Train; returns the steps done and the seconds they took."""
-    model, optimizer, task = workload.model, workload.optimizer, workload.task
     started = time.perf_counter()
-    model.train()
-    step = 0
-    for epoch, inputs, labels in task.batches(workload.seed):
-        if step >= workload.steps or (should_stop is not None and should_stop()):
-            break
-        logits = model(inputs)
-        loss = F.cross_entropy(logits, labels)
-        optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        step += 1
-        if handle is not None:
-            handle.epoch = epoch
-            correct = (logits.argmax(dim=1) == labels).float().mean() if handle.sampling else None
-            handle.step(loss=loss, accuracy=correct)
+    training = steps(workload, handle)
+    for step in range(1, workload.steps + 1):
+        if should_stop is not None and should_stop():
+            return step - 1, time.perf_counter() - started
+        loss = next(training)
         if step % validate_interval == 0:
             found = _validate(workload, handle)
             if on_progress is not None:
@@ -166,11 +172,11 @@ def _loop(
                         train_loss=float(loss.detach()),
                         validation_loss=found[0],
                         validation_accuracy=found[1],
-                        parameters=sum(p.numel() for p in model.parameters()),
+                        parameters=sum(p.numel() for p in workload.model.parameters()),
                         seconds=time.perf_counter() - started,
                     )
                 )
-    return step, time.perf_counter() - started
+    return workload.steps, time.perf_counter() - started
 
 
 def _validate(workload: Workload, handle: Handle | None) -> tuple[float, float]:

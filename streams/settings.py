@@ -135,7 +135,9 @@ class DecisionSettings(BaseSettings):
 
     checkpoint_url: str = Field(default_factory=checkpoint_store_url, description="fsspec URL of the checkpoints")
     policy: str = Field("tamiyo", description="Name of the policy served, the key of its announcements")
-    min_signals_for_decision: int = Field(10, ge=0, description="Layer-signals a window must hold for an adaptation")
+    min_signals_for_decision: int = Field(
+        3, ge=0, description="Layer-signals a window must hold for an adaptation; by default, a frame of three layers"
+    )
     decision_interval: int = Field(1, ge=1, description="Every n-th window of a run may bring an adaptation")
     max_decision_uncertainty: float = Field(0.8, ge=0, le=1, description="Above it an adaptation is not executed")
     cooldown_steps: int = Field(0, ge=0, description="Least steps between two adaptations, beside the run's own")

@@ -43,6 +43,7 @@ class Chain:
         self.stages: list[Stage] = []
         self.arrivals: deque[Arrival] = deque()
         self.published = 0
+        self.busy_seconds = 0.0
         self.dropped = 0
         self.connected = True
         self._said: set[tuple[str, str]] = set()

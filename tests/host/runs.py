@@ -41,6 +41,7 @@ class MemoryPublisher:
         self.made: list[tuple[Topic, Make]] = []
         self.closed = False
         self.dropped = 0
+        self.busy_seconds = 0.0
 
     @property
     def published(self) -> int:

@@ -10,12 +10,14 @@ from tamiyo.host.growing import GrowingOptimizer
 from tamiyo.host.growth import GrowthProbe
 from tamiyo.host.layer import KasminaLayer
 from tamiyo.host.overhead import OverheadMeter
-from tamiyo.host.probes import MAX_ROWS, MAX_UNITS, Probes, activation_stats, unit_values
+from tamiyo.host.probes import MAX_POSITIONS, MAX_UNITS, Probes, activation_stats, unit_values
 from tamiyo.host.spec import LayerSpec
 
 
 def stats_of(output: Tensor, channels_last: bool = False) -> tuple[float, float, float]:
-    return activation_stats(unit_values(output, channels_last).numpy())
+    units = unit_values(output, channels_last)
+    assert isinstance(units, np.ndarray)
+    return activation_stats(units.reshape(len(units), -1))
 
 
 def test_activation_statistics_of_a_convolution() -> None:
@@ -47,7 +49,14 @@ def test_no_pair_of_units_varies() -> None:
 def test_a_very_large_output_is_sampled() -> None:
     values = unit_values(torch.randn(100, 1000, 100), channels_last=False)
     assert values.shape[0] <= MAX_UNITS
-    assert values.shape[1] <= MAX_ROWS
+    assert values.shape[1] * values.shape[2] <= MAX_POSITIONS
+
+
+def test_half_precision_is_read_as_it_is() -> None:
+    output = torch.randn(8, 5, 11, generator=torch.Generator().manual_seed(0)).bfloat16()
+    values = unit_values(output, channels_last=False)
+    assert isinstance(values, Tensor)
+    assert torch.equal(values, output.transpose(0, 1))
 
 
 class Network:

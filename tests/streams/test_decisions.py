@@ -132,7 +132,7 @@ def test_the_same_log_gives_the_same_bytes_in_any_batches(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("fields", "by"),
     [
-        ({"signals": 3}, "signals"),
+        ({"signals": 2}, "signals"),
         ({"final": True}, "run"),
         ({"steps_since_adaptation": 50, "cooldown_steps": 200}, "cooldown"),
     ],
