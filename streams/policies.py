@@ -1,8 +1,10 @@
 """Which policy is served: follows the announcements of released checkpoints, and keeps what works."""
 
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 
 import structlog
 
@@ -15,6 +17,9 @@ from tamiyo.streams.stage import View
 log = structlog.get_logger(__name__)
 
 RETRY_S = 5.0  # a store may show a file a little after it was announced
+
+_reading = threading.Lock()
+"""Held while a file is read and made into a policy, which takes as long as several decisions."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +87,8 @@ class Policies:
         checksum, when = self._failed or ("", 0.0)
         if checksum == announced.checksum and self._clock() - when < RETRY_S:
             return
+        if not _reading.acquire(blocking=served is None):
+            return  # another partition is reading a policy: this one's graphs need not wait for it
         try:
             self._previous, self._served = served, self._load(announced)
         except PolicyError as error:
@@ -94,20 +101,29 @@ class Policies:
                 error=str(error),
             )
             return
+        finally:
+            _reading.release()
         self._failed = None
         log.info("serving a policy", version=announced.version, experiences=announced.experiences)
 
     def _load(self, announced: PolicyCheckpoint) -> Served:
-        try:
-            data = self._store.read(announced.file)
-        except OSError as error:
-            raise PolicyError(f"checkpoint {announced.file} cannot be read: {error}") from error
-        policy, header, _ = load(data, announced.checksum)
-        if header.version != announced.version:
+        policy, version = _read(self._store.url, announced.file, announced.checksum)
+        if version != announced.version:
             raise PolicyError(
-                f"checkpoint {announced.file} is of version {header.version}, {announced.version} was announced"
+                f"checkpoint {announced.file} is of version {version}, {announced.version} was announced"
             )
         return Served(policy, announced.version, announced.checksum)
 
     def _step_back(self) -> None:
         self._served, self._previous = self._previous, None
+
+
+@lru_cache(maxsize=4)
+def _read(url: str, file: str, checksum: str) -> tuple[TamiyoPolicy, int]:
+    """Return a checkpoint's policy and version, made once a process: all its partitions decide with the same one."""
+    try:
+        data = CheckpointStore(url).read(file)
+    except OSError as error:
+        raise PolicyError(f"checkpoint {file} cannot be read: {error}") from error
+    policy, header, _ = load(data, checksum)
+    return policy, header.version

@@ -6,7 +6,7 @@ import pytest
 from tamiyo.models.checkpoint import CheckpointStore
 from tamiyo.schemas.errors import PolicyError
 from tamiyo.schemas.learning import CheckpointStatus, PolicyCheckpoint
-from tamiyo.streams.policies import RETRY_S, Policies
+from tamiyo.streams.policies import RETRY_S, Policies, _reading
 from tests.streams.released import release
 from tests.streams.stage_log import FixedView
 
@@ -44,6 +44,26 @@ def test_a_newer_announcement_is_served(followed: Followed) -> None:
     first = followed.policies.current()
     assert followed.policies.current() is first
     followed.announce(release(followed.url, 1))
+    assert followed.version == 1
+
+
+def test_partitions_of_a_process_share_what_was_read(followed: Followed) -> None:
+    followed.announce(release(followed.url, 0))
+    other = Followed(followed.url)
+    other.view = followed.view
+    other.policies = Policies(other.view, CheckpointStore(f"file://{other.url}"), "tamiyo")
+    mine, theirs = followed.policies.current(), other.policies.current()
+    assert mine is not None
+    assert theirs is not None
+    assert mine.policy is theirs.policy
+
+
+def test_while_another_partition_reads_the_incumbent_goes_on(followed: Followed) -> None:
+    followed.announce(release(followed.url, 0))
+    assert followed.version == 0
+    followed.announce(release(followed.url, 1))
+    with _reading:
+        assert followed.version == 0
     assert followed.version == 1
 
 
