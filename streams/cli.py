@@ -158,7 +158,10 @@ def learner(http_port: HttpPort = None, bootstrap: Bootstrap = None) -> None:
     raise typer.Exit(run_learner(settings, kafka=_kafka(bootstrap), names=_names()))
 
 
-@app.command(epilog="Examples: `tamiyo train --task mnist1d --seed 1` · `tamiyo train --static --report twin.json`")
+@app.command(
+    epilog="Examples: `tamiyo train --task mnist1d --seed 1 --http-port 9200` · "
+    "`tamiyo train --static --report twin.json`"
+)
 def train(
     task: Annotated[str, typer.Option(help=f"What to train: {', '.join(TASKS)}")] = "mnist1d",
     seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Of initialisation and data order")] = 0,
@@ -166,9 +169,11 @@ def train(
     run_id: Annotated[str | None, typer.Option(help="Name of the run on the topics [default: made up]")] = None,
     static: Annotated[bool, typer.Option("--static", help="The static twin: the same run without Tamiyo")] = False,
     report: Annotated[Path | None, typer.Option(help="Write the result as JSON to this file")] = None,
+    http_port: HttpPort = None,
     bootstrap: Bootstrap = None,
 ) -> None:
     """Train a reference network with the SDK attached; Ctrl-C ends the run properly."""
+    from contextlib import ExitStack
     from dataclasses import asdict
 
     import torch
@@ -190,17 +195,27 @@ def train(
             highlight=False,
         )
 
-    def attached(workload: Workload) -> Handle:
-        return workload.attach(run_id=run_id, kafka=kafka, topics=names)
+    endpoint = ExitStack()
 
-    result = run(
-        load_task(_task(task)),
-        seed=seed,
-        steps=steps,
-        attach_with=None if static else attached,
-        on_progress=tell,
-        should_stop=stop.is_set,
-    )
+    def attached(workload: Workload) -> Handle:
+        handle = workload.attach(run_id=run_id, kafka=kafka, topics=names)
+        if http_port is not None:
+            from tamiyo.streams.host_metrics import served
+            from tamiyo.streams.settings import WorkerSettings
+
+            port = endpoint.enter_context(served(handle, host=WorkerSettings().http_host, port=http_port))
+            console.print(f"metrics and health are served on port {port}", highlight=False)
+        return handle
+
+    with endpoint:
+        result = run(
+            load_task(_task(task)),
+            seed=seed,
+            steps=steps,
+            attach_with=None if static else attached,
+            on_progress=tell,
+            should_stop=stop.is_set,
+        )
     console.print_json(data=asdict(result))
     if report is not None:
         partial = report.with_suffix(report.suffix + ".part")

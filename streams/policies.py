@@ -109,9 +109,7 @@ class Policies:
     def _load(self, announced: PolicyCheckpoint) -> Served:
         policy, version = _read(self._store.url, announced.file, announced.checksum)
         if version != announced.version:
-            raise PolicyError(
-                f"checkpoint {announced.file} is of version {version}, {announced.version} was announced"
-            )
+            raise PolicyError(f"checkpoint {announced.file} is of version {version}, {announced.version} was announced")
         return Served(policy, announced.version, announced.checksum)
 
     def _step_back(self) -> None:
