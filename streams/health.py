@@ -7,6 +7,8 @@ import structlog
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, generate_latest
 
+from tamiyo.schemas.errors import ConfigurationError
+
 log = structlog.get_logger(__name__)
 
 Probe = Callable[[], Mapping[str, Any]]
@@ -26,7 +28,7 @@ class HealthServer:
         """Where it listens, once started."""
 
     async def start(self) -> None:
-        """Listen; with port 0 on any free port, which the log names. Raises OSError if the port is taken."""
+        """Listen; with port 0 on any free port, which the log names. Raises ConfigurationError if that cannot be."""
         app = web.Application()
         app.add_routes(
             [
@@ -38,7 +40,14 @@ class HealthServer:
         self._runner = web.AppRunner(app, access_log=None)
         await self._runner.setup()
         site = web.TCPSite(self._runner, self._host, self._wanted_port)
-        await site.start()
+        try:
+            await site.start()
+        except OSError as error:
+            await self.stop()
+            raise ConfigurationError(
+                f"nothing can listen on {self._host}:{self._wanted_port} ({error.strerror or error}); choose another "
+                "--http-port, or 0 for any that is free"
+            ) from error
         self.port = int(self._runner.addresses[0][1])
         log.info("metrics and health are served", url=f"http://{self._host}:{self.port}/metrics")
 

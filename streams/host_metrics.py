@@ -55,7 +55,7 @@ class HostCollector:
 def served(handle: Handle, *, host: str, port: int) -> Iterator[int]:
     """Within: /metrics, /healthz and /readyz of a training run, from a thread of their own; gives the port.
 
-    Ready means that Kafka has answered. Raises OSError where the port is taken.
+    Ready means that Kafka has answered. Raises ConfigurationError where the port is taken.
     """
     collector = HostCollector(handle)
     loop = asyncio.new_event_loop()

@@ -7,6 +7,7 @@ import pytest
 from prometheus_client import REGISTRY
 from prometheus_client.parser import text_string_to_metric_families
 
+from tamiyo.schemas.errors import ConfigurationError
 from tamiyo.streams.host_metrics import served
 from tests.host.runs import decision, run
 
@@ -41,7 +42,7 @@ def test_a_port_that_is_taken_is_an_error() -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         with (
-            pytest.raises(OSError, match="address already in use"),
+            pytest.raises(ConfigurationError, match="nothing can listen"),
             served(made.handle, host="127.0.0.1", port=taken.getsockname()[1]),
         ):
             pass
