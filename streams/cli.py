@@ -30,8 +30,13 @@ app = typer.Typer(
     help="Watches neural networks while they train, and adapts them.\n\n"
     "Every command reads its settings from TAMIYO_* environment variables; a flag wins over its variable.\n\n"
     "Start with `tamiyo demo`.",
+    epilog="Examples: `tamiyo demo --quick` · `tamiyo worker --stage intake` · `tamiyo tail tamiyo.rewards --table`",
 )
-topics_app = typer.Typer(no_args_is_help=True, help="Create, list and check the topics.")
+topics_app = typer.Typer(
+    no_args_is_help=True,
+    help="Create, list and check the topics.",
+    epilog="Examples: `tamiyo topics create --partitions 12` · `tamiyo topics list` · `tamiyo topics check`",
+)
 app.add_typer(topics_app, name="topics")
 
 console = Console()
