@@ -30,8 +30,11 @@ from tamiyo.host.store import KernelStore
 from tamiyo.host.topology import topology, trainable
 from tamiyo.host.tracing import Example, edges, execute
 from tamiyo.schemas.adaptation import AdaptationOutcome, CompiledKernel, KernelStatus
+from tamiyo.schemas.codec import use_registry
 from tamiyo.schemas.errors import ConfigurationError, KernelError, KernelIncompatible
 from tamiyo.schemas.kafka import KafkaSettings, TopicNames
+from tamiyo.schemas.registry import Registry, RegistrySettings
+from tamiyo.schemas.subjects import Subjects
 from tamiyo.schemas.telemetry import ModelTopology
 from tamiyo.schemas.topics import OUTCOMES, TOPOLOGY
 
@@ -56,6 +59,7 @@ def attach(
     settings: HostSettings | None = None,
     kafka: KafkaSettings | None = None,
     topics: TopicNames | None = None,
+    registry: RegistrySettings | None = None,
     publisher: Publisher | None = None,
     receiver: Receiver | None = None,
 ) -> Handle:
@@ -78,7 +82,8 @@ def attach(
         loss_fn, held_out: loss_fn(model(inputs), targets) for held_out = (inputs, targets), a batch the network does
             not train on: what a kernel is worth is measured with it. Without them that stays unknown.
         task, planned_steps: what is trained and for how long, where known.
-        settings, kafka, topics: read from the environment unless given.
+        settings, kafka, topics, registry: read from the environment unless given. A schema registry holds for the
+            whole process.
         publisher, receiver: another transport in Kafka's place.
 
     A broker that cannot be reached is waited for at most `connect_timeout_s`; then training goes on alone. Raises
@@ -122,7 +127,9 @@ def attach(
         )
         for layer_id, spec in specs.items()
     }
-    kafka, topics = kafka or KafkaSettings(), topics or TopicNames()
+    kafka, topics, registry = kafka or KafkaSettings(), topics or TopicNames(), registry or RegistrySettings()
+    if registry.url is not None:
+        use_registry(Subjects(Registry(registry), topics))  # asked by the background threads, never by training
     # Where decisions end now has to be known before the topology, which any decision about this run needs, is told.
     receiver = receiver or KafkaReceiver(
         run_id,

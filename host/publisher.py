@@ -12,6 +12,7 @@ from typing import Any, Protocol
 from confluent_kafka import KafkaError, Producer
 
 from tamiyo.schemas.codec import encode
+from tamiyo.schemas.errors import RegistryError
 from tamiyo.schemas.kafka import PRODUCER, KafkaSettings, TopicNames
 from tamiyo.schemas.record import Record
 from tamiyo.schemas.topics import Topic
@@ -19,6 +20,8 @@ from tamiyo.schemas.topics import Topic
 log = logging.getLogger(__name__)
 
 Make = Callable[[], Record]
+
+_RETRY_S = 1.0  # between two questions to a schema registry that does not answer
 
 
 class Publisher(Protocol):
@@ -49,8 +52,8 @@ class Publisher(Protocol):
 class KafkaPublisher:
     """A bounded queue, one thread that makes, encodes and produces, and a confluent-kafka producer.
 
-    The key of every record is the run's id. A broker that is down or slow costs records, never time: they are dropped
-    and counted, and the log says so once.
+    The key of every record is the run's id. A broker or a schema registry that is down or slow costs records, never
+    time: they wait in the queue, further ones are dropped and counted, and the log says so once.
     """
 
     def __init__(self, run_id: str, kafka: KafkaSettings, topics: TopicNames, *, capacity: int) -> None:
@@ -63,6 +66,7 @@ class KafkaPublisher:
         self._busy_seconds = 0.0
         self._said: set[str] = set()
         self._closed = False
+        self._abandoned = threading.Event()
         settings = {
             **PRODUCER,
             "queue.buffering.max.messages": capacity,
@@ -115,6 +119,7 @@ class KafkaPublisher:
 
     def _abandon(self) -> None:
         """Drop what is still waiting: here, and in librdkafka's own queue (whose drops are told as failed)."""
+        self._abandoned.set()
         while True:
             try:
                 self._queue.get_nowait()
@@ -146,9 +151,19 @@ class KafkaPublisher:
             self._busy_seconds = time.thread_time()
 
     def _send(self, topic: Topic, make: Make) -> None:
-        self._producer.produce(
-            self._topics.full(topic.name), encode(make()), key=self._key, on_delivery=self._on_delivery
-        )
+        value = self._encode(make())
+        self._producer.produce(self._topics.full(topic.name), value, key=self._key, on_delivery=self._on_delivery)
+
+    def _encode(self, record: Record) -> bytes:
+        """Encode a record, with the patience that the schema registry needs where there is one."""
+        while True:
+            try:
+                return encode(record)
+            except RegistryError as error:
+                if not error.temporary or self._abandoned.wait(_RETRY_S):
+                    raise
+                self._say("registry", "records wait: %s; training goes on without it", error)
+                self._producer.poll(0)
 
     def _on_delivery(self, error: KafkaError | None, _message: Any) -> None:
         if error is None:

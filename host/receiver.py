@@ -14,8 +14,9 @@ from confluent_kafka import Consumer, KafkaException, Message, TopicPartition
 from tamiyo.host.limits import ALL_RUNS
 from tamiyo.schemas.adaptation import AdaptationDecision, CompiledKernel, ControlCommand
 from tamiyo.schemas.codec import decode
-from tamiyo.schemas.errors import BrokerError, SchemaError
+from tamiyo.schemas.errors import BrokerError, RegistryError, SchemaError
 from tamiyo.schemas.kafka import KafkaSettings, TopicNames
+from tamiyo.schemas.record import Record
 from tamiyo.schemas.topics import CONTROL, DECISIONS, KERNELS, Topic
 
 log = logging.getLogger(__name__)
@@ -148,7 +149,7 @@ class KafkaReceiver:
         if value is None:
             return  # a tombstone: compaction's business
         try:
-            record = decode(value if isinstance(value, bytes) else str(value).encode(), topic.record)
+            record = self._decode(value if isinstance(value, bytes) else str(value).encode(), topic)
         except SchemaError as error:
             self._say(f"a record on {topic.name} was left out: {error}")
             return
@@ -159,6 +160,16 @@ class KafkaReceiver:
         if isinstance(record, CompiledKernel) and self._on_kernel is not None:
             self._on_kernel(record)
         self._arrived.append(record)
+
+    def _decode(self, value: bytes, topic: Topic) -> Record:
+        """Decode a record, waiting for the schema registry where it is needed: the decision is not to be lost."""
+        while True:
+            try:
+                return decode(value, topic.record)
+            except RegistryError as error:
+                self._say(f"decisions wait: {error}; training goes on without them")
+                if self._stopping.wait(_RETRY_S):
+                    raise
 
     def _on_error(self, error: object) -> None:
         self._say(f"Kafka cannot be reached; training goes on without it: {error}")

@@ -6,6 +6,7 @@
     │   ├── DecodeError         bytes are not the Avro record that was expected
     │   └── RecordError         a record's values are out of range, not finite, or contradict each other
     ├── BrokerError             Kafka is unreachable, refuses, or lacks what was asked of it
+    │   └── RegistryError       the schema registry is; says whether that may pass
     ├── KernelError             a kernel cannot be built, loaded or trusted
     │   ├── KernelIncompatible  shapes, dtype or version do not fit the layer
     │   └── KernelCorrupt       stored bytes do not match their checksum or their metadata
@@ -41,6 +42,15 @@ class RecordError(SchemaError):
 
 class BrokerError(TamiyoError):
     """Kafka is unreachable, refuses, or cannot do what was asked."""
+
+
+class RegistryError(BrokerError):
+    """The schema registry is unreachable, refuses, or lacks a schema."""
+
+    def __init__(self, message: str, *, temporary: bool = False) -> None:
+        super().__init__(message)
+        self.temporary = temporary
+        """Whether asking again later may help."""
 
 
 class KernelError(TamiyoError):

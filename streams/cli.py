@@ -6,6 +6,7 @@ it is needed, so that `--help` answers at once.
 
 import getpass
 import json
+import os
 import signal
 import sys
 import threading
@@ -21,6 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tamiyo.schemas.errors import ConfigurationError, TamiyoError
+from tamiyo.streams import registry_commands
 
 app = typer.Typer(
     name="tamiyo",
@@ -38,6 +40,7 @@ topics_app = typer.Typer(
     epilog="Examples: `tamiyo topics create --partitions 12` · `tamiyo topics list` · `tamiyo topics check`",
 )
 app.add_typer(topics_app, name="topics")
+app.add_typer(registry_commands.app, name="schemas")
 
 console = Console()
 errors = Console(stderr=True)
@@ -135,6 +138,7 @@ def worker(
     import torch
 
     from tamiyo.streams.logs import configure
+    from tamiyo.streams.registry import prepare
     from tamiyo.streams.settings import WorkerSettings
     from tamiyo.streams.stages import STAGES, entry
     from tamiyo.streams.worker import run_worker
@@ -145,6 +149,7 @@ def worker(
     torch.set_num_threads(1)
     configure()
     settings = WorkerSettings() if http_port is None else WorkerSettings(http_port=http_port)
+    prepare(_names())
     raise typer.Exit(run_worker(chosen, settings, kafka=_kafka(bootstrap), names=_names()))
 
 
@@ -155,11 +160,13 @@ def learner(http_port: HttpPort = None, bootstrap: Bootstrap = None) -> None:
 
     from tamiyo.streams.learner import run_learner
     from tamiyo.streams.logs import configure
+    from tamiyo.streams.registry import prepare
     from tamiyo.streams.settings import LearnerSettings
 
     torch.set_num_threads(1)
     configure()
     settings = LearnerSettings() if http_port is None else LearnerSettings(http_port=http_port)
+    prepare(_names())
     raise typer.Exit(run_learner(settings, kafka=_kafka(bootstrap), names=_names()))
 
 
@@ -339,13 +346,14 @@ def control(
 
 @app.command(epilog="Example: `tamiyo doctor -b kafka.example.org:9092`")
 def doctor(bootstrap: Bootstrap = None) -> None:
-    """Check versions, schemas, the store, the broker and its topics; exit 1 where something is wrong."""
+    """Check versions, schemas, the store, the registry, the broker and its topics; exit 1 where something is wrong."""
+    from tamiyo.schemas.registry import RegistrySettings
     from tamiyo.streams.doctor import examine
     from tamiyo.streams.settings import StoreSettings
 
     marks = {"ok": "[green]ok[/]", "warning": "[yellow]warning[/]", "problem": "[red]problem[/]"}
     wrong = False
-    for finding in examine(_kafka(bootstrap), _names(), StoreSettings()):
+    for finding in examine(_kafka(bootstrap), _names(), StoreSettings(), RegistrySettings()):
         wrong |= finding.state == "problem"
         console.print(f"{marks[finding.state]} {finding.what}: {finding.detail}", highlight=False, soft_wrap=True)
         if finding.advice and finding.state != "ok":
@@ -385,6 +393,10 @@ def _explained() -> Iterator[None]:
 def main() -> None:
     """Run the command line."""
     with _explained():
+        if os.environ.get("TAMIYO_REGISTRY_URL"):  # else nothing more need be imported before --help
+            from tamiyo.streams.registry import connect
+
+            connect(_names())
         app()
 
 

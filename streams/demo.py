@@ -62,6 +62,7 @@ class Demo:
             environment = {
                 "TAMIYO_KAFKA_BOOTSTRAP_SERVERS": kafka.bootstrap_servers,
                 "TAMIYO_TOPIC_PREFIX": "",
+                "TAMIYO_REGISTRY_URL": "",
                 "TAMIYO_STORE_URL": f"file://{folder}/store",
                 "PYTHONUNBUFFERED": "1",
             }

@@ -10,9 +10,11 @@ import fsspec
 
 from tamiyo.schemas.avro_schema import FOLDER
 from tamiyo.schemas.codec import parsed_schema
-from tamiyo.schemas.errors import BrokerError
+from tamiyo.schemas.errors import BrokerError, RegistryError, TamiyoError
 from tamiyo.schemas.kafka import KafkaSettings, TopicNames
+from tamiyo.schemas.registry import Registry, RegistrySettings
 from tamiyo.schemas.topics import CATALOGUE
+from tamiyo.streams import registry as schemas
 from tamiyo.streams.settings import StoreSettings
 from tamiyo.streams.topics import Topics
 
@@ -29,13 +31,16 @@ class Finding:
     advice: str = ""
 
 
-def examine(kafka: KafkaSettings, names: TopicNames, store: StoreSettings) -> Iterator[Finding]:
-    """Look at versions, schemas, the store, the broker and its topics, in this order."""
+def examine(
+    kafka: KafkaSettings, names: TopicNames, store: StoreSettings, registry: RegistrySettings
+) -> Iterator[Finding]:
+    """Look at versions, schemas, the store, the registry, the broker and its topics, in this order."""
     yield Finding("python", "ok", platform.python_version())
     for package in PACKAGES:
         yield _package(package)
     yield _schemas()
     yield _store(store)
+    yield from _registry(registry, names)
     yield from _broker(Topics(kafka, names), kafka)
 
 
@@ -66,6 +71,26 @@ def _store(store: StoreSettings) -> Finding:
         advice = "set TAMIYO_STORE_URL to a place that every process can write"
         return Finding("store", "problem", f"{store.url}: {error}", advice)
     return Finding("store", "ok", f"{store.url} is writable")
+
+
+def _registry(settings: RegistrySettings, names: TopicNames) -> Iterator[Finding]:
+    if settings.url is None:
+        yield Finding("registry", "ok", "none is set: records are written in Avro's single-object encoding")
+        return
+    try:
+        problems = list(schemas.problems(Registry(settings), names))
+    except TamiyoError as error:
+        advice = (
+            "set TAMIYO_REGISTRY_URL to where it speaks Confluent's API" if isinstance(error, RegistryError) else ""
+        )
+        yield Finding("registry", "problem", str(error), advice)
+        return
+    for problem in problems:
+        yield Finding("registry", "problem", problem, "`tamiyo schemas register` registers what is compatible")
+    if settings.password is not None and settings.url.startswith("http:"):
+        yield Finding("registry", "warning", "the password is sent in the clear", "use an https:// URL")
+    if not problems:
+        yield Finding("registry", "ok", f"{len(CATALOGUE)} subjects at {settings.url}, as the catalogue says")
 
 
 def _broker(topics: Topics, kafka: KafkaSettings) -> Iterator[Finding]:

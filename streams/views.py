@@ -10,7 +10,7 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaError
 
 from tamiyo.schemas.codec import decode
-from tamiyo.schemas.errors import BrokerError, SchemaError
+from tamiyo.schemas.errors import BrokerError, RegistryError, SchemaError
 from tamiyo.schemas.kafka import KafkaSettings, TopicNames
 from tamiyo.schemas.record import Record
 from tamiyo.schemas.topics import Topic
@@ -105,8 +105,8 @@ class Views:
             try:
                 await consumer.start()
                 await self._follow(consumer, positions)
-            except KafkaError as error:
-                # A broker that goes away comes back; what was read stays valid meanwhile.
+            except (KafkaError, RegistryError) as error:
+                # A broker or registry that goes away comes back; what was read stays valid meanwhile.
                 self._failed = error
                 log.warning("the reader of compacted topics starts again", error=repr(error))
                 await asyncio.sleep(1.0)
