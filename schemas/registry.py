@@ -9,7 +9,6 @@ import json
 import ssl
 import urllib.error
 import urllib.request
-from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote, urlsplit
 
@@ -57,18 +56,6 @@ class RegistrySettings(BaseSettings):
         return self
 
 
-@dataclass(frozen=True, slots=True)
-class Version:
-    """One registered version of a subject."""
-
-    number: int
-    schema_id: int
-    schema: str
-    """As JSON."""
-    references: bool
-    """Whether the schema needs others, which ours never do."""
-
-
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
     def redirect_request(self, *_: Any) -> None:
         """Follow none: the credentials are for the host that was named."""
@@ -109,16 +96,14 @@ class Registry:
         return _integer(answer, "id")
 
     def version_numbers(self, subject: str) -> list[int]:
-        """Return the numbers of the subject's versions, soft-deleted ones included; none where there is none."""
-        path = f"subjects/{quote(subject, safe='')}/versions?deleted=true"
-        answer = self._call("GET", path, absent_is_none=True)
+        """Return the numbers of the subject's versions; none where there is no such subject."""
+        answer = self._call("GET", f"subjects/{quote(subject, safe='')}/versions", absent_is_none=True)
         return sorted(int(each) for each in answer or [])
 
-    def version(self, subject: str, number: int) -> Version:
-        """Return one version of a subject."""
-        answer = self._call("GET", f"subjects/{quote(subject, safe='')}/versions/{number}?deleted=true")
-        schema = str(answer.get("schema", ""))
-        return Version(number, _integer(answer, "id"), schema, bool(answer.get("references")))
+    def schema(self, schema_id: int) -> str | None:
+        """Return the schema under an id, as JSON, None where there is none."""
+        answer = self._call("GET", f"schemas/ids/{schema_id}", absent_is_none=True)
+        return None if answer is None else str(answer.get("schema", ""))
 
     def compatibility(self, subject: str) -> str | None:
         """Return the subject's own compatibility level, None where it has none."""

@@ -18,14 +18,17 @@ from tamiyo.schemas.avro_schema import avro_schema
 from tamiyo.schemas.errors import DecodeError, RegistryError
 from tamiyo.schemas.kafka import TopicNames
 from tamiyo.schemas.record import Record
-from tamiyo.schemas.registry import Registry, Version
+from tamiyo.schemas.registry import Registry
 from tamiyo.schemas.topics import CATALOGUE
 
-UNKNOWN_S = 60.0  # an id that the subject lacks is not asked for again; a producer registers before it writes
-MAX_UNKNOWN = 10_000
-SEARCHES = 20  # for unknown ids in a row, and one more every SEARCH_S: hostile ids must not become requests
-SEARCH_S = 5.0
+UNUSABLE_S = 60.0  # a bad id is asked for again after this; a producer registers before it writes
+MAX_REMEMBERED = 10_000
+# Hostile ids must not become requests: so many unknown ones in a row, and one more every QUESTION_S.
+QUESTIONS, QUESTION_S = 20, 5.0
 REFUSED_S, AWAY_S = 10.0, 1.0  # what was refused, or not answered, is not asked for with every record
+
+_TOPICS = {topic.record: topic.name for topic in CATALOGUE}
+_OWN = object()  # in place of a schema: it is ours, so nothing need be resolved
 
 
 def subject(record: type[Record], names: TopicNames) -> str:
@@ -38,12 +41,8 @@ def schema_text(record: type[Record]) -> str:
     return json.dumps(avro_schema(record))
 
 
-_TOPICS = {topic.record: topic.name for topic in CATALOGUE}
-_OWN = object()  # in place of a schema: it is ours, so nothing need be resolved
-
-
 class Subjects:
-    """Ids and schemas of the catalogue's subjects, each asked for when first needed. Thread-safe."""
+    """Ids and schemas of the catalogue's records, each asked for when first needed. Thread-safe."""
 
     def __init__(self, registry: Registry, names: TopicNames, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._registry = registry
@@ -51,13 +50,11 @@ class Subjects:
         self._clock = clock
         self._lock = threading.Lock()
         self._headers: dict[type[Record], bytes] = {}
-        self._own: dict[type[Record], int] = {}
         self._refusals: dict[type[Record], tuple[float, RegistryError]] = {}
-        self._writers: dict[type[Record], dict[int, Any]] = {}
-        self._versions: dict[type[Record], set[int]] = {}
-        self._unknown: OrderedDict[tuple[type[Record], int], float] = OrderedDict()
-        self._searches = float(SEARCHES)
-        self._searched = clock()
+        self._writers: dict[tuple[type[Record], int], Any] = {}
+        self._unusable: OrderedDict[tuple[type[Record], int], tuple[float, str]] = OrderedDict()
+        self._questions = float(QUESTIONS)
+        self._asked = clock()
 
     def header(self, record: type[Record]) -> bytes:
         """Return the five bytes that an encoded `record` begins with: 0, and the schema's id.
@@ -76,16 +73,13 @@ class Subjects:
         """Return the parsed schema that id stands for, None where it is `record`'s own.
 
         Raises:
-            DecodeError: the subject has no such id, or its schema cannot be used.
+            DecodeError: the registry has no such id, or its schema is not one of `record`.
             RegistryError: the registry would have to be asked and does not answer: the bytes may yet be good.
         """
-        if schema_id == self._own.get(record):
-            return None
-        found = self._writers.get(record, {}).get(schema_id)
+        found = self._writers.get((record, schema_id))
         if found is None:
-            found = self._search(record, schema_id)
-        if isinstance(found, str):
-            raise DecodeError(f"schema {schema_id} of {subject(record, self._names)} cannot be used: {found}")
+            with self._lock:
+                found = self._search(record, schema_id)
         return None if found is _OWN else found
 
     def _look_up(self, record: type[Record]) -> bytes:
@@ -94,7 +88,7 @@ class Subjects:
                 return self._headers[record]
             until, refusal = self._refusals.get(record, (0.0, None))
             if refusal is not None and self._clock() < until:
-                raise refusal
+                raise RegistryError(str(refusal), temporary=refusal.temporary) from refusal
             name = subject(record, self._names)
             try:
                 schema_id = self._registry.find(name, schema_text(record))
@@ -109,53 +103,43 @@ class Subjects:
             except RegistryError as error:
                 self._refusals[record] = (self._clock() + (AWAY_S if error.temporary else REFUSED_S), error)
                 raise
-            self._own[record] = schema_id
+            self._writers[record, schema_id] = _OWN
             self._headers[record] = header
             return header
 
     def _search(self, record: type[Record], schema_id: int) -> Any:
-        name = subject(record, self._names)
-        with self._lock:
-            found = self._writers.setdefault(record, {}).get(schema_id)
+        key, now = (record, schema_id), self._clock()
+        if key in self._writers:  # another thread was faster
+            return self._writers[key]
+        until, problem = self._unusable.get(key, (0.0, ""))
+        if now >= until:
+            self._questions = min(QUESTIONS, self._questions + (now - self._asked) / QUESTION_S)
+            self._asked = now
+            if self._questions < 1:
+                raise DecodeError(f"schema {schema_id} is unknown, and so many were that the registry is spared")
+            schema = self._registry.schema(schema_id)
+            self._questions -= 1  # only now: a registry that does not answer says nothing about ids
+            found, problem = _usable(schema, record)
             if found is not None:
+                self._writers[key] = found
                 return found
-            key, now = (record, schema_id), self._clock()
-            if self._unknown.get(key, 0.0) > now:
-                raise DecodeError(f"subject {name} has no schema {schema_id}")
-            self._searches = min(SEARCHES, self._searches + (now - self._searched) / SEARCH_S)
-            self._searched = now
-            if self._searches < 1:
-                raise DecodeError(f"schema {schema_id} is unknown, and so many were that {name} is not searched for it")
-            found = self._read_versions(record, name, schema_id)
-            self._searches -= 1  # only now: what the registry did not answer says nothing about ids
-            if found is None:
-                self._unknown[key] = now + UNKNOWN_S
-                self._unknown.move_to_end(key)
-                if len(self._unknown) > MAX_UNKNOWN:
-                    self._unknown.popitem(last=False)
-                raise DecodeError(f"subject {name} has no schema {schema_id}")
-            return found
-
-    def _read_versions(self, record: type[Record], name: str, schema_id: int) -> Any | None:
-        """Read versions not read before, the newest first, until one has the id; return its schema."""
-        seen = self._versions.setdefault(record, set())
-        for number in reversed(self._registry.version_numbers(name)):
-            if number in seen:
-                continue
-            version = self._registry.version(name, number)
-            seen.add(number)
-            self._writers[record][version.schema_id] = _usable(version, record)
-            if version.schema_id == schema_id:
-                return self._writers[record][schema_id]
-        return None
+            self._unusable[key] = (now + UNUSABLE_S, problem)
+            self._unusable.move_to_end(key)
+            if len(self._unusable) > MAX_REMEMBERED:
+                self._unusable.popitem(last=False)
+        raise DecodeError(f"expected a {record.__name__}, but of schema {schema_id} {problem}")
 
 
-def _usable(version: Version, record: type[Record]) -> Any:
-    """Return a version's schema parsed, `_OWN` where it is ours, or a text that says why it cannot be used."""
-    if version.references:
-        return "it needs other schemas"
+def _usable(schema: str | None, record: type[Record]) -> tuple[Any | None, str]:
+    """Return a schema parsed (`_OWN` where it is the record's), or None and why it cannot be used."""
+    if schema is None:
+        return None, "the registry knows nothing"
     try:
-        parsed = fastavro.parse_schema(json.loads(version.schema))
+        parsed = fastavro.parse_schema(json.loads(schema))
     except Exception as error:  # fastavro raises its own errors, and KeyError or TypeError for what is no schema
-        return f"{type(error).__name__}: {error}"
-    return _OWN if parsed == fastavro.parse_schema(avro_schema(record)) else parsed
+        return None, f"the registry's text is no Avro schema: {type(error).__name__}: {error}"
+    own = fastavro.parse_schema(avro_schema(record))
+    name = parsed.get("name") if isinstance(parsed, dict) else None
+    if name != own["name"]:
+        return None, f"the registry says that it is {name or 'no record'}"
+    return (_OWN if parsed == own else parsed), ""
