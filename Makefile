@@ -37,6 +37,8 @@ check: $(VENV)/.dev  ## Format, lint, strict types, wire contracts up to date
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy -p tamiyo.schemas -p tamiyo.models -p tamiyo.streams -p tamiyo.host -p tamiyo.evaluation
 	@$(BIN)/python -m tamiyo.schemas.avro_schema --check
+	@$(BIN)/python -m tamiyo.schemas.compatibility
+	@$(BIN)/python -m tamiyo.schemas.asyncapi --check
 
 format: $(VENV)/.dev  ## Rewrite files in the project's format
 	@$(BIN)/ruff format .
