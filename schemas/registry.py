@@ -5,6 +5,7 @@ httpx, Authlib and three more packages.
 """
 
 import base64
+import http.client
 import json
 import ssl
 import urllib.error
@@ -97,8 +98,8 @@ class Registry:
 
     def version_numbers(self, subject: str) -> list[int]:
         """Return the numbers of the subject's versions; none where there is no such subject."""
-        answer = self._call("GET", f"subjects/{quote(subject, safe='')}/versions", absent_is_none=True)
-        return sorted(int(each) for each in answer or [])
+        answer = self._call("GET", f"subjects/{quote(subject, safe='')}/versions", kind=list, absent_is_none=True)
+        return [each for each in answer or [] if isinstance(each, int)]
 
     def schema(self, schema_id: int) -> str | None:
         """Return the schema under an id, as JSON, None where there is none."""
@@ -119,7 +120,9 @@ class Registry:
         answer = self._call("POST", f"compatibility/subjects/{quote(subject, safe='')}/versions", {"schema": schema})
         return bool(answer.get("is_compatible"))
 
-    def _call(self, method: str, path: str, body: object = None, *, absent_is_none: bool = False) -> Any:
+    def _call(
+        self, method: str, path: str, body: object = None, *, kind: type = dict, absent_is_none: bool = False
+    ) -> Any:
         request = urllib.request.Request(  # noqa: S310 - the scheme is checked in the settings
             f"{self.url}/{path}",
             None if body is None else json.dumps(body).encode(),
@@ -131,13 +134,16 @@ class Registry:
                 data = response.read(MAX_ANSWER_BYTES + 1)
             if len(data) > MAX_ANSWER_BYTES:
                 raise ValueError(f"more than {MAX_ANSWER_BYTES} bytes")
-            return json.loads(data)
+            answer = json.loads(data)
+            if not isinstance(answer, kind):
+                raise ValueError(f"{str(answer)[:200]} instead of a {kind.__name__}")
+            return answer
         except urllib.error.HTTPError as refusal:
             with refusal:
                 if refusal.code == 404 and absent_is_none:
                     return None
                 raise self._refused(method, path, refusal) from refusal
-        except (OSError, ValueError) as error:
+        except (OSError, http.client.HTTPException, ValueError, RecursionError) as error:
             reason = getattr(error, "reason", error)
             certificate = isinstance(reason, ssl.SSLCertVerificationError)
             raise RegistryError(

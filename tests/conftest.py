@@ -11,6 +11,7 @@ import torch
 from tamiyo.schemas.kafka import KafkaSettings, TopicNames
 from tamiyo.streams.brokers import EmbeddedBroker, LocalKafka
 from tests.streams.kafka_log import KafkaLog
+from tests.streams.registries import running_registry
 
 torch.set_num_threads(1)  # two threads on a shared machine are slower than one, by up to a hundred times
 
@@ -40,6 +41,16 @@ def real_kafka() -> Iterator[str]:
         yield container.get_bootstrap_server()
     finally:
         container.stop()
+
+
+@pytest.fixture(scope="session")
+def registry_url() -> Iterator[str]:
+    """URL of a real schema registry from REGISTRY_HOME, else the test is skipped. Tests keep apart by topic prefix."""
+    home = os.environ.get("REGISTRY_HOME")
+    if not home:
+        pytest.skip("no schema registry: REGISTRY_HOME is not set")
+    with running_registry(home) as url:
+        yield url
 
 
 @pytest.fixture

@@ -41,8 +41,9 @@ def test_every_command_has_an_example(
 
 def test_all_the_pieces_exist() -> None:
     wanted = {"demo", "broker", "worker", "learner", "train", "tail", "doctor", "control"}
-    assert {path[0] for path in commands()} == wanted | {"topics"}
+    assert {path[0] for path in commands()} == wanted | {"topics", "schemas"}
     assert {path[1] for path in commands() if path[0] == "topics"} == {"create", "list", "check"}
+    assert {path[1] for path in commands() if path[0] == "schemas"} == {"register", "check"}
 
 
 @pytest.mark.parametrize(
@@ -57,6 +58,10 @@ def test_all_the_pieces_exist() -> None:
         (["worker", "--http-port", "70000"], 2, "less than or equal to 65535"),
         (["tail", "no.such.topic"], 1, "no topic 'no.such.topic' in the catalogue"),
         (["topics", "check", "-b", NOWHERE], 1, f"no broker answers at {NOWHERE}"),
+        (["schemas", "check"], 1, "set TAMIYO_REGISTRY_URL"),
+        (["schemas", "register", "--url", f"http://{NOWHERE}"], 1, f"registry at http://{NOWHERE} does not answer"),
+        (["schemas", "register", "--url", "ftp://registry"], 1, "must begin http:// or https://"),
+        (["schemas", "register", "--url", "http://me:secret@registry"], 1, "must not hold credentials"),
         (["doctor", "-b", NOWHERE], 1, "set TAMIYO_KAFKA_BOOTSTRAP_SERVERS"),
         (["control", "run 1\n", "-b", NOWHERE], 1, "run_id"),
     ],
