@@ -1,5 +1,6 @@
 """The catalogue in a real registry, and confluent-kafka's own serialisers at the other end of a topic."""
 
+import asyncio
 import json
 import os
 import subprocess
@@ -15,6 +16,7 @@ from confluent_kafka.schema_registry import SchemaRegistryClient
 from confluent_kafka.schema_registry.avro import AvroDeserializer, AvroSerializer
 from confluent_kafka.serialization import MessageField, SerializationContext
 
+from tamiyo.schemas.adaptation import ControlCommand
 from tamiyo.schemas.avro_schema import FOLDER, avro_schema
 from tamiyo.schemas.codec import use_registry
 from tamiyo.schemas.errors import RegistryError
@@ -22,9 +24,10 @@ from tamiyo.schemas.kafka import PRODUCER, KafkaSettings, TopicNames
 from tamiyo.schemas.registry import Registry, RegistrySettings
 from tamiyo.schemas.subjects import subject
 from tamiyo.schemas.telemetry import KernelPerformance, ModelPerformance
-from tamiyo.schemas.topics import CATALOGUE, KERNEL_PERFORMANCE, MODEL_PERFORMANCE, REWARDS, SIGNALS
+from tamiyo.schemas.topics import CATALOGUE, CONTROL, KERNEL_PERFORMANCE, MODEL_PERFORMANCE, REWARDS, SIGNALS
 from tamiyo.streams import doctor, registry
 from tamiyo.streams.topics import touch_topics
+from tamiyo.streams.views import Views
 from tests.schemas.registry_server import RegistryServer
 from tests.streams.kafka_log import KafkaLog
 from tests.streams.test_cli import run
@@ -229,6 +232,35 @@ def test_a_start_waits_for_a_registry_that_is_away(names: TopicNames, monkeypatc
         server.recover_after(1)
         registry.prepare(names, patient)
         assert server.failure is None
+
+
+def test_views_wait_for_a_registry_that_is_away(kafka: KafkaSettings, names: TopicNames, kafka_log: KafkaLog) -> None:
+    order = ControlCommand(run_id="run", time_ms=1, paused=True)
+
+    async def read(server: RegistryServer) -> Any:
+        views = Views([CONTROL], kafka, names, fetch_wait_ms=10)
+        await views.start()
+        try:
+            deadline = time.monotonic() + 30
+            while not server.asked and time.monotonic() < deadline:
+                await asyncio.sleep(0.01)
+            assert not views.caught_up
+            server.failure = None
+            await views.wait(30)
+        finally:
+            await views.stop()
+        return views.by_name[CONTROL.name].get("run")
+
+    touch_topics(kafka, names)
+    with RegistryServer() as server:
+        settings = RegistrySettings(url=server.url)
+        server.add(subject(CONTROL.record, names), json.dumps(avro_schema(CONTROL.record)))
+        registry.connect(names, settings)
+        kafka_log.say(CONTROL, [order])
+        registry.connect(names, settings)  # a process that has seen no schema yet
+        server.asked.clear()
+        server.failure = (503, b"down")
+        assert asyncio.run(read(server)) == order
 
 
 def test_a_worker_without_its_registry_ends_with_a_line(
