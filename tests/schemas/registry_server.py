@@ -24,6 +24,8 @@ class RegistryServer(ThreadingHTTPServer):
         self.compatibility: dict[str, str] = {}
         self.asked: list[str] = []
         """Method and path of every request, in order."""
+        self.heard = threading.Event()
+        """Set by every request."""
         self.authorization: str | None = None
         """What the last request had in that header."""
         self.failure: tuple[int, bytes] | None = None
@@ -104,6 +106,7 @@ class _Answer(BaseHTTPRequestHandler):
     def _place(self) -> list[str]:
         self.server.count_down()
         self.server.asked.append(f"{self.command} {self.path.removeprefix('/apis/ccompat/v7')}")
+        self.server.heard.set()
         self.server.authorization = self.headers["Authorization"]
         return [unquote(each) for each in urlsplit(self.path).path.removeprefix("/apis/ccompat/v7/").split("/")]
 
