@@ -11,7 +11,7 @@ would round differently, and a replay must repeat every bit.
 
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import numpy as np
@@ -49,6 +49,8 @@ class Orders:
     dry_run: bool = False
     protected: frozenset[str] = frozenset()
     reason: str = ""
+    given_ms: Mapping[str, int] = field(default_factory=dict)
+    """Whom each is for, and when it was given: what a replay needs to find them again."""
 
     @classmethod
     def of(cls, commands: Sequence[ControlCommand | None]) -> "Orders":
@@ -58,6 +60,7 @@ class Orders:
             paused=any(command.paused for command in given),
             dry_run=any(command.dry_run for command in given),
             protected=frozenset(layer for command in given for layer in command.protected_layers),
+            given_ms={command.run_id: command.time_ms for command in given},
             reason="; ".join(command.reason for command in given if command.paused and command.reason)[:500],
         )
 
@@ -249,11 +252,13 @@ class DecisionsStage:
             )
         return found
 
-    def _order(self, graph: ModelGraph, key: str) -> ControlCommand | None:
-        return self._control.get(key) if self._recorded is None else self._recorded.orders(graph, key)
+    def _commands(self, graph: ModelGraph) -> Sequence[ControlCommand | None]:
+        if self._recorded is not None:
+            return self._recorded.orders(graph)
+        return [self._control.get(ALL_RUNS), self._control.get(graph.run_id)]
 
     def _decide(self, graph: ModelGraph, served: Served) -> AdaptationDecision:
-        orders = Orders.of([self._order(graph, ALL_RUNS), self._order(graph, graph.run_id)])
+        orders = Orders.of(self._commands(graph))
         history = self._runs.get(graph.run_id) or History()
         holds = self._holds(graph, orders, history)
         protected = orders.protected | frozenset(self.settings.protected_layers)
@@ -291,6 +296,7 @@ class DecisionsStage:
             proposed=action,
             vetoes=[*holds, *vetoes],
             dry_run=orders.dry_run,
+            orders=dict(orders.given_ms),
             confidence=confidence,
             uncertainty=choice.uncertainty,
             urgency=urgency(graph, action.layer_id),

@@ -4,6 +4,8 @@ A replay decides under these, so that the same graph gets the same decision, whe
 """
 
 from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
@@ -22,7 +24,14 @@ from tamiyo.streams.recording import Recording
 R = TypeVar("R", bound=Record)
 
 KEPT = 4  # policies in memory, 6 MB each: runs that began under different ones take turns
-NEWEST_MS = 2**62
+
+
+@dataclass(frozen=True, slots=True)
+class _Made:
+    """What a recorded decision was made under."""
+
+    policy_version: int
+    orders: Mapping[str, int]
 
 
 class RecordedPolicies:
@@ -37,14 +46,14 @@ class RecordedPolicies:
         self._store = store
         self._version = version
         self._served: OrderedDict[int, Served] = OrderedDict()
-        self._made: dict[str, tuple[int, int]] = {}
-        """Decision id to the policy's version, and when the decision was published."""
-        self._last: dict[str, tuple[int, int]] = {}
-        """The same by run, for graphs that had no decision yet when the recording ended."""
+        self._made: dict[str, _Made] = {}
+        """By decision id."""
+        self._last: dict[str, _Made] = {}
+        """By run, for graphs that had no decision yet when the recording ended."""
         for message in recording.messages(DECISIONS, partition):
             decision = _decoded(message.value, AdaptationDecision)
             if decision is not None:
-                made = (decision.policy_version, message.timestamp_ms)
+                made = _Made(decision.policy_version, decision.orders)
                 self._made.setdefault(decision.decision_id, made)
                 self._last[decision.run_id] = made
         self._announced: dict[int, PolicyCheckpoint] = {}
@@ -52,20 +61,19 @@ class RecordedPolicies:
             checkpoint = _decoded(message.value, PolicyCheckpoint)
             if checkpoint is not None:
                 self._announced[checkpoint.version] = checkpoint
-        self._orders: dict[str, list[tuple[int, ControlCommand | None]]] = {}
-        """By key, in the order they were given; None where an order was taken back."""
+        self._orders: dict[tuple[str, int], ControlCommand] = {}
+        """By whom they are for and when they were given."""
         for message in recording.messages(CONTROL):
             order = _decoded(message.value, ControlCommand)
-            if order is not None or message.value is None:
-                self._orders.setdefault((message.key or b"").decode("utf-8", "replace"), []).append(
-                    (message.timestamp_ms, order)
-                )
+            if order is not None:
+                self._orders[order.run_id, order.time_ms] = order
 
     def current(self, graph: ModelGraph | None = None) -> Served | None:
         """Return the policy that decided at `graph`; raises PolicyError where there is none, or it cannot be read."""
         if graph is None:
             return None
-        version, _ = self._of(graph)
+        made = self._of(graph)
+        version = self._version if self._version is not None or made is None else made.policy_version
         if version is None:
             raise PolicyError(f"the recording names no policy for run {graph.run_id}; choose one with --policy-version")
         if version not in self._served:
@@ -79,15 +87,18 @@ class RecordedPolicies:
         """Return False: no other policy decides in its place."""
         return False
 
-    def orders(self, graph: ModelGraph, key: str) -> ControlCommand | None:
-        """Return what was ordered under `key` when `graph` was decided."""
-        _, time_ms = self._of(graph)
-        given = [order for when, order in self._orders.get(key, ()) if when <= time_ms]
-        return given[-1] if given else None
+    def orders(self, graph: ModelGraph) -> list[ControlCommand]:
+        """Return the orders in force when `graph` was decided; raises PolicyError where one was not recorded."""
+        made = self._of(graph)
+        found = []
+        for place in made.orders.items() if made is not None else ():
+            if place not in self._orders:
+                raise PolicyError(f"the order for {place[0]} given at {place[1]} is not in the recording")
+            found.append(self._orders[place])
+        return found
 
-    def _of(self, graph: ModelGraph) -> tuple[int | None, int]:
-        version, time_ms = self._made.get(decision_id(graph.graph_id), self._last.get(graph.run_id, (None, NEWEST_MS)))
-        return (version if self._version is None else self._version), time_ms
+    def _of(self, graph: ModelGraph) -> _Made | None:
+        return self._made.get(decision_id(graph.graph_id)) or self._last.get(graph.run_id)
 
     def _load(self, version: int) -> Served:
         announced = self._announced.get(version)

@@ -16,12 +16,13 @@ import httpx
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaException, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 
+from tamiyo.models.checkpoint_store import CheckpointStore
 from tamiyo.schemas.codec import decode
 from tamiyo.schemas.errors import BrokerError, ConfigurationError, RecordingError, SchemaError
 from tamiyo.schemas.kafka import PRODUCER, KafkaSettings, TopicNames
 from tamiyo.schemas.topics import DECISIONS, WINDOWS, Topic
 from tamiyo.streams.brokers import free_ports
-from tamiyo.streams.endings import MARK
+from tamiyo.streams.endings import MARK, MARK_KEY
 from tamiyo.streams.messages import Message, is_end
 from tamiyo.streams.processes import Children
 from tamiyo.streams.recording import Recording
@@ -208,11 +209,7 @@ class Replayer:
             raise RecordingError(
                 f"{recording.folder} holds no message of {', '.join(each.name for each in flow.inputs)}"
             )
-        if "decisions" in flow.stages and self._plan.policy_version is None and not recording.count([DECISIONS]):
-            raise ConfigurationError(
-                f"{recording.folder} holds no decisions, so nothing says which policy is to decide: choose one with "
-                "--policy-version"
-            )
+        self._check_policies()
         recording.verify((*needed, DECISIONS))
         recording.probe(needed)
         self._check_windows()
@@ -235,8 +232,27 @@ class Replayer:
                 )
             return
 
+    def _check_policies(self) -> None:
+        if "decisions" not in self._plan.flow.stages:
+            return
+        version, recorded = self._plan.policy_version, self._recording
+        if version is None and not recorded.count([DECISIONS]):
+            raise ConfigurationError(
+                f"{recorded.folder} holds no decisions, so nothing says which policy is to decide: choose one with "
+                "--policy-version"
+            )
+        if version is not None:
+            url = self._checkpoint_url()
+            known = CheckpointStore(url).versions()
+            if version not in known:
+                there = f"versions {known[0]} to {known[-1]}" if known else "none"
+                raise ConfigurationError(f"there is no policy {version}: {url} (TAMIYO_STORE_URL) holds {there}")
+
     def _checkpoint_url(self) -> str:
-        return self._recording.checkpoints or StoreSettings().checkpoints
+        """Return where the policies are that decide: those recorded, or else the installation's, which is only read."""
+        recorded, version = self._recording, self._plan.policy_version
+        elsewhere = version is not None and version not in recorded.manifest.policy_versions
+        return StoreSettings().checkpoints if recorded.checkpoints is None or elsewhere else recorded.checkpoints
 
     # Work
 
@@ -372,7 +388,7 @@ class _Producer:
         self._produce(message.topic, message.partition, message.key, message.value, headers, message.timestamp_ms)
 
     def end(self, topic: Topic, partition: int) -> None:
-        self._produce(topic.name, partition, None, None, list(MARK), 0)
+        self._produce(topic.name, partition, MARK_KEY, None, list(MARK), 0)
 
     def poll(self) -> None:
         self._producer.poll(0)

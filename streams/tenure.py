@@ -19,7 +19,7 @@ from tamiyo.schemas.errors import SchemaError
 from tamiyo.schemas.kafka import TopicNames
 from tamiyo.schemas.topics import DECISIONS, Topic
 from tamiyo.streams import metrics
-from tamiyo.streams.endings import MARK, End, Endings
+from tamiyo.streams.endings import MARK, MARK_KEY, End, Endings
 from tamiyo.streams.messages import is_end
 from tamiyo.streams.settings import WorkerSettings
 from tamiyo.streams.stage import Incoming, Output, Reject, Stage
@@ -318,7 +318,7 @@ class Tenure:
         names = self._connection.names
         if isinstance(each, End):
             full = names.full(each.topic.name)
-            return await self._connection.send(full, None, None, self.partition, [*headers, *MARK])
+            return await self._connection.send(full, MARK_KEY, None, self.partition, [*headers, *MARK])
         source = each.source
         if source is not None:
             headers.append((SOURCE_HEADER, f"{source.topic}:{source.partition}:{source.offset}".encode()))
