@@ -82,7 +82,7 @@ def test_all_the_pieces_exist() -> None:
             "nothing lies between graphs and",
         ),
         (["replay", ".", "--prefix", "r.", "--save", "."], 1, "--save .: it is there already"),
-        (["replay", ".", "--prefix", "r.", "--workers", "65"], 2, "0<=x<=64"),
+        (["replay", ".", "--prefix", "r.", "--workers", "65"], 2, "less than or equal to 64"),
         (["diff", "nowhere", "."], 1, "there is no folder nowhere"),
         (["discard", ""], 1, "the prefix '' is the installation's own"),
     ],
