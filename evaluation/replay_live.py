@@ -84,9 +84,12 @@ class Live:
         order = ControlCommand(run_id=run_id, time_ms=time.time_ns() // 1_000_000, **fields)
         give(order, self.kafka, self.names)
 
-    def simulate(self, load: Load, *, seconds: float, events: Sequence[Callable[[], None]] = ()) -> None:
+    def simulate(
+        self, load: Load, *, seconds: float, events: Sequence[Callable[[], None]] = (), cut: bool = False
+    ) -> None:
         """Publish simulated runs over `seconds`, with cache frames and errors; `events` happen at even distances.
 
+        With `cut` the last frames do not come, as of runs that are killed.
         Errors are read before their window closes, as in a training, whose windows take seconds.
         """
         for run_id in load.run_ids:
@@ -99,6 +102,8 @@ class Live:
             for number, together in enumerate(zip(*(_frames(load, run) for run in range(load.runs)), strict=True)):
                 if number in due:
                     due[number]()
+                if cut and number == load.frames - 1:
+                    break
                 for record in (record for each in together for record in each):
                     topic = topics[type(record)]
                     value, key = encode(record), record.run_id.encode()  # type: ignore[attr-defined]
