@@ -19,7 +19,7 @@ from confluent_kafka import Consumer, KafkaException, TopicPartition
 from tamiyo.schemas.codec import decode
 from tamiyo.schemas.errors import BrokerError, SchemaError
 from tamiyo.schemas.kafka import KafkaSettings, TopicNames
-from tamiyo.schemas.topics import BY_NAME
+from tamiyo.schemas.topics import BY_NAME, TELEMETRY
 from tamiyo.streams.messages import Message
 from tamiyo.streams.recording import SPORADIC
 from tamiyo.streams.settings import WindowSettings
@@ -27,6 +27,7 @@ from tamiyo.streams.settings import WindowSettings
 POLL_S = 0.02
 MAX_AHEAD_BYTES = 16 * 1024 * 1024  # of 40 bytes a layer-signal at least: well below the million windows may hold
 SPORADIC_NAMES = frozenset(topic.name for topic in SPORADIC)
+PERIODIC_NAMES = frozenset(topic.name for topic in TELEMETRY) - SPORADIC_NAMES
 
 Place = tuple[str, int]
 
@@ -64,7 +65,9 @@ class IntakeOrder:
             self._wait(lambda: self._ahead_bytes <= MAX_AHEAD_BYTES // 2, meanwhile)
 
     def after(self, message: Message) -> None:
-        """Take note that `message` was published."""
+        """Take note that `message` was published; what intake does not read is none of its business."""
+        if message.topic not in PERIODIC_NAMES | SPORADIC_NAMES:
+            return
         place = (message.topic, message.partition)
         number = self._published[place] = self._published.get(place, 0) + 1
         size = len(message.value or b"")
@@ -78,7 +81,7 @@ class IntakeOrder:
 
     def _leaves_a_window(self, message: Message) -> bool:
         run_id = (message.key or b"").decode("utf-8", "replace")
-        if message.topic in SPORADIC_NAMES or run_id not in self._sporadic:
+        if message.topic not in PERIODIC_NAMES or run_id not in self._sporadic:
             return False
         frame = self._frame(message)
         return frame is not None and (frame.final or self._number(frame) > self._sporadic[run_id])

@@ -154,6 +154,7 @@ def test_what_cannot_be_replayed_is_refused_before_anything_is_made(
     refused(names.prefix, BrokerError, "is in use: there is a topic")
     with pytest.raises(ConfigurationError, match="was not made by a replay: nothing is removed"):
         discard(names.prefix, recorded.kafka, recorded.names)
+    monkeypatch.setenv("TAMIYO_STORE_URL", recorded.store)
     refused("new.", ConfigurationError, "there is no policy 99: .* holds versions 0 to 1", policy_version=99)
     some = Selection(topics=tuple(topic.name for topic in (*TELEMETRY[1:], DECISIONS)))
     Recorder(tmp_path / "some", recorded.kafka, recorded.names, some).run()
