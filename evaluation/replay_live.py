@@ -98,7 +98,10 @@ class Live:
         topics = {topic.record: topic for topic in TELEMETRY}
         due = {(number + 1) * load.frames // (len(events) + 1): event for number, event in enumerate(events)}
         group = self.names.full(STAGES["intake"].group)
-        with closing(IntakeOrder(self.kafka, self.names, group, WindowSettings())) as order:
+        with closing(TopicReader(self.kafka, self.names)) as reader:
+            there = reader.resolve(Selection(topics=tuple(topic.name for topic in TELEMETRY)))
+        ends = {(each.topic, each.partition): each.end for each in there}
+        with closing(IntakeOrder(self.kafka, self.names, group, WindowSettings(), ends)) as order:
             for number, together in enumerate(zip(*(_frames(load, run) for run in range(load.runs)), strict=True)):
                 if number in due:
                     due[number]()

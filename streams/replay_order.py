@@ -11,7 +11,7 @@ Intake keeps nothing back: what it has committed, it has answered.
 
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from confluent_kafka import Consumer, KafkaException, TopicPartition
@@ -35,14 +35,24 @@ Place = tuple[str, int]
 class IntakeOrder:
     """What was published to intake and is not yet known to be read."""
 
-    def __init__(self, kafka: KafkaSettings, names: TopicNames, group: str, window: WindowSettings) -> None:
-        """`group` is intake's, with the replay's prefix; its commits are read, it is never joined."""
+    def __init__(
+        self,
+        kafka: KafkaSettings,
+        names: TopicNames,
+        group: str,
+        window: WindowSettings,
+        ends: Mapping[Place, int] | None = None,
+    ) -> None:
+        """`group` is intake's, with the topics' prefix; its commits are read, it is never joined.
+
+        `ends`: how many messages each partition has had already, where that is not 0.
+        """
         self._names = names
         self._window = window
         self._consumer: Any = Consumer(
             kafka.librdkafka(**{"group.id": group, "enable.auto.commit": False, "log_level": 0})
         )
-        self._published: dict[Place, int] = {}
+        self._published: dict[Place, int] = dict(ends or {})
         self._ahead: deque[tuple[Place, int, int]] = deque()
         """(place, its number there from 1, bytes), oldest first."""
         self._ahead_bytes = 0
