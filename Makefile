@@ -4,7 +4,7 @@ VENV ?= .venv
 ARGS ?=
 BIN := $(VENV)/bin
 
-.PHONY: help demo test check format bench clean
+.PHONY: help demo test check format bench replay clean
 .DEFAULT_GOAL := help
 
 help:  ## What can be made
@@ -46,6 +46,9 @@ format: $(VENV)/.dev  ## Rewrite files in the project's format
 
 bench: $(VENV)/.bench  ## Measure everything that is claimed about speed; ARGS="--quick"
 	@$(BIN)/python -m tamiyo.evaluation.bench $(ARGS)
+
+replay: $(VENV)/.dev  ## Record live runs on KAFKA_HOME's Kafka, replay them at 1x, 100x and unbounded, compare bytes
+	@$(BIN)/python -m tamiyo.evaluation.replay_proof $(ARGS)
 
 clean:  ## Remove what was installed and built
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -48,6 +48,10 @@ class AdaptationDecision(Record):
     proposed: Annotated[Action, Field(description="What was sampled, before any veto.")]
     vetoes: Annotated[list[Veto], Field(max_length=20, description="Who forbade it, and why.")] = []
     dry_run: Annotated[bool, Field(description="Recorded only; a host must not execute it.")] = False
+    orders: Annotated[
+        dict[str, Milliseconds],
+        Field(max_length=2, description="Standing orders in force: * or the run, and the order's time_ms."),
+    ] = {}
     confidence: Annotated[Ratio, Field(description="1 - uncertainty.")]
     uncertainty: Annotated[Ratio, Field(description="Calibrated half-width of the predicted reward.")]
     urgency: Annotated[Ratio, Field(description="From health and trend of the layer and its neighbours.")]

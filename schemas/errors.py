@@ -14,6 +14,7 @@
     ├── PolicyError             a policy or checkpoint cannot be used
     │   ├── CheckpointCorrupt   stored weights do not match their header
     │   └── UpdateRejected      a learning step failed validation and was rolled back
+    ├── RecordingError          a recording's files are damaged, unfinished, or of another format
     └── DatasetError            a training task's data cannot be made
 
 Messages say what was expected, what came, and what to do about it.
@@ -83,6 +84,10 @@ class CheckpointCorrupt(PolicyError):
 
 class UpdateRejected(PolicyError):
     """A learning step that failed validation and was rolled back."""
+
+
+class RecordingError(TamiyoError):
+    """A recording that cannot be read or written."""
 
 
 class DatasetError(TamiyoError):

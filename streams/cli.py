@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tamiyo.schemas.errors import ConfigurationError, TamiyoError
-from tamiyo.streams import registry_commands
+from tamiyo.streams import registry_commands, replay_cli
 
 app = typer.Typer(
     name="tamiyo",
@@ -360,6 +360,9 @@ def doctor(bootstrap: Bootstrap = None) -> None:
             console.print(f"    {finding.advice}", highlight=False, soft_wrap=True, markup=False)
     if wrong:
         raise typer.Exit(1)
+
+
+replay_cli.register(app)
 
 
 def _on_signals(stop: Callable[[], None]) -> None:

@@ -11,7 +11,7 @@ would round differently, and a replay must repeat every bit.
 
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import numpy as np
@@ -32,6 +32,7 @@ from tamiyo.schemas.topics import CHECKPOINTS, CONTROL, DECISIONS, GRAPHS, OUTCO
 from tamiyo.streams.decision_history import INTERVAL, History
 from tamiyo.streams.explanation import explain_decision
 from tamiyo.streams.policies import Policies, Served
+from tamiyo.streams.recorded_policies import RecordedPolicies
 from tamiyo.streams.settings import DecisionSettings
 from tamiyo.streams.stage import Incoming, Output, Reject, Said, View
 
@@ -48,6 +49,8 @@ class Orders:
     dry_run: bool = False
     protected: frozenset[str] = frozenset()
     reason: str = ""
+    given_ms: Mapping[str, int] = field(default_factory=dict)
+    """Whom each is for, and when it was given: what a replay needs to find them again."""
 
     @classmethod
     def of(cls, commands: Sequence[ControlCommand | None]) -> "Orders":
@@ -57,6 +60,7 @@ class Orders:
             paused=any(command.paused for command in given),
             dry_run=any(command.dry_run for command in given),
             protected=frozenset(layer for command in given for layer in command.protected_layers),
+            given_ms={command.run_id: command.time_ms for command in given},
             reason="; ".join(command.reason for command in given if command.paused and command.reason)[:500],
         )
 
@@ -83,7 +87,11 @@ class DecisionsStage:
         )
         self._monitor = SafetyMonitor(self._limits, protected=settings.protected_layers)
         self._control: View[ControlCommand] = views[CONTROL.name]
-        self._policies = Policies(views[CHECKPOINTS.name], CheckpointStore(settings.checkpoint_url), settings.policy)
+        store = CheckpointStore(settings.checkpoint_url)
+        self._recorded: RecordedPolicies | None = None
+        if settings.recorded is not None:
+            self._recorded = RecordedPolicies(settings.recorded, store, partition, settings.recorded_version)
+        self._policies = self._recorded or Policies(views[CHECKPOINTS.name], store, settings.policy)
         self._waiting: OrderedDict[str, Incoming] = OrderedDict()
         """By decision id, until there is a policy."""
         self._runs: dict[str, History] = {}
@@ -156,8 +164,16 @@ class DecisionsStage:
 
     def _answer_waiting(self) -> list[Output | Reject]:
         said: list[Output | Reject] = []
-        while self._waiting and (served := self._policies.current()) is not None:
-            said.append(self._answer(self._waiting.popitem(last=False)[1], served))
+        while self._waiting:
+            name, incoming = next(iter(self._waiting.items()))
+            try:
+                served = self._policies.current(incoming.record)
+            except PolicyError as error:  # of a recording: what decided then is not there
+                said.append(Reject(self._waiting.pop(name), str(error)))
+                continue
+            if served is None:
+                break
+            said.append(self._answer(self._waiting.pop(name), served))
         return said
 
     def _take_outcome(self, incoming: Incoming) -> None:
@@ -198,7 +214,7 @@ class DecisionsStage:
                 decision = self._decide(graph, served)
                 break
             except PolicyError as error:
-                following = self._policies.current() if self._policies.distrust(served, error) else None
+                following = self._policies.current(graph) if self._policies.distrust(served, error) else None
                 if following is None:
                     return Reject(incoming, f"no policy can read this graph: {error}")
                 served = following
@@ -236,8 +252,13 @@ class DecisionsStage:
             )
         return found
 
+    def _commands(self, graph: ModelGraph) -> Sequence[ControlCommand | None]:
+        if self._recorded is not None:
+            return self._recorded.orders(graph)
+        return [self._control.get(ALL_RUNS), self._control.get(graph.run_id)]
+
     def _decide(self, graph: ModelGraph, served: Served) -> AdaptationDecision:
-        orders = Orders.of([self._control.get(ALL_RUNS), self._control.get(graph.run_id)])
+        orders = Orders.of(self._commands(graph))
         history = self._runs.get(graph.run_id) or History()
         holds = self._holds(graph, orders, history)
         protected = orders.protected | frozenset(self.settings.protected_layers)
@@ -275,6 +296,7 @@ class DecisionsStage:
             proposed=action,
             vetoes=[*holds, *vetoes],
             dry_run=orders.dry_run,
+            orders=dict(orders.given_ms),
             confidence=confidence,
             uncertainty=choice.uncertainty,
             urgency=urgency(graph, action.layer_id),

@@ -94,6 +94,18 @@ class GraphsStage:
                     result.append(self._refuse(run_id, run, reason))
         return result
 
+    def flush(self) -> Sequence[Output | Reject]:
+        """Answer what is held: the end of a replay, after which no topology comes."""
+        result: list[Output | Reject] = []
+        for run_id in list(self._waiting):
+            run = self._runs[run_id]
+            topology = self._topologies.get(run_id)
+            if topology is not None:
+                result += self._release(run_id, run, topology)
+            while run.held:
+                result.append(self._refuse(run_id, run, f"no topology of run {run_id} came before the replay's end"))
+        return result
+
     def open_offsets(self) -> Mapping[str, int]:
         """Return the offset of the oldest window that is held, or part of the history of a run that goes on."""
         oldest = self._newest + 1 - self.settings.history_stretch

@@ -215,14 +215,14 @@ def signal_id(incoming: Incoming) -> str:
     """Return the name of a frame's signal.
 
     A step has one frame of a source, and a run's last may share its step with one before. Errors are many a step, so
-    theirs is told apart by its offset.
+    they are told apart by what they say: where they lie on the topic is not the same in a replay.
     """
     frame: Frame = incoming.record
     parts: list[str | int] = [frame.run_id, incoming.topic, frame.step]
     if frame.final:
         parts.append("final")
     if isinstance(frame, ErrorRecoveryEvent):
-        parts.append(incoming.offset)
+        parts.append(frame.model_dump_json())
     return identity("signal", *parts)
 
 

@@ -10,6 +10,7 @@ import structlog
 
 from tamiyo.models.checkpoint import CheckpointStore, load
 from tamiyo.models.policy import TamiyoPolicy
+from tamiyo.schemas.analysis import ModelGraph
 from tamiyo.schemas.errors import PolicyError
 from tamiyo.schemas.learning import CheckpointStatus, PolicyCheckpoint
 from tamiyo.streams.stage import View
@@ -58,8 +59,8 @@ class Policies:
         self._failed: tuple[str, float] | None = None
         """Checksum of the file that could not be served, and when."""
 
-    def current(self) -> Served | None:
-        """Return the policy to decide with now; None before the first was announced."""
+    def current(self, graph: ModelGraph | None = None) -> Served | None:
+        """Return the policy to decide with now, whatever the graph; None before the first was announced."""
         announced = self._view.get(self._name)
         if announced is not None:
             self._follow(announced)

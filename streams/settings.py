@@ -68,6 +68,7 @@ class WorkerSettings(BaseSettings):
     )
     http_host: str = Field("127.0.0.1", description="Where /metrics, /healthz and /readyz listen")
     http_port: int = Field(0, ge=0, le=65535, description="0: any free port, named in the log")
+    replay: bool = Field(False, description="Heed the marks with which a replay ends its topics; never on live ones")
 
 
 class IntakeSettings(BaseSettings):
@@ -154,6 +155,12 @@ class DecisionSettings(BaseSettings):
     )
     max_waiting: int = Field(5000, ge=1, description="Graphs held until there is a policy; more go to the dead letters")
     idle_timeout_s: float = Field(1800, gt=0, description="A run silent for this long is forgotten")
+    recorded: str | None = Field(
+        None, description="Folder of a recording: decide under the policies and orders in force there, as a replay does"
+    )
+    recorded_version: int | None = Field(
+        None, ge=0, description="With `recorded`: the one policy version that decides, instead of those that did"
+    )
 
 
 class KernelSettings(BaseSettings):

@@ -19,6 +19,8 @@ from tamiyo.schemas.errors import SchemaError
 from tamiyo.schemas.kafka import TopicNames
 from tamiyo.schemas.topics import DECISIONS, Topic
 from tamiyo.streams import metrics
+from tamiyo.streams.endings import MARK, MARK_KEY, End, Endings
+from tamiyo.streams.messages import is_end
 from tamiyo.streams.settings import WorkerSettings
 from tamiyo.streams.stage import Incoming, Output, Reject, Stage
 from tamiyo.streams.tail import (
@@ -70,7 +72,7 @@ class _Held:
 class _Sent:
     """What one call of the stage led to, and what may be acknowledged once all of it is delivered."""
 
-    deliveries: list[tuple[Awaitable[Any], Output | Reject, float | None]]
+    deliveries: list[tuple[Awaitable[Any], Output | Reject | End, float | None]]
     bounds: dict[str, int]
 
 
@@ -97,6 +99,7 @@ class Tenure:
         self._inbox: deque[tuple[str, Any, float]] = deque()
         self._held: dict[str, dict[int, _Held]] = {topic: {} for topic in self._inputs}
         self._memory = Memory({})
+        self._endings = Endings(self._inputs)
         self._gaps: dict[str, int] = dict.fromkeys(self._inputs, 0)
         self._sent: deque[_Sent] = deque()
         self._acknowledged: dict[str, int] = {}
@@ -218,6 +221,9 @@ class Tenure:
                 await self._connection.verify_gap(topic, self.partition, expected, message.offset)
             self._memory.positions[topic] = message.offset + 1
             self._held[topic][message.offset] = _Held(event, received)
+            if self._connection.worker.replay and is_end(event.value, message.headers):
+                self._endings.note(topic, message.offset)
+                continue
             metrics.RECEIVED.labels(self.stage_name, topic).inc()
             incoming = Incoming(
                 topic,
@@ -242,6 +248,15 @@ class Tenure:
             metrics.FEED_SECONDS.labels(self.stage_name).inc(time.perf_counter() - started)
             metrics.BATCH_RECORDS.labels(self.stage_name).observe(len(batch))
         await self._publish(said)
+        if self._endings.due():
+            await self._end()
+
+    async def _end(self) -> None:
+        """Say what the stage still holds, and that nothing follows."""
+        assert self.stage is not None
+        flush = getattr(self.stage, "flush", tuple)
+        log.info("all inputs have ended", stage=self.stage_name, partition=self.partition)
+        await self._publish([*flush(), *map(End, self.stage.outputs)])
 
     async def _look_at_the_clock(self) -> None:
         assert self.stage is not None
@@ -260,21 +275,21 @@ class Tenure:
         assert self.stage is not None
         still_needed = self.stage.open_offsets()
         return {
-            topic: min(still_needed.get(topic, position), position)
+            topic: self._endings.bound(topic, min(still_needed.get(topic, position), position))
             for topic, position in self._memory.positions.items()
         }
 
-    async def _publish(self, said: Iterable[Output | Reject]) -> None:
+    async def _publish(self, said: Iterable[Output | Reject | End]) -> None:
         bounds = self._bounds()
         new = [each for each in said if self._is_new(each)]
         if not new and (bounds == self._acknowledged or self.closed):
             return
         if not await self._connection.may_publish(self):
             return
-        deliveries: list[tuple[Awaitable[Any], Output | Reject, float | None]] = []
+        deliveries: list[tuple[Awaitable[Any], Output | Reject | End, float | None]] = []
         positions = ",".join(f"{topic}={offset}" for topic, offset in self._memory.positions.items()).encode()
         for each in new:
-            source = each.source
+            source = None if isinstance(each, End) else each.source
             held = self._held[source.topic].get(source.offset) if source is not None else None
             deliveries.append((await self._send(each, positions), each, held.received if held else None))
         if not deliveries and not self._sent:
@@ -286,7 +301,9 @@ class Tenure:
             self._room.clear()
             await self._room.wait()
 
-    def _is_new(self, each: Output | Reject) -> bool:
+    def _is_new(self, each: Output | Reject | End) -> bool:
+        if isinstance(each, End):
+            return True  # a repeated mark says the same
         if isinstance(each, Output):
             key = (each.topic.name, each.identity)
         else:
@@ -296,9 +313,12 @@ class Tenure:
             return False
         return True
 
-    async def _send(self, each: Output | Reject, positions: bytes) -> Awaitable[Any]:
+    async def _send(self, each: Output | Reject | End, positions: bytes) -> Awaitable[Any]:
         headers: Headers = [(STAGE_HEADER, self.stage_name.encode()), (POSITIONS_HEADER, positions)]
         names = self._connection.names
+        if isinstance(each, End):
+            full = names.full(each.topic.name)
+            return await self._connection.send(full, MARK_KEY, None, self.partition, [*headers, *MARK])
         source = each.source
         if source is not None:
             headers.append((SOURCE_HEADER, f"{source.topic}:{source.partition}:{source.offset}".encode()))
@@ -331,7 +351,7 @@ class Tenure:
             if self._draining:
                 self._wake.set()
 
-    def _observe(self, each: Output | Reject, received: float | None) -> None:
+    def _observe(self, each: Output | Reject | End, received: float | None) -> None:
         if isinstance(each, Output):
             if received is not None:
                 metrics.STAGE_LATENCY.labels(self.stage_name).observe(time.perf_counter() - received)

@@ -85,9 +85,10 @@ class Topics:
         present = self._metadata().topics
         return [each.name for each in self._plan if each.name not in present]
 
-    def create(self, *, partitions: int = 4, replication: int = 1) -> list[str]:
+    def create(self, *, partitions: int = 4, replication: int = 1, retention_ms: int | None = None) -> list[str]:
         """Create what is missing, all with `partitions`, since a run keeps its number across topics.
 
+        `retention_ms` is for all of them instead of the catalogue's; -1 keeps records of any age.
         On the embedded broker topics are touched instead. Returns the names that were made.
         """
         if self.embedded():
@@ -98,7 +99,10 @@ class Topics:
                 each.name,
                 num_partitions=partitions,
                 replication_factor=replication,
-                config={"cleanup.policy": each.cleanup, "retention.ms": str(each.retention_ms)},
+                config={
+                    "cleanup.policy": each.cleanup,
+                    "retention.ms": str(each.retention_ms if retention_ms is None else retention_ms),
+                },
             )
             for each in self._plan
             if each.name not in present
@@ -116,6 +120,24 @@ class Topics:
                     raise BrokerError(f"topic {name} could not be created: {error.args[0].str()}") from error
         self._wait_until_visible({each.topic for each in wanted})
         return made
+
+    def present(self) -> list[str]:
+        """Return the planned topics that exist."""
+        present = self._metadata().topics
+        return [each.name for each in self._plan if each.name in present]
+
+    def delete(self) -> list[str]:
+        """Delete every planned topic that exists, with all it holds; return those."""
+        names = self.present()
+        for name, future in (
+            self._admin.delete_topics(names, request_timeout=REQUEST_TIMEOUT_S) if names else {}
+        ).items():
+            try:
+                future.result()
+            except KafkaException as error:
+                if error.args[0].code() != KafkaError.UNKNOWN_TOPIC_OR_PART:
+                    raise BrokerError(f"topic {name} could not be deleted: {error.args[0].str()}") from error
+        return names
 
     def touch(self) -> list[str]:
         """Name every missing topic to the broker, which makes it if it makes topics on demand; return those."""

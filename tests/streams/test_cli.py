@@ -41,6 +41,7 @@ def test_every_command_has_an_example(
 
 def test_all_the_pieces_exist() -> None:
     wanted = {"demo", "broker", "worker", "learner", "train", "tail", "doctor", "control"}
+    wanted |= {"record", "replay", "diff", "discard"}
     assert {path[0] for path in commands()} == wanted | {"topics", "schemas"}
     assert {path[1] for path in commands() if path[0] == "topics"} == {"create", "list", "check"}
     assert {path[1] for path in commands() if path[0] == "schemas"} == {"register", "check"}
@@ -64,6 +65,31 @@ def test_all_the_pieces_exist() -> None:
         (["schemas", "register", "--url", "http://me:secret@registry"], 1, "must not hold credentials"),
         (["doctor", "-b", NOWHERE], 1, "set TAMIYO_KAFKA_BOOTSTRAP_SERVERS"),
         (["control", "run 1\n", "-b", NOWHERE], 1, "run_id"),
+        (["record", "new", "-b", NOWHERE], 1, f"no broker answers at {NOWHERE}"),
+        (["record", "new", "--topic", "coffee"], 1, "no topic 'coffee' in the catalogue"),
+        (["record", "new", "--since", "yesterday"], 1, "--since yesterday: expected a time like 2026-05-01T10:00"),
+        (["record", "new", "--since", "2026-05-02", "--until", "2026-05-01"], 1, "does not lie before --until"),
+        (["record", "new", "--offsets", "tamiyo.rewards=5"], 1, "expected TOPIC:PARTITION=FIRST-LAST"),
+        (["record", "new", "--offsets", "tamiyo.rewards:0=5-4"], 1, "the first comes after the last"),
+        (["record", "new", "--offsets", "coffee:0=5-"], 1, "no topic 'coffee' in the catalogue"),
+        (["replay", "--prefix", "r."], 1, "give a recording's folder, or --topics"),
+        (
+            ["replay", ".", "--prefix", "r.", "--run", "a"],
+            1,
+            "--run chooses from topics; a recording is replayed whole",
+        ),
+        (["replay", ".", "--prefix", "r."], 1, "is no recording: it has no manifest.json"),
+        (["replay", ".", "--prefix", "r.", "--speed", "fast"], 1, "--speed fast: expected max, or how many times"),
+        (["replay", ".", "--prefix", "r.", "--speed", "0"], 1, "--speed 0: expected max"),
+        (
+            ["replay", ".", "--prefix", "r.", "--from", "graphs", "--to", "windows"],
+            1,
+            "nothing lies between graphs and",
+        ),
+        (["replay", ".", "--prefix", "r.", "--save", "."], 1, "--save .: it is there already"),
+        (["replay", ".", "--prefix", "r.", "--workers", "65"], 2, "less than or equal to 64"),
+        (["diff", "nowhere", "."], 1, "there is no folder nowhere"),
+        (["discard", ""], 1, "the prefix '' is the installation's own"),
     ],
 )
 def test_wrong_input_is_explained_in_a_line(
@@ -75,6 +101,7 @@ def test_wrong_input_is_explained_in_a_line(
     words: str,
 ) -> None:
     monkeypatch.setenv("TAMIYO_STORE_URL", f"file://{tmp_path}")
+    monkeypatch.chdir(str(tmp_path))
     assert run(monkeypatch, *arguments) == status
     captured = capsys.readouterr()
     shown = " ".join((captured.out + captured.err).replace("│", " ").split())

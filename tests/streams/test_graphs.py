@@ -51,6 +51,18 @@ def fed(records: Sequence[HealthWindow]) -> list[Incoming]:
     return partition(records, WINDOWS.name)
 
 
+def test_a_replays_end_answers_what_is_held() -> None:
+    log = windows(2) + windows(2, run_id="stranger")
+    topologies: dict[str, Any] = {}
+    held = stage(topologies)
+    assert list(held.feed(fed(log))) == []
+    topologies["run"] = topology(LAYERS)
+    said = held.flush()
+    assert [one.source.offset for one in outputs(said) if one.source] == [0, 1]
+    assert {one.reason for one in rejects(said)} == {"no topology of run stranger came before the replay's end"}
+    assert held.flush() == []
+
+
 def test_one_graph_a_window_with_its_history() -> None:
     log = windows(12)
     known = topology(LAYERS)

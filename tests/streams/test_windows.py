@@ -191,6 +191,20 @@ def test_catching_up_is_not_silence() -> None:
     assert [record.run_id for record in windows(windowing.tick(70_000))] == ["other"]
 
 
+def test_a_replays_end_says_what_idleness_would_have_said() -> None:
+    log = partition([*frames(0), *frames(20), *frames(60)])
+    live, replayed = stage(idle_timeout_s=10), stage(idle_timeout_s=0)
+    first, again = live.feed(log), replayed.feed(log)
+    live.tick(0)
+    idle = live.tick(60_000)
+    assert replayed.tick(0) == replayed.tick(10**12) == ()
+    ended = replayed.flush()
+    assert len(outputs(idle)) == len(outputs(ended)) == 1
+    assert [encode(one.record) for one in outputs([*first, *idle])] == [
+        encode(one.record) for one in outputs([*again, *ended])
+    ]
+
+
 def test_a_last_frame_is_not_late_where_idleness_closed_its_window() -> None:
     log = partition([*frames(0), *frames(10), *frames(10, final=True), signal(ERROR_RECOVERY.name, 10, companions=[])])
     windowing = stage(idle_timeout_s=30)

@@ -1,0 +1,38 @@
+"""A message as it lies on a topic, and as a recording keeps it."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+END_HEADER = "tamiyo-end"
+"""On a message without a value: nothing follows on this partition. Only a replay says so (`streams/endings.py`)."""
+
+Headers = tuple[tuple[str, bytes | None], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One message of a topic, with the bytes as they came."""
+
+    topic: str
+    """Catalogue name, without an installation's prefix."""
+    partition: int
+    offset: int
+    timestamp_ms: int
+    key: bytes | None
+    value: bytes | None
+    headers: Headers = ()
+
+    def header(self, name: str) -> str | None:
+        """Return the first header of that name as text, or None."""
+        found = next((value for key, value in self.headers if key == name), None)
+        return None if found is None else found.decode("utf-8", "replace")
+
+    @property
+    def place(self) -> str:
+        """Return topic:partition:offset."""
+        return f"{self.topic}:{self.partition}:{self.offset}"
+
+
+def is_end(value: bytes | None, headers: Iterable[tuple[str, bytes | None]] | None) -> bool:
+    """Return whether a message marks the end of its partition."""
+    return value is None and any(name == END_HEADER for name, _ in headers or ())
