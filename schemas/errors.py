@@ -6,6 +6,7 @@
     │   ├── DecodeError         bytes are not the Avro record that was expected
     │   └── RecordError         a record's values are out of range, not finite, or contradict each other
     ├── BrokerError             Kafka is unreachable, refuses, or lacks what was asked of it
+    │   └── BrokerRefused       credentials, certificates or permissions do not do: trying again will not help
     ├── KernelError             a kernel cannot be built, loaded or trusted
     │   ├── KernelIncompatible  shapes, dtype or version do not fit the layer
     │   └── KernelCorrupt       stored bytes do not match their checksum or their metadata
@@ -41,6 +42,10 @@ class RecordError(SchemaError):
 
 class BrokerError(TamiyoError):
     """Kafka is unreachable, refuses, or cannot do what was asked."""
+
+
+class BrokerRefused(BrokerError):
+    """Kafka refuses this client: its credentials, certificates or permissions do not do."""
 
 
 class KernelError(TamiyoError):

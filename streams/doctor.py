@@ -69,7 +69,11 @@ def _store(store: StoreSettings) -> Finding:
 
 
 def _broker(topics: Topics, kafka: KafkaSettings) -> Iterator[Finding]:
-    reason = topics.reachable()
+    try:
+        reason = topics.reachable()
+    except BrokerError as error:
+        yield Finding("broker", "problem", str(error), "mend the settings that it names")
+        return
     if reason is not None:
         advice = (
             "set TAMIYO_KAFKA_BOOTSTRAP_SERVERS (and TAMIYO_KAFKA_SECURITY_PROTOCOL, _SASL_*, _SSL_*), "

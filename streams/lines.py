@@ -9,6 +9,7 @@ from typing import Any
 from confluent_kafka import OFFSET_BEGINNING, OFFSET_END, Consumer, KafkaException, Message, TopicPartition
 
 from tamiyo.schemas.codec import decode
+from tamiyo.schemas.connection import explain
 from tamiyo.schemas.errors import BrokerError, ConfigurationError, SchemaError
 from tamiyo.schemas.kafka import KafkaSettings, TopicNames
 from tamiyo.schemas.record import Record, Tensor
@@ -70,6 +71,9 @@ def follow(
     if bare.removesuffix(".dlq").removesuffix(".late") not in BY_NAME:
         raise ConfigurationError(f"no topic {topic!r} in the catalogue; `tamiyo topics list` names them")
     full = names.full(bare)
+    trouble = explain(kafka, METADATA_TIMEOUT_S)
+    if trouble is not None:
+        raise trouble
     consumer = Consumer(kafka.librdkafka(log_level=0, **{"group.id": "tamiyo-tail", "enable.auto.commit": False}))
     try:
         partitions = _partitions(consumer, full, kafka)
@@ -131,7 +135,7 @@ def _partitions(consumer: Consumer, topic: str, kafka: KafkaSettings) -> list[in
     try:
         metadata = consumer.list_topics(topic, timeout=METADATA_TIMEOUT_S).topics[topic]
     except KafkaException as error:
-        raise BrokerError(f"no broker answers at {kafka.bootstrap_servers}: {error.args[0].str()}") from error
+        raise BrokerError(f"{kafka.bootstrap_servers} did not answer: {error.args[0].str()}") from error
     if metadata.error is not None or not metadata.partitions:
         raise BrokerError(f"the broker has no topic {topic}; `tamiyo topics create` makes it")
     return sorted(metadata.partitions)
