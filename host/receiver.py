@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from confluent_kafka import Consumer, KafkaException, Message, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
 from tamiyo.host.limits import ALL_RUNS
 from tamiyo.schemas.adaptation import AdaptationDecision, CompiledKernel, ControlCommand
@@ -145,9 +145,12 @@ class KafkaReceiver:
         self._consumer.close()
 
     def _take(self, message: Message) -> None:
+        problem = message.error()
+        if problem is not None and problem.code() == KafkaError.TOPIC_AUTHORIZATION_FAILED:
+            self._say(f"{message.topic()} may not be read: {problem.str()}; `tamiyo topics acls --role host` lists all")
         topic = self._by_name.get(message.topic() or "")
         # Other runs' records are told apart by their key, before anything is decoded.
-        if message.error() is not None or topic is None or message.key() not in self._keys:
+        if problem is not None or topic is None or message.key() not in self._keys:
             return
         value = message.value()
         if value is None:

@@ -4,19 +4,23 @@ Everything follows from the catalogue and from how a stage works: it reads its i
 its inputs' dead letters and late records, and reads the ends of those back when a partition is assigned.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from tamiyo.schemas.errors import ConfigurationError
+from confluent_kafka import KafkaError, KafkaException, TopicCollection
+
+from tamiyo.schemas.connection import Connection
+from tamiyo.schemas.errors import BrokerError, BrokerRefused, ConfigurationError
 from tamiyo.schemas.kafka import KafkaSettings, TopicNames
 from tamiyo.schemas.topics import CATALOGUE, CHECKPOINTS, CONTROL, EXPERIENCE, Topic
+from tamiyo.streams.stage import Stage
 from tamiyo.streams.stages import STAGES
-from tamiyo.streams.topics import Topics, dead_letter_names, plan
+from tamiyo.streams.topics import dead_letter_names, plan
 
 REQUEST_TIMEOUT_S = 20.0
 ROLES = (*STAGES, "learner", "host", "operator", "reader")
-IMPLIED = {"DESCRIBE": ("READ", "WRITE"), "DESCRIBE_CONFIGS": ()}
-"""Kafka's own rule: whoever may read or write a topic may describe it."""
+DENIED = (KafkaError.TOPIC_AUTHORIZATION_FAILED, KafkaError.GROUP_AUTHORIZATION_FAILED)
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -31,7 +35,7 @@ class Grant:
 
     def command(self, principal: str) -> str:
         """Return the arguments of `kafka-acls.sh` that grant it."""
-        return f"--add --allow-principal {principal} --operation {self.operation} --{self.kind} '{self.name}'"
+        return f"--add --allow-principal '{principal}' --operation {self.operation} --{self.kind} '{self.name}'"
 
 
 def grants(role: str, names: TopicNames) -> list[Grant]:
@@ -41,57 +45,89 @@ def grants(role: str, names: TopicNames) -> list[Grant]:
     Raises ConfigurationError for another role.
     """
     if role in STAGES:
-        stage = STAGES[role].load()
-        aside = [name for topic in stage.inputs for name in dead_letter_names(topic)]
-        said = [*(topic.name for topic in stage.outputs), *aside]
-        reads = [*(topic.name for topic in (*stage.inputs, *stage.views)), *said]
-        checked: Iterable[Topic] = (*stage.inputs, *stage.outputs, *stage.views)
-        return _all(names, reads, said, checked, [STAGES[role].group])
+        return stage_grants(STAGES[role].load(), STAGES[role].group, names)
     if role == "learner":
-        checked = (EXPERIENCE, CHECKPOINTS)
         writes = [CHECKPOINTS.name, EXPERIENCE.dead_letters]
-        return _all(names, [EXPERIENCE.name, CHECKPOINTS.name], writes, checked, [])
+        return _grants(names, [EXPERIENCE.name, CHECKPOINTS.name], writes, [EXPERIENCE, CHECKPOINTS])
     if role == "host":
         reads = [topic.name for topic in CATALOGUE if "host" in topic.readers]
-        return _all(names, reads, [topic.name for topic in CATALOGUE if topic.writer == "host"], (), [])
+        return _grants(names, reads, [topic.name for topic in CATALOGUE if topic.writer == "host"], ())
     everything = [each.name for each in plan(CATALOGUE, TopicNames(prefix=""))]
     if role == "operator":
-        writes = [CONTROL.name, *(topic.name for topic in CATALOGUE if set(topic.readers) & set(STAGES))]
-        found = _all(names, everything, writes, CATALOGUE, [])
-        return [*found, *(Grant("topic", names.full(name), "CREATE") for name in everything)]
+        again = [topic.name for topic in CATALOGUE if set(topic.readers) & {*STAGES, "learner"}]
+        found = _grants(names, everything, [CONTROL.name, *again], CATALOGUE)
+        return found + [Grant("topic", names.full(name), "CREATE") for name in everything]
     if role == "reader":
-        return _all(names, everything, [], (), [])
+        return _grants(names, everything, [], ())
     raise ConfigurationError(f"there is no role {role!r}; choose from {', '.join(ROLES)}")
 
 
-def _all(
-    names: TopicNames,
-    reads: Iterable[str],
-    writes: Iterable[str],
-    checked: Iterable[Topic],
-    groups: Iterable[str],
-) -> list[Grant]:
+def stage_grants(stage: type[Stage], group: str, names: TopicNames) -> list[Grant]:
+    """Return what a stage needs in its consumer group (without the prefix)."""
+    aside = [name for topic in stage.inputs for name in dead_letter_names(topic)]
+    said = [*(topic.name for topic in stage.outputs), *aside]
+    reads = [*(topic.name for topic in (*stage.inputs, *stage.views)), *said]
+    found = _grants(names, reads, said, (*stage.inputs, *stage.outputs, *stage.views))
+    return [*found, Grant("group", names.full(group), "READ")]
+
+
+def _grants(names: TopicNames, reads: Iterable[str], writes: Iterable[str], checked: Iterable[Topic]) -> list[Grant]:
+    """Return grants to read and write, and to see at the start that the `checked` topics are as they should be."""
     read, write = dict.fromkeys(reads), dict.fromkeys(writes)
-    looked_at = [each.name for each in plan(checked, TopicNames(prefix=""))]
-    found = [Grant("topic", names.full(name), "READ") for name in read]
-    found += [Grant("topic", names.full(name), "WRITE") for name in write]
-    # At the start a process sees that topics exist and are as the catalogue says.
-    found += [Grant("topic", names.full(name), "DESCRIBE") for name in looked_at if name not in (*read, *write)]
-    found += [Grant("topic", names.full(name), "DESCRIBE_CONFIGS") for name in looked_at]
-    return found + [Grant("group", names.full(group), "READ") for group in groups]
+    seen = dict.fromkeys(each.name for each in plan(checked, TopicNames(prefix="")))
+    by_operation = {
+        "READ": read,
+        "WRITE": write,
+        # Who may read or write a topic may describe it.
+        "DESCRIBE": [name for name in seen if name not in read and name not in write],
+        "DESCRIBE_CONFIGS": seen,
+    }
+    return [Grant("topic", names.full(name), operation) for operation, each in by_operation.items() for name in each]
 
 
-def missing(wanted: Iterable[Grant], kafka: KafkaSettings, names: TopicNames) -> list[Grant]:
-    """Return which of `wanted` the user of the settings does not have.
+def missing(wanted: Sequence[Grant], kafka: KafkaSettings) -> list[Grant]:
+    """Return which of `wanted` the user of the settings lacks.
 
-    A topic that does not exist, or that the user may not even see, lacks everything. CREATE is not looked at: the
-    broker tells it of the cluster only. Raises BrokerError where the broker does not answer.
+    Topics and groups that do not exist, and may be seen, lack nothing. CREATE is not looked at. Raises BrokerError
+    where the broker does not answer.
     """
-    asked = [each for each in wanted if each.operation != "CREATE"]
-    topics = Topics(kafka, names)
-    if topics.embedded():
-        return []  # it knows no users
-    allowed = topics.allowed(
-        [each.name for each in asked if each.kind == "topic"], [each.name for each in asked if each.kind == "group"]
-    )
-    return [each for each in asked if each.operation not in allowed[each.kind].get(each.name, ())]
+    admin = Connection(kafka).admin
+    topics = sorted({each.name for each in wanted if each.kind == "topic"})
+    groups = sorted({each.name for each in wanted if each.kind == "group"})
+    options = {"include_authorized_operations": True, "request_timeout": REQUEST_TIMEOUT_S}
+    futures: dict[tuple[str, str], Any] = {}
+    if topics:
+        described = admin.describe_topics(TopicCollection(topics), **options)
+        futures.update({("topic", name): future for name, future in described.items()})
+    if groups:
+        described = admin.describe_consumer_groups(groups, **options)
+        futures.update({("group", name): future for name, future in described.items()})
+    allowed: dict[tuple[str, str], set[str] | None] = {}
+    for key, future in futures.items():
+        try:
+            found = future.result().authorized_operations
+            allowed[key] = None if found is None else {operation.name for operation in found}
+        except KafkaException as error:
+            code = error.args[0].code()
+            if code not in (*DENIED, KafkaError.UNKNOWN_TOPIC_OR_PART):
+                raise BrokerError(f"what this user may do cannot be asked: {error.args[0].str()}") from error
+            allowed[key] = set() if code in DENIED else None
+    return [
+        each
+        for each in wanted
+        if each.operation != "CREATE"
+        and (operations := allowed[each.kind, each.name]) is not None
+        and each.operation not in operations
+    ]
+
+
+def require(role: str, wanted: Sequence[Grant], kafka: KafkaSettings) -> None:
+    """Raise BrokerRefused, naming what is missing, unless the user of the settings has everything `wanted`."""
+    lacking = missing(wanted, kafka)
+    if lacking:
+        user = kafka.sasl_username or "this client"
+        shown = ", ".join(f"{each.operation} of {each.kind} {each.name}" for each in lacking[:5])
+        more = f" and {len(lacking) - 5} more" if len(lacking) > 5 else ""
+        raise BrokerRefused(
+            f"{user} lacks permissions that {role} needs: {shown}{more}; `tamiyo topics acls --role {role}` lists them"
+        )

@@ -21,6 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tamiyo.schemas.errors import ConfigurationError, TamiyoError
+from tamiyo.streams import acls_command
 
 app = typer.Typer(
     name="tamiyo",
@@ -38,6 +39,7 @@ topics_app = typer.Typer(
     epilog="Examples: `tamiyo topics create --partitions 12` · `tamiyo topics list` · `tamiyo topics check`",
 )
 app.add_typer(topics_app, name="topics")
+topics_app.command("acls", epilog=acls_command.EPILOG)(acls_command.acls)
 
 console = Console()
 errors = Console(stderr=True)

@@ -42,7 +42,7 @@ def test_every_command_has_an_example(
 def test_all_the_pieces_exist() -> None:
     wanted = {"demo", "broker", "worker", "learner", "train", "tail", "doctor", "control"}
     assert {path[0] for path in commands()} == wanted | {"topics"}
-    assert {path[1] for path in commands() if path[0] == "topics"} == {"create", "list", "check"}
+    assert {path[1] for path in commands() if path[0] == "topics"} == {"create", "list", "check", "acls"}
 
 
 @pytest.mark.parametrize(
@@ -58,6 +58,8 @@ def test_all_the_pieces_exist() -> None:
         (["tail", "no.such.topic"], 1, "no topic 'no.such.topic' in the catalogue"),
         (["topics", "check", "-b", NOWHERE], 1, f"no broker answers at {NOWHERE}"),
         (["doctor", "-b", NOWHERE], 1, "set TAMIYO_KAFKA_BOOTSTRAP_SERVERS"),
+        (["topics", "acls", "--role", "coffee"], 1, "there is no role 'coffee'; choose from intake"),
+        (["topics", "acls", "--principal", "it's"], 1, "must be like User:{role}"),
         (["control", "run 1\n", "-b", NOWHERE], 1, "run_id"),
     ],
 )
