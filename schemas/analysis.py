@@ -18,6 +18,7 @@ from tamiyo.schemas.record import (
     Real,
     Record,
     Sparse,
+    Step,
     Tensor,
     require_columns,
 )
@@ -30,7 +31,7 @@ class HealthSignals(Record):
     run_id: Annotated[Id, Field(description="The training run; also the message key.")]
     signal_id: Annotated[Id, Field(description="Hash of run, source, step and source offset.")]
     source: Annotated[Id, Field(description="Topic the frame came from, without prefix.")]
-    step: Annotated[Count, Field(description="The frame's step.")]
+    step: Annotated[Step, Field(description="The frame's step.")]
     epoch: Annotated[Count, Field(description="The frame's epoch.")] = 0
     time_ms: Annotated[Milliseconds, Field(description="The frame's event time, ms since the epoch, UTC.")]
     companions: Annotated[list[Id], Field(max_length=8, description="As in the frame.")] = []
@@ -106,7 +107,7 @@ class ModelGraph(Record):
     graph_id: Annotated[Id, Field(description="Hash of window and topology.")]
     window_id: Annotated[Id, Field(description="The window it was built from.")]
     topology_id: Annotated[Id, Field(description="The topology it was joined with.")]
-    step: Annotated[Count, Field(description="Last step of the window.")]
+    step: Annotated[Step, Field(description="Last step of the window.")]
     time_ms: Annotated[Milliseconds, Field(description="The window's highest event time.")]
     final: Annotated[bool, Field(description="The run's last graph.")] = False
     feature_version: Annotated[Count, Field(description="Version of the feature catalogue.")]

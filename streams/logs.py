@@ -9,6 +9,12 @@ import structlog
 NOISY = ("faust", "mode", "aiokafka", "asyncio", "kafka", "aiohttp.access")
 
 
+def silence() -> None:
+    """Log nothing below CRITICAL: for programs that feed stages what these complain about, a million times."""
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
+    logging.getLogger().setLevel(logging.CRITICAL)
+
+
 def configure(level: str = "INFO", style: Literal["auto", "json", "text"] = "auto", verbose: bool = False) -> None:
     """Send this process's logs, the libraries' included, through structlog to standard error.
 
