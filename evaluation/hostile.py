@@ -127,7 +127,9 @@ class Readers:
 
     def __init__(self, bench: Bench) -> None:
         self._bench = bench
-        self.views = {topic.name: TopicView(topic) for topic in CATALOGUE if topic.cleanup == "compact"}
+        self.views: dict[str, TopicView[Any]] = {
+            topic.name: TopicView(topic) for topic in CATALOGUE if topic.cleanup == "compact"
+        }
         for name, view in self.views.items():
             for key, record in bench.view(BY_NAME[name]).items():
                 view.apply(key.encode(), encode(record))

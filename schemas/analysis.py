@@ -87,8 +87,8 @@ class HealthWindow(Record):
     clock: Annotated[Id, Field(description="step or time: the unit of start, end and slopes (step, or ms).")]
     start: Annotated[Count, Field(description="First clock value inside.")]
     end: Annotated[Count, Field(description="First clock value outside.")]
-    first_step: Annotated[Count, Field(description="Lowest step seen inside.")]
-    last_step: Annotated[Count, Field(description="Highest step seen inside.")]
+    first_step: Annotated[Step, Field(description="Lowest step seen inside.")]
+    last_step: Annotated[Step, Field(description="Highest step seen inside.")]
     time_ms: Annotated[Milliseconds, Field(description="Highest event time seen inside.")]
     final: Annotated[bool, Field(description="The run's last window.")] = False
     layer_id: Annotated[Ids, Field(description="Layers seen, in order of first appearance by event time.")]
@@ -98,6 +98,14 @@ class HealthWindow(Record):
     frames: Annotated[Count, Field(description="Frames inside.")]
     shed: Annotated[Count, Field(description="Layer-signals missing because intake shed them.")] = 0
     signals_digest: Annotated[Id, Field(description="Hash of the signal ids inside, sorted.")]
+
+    @model_validator(mode="after")
+    def _columns(self) -> Self:
+        for name, stats in self.metrics.items():
+            for column in LayerStats.model_fields:
+                if len(getattr(stats, column)) != len(self.layer_id):
+                    raise ValueError(f"{column} of metric {name} is not of {len(self.layer_id)} layers")
+        return self
 
 
 class ModelGraph(Record):

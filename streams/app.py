@@ -28,6 +28,7 @@ from yarl import URL
 from tamiyo.schemas.connection import explain
 from tamiyo.schemas.errors import BrokerError, ConfigurationError
 from tamiyo.schemas.kafka import KafkaSettings
+from tamiyo.streams.decompression import limit
 from tamiyo.streams.settings import WorkerSettings
 
 FAUST = logging.getLogger("faust.stage")  # else these services would chatter under this module's name
@@ -174,6 +175,7 @@ def create_app(
             f"TAMIYO_WORKER_SESSION_TIMEOUT_S={worker.session_timeout_s} must not exceed "
             f"TAMIYO_WORKER_REQUEST_TIMEOUT_S={worker.request_timeout_s}"
         )
+    limit()
     app = StageApp(
         group,
         broker=[URL(f"kafka://{server.strip()}") for server in kafka.bootstrap_servers.split(",")],
@@ -220,6 +222,7 @@ def credentials(kafka: KafkaSettings) -> Any:
 
 def aiokafka_settings(kafka: KafkaSettings) -> dict[str, Any]:
     """Return what any aiokafka client needs to connect with the settings."""
+    limit()
     config: dict[str, Any] = {
         "bootstrap_servers": [server.strip() for server in kafka.bootstrap_servers.split(",")],
         "security_protocol": kafka.security_protocol,

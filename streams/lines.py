@@ -10,6 +10,7 @@ from confluent_kafka import OFFSET_BEGINNING, OFFSET_END, Consumer, KafkaExcepti
 
 from tamiyo.schemas.codec import decode
 from tamiyo.schemas.connection import explain
+from tamiyo.schemas.display import printable
 from tamiyo.schemas.errors import BrokerError, ConfigurationError, SchemaError
 from tamiyo.schemas.kafka import KafkaSettings, TopicNames
 from tamiyo.schemas.record import Record, Tensor
@@ -39,13 +40,14 @@ class Line:
     def row(self) -> str:
         """Return the line as columns for people: place, time, run, and the fields that are one short value."""
         fields = "  ".join(
-            f"{name}={value:.4g}" if isinstance(value, float) else f"{name}={value}"
+            f"{name}={value:.4g}" if isinstance(value, float) else f"{name}={printable(str(value))}"
             for name, value in self.value.items()
             if name != "run_id"
             and (isinstance(value, int | float) or (isinstance(value, str) and 0 < len(value) <= SHORT))
         )
         time = datetime.fromtimestamp(self.timestamp_ms / 1_000, UTC).strftime("%H:%M:%S.%f")[:-3]
-        return f"{self.partition:>3} {self.offset:>8}  {time}  {self.value.get('run_id', '-'):<16}  {fields}"
+        run_id = printable(str(self.value.get("run_id", "-")))
+        return f"{self.partition:>3} {self.offset:>8}  {time}  {run_id:<16}  {fields}"
 
 
 def follow(
