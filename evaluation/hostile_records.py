@@ -132,7 +132,8 @@ def _hostile_list(rng: random.Random, value: Sequence[Any]) -> list[Any]:
         return (found * (10_001 // len(found) + 1))[:10_001]  # one more layer than any network has
     if draw < 0.4:
         hostile = _hostile(rng, found[0])
-        return [hostile] * len(found)
+        # A long text ten thousand times over would measure this program's memory, not the decoder's.
+        return [hostile if len(str(hostile)) < 1000 else found[0]] * len(found)
     place = rng.randrange(len(found))
     found[place] = _hostile(rng, found[place])
     return found

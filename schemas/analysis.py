@@ -11,6 +11,7 @@ from tamiyo.schemas.record import (
     Counts,
     Id,
     Ids,
+    LayerCount,
     Milliseconds,
     NonNegative,
     NonNegatives,
@@ -42,8 +43,8 @@ class HealthSignals(Record):
     ] = {}
     priority: Annotated[NonNegatives, Field(description="Anomaly of each layer's signal; 0 is ordinary.")] = []
     survival: Annotated[Ratios, Field(description="Probability with which each signal was kept.")] = []
-    shed: Annotated[Count, Field(description="Layer-signals of this frame dropped under overload.")] = 0
-    filtered: Annotated[Count, Field(description="Layer-signals of this frame dropped by the filter.")] = 0
+    shed: Annotated[LayerCount, Field(description="Layer-signals of this frame dropped under overload.")] = 0
+    filtered: Annotated[LayerCount, Field(description="Layer-signals of this frame dropped by the filter.")] = 0
     model_metrics: Annotated[dict[str, Real], Field(description="Metrics of the whole model by name.")] = {}
 
     @model_validator(mode="after")

@@ -117,3 +117,11 @@ def explain(kafka: KafkaSettings, timeout_s: float = 5.0) -> BrokerError | None:
     """Connect once, and return as an error why that fails; None where it works."""
     trouble = Connection(kafka).trouble(timeout_s)
     return None if trouble is None else trouble.error(kafka.bootstrap_servers)
+
+
+def of_the_group(error: KafkaError) -> bool:
+    """Return whether an error is only about the group of a consumer that has none but in name.
+
+    librdkafka looks for its coordinator even where partitions are assigned by hand. To be refused that costs nothing.
+    """
+    return bool(error.code() == KafkaError.GROUP_AUTHORIZATION_FAILED)

@@ -4,7 +4,8 @@ Everything follows from the catalogue and from how a stage works: it reads its i
 its inputs' dead letters and late records, and reads the ends of those back when a partition is assigned.
 """
 
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,8 @@ from tamiyo.streams.topics import dead_letter_names, plan
 
 REQUEST_TIMEOUT_S = 20.0
 ROLES = (*STAGES, "learner", "host", "operator", "reader")
+OPTIONS = {"include_authorized_operations": True, "request_timeout": REQUEST_TIMEOUT_S}
+ABSENT = (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError.GROUP_ID_NOT_FOUND)
 DENIED = (KafkaError.TOPIC_AUTHORIZATION_FAILED, KafkaError.GROUP_AUTHORIZATION_FAILED)
 
 
@@ -94,24 +97,8 @@ def missing(wanted: Sequence[Grant], kafka: KafkaSettings) -> list[Grant]:
     admin = Connection(kafka).admin
     topics = sorted({each.name for each in wanted if each.kind == "topic"})
     groups = sorted({each.name for each in wanted if each.kind == "group"})
-    options = {"include_authorized_operations": True, "request_timeout": REQUEST_TIMEOUT_S}
-    futures: dict[tuple[str, str], Any] = {}
-    if topics:
-        described = admin.describe_topics(TopicCollection(topics), **options)
-        futures.update({("topic", name): future for name, future in described.items()})
-    if groups:
-        described = admin.describe_consumer_groups(groups, **options)
-        futures.update({("group", name): future for name, future in described.items()})
-    allowed: dict[tuple[str, str], set[str] | None] = {}
-    for key, future in futures.items():
-        try:
-            found = future.result().authorized_operations
-            allowed[key] = None if found is None else {operation.name for operation in found}
-        except KafkaException as error:
-            code = error.args[0].code()
-            if code not in (*DENIED, KafkaError.UNKNOWN_TOPIC_OR_PART):
-                raise BrokerError(f"what this user may do cannot be asked: {error.args[0].str()}") from error
-            allowed[key] = set() if code in DENIED else None
+    allowed = _allowed("topic", topics, lambda: admin.describe_topics(TopicCollection(topics), **OPTIONS))
+    allowed |= _allowed("group", groups, lambda: admin.describe_consumer_groups(groups, **OPTIONS))
     return [
         each
         for each in wanted
@@ -119,6 +106,35 @@ def missing(wanted: Sequence[Grant], kafka: KafkaSettings) -> list[Grant]:
         and (operations := allowed[each.kind, each.name]) is not None
         and each.operation not in operations
     ]
+
+
+def _allowed(
+    kind: str, names: Sequence[str], describe: Callable[[], Mapping[str, Any]]
+) -> dict[tuple[str, str], set[str] | None]:
+    """Return by kind and name the operations that this user may do; None where it may look, but nothing is there."""
+    if not names:
+        return {}
+    deadline = time.monotonic() + REQUEST_TIMEOUT_S
+    while True:
+        allowed: dict[tuple[str, str], set[str] | None] = {}
+        errors: list[KafkaError] = []
+        for name, future in describe().items():
+            try:
+                found = future.result().authorized_operations
+                allowed[kind, name] = None if found is None else {operation.name for operation in found}
+            except KafkaException as error:
+                code = error.args[0].code()
+                allowed[kind, name] = set() if code in DENIED else None
+                if code not in (*DENIED, *ABSENT):
+                    errors.append(error.args[0])
+        if not errors:
+            return allowed
+        # A new cluster makes its topic of groups when it is first asked about one.
+        if time.monotonic() > deadline:
+            raise BrokerError(
+                f"what this user may do with its {kind}s is not told: {errors[0].name()} {errors[0].str()}"
+            )
+        time.sleep(0.2)
 
 
 def require(role: str, wanted: Sequence[Grant], kafka: KafkaSettings) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 from confluent_kafka import OFFSET_BEGINNING, OFFSET_END, Consumer, KafkaException, Message, TopicPartition
 
 from tamiyo.schemas.codec import decode
-from tamiyo.schemas.connection import explain
+from tamiyo.schemas.connection import explain, of_the_group
 from tamiyo.schemas.display import printable
 from tamiyo.schemas.errors import BrokerError, ConfigurationError, SchemaError
 from tamiyo.schemas.kafka import KafkaSettings, TopicNames
@@ -86,7 +86,7 @@ def follow(
         shown = 0
         while (forever or left) and not stopped():
             message = consumer.poll(POLL_S)
-            if message is None:
+            if message is None or (message.error() is not None and of_the_group(message.error())):
                 continue
             if message.error():
                 raise BrokerError(f"reading {full}: {message.error().str()}")
