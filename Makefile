@@ -4,7 +4,7 @@ VENV ?= .venv
 ARGS ?=
 BIN := $(VENV)/bin
 
-.PHONY: help demo test check format bench clean
+.PHONY: help demo test check format bench audit clean
 .DEFAULT_GOAL := help
 
 help:  ## What can be made
@@ -44,6 +44,16 @@ format: $(VENV)/.dev  ## Rewrite files in the project's format
 
 bench: $(VENV)/.bench  ## Measure everything that is claimed about speed; ARGS="--quick"
 	@$(BIN)/python -m tamiyo.evaluation.bench $(ARGS)
+
+# In a virtual environment of its own: what audits the dependencies is none of them.
+AUDIT := $(VENV)/audit
+audit:  ## Ask pypi.org for known vulnerabilities of the pinned versions
+	@$(PYTHON) -c 'import sys, urllib.request as r; \
+	r.urlopen("https://pypi.org/pypi/pip/json", timeout=15)' 2>/dev/null || \
+	{ echo "pypi.org, which knows the vulnerabilities, cannot be reached from here: NOTHING WAS AUDITED" >&2; exit 2; }
+	@test -x $(AUDIT)/bin/pip-audit || \
+	{ $(PYTHON) -m venv $(AUDIT) && $(AUDIT)/bin/python -m pip install --quiet pip-audit; }
+	@$(AUDIT)/bin/pip-audit --no-deps --disable-pip -r constraints.txt $(ARGS)
 
 clean:  ## Remove what was installed and built
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
