@@ -49,11 +49,11 @@ bench: $(VENV)/.bench  ## Measure everything that is claimed about speed; ARGS="
 AUDIT := $(VENV)/audit
 audit:  ## Ask pypi.org for known vulnerabilities of the pinned versions
 	@$(PYTHON) -c 'import sys, urllib.request as r; \
-	r.urlopen("https://pypi.org/pypi/pip/json", timeout=15)' 2>/dev/null || \
-	{ echo "pypi.org, which knows the vulnerabilities, cannot be reached from here: NOTHING WAS AUDITED" >&2; exit 2; }
+	sys.exit(b"vulnerabilities" not in r.urlopen("https://pypi.org/pypi/torch/json", timeout=15).read())' 2>/dev/null || \
+	{ echo "pypi.org, which knows the vulnerabilities, does not answer from here: NOTHING WAS AUDITED" >&2; exit 2; }
 	@test -x $(AUDIT)/bin/pip-audit || \
 	{ $(PYTHON) -m venv $(AUDIT) && $(AUDIT)/bin/python -m pip install --quiet pip-audit; }
-	@$(AUDIT)/bin/pip-audit --no-deps --disable-pip -r constraints.txt $(ARGS)
+	@$(AUDIT)/bin/pip-audit --strict --no-deps --disable-pip -r constraints.txt $(ARGS)
 
 clean:  ## Remove what was installed and built
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
