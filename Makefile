@@ -4,7 +4,7 @@ VENV ?= .venv
 ARGS ?=
 BIN := $(VENV)/bin
 
-.PHONY: help demo test check format bench replay clean
+.PHONY: help demo test check format bench replay audit clean
 .DEFAULT_GOAL := help
 
 help:  ## What can be made
@@ -49,6 +49,13 @@ bench: $(VENV)/.bench  ## Measure everything that is claimed about speed; ARGS="
 
 replay: $(VENV)/.dev  ## Record live runs on KAFKA_HOME's Kafka, replay them at 1x, 100x and unbounded, compare bytes
 	@$(BIN)/python -m tamiyo.evaluation.replay_proof $(ARGS)
+
+# In a virtual environment of its own: what audits the dependencies is none of them.
+audit:  ## Ask for known vulnerabilities of the pinned versions; says so where nobody answers
+	@test -x $(VENV)/audit/bin/pip-audit || \
+	{ $(PYTHON) -m venv $(VENV)/audit && $(VENV)/audit/bin/python -m pip install --quiet pip-audit; }
+	@$(VENV)/audit/bin/pip-audit --strict --no-deps --disable-pip -r constraints.txt $(ARGS) || \
+	{ echo "either vulnerable versions are named above, or the service did not answer and NOTHING WAS AUDITED" >&2; exit 1; }
 
 clean:  ## Remove what was installed and built
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -96,15 +96,19 @@ class Bench:
         announced = release(store)
         self._views[CHECKPOINTS.name] = FixedView({announced.name: announced})
 
-    def stage(self, name: str) -> Stage:
-        """Make a stage that has seen nothing yet."""
+    def view(self, topic: Topic) -> FixedView:
+        """Return a compacted topic as the stages find it."""
+        return self._views[topic.name]
+
+    def stage(self, name: str, views: Mapping[str, Any] | None = None) -> Stage:
+        """Make a stage that has seen nothing yet, over `views` in the place of the fixed ones."""
         places = {
             "decisions": {"checkpoint_url": f"{self._store}/checkpoints"},
             "kernels": {"store_url": f"{self._store}/kernels"},
         }
         settings: Any = STAGES[name].settings
         make: Any = STAGES[name].load()
-        stage: Stage = make(0, settings(**places.get(name, {})), self._views)
+        stage: Stage = make(0, settings(**places.get(name, {})), views or self._views)
         return stage
 
 

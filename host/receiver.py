@@ -9,11 +9,12 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from confluent_kafka import Consumer, KafkaException, Message, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
 from tamiyo.host.limits import ALL_RUNS
 from tamiyo.schemas.adaptation import AdaptationDecision, CompiledKernel, ControlCommand
 from tamiyo.schemas.codec import decode
+from tamiyo.schemas.connection import explain
 from tamiyo.schemas.errors import BrokerError, RegistryError, SchemaError
 from tamiyo.schemas.kafka import KafkaSettings, TopicNames
 from tamiyo.schemas.record import Record
@@ -61,6 +62,7 @@ class KafkaReceiver:
     ) -> None:
         """`on_kernel` is called in the background thread, before the kernel is handed on: to fetch it ahead."""
         self._run_id = run_id
+        self._kafka = kafka
         self._keys = {run_id.encode(), ALL_RUNS.encode()}
         self._topics = topics
         self._by_name = {topics.full(topic.name): topic for topic in _TOPICS}
@@ -109,8 +111,8 @@ class KafkaReceiver:
         try:
             self._consumer.assign(self._positions(left, from_end=True))
             self._connected = True
-        except (KafkaException, BrokerError) as error:
-            self._say(f"Kafka does not answer; training goes on without it: {error}")
+        except (KafkaException, BrokerError):
+            return  # the thread tries again, and says why it failed
 
     def _positions(self, timeout_s: float, *, from_end: bool) -> list[TopicPartition]:
         deadline = time.monotonic() + timeout_s
@@ -136,14 +138,20 @@ class KafkaReceiver:
                 if message is not None:
                     self._take(message)
             except Exception as error:  # nothing that comes, or fails to, may end training
+                if not self._connected and not self._said:
+                    why = explain(self._kafka, _RETRY_S) or error
+                    self._say(f"Kafka does not answer; training goes on without it: {why}")
                 self._say(f"reading from Kafka failed; it is tried again: {type(error).__name__}: {error}")
                 self._stopping.wait(_RETRY_S)
         self._consumer.close()
 
     def _take(self, message: Message) -> None:
+        problem = message.error()
+        if problem is not None and problem.code() == KafkaError.TOPIC_AUTHORIZATION_FAILED:
+            self._say(f"{message.topic()} may not be read: {problem.str()}; `tamiyo topics acls --role host` lists all")
         topic = self._by_name.get(message.topic() or "")
         # Other runs' records are told apart by their key, before anything is decoded.
-        if message.error() is not None or topic is None or message.key() not in self._keys:
+        if problem is not None or topic is None or message.key() not in self._keys:
             return
         value = message.value()
         if value is None:

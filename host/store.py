@@ -22,6 +22,7 @@ from torch import Tensor
 
 from tamiyo.host.blueprints import Kernel, blueprint
 from tamiyo.host.spec import LayerSpec
+from tamiyo.schemas.display import without_secrets
 from tamiyo.schemas.errors import KernelCorrupt, KernelError, KernelIncompatible
 
 # The largest kernel worth the name; a message that names a larger one is refused before a byte is read.
@@ -93,7 +94,7 @@ class KernelStore:
 
     def __init__(self, url: str, *, max_bytes: int = MAX_BYTES) -> None:
         """Raises KernelError where fsspec knows no such URL."""
-        self.url = url
+        self.url = without_secrets(url)  # for messages
         self.max_bytes = max_bytes
         try:
             self._fs, self._root = fsspec.core.url_to_fs(url)
@@ -190,7 +191,7 @@ def _decode(kernel_id: str, data: bytes) -> tuple[Kernel, KernelMetadata]:
         tensors = safetensors.load(data)
         length = int.from_bytes(data[:8], "little")
         metadata = KernelMetadata.from_dict(json.loads(json.loads(data[8 : 8 + length])["__metadata__"][_HEADER_KEY]))
-    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+    except (SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise KernelCorrupt(f"kernel {kernel_id} is not a kernel file: {error}") from error
     if metadata.kernel_id != kernel_id:
         raise KernelCorrupt(f"kernel {kernel_id} says it is {metadata.kernel_id!r}")

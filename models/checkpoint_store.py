@@ -9,6 +9,7 @@ import uuid
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
+from tamiyo.schemas.display import without_secrets
 from tamiyo.schemas.errors import PolicyError
 
 _FILE = re.compile(r"policy-(\d{6,12})\.safetensors")
@@ -20,7 +21,7 @@ class CheckpointStore:
 
     def __init__(self, url: str) -> None:
         """Raises ValueError or ImportError, as fsspec does, for a URL of no known file system."""
-        self.url = url
+        self.url = without_secrets(url)  # for messages
         self._files, self._root = fsspec.core.url_to_fs(url)
 
     @staticmethod

@@ -11,6 +11,7 @@ from tamiyo.schemas.record import (
     Counts,
     Id,
     Ids,
+    LayerCount,
     Milliseconds,
     NonNegative,
     NonNegatives,
@@ -18,6 +19,7 @@ from tamiyo.schemas.record import (
     Real,
     Record,
     Sparse,
+    Step,
     Tensor,
     require_columns,
 )
@@ -30,7 +32,7 @@ class HealthSignals(Record):
     run_id: Annotated[Id, Field(description="The training run; also the message key.")]
     signal_id: Annotated[Id, Field(description="Hash of run, source, step and source offset.")]
     source: Annotated[Id, Field(description="Topic the frame came from, without prefix.")]
-    step: Annotated[Count, Field(description="The frame's step.")]
+    step: Annotated[Step, Field(description="The frame's step.")]
     epoch: Annotated[Count, Field(description="The frame's epoch.")] = 0
     time_ms: Annotated[Milliseconds, Field(description="The frame's event time, ms since the epoch, UTC.")]
     companions: Annotated[list[Id], Field(max_length=8, description="As in the frame.")] = []
@@ -41,8 +43,8 @@ class HealthSignals(Record):
     ] = {}
     priority: Annotated[NonNegatives, Field(description="Anomaly of each layer's signal; 0 is ordinary.")] = []
     survival: Annotated[Ratios, Field(description="Probability with which each signal was kept.")] = []
-    shed: Annotated[Count, Field(description="Layer-signals of this frame dropped under overload.")] = 0
-    filtered: Annotated[Count, Field(description="Layer-signals of this frame dropped by the filter.")] = 0
+    shed: Annotated[LayerCount, Field(description="Layer-signals of this frame dropped under overload.")] = 0
+    filtered: Annotated[LayerCount, Field(description="Layer-signals of this frame dropped by the filter.")] = 0
     model_metrics: Annotated[dict[str, Real], Field(description="Metrics of the whole model by name.")] = {}
 
     @model_validator(mode="after")
@@ -86,8 +88,8 @@ class HealthWindow(Record):
     clock: Annotated[Id, Field(description="step or time: the unit of start, end and slopes (step, or ms).")]
     start: Annotated[Count, Field(description="First clock value inside.")]
     end: Annotated[Count, Field(description="First clock value outside.")]
-    first_step: Annotated[Count, Field(description="Lowest step seen inside.")]
-    last_step: Annotated[Count, Field(description="Highest step seen inside.")]
+    first_step: Annotated[Step, Field(description="Lowest step seen inside.")]
+    last_step: Annotated[Step, Field(description="Highest step seen inside.")]
     time_ms: Annotated[Milliseconds, Field(description="Highest event time seen inside.")]
     final: Annotated[bool, Field(description="The run's last window.")] = False
     layer_id: Annotated[Ids, Field(description="Layers seen, in order of first appearance by event time.")]
@@ -98,6 +100,14 @@ class HealthWindow(Record):
     shed: Annotated[Count, Field(description="Layer-signals missing because intake shed them.")] = 0
     signals_digest: Annotated[Id, Field(description="Hash of the signal ids inside, sorted.")]
 
+    @model_validator(mode="after")
+    def _columns(self) -> Self:
+        for name, stats in self.metrics.items():
+            for column in LayerStats.model_fields:
+                if len(getattr(stats, column)) != len(self.layer_id):
+                    raise ValueError(f"{column} of metric {name} is not of {len(self.layer_id)} layers")
+        return self
+
 
 class ModelGraph(Record):
     """The network as a graph of layers at the end of a window: what the policy sees."""
@@ -106,7 +116,7 @@ class ModelGraph(Record):
     graph_id: Annotated[Id, Field(description="Hash of window and topology.")]
     window_id: Annotated[Id, Field(description="The window it was built from.")]
     topology_id: Annotated[Id, Field(description="The topology it was joined with.")]
-    step: Annotated[Count, Field(description="Last step of the window.")]
+    step: Annotated[Step, Field(description="Last step of the window.")]
     time_ms: Annotated[Milliseconds, Field(description="The window's highest event time.")]
     final: Annotated[bool, Field(description="The run's last graph.")] = False
     feature_version: Annotated[Count, Field(description="Version of the feature catalogue.")]

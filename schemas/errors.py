@@ -6,7 +6,8 @@
     │   ├── DecodeError         bytes are not the Avro record that was expected
     │   └── RecordError         a record's values are out of range, not finite, or contradict each other
     ├── BrokerError             Kafka is unreachable, refuses, or lacks what was asked of it
-    │   └── RegistryError       the schema registry is; says whether that may pass
+    │   ├── RegistryError       the schema registry is; says whether that may pass
+    │   └── BrokerRefused       credentials, certificates or permissions do not do: trying again will not help
     ├── KernelError             a kernel cannot be built, loaded or trusted
     │   ├── KernelIncompatible  shapes, dtype or version do not fit the layer
     │   └── KernelCorrupt       stored bytes do not match their checksum or their metadata
@@ -52,6 +53,10 @@ class RegistryError(BrokerError):
         super().__init__(message)
         self.temporary = temporary
         """Whether asking again later may help."""
+
+
+class BrokerRefused(BrokerError):
+    """Kafka refuses this client: its credentials, certificates or permissions do not do."""
 
 
 class KernelError(TamiyoError):

@@ -20,6 +20,8 @@ Real = Annotated[float, Field(allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Ratio = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=0, le=2**62)]
+LayerCount = Annotated[int, Field(ge=0, le=MAX_LAYERS)]  # so that a window's sum of them is still a Count
+Step = Annotated[int, Field(ge=0, le=2**53)]  # windows add their width to it, and must stay a Count
 Milliseconds = Annotated[int, Field(ge=0, le=4_102_444_800_000)]  # up to the year 2100
 
 Column = Annotated[list[Real], Field(max_length=MAX_LAYERS)]

@@ -22,6 +22,7 @@ from tamiyo.schemas.record import (
     Real,
     Record,
     Sparse,
+    Step,
     Text,
     fill_columns,
     require_columns,
@@ -32,7 +33,7 @@ class Frame(Record):
     """What every telemetry record begins with."""
 
     run_id: Annotated[Id, Field(description="The training run; also the message key.")]
-    step: Annotated[Count, Field(description="Optimiser steps done when this was measured.")]
+    step: Annotated[Step, Field(description="Optimiser steps done when this was measured.")]
     epoch: Annotated[Count, Field(description="Passes over the training data begun, from 0.")] = 0
     time_ms: Annotated[Milliseconds, Field(description="Event time, milliseconds since the epoch, UTC.")]
     companions: Annotated[

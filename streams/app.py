@@ -11,21 +11,24 @@ Faust's consumer is bent in five places, each found by reading 0.15.3 and its ai
   cannot waits for room instead of for a second.
 """
 
+import asyncio
 import logging
-import ssl
 import time
 from collections.abc import Mapping
 from typing import Any
 
 import faust
-from aiokafka import TopicPartition
+from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.coordinator.assignors.range import RangePartitionAssignor
+from aiokafka.errors import KafkaConnectionError
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
 from yarl import URL
 
-from tamiyo.schemas.errors import ConfigurationError
+from tamiyo.schemas.connection import explain
+from tamiyo.schemas.errors import BrokerError, ConfigurationError
 from tamiyo.schemas.kafka import KafkaSettings
+from tamiyo.streams.decompression import limit
 from tamiyo.streams.settings import WorkerSettings
 
 FAUST = logging.getLogger("faust.stage")  # else these services would chatter under this module's name
@@ -160,7 +163,7 @@ def create_app(
     """Return the app of one stage, in consumer group `group`.
 
     Raises:
-        ConfigurationError: timeouts contradict each other, or the security settings are incomplete.
+        ConfigurationError: timeouts contradict each other, or a certificate file has gone.
     """
     if worker.heartbeat_interval_s * 3 > worker.session_timeout_s:
         raise ConfigurationError(
@@ -172,6 +175,7 @@ def create_app(
             f"TAMIYO_WORKER_SESSION_TIMEOUT_S={worker.session_timeout_s} must not exceed "
             f"TAMIYO_WORKER_REQUEST_TIMEOUT_S={worker.request_timeout_s}"
         )
+    limit()
     app = StageApp(
         group,
         broker=[URL(f"kafka://{server.strip()}") for server in kafka.bootstrap_servers.split(",")],
@@ -207,45 +211,36 @@ def create_app(
     return app
 
 
-def ssl_context(kafka: KafkaSettings) -> ssl.SSLContext | None:
-    """Return the TLS context of the settings, or None where the connection is plain."""
-    if kafka.security_protocol not in ("SSL", "SASL_SSL"):
-        return None
-    try:
-        context = ssl.create_default_context(cafile=kafka.ssl_ca_file)
-        if kafka.ssl_cert_file:
-            context.load_cert_chain(kafka.ssl_cert_file, kafka.ssl_key_file)
-    except OSError as error:
-        raise ConfigurationError(f"TAMIYO_KAFKA_SSL_*_FILE cannot be used: {error}") from error
-    return context
-
-
-def _sasl(kafka: KafkaSettings) -> tuple[str, str, str]:
-    if not (kafka.sasl_mechanism and kafka.sasl_username and kafka.sasl_password):
-        raise ConfigurationError(
-            f"TAMIYO_KAFKA_SECURITY_PROTOCOL={kafka.security_protocol} needs TAMIYO_KAFKA_SASL_MECHANISM, "
-            "TAMIYO_KAFKA_SASL_USERNAME and TAMIYO_KAFKA_SASL_PASSWORD"
-        )
-    return kafka.sasl_mechanism, kafka.sasl_username, kafka.sasl_password.get_secret_value()
-
-
 def credentials(kafka: KafkaSettings) -> Any:
     """Return Faust's credentials of the settings, or None for a plain connection."""
-    context = ssl_context(kafka)
-    if kafka.security_protocol.startswith("SASL"):
-        mechanism, username, password = _sasl(kafka)
+    context = kafka.ssl_context()
+    if kafka.sasl is not None:
+        mechanism, username, password = kafka.sasl
         return faust.SASLCredentials(mechanism=mechanism, username=username, password=password, ssl_context=context)
     return faust.SSLCredentials(context=context) if context is not None else None
 
 
 def aiokafka_settings(kafka: KafkaSettings) -> dict[str, Any]:
     """Return what any aiokafka client needs to connect with the settings."""
+    limit()
     config: dict[str, Any] = {
         "bootstrap_servers": [server.strip() for server in kafka.bootstrap_servers.split(",")],
         "security_protocol": kafka.security_protocol,
-        "ssl_context": ssl_context(kafka),
+        "ssl_context": kafka.ssl_context(),
     }
-    if kafka.security_protocol.startswith("SASL"):
-        mechanism, username, password = _sasl(kafka)
+    if kafka.sasl is not None:
+        mechanism, username, password = kafka.sasl
         config.update(sasl_mechanism=mechanism, sasl_plain_username=username, sasl_plain_password=password)
     return config
+
+
+async def start_reader(reader: AIOKafkaConsumer, kafka: KafkaSettings) -> None:
+    """Start an aiokafka consumer; raises BrokerError (BrokerRefused where settings are wrong) that says why not.
+
+    aiokafka itself says only that it was "unable to bootstrap".
+    """
+    try:
+        await reader.start()
+    except KafkaConnectionError as error:
+        await reader.stop()
+        raise await asyncio.to_thread(explain, kafka) or BrokerError(f"{kafka.bootstrap_servers}: {error}") from error

@@ -10,6 +10,7 @@ import subprocess
 import tempfile
 import time
 import uuid
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -25,8 +26,9 @@ SERVER_PROPERTIES = """\
 process.roles=broker,controller
 node.id=1
 controller.quorum.voters=1@127.0.0.1:{controller}
-listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller}
-advertised.listeners=PLAINTEXT://127.0.0.1:{port}
+listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller}{listeners}
+advertised.listeners=PLAINTEXT://127.0.0.1:{port}{advertised}
+listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT{protocols}
 controller.listener.names=CONTROLLER
 inter.broker.listener.name=PLAINTEXT
 log.dirs={folder}/data
@@ -99,7 +101,15 @@ class LocalKafka:
     `start` again after `stop` or `kill` goes on with the same data and port; `close` also removes the data.
     """
 
-    def __init__(self, home: str | Path, *, start_timeout_s: float = 60.0) -> None:
+    def __init__(
+        self,
+        home: str | Path,
+        *,
+        start_timeout_s: float = 60.0,
+        listeners: Mapping[str, str] | None = None,
+        properties: Mapping[str, str] | None = None,
+    ) -> None:
+        """`listeners`: name to security protocol, beside the plain one; `properties`: added to the node's settings."""
         self._libs = Path(home) / "libs"
         if not self._libs.is_dir():
             raise ConfigurationError(f"KAFKA_HOME must hold Kafka's libs/*.jar, but {self._libs} is no folder")
@@ -108,10 +118,23 @@ class LocalKafka:
         self._timeout = start_timeout_s
         self._folder = Path(tempfile.mkdtemp(prefix="tamiyo-kafka-"))
         self._process: subprocess.Popen[bytes] | None = None
-        port, controller = free_ports(2)
+        extra = dict(listeners or {})
+        port, controller, *ports = free_ports(2 + len(extra))
         self.bootstrap_servers = f"127.0.0.1:{port}"
+        self.servers = {name: f"localhost:{number}" for name, number in zip(extra, ports, strict=True)}
+        """Bootstrap servers of each further listener. By name, as certificates are made out to names."""
+        config = SERVER_PROPERTIES.format(
+            port=port,
+            controller=controller,
+            folder=self._folder,
+            listeners="".join(f",{name}://127.0.0.1:{number}" for name, number in zip(extra, ports, strict=True)),
+            advertised="".join(f",{name}://{server}" for name, server in self.servers.items()),
+            protocols="".join(f",{name}:{protocol}" for name, protocol in extra.items()),
+        )
+        added = "".join(f"{name}={value}\n" for name, value in (properties or {}).items())
         self._config = self._folder / "server.properties"
-        self._config.write_text(SERVER_PROPERTIES.format(port=port, controller=controller, folder=self._folder))
+        self._config.touch(mode=0o600)  # `properties` may hold passwords
+        self._config.write_text(config + added)
         (self._folder / "log4j2.xml").write_text(LOG4J)
         self._log = self._folder / "broker.log"
 

@@ -3,10 +3,12 @@
 import threading
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from tamiyo.schemas import topics
 from tamiyo.schemas.adaptation import AdaptationDecision, AdaptationOutcome
+from tamiyo.schemas.display import printable
 from tamiyo.schemas.learning import PolicyCheckpoint, RewardAnalysis
 from tamiyo.schemas.record import Record
 from tamiyo.schemas.telemetry import ModelPerformance
@@ -45,7 +47,7 @@ class Display:
                 self._decision(record)
             elif isinstance(record, AdaptationOutcome):
                 words = record.status.value if not record.reason else f"{record.status.value}: {record.reason}"
-                self._say(record.run_id, record.step, f"{record.type} at {record.layer_id} {words}")
+                self._say(record.run_id, record.step, f"{record.type} at {record.layer_id} {_plain(words)}")
             elif isinstance(record, RewardAnalysis):
                 self._reward(record)
             elif isinstance(record, PolicyCheckpoint) and record.version not in self._versions:
@@ -85,8 +87,13 @@ class Display:
             record.run_id,
             record.step,
             f"[{colour}]{record.action.type} at {record.action.layer_id} earned {record.total:+.2f}[/]: "
-            f"{record.explanation}",
+            f"{_plain(record.explanation)}",
         )
 
     def _say(self, run_id: str, step: int, words: str) -> None:
         self.console.print(f"{run_id} [dim]step {step:>5}[/] {words}", highlight=False)
+
+
+def _plain(text: str) -> str:
+    """Return a record's text as words only: neither rich's markup nor a terminal's escape sequences."""
+    return escape(printable(text))

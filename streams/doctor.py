@@ -10,6 +10,7 @@ import fsspec
 
 from tamiyo.schemas.avro_schema import FOLDER
 from tamiyo.schemas.codec import parsed_schema
+from tamiyo.schemas.display import without_secrets
 from tamiyo.schemas.errors import BrokerError, RegistryError, TamiyoError
 from tamiyo.schemas.kafka import KafkaSettings, TopicNames
 from tamiyo.schemas.registry import Registry, RegistrySettings
@@ -61,6 +62,7 @@ def _schemas() -> Finding:
 
 
 def _store(store: StoreSettings) -> Finding:
+    url = without_secrets(store.url)
     try:
         filesystem, path = fsspec.core.url_to_fs(store.url)
         probe = f"{path.rstrip('/')}/.doctor"
@@ -69,8 +71,9 @@ def _store(store: StoreSettings) -> Finding:
         filesystem.rm_file(probe)
     except (OSError, ValueError, ImportError) as error:
         advice = "set TAMIYO_STORE_URL to a place that every process can write"
-        return Finding("store", "problem", f"{store.url}: {error}", advice)
-    return Finding("store", "ok", f"{store.url} is writable")
+        told = str(error).replace(store.url, url)
+        return Finding("store", "problem", f"{url}: {told}", advice)
+    return Finding("store", "ok", f"{url} is writable")
 
 
 def _registry(settings: RegistrySettings, names: TopicNames) -> Iterator[Finding]:
@@ -94,7 +97,11 @@ def _registry(settings: RegistrySettings, names: TopicNames) -> Iterator[Finding
 
 
 def _broker(topics: Topics, kafka: KafkaSettings) -> Iterator[Finding]:
-    reason = topics.reachable()
+    try:
+        reason = topics.reachable()
+    except BrokerError as error:
+        yield Finding("broker", "problem", str(error), "mend the settings that it names")
+        return
     if reason is not None:
         advice = (
             "set TAMIYO_KAFKA_BOOTSTRAP_SERVERS (and TAMIYO_KAFKA_SECURITY_PROTOCOL, _SASL_*, _SSL_*), "
@@ -102,6 +109,9 @@ def _broker(topics: Topics, kafka: KafkaSettings) -> Iterator[Finding]:
         )
         yield Finding("broker", "problem", f"{kafka.bootstrap_servers} does not answer: {reason}", advice)
         return
+    if kafka.security_protocol == "SASL_PLAINTEXT":
+        advice = "TAMIYO_KAFKA_SECURITY_PROTOCOL=SASL_SSL, where the broker has such a listener"
+        yield Finding("encryption", "warning", "a user logs in, but nothing is encrypted", advice)
     embedded = topics.embedded()
     if embedded:
         detail = f"{kafka.bootstrap_servers} is the embedded broker: in memory, 5 MiB a partition"

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 import structlog
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
+from tamiyo.schemas.connection import of_the_group
 from tamiyo.schemas.errors import BrokerError
 from tamiyo.schemas.kafka import KafkaSettings, TopicNames
 from tamiyo.schemas.topics import EXPERIENCE
@@ -87,7 +88,7 @@ class ExperienceTopic:
                 self.positions[message.partition()] = message.offset() + 1
             elif error.fatal() or error.code() in (KafkaError._AUTO_OFFSET_RESET, KafkaError.UNKNOWN_TOPIC_OR_PART):
                 raise BrokerError(f"{self._topic} cannot be read on: {error.str()}")
-            else:
+            elif not of_the_group(error):
                 log.warning("reading experiences", error=error.str())  # librdkafka tries again by itself
 
     def refresh(self) -> None:

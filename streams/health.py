@@ -11,6 +11,7 @@ from tamiyo.schemas.errors import ConfigurationError
 
 log = structlog.get_logger(__name__)
 
+SHUTDOWN_S = 1.0
 Probe = Callable[[], Mapping[str, Any]]
 """Says how things stand; its entry `ok` decides between 200 and 503."""
 
@@ -37,7 +38,8 @@ class HealthServer:
                 web.get("/readyz", self._probe(self._ready)),
             ]
         )
-        self._runner = web.AppRunner(app, access_log=None)
+        # aiohttp would wait a minute for a request that never ends, and the process's stop with it.
+        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=SHUTDOWN_S)
         await self._runner.setup()
         site = web.TCPSite(self._runner, self._host, self._wanted_port)
         try:

@@ -157,7 +157,7 @@ def build(decision: AdaptationDecision, topology: ModelTopology | None, store: K
         raise KernelError(f"layer {decision.layer_id!r} is protected")
     try:
         spec = json.loads(layer.spec)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:  # RecursionError: two thousand brackets are a text, too
         raise KernelError(f"the spec of layer {decision.layer_id!r} is not JSON: {error}") from error
     if not isinstance(spec, dict):
         raise KernelError(f"the spec of layer {decision.layer_id!r} is not a JSON object")

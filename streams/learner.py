@@ -26,6 +26,7 @@ from tamiyo.schemas.kafka import PRODUCER, KafkaSettings, TopicNames
 from tamiyo.schemas.learning import Experience
 from tamiyo.schemas.topics import CHECKPOINTS, EXPERIENCE
 from tamiyo.streams import learner_metrics as metrics
+from tamiyo.streams.acls import grants, require
 from tamiyo.streams.experiences import ExperienceTopic
 from tamiyo.streams.health import HealthServer
 from tamiyo.streams.releases import Releases
@@ -135,6 +136,8 @@ class LearnerLoop:
             self._stop.wait(RETRY_S)
         if topics.embedded():
             topics.touch()
+        else:
+            require("learner", grants("learner", self._names), self._kafka)
         missing = topics.missing()
         if missing:
             raise BrokerError(f"there are no topics {', '.join(missing)}; `tamiyo topics create` makes them")

@@ -9,6 +9,8 @@ from typing import Any
 from confluent_kafka import OFFSET_BEGINNING, OFFSET_END, Consumer, KafkaException, Message, TopicPartition
 
 from tamiyo.schemas.codec import decode
+from tamiyo.schemas.connection import explain, of_the_group
+from tamiyo.schemas.display import printable
 from tamiyo.schemas.errors import BrokerError, ConfigurationError, SchemaError
 from tamiyo.schemas.kafka import KafkaSettings, TopicNames
 from tamiyo.schemas.record import Record, Tensor
@@ -38,13 +40,14 @@ class Line:
     def row(self) -> str:
         """Return the line as columns for people: place, time, run, and the fields that are one short value."""
         fields = "  ".join(
-            f"{name}={value:.4g}" if isinstance(value, float) else f"{name}={value}"
+            f"{name}={value:.4g}" if isinstance(value, float) else f"{name}={printable(str(value))}"
             for name, value in self.value.items()
             if name != "run_id"
             and (isinstance(value, int | float) or (isinstance(value, str) and 0 < len(value) <= SHORT))
         )
         time = datetime.fromtimestamp(self.timestamp_ms / 1_000, UTC).strftime("%H:%M:%S.%f")[:-3]
-        return f"{self.partition:>3} {self.offset:>8}  {time}  {self.value.get('run_id', '-'):<16}  {fields}"
+        run_id = printable(str(self.value.get("run_id", "-")))
+        return f"{self.partition:>3} {self.offset:>8}  {time}  {run_id:<16}  {fields}"
 
 
 def follow(
@@ -70,6 +73,9 @@ def follow(
     if bare.removesuffix(".dlq").removesuffix(".late") not in BY_NAME:
         raise ConfigurationError(f"no topic {topic!r} in the catalogue; `tamiyo topics list` names them")
     full = names.full(bare)
+    trouble = explain(kafka, METADATA_TIMEOUT_S)
+    if trouble is not None:
+        raise trouble
     consumer = Consumer(kafka.librdkafka(log_level=0, **{"group.id": "tamiyo-tail", "enable.auto.commit": False}))
     try:
         partitions = _partitions(consumer, full, kafka)
@@ -80,7 +86,7 @@ def follow(
         shown = 0
         while (forever or left) and not stopped():
             message = consumer.poll(POLL_S)
-            if message is None:
+            if message is None or (message.error() is not None and of_the_group(message.error())):
                 continue
             if message.error():
                 raise BrokerError(f"reading {full}: {message.error().str()}")
@@ -131,7 +137,7 @@ def _partitions(consumer: Consumer, topic: str, kafka: KafkaSettings) -> list[in
     try:
         metadata = consumer.list_topics(topic, timeout=METADATA_TIMEOUT_S).topics[topic]
     except KafkaException as error:
-        raise BrokerError(f"no broker answers at {kafka.bootstrap_servers}: {error.args[0].str()}") from error
+        raise BrokerError(f"{kafka.bootstrap_servers} did not answer: {error.args[0].str()}") from error
     if metadata.error is not None or not metadata.partitions:
         raise BrokerError(f"the broker has no topic {topic}; `tamiyo topics create` makes it")
     return sorted(metadata.partitions)

@@ -2,11 +2,20 @@
 
 import logging
 import sys
+from collections.abc import MutableMapping
 from typing import Any, Literal
 
 import structlog
 
+from tamiyo.schemas.display import printable
+
 NOISY = ("faust", "mode", "aiokafka", "asyncio", "kafka", "aiohttp.access")
+
+
+def silence() -> None:
+    """Log nothing below CRITICAL: for programs that feed stages what these complain about, a million times."""
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
+    logging.getLogger().setLevel(logging.CRITICAL)
 
 
 def configure(level: str = "INFO", style: Literal["auto", "json", "text"] = "auto", verbose: bool = False) -> None:
@@ -23,7 +32,7 @@ def configure(level: str = "INFO", style: Literal["auto", "json", "text"] = "aut
     ]
     renderer: Any = structlog.dev.ConsoleRenderer() if text else structlog.processors.JSONRenderer()
     # ConsoleRenderer prints tracebacks itself; JSON needs them as text.
-    tail: list[Any] = [] if text else [structlog.processors.format_exc_info]
+    tail: list[Any] = [_printable] if text else [structlog.processors.format_exc_info]
     structlog.configure(
         processors=[
             structlog.stdlib.filter_by_level,
@@ -47,3 +56,10 @@ def configure(level: str = "INFO", style: Literal["auto", "json", "text"] = "aut
     root.setLevel(level.upper())
     for name in NOISY:
         logging.getLogger(name).setLevel(level.upper() if verbose else logging.WARNING)
+    # At DEBUG it logs every request, the one with the password included.
+    logging.getLogger("aiokafka.conn").setLevel(max(logging.INFO, logging.getLogger("aiokafka").level))
+
+
+def _printable(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """Escape what a record's words could do to a terminal; JSON escapes it by itself."""
+    return {name: printable(value) if isinstance(value, str) else value for name, value in event.items()}

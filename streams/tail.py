@@ -14,7 +14,7 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 
 from tamiyo.schemas.errors import BrokerError
 from tamiyo.schemas.kafka import KafkaSettings
-from tamiyo.streams.app import aiokafka_settings
+from tamiyo.streams.app import aiokafka_settings, start_reader
 
 PIECE = 500  # also how much disorder two workers that overlapped in time may have left
 LARGEST_PIECE = 16_000
@@ -71,6 +71,7 @@ class TailReader:
     """Reads the ends of partitions, without a group."""
 
     def __init__(self, kafka: KafkaSettings, *, fetch_wait_ms: int) -> None:
+        self._kafka = kafka
         self._consumer: Any = AIOKafkaConsumer(
             **aiokafka_settings(kafka),
             group_id=None,
@@ -80,7 +81,7 @@ class TailReader:
         )
 
     async def __aenter__(self) -> "TailReader":
-        await self._consumer.start()
+        await start_reader(self._consumer, self._kafka)
         return self
 
     async def __aexit__(self, *_: object) -> None:

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from confluent_kafka import KafkaError, KafkaException
-from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, ResourceType
+from confluent_kafka.admin import ConfigResource, NewTopic, ResourceType
 
+from tamiyo.schemas.connection import Connection
 from tamiyo.schemas.errors import BrokerError
 from tamiyo.schemas.kafka import KafkaSettings, TopicNames
 from tamiyo.schemas.topics import CATALOGUE, Topic
@@ -64,17 +65,20 @@ class Topics:
     """
 
     def __init__(self, kafka: KafkaSettings, names: TopicNames, topics: Sequence[Topic] = CATALOGUE) -> None:
-        self._admin = AdminClient(kafka.librdkafka(log_level=0))
+        self._connection = Connection(kafka)
+        self._admin = self._connection.admin
         self._bootstrap = kafka.bootstrap_servers
         self._plan = plan(topics, names)
 
     def reachable(self, timeout_s: float = 5.0) -> str | None:
-        """Return why the broker does not answer, or None if it does."""
-        try:
-            self._admin.list_topics(timeout=timeout_s)
-        except KafkaException as error:
-            return str(error.args[0].str() if isinstance(error.args[0], KafkaError) else error)
-        return None
+        """Return why the broker does not answer, or None if it does.
+
+        Raises BrokerRefused where it will never answer with these credentials or certificates.
+        """
+        trouble = self._connection.trouble(timeout_s)
+        if trouble is not None and trouble.final:
+            raise trouble.error(self._bootstrap)
+        return trouble.reason if trouble is not None else None
 
     def embedded(self) -> bool:
         """Return whether the broker is the embedded one."""
@@ -190,7 +194,12 @@ class Topics:
             # Without a name: all topics, and none is made.
             found = self._admin.list_topics(topic, timeout=10) if topic else self._admin.list_topics(timeout=10)
         except KafkaException as error:
-            raise BrokerError(f"no broker answers at {self._bootstrap}: {error.args[0].str()}") from error
+            trouble = self._connection.trouble(5.0)
+            raise (
+                trouble.error(self._bootstrap)
+                if trouble is not None
+                else BrokerError(f"{self._bootstrap} did not answer: {error.args[0].str()}")
+            ) from error
         return _Metadata(found.cluster_id, found.topics)
 
     def _config(self, names: Sequence[str]) -> dict[str, dict[str, str]]:

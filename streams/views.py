@@ -10,12 +10,12 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaError
 
 from tamiyo.schemas.codec import decode
-from tamiyo.schemas.errors import BrokerError, RegistryError, SchemaError
+from tamiyo.schemas.errors import BrokerError, BrokerRefused, SchemaError
 from tamiyo.schemas.kafka import KafkaSettings, TopicNames
 from tamiyo.schemas.record import Record
 from tamiyo.schemas.topics import Topic
 from tamiyo.streams import metrics
-from tamiyo.streams.app import aiokafka_settings
+from tamiyo.streams.app import aiokafka_settings, start_reader
 
 log = structlog.get_logger(__name__)
 
@@ -77,13 +77,21 @@ class Views:
         self._task = asyncio.create_task(self._read(), name="views")
 
     async def wait(self, timeout_s: float) -> None:
-        """Return once everything that was there at the start is read; raises BrokerError after `timeout_s`."""
-        try:
-            await asyncio.wait_for(self._caught_up.wait(), timeout_s)
-        except TimeoutError:
-            raise BrokerError(
-                f"compacted topics ({', '.join(self.by_name)}) were not read within {timeout_s:.0f} s"
-            ) from self._failed
+        """Return once everything that was there at the start is read.
+
+        Raises BrokerError after `timeout_s`, or at once where the broker refuses.
+        """
+        reading = asyncio.create_task(self._caught_up.wait())
+        ends = {reading} if self._task is None else {reading, self._task}
+        await asyncio.wait(ends, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+        reading.cancel()
+        if self.caught_up:
+            return
+        if self._task is not None and self._task.done() and not self._task.cancelled():
+            self._task.result()
+        raise BrokerError(
+            f"compacted topics ({', '.join(self.by_name)}) were not read within {timeout_s:.0f} s"
+        ) from self._failed
 
     async def stop(self) -> None:
         """Stop reading; the views stay as they are."""
@@ -103,9 +111,11 @@ class Views:
                 fetch_max_wait_ms=self._fetch_wait_ms,
             )
             try:
-                await consumer.start()
+                await start_reader(consumer, self._kafka)
                 await self._follow(consumer, positions)
-            except (KafkaError, RegistryError) as error:
+            except (KafkaError, BrokerError) as error:
+                if isinstance(error, BrokerRefused) and not self.caught_up:
+                    raise
                 # A broker or registry that goes away comes back; what was read stays valid meanwhile.
                 self._failed = error
                 log.warning("the reader of compacted topics starts again", error=repr(error))

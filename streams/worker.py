@@ -14,6 +14,7 @@ import structlog
 from tamiyo.schemas.errors import BrokerError
 from tamiyo.schemas.kafka import KafkaSettings, TopicNames
 from tamiyo.schemas.topics import Topic
+from tamiyo.streams.acls import require, stage_grants
 from tamiyo.streams.health import HealthServer
 from tamiyo.streams.settings import WorkerSettings
 from tamiyo.streams.shell import Shell
@@ -59,7 +60,7 @@ class Worker:
         if "torch" in sys.modules:
             # More threads than one make a small forward pass slower by a factor of fifty beside a busy neighbour.
             sys.modules["torch"].set_num_threads(1)
-        fetch_wait_ms = await self._wait_for_broker(list(stages.values()))
+        fetch_wait_ms = await self._wait_for_broker(stages)
         if self._stop.is_set():
             return
         watched = {topic.name: topic for stage in stages.values() for topic in stage.views}
@@ -119,9 +120,9 @@ class Worker:
             logging.shutdown()
             os._exit(1)
 
-    async def _wait_for_broker(self, stages: Sequence[type[Stage]]) -> int:
+    async def _wait_for_broker(self, stages: Mapping[str, type[Stage]]) -> int:
         """Wait until the broker answers and the topics are there; return how long fetches may wait there, ms."""
-        needed = {topic.name: topic for stage in stages for topic in _topics(stage)}
+        needed = {topic.name: topic for stage in stages.values() for topic in _topics(stage)}
         topics = Topics(self._kafka, self._names, list(needed.values()))
         deadline = time.monotonic() + self._worker.startup_timeout_s
         while (reason := await asyncio.to_thread(topics.reachable, RETRY_S)) is not None and not self._stop.is_set():
@@ -141,6 +142,10 @@ class Worker:
         embedded = await asyncio.to_thread(topics.embedded)
         if embedded:
             await asyncio.to_thread(topics.touch)
+        else:
+            for name, stage in stages.items():
+                wanted = stage_grants(stage, self._entries[name].group, self._names)
+                await asyncio.to_thread(require, name, wanted, self._kafka)
         problems = await asyncio.to_thread(topics.check)
         if problems:
             raise BrokerError(

@@ -24,6 +24,8 @@ def test_the_prefix_comes_and_goes() -> None:
 
 
 def test_secrets_do_not_show() -> None:
-    settings = KafkaSettings(sasl_mechanism="PLAIN", sasl_username="me", sasl_password="hunter2")
+    settings = KafkaSettings(
+        security_protocol="SASL_PLAINTEXT", sasl_mechanism="PLAIN", sasl_username="me", sasl_password="hunter2"
+    )
     assert "hunter2" not in repr(settings)
     assert settings.librdkafka()["sasl.password"] == "hunter2"

@@ -43,7 +43,7 @@ def test_all_the_pieces_exist() -> None:
     wanted = {"demo", "broker", "worker", "learner", "train", "tail", "doctor", "control"}
     wanted |= {"record", "replay", "diff", "discard"}
     assert {path[0] for path in commands()} == wanted | {"topics", "schemas"}
-    assert {path[1] for path in commands() if path[0] == "topics"} == {"create", "list", "check"}
+    assert {path[1] for path in commands() if path[0] == "topics"} == {"create", "list", "check", "acls"}
     assert {path[1] for path in commands() if path[0] == "schemas"} == {"register", "check"}
 
 
@@ -64,6 +64,8 @@ def test_all_the_pieces_exist() -> None:
         (["schemas", "register", "--url", "ftp://registry"], 1, "must begin http:// or https://"),
         (["schemas", "register", "--url", "http://me:secret@registry"], 1, "must not hold credentials"),
         (["doctor", "-b", NOWHERE], 1, "set TAMIYO_KAFKA_BOOTSTRAP_SERVERS"),
+        (["topics", "acls", "--role", "coffee"], 1, "there is no role 'coffee'; choose from intake"),
+        (["topics", "acls", "--principal", "it's"], 1, "must be like User:{role}"),
         (["control", "run 1\n", "-b", NOWHERE], 1, "run_id"),
         (["record", "new", "-b", NOWHERE], 1, f"no broker answers at {NOWHERE}"),
         (["record", "new", "--topic", "coffee"], 1, "no topic 'coffee' in the catalogue"),

@@ -1,0 +1,57 @@
+"""A limit on what a compressed batch may grow to.
+
+Kafka's own limits hold for compressed bytes, and aiokafka unpacks a batch whatever it comes to: a megabyte of zeros in
+zstd is tens of gigabytes. librdkafka has such a limit (`receive.message.max.bytes`), aiokafka has none to set.
+"""
+
+import sys
+import zlib
+from collections.abc import Callable
+from typing import Any
+
+import cramjam
+import numpy as np
+from aiokafka.errors import CorruptRecordException
+from aiokafka.record import default_records, legacy_records
+
+MAX_BATCH_BYTES = 64 * 1024 * 1024  # sixteen of the largest records; honest batches hold one request's, a megabyte
+READERS = {default_records.DefaultRecordBatch.__module__, legacy_records.LegacyRecordBatch.__module__}
+
+Decode = Callable[[Any], bytes]
+
+
+def _into_room(codec: Any) -> Decode:
+    def decode(payload: Any) -> bytes:
+        room = np.empty(MAX_BATCH_BYTES, np.uint8)  # the system gives pages only where something is written
+        try:
+            length = codec.decompress_into(payload, room)
+        except cramjam.DecompressionError as error:
+            raise CorruptRecordException(_words(error)) from error
+        return room[:length].tobytes()
+
+    return decode
+
+
+def _gzip(payload: Any) -> bytes:
+    unpacking = zlib.decompressobj(wbits=31)
+    try:
+        found = unpacking.decompress(bytes(payload), MAX_BATCH_BYTES)
+    except zlib.error as error:
+        raise CorruptRecordException(_words(error)) from error
+    if not unpacking.eof:
+        raise CorruptRecordException(_words("it goes on"))
+    return found
+
+
+def _words(error: object) -> str:
+    return f"a compressed batch is broken, or unpacks to more than {MAX_BATCH_BYTES} bytes: {error}"
+
+
+def limit() -> None:
+    """Make every aiokafka consumer of this process refuse a larger batch with CorruptRecordException.
+
+    Snappy stays as it is: it cannot pack more than about twenty to one.
+    """
+    for name in READERS:
+        module = sys.modules[name]
+        vars(module).update(gzip_decode=_gzip, lz4_decode=_into_room(cramjam.lz4), zstd_decode=_into_room(cramjam.zstd))
