@@ -1,11 +1,13 @@
 """Brokers for the whole session, and what produces to and reads from them."""
 
+import logging
 import os
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import closing
 
 import pytest
+import structlog
 import torch
 
 from tamiyo.schemas.kafka import KafkaSettings, TopicNames
@@ -14,6 +16,19 @@ from tests.streams.kafka_log import KafkaLog
 from tests.streams.registries import running_registry
 
 torch.set_num_threads(1)  # two threads on a shared machine are slower than one, by up to a hundred times
+
+
+@pytest.fixture(autouse=True)
+def logging_as_it_was() -> Iterator[None]:
+    """A command that a test runs in this process sets logging up; its stream is closed when the test has ended."""
+    root, config = logging.getLogger(), structlog.get_config()
+    handlers, level = list(root.handlers), root.level
+    yield
+    structlog.configure(**config)
+    root.setLevel(level)
+    for handler in set(root.handlers) - set(handlers):
+        if type(handler) is logging.StreamHandler:
+            root.removeHandler(handler)
 
 
 @pytest.fixture(scope="session")

@@ -67,7 +67,7 @@ def job(request: pytest.FixtureRequest) -> Iterator[Job]:
 
 def test_telemetry_in_decisions_out(job: Job) -> None:
     counts = job.report.counts
-    assert counts["telemetry_records"] > 100
+    assert counts["telemetry_records"] >= 3 * QUICK_STEPS // 50  # three topics, and no window without a frame
     assert counts["signals"] == counts["telemetry_records"]
     assert counts["graphs"] == counts["windows"] >= QUICK_STEPS // 50
     assert counts["decisions"] == counts["graphs"]

@@ -9,6 +9,7 @@ import numpy as np
 from hypothesis import strategies as st
 from pydantic.fields import FieldInfo
 
+from tamiyo.schemas.analysis import LayerStats
 from tamiyo.schemas.record import Record, Tensor
 
 IDS = st.text(string.ascii_letters + string.digits, min_size=1, max_size=8)
@@ -80,6 +81,13 @@ def consistent(name: str, fields: dict[str, Any], length: int) -> dict[str, Any]
             "edge_source": zeros,
             "edge_target": zeros,
         }
+    if name == "HealthWindow":
+        layers = len(fields["layer_id"])
+        metrics = {
+            metric: LayerStats(**{key: (column * layers)[:layers] for key, column in vars(stats).items()})
+            for metric, stats in fields["metrics"].items()
+        }
+        return {**fields, "metrics": metrics}
     if name == "HealthSignals":
         columns = {metric: (column * length)[:length] for metric, column in fields["metrics"].items()}
         return {**fields, "metrics": columns}

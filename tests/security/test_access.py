@@ -12,6 +12,7 @@ from tamiyo.host.receiver import KafkaReceiver
 from tamiyo.schemas.connection import explain
 from tamiyo.schemas.errors import BrokerError, BrokerRefused, ConfigurationError
 from tamiyo.schemas.kafka import KafkaSettings, TopicNames
+from tamiyo.schemas.registry import RegistrySettings
 from tamiyo.schemas.topics import CONTROL
 from tamiyo.streams.app import create_app
 from tamiyo.streams.doctor import examine
@@ -78,7 +79,8 @@ async def read_end(kafka: KafkaSettings) -> None:
 async def consume(kafka: KafkaSettings) -> list[str]:
     """Start Faust's own consumer and return the topics it sees."""
     app = create_app("faust-reads", kafka, WorkerSettings())
-    consumer = app.transport.create_consumer(lambda _: None, app=app)._new_consumer_thread()._create_consumer()
+    thread = app.consumer._new_consumer_thread()
+    consumer = thread._create_consumer(loop=asyncio.get_running_loop())
     try:
         await consumer.start()
         return list(await consumer.topics())
@@ -146,7 +148,8 @@ def test_every_client_says_it(locked: LockedKafka, names: TopicNames, client: st
 
 @pytest.mark.parametrize(("make", "words"), [wrong("SCRAM password"), wrong("expired")])
 def test_the_doctor_says_it(locked: LockedKafka, names: TopicNames, tmp_path: object, make: Make, words: str) -> None:
-    (found,) = (f for f in examine(make(locked), names, StoreSettings(url=f"file://{tmp_path}")) if f.what == "broker")
+    findings = examine(make(locked), names, StoreSettings(url=f"file://{tmp_path}"), RegistrySettings())
+    (found,) = (finding for finding in findings if finding.what == "broker")
     assert found.state == "problem"
     assert words.split(".*")[-1] in found.detail
 
