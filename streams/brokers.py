@@ -138,6 +138,11 @@ class LocalKafka:
         (self._folder / "log4j2.xml").write_text(LOG4J)
         self._log = self._folder / "broker.log"
 
+    @property
+    def pid(self) -> int | None:
+        """Return the node's process id; None while it is down."""
+        return self._process.pid if self._process is not None else None
+
     def _java(self, *arguments: str) -> list[str]:
         # A small heap and the quick compiler: a test's broker lives for seconds.
         options = ["-Xmx512m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"]

@@ -32,22 +32,46 @@ class Children:
     ) -> None:
         self.stop()
 
-    def start(self, name: str, arguments: Sequence[str]) -> None:
-        """Start `tamiyo ARGUMENTS` under `name`."""
-        with (self._logs / f"{name}.log").open("wb") as log:
+    def start(
+        self,
+        name: str,
+        arguments: Sequence[str],
+        *,
+        environment: Mapping[str, str] | None = None,
+        folder: Path | None = None,
+    ) -> None:
+        """Start `tamiyo ARGUMENTS` under `name`, in `folder` where one is given; its log goes on where it was."""
+        with (self._logs / f"{name}.log").open("ab") as log:
             # A session of its own: Ctrl-C reaches the demo only, which then stops its children in order.
             self._processes[name] = subprocess.Popen(  # noqa: S603 (our own command line, no shell)
                 [sys.executable, "-m", "tamiyo.streams.cli", *arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env=self._environment,
+                env={**self._environment, **(environment or {})},
+                cwd=folder,
                 start_new_session=True,
             )
 
     def names(self) -> list[str]:
         """Return the names of all that were started."""
         return list(self._processes)
+
+    def pid(self, name: str) -> int:
+        """Return the process id that `name` has, or had last."""
+        return self._processes[name].pid
+
+    def exit_code(self, name: str) -> int | None:
+        """Return how `name` ended (minus a signal's number where one ended it); None while it runs."""
+        return self._processes[name].poll()
+
+    def signal(self, name: str, number: int) -> None:
+        """Send a signal to `name`, if it still runs."""
+        self._processes[name].send_signal(number)
+
+    def wait(self, name: str, timeout_s: float | None = None) -> int:
+        """Return how `name` ended, once it has; raises subprocess.TimeoutExpired after `timeout_s`."""
+        return self._processes[name].wait(timeout_s)
 
     def running(self, name: str) -> bool:
         """Return whether `name` still runs; raises TamiyoError with its last words if it failed."""
