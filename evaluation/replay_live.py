@@ -102,7 +102,9 @@ class Live:
             there = reader.resolve(Selection(topics=tuple(topic.name for topic in TELEMETRY)))
         ends = {(each.topic, each.partition): each.end for each in there}
         with closing(IntakeOrder(self.kafka, self.names, group, WindowSettings(), ends)) as order:
-            for number, together in enumerate(zip(*(_frames(load, run) for run in range(load.runs)), strict=True)):
+            for number, together in enumerate(
+                zip(*(sampled_steps(load, run) for run in range(load.runs)), strict=True)
+            ):
                 if number in due:
                     due[number]()
                 if cut and number == load.frames - 1:
@@ -137,7 +139,7 @@ class Live:
         return self._partitions[key]
 
 
-def _frames(load: Load, run: int) -> Iterator[list[Record]]:
+def sampled_steps(load: Load, run: int) -> Iterator[list[Record]]:
     """Yield the frames of each sampled step: three, now and then a cache frame, now and then errors."""
     step: list[Record] = []
     for record in frames(load, run):

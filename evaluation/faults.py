@@ -1,0 +1,328 @@
+"""`make faults`: an installation on a real Kafka, faults at random moments from a seed, and a verdict on what was said.
+
+Workers of every stage, a learner, simulated runs and hosts live through kills, freezes, rebalance storms, full disks
+and a broker that goes away, several at once. Then everything drains and stops, and the judge (`faults_judge.py`)
+recomputes from the logs what must be there. Exit status 1 where anything is not as it must be.
+"""
+
+import json
+import os
+import platform
+import random
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager, suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from confluent_kafka import KafkaException
+from rich.console import Console
+
+from tamiyo.evaluation.bench_measure import percentile
+from tamiyo.evaluation.faults_collect import Collector, collect
+from tamiyo.evaluation.faults_disk import Disk
+from tamiyo.evaluation.faults_judge import Violation, judge
+from tamiyo.evaluation.faults_kinds import ALL, Scene, plan
+from tamiyo.evaluation.faults_ledger import Evidence, Ledger
+from tamiyo.evaluation.faults_world import Host, Telemetry
+from tamiyo.evaluation.installation import PARTITIONS, Installation, end_by_signal
+from tamiyo.schemas.topics import DECISIONS, EXPERIENCE, GRAPHS, KERNELS, REWARDS, SIGNALS, WINDOWS
+from tamiyo.streams.brokers import kafka_home
+from tamiyo.streams.shell import EXIT_BUG
+
+FORMAT = 1
+WIDTH = 50
+SAMPLE_S = 2.0
+RECOVERY_PATIENCE_S = 120.0
+QUIET_S = 6.0  # without a new record on any topic, after which everything has drained
+DRAIN_PATIENCE_S = 180.0
+ANSWERS = (SIGNALS, WINDOWS, GRAPHS, DECISIONS, KERNELS, REWARDS, EXPERIENCE)
+SETTINGS = {
+    "TAMIYO_WINDOW_WIDTH": str(WIDTH),
+    # Runs of a minute: spans and waits that end within one.
+    "TAMIYO_REWARD_SPAN_STEPS": "[50, 100, 200, 300]",
+    "TAMIYO_DECISION_IN_FLIGHT_STEPS": "100",
+    # An update every few seconds, of a second.
+    "TAMIYO_LEARNER_FRESH_BATCH": "32",
+    "TAMIYO_LEARNER_UPDATE_EPOCHS": "1",
+}
+
+console = Console()
+
+
+@dataclass(slots=True)
+class Injection:
+    """One fault, as it happened."""
+
+    kind: str
+    began_s: float
+    """Since the first, as all times here."""
+    what: str = ""
+    ended_s: float | None = None
+    recovery_seconds: float | None = None
+    """From its end (of a frozen worker: from its beginning, as others take over) to decisions everywhere."""
+    healed: float = field(default=0.0, repr=False)
+
+
+@dataclass(slots=True)
+class Course:
+    """One run of the program: what happened, and what is wrong."""
+
+    seed: int
+    injections: list[Injection] = field(default_factory=list)
+    violations: list[Violation] = field(default_factory=list)
+    counts: dict[str, int] = field(default_factory=dict)
+    ends: Counter[str] = field(default_factory=Counter)
+    means: str = ""
+    seconds: float = 0.0
+    interrupted: bool = False
+    drained: bool = True
+
+
+def run(home: Path | None, folder: Path, *, faults: int, seed: int, workers: int, gap_s: float) -> Course:
+    """Live through `faults` faults, about one in `gap_s` seconds, and judge; Ctrl-C goes on to the judgement."""
+    course, ledger = Course(seed), Ledger()
+    began = time.monotonic()
+    with ExitStack() as stack:
+        kernels = stack.enter_context(Disk(folder / "store" / "kernels"))
+        checkpoints = stack.enter_context(Disk(folder / "store" / "checkpoints"))
+        course.means = kernels.means
+        installation = stack.enter_context(Installation(home, folder, settings=SETTINGS))
+        names = [f"worker-{number + 1}" for number in range(workers)]
+        for name in names:
+            installation.fleet.add_worker(name)
+        installation.fleet.add_learner()
+        telemetry = Telemetry(installation.kafka, installation.names, ledger, seed=seed, partitions=PARTITIONS)
+        host = Host(installation.kafka, installation.names, ledger, telemetry, PARTITIONS)
+        console.print(f"seed {seed}: waiting for {workers} workers and a learner")
+        installation.fleet.wait_ready()
+        telemetry.start()
+        host.start()
+        stack.callback(host.stop)
+        try:
+            with _sampling(installation, ledger):
+                _wait(lambda: host.recovered(began) is not None, RECOVERY_PATIENCE_S)
+                _inject(course, Scene(installation, names, kernels, checkpoints), host, faults, gap_s)
+                _recover(course, host)
+        except KeyboardInterrupt:
+            course.interrupted = True
+            console.print("interrupted: no more faults; what happened so far is drained and judged")
+        telemetry.finish()
+        course.drained = _drained(installation, host, telemetry)
+        for name in installation.fleet.names:
+            installation.fleet.stop(name)
+        course.ends = Counter(str(end.code) for end in installation.fleet.ends)
+        ledger.crashes += [
+            f"{end.name} ended with status {end.code}" for end in installation.fleet.ends if end.code == EXIT_BUG
+        ]
+        console.print("reading everything and judging")
+        evidence = collect(installation.kafka, installation.names, installation.store, ledger)
+        course.violations = judge(evidence, width=WIDTH)
+        course.counts = _counts(evidence, host)
+    course.seconds = time.monotonic() - began
+    return course
+
+
+def _inject(course: Course, scene: Scene, host: Host, faults: int, gap_s: float) -> None:
+    rng = random.Random(course.seed)
+    start = time.monotonic()
+    threads: list[threading.Thread] = []
+
+    def happen(injection: Injection, source: random.Random) -> None:
+        began = time.monotonic()
+        injection.what = ALL[injection.kind][0](scene, source)
+        injection.ended_s = round(time.monotonic() - start, 2)
+        injection.healed = began if injection.kind == "freeze_worker" else time.monotonic()
+
+    for number, kind in enumerate(plan(faults, rng)):
+        injection = Injection(kind, round(time.monotonic() - start, 2))
+        course.injections.append(injection)
+        threads.append(
+            threading.Thread(target=happen, args=(injection, random.Random(rng.random())), name=kind, daemon=True)
+        )
+        threads[-1].start()
+        console.print(f"{number + 1:4} of {faults}  {injection.began_s:7.1f} s  {kind}")
+        time.sleep(rng.uniform(0.4, 1.6) * gap_s)
+        _note_recoveries(course, host)
+    for thread in threads:
+        while thread.is_alive():
+            thread.join(0.2)
+
+
+def _note_recoveries(course: Course, host: Host) -> None:
+    for number, injection in enumerate(course.injections):
+        if injection.healed and injection.recovery_seconds is None:
+            took = host.recovered(injection.healed)
+            if took is not None:
+                injection.recovery_seconds = round(took, 2)
+                console.print(f"          {number + 1} {injection.kind} ({injection.what}): recovered in {took:.1f} s")
+
+
+def _recover(course: Course, host: Host) -> None:
+    def recovered() -> bool:
+        _note_recoveries(course, host)
+        return all(each.recovery_seconds is not None for each in course.injections)
+
+    if not _wait(recovered, RECOVERY_PATIENCE_S):
+        late = [each for each in course.injections if each.recovery_seconds is None]
+        course.violations.append(Violation("no recovery", "", f"{len(late)} faults, in {RECOVERY_PATIENCE_S:.0f} s"))
+
+
+def _wait(done: Any, patience_s: float) -> bool:
+    deadline = time.monotonic() + patience_s
+    while not done():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.2)
+    return True
+
+
+def _drained(installation: Installation, host: Host, telemetry: Telemetry) -> bool:
+    """Wait until every run's last graph is decided and no topic grows any more; return whether that came to be."""
+    console.print("no more telemetry: waiting until all of it is answered")
+    ends: Mapping[Any, int] = {}
+    since = time.monotonic()
+    with closing(Collector(installation.kafka, installation.names)) as collector:
+        places = [(topic.name, number) for topic in ANSWERS for number in range(PARTITIONS)]
+
+        def quiet() -> bool:
+            nonlocal ends, since
+            with suppress(KafkaException):
+                now = collector.ends(places)
+                if now != ends or not set(telemetry.finished) <= host.ended:
+                    ends, since = now, time.monotonic()
+            return time.monotonic() - since >= QUIET_S
+
+        return _wait(quiet, DRAIN_PATIENCE_S)
+
+
+@contextmanager
+def _sampling(installation: Installation, ledger: Ledger) -> Iterator[None]:
+    """Look at commits every two seconds, in a thread of its own."""
+    over = threading.Event()
+
+    def look() -> None:
+        places = [(topic.name, number) for topic in ANSWERS for number in range(PARTITIONS)]
+        with closing(Collector(installation.kafka, installation.names)) as collector:
+            while not over.wait(SAMPLE_S):
+                with suppress(KafkaException):  # the broker is away: that is what this is about
+                    ledger.samples.append(collector.sample(places))
+
+    thread = threading.Thread(target=look, name="samples", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+def _counts(evidence: Evidence, host: Host) -> dict[str, int]:
+    messages = {topic.name: len(evidence.entries(topic)) for topic in ANSWERS}
+    late = sum(len(found) for name, found in evidence.messages.items() if name.endswith(".late"))
+    dead = sum(len(found) for name, found in evidence.messages.items() if name.endswith(".dlq"))
+    different = {
+        "different graphs": len(evidence.first(GRAPHS, "graph_id")),
+        "different decisions": len(evidence.first(DECISIONS, "decision_id")),
+        "policies": len(evidence.checkpoints),
+        "sent": len(evidence.ledger.sent),
+        "executions": len(evidence.ledger.executions),
+        "commit samples": len(evidence.ledger.samples),
+        "late": late,
+        "dead letters": dead,
+    }
+    return {**messages, **different, **{f"decided {name}": count for name, count in sorted(host.types.items())}}
+
+
+def summary(courses: Sequence[Course], command: str) -> dict[str, Any]:
+    """Return the report of one or several seeds."""
+    injections = [each for course in courses for each in course.injections]
+    recoveries: dict[str, list[float]] = {}
+    for each in injections:
+        if each.recovery_seconds is not None:
+            recoveries.setdefault(each.kind, []).append(each.recovery_seconds)
+    everything = [seconds for found in recoveries.values() for seconds in found]
+    return {
+        "format": FORMAT,
+        "command": command,
+        "machine": {"python": platform.python_version(), "system": platform.system(), "cores": os.cpu_count()},
+        "faults": len(injections),
+        "seed": courses[0].seed if len(courses) == 1 else [course.seed for course in courses],
+        "violations": [{"seed": course.seed, **each.to_dict()} for course in courses for each in course.violations],
+        "counts": dict(Counter(each.kind for each in injections)),
+        "recovery_seconds": {
+            name: _quantiles(found) for name, found in [*sorted(recoveries.items()), ("all", everything)] if found
+        },
+        "full_disks": courses[0].means,
+        "runs": [
+            {
+                "seed": course.seed,
+                "seconds": round(course.seconds, 1),
+                "interrupted": course.interrupted,
+                "drained": course.drained,
+                "process_ends_by_status": dict(course.ends),
+                "counts": course.counts,
+                "injections": [
+                    {key: value for key, value in asdict(each).items() if key != "healed"} for each in course.injections
+                ],
+            }
+            for course in courses
+        ],
+    }
+
+
+def _quantiles(values: Sequence[float]) -> dict[str, float]:
+    return {
+        "count": len(values),
+        "p50": round(percentile(values, 0.5), 2),
+        "p90": round(percentile(values, 0.9), 2),
+        "max": round(max(values), 2),
+    }
+
+
+def main(
+    faults: Annotated[int, typer.Option(min=1, max=10_000, help="How many, for each seed")] = 20,
+    seed: Annotated[
+        list[int] | None, typer.Option(help="What is drawn from; repeat for several runs [default: 0]")
+    ] = None,
+    workers: Annotated[int, typer.Option(min=1, max=16, help="Worker processes, each with every stage")] = 3,
+    gap: Annotated[float, typer.Option(min=0.5, max=600, help="Mean seconds from one fault to the next")] = 6.0,
+    keep: Annotated[Path | None, typer.Option(help="Keep the processes' logs and the store in this folder")] = None,
+    report: Annotated[Path | None, typer.Option(help="Write the result as JSON to this file")] = None,
+) -> None:
+    """Break an installation on a real Kafka, again and again, and judge what it said; exit 1 on any violation.
+
+    Examples: `make faults` · `make faults ARGS="--faults 50 --seed 1 --seed 2 --report faults.json"` ·
+    `make faults ARGS="--faults 10 --gap 15 --keep /tmp/faults"`
+    """
+    end_by_signal()
+    courses: list[Course] = []
+    for each in seed or [0]:
+        with tempfile.TemporaryDirectory(prefix="tamiyo-faults-") as temporary:
+            folder = (keep / f"seed-{each}") if keep is not None else Path(temporary)
+            folder.mkdir(parents=True, exist_ok=True)
+            courses.append(run(kafka_home(), folder, faults=faults, seed=each, workers=workers, gap_s=gap))
+        course = courses[-1]
+        verdict = "[green]nothing is wrong[/]" if not course.violations else f"[red]{len(course.violations)} wrong[/]"
+        console.print(f"seed {each}: {len(course.injections)} faults in {course.seconds:.0f} s: {verdict}")
+        for violation in course.violations[:20]:
+            console.print(f"  {violation.kind}: {violation.where}: {violation.what}", markup=False, highlight=False)
+        if course.interrupted:
+            break
+    result = summary(courses, "make faults ARGS='" + " ".join(sys.argv[1:]) + "'")
+    console.print_json(json.dumps({key: result[key] for key in ("faults", "counts", "recovery_seconds")}))
+    if report is not None:
+        report.write_text(json.dumps(result, indent=1) + "\n")
+        console.print(f"report {report}")
+    if result["violations"]:
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    typer.run(main)

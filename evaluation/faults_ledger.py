@@ -1,0 +1,142 @@
+"""The evidence of a fault run: its own ledger, and what lies on the topics and in the store when all is over.
+
+The ledger knows what no topic tells: everything that was sent and taken by the broker, everything a host executed, and
+what consumer groups had committed while the faults happened.
+"""
+
+import threading
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from tamiyo.schemas.codec import decode
+from tamiyo.schemas.errors import SchemaError
+from tamiyo.schemas.topics import BY_NAME, Topic
+from tamiyo.streams.messages import Message
+
+Place = tuple[str, int]
+"""Topic (without prefix) and partition."""
+Held = tuple[str, str, int]
+"""Consumer group (without prefix), topic (without prefix) and partition."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """One message that the broker has said it took."""
+
+    topic: str
+    partition: int
+    offset: int
+    key: bytes
+    value: bytes
+    valid: bool = True
+    """False: made to be refused, so it belongs into the dead letters."""
+
+
+@dataclass(frozen=True, slots=True)
+class Execution:
+    """A host did what a decision asked for."""
+
+    decision_id: str
+    graph_id: str
+    run_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """What was committed at one moment, and where the topics ended a little later.
+
+    What is committed is acknowledged, and what is acknowledged was answered: so every answer lies before `ends`.
+    """
+
+    committed: Mapping[Held, int]
+    ends: Mapping[Place, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A policy's file in the store, as its header has it."""
+
+    version: int
+    experiences: int
+    updates: int
+    offsets: Mapping[str, int]
+    checksum: str
+
+
+@dataclass(slots=True)
+class Ledger:
+    """What the run itself did and saw. Several threads append to it."""
+
+    sent: list[Sent] = field(default_factory=list)
+    executions: list[Execution] = field(default_factory=list)
+    samples: list[Sample] = field(default_factory=list)
+    crashes: list[str] = field(default_factory=list)
+    """A sentence for every process that ended by a bug."""
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A message with its record, None where the bytes are none."""
+
+    message: Message
+    record: Any
+
+    @property
+    def place(self) -> str:
+        """Return topic:partition:offset."""
+        return self.message.place
+
+
+@dataclass(slots=True)
+class Evidence:
+    """Everything there is to judge a run by."""
+
+    ledger: Ledger
+    messages: Mapping[str, Sequence[Message]]
+    """By topic without prefix, dead letters and late ones included, in order of partition and offset."""
+    committed: Mapping[Held, int] = field(default_factory=dict)
+    """Of every group, at the end."""
+    checkpoints: Sequence[Checkpoint] = ()
+    kernels: Mapping[str, str] = field(default_factory=dict)
+    """SHA-256 of each kernel file in the store, by kernel id."""
+    _entries: dict[str, list[Entry]] = field(default_factory=dict)
+
+    def entries(self, topic: Topic) -> list[Entry]:
+        """Return a topic's messages, decoded, in order of partition and offset."""
+        if topic.name not in self._entries:
+            self._entries[topic.name] = [Entry(each, _decoded(each)) for each in self.messages.get(topic.name, ())]
+        return self._entries[topic.name]
+
+    def records(self, topic: Topic) -> list[Entry]:
+        """Return those of a topic's messages that are records."""
+        return [each for each in self.entries(topic) if each.record is not None]
+
+    def first(self, topic: Topic, identity: str) -> dict[str, Entry]:
+        """Return the first record under each value of the field `identity`: the one that every reader takes."""
+        found: dict[str, Entry] = {}
+        for entry in self.records(topic):
+            found.setdefault(getattr(entry.record, identity), entry)
+        return found
+
+    def by_partition(self, topic: Topic) -> dict[int, list[Entry]]:
+        """Return a topic's records by partition, in order."""
+        found: dict[int, list[Entry]] = defaultdict(list)
+        for entry in self.records(topic):
+            found[entry.message.partition].append(entry)
+        return found
+
+    def ends(self) -> dict[Place, int]:
+        """Return the offset after the last message of every partition that has one."""
+        return {(each.topic, each.partition): each.offset + 1 for found in self.messages.values() for each in found}
+
+
+def _decoded(message: Message) -> Any:
+    if message.value is None:
+        return None
+    try:
+        return decode(message.value, BY_NAME[message.topic].record)
+    except SchemaError:
+        return None
