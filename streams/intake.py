@@ -62,6 +62,9 @@ class IntakeStage:
         # By run and source: each source's frames come in order, so the order among sources does not show.
         self._deviations: OrderedDict[tuple[str, str], RollingDeviation] = OrderedDict()
         self._cells = 0
+        self._heard_ms: OrderedDict[str, int] = OrderedDict()
+        """By run, the time of the tick before its newest frame; the longest silent first."""
+        self._now_ms: int | None = None
 
     def recall(self, said: Sequence[Said]) -> None:
         """Learn which frames were published already."""
@@ -87,7 +90,19 @@ class IntakeStage:
         return [one if isinstance(one, Reject) else self._publish(one, kept.get(one.signal_id)) for one in scored]
 
     def tick(self, now_ms: int) -> Sequence[Output | Reject]:
-        """Return nothing: only records make signals."""
+        """Return nothing: only records make signals. Let go of runs that have been silent for long: they are over."""
+        if self._now_ms is None:
+            self._heard_ms = OrderedDict.fromkeys(self._heard_ms, now_ms)
+        self._now_ms = now_ms
+        while self._heard_ms:
+            run_id, heard_ms = next(iter(self._heard_ms.items()))
+            if now_ms - heard_ms < 1000 * self.settings.idle_timeout_s:
+                break
+            del self._heard_ms[run_id]
+            self._seen.pop(run_id, None)
+            for topic in TELEMETRY:
+                forgotten = self._deviations.pop((run_id, topic.name), None)
+                self._cells -= forgotten.cells if forgotten is not None else 0
         return ()
 
     def open_offsets(self) -> Mapping[str, int]:
@@ -201,13 +216,16 @@ class IntakeStage:
         """Return whether a signal was seen before, and remember it."""
         seen = self._seen.pop(run_id, {})
         self._seen[run_id] = seen
+        self._heard_ms[run_id] = self._now_ms or 0
+        self._heard_ms.move_to_end(run_id)
         if name in seen:
             return True
         seen[name] = None
         if len(seen) > self.settings.max_remembered:
             del seen[next(iter(seen))]
         if len(self._seen) > self.settings.max_runs:  # a repeat of a forgotten run is caught by its window
-            self._seen.popitem(last=False)
+            longest_silent, _ = self._seen.popitem(last=False)
+            self._heard_ms.pop(longest_silent, None)
         return False
 
 

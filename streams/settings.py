@@ -87,6 +87,9 @@ class IntakeSettings(BaseSettings):
     deviation_cells: int = Field(32_000_000, ge=1, description="Values remembered for it, 4 bytes each; oldest runs go")
     max_runs: int = Field(10_000, ge=1, description="Runs remembered, a partition; the longest silent are forgotten")
     max_remembered: int = Field(2_048, ge=1, description="Frames of a run remembered to drop repeats")
+    idle_timeout_s: float = Field(
+        1800, gt=0, description="A run silent for this long is forgotten; what it sends then is as a new run's"
+    )
     minimum_priority: float = Field(0.0, ge=0, description="The filter drops layer-signals below; 0 keeps everything")
     ignored_layers: list[str] = Field([], description='The filter drops layers that match, e.g. ["encoder.*"]')
 

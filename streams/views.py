@@ -1,8 +1,11 @@
 """Compacted topics, read whole and kept current: the newest record under each key."""
 
 import asyncio
+import threading
 import time
-from collections.abc import Iterable, Sequence
+import zlib
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Generic, TypeVar, cast
 
 import structlog
@@ -21,32 +24,63 @@ log = structlog.get_logger(__name__)
 
 R = TypeVar("R", bound=Record)
 
+MAX_UNPACKED = 1_000  # records; a topology of ten layers takes 44 kB unpacked, and 0.5 kB packed
+UNPACKED_S = 600.0  # not asked for in this time, a record is unpacked again when it is
+
 
 class TopicView(Generic[R]):
-    """The newest record under each key of one compacted topic. A message without a value removes its key."""
+    """The newest record under each key of one compacted topic. A message without a value removes its key.
 
-    def __init__(self, topic: Topic) -> None:
+    Keys are runs, and over months far more runs are over than go on; so what is kept of each is its bytes, packed, and
+    only what was lately asked for is kept as a record.
+    """
+
+    def __init__(self, topic: Topic, *, clock: Callable[[], float] = time.monotonic) -> None:
         self.topic = topic
-        self._records: dict[str, R] = {}
+        self._clock = clock
+        self._packed: dict[str, bytes] = {}
+        self._unpacked: OrderedDict[str, tuple[R, float]] = OrderedDict()
+        """With the time when it was last asked for, the longest ago first."""
+        self._lock = threading.Lock()
+        """Stages that compute in threads of their own ask while the reader goes on."""
 
     def get(self, key: str) -> R | None:
         """Return the newest record under `key`, or None."""
-        return self._records.get(key)
+        with self._lock:
+            packed = self._packed.get(key)
+            if packed is None:
+                return None
+            now = self._clock()
+            held = self._unpacked.pop(key, None)
+            record = held[0] if held is not None else self._unpack(packed)
+            self._unpacked[key] = (record, now)
+            while len(self._unpacked) > MAX_UNPACKED or now - next(iter(self._unpacked.values()))[1] > UNPACKED_S:
+                self._unpacked.popitem(last=False)
+            return record
 
     def items(self) -> Iterable[tuple[str, R]]:
         """Return all keys with their newest record."""
-        return tuple(self._records.items())
+        with self._lock:
+            packed = dict(self._packed)
+        return ((key, self._unpack(each)) for key, each in packed.items())
 
     def __len__(self) -> int:
-        return len(self._records)
+        return len(self._packed)
 
     def apply(self, key: bytes | None, value: bytes | None) -> None:
         """Take one message, in the log's order; raises SchemaError when it is not a record of the topic."""
         name = (key or b"").decode("utf-8", "replace")
-        if value is None:
-            self._records.pop(name, None)
-        else:
-            self._records[name] = cast(R, decode(value, self.topic.record))
+        if value is not None:
+            decode(value, self.topic.record)  # what cannot be read is found out now, not by whoever asks
+        with self._lock:
+            self._unpacked.pop(name, None)
+            if value is None:
+                self._packed.pop(name, None)
+            else:
+                self._packed[name] = zlib.compress(value, 1)
+
+    def _unpack(self, packed: bytes) -> R:
+        return cast(R, decode(zlib.decompress(packed), self.topic.record))
 
 
 class Views:

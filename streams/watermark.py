@@ -64,6 +64,11 @@ class Closings:
         if len(self._entries) > REMEMBERED:
             del self._entries[0]
 
+    def settle(self, offset: int) -> None:
+        """Forget what no input beyond `offset` asks about: all before the last closing known by then."""
+        known = [place for place, (_, closed_by) in enumerate(self._entries) if closed_by <= offset]
+        del self._entries[: known[-1] if known else 0]
+
     def before(self, offset: int) -> int:
         """Return the floor as it was when the input at `offset` came."""
         for end, closed_by in reversed(self._entries):

@@ -235,7 +235,9 @@ class WindowsStage:
         run.recent.update(dict.fromkeys(window.contributions))
         for old in list(run.recent)[: max(len(run.recent) - MAX_RECENT, 0)]:
             del run.recent[old]
-        self._closed(run_id).add(start + self.settings.width, source.offset)
+        closings = self._closed(run_id)
+        closings.add(start + self.settings.width, source.offset)
+        closings.settle(source.offset)  # what is read from here on lies behind it
         if not run.windows:
             del self._runs[run_id]  # after its last frame, or idle: the watermark always leaves one open
         self.counts["published"] += 1

@@ -282,3 +282,19 @@ def test_nothing_is_held() -> None:
 def test_a_frame_without_layers_is_still_a_frame() -> None:
     (output,) = outputs(stage().feed(partition([kernel_performance(1, [])], KERNEL_PERFORMANCE.name)))
     assert output.record.layer_id == []
+
+
+def test_a_run_that_has_been_silent_for_long_is_forgotten_and_others_are_not() -> None:
+    intake = stage(idle_timeout_s=60)
+    first = [incoming(kernel_performance(1, run_id=run), KERNEL_PERFORMANCE.name) for run in ("over", "lives")]
+    assert len(outputs(intake.feed(first))) == 2
+    intake.tick(1_000_000)
+    intake.tick(1_059_000)
+    intake.feed([incoming(kernel_performance(2, run_id="lives"), KERNEL_PERFORMANCE.name)])
+    assert outputs(intake.feed(first)) == []  # both were seen, and heard of again
+    intake.tick(1_100_000)
+    intake.feed([incoming(kernel_performance(3, run_id="lives"), KERNEL_PERFORMANCE.name)])
+
+    intake.tick(1_119_000)
+
+    assert [one.record.run_id for one in outputs(intake.feed(first))] == ["over"]

@@ -9,7 +9,7 @@ from tamiyo.schemas.codec import encode
 from tamiyo.schemas.errors import BrokerError, DecodeError
 from tamiyo.schemas.kafka import KafkaSettings, TopicNames
 from tamiyo.streams.topics import Topics
-from tamiyo.streams.views import TopicView, Views
+from tamiyo.streams.views import UNPACKED_S, TopicView, Views
 from tests.streams.kafka_log import KafkaLog
 from tests.streams.pairs import FACTORS, LETTERS, number
 
@@ -26,6 +26,20 @@ def test_the_newest_record_holds_and_an_empty_message_removes() -> None:
     with pytest.raises(DecodeError):
         view.apply(b"a", b"rubbish")
     assert len(view) == 1
+
+
+def test_a_record_not_asked_for_lately_is_packed_and_comes_back_the_same() -> None:
+    now = 0.0
+    view: TopicView[object] = TopicView(FACTORS, clock=lambda: now)  # type: ignore[type-var]
+    view.apply(b"a", encode(number("a", 0, 1)))
+    view.apply(b"b", encode(number("b", 0, 2)))
+    first = view.get("a")
+    assert view.get("a") is first
+    now = UNPACKED_S + 1
+    assert view.get("b") == number("b", 0, 2)
+    again = view.get("a")
+    assert again is not first
+    assert again == first == number("a", 0, 1)
 
 
 async def until(condition: Callable[[], bool]) -> None:

@@ -1,0 +1,129 @@
+"""Whether a series is flat: a robust line through its second half, and a verdict in words.
+
+The line is Theil and Sen's: the median slope over all pairs of points, which a third of outliers do not move. Its
+interval takes points for independent; those of a process are not, so it is too narrow, and a verdict of growth needs
+the whole interval above a tolerance that says what would matter.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from statistics import median
+from typing import Any
+
+from scipy.stats import theilslopes
+
+HOUR_S = 3600.0
+LEAST_S = 900.0  # of a series; a shorter one says nothing about hours
+WARM_S = 300.0  # of a process's life: imports, first batches, caches that fill
+CONFIDENCE = 0.95
+
+Point = tuple[float, float]
+"""Seconds since the beginning, and a value."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tolerance:
+    """What growth an hour is none."""
+
+    unit: str
+    absolute: float
+    relative: float = 0.0
+    """Of the series' median; the larger of both holds."""
+
+    def of(self, values: Sequence[float]) -> float:
+        """Return it in the series' unit, an hour."""
+        return max(self.absolute, self.relative * abs(median(values)))
+
+
+TOLERANCES = {
+    "rss_mb": Tolerance("MB", 2.0, 0.005),  # 500 MB for 10 days within what a container is given
+    "fds": Tolerance("handles", 1.0),
+    "threads": Tolerance("threads", 0.5),
+    "cores": Tolerance("cores", 0.01, 0.05),
+    "lag": Tolerance("records", 20.0, 0.1),
+    "latency_ms": Tolerance("ms", 5.0, 0.1),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Trend:
+    """A line through a series."""
+
+    verdict: str
+    slope_per_hour: float | None = None
+    low: float | None = None
+    high: float | None = None
+    tolerance: float | None = None
+    minutes: float = 0.0
+    """How long a stretch it was fitted to."""
+    points: int = 0
+
+    @property
+    def grows(self) -> bool:
+        """Return whether the verdict is growth."""
+        return self.verdict.startswith("grows")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything as JSON-able values."""
+        return asdict(self)
+
+
+def trend(points: Sequence[Point], tolerance: Tolerance) -> Trend:
+    """Fit a line to `points`, all of them, and judge it."""
+    span = points[-1][0] - points[0][0] if points else 0.0
+    if span < LEAST_S or len(points) < 20:
+        return Trend(
+            f"not judged: {span / 60:.0f} minutes are too short", minutes=round(span / 60, 1), points=len(points)
+        )
+    values = [value for _, value in points]
+    line = theilslopes(values, [seconds / HOUR_S for seconds, _ in points], CONFIDENCE)
+    allowed = tolerance.of(values)
+    return Trend(
+        verdict(line.slope, line.low_slope, line.high_slope, allowed, tolerance.unit),
+        slope_per_hour=_rounded(line.slope),
+        low=_rounded(line.low_slope),
+        high=_rounded(line.high_slope),
+        tolerance=_rounded(allowed),
+        minutes=round(span / 60, 1),
+        points=len(points),
+    )
+
+
+def verdict(slope: float, low: float, high: float, allowed: float, unit: str) -> str:
+    """Say what a slope with its interval means: flat, grows or falls; or that it cannot be told apart."""
+    if abs(slope) <= allowed:
+        return "flat"
+    words = f"{'grows' if slope > 0 else 'falls'} {abs(slope):.3g} {unit} per hour"
+    if low <= allowed and high >= -allowed:
+        return f"not told apart from flat: {words}, {low:.3g} to {high:.3g}"
+    return words
+
+
+def second_half(points: Sequence[Point], until_s: float) -> list[Point]:
+    """Return the points of the second half of `until_s`."""
+    return [point for point in points if until_s / 2 <= point[0] <= until_s]
+
+
+def longest_life(points: Sequence[tuple[float, int, float]]) -> list[Point]:
+    """Return, of points (seconds, process id, value), those of the process that lived longest, without its warm-up."""
+    lives: dict[int, list[Point]] = {}
+    for seconds, pid, value in points:
+        lives.setdefault(pid, []).append((seconds, value))
+    longest = max(lives.values(), key=lambda life: life[-1][0] - life[0][0], default=[])
+    return [point for point in longest if point[0] >= longest[0][0] + WARM_S]
+
+
+def thin(points: Sequence[Point], most: int, *, highest: bool = False) -> list[Point]:
+    """Return at most `most` points, each the mean (`highest`: the maximum) of a stretch of equally many."""
+    size = -(-len(points) // most) if points else 1
+    thinned = []
+    for begin in range(0, len(points), size):
+        part = points[begin : begin + size]
+        values = [value for _, value in part]
+        middle = sum(seconds for seconds, _ in part) / len(part)
+        thinned.append((round(middle, 1), _rounded(max(values) if highest else sum(values) / len(values))))
+    return thinned
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.5g}")
