@@ -1,0 +1,63 @@
+"""Faults on a real Kafka: twenty, close together, and nothing wrong afterwards; seeds that once found something."""
+
+import random
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from tamiyo.evaluation.faults import Course, Injection, run, summary
+from tamiyo.evaluation.faults_disk import Disk
+from tamiyo.evaluation.faults_judge import Violation
+from tamiyo.evaluation.faults_kinds import ALL, KINDS, plan
+from tamiyo.streams.brokers import kafka_home
+
+
+@pytest.mark.kafka
+@pytest.mark.timeout(300)
+def test_twenty_faults(tmp_path: Path) -> None:
+    home = kafka_home()
+    if home is None:
+        pytest.skip("faults are injected into a node of our own: KAFKA_HOME must name an unpacked Kafka")
+    course = run(home, tmp_path, faults=20, seed=5, workers=2, gap_s=2.0)
+    assert course.violations == []
+    assert len(course.injections) == 20
+    assert {each.kind for each in course.injections} == set(ALL)
+    assert all(each.recovery_seconds is not None for each in course.injections)
+    assert course.drained
+    assert course.counts["different decisions"] == course.counts["different graphs"] > 100
+
+
+def test_a_plan_follows_from_its_seed_and_holds_every_kind() -> None:
+    chosen = plan(55, random.Random(3))
+    assert chosen == plan(55, random.Random(3)) != plan(55, random.Random(4))
+    assert len(chosen) == 55
+    assert set(chosen) == set(ALL) == {*KINDS, "several"}
+    assert Counter(chosen)["kill_worker"] > Counter(chosen)["full_state"]
+
+
+def test_a_full_disk_takes_no_file_and_then_takes_it(tmp_path: Path) -> None:
+    with Disk(tmp_path / "disk") as disk:
+        if not disk.mounted:
+            pytest.skip("this process may not mount a file system")
+        file = disk.folder / "file"
+        with disk.full([]), pytest.raises(OSError, match="No space left"):
+            file.write_bytes(bytes(1_000_000))
+        file.write_bytes(bytes(1_000_000))
+        assert file.stat().st_size == 1_000_000
+
+
+def test_a_report_sums_up_its_seeds() -> None:
+    first, second = Course(1), Course(2)
+    first.injections = [Injection("storm", 0.0, recovery_seconds=1.0), Injection("storm", 1.0, recovery_seconds=3.0)]
+    second.injections = [Injection("kill_worker", 0.0, recovery_seconds=8.0)]
+    second.violations = [Violation("a window is missing", "run-1 0..50", "it is not there")]
+    report = summary([first, second], "make faults")
+    assert report["faults"] == 3
+    assert report["seed"] == [1, 2]
+    assert report["counts"] == {"storm": 2, "kill_worker": 1}
+    assert report["recovery_seconds"]["storm"] == {"count": 2, "p50": 2.0, "p90": 2.8, "max": 3.0}
+    assert report["recovery_seconds"]["all"]["count"] == 3
+    assert report["violations"] == [
+        {"seed": 2, "kind": "a window is missing", "where": "run-1 0..50", "what": "it is not there"}
+    ]
