@@ -4,7 +4,7 @@ VENV ?= .venv
 ARGS ?=
 BIN := $(VENV)/bin
 
-.PHONY: help demo test check format bench replay audit clean
+.PHONY: help demo test check format bench replay faults audit clean
 .DEFAULT_GOAL := help
 
 help:  ## What can be made
@@ -50,6 +50,9 @@ bench: $(VENV)/.bench  ## Measure everything that is claimed about speed; ARGS="
 
 replay: $(VENV)/.dev  ## Record live runs on KAFKA_HOME's Kafka, replay them at 1x, 100x and unbounded, compare bytes
 	@$(BIN)/python -m tamiyo.evaluation.replay_proof $(ARGS)
+
+faults: $(VENV)/.dev  ## Break an installation on KAFKA_HOME's Kafka and judge what it said; ARGS="--faults 50 --seed 1"
+	@$(BIN)/python -m tamiyo.evaluation.faults $(ARGS)
 
 # In a virtual environment of its own: what audits the dependencies is none of them.
 audit:  ## Ask for known vulnerabilities of the pinned versions; says so where nobody answers
