@@ -131,7 +131,7 @@ def worker(where: Broker, stages: Sequence[str], store: str) -> Iterator[Measure
         probe.bind(("127.0.0.1", 0))
         port = int(probe.getsockname()[1])
     environment = {"TAMIYO_STORE_URL": store, "TAMIYO_TOPIC_PREFIX": "", "OMP_NUM_THREADS": "1"}
-    arguments = ["worker", "--http-port", str(port), "--bootstrap-servers", where.bootstrap_servers]
+    arguments = ["worker", "--no-supervise", "--http-port", str(port), "--bootstrap-servers", where.bootstrap_servers]
     for stage in stages:
         arguments += ["--stage", stage]
     with running(f"worker ({', '.join(stages)})", "tamiyo.streams.cli", arguments, environment) as process:

@@ -34,7 +34,7 @@ from tamiyo.evaluation.faults_world import Host, Telemetry
 from tamiyo.evaluation.installation import PARTITIONS, Installation, end_by_signal
 from tamiyo.schemas.topics import DECISIONS, EXPERIENCE, GRAPHS, KERNELS, REWARDS, SIGNALS, WINDOWS
 from tamiyo.streams.brokers import kafka_home
-from tamiyo.streams.shell import EXIT_BUG
+from tamiyo.streams.exits import EXIT_BUG
 
 FORMAT = 1
 WIDTH = 50

@@ -61,6 +61,21 @@ class StageConsumerThread(driver.AIOKafkaConsumerThread):  # type: ignore[misc]
 
         coordinator._do_heartbeat = noted
 
+    @property
+    def coordination_trouble(self) -> BaseException | None:
+        """Why the consumer's membership of its group has ended, or stands still until somebody heeds it; else None.
+
+        aiokafka hands a failure to whoever fetches next. Faust fetches nothing while nothing is assigned, so a refused
+        SyncGroup would never be tried again.
+        """
+        coordinator = self._consumer._coordinator if self._consumer is not None else None
+        task = getattr(coordinator, "_coordination_task", None)
+        if task is not None and task.done() and not task.cancelled() and task.exception() is not None:
+            ended: BaseException = task.exception()
+            return ended
+        pending: BaseException | None = getattr(coordinator, "_pending_exception", None)
+        return pending
+
     async def on_partitions_assigned(self, assigned: Any, generation: int = 0) -> None:
         """Take an assignment as the sign of life it is."""
         self.last_heartbeat = time.monotonic()

@@ -56,6 +56,13 @@ HttpPort = Annotated[
         min=0, max=65535, help="Port of /metrics, /healthz, /readyz; 0: any free [env: TAMIYO_WORKER_HTTP_PORT]"
     ),
 ]
+Supervise = Annotated[
+    bool | None,
+    typer.Option(
+        "--supervise/--no-supervise",
+        help="Start it again after a bug, a stall or a crash [env: TAMIYO_SUPERVISOR_ENABLED] [default: supervise]",
+    ),
+]
 TASKS = ("mnist1d", "digits", "mnist5k")
 
 
@@ -69,6 +76,19 @@ def _names() -> Any:
     from tamiyo.schemas.kafka import TopicNames
 
     return TopicNames()
+
+
+def _supervised(wanted: bool | None) -> None:
+    """Where a supervisor is wanted: be it, and end with what its child ended with."""
+    from tamiyo.streams.settings import SupervisorSettings
+
+    settings = SupervisorSettings() if wanted is None else SupervisorSettings(enabled=wanted)
+    if settings.enabled:
+        from tamiyo.streams.logs import configure
+        from tamiyo.streams.supervisor import supervise
+
+        configure()
+        raise typer.Exit(supervise(sys.argv[1:], settings))
 
 
 def _task(name: str) -> str:
@@ -132,21 +152,25 @@ def broker(
 )
 def worker(
     stage: Annotated[list[str] | None, typer.Option(help="A stage to run; repeat for several [default: all]")] = None,
+    supervise: Supervise = None,
     http_port: HttpPort = None,
     bootstrap: Bootstrap = None,
 ) -> None:
     """Run stages against Kafka until SIGTERM or Ctrl-C; then drain, commit and stop."""
+    from tamiyo.streams.stages import STAGES, entry
+
+    chosen = list(dict.fromkeys(stage or STAGES))
+    for name in chosen:
+        entry(name)
+    _supervised(supervise)
+
     import torch
 
     from tamiyo.streams.logs import configure
     from tamiyo.streams.registry import prepare
     from tamiyo.streams.settings import WorkerSettings
-    from tamiyo.streams.stages import STAGES, entry
     from tamiyo.streams.worker import run_worker
 
-    chosen = list(dict.fromkeys(stage or STAGES))
-    for name in chosen:
-        entry(name)
     torch.set_num_threads(1)
     configure()
     settings = WorkerSettings() if http_port is None else WorkerSettings(http_port=http_port)
@@ -155,8 +179,10 @@ def worker(
 
 
 @app.command(epilog="Examples: `tamiyo learner` · `TAMIYO_LEARNER_FRESH_BATCH=64 tamiyo learner -b kafka:9092`")
-def learner(http_port: HttpPort = None, bootstrap: Bootstrap = None) -> None:
+def learner(supervise: Supervise = None, http_port: HttpPort = None, bootstrap: Bootstrap = None) -> None:
     """Improve the policy from the experience topic until SIGTERM or Ctrl-C; then write a checkpoint."""
+    _supervised(supervise)
+
     import torch
 
     from tamiyo.streams.learner import run_learner

@@ -26,16 +26,15 @@ class ExperienceTopic:
         self.positions: dict[int, int] = {}
         """By partition, the offset of the first message that was not taken."""
         self._topic = names.full(EXPERIENCE.name)
-        self._consumer = Consumer(
-            kafka.librdkafka(
-                **{
-                    "group.id": names.full("tamiyo_learner"),  # librdkafka wants one; nothing is committed to it
-                    "enable.auto.commit": False,
-                    "auto.offset.reset": "error",
-                    "queued.max.messages.kbytes": 65_536,
-                }
-            )
+        self._config = kafka.librdkafka(
+            **{
+                "group.id": names.full("tamiyo_learner"),  # librdkafka wants one; nothing is committed to it
+                "enable.auto.commit": False,
+                "auto.offset.reset": "error",
+                "queued.max.messages.kbytes": 65_536,
+            }
         )
+        self._consumer = Consumer(self._config)
 
     def close(self) -> None:
         """Stop reading."""
@@ -91,8 +90,8 @@ class ExperienceTopic:
             elif not of_the_group(error):
                 log.warning("reading experiences", error=error.str())  # librdkafka tries again by itself
 
-    def refresh(self) -> None:
-        """Take on partitions that were added, and measure the lag."""
+    def refresh(self) -> int | None:
+        """Take on partitions that were added; return the lag in messages, None where the broker does not answer."""
         try:
             added = [number for number in self._partitions() if number not in self.positions]
             for number in added:
@@ -102,10 +101,33 @@ class ExperienceTopic:
                 self._consumer.incremental_assign(
                     [TopicPartition(self._topic, number, self.positions[number]) for number in added]
                 )
-            for number, offset in self.positions.items():
-                metrics.LAG.labels(str(number)).set(max(0, self._marks(number)[1] - offset))
+            lags = {number: max(0, self._marks(number)[1] - offset) for number, offset in self.positions.items()}
+            for number, lag in lags.items():
+                metrics.LAG.labels(str(number)).set(lag)
+            return sum(lags.values())
         except BrokerError as error:
             log.warning("the broker does not answer", error=str(error))
+            return None
+
+    def unread(self) -> tuple[int, int] | None:
+        """Return partition and offset of a message that a new consumer finds at or after the positions, or None.
+
+        The lag does not tell: what a transaction left at the end is never read.
+        """
+        consumer = Consumer({**self._config, "auto.offset.reset": "earliest", "enable.partition.eof": True})
+        try:
+            left = set(self.positions)
+            consumer.assign([TopicPartition(self._topic, *place) for place in self.positions.items()])
+            deadline = time.monotonic() + REQUEST_TIMEOUT_S
+            while left and time.monotonic() < deadline:
+                message = consumer.poll(POLL_S)
+                if message is not None and message.error() is None:
+                    return int(message.partition()), int(message.offset())
+                if message is not None and message.error().code() == KafkaError._PARTITION_EOF:
+                    left.discard(message.partition())
+            return None
+        finally:
+            consumer.close()
 
     def _partitions(self) -> list[int]:
         try:

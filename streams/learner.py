@@ -27,12 +27,14 @@ from tamiyo.schemas.learning import Experience
 from tamiyo.schemas.topics import CHECKPOINTS, EXPERIENCE
 from tamiyo.streams import learner_metrics as metrics
 from tamiyo.streams.acls import grants, require
+from tamiyo.streams.exits import EXIT_AGAIN, EXIT_BUG, EXIT_UNUSABLE
 from tamiyo.streams.experiences import ExperienceTopic
 from tamiyo.streams.health import HealthServer
 from tamiyo.streams.releases import Releases
 from tamiyo.streams.settings import LearnerSettings
 from tamiyo.streams.tail import REASON_HEADER, SOURCE_HEADER, STAGE_HEADER, TIME_HEADER
 from tamiyo.streams.topics import Topics
+from tamiyo.streams.watchdog import LoopWatch, Stillness
 
 __all__ = ["Learner", "LearnerLoop", "run_learner"]
 
@@ -61,13 +63,21 @@ class LearnerLoop:
         self._waiting_since: float | None = None
         self._turned = clock()
         self._refreshed = clock()
+        self._still = Stillness()
         self.ready = False
         """Whether it reads, with a policy released."""
+        self.began = False
+        """Whether it ever was ready: what fails after that may pass."""
         self.learner: Learner | None = None
 
     def stop(self) -> None:
         """Ask `run` to return once the update in hand is released."""
         self._stop.set()
+
+    @property
+    def turned(self) -> float:
+        """When the loop last came round, on its clock."""
+        return self._turned
 
     def health(self) -> Mapping[str, Any]:
         """Say whether the loop comes round."""
@@ -108,7 +118,7 @@ class LearnerLoop:
             learner = self._begin()
             self._refill(learner, self._experiences)
             self._experiences.start()
-            self.ready = True
+            self.ready = self.began = True
             while not self._stop.is_set():
                 self._turn(learner)
         finally:
@@ -205,7 +215,21 @@ class LearnerLoop:
         metrics.WAITING.set(learner.waiting)
         if now - self._refreshed >= REFRESH_S:
             self._refreshed = now
-            self._experiences.refresh()
+            self._watch(self._experiences.refresh())
+
+    def _watch(self, lag: int | None) -> None:
+        """Raise BrokerError where messages wait and none was read for too long: librdkafka can stall silently."""
+        looks = self._still.look(tuple(self._experiences.positions.items()))
+        if not lag:
+            self._still.reset()
+        elif looks * REFRESH_S >= self._settings.stall_timeout_s:
+            found = self._experiences.unread()
+            self._still.reset()
+            if found is not None:
+                patience = self._settings.stall_timeout_s
+                raise BrokerError(
+                    f"watchdog: offset {found[1]} of partition {found[0]} waits unread for {patience:.0f} s"
+                )
 
     def _take(self, learner: Learner, message: Message) -> None:
         try:
@@ -280,7 +304,7 @@ def run_learner(
     """Learn until SIGTERM or SIGINT; return the process's exit status.
 
     On a signal the update in hand is finished and released. What was read but not learned from is read again by the
-    next learner. A broker or store that cannot be used is logged and gives 1.
+    next learner. A broker or store that cannot be used is logged and gives 1, or 75 once it has run; a bug gives 70.
     """
 
     async def main() -> int:
@@ -290,12 +314,18 @@ def run_learner(
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, loop.stop)
         await health.start()
+        watchdog = LoopWatch("the learner's loop", lambda: loop.turned, chosen.stall_timeout_s)
+        watchdog.start()
         try:
             await asyncio.to_thread(loop.run)
         except (TamiyoError, OSError) as error:
             log.error("the learner cannot go on", reason=f"{type(error).__name__}: {error}")
-            return 1
+            return EXIT_AGAIN if loop.began else EXIT_UNUSABLE
+        except Exception as error:
+            log.critical("a bug in the learner: the process ends, nothing more is learned", exc_info=error)
+            return EXIT_BUG
         finally:
+            watchdog.stop()
             await health.stop()
         return 0
 

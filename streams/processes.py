@@ -21,7 +21,8 @@ class Children:
 
     def __init__(self, logs: Path, environment: Mapping[str, str]) -> None:
         self._logs = logs
-        self._environment = {**os.environ, **environment}
+        # They are watched here: to start one again would hide why it ended.
+        self._environment = {**os.environ, "TAMIYO_SUPERVISOR_ENABLED": "false", **environment}
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
 
     def __enter__(self) -> Self:

@@ -41,6 +41,36 @@ def checkpoint_store_url() -> str:
     return StoreSettings().checkpoints
 
 
+class SupervisorSettings(BaseSettings):
+    """How `tamiyo worker` and `tamiyo learner` are started again."""
+
+    model_config = SettingsConfigDict(env_prefix="TAMIYO_SUPERVISOR_", extra="ignore")
+
+    enabled: bool = Field(True, description="Run the work in a child process, and start it again when it fails")
+    first_backoff_s: float = Field(1.0, ge=0, description="Wait before the first restart; doubled with each further")
+    last_backoff_s: float = Field(
+        30.0, ge=0, description="The longest wait; below what a liveness probe of the platform takes to lose patience"
+    )
+    reset_after_s: float = Field(120.0, ge=0, description="A process that ran for so long begins with the first wait")
+    stop_timeout_s: float = Field(
+        15.0, gt=0, description="A process told to stop is killed after this; above the worker's own shutdown timeout"
+    )
+
+
+class WatchdogSettings(BaseSettings):
+    """When a process that does not get on is ended, for its supervisor to start it again."""
+
+    model_config = SettingsConfigDict(env_prefix="TAMIYO_WATCHDOG_", extra="ignore")
+
+    progress_s: float = Field(
+        120.0, gt=0, description="Records wait, and nothing was read, delivered or acknowledged for this long"
+    )
+    loop_s: float = Field(30.0, ge=1, description="The event loop did not turn for this long; it turns twice a second")
+    coordination_s: float = Field(
+        10.0, gt=0, description="The consumer's coordination with its group has failed for this long, unheeded"
+    )
+
+
 class WorkerSettings(BaseSettings):
     """The process that hosts stages, and how it behaves in its consumer groups."""
 
@@ -53,9 +83,6 @@ class WorkerSettings(BaseSettings):
     delivery_timeout_s: float = Field(30.0, gt=0, description="How long a delivery may take before it is a failure")
     startup_timeout_s: float = Field(60.0, gt=0, description="How long an unreachable broker is waited for")
     shutdown_timeout_s: float = Field(10.0, gt=0, description="How long a graceful stop may take")
-    stall_timeout_s: float = Field(
-        120.0, gt=0, description="Lag without progress for this long ends the process, for its supervisor to restart"
-    )
     session_timeout_s: float = Field(6.0, gt=0, description="A silent worker's partitions move after this")
     heartbeat_interval_s: float = Field(1.0, gt=0, description="At most a third of the session timeout")
     request_timeout_s: float = Field(20.0, gt=0, description="Of one request to a broker; above the session timeout")
@@ -68,6 +95,7 @@ class WorkerSettings(BaseSettings):
     )
     http_host: str = Field("127.0.0.1", description="Where /metrics, /healthz and /readyz listen")
     http_port: int = Field(0, ge=0, le=65535, description="0: any free port, named in the log")
+    watchdog: WatchdogSettings = Field(default_factory=WatchdogSettings, description="Read from TAMIYO_WATCHDOG_*")
     replay: bool = Field(False, description="Heed the marks with which a replay ends its topics; never on live ones")
 
 
@@ -227,7 +255,10 @@ class LearnerSettings(BaseSettings, LearningSettings):
     startup_timeout_s: float = Field(60.0, gt=0, description="How long an unreachable broker is waited for")
     delivery_timeout_s: float = Field(30.0, gt=0, description="How long a delivery may take before it is a failure")
     stall_timeout_s: float = Field(
-        120.0, gt=0, description="A loop that does not come round for this long is unhealthy; an update takes seconds"
+        120.0,
+        gt=0,
+        description="A loop that does not come round for this long is unhealthy and ends the process, and so does lag "
+        "without progress; an update takes seconds",
     )
     http_host: str = Field(
         default_factory=lambda: WorkerSettings().http_host, description="As the workers', unless set"

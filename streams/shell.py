@@ -1,10 +1,9 @@
 """The Faust side of a stage: one app, one agent, and a tenure for every partition that is assigned."""
 
 import asyncio
-import logging
 import os
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 import structlog
@@ -18,18 +17,15 @@ from tamiyo.schemas.errors import BrokerError, SchemaError
 from tamiyo.schemas.kafka import KafkaSettings, TopicNames
 from tamiyo.streams import metrics
 from tamiyo.streams.app import StageConsumerThread, create_app
+from tamiyo.streams.exits import EXIT_AGAIN, EXIT_BUG, end
 from tamiyo.streams.settings import WorkerSettings
 from tamiyo.streams.stage import Said, Stage
 from tamiyo.streams.tail import ID_HEADER, TailReader, Told
 from tamiyo.streams.tenure import Headers, Memory, Tenure
 from tamiyo.streams.views import Views
+from tamiyo.streams.watchdog import LOOKS, Stillness
 
 log = structlog.get_logger(__name__)
-
-EXIT_BUG = 70
-"""A stage raised: the same input will raise again (sysexits' EX_SOFTWARE)."""
-EXIT_AGAIN = 75
-"""Kafka failed or stalled: a supervisor should start the process again (EX_TEMPFAIL)."""
 
 
 class Shell:
@@ -83,7 +79,8 @@ class Shell:
         self._tasks = [
             asyncio.create_task(self._tick(), name=f"{self.name}-tick"),
             asyncio.create_task(self._watch_crash(), name=f"{self.name}-crash"),
-            asyncio.create_task(self._watch_stall(), name=f"{self.name}-stall"),
+            asyncio.create_task(self._watch_coordination(), name=f"{self.name}-coordination"),
+            asyncio.create_task(self._watch_progress(), name=f"{self.name}-progress"),
         ]
         await self.app.start()
 
@@ -113,15 +110,13 @@ class Shell:
 
     def fail(self, error: BaseException, *, at: Mapping[str, Any]) -> None:
         """End the process at once: a graceful stop would commit what was not finished."""
-        temporary = isinstance(error, BrokerError | KafkaError | FaustError | TimeoutError)
-        what = "Kafka failed" if temporary else "a bug"
+        status = status_of(error)
+        what = "Kafka or a store failed" if status == EXIT_AGAIN else "a bug"
         log.critical(
             f"{what} in stage {self.name}: the process ends, nothing more is acknowledged",
             stage=self.name, at=dict(at), error=repr(error), exc_info=error,
         )  # fmt: skip
-        for handler in logging.getLogger().handlers:
-            handler.flush()
-        self._end_process(EXIT_AGAIN if temporary else EXIT_BUG)
+        end(status, f"{what} in stage {self.name}: {error!r}", end_process=self._end_process)
 
     # Assignment
 
@@ -277,28 +272,61 @@ class Shell:
         if not self._stopping:
             self.fail(BrokerError(f"Faust gave up: {self.app.crash_reason!r}"), at={"stage": self.name})
 
-    async def _watch_stall(self) -> None:
-        """End a process whose consumer has stalled: records wait, and nothing has been read for too long."""
-        read: dict[tuple[str, int], int] = {}
-        since = time.monotonic()
+    async def _watch_coordination(self) -> None:
+        """End a process whose consumer has given up its group, or waits for somebody to heed that it failed."""
+        still = Stillness()
+        patience_s = self.worker.watchdog.coordination_s
         while True:
-            await asyncio.sleep(self.worker.stall_timeout_s / 4)
-            now = {
-                (self.names.full(topic), number): offset
-                for number, tenure in self._tenures.items()
-                for topic, offset in tenure.positions.items()
-            }
-            waiting = any(tenure.stage is None for tenure in self._tenures.values())
-            if now != read or not (now or waiting):
-                read, since = now, time.monotonic()
-                continue
-            try:
-                async with TailReader(self._kafka, fetch_wait_ms=self._fetch_wait_ms) as reader:
-                    ends = await reader.ends(list(now))
-            except (KafkaError, BrokerError):
-                continue  # the broker is away, not the consumer
-            lag = {f"{topic}/{number}": ends[topic, number] - offset for (topic, number), offset in now.items()}
-            if not waiting and not any(behind > 0 for behind in lag.values()):
-                since = time.monotonic()
-            elif time.monotonic() - since >= self.worker.stall_timeout_s:
-                self.fail(BrokerError("records wait, but none were read"), at={"stage": self.name, "lag": lag})
+            await asyncio.sleep(patience_s / LOOKS)
+            trouble = self._thread.coordination_trouble
+            if still.look(trouble) >= LOOKS and trouble is not None and not self._stopping:
+                words = f"watchdog: the consumer's coordination with its group has failed: {trouble!r}"
+                self.fail(BrokerError(words), at={"stage": self.name})
+
+    async def _watch_progress(self) -> None:
+        """End a process that does not get on: something waits, the broker answers, and nothing moves for too long."""
+        still = Stillness()
+        patience_s = self.worker.watchdog.progress_s
+        while True:
+            await asyncio.sleep(patience_s / LOOKS)
+            sign = self._progress
+            looks = still.look(sign)
+            if looks < LOOKS // 2 or self._stopping:
+                continue  # an idle stage asks the broker now and then only
+            waiting = await self._waiting()
+            if waiting is None:
+                still.reset()
+            elif looks >= LOOKS and sign == self._progress:
+                words = f"watchdog: nothing has moved for {patience_s:.0f} s, though {waiting}"
+                self.fail(BrokerError(words), at={"stage": self.name, "partitions": self.partitions})
+
+    @property
+    def _progress(self) -> Hashable:
+        return self._generation, *(tenure.progress for tenure in self._tenures.values())
+
+    async def _waiting(self) -> str | None:
+        """Return what the stage should get on with; None where it rightly rests, or the broker is away."""
+        try:
+            async with TailReader(self._kafka, fetch_wait_ms=self._fetch_wait_ms) as reader:
+                if not self.assigned:
+                    return "the group has assigned no partitions"
+                for number, tenure in tuple(self._tenures.items()):
+                    if tenure.stage is None:
+                        return f"partition {number} is to recall what it said"
+                    if tenure.busy:
+                        return f"records of partition {number} wait to be fed or delivered"
+                    for topic, offset in tuple(tenure.positions.items()):
+                        # The end alone does not tell: a transaction's marker, or what was deleted, is never read.
+                        found = await reader.first_after(self.names.full(topic), number, offset)
+                        if found is not None:
+                            return f"{topic}/{number} was read to offset {offset} only, and {found} is there"
+        except (KafkaError, BrokerError):
+            pass
+        return None
+
+
+def status_of(error: BaseException) -> int:
+    """Return the exit status for an error: whether to start again may help, or the same input will raise again."""
+    # A full disk and a store that does not answer are OSErrors, and so is a TimeoutError.
+    temporary = isinstance(error, BrokerError | KafkaError | FaustError | OSError)
+    return EXIT_AGAIN if temporary else EXIT_BUG

@@ -85,6 +85,8 @@ class TailReader:
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        # A task that aiokafka has just made and cancels before its first turn makes stop() raise CancelledError.
+        await asyncio.sleep(0)
         await self._consumer.stop()
 
     async def tails(self, wanted: Mapping[tuple[str, int], Positions]) -> dict[tuple[str, int], list[Told]]:

@@ -8,7 +8,7 @@ not published are dropped, and the next tenure begins from the committed offsets
 import asyncio
 import time
 from collections import deque
-from collections.abc import Awaitable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -103,6 +103,8 @@ class Tenure:
         self._gaps: dict[str, int] = dict.fromkeys(self._inputs, 0)
         self._sent: deque[_Sent] = deque()
         self._acknowledged: dict[str, int] = {}
+        self._delivered = 0
+        self._feeding = False
         self._tick_due = False
         self._draining = False
         self._wake = asyncio.Event()
@@ -166,6 +168,16 @@ class Tenure:
         return self._memory.positions
 
     @property
+    def progress(self) -> Hashable:
+        """Return something that changes whenever a record is read, delivered or acknowledged."""
+        return self.stage is None, self._delivered, *self._memory.positions.values(), *self._acknowledged.values()
+
+    @property
+    def busy(self) -> bool:
+        """Whether records wait to be fed, are being fed, or wait to be delivered."""
+        return bool(self._inbox or self._feeding or self._sent)
+
+    @property
     def open_records(self) -> int:
         """Return how many records are neither acknowledged nor dropped."""
         return sum(len(held) for held in self._held.values()) + len(self._inbox)
@@ -188,7 +200,9 @@ class Tenure:
             while (self._inbox or self._tick_due) and not (self.closed or self._draining):
                 if self._inbox:
                     await self._gather()
+                    self._feeding = True
                     await self._feed()
+                    self._feeding = False
                 if self._tick_due:
                     self._tick_due = False
                     await self._look_at_the_clock()
@@ -344,6 +358,7 @@ class Tenure:
                 sent = self._sent[0]
                 for delivery, each, received in sent.deliveries:
                     await delivery
+                    self._delivered += 1
                     self._observe(each, received)
                 self._acknowledge(sent.bounds)
                 self._sent.popleft()

@@ -11,17 +11,19 @@ from typing import Any
 
 import structlog
 
-from tamiyo.schemas.errors import BrokerError
+from tamiyo.schemas.errors import BrokerError, TamiyoError
 from tamiyo.schemas.kafka import KafkaSettings, TopicNames
 from tamiyo.schemas.topics import Topic
 from tamiyo.streams.acls import require, stage_grants
+from tamiyo.streams.exits import EXIT_UNUSABLE, end
 from tamiyo.streams.health import HealthServer
 from tamiyo.streams.settings import WorkerSettings
-from tamiyo.streams.shell import Shell
+from tamiyo.streams.shell import Shell, status_of
 from tamiyo.streams.stage import Stage
 from tamiyo.streams.stages import StageEntry, entry
 from tamiyo.streams.topics import Topics
 from tamiyo.streams.views import Views
+from tamiyo.streams.watchdog import LoopWatch
 
 log = structlog.get_logger(__name__)
 
@@ -86,6 +88,8 @@ class Worker:
         )
         await self.health.start()
         turning = asyncio.create_task(self._turn(), name="turn")
+        watchdog = LoopWatch("the event loop", lambda: self._last_turn, self._worker.watchdog.loop_s)
+        watchdog.start()
         try:
             await views.start()
             starting = asyncio.gather(*(shell.start() for shell in self.shells))
@@ -93,6 +97,7 @@ class Worker:
             log.info("stopping: nothing more is fed")
             await self._stop_shells()
         finally:
+            watchdog.stop()
             turning.cancel()
             await views.stop()
             await self.health.stop()
@@ -118,7 +123,7 @@ class Worker:
             # What was not committed is read again. Faust's threads may hang with it, so not by returning.
             log.error("the stop took too long and is cut short", seconds=self._worker.shutdown_timeout_s)
             logging.shutdown()
-            os._exit(1)
+            os._exit(EXIT_UNUSABLE)
 
     async def _wait_for_broker(self, stages: Mapping[str, type[Stage]]) -> int:
         """Wait until the broker answers and the topics are there; return how long fetches may wait there, ms."""
@@ -189,7 +194,7 @@ def run_worker(
     """Run the named stages until SIGTERM or SIGINT; return the process's exit status.
 
     Raises ConfigurationError for a stage that does not exist or a wrong setting. A broker that cannot be used is
-    logged and gives 1.
+    logged and gives 1; `streams/exits.py` has the others.
     """
     return run_entries({name: entry(name) for name in stages}, settings, kafka=kafka, names=names)
 
@@ -212,7 +217,12 @@ def run_entries(
             await worker.run()
         except BrokerError as error:
             log.error("the worker cannot run", reason=str(error))
-            return 1
+            return EXIT_UNUSABLE
+        except TamiyoError:
+            raise
+        except Exception as error:
+            log.critical("the worker failed", exc_info=error)
+            end(status_of(error), f"the worker failed: {error!r}")
         return 0
 
     return asyncio.run(main())

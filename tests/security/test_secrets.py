@@ -68,7 +68,7 @@ def test_a_working_worker_keeps_the_password_to_itself(locked: LockedKafka, tmp_
     log = tmp_path / "worker.log"
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", "tamiyo.streams.cli", "worker", "--stage", "intake"],
+            [sys.executable, "-m", "tamiyo.streams.cli", "worker", "--no-supervise", "--stage", "intake"],
             cwd=ROOT, env=env, stdout=output, stderr=output,
         )  # fmt: skip
     try:

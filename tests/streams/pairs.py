@@ -1,9 +1,11 @@
 """A stage small enough to know by heart: it sums each run's numbers in pairs. `python -m tests.streams.pairs` runs it.
 
-A number is `CacheHitRates.hits`, its place in the run `step`. 666 cannot be used, 999 is a bug.
+A number is `CacheHitRates.hits`, its place in the run `step`. 666 cannot be used, 999 is a bug, 888 takes for ever: it
+blocks the event loop, or with the argument `offload` only the stage.
 """
 
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -41,6 +43,7 @@ class PairStage:
     inputs: ClassVar[tuple[Topic, ...]] = (NUMBERS, LETTERS)
     outputs: ClassVar[tuple[Topic, ...]] = (SUMS,)
     views: ClassVar[tuple[Topic, ...]] = (FACTORS,)
+    offload: ClassVar[bool] = False
 
     def __init__(self, partition: int, settings: PairSettings, views: Mapping[str, View[Any]]) -> None:
         self._factors = views[FACTORS.name]
@@ -57,6 +60,8 @@ class PairStage:
             run, value = each.record.run_id, each.record.hits
             if value == 666:
                 said.append(Reject(each, "the number of the beast", late=True))
+            elif value == 888:
+                time.sleep(3600)
             elif value == 999:
                 raise ZeroDivisionError("a bug")
             elif run not in self._open:
@@ -81,4 +86,5 @@ ENTRY = StageEntry("tests.streams.pairs", "PairStage", PairSettings, "tamiyo_pai
 
 if __name__ == "__main__":
     configure()
+    ENTRY.load().offload = "offload" in sys.argv  # type: ignore[attr-defined]
     sys.exit(run_entries({"pairs": ENTRY}))

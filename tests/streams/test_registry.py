@@ -178,7 +178,7 @@ def test_a_stage_between_foreign_clients(
     producer.produce(full, data, b"run")
     producer.produce(full, b"\0\0\0\xff\xff" + (data or b"")[5:], b"run")  # of an id that nobody registered
     assert producer.flush(20) == 0
-    command = [sys.executable, "-m", "tamiyo.streams.cli", "worker", "--stage", "intake"]
+    command = [sys.executable, "-m", "tamiyo.streams.cli", "worker", "--no-supervise", "--stage", "intake"]
     with (tmp_path / "worker.log").open("wb") as log:
         worker = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
     try:
@@ -266,5 +266,5 @@ def test_a_worker_without_its_registry_ends_with_a_line(
 ) -> None:
     monkeypatch.setenv("TAMIYO_REGISTRY_URL", "http://127.0.0.1:1")
     monkeypatch.setenv("TAMIYO_REGISTRY_STARTUP_TIMEOUT_S", "0.2")
-    assert run(monkeypatch, "worker", "--stage", "intake") == 1
+    assert run(monkeypatch, "worker", "--no-supervise", "--stage", "intake") == 1
     assert "tamiyo: the schema registry at http://127.0.0.1:1 does not answer" in capsys.readouterr().err

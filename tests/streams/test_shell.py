@@ -9,8 +9,9 @@ import pytest
 
 from tamiyo.schemas.errors import BrokerError
 from tamiyo.schemas.kafka import KafkaSettings, TopicNames
+from tamiyo.streams.exits import EXIT_AGAIN, EXIT_BUG
 from tamiyo.streams.settings import WorkerSettings
-from tamiyo.streams.shell import EXIT_AGAIN, EXIT_BUG, Shell
+from tamiyo.streams.shell import Shell
 from tamiyo.streams.views import Views
 from tests.streams.pairs import PairSettings, PairStage
 

@@ -2,15 +2,9 @@
 
 import os
 import signal
-import subprocess
-import sys
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable
 
-import httpx
 import pytest
 
 from tamiyo.schemas.errors import ConfigurationError
@@ -20,97 +14,9 @@ from tamiyo.streams.brokers import free_ports
 from tamiyo.streams.settings import WorkerSettings
 from tamiyo.streams.topics import Topics
 from tamiyo.streams.worker import run_worker
-from tests.streams.kafka_log import Heard, KafkaLog
-from tests.streams.pairs import FACTORS, LETTERS, NUMBERS, SUMS, number
-
-ROOT = Path(__file__).parents[2]
-TOPICS = (NUMBERS, LETTERS, FACTORS, SUMS)
-RUNS = [f"run-{index}" for index in range(8)]
-
-
-class Process:
-    """A worker with the pair stage, as a process."""
-
-    def __init__(self, kafka: KafkaSettings, names: TopicNames, folder: Path, **settings: Any) -> None:
-        (self.port,) = free_ports(1)
-        self.log = folder / f"worker-{self.port}.log"
-        environment = {
-            **os.environ,
-            "TAMIYO_KAFKA_BOOTSTRAP_SERVERS": kafka.bootstrap_servers,
-            "TAMIYO_TOPIC_PREFIX": names.prefix,
-            "TAMIYO_WORKER_HTTP_PORT": str(self.port),
-            "TAMIYO_WORKER_COMMIT_INTERVAL_S": "0.2",
-            **{f"TAMIYO_WORKER_{name.upper()}": str(value) for name, value in settings.items()},
-        }
-        with self.log.open("wb") as output:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "tests.streams.pairs"], cwd=ROOT, env=environment, stdout=output, stderr=output
-            )
-
-    def get(self, path: str) -> httpx.Response:
-        return httpx.get(f"http://127.0.0.1:{self.port}{path}", timeout=5)
-
-    def metric(self, name: str) -> float:
-        """Sum a metric's samples."""
-        lines = [line for line in self.get("/metrics").text.splitlines() if line.startswith(name)]
-        return sum(float(line.rsplit(" ", 1)[1]) for line in lines)
-
-    def wait_until_ready(self, partitions: int | None = None, timeout_s: float = 40.0) -> "Process":
-        """Wait until /readyz agrees, with so many partitions."""
-        deadline = time.monotonic() + timeout_s
-        while time.monotonic() < deadline:
-            assert self.process.poll() is None, self.log.read_text()
-            try:
-                answer = self.get("/readyz")
-            except httpx.HTTPError:
-                time.sleep(0.1)
-                continue
-            held = answer.json()["stages"].get("pairs", {}).get("partitions", [])
-            if answer.status_code == 200 and (partitions is None or len(held) == partitions):
-                return self
-            time.sleep(0.1)
-        raise AssertionError(f"not ready: {self.log.read_text()}")
-
-    def end(self, number: int, timeout_s: float = 15.0) -> int:
-        """Send a signal and wait for the exit status."""
-        self.process.send_signal(number)
-        return self.process.wait(timeout_s)
-
-
-@pytest.fixture
-def start(tmp_path: Path, names: TopicNames) -> Iterator[Callable[..., Process]]:
-    processes: list[Process] = []
-
-    def begin(kafka: KafkaSettings, **settings: Any) -> Process:
-        processes.append(Process(kafka, names, tmp_path, **settings))
-        return processes[-1]
-
-    yield begin
-    for each in processes:
-        if each.process.poll() is None:
-            each.process.kill()
-            each.process.wait()
-
-
-def numbers(first: int, last: int, runs: list[str] = RUNS) -> list[CacheHitRates]:
-    return [number(run, step, step) for step in range(first, last) for run in runs]
-
-
-def sums(heard: list[Heard]) -> dict[tuple[str, int], int]:
-    """Return what was said of each pair, the first that was said; a pair that was said differently fails."""
-    found: dict[tuple[str, int], int] = {}
-    for each in heard:
-        record = each.record(CacheHitRates)
-        assert found.setdefault((record.run_id, record.step), record.hits) == record.hits
-    return found
-
-
-def expected(last: int, runs: list[str] = RUNS) -> dict[tuple[str, int], int]:
-    return {(run, step): 2 * step + 1 for step in range(0, last - 1, 2) for run in runs}
-
-
-def enough(count: int) -> Callable[[list[Heard]], bool]:
-    return lambda heard: len({each.identity for each in heard}) >= count
+from tests.streams.kafka_log import KafkaLog
+from tests.streams.pairs import FACTORS, NUMBERS, SUMS, number
+from tests.streams.workers import RUNS, TOPICS, Process, enough, expected, numbers, sums
 
 
 @pytest.mark.flow

@@ -1,0 +1,11 @@
+"""`python -m tests.streams.supervised CODE ...`: a supervisor of `python -c CODE ...`, set by the environment."""
+
+import sys
+
+from tamiyo.streams.logs import configure
+from tamiyo.streams.settings import SupervisorSettings
+from tamiyo.streams.supervisor import Supervisor
+
+if __name__ == "__main__":
+    configure()
+    sys.exit(Supervisor([sys.executable, "-c", *sys.argv[1:]], SupervisorSettings()).run())
