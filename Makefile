@@ -4,7 +4,7 @@ VENV ?= .venv
 ARGS ?=
 BIN := $(VENV)/bin
 
-.PHONY: help demo test check format bench replay faults audit clean
+.PHONY: help demo test check format bench replay faults soak audit clean
 .DEFAULT_GOAL := help
 
 help:  ## What can be made
@@ -53,6 +53,9 @@ replay: $(VENV)/.dev  ## Record live runs on KAFKA_HOME's Kafka, replay them at 
 
 faults: $(VENV)/.dev  ## Break an installation on KAFKA_HOME's Kafka and judge what it said; ARGS="--faults 50 --seed 1"
 	@$(BIN)/python -m tamiyo.evaluation.faults $(ARGS)
+
+soak: $(VENV)/.bench  ## Hours of load and faults on KAFKA_HOME's Kafka, sampled; ARGS="--minutes 120 --report FILE"
+	@$(BIN)/python -m tamiyo.evaluation.soak $(ARGS)
 
 # In a virtual environment of its own: what audits the dependencies is none of them.
 audit:  ## Ask for known vulnerabilities of the pinned versions; says so where nobody answers

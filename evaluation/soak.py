@@ -51,13 +51,17 @@ from tamiyo.streams.brokers import kafka_home
 
 SAMPLE_S = 10.0
 POLL_S = 0.05
-DRAIN_S = 420.0  # an abandoned run's last window closes after 300 s
+IDLE_S = 330.0  # an abandoned run's last window closes after 300
+DRAIN_S = 420.0
 VICTIMS = ("worker-1", "worker-2", "learner")
 WITNESSES = ("worker-2", "learner")
 SETTINGS = {
     # Every update writes 6 MB; two hours of them would fill a disk with what nobody reads.
     "TAMIYO_LEARNER_KEEP_CHECKPOINTS": "20",
     "TAMIYO_LEARNER_FRESH_BATCH": "32",
+    # The default is for busy installations: 10,000 windows of a partition would take a day here, and a run that fell
+    # silent keeps its last windows for so long.
+    "TAMIYO_GRAPH_HISTORY_STRETCH": "300",
 }
 READ = (GRAPHS, DECISIONS, KERNELS, REWARDS, EXPERIENCE, CHECKPOINTS)
 
@@ -172,6 +176,7 @@ class Soak:
         began = time.monotonic()
         sample_at = 0.0
         while (elapsed := time.monotonic() - began) < self._seconds:
+            self.population.abandoning = elapsed < self._seconds - IDLE_S
             self.population.advance(time.time())
             self._listen()
             if elapsed >= sample_at:

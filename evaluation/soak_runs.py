@@ -183,6 +183,8 @@ class Population:
         self._random = Random(f"population-{seed}")
         self._say = say
         self._journal = journal
+        self.abandoning = True
+        """Whether runs may fall silent; near the end one would have to be waited for until it counts as idle."""
         self.numbers = 0
         """Runs begun so far."""
         self.runs: dict[str, SimulatedRun] = {}
@@ -230,7 +232,7 @@ class Population:
         final = run.advance(round(1000 * now), last=last)
         run.due = max(run.due + run.pace_s, now)
         self._journal.stepped(run.run_id, run.step, now, final)
-        silent = run.abandoned and run.number >= run.load.frames - 1
+        silent = self.abandoning and run.abandoned and run.number >= run.load.frames - 1
         if final or silent:
             del self.runs[run.run_id]
             self._journal.ended(run.run_id, now)

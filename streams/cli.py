@@ -167,11 +167,13 @@ def worker(
     import torch
 
     from tamiyo.streams.logs import configure
+    from tamiyo.streams.memory import give_back
     from tamiyo.streams.registry import prepare
     from tamiyo.streams.settings import WorkerSettings
     from tamiyo.streams.worker import run_worker
 
     torch.set_num_threads(1)
+    give_back()
     configure()
     settings = WorkerSettings() if http_port is None else WorkerSettings(http_port=http_port)
     prepare(_names())
@@ -187,10 +189,12 @@ def learner(supervise: Supervise = None, http_port: HttpPort = None, bootstrap: 
 
     from tamiyo.streams.learner import run_learner
     from tamiyo.streams.logs import configure
+    from tamiyo.streams.memory import give_back
     from tamiyo.streams.registry import prepare
     from tamiyo.streams.settings import LearnerSettings
 
     torch.set_num_threads(1)
+    give_back()
     configure()
     settings = LearnerSettings() if http_port is None else LearnerSettings(http_port=http_port)
     prepare(_names())

@@ -1,0 +1,332 @@
+"""The soak's account, trends and schedule, without a broker."""
+
+import json
+import random
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tamiyo.evaluation.soak_faults import BROKER, schedule
+from tamiyo.evaluation.soak_ledger import Ledger
+from tamiyo.evaluation.soak_plot import draw
+from tamiyo.evaluation.soak_report import report_of
+from tamiyo.evaluation.soak_runs import GAIN, Population
+from tamiyo.evaluation.soak_samples import SampleFile, read_samples
+from tamiyo.evaluation.soak_trends import TOLERANCES, WARM_S, Tolerance, longest_life, second_half, thin, trend, verdict
+from tamiyo.schemas.adaptation import Action, AdaptationDecision, CompiledKernel
+from tamiyo.schemas.errors import ConfigurationError
+from tamiyo.schemas.identity import decision_id, graph_id, window_id
+from tamiyo.schemas.record import Record, Tensor
+from tamiyo.schemas.telemetry import CacheHitRates, ErrorRecoveryEvent, LayerHealth, ModelPerformance, ModelTopology
+from tamiyo.schemas.topics import OUTCOMES, Topic
+
+MEMORY = TOLERANCES["rss_mb"]
+HOUR = [10.0 * number for number in range(361)]
+
+
+# Trends
+
+
+def test_a_leak_is_told_with_its_rate_through_noise_and_outliers() -> None:
+    noise = random.Random(0)
+    leak = [(t, 400 + 12 * t / 3600 + noise.gauss(0, 1) + 200 * (noise.random() < 0.1)) for t in HOUR]
+
+    found = trend(leak, MEMORY)
+
+    assert found.grows
+    assert found.slope_per_hour == pytest.approx(12, abs=1.5)
+    assert found.verdict.endswith("MB per hour")
+    assert (found.minutes, found.points) == (60, 361)
+
+
+def test_noise_is_flat() -> None:
+    noise = random.Random(1)
+    assert trend([(t, 400 + noise.gauss(0, 3)) for t in HOUR], MEMORY).verdict == "flat"
+
+
+def test_a_short_series_is_not_judged() -> None:
+    found = trend([(t, t) for t in HOUR[:60]], MEMORY)
+    assert found.verdict == "not judged: 10 minutes are too short"
+    assert found.slope_per_hour is None
+    assert trend([], MEMORY).verdict.startswith("not judged")
+
+
+@pytest.mark.parametrize(
+    ("slope", "low", "high", "words"),
+    [
+        (1.9, 1.8, 2.0, "flat"),
+        (5.0, 4.0, 6.0, "grows 5 MB per hour"),
+        (-5.0, -6.0, -4.0, "falls 5 MB per hour"),
+        (5.0, -1.0, 11.0, "not told apart from flat: grows 5 MB per hour, -1 to 11"),
+    ],
+)
+def test_verdicts(slope: float, low: float, high: float, words: str) -> None:
+    assert verdict(slope, low, high, 2.0, "MB") == words
+
+
+def test_the_larger_tolerance_holds() -> None:
+    tolerance = Tolerance("records", 20, 0.1)
+    assert tolerance.of([100, 110, 120]) == 20
+    assert tolerance.of([1000]) == 100
+
+
+def test_of_several_lives_the_longest_is_judged_without_its_warm_up() -> None:
+    lives = [(t, 1, 0.0) for t in (0.0, 10.0)] + [(t, 2, 1.0) for t in (20.0, 20 + WARM_S, 500.0)] + [(510.0, 3, 2.0)]
+    assert longest_life(lives) == [(20 + WARM_S, 1.0), (500.0, 1.0)]
+    assert longest_life([]) == []
+
+
+def test_the_second_half_and_thinning() -> None:
+    points = [(float(t), float(t)) for t in range(10)]
+    assert second_half(points, 8) == [(4, 4), (5, 5), (6, 6), (7, 7), (8, 8)]
+    assert thin(points, 5) == [(0.5, 0.5), (2.5, 2.5), (4.5, 4.5), (6.5, 6.5), (8.5, 8.5)]
+    assert thin(points, 4, highest=True) == [(1.0, 2.0), (4.0, 5.0), (7.0, 8.0), (9.0, 9.0)]
+    assert thin([], 5) == []
+
+
+# The account
+
+WINDOW = window_id("run", "step", 50, 0)
+GRAPH = graph_id(WINDOW, "topology")
+
+
+def sent(final: bool = True) -> Ledger:
+    ledger = Ledger(50)
+    ledger.began("run")
+    for step in (0, 10, 20, 30, 40):
+        ledger.stepped("run", step, 100 + step, final and step == 40)
+    return ledger
+
+
+def test_a_clean_account() -> None:
+    ledger = sent()
+    ledger.graph(GRAPH, WINDOW)
+    ledger.decision(decision_id(GRAPH), "run", 40, b"content", 140.05)
+    ledger.decision(decision_id(GRAPH), "run", 40, b"content", 150)
+    ledger.graph(GRAPH, WINDOW)
+
+    account = ledger.verdict()
+
+    assert account.clean
+    assert (account.windows_expected, account.graphs, account.decisions, account.repeated) == (1, 1, 1, 1)
+    assert ledger.latencies() == pytest.approx([50])  # from the frame that completed the window, step 40 at 140 s
+    assert ledger.latencies() == []
+
+
+def test_a_decision_may_be_read_before_its_graph() -> None:
+    ledger = sent()
+    ledger.decision(decision_id(GRAPH), "run", 40, b"content", 140)
+    assert ledger.verdict().decisions_unexpected == 1
+    ledger.graph(GRAPH, WINDOW)
+    assert ledger.verdict().clean
+
+
+def test_everything_wrong_is_counted() -> None:
+    ledger = sent()
+    assert ledger.verdict().windows_missing == 1
+    ledger.graph(GRAPH, WINDOW)
+    assert ledger.verdict().graphs_unanswered == 1
+    ledger.graph("another", WINDOW)
+    ledger.graph("strange", "a window that holds nothing")
+    ledger.decision(decision_id(GRAPH), "run", 40, b"one", 1)
+    ledger.decision(decision_id(GRAPH), "run", 40, b"another", 1)
+    ledger.counts["dead"] += 2
+    account = ledger.verdict()
+    assert not account.clean
+    assert (account.graphs_conflicting, account.decisions_conflicting, account.windows_unexpected) == (1, 1, 1)
+    assert account.dead == 2
+
+
+def test_a_window_is_awaited_only_once_it_is_complete() -> None:
+    ledger = sent(final=False)
+    assert (ledger.verdict().windows_expected, ledger.verdict().windows_open) == (0, 1)
+    ledger.stepped("run", 50, 160, False)
+    assert (ledger.verdict().windows_expected, ledger.verdict().windows_open) == (1, 1)
+    ledger.ended("run", 160)
+    ledger.forget(161)
+    assert ledger.verdict().windows_expected == 1
+    ledger.forget(10_000)  # by now idleness has closed the last one
+    assert (ledger.verdict().windows_expected, ledger.verdict().windows_open) == (2, 0)
+
+
+# Runs
+
+
+class Heard:
+    """Everything that a population says."""
+
+    def __init__(self) -> None:
+        self.records: list[Record] = []
+        self.ledger = Ledger(50)
+        self.population = Population(
+            3, layers=4, pace_s=1.0, frames=(12, 20), seed=3, say=self.say, journal=self.ledger
+        )  # fmt: skip
+
+    def say(self, topic: Topic, record: Record, key: str) -> None:
+        assert type(record) is topic.record
+        self.records.append(record)
+
+    def of(self, kind: type[Record]) -> list[Any]:
+        return [record for record in self.records if type(record) is kind]
+
+
+def test_runs_begin_and_end_and_others_take_their_place() -> None:
+    heard = Heard()
+    for second in range(60):
+        heard.population.advance(1000.0 + second)
+    began = [record.run_id for record in heard.of(ModelTopology)]
+    finals = {record.run_id for record in heard.of(ModelPerformance) if record.final}
+    assert len(heard.population.runs) == 3
+    assert len(set(began)) == len(began) == heard.population.numbers > 6
+    silent = set(began) - finals - heard.population.runs.keys()
+    assert finals
+    assert silent, "one in six falls silent, and this seed has one"
+    assert {type(record) for record in heard.records} >= {CacheHitRates, ErrorRecoveryEvent, LayerHealth}
+
+    heard.population.finish(1060.0)
+
+    assert {record.run_id for record in heard.of(ModelPerformance) if record.final} == set(began) - silent
+
+
+def test_the_same_seed_gives_the_same_runs() -> None:
+    first, second = Heard(), Heard()
+    for heard in (first, second):
+        for now in range(20):
+            heard.population.advance(1000.0 + now)
+    assert first.records == second.records
+
+
+def decision(run_id: str) -> AdaptationDecision:
+    action = Action(type="load_kernel", layer_id="layers.1", blueprint="low_rank")
+    return AdaptationDecision(
+        run_id=run_id, decision_id="decision", graph_id="graph", step=0, time_ms=0, type="load_kernel",
+        layer_id="layers.1", blueprint="low_rank", kernel_id="kernel", proposed=action, confidence=1, uncertainty=0,
+        urgency=0, predicted_reward=0, value=0, method="policy", policy_version=0, seed=0, temperature=1, layers=[],
+        kinds=[], action_index=1, mask=b"", probabilities=Tensor.of([1.0]), log_probability=0, entropy=0,
+    )  # fmt: skip
+
+
+def test_a_host_loads_a_kernel_once_it_is_there_and_its_telemetry_shows_it() -> None:
+    heard = Heard()
+    heard.population.advance(1000.0)
+    run_id = next(iter(heard.population.runs))
+    wanted = decision(run_id)
+    kernel = CompiledKernel(
+        run_id=run_id, kernel_id="kernel", decision_id="decision", layer_id="layers.1", blueprint="low_rank",
+        status="compiled",
+    )  # fmt: skip
+    heard.population.heard(wanted, 1001.0)
+    assert not heard.of(OUTCOMES.record)
+    heard.population.heard(kernel, 1001.0)
+    heard.population.heard(wanted, 1001.0)
+    (outcome,) = heard.of(OUTCOMES.record)
+    assert (outcome.status, outcome.decision_id) == ("executed", "decision")
+    assert outcome.after["parameters"] > outcome.before["parameters"]
+
+    heard.population.advance(1002.0)
+
+    health = [each for each in heard.of(LayerHealth) if each.run_id == run_id][-1]
+    assert (health.active_seeds, health.dormant_seeds) == ([0, 1, 0, 0], [2, 1, 2, 2])
+    assert health.contribution[1] == GAIN
+    model = [each for each in heard.of(ModelPerformance) if each.run_id == run_id][-1]
+    assert model.steps_since_adaptation is not None
+
+
+# Faults
+
+
+def test_faults_come_from_the_seed_and_spare_witnesses_in_the_second_half() -> None:
+    faults = schedule(7200, 0, ("worker-1", "worker-2", "learner"), ("worker-2", "learner"))
+    assert faults == schedule(7200, 0, ("worker-1", "worker-2", "learner"), ("worker-2", "learner"))
+    assert faults != schedule(7200, 1, ("worker-1", "worker-2", "learner"), ("worker-2", "learner"))
+    assert {fault.victim for fault in faults if fault.at_s >= 3600} == {"worker-1", BROKER}
+    assert {fault.victim for fault in faults if fault.at_s < 3600} == {"worker-1", "worker-2", "learner", BROKER}
+    assert {fault.kind for fault in faults} == {"kill", "freeze", "restart"}
+    assert [fault.at_s for fault in faults if fault.victim == BROKER] == [600, 1800, 3000, 4200, 5400, 6600]
+    assert all(120 <= fault.at_s <= 7080 for fault in faults)
+    assert all(fault.duration_s > 6 for fault in faults if fault.kind == "freeze"), (
+        "shorter than a session is no zombie"
+    )
+
+
+# Samples and reports
+
+
+def write(path: Path, minutes: int, leak: float = 0.0) -> None:
+    file = SampleFile(path)
+    file.write(
+        "begin", command="soak", minutes=minutes, settings={}, machine={}, versions={}, witnesses=["worker-2"],
+        options={"seed": 7, "runs": 6},
+    )  # fmt: skip
+    file.close()
+    lines = []
+    account = Ledger(50).verdict().to_dict()
+    for number in range(6 * minutes + 1):
+        t = 10.0 * number
+        worker = {"pid": 1, "rss_mb": 400 + leak * t / 3600, "fds": 40, "threads": 11, "cpu_s": 0.5 * t}
+        if t == 600:
+            lines.append({"kind": "fault", "t": t, "what": "kill", "victim": "worker-1", "duration_s": 3.0})
+        late = 5_000.0 if t == 610 else 40.0
+        lines.append(
+            {
+                "kind": "sample", "t": t, "processes": {"worker-2": worker, "broker": worker},
+                "lag": None if t == 610 else {"intake": 5}, "latencies_ms": [late], "sent": 20 * number, "runs": number,
+                "read": {}, "policy_version": 3, "undelivered": 0, "restarts": {"worker-1": 1},
+                "ends": [["worker-1", -9, True], ["worker-2", 70, False]], "account": account,
+            }
+        )  # fmt: skip
+    with path.open("a") as more:
+        more.writelines(json.dumps(line) + "\n" for line in lines)
+
+
+def test_a_report_of_a_soak_that_was_cut_in_the_middle_of_a_line(tmp_path: Path) -> None:
+    path = tmp_path / "samples"
+    write(path, 120)
+    whole = report_of(path)
+    path.write_text(path.read_text()[:-40])
+    assert len(read_samples(path)) == 6 * 120 + 2
+
+    report = report_of(path)
+
+    assert not report["complete"]
+    assert report["verdict"]["growing"] == []
+    assert report["trends"]["worker-2 rss_mb"]["verdict"] == "flat"
+    assert "broker rss_mb" not in report["trends"]
+    assert "broker rss_mb" in report["series"]
+    assert report["load"]["cores"] == {"worker-2": 0.5, "broker": 0.5}
+    assert report["load"]["records_per_second"] == 2
+    assert report["faults"]["by_kind"] == {"kill": 1}
+    assert report["ends_by_themselves"] == [["worker-2", 70]]
+    assert report["latency_ms"]["all"]["maximum"] == 5_000
+    assert report["latency_ms"]["no_fault_within_a_minute"]["maximum"] == 40
+    assert report["lag"]["intake"]["maximum"] == 5
+    assert all(len(series["values"]) <= 400 for series in report["series"].values())
+    assert whole["minutes"] == 120
+
+
+def test_a_leak_is_in_the_verdict_and_the_figure_can_be_drawn(tmp_path: Path) -> None:
+    write(tmp_path / "samples", 60, leak=30.0)
+    report = report_of(tmp_path / "samples")
+    assert report["verdict"] == {"flat": False, "growing": ["worker-2 rss_mb"], "not_judged_or_unclear": []}
+    assert report["trends"]["worker-2 rss_mb"]["verdict"] == "grows 30 MB per hour"
+    draw(report, tmp_path / "one.svg")
+    draw(report, tmp_path / "two.svg")
+    assert "<svg" in (tmp_path / "one.svg").read_text()
+    assert (tmp_path / "one.svg").read_bytes() == (tmp_path / "two.svg").read_bytes()
+
+
+def test_a_file_without_samples_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "samples").write_text("")
+    with pytest.raises(ConfigurationError, match="holds no samples"):
+        report_of(tmp_path / "samples")
+
+
+@pytest.mark.parametrize("module", ["soak", "soak_report", "soak_plot"])
+def test_help_has_examples(module: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", f"tamiyo.evaluation.{module}", "--help"], capture_output=True, text=True, check=True
+    )
+    assert "Example" in done.stdout
