@@ -29,8 +29,14 @@ LEARNER = "learner"
 
 
 def worker_arguments(stages: Sequence[str], port: int) -> list[str]:
-    """Return the command line of a worker: the one place where it is put together."""
-    return ["worker", "--http-port", str(port), *(word for stage in stages for word in ("--stage", stage))]
+    """Return the command line of a worker; as the learner's, without a supervisor, which a fleet is itself."""
+    named = [word for stage in stages for word in ("--stage", stage)]
+    return ["worker", "--no-supervise", "--http-port", str(port), *named]
+
+
+def learner_arguments(port: int) -> list[str]:
+    """Return the command line of a learner."""
+    return ["learner", "--no-supervise", "--http-port", str(port)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +113,7 @@ class Fleet:
     def add_learner(self, name: str = LEARNER, environment: Mapping[str, str] | None = None) -> None:
         """Start a learner, and again whenever it ends."""
         port = free_ports(1)[0]
-        self.add(name, ["learner", "--http-port", str(port)], port, environment)
+        self.add(name, learner_arguments(port), port, environment)
 
     def add(self, name: str, arguments: Sequence[str], port: int, environment: Mapping[str, str] | None = None) -> None:
         """Start `tamiyo ARGUMENTS`, which serves `port`, and again whenever it ends."""

@@ -91,5 +91,5 @@ def test_nothing_outlives_the_block(tmp_path: Path) -> None:
 
 def test_a_worker_runs_the_stages_named_on_its_port() -> None:
     assert worker_arguments(["intake", "windows"], 9100) == [
-        "worker", "--http-port", "9100", "--stage", "intake", "--stage", "windows",
+        "worker", "--no-supervise", "--http-port", "9100", "--stage", "intake", "--stage", "windows",
     ]  # fmt: skip
