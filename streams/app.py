@@ -29,6 +29,7 @@ from tamiyo.schemas.connection import explain
 from tamiyo.schemas.errors import BrokerError, ConfigurationError
 from tamiyo.schemas.kafka import KafkaSettings
 from tamiyo.streams.decompression import limit
+from tamiyo.streams.reconnection import unhurried
 from tamiyo.streams.settings import WorkerSettings
 
 FAUST = logging.getLogger("faust.stage")  # else these services would chatter under this module's name
@@ -45,6 +46,7 @@ class StageConsumerThread(driver.AIOKafkaConsumerThread):  # type: ignore[misc]
         consumer = super()._create_worker_consumer(transport)
         consumer._partition_assignment_strategy = (RangePartitionAssignor,)
         consumer._fetch_max_wait_ms = self.app.fetch_wait_ms
+        unhurried(consumer._client)
         return consumer
 
     async def on_start(self) -> None:
@@ -150,10 +152,22 @@ class StageConsumer(driver.Consumer):  # type: ignore[misc]
         )
 
 
+class StageProducer(driver.Producer):  # type: ignore[misc]
+    """Faust's producer, with a client that does not hurry."""
+
+    logger = FAUST
+
+    def _new_producer(self, transactional_id: str | None = None) -> Any:
+        producer = super()._new_producer(transactional_id)
+        unhurried(producer.client)
+        return producer
+
+
 class StageTransport(driver.Transport):  # type: ignore[misc]
-    """Faust's aiokafka transport over `StageConsumer`."""
+    """Faust's aiokafka transport over `StageConsumer` and `StageProducer`."""
 
     Consumer = StageConsumer
+    Producer = StageProducer
 
 
 class StageApp(faust.App):  # type: ignore[misc]
@@ -254,6 +268,7 @@ async def start_reader(reader: AIOKafkaConsumer, kafka: KafkaSettings) -> None:
 
     aiokafka itself says only that it was "unable to bootstrap".
     """
+    unhurried(reader._client)
     try:
         await reader.start()
     except KafkaConnectionError as error:
