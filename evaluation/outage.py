@@ -39,7 +39,7 @@ from tamiyo.streams.topics import Topics
 
 LIMIT = 1.05  # of the time of a step with a broker
 WARM_UP = 10  # turns: the governor settles, the allocator too
-SETTLE_S = 15.0  # with both brokers, before and after
+SETTLE_S = 15.0  # with both brokers, before and after; less where the outage is short
 PATIENCE_S = 120.0  # for the SDK to be heard again
 
 
@@ -149,7 +149,8 @@ class Outage:
         """Train with both brokers, then without the one, then with both again."""
         for _ in range(WARM_UP):
             self._connected.turn(), self._cut.turn()
-        self._phase("before", SETTLE_S)
+        settle_s = min(SETTLE_S, 15 * minutes)
+        self._phase("before", settle_s)
         self._broker.kill()
         self._console.print(f"the broker is gone, for {minutes:g} minutes", highlight=False)
         self._phase("without", 60 * minutes)
@@ -162,7 +163,7 @@ class Outage:
                 raise BrokerError(f"the broker has been back for {PATIENCE_S:.0f} s and no record has arrived there")
         self.heard_again_s = round(time.monotonic() - began, 2)
         self._console.print(f"records arrive again {self.heard_again_s} s after the broker is back", highlight=False)
-        self._phase("after", SETTLE_S)
+        self._phase("after", settle_s)
 
     def _phase(self, name: str, seconds: float) -> None:
         pairs = self.phases.setdefault(name, [])
