@@ -56,6 +56,7 @@ faults: $(VENV)/.dev  ## Break an installation on KAFKA_HOME's Kafka and judge w
 
 soak: $(VENV)/.bench  ## Hours of load and faults on KAFKA_HOME's Kafka, sampled; ARGS="--minutes 120 --report FILE"
 	@$(BIN)/python -m tamiyo.evaluation.soak $(ARGS)
+
 outage: $(VENV)/.dev  ## What training pays for a broker that is gone for ten minutes; ARGS="--minutes 1"
 	@$(BIN)/python -m tamiyo.evaluation.outage $(ARGS)
 
