@@ -25,7 +25,7 @@ from confluent_kafka import KafkaException
 from rich.console import Console
 
 from tamiyo.evaluation.bench_measure import percentile
-from tamiyo.evaluation.faults_collect import Collector, collect
+from tamiyo.evaluation.faults_collect import Collector, collect, save
 from tamiyo.evaluation.faults_disk import Disk
 from tamiyo.evaluation.faults_judge import Violation, judge
 from tamiyo.evaluation.faults_kinds import ALL, Scene, plan
@@ -125,6 +125,8 @@ def run(home: Path | None, folder: Path, *, faults: int, seed: int, workers: int
         evidence = collect(installation.kafka, installation.names, installation.store, ledger)
         course.violations = judge(evidence, width=WIDTH)
         course.counts = _counts(evidence, host)
+        if course.violations:
+            save(evidence, folder / "evidence")
     course.seconds = time.monotonic() - began
     return course
 
@@ -293,7 +295,9 @@ def main(
     ] = None,
     workers: Annotated[int, typer.Option(min=1, max=16, help="Worker processes, each with every stage")] = 3,
     gap: Annotated[float, typer.Option(min=0.5, max=600, help="Mean seconds from one fault to the next")] = 6.0,
-    keep: Annotated[Path | None, typer.Option(help="Keep the processes' logs and the store in this folder")] = None,
+    keep: Annotated[
+        Path | None, typer.Option(help="Keep logs, the store, and where something is wrong the topics, in this folder")
+    ] = None,
     report: Annotated[Path | None, typer.Option(help="Write the result as JSON to this file")] = None,
 ) -> None:
     """Break an installation on a real Kafka, again and again, and judge what it said; exit 1 on any violation.

@@ -1,18 +1,20 @@
 """Collects the evidence of a fault run from its broker and its store, when everything has stopped."""
 
 import hashlib
+import json
 import time
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import fsspec
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaException, TopicPartition
 
-from tamiyo.evaluation.faults_ledger import Checkpoint, Evidence, Held, Ledger, Place, Sample
+from tamiyo.evaluation.faults_ledger import Checkpoint, Entry, Evidence, Held, Ledger, Place, Sample
 from tamiyo.models.checkpoint import CheckpointStore, checksum, load
 from tamiyo.schemas.errors import BrokerError
 from tamiyo.schemas.kafka import KafkaSettings, TopicNames
-from tamiyo.schemas.topics import CATALOGUE
+from tamiyo.schemas.topics import BY_NAME, CATALOGUE
 from tamiyo.streams.messages import Message
 from tamiyo.streams.stages import STAGES
 
@@ -115,6 +117,26 @@ def collect(kafka: KafkaSettings, names: TopicNames, store: str, ledger: Ledger)
     finally:
         collector.close()
     return Evidence(ledger, messages, committed, checkpoints(f"{store}/checkpoints"), kernels(f"{store}/kernels"))
+
+
+def save(evidence: Evidence, folder: Path) -> None:
+    """Write every topic's messages as JSON lines, for a person who wants to know why."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, messages in evidence.messages.items():
+        records = evidence.entries(BY_NAME[name]) if name in BY_NAME else [Entry(each, None) for each in messages]
+        with (folder / f"{name}.jsonl").open("w") as file:
+            for entry in records:
+                each = entry.message
+                line = {
+                    "place": each.place,
+                    "time_ms": each.timestamp_ms,
+                    "key": each.key.decode("utf-8", "replace") if each.key is not None else None,
+                    "headers": {key: each.header(key) for key, _ in each.headers},
+                    "record": entry.record.model_dump(mode="json") if entry.record is not None else None,
+                }
+                file.write(json.dumps(line) + "\n")
+    commits = {f"{group} {topic}:{number}": offset for (group, topic, number), offset in evidence.committed.items()}
+    (folder / "committed.json").write_text(json.dumps(commits, indent=1))
 
 
 def checkpoints(url: str) -> list[Checkpoint]:

@@ -42,7 +42,7 @@ class Run:
     clock: str | None = None
     """Known with the first window."""
     answered: tuple[int, int] = (0, 0)
-    """Step and event time of the newest graph whose decision came; graphs are answered in order."""
+    """Step and event time of the newest decision that was read; a run's decisions lie in the order of its graphs."""
     ended: bool = False
     final_answered: bool = False
     """Whether the decision for the run's last graph came: then nothing more will."""
@@ -67,15 +67,18 @@ class Run:
         ]
         return min(later, default=float("inf"))
 
-    def answer(self, graph: ModelGraph) -> None:
-        """Note that the decision for `graph` came; graphs before it that still wait were answered long ago."""
-        self.answered = max(self.answered, (graph.step, graph.time_ms))
-        self.final_answered |= graph.final
-        self.graphs = {
-            name: waiting
-            for name, waiting in self.graphs.items()
-            if (waiting.record.step, waiting.record.time_ms) > self.answered
-        }
+    def answer(self, decision: AdaptationDecision) -> None:
+        """Note that `decision` was read. Decisions on graphs before it lie before it, or are not read again.
+
+        Only the decisions' own order tells that. After a restart graphs are read again beside it: that a later graph
+        was decided does not mean that the decision on an earlier one has been read.
+        """
+        self.answered = max(self.answered, (decision.step, decision.time_ms))
+        self.graphs = {name: waiting for name, waiting in self.graphs.items() if not self.is_answered(waiting.record)}
+
+    def is_answered(self, graph: ModelGraph) -> bool:
+        """Return whether the decision on `graph` has been read, or will not be."""
+        return (graph.step, graph.time_ms) <= self.answered
 
     def trim(self, baseline_windows: int, max_held: int) -> None:
         """Let go of what no decision, present or to come, needs any more."""

@@ -131,22 +131,23 @@ class RewardsStage:
         name = decision_id(graph.graph_id)
         pending = run.pending.get(name)
         if name in self._done:
-            run.answer(graph)
-        elif pending is None:
+            run.final_answered |= graph.final
+        elif pending is not None:
+            run.final_answered |= graph.final
+            pending.graph = pending.graph or incoming
+        elif not run.is_answered(graph):
             run.graphs.setdefault(name, incoming)
-        elif pending.graph is None:
-            pending.graph = incoming
-            run.answer(graph)
 
     def _take_decision(self, run: Run, incoming: Incoming) -> None:
         decision: AdaptationDecision = incoming.record
         name = decision.decision_id
+        graph = run.graphs.pop(name, None)
+        run.answer(decision)
+        if graph is not None:
+            run.final_answered |= graph.record.final
         if name in self._done or name in run.pending:
             return  # the same decision twice
-        pending = Pending(decision, incoming, run.graphs.pop(name, None), run.outcomes.pop(name, None))
-        run.pending[name] = pending
-        if pending.graph is not None:
-            run.answer(pending.graph.record)
+        run.pending[name] = Pending(decision, incoming, graph, run.outcomes.pop(name, None))
 
     def _take_outcome(self, run: Run, incoming: Incoming) -> None:
         outcome: AdaptationOutcome = incoming.record

@@ -1,3 +1,4 @@
+import itertools
 import math
 import random
 from typing import Any
@@ -10,7 +11,7 @@ from tamiyo.schemas.adaptation import Action, AdaptationDecision, AdaptationOutc
 from tamiyo.schemas.analysis import HealthWindow, ModelGraph
 from tamiyo.schemas.identity import decision_id, graph_id, outcome_id
 from tamiyo.schemas.record import Tensor
-from tamiyo.schemas.topics import DECISIONS, EXPERIENCE, GRAPHS, OUTCOMES, REWARDS, WINDOWS
+from tamiyo.schemas.topics import DECISIONS, EXPERIENCE, GRAPHS, OUTCOMES, REWARDS, WINDOWS, Topic
 from tamiyo.streams.rewards import RewardsStage
 from tamiyo.streams.settings import RewardSettings
 from tests.models.factories import make_graph, make_window
@@ -386,3 +387,19 @@ def test_spans_follow_the_clock_of_the_run() -> None:
     assert [span.end for span in revisions[0].spans] == [300_000, 1_800_000, 7_200_000, 14_400_000]
     assert [record.revision for record in revisions] == [0, 1]
     assert revisions[-1].complete
+
+
+@pytest.mark.parametrize("order", [*itertools.permutations((WINDOWS, GRAPHS, DECISIONS, OUTCOMES))], ids=lambda _: "")
+def test_what_is_read_again_may_come_topic_by_topic(order: tuple[Topic, ...]) -> None:
+    log = whole_run(40, (12, 15), ends=True)
+    expected = Shell(stage, log.messages).run()
+    middle = next(n for n, each in enumerate(log.messages) if each.topic == WINDOWS.name and each.offset == 20)
+    shell = Shell(stage, log.messages).run(middle)
+    names = [topic.name for topic in order]
+    shell.log = sorted(log.messages[:middle], key=lambda each: names.index(each.topic)) + log.messages[middle:]
+    shell.run()
+    for topic in (REWARDS, EXPERIENCE):
+        assert {each.model_dump_json() for each in shell.records(topic)} == {
+            each.model_dump_json() for each in expected.records(topic)
+        }
+    assert shell.rejected == []
