@@ -215,6 +215,7 @@ def create_app(
         broker_request_timeout=worker.request_timeout_s,
         broker_commit_interval=worker.commit_interval_s,
         broker_max_poll_records=worker.max_poll_records,
+        consumer_max_fetch_size=worker.max_fetch_bytes,
         # The stage's own loop feeds and commits; what aiokafka would call a slow poll is a full buffer here.
         broker_max_poll_interval=3600.0,
         consumer_auto_offset_reset="earliest",

@@ -18,6 +18,9 @@ REJECTED = Counter(
 REPEATED = Counter(
     "tamiyo_records_repeated_total", "Outputs not published, since they were before a restart.", ["stage", "topic"]
 )
+SHED = Counter(
+    "tamiyo_layer_signals_shed_total", "Layer-signals that intake left out, the least telling, since too many waited."
+)
 STAGE_LATENCY = Histogram(
     "tamiyo_stage_latency_seconds",
     "From an input's arrival at the stage to the delivery of the output it closed.",

@@ -88,6 +88,9 @@ class WorkerSettings(BaseSettings):
     request_timeout_s: float = Field(20.0, gt=0, description="Of one request to a broker; above the session timeout")
     commit_interval_s: float = Field(1.0, gt=0, description="How often acknowledged offsets are committed")
     max_poll_records: int = Field(500, ge=1, description="Records fetched at once: memory and the largest batch")
+    max_fetch_bytes: int = Field(
+        1_048_576, ge=1024, description="Fetched ahead of one partition, as compressed on the log: bounds memory"
+    )
     fetch_wait_ms: int = Field(500, ge=1, description="How long a broker may hold a fetch that finds nothing, ms")
     linger_ms: int = Field(0, ge=0, description="How long the producer gathers a batch, ms")
     max_message_bytes: int = Field(

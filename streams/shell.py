@@ -1,6 +1,7 @@
 """The Faust side of a stage: one app, one agent, and a tenure for every partition that is assigned."""
 
 import asyncio
+import contextlib
 import os
 import time
 from collections.abc import Awaitable, Callable, Hashable, Mapping, Sequence
@@ -243,6 +244,16 @@ class Shell:
                 return True
             await asyncio.sleep(0.02)
         return False
+
+    def waiting(self, partition: int, positions: Mapping[str, int]) -> int:
+        """Return how many records the log was last known to hold at and after `positions`."""
+        behind = 0
+        for topic, offset in positions.items():
+            # The consumer's thread may be losing the partition now; then nobody will ask for the answer.
+            with contextlib.suppress(AssertionError, AttributeError, KeyError):
+                highwater = self._thread.highwater(TP(self.names.full(topic), partition))
+                behind += max(0, (highwater or 0) - offset)
+        return behind
 
     async def verify_gap(self, topic: str, partition: int, expected: int, found: int) -> None:
         """Raise BrokerError if the log holds messages that the consumer skipped."""

@@ -17,7 +17,7 @@ import structlog
 from tamiyo.schemas.codec import decode, encode
 from tamiyo.schemas.errors import SchemaError
 from tamiyo.schemas.kafka import TopicNames
-from tamiyo.schemas.topics import DECISIONS, Topic
+from tamiyo.schemas.topics import DECISIONS, SIGNALS, Topic
 from tamiyo.streams import metrics
 from tamiyo.streams.endings import MARK, MARK_KEY, End, Endings
 from tamiyo.streams.messages import is_end
@@ -57,6 +57,9 @@ class Connection(Protocol):
 
     async def verify_gap(self, topic: str, partition: int, expected: int, found: int) -> None:
         """End the process if messages between two offsets exist, since then they were skipped."""
+
+    def waiting(self, partition: int, positions: Mapping[str, int]) -> int:
+        """Return how many records the log was last known to hold at and after `positions`."""
 
     def fail(self, error: BaseException, *, at: Mapping[str, Any]) -> None:
         """End the process at once, with nothing acknowledged."""
@@ -257,6 +260,9 @@ class Tenure:
         self._room.set()
         said: list[Output | Reject] = rejects
         if batch:
+            # A replay is never overloaded, only early: shedding would make it say something else.
+            if hasattr(self.stage, "backlog") and not self._connection.worker.replay:
+                self.stage.backlog = self._connection.waiting(self.partition, self._memory.positions)
             started = time.perf_counter()
             said = [*rejects, *await self._call(self.stage.feed, batch)]
             metrics.FEED_SECONDS.labels(self.stage_name).inc(time.perf_counter() - started)
@@ -371,8 +377,10 @@ class Tenure:
             if received is not None:
                 metrics.STAGE_LATENCY.labels(self.stage_name).observe(time.perf_counter() - received)
             metrics.PUBLISHED.labels(self.stage_name, each.topic.name).inc()
-            if each.topic is DECISIONS:
-                record: Any = each.record
+            record: Any = each.record
+            if each.topic is SIGNALS:
+                metrics.SHED.inc(record.shed)
+            elif each.topic is DECISIONS:
                 metrics.END_TO_END_LATENCY.observe(max(0.0, time.time() - record.time_ms / 1000))
                 metrics.POLICY_VERSION.set(record.policy_version)
 

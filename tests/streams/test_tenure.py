@@ -53,6 +53,9 @@ class FakeKafka:
     async def verify_gap(self, topic: str, partition: int, expected: int, found: int) -> None:
         self.gaps.append((topic, partition, expected, found))
 
+    def waiting(self, partition: int, positions: Mapping[str, int]) -> int:
+        return 1_000 - sum(positions.values())
+
     def fail(self, error: BaseException, *, at: Mapping[str, Any]) -> None:
         self.failed.append(error)
 
@@ -186,6 +189,20 @@ def test_unusable_messages_are_set_aside_as_they_came() -> None:
         assert dead.headers["tamiyo-reason"].startswith("DecodeError")
         assert (late.topic, late.headers["tamiyo-reason"]) == ("p.test.numbers.late", "the number of the beast")
         assert desk.acknowledged == [0, 1]
+        desk.tenure.close()
+
+    asyncio.run(scene())
+
+
+@pytest.mark.parametrize(("replay", "known"), [(False, 999), (True, 0)])
+def test_a_stage_that_asks_is_told_what_waits_behind_its_batch_but_not_in_a_replay(replay: bool, known: int) -> None:
+    async def scene() -> None:
+        desk = Desk(FakeKafka(worker=WorkerSettings(max_batch=100, replay=replay)))
+        stage: Any = desk.tenure.stage
+        stage.backlog = 0
+        await desk.take(0, number("a", 0, 1))
+        await desk.settle()
+        assert stage.backlog == known
         desk.tenure.close()
 
     asyncio.run(scene())
