@@ -193,7 +193,9 @@ class Shell:
                     record = self._read_back(outputs[name].record, name, number, told)
                     if record is not None:
                         sources = dict([told.source]) if told.source else {}
-                        said[number].append((told.timestamp_ms, Said(name, told.offset, record, identity, sources)))
+                        said[number].append(
+                            (told.timestamp_ms, Said(name, told.offset, record, identity, sources, told.inside))
+                        )
                 elif name not in outputs and told.source is not None:
                     memories[number].said.add((name, f"{told.source[0]}:{told.source[1]}"))
         ordered = {number: [each for _, each in sorted(said[number], key=lambda pair: pair[0])] for number in numbers}

@@ -12,6 +12,9 @@ from typing import Any, ClassVar, Protocol, TypeVar
 from tamiyo.schemas.record import Record
 from tamiyo.schemas.topics import Topic
 
+SHORT_ID = 16
+"""Hex digits of an id that tell it from all others that a stage remembers: 64 bits."""
+
 R_co = TypeVar("R_co", covariant=True)
 
 
@@ -41,6 +44,8 @@ class Output:
     """Deterministic id; what was published under it before is not published again."""
     source: Incoming | None
     """The input whose arrival closed this; None when a clock did. Its topic, partition and offset go into headers."""
+    inside: Sequence[str] = ()
+    """Ids of the inputs that this holds, for a stage that must know them again after a restart; also a header."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +67,8 @@ class Said:
     identity: str
     sources: Mapping[str, int] = field(default_factory=dict)
     """Input topic to the offset that closed it."""
+    inside: Sequence[str] = ()
+    """The first `SHORT_ID` digits of the ids of the inputs inside, as far as there was room to name them."""
 
 
 class View(Protocol[R_co]):

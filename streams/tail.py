@@ -15,6 +15,7 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from tamiyo.schemas.errors import BrokerError
 from tamiyo.schemas.kafka import KafkaSettings
 from tamiyo.streams.app import aiokafka_settings, start_reader
+from tamiyo.streams.stage import SHORT_ID
 
 PIECE = 500  # also how much disorder two workers that overlapped in time may have left
 LARGEST_PIECE = 16_000
@@ -26,6 +27,9 @@ SOURCE_HEADER = "tamiyo-source"
 """topic:partition:offset of the input that closed the output."""
 POSITIONS_HEADER = "tamiyo-positions"
 """topic=offset, comma-separated: the next offset of each input when the output was made."""
+INSIDE_HEADER = "tamiyo-inside"
+"""The short ids of the inputs that the output holds, one after the other."""
+MAX_INSIDE = 1_000  # ids named, 16 kB: a message has an end
 REASON_HEADER = "tamiyo-reason"
 TIME_HEADER = "tamiyo-time"
 """When a message was rejected, milliseconds since the epoch."""
@@ -47,6 +51,12 @@ class Told:
         """Return the topic and offset of the input that closed it, if one did."""
         parts = self.headers.get(SOURCE_HEADER, "").rsplit(":", 2)
         return (parts[0], int(parts[2])) if len(parts) == 3 and parts[2].isdigit() else None
+
+    @property
+    def inside(self) -> tuple[str, ...]:
+        """Return the short ids of the inputs that are inside."""
+        text = self.headers.get(INSIDE_HEADER, "")
+        return tuple(text[start : start + SHORT_ID] for start in range(0, len(text), SHORT_ID))
 
     def below(self, committed: Positions) -> bool:
         """Return whether nothing at or after the committed offsets had been read when this was said."""

@@ -22,9 +22,11 @@ from tamiyo.streams import metrics
 from tamiyo.streams.endings import MARK, MARK_KEY, End, Endings
 from tamiyo.streams.messages import is_end
 from tamiyo.streams.settings import WorkerSettings
-from tamiyo.streams.stage import Incoming, Output, Reject, Stage
+from tamiyo.streams.stage import SHORT_ID, Incoming, Output, Reject, Stage
 from tamiyo.streams.tail import (
     ID_HEADER,
+    INSIDE_HEADER,
+    MAX_INSIDE,
     POSITIONS_HEADER,
     REASON_HEADER,
     SOURCE_HEADER,
@@ -344,6 +346,8 @@ class Tenure:
             headers.append((SOURCE_HEADER, f"{source.topic}:{source.partition}:{source.offset}".encode()))
         if isinstance(each, Output):
             headers.append((ID_HEADER, each.identity.encode()))
+            if each.inside:
+                headers.append((INSIDE_HEADER, "".join(name[:SHORT_ID] for name in each.inside[:MAX_INSIDE]).encode()))
             record: Any = each.record
             name, key, value = each.topic.name, record.run_id.encode(), encode(each.record)
             return await self._connection.send(names.full(name), key, value, self.partition, headers)

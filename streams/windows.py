@@ -23,11 +23,11 @@ from tamiyo.schemas.topics import SIGNALS, WINDOWS, Topic
 from tamiyo.streams.aggregates import Contribution, layer_statistics, model_statistics
 from tamiyo.streams.readings import LARGEST
 from tamiyo.streams.settings import WindowSettings
-from tamiyo.streams.stage import Incoming, Output, Reject, Said, View
+from tamiyo.streams.stage import SHORT_ID, Incoming, Output, Reject, Said, View
 from tamiyo.streams.watermark import Closings, Progress
 
 MAX_CLOSINGS = 100_000  # runs whose last window is remembered, so that a straggler of theirs is late, not a new window
-MAX_RECENT = 1_024  # signals of a run's closed windows remembered, so that a repeat is dropped and not called late
+MAX_INSIDE = 50_000  # signals of closed windows remembered, so that a repeat is dropped and not called late
 MAX_LAYOUTS = 64  # distinct lists of layers shared among a run's signals
 
 
@@ -48,8 +48,6 @@ class _Run:
     passed: int = 0
     """Windows that end here or before are final by the watermark, whether they ever held anything or not."""
     windows: dict[int, _Open] = field(default_factory=dict)
-    recent: dict[str, None] = field(default_factory=dict)
-    """Signal ids of closed windows, oldest first."""
     layouts: dict[tuple[str, ...], tuple[str, ...]] = field(default_factory=dict)
     rows: int = 0
 
@@ -70,6 +68,8 @@ class WindowsStage:
         self._runs: OrderedDict[str, _Run] = OrderedDict()
         """Those with open windows, the longest silent first."""
         self._closings: OrderedDict[str, Closings] = OrderedDict()
+        self._inside: OrderedDict[str, None] = OrderedDict()
+        """Short ids of the signals in closed windows, oldest first."""
         self._rows = 0
         self._first_offsets: list[tuple[int, str, int]] = []
         """A heap of (offset, run, start); windows that have closed are skipped when they reach the top."""
@@ -80,6 +80,7 @@ class WindowsStage:
         """Learn which windows were final already, and which input had closed each."""
         newest = -1
         for one in said:
+            self._remember(one.inside)
             newest = max(newest, one.sources.get(SIGNALS.name, newest))
             if one.record.clock == self.settings.clock:
                 self._closed(one.record.run_id).add(one.record.end, one.sources.get(SIGNALS.name, newest))
@@ -141,7 +142,7 @@ class WindowsStage:
         closings = self._closings.get(signal.run_id)
         final_then = max(closings.before(incoming.offset) if closings else 0, run.passed if run else 0)
         width = self.settings.width
-        if run is not None and signal.signal_id in run.recent:
+        if signal.signal_id[:SHORT_ID] in self._inside:
             self.counts["repeated"] += 1
             return None
         if clock < final_then:
@@ -232,9 +233,8 @@ class WindowsStage:
         window = run.windows.pop(start)
         self._rows -= window.rows
         run.rows -= window.rows
-        run.recent.update(dict.fromkeys(window.contributions))
-        for old in list(run.recent)[: max(len(run.recent) - MAX_RECENT, 0)]:
-            del run.recent[old]
+        inside = tuple(window.contributions)
+        self._remember(inside)
         closings = self._closed(run_id)
         closings.add(start + self.settings.width, source.offset)
         closings.settle(source.offset)  # what is read from here on lies behind it
@@ -242,7 +242,12 @@ class WindowsStage:
             del self._runs[run_id]  # after its last frame, or idle: the watermark always leaves one open
         self.counts["published"] += 1
         record = self._record(run_id, window, final)
-        return Output(WINDOWS, record, record.window_id, source)
+        return Output(WINDOWS, record, record.window_id, source, inside)
+
+    def _remember(self, names: Sequence[str]) -> None:
+        self._inside.update(dict.fromkeys(name[:SHORT_ID] for name in names))
+        while len(self._inside) > MAX_INSIDE:
+            self._inside.popitem(last=False)
 
     def _record(self, run_id: str, window: _Open, final: bool) -> HealthWindow:
         settings = self.settings

@@ -72,7 +72,8 @@ class PairStage:
                 factor = self._factors.get(run)
                 total = (first.record.hits + value) * (factor.hits if factor else 1)
                 step = first.record.step
-                said.append(Output(SUMS, number(run, step, total), identity("pair", run, step), each))
+                inside = [identity("number", run, one) for one in (step, each.record.step)]
+                said.append(Output(SUMS, number(run, step, total), identity("pair", run, step), each, inside))
         return said
 
     def tick(self, now_ms: int) -> Sequence[Output | Reject]:

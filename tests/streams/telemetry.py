@@ -150,5 +150,5 @@ def as_said(published: Sequence[Output]) -> list[Said]:
     result = []
     for offset, one in enumerate(published):
         sources = {} if one.source is None else {one.source.topic: one.source.offset}
-        result.append(Said(one.topic.name, offset, one.record, one.identity, sources))
+        result.append(Said(one.topic.name, offset, one.record, one.identity, sources, one.inside))
     return result

@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 
 from tamiyo.schemas.codec import decode, encode
+from tamiyo.schemas.identity import identity
 from tamiyo.schemas.kafka import TopicNames
 from tamiyo.schemas.telemetry import CacheHitRates
 from tamiyo.streams.settings import WorkerSettings
+from tamiyo.streams.tail import Told
 from tamiyo.streams.tenure import Headers, Memory, Tenure
 from tests.streams.pairs import FACTORS, LETTERS, NUMBERS, SUMS, PairSettings, PairStage, number
 
@@ -98,6 +100,8 @@ def test_an_input_is_acknowledged_once_what_it_closed_is_delivered() -> None:
         assert decode(sent.value, CacheHitRates).hits == 3
         assert sent.headers["tamiyo-source"] == "test.numbers:1:2"
         assert sent.headers["tamiyo-positions"] == "test.numbers=3,test.letters=0"
+        inside = [identity("number", "a", step)[:16] for step in (0, 1)]
+        assert Told(0, 0, sent.value, sent.headers).inside == tuple(inside)
         assert desk.acknowledged == []
         sent.delivered.set_result(None)
         await desk.settle()

@@ -289,6 +289,20 @@ def test_recall_without_sources_still_keeps_what_was_final() -> None:
     assert not outputs(again.feed(log))
 
 
+def test_repeats_are_known_after_a_restart_and_after_the_runs_end() -> None:
+    log = partition([*frames(0), *frames(50), *frames(100, final=True)])
+    said = stage().feed(log)
+    # A worker that lost the partition may repeat itself behind what its successor has said already.
+    again = [incoming(one.record, offset=len(log) + number) for number, one in enumerate(log)]
+    for first in (0, len(log)):  # the restart reads everything again, or begins behind what was committed
+        restarted = stage()
+        restarted.recall(as_said(outputs(said)))
+        assert restarted.feed([*log[first:], *again]) == []
+        assert restarted.counts["repeated"] == len(log) - first + len(again)
+    stranger = incoming(signal(KERNEL, 20), offset=2 * len(log))
+    assert [each.late for each in rejects(restarted.feed([stranger]))] == [True]
+
+
 # Laws
 
 
