@@ -6,17 +6,14 @@ recomputes from the logs what must be there. Exit status 1 where anything is not
 """
 
 import json
-import os
-import platform
 import random
 import sys
 import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager, suppress
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,24 +21,23 @@ import typer
 from confluent_kafka import KafkaException
 from rich.console import Console
 
-from tamiyo.evaluation.bench_measure import percentile
 from tamiyo.evaluation.faults_collect import Collector, collect, save
 from tamiyo.evaluation.faults_disk import Disk
 from tamiyo.evaluation.faults_judge import Violation, judge
 from tamiyo.evaluation.faults_kinds import ALL, Scene, plan
 from tamiyo.evaluation.faults_ledger import Evidence, Ledger
+from tamiyo.evaluation.faults_report import Course, Injection, summary, told
 from tamiyo.evaluation.faults_world import Host, Telemetry
 from tamiyo.evaluation.installation import PARTITIONS, Installation, end_by_signal
 from tamiyo.schemas.topics import DECISIONS, EXPERIENCE, GRAPHS, KERNELS, REWARDS, SIGNALS, WINDOWS
 from tamiyo.streams.brokers import kafka_home
 from tamiyo.streams.exits import EXIT_BUG
 
-FORMAT = 1
 WIDTH = 50
 SAMPLE_S = 2.0
-RECOVERY_PATIENCE_S = 120.0
+RECOVERY_PATIENCE_S = 300.0  # a machine that does other things too starts a worker in a minute
 QUIET_S = 6.0  # without a new record on any topic, after which everything has drained
-DRAIN_PATIENCE_S = 180.0
+DRAIN_PATIENCE_S = 300.0
 ANSWERS = (SIGNALS, WINDOWS, GRAPHS, DECISIONS, KERNELS, REWARDS, EXPERIENCE)
 SETTINGS = {
     "TAMIYO_WINDOW_WIDTH": str(WIDTH),
@@ -54,35 +50,6 @@ SETTINGS = {
 }
 
 console = Console()
-
-
-@dataclass(slots=True)
-class Injection:
-    """One fault, as it happened."""
-
-    kind: str
-    began_s: float
-    """Since the first, as all times here."""
-    what: str = ""
-    ended_s: float | None = None
-    recovery_seconds: float | None = None
-    """From its end (of a frozen worker: from its beginning, as others take over) to decisions everywhere."""
-    healed: float = field(default=0.0, repr=False)
-
-
-@dataclass(slots=True)
-class Course:
-    """One run of the program: what happened, and what is wrong."""
-
-    seed: int
-    injections: list[Injection] = field(default_factory=list)
-    violations: list[Violation] = field(default_factory=list)
-    counts: dict[str, int] = field(default_factory=dict)
-    ends: Counter[str] = field(default_factory=Counter)
-    means: str = ""
-    seconds: float = 0.0
-    interrupted: bool = False
-    drained: bool = True
 
 
 def run(home: Path | None, folder: Path, *, faults: int, seed: int, workers: int, gap_s: float) -> Course:
@@ -242,84 +209,44 @@ def _counts(evidence: Evidence, host: Host) -> dict[str, int]:
     return {**messages, **different, **{f"decided {name}": count for name, count in sorted(host.types.items())}}
 
 
-def summary(courses: Sequence[Course], command: str) -> dict[str, Any]:
-    """Return the report of one or several seeds."""
-    injections = [each for course in courses for each in course.injections]
-    recoveries: dict[str, list[float]] = {}
-    for each in injections:
-        if each.recovery_seconds is not None:
-            recoveries.setdefault(each.kind, []).append(each.recovery_seconds)
-    everything = [seconds for found in recoveries.values() for seconds in found]
-    return {
-        "format": FORMAT,
-        "command": command,
-        "machine": {"python": platform.python_version(), "system": platform.system(), "cores": os.cpu_count()},
-        "faults": len(injections),
-        "seed": courses[0].seed if len(courses) == 1 else [course.seed for course in courses],
-        "violations": [{"seed": course.seed, **each.to_dict()} for course in courses for each in course.violations],
-        "counts": dict(Counter(each.kind for each in injections)),
-        "recovery_seconds": {
-            name: _quantiles(found) for name, found in [*sorted(recoveries.items()), ("all", everything)] if found
-        },
-        "full_disks": courses[0].means,
-        "runs": [
-            {
-                "seed": course.seed,
-                "seconds": round(course.seconds, 1),
-                "interrupted": course.interrupted,
-                "drained": course.drained,
-                "process_ends_by_status": dict(course.ends),
-                "counts": course.counts,
-                "injections": [
-                    {key: value for key, value in asdict(each).items() if key != "healed"} for each in course.injections
-                ],
-            }
-            for course in courses
-        ],
-    }
-
-
-def _quantiles(values: Sequence[float]) -> dict[str, float]:
-    return {
-        "count": len(values),
-        "p50": round(percentile(values, 0.5), 2),
-        "p90": round(percentile(values, 0.9), 2),
-        "max": round(max(values), 2),
-    }
-
-
 def main(
     faults: Annotated[int, typer.Option(min=1, max=10_000, help="How many, for each seed")] = 20,
-    seed: Annotated[
-        list[int] | None, typer.Option(help="What is drawn from; repeat for several runs [default: 0]")
-    ] = None,
+    seed: Annotated[list[int] | None, typer.Option(help="What is drawn from; repeat for several [default: 0]")] = None,
     workers: Annotated[int, typer.Option(min=1, max=16, help="Worker processes, each with every stage")] = 3,
     gap: Annotated[float, typer.Option(min=0.5, max=600, help="Mean seconds from one fault to the next")] = 6.0,
     keep: Annotated[
         Path | None, typer.Option(help="Keep logs, the store, and where something is wrong the topics, in this folder")
     ] = None,
+    merge: Annotated[list[Path] | None, typer.Option(help="Inject nothing: sum up these reports; repeat")] = None,
     report: Annotated[Path | None, typer.Option(help="Write the result as JSON to this file")] = None,
 ) -> None:
     """Break an installation on a real Kafka, again and again, and judge what it said; exit 1 on any violation.
 
+    Ctrl-C injects no more faults: what happened until then is drained, judged and reported; a second one ends at once.
+
     Examples: `make faults` · `make faults ARGS="--faults 50 --seed 1 --seed 2 --report faults.json"` ·
-    `make faults ARGS="--faults 10 --gap 15 --keep /tmp/faults"`
+    `make faults ARGS="--faults 10 --gap 15 --keep /tmp/faults"` ·
+    `make faults ARGS="--merge one.json --merge two.json --report both.json"`
     """
     end_by_signal()
-    courses: list[Course] = []
-    for each in seed or [0]:
+    runs: list[Mapping[str, Any]] = [run for each in merge or () for run in json.loads(each.read_text())["runs"]]
+    for each in [] if merge else seed or [0]:
         with tempfile.TemporaryDirectory(prefix="tamiyo-faults-") as temporary:
             folder = (keep / f"seed-{each}") if keep is not None else Path(temporary)
             folder.mkdir(parents=True, exist_ok=True)
-            courses.append(run(kafka_home(), folder, faults=faults, seed=each, workers=workers, gap_s=gap))
-        course = courses[-1]
+            course = run(kafka_home(), folder, faults=faults, seed=each, workers=workers, gap_s=gap)
         verdict = "[green]nothing is wrong[/]" if not course.violations else f"[red]{len(course.violations)} wrong[/]"
         console.print(f"seed {each}: {len(course.injections)} faults in {course.seconds:.0f} s: {verdict}")
         for violation in course.violations[:20]:
             console.print(f"  {violation.kind}: {violation.where}: {violation.what}", markup=False, highlight=False)
+        runs.append(
+            told(course, f'make faults ARGS="--faults {faults} --seed {each} --workers {workers} --gap {gap:g}"')
+        )
+        if report is not None:  # after every seed: what has been found stays found
+            report.write_text(json.dumps(summary(runs), indent=1) + "\n")
         if course.interrupted:
             break
-    result = summary(courses, "make faults ARGS='" + " ".join(sys.argv[1:]) + "'")
+    result = summary(runs)
     console.print_json(json.dumps({key: result[key] for key in ("faults", "counts", "recovery_seconds")}))
     if report is not None:
         report.write_text(json.dumps(result, indent=1) + "\n")

@@ -1,15 +1,17 @@
 """Faults on a real Kafka: twenty, close together, and nothing wrong afterwards; seeds that once found something."""
 
+import json
 import random
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
-from tamiyo.evaluation.faults import Course, Injection, run, summary
+from tamiyo.evaluation.faults import run
 from tamiyo.evaluation.faults_disk import Disk
 from tamiyo.evaluation.faults_judge import Violation
 from tamiyo.evaluation.faults_kinds import ALL, KINDS, plan
+from tamiyo.evaluation.faults_report import Course, Injection, summary, told
 from tamiyo.streams.brokers import kafka_home
 
 
@@ -52,7 +54,9 @@ def test_a_report_sums_up_its_seeds() -> None:
     first.injections = [Injection("storm", 0.0, recovery_seconds=1.0), Injection("storm", 1.0, recovery_seconds=3.0)]
     second.injections = [Injection("kill_worker", 0.0, recovery_seconds=8.0)]
     second.violations = [Violation("a window is missing", "run-1 0..50", "it is not there")]
-    report = summary([first, second], "make faults")
+    reports = [json.loads(json.dumps(summary([told(course, "make faults")]))) for course in (first, second)]
+    assert [each["seed"] for each in reports] == [1, 2]
+    report = summary([run for each in reports for run in each["runs"]])
     assert report["faults"] == 3
     assert report["seed"] == [1, 2]
     assert report["counts"] == {"storm": 2, "kill_worker": 1}
