@@ -15,12 +15,13 @@ import asyncio
 import logging
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 import faust
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.coordinator.assignors.range import RangePartitionAssignor
-from aiokafka.errors import KafkaConnectionError
+from aiokafka.errors import KafkaConnectionError, KafkaError
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
 from yarl import URL
@@ -77,6 +78,14 @@ class StageConsumerThread(driver.AIOKafkaConsumerThread):  # type: ignore[misc]
             return ended
         pending: BaseException | None = getattr(coordinator, "_pending_exception", None)
         return pending
+
+    async def heed_coordination(self) -> None:
+        """Take the failure that waits to be heeded, whereupon aiokafka tries to join the group again."""
+        await self.call_thread(self._heed_coordination)
+
+    async def _heed_coordination(self) -> None:
+        with suppress(KafkaError):
+            self._ensure_consumer()._coordinator.check_errors()
 
     async def on_partitions_assigned(self, assigned: Any, generation: int = 0) -> None:
         """Take an assignment as the sign of life it is."""

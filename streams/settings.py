@@ -67,7 +67,7 @@ class WatchdogSettings(BaseSettings):
     )
     loop_s: float = Field(30.0, ge=1, description="The event loop did not turn for this long; it turns twice a second")
     coordination_s: float = Field(
-        10.0, gt=0, description="The consumer's coordination with its group has failed for this long, unheeded"
+        10.0, gt=0, description="The group has refused the consumer again and again for about this long"
     )
 
 
@@ -98,6 +98,12 @@ class WorkerSettings(BaseSettings):
     )
     http_host: str = Field("127.0.0.1", description="Where /metrics, /healthz and /readyz listen")
     http_port: int = Field(0, ge=0, le=65535, description="0: any free port, named in the log")
+    state_dir: str = Field(
+        "./tamiyo-state", description="Where records that ended the process are remembered; on a disk that outlives it"
+    )
+    poison_attempts: int = Field(
+        3, ge=1, description="A record that has ended the process so often, fed alone, goes to the dead letters"
+    )
     watchdog: WatchdogSettings = Field(default_factory=WatchdogSettings, description="Read from TAMIYO_WATCHDOG_*")
     replay: bool = Field(False, description="Heed the marks with which a replay ends its topics; never on live ones")
 

@@ -5,6 +5,7 @@ import contextlib
 import os
 import time
 from collections.abc import Awaitable, Callable, Hashable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import structlog
@@ -21,7 +22,8 @@ from tamiyo.streams.app import StageConsumerThread, create_app
 from tamiyo.streams.exits import EXIT_AGAIN, EXIT_BUG, end
 from tamiyo.streams.settings import WorkerSettings
 from tamiyo.streams.stage import Said, Stage
-from tamiyo.streams.tail import ID_HEADER, TailReader, Told
+from tamiyo.streams.suspects import Suspects
+from tamiyo.streams.tail import ID_HEADER, POISON_HEADER, TailReader, Told
 from tamiyo.streams.tenure import Headers, Memory, Tenure
 from tamiyo.streams.views import Views
 from tamiyo.streams.watchdog import LOOKS, Stillness
@@ -56,6 +58,7 @@ class Shell:
         self._views = views
         self._fetch_wait_ms = fetch_wait_ms
         self._end_process = end_process
+        self._group = group
         self._generation = -1
         self._tenures: dict[int, Tenure] = {}
         self._preparing: asyncio.Task[None] | None = None
@@ -147,7 +150,7 @@ class Shell:
             for number, tenure in tenures.items():
                 stage = self._stage(number, self._settings, self._views.by_name)  # type: ignore[call-arg]
                 stage.recall(said[number])
-                tenure.begin(stage, memories[number])
+                tenure.begin(stage, memories[number], self._suspects(number))
             log.info(
                 "partitions are being fed",
                 stage=self.name, recalled={number: len(each) for number, each in said.items() if each},
@@ -156,6 +159,11 @@ class Shell:
             raise
         except BaseException as error:
             self.fail(error, at={"stage": self.name, "partitions": sorted(tenures), "while": "recalling"})
+
+    def _suspects(self, number: int) -> Suspects:
+        # One file a partition: nobody else writes it while the partition is held here.
+        path = Path(self.worker.state_dir) / "suspects" / f"{self._group}-{number}.json"
+        return Suspects(path, attempts=self.worker.poison_attempts)
 
     async def _recall(self, numbers: Sequence[int]) -> tuple[dict[int, Memory], dict[int, list[Said]]]:
         """Read where to go on, and what was said after that, for each partition number."""
@@ -198,6 +206,8 @@ class Shell:
                         )
                 elif name not in outputs and told.source is not None:
                     memories[number].said.add((name, f"{told.source[0]}:{told.source[1]}"))
+                    if POISON_HEADER in told.headers:
+                        memories[number].poison.add(told.source)
         ordered = {number: [each for _, each in sorted(said[number], key=lambda pair: pair[0])] for number in numbers}
         return memories, ordered
 
@@ -286,13 +296,21 @@ class Shell:
             self.fail(BrokerError(f"Faust gave up: {self.app.crash_reason!r}"), at={"stage": self.name})
 
     async def _watch_coordination(self) -> None:
-        """End a process whose consumer has given up its group, or waits for somebody to heed that it failed."""
+        """Let a consumer that its group refused try again, and end a process whose consumer is refused every time."""
         still = Stillness()
-        patience_s = self.worker.watchdog.coordination_s
+        heeded = 0
         while True:
-            await asyncio.sleep(patience_s / LOOKS)
+            await asyncio.sleep(self.worker.watchdog.coordination_s / LOOKS)
             trouble = self._thread.coordination_trouble
-            if still.look(trouble) >= LOOKS and trouble is not None and not self._stopping:
+            if still.look(trouble) < 2 or self._stopping:
+                continue  # Faust heeds it by itself where it is fetching
+            if trouble is None:
+                heeded = 0 if self.assigned else heeded
+            elif heeded < LOOKS - 2:
+                heeded += 1
+                log.warning("the group refused this consumer, which tries again", stage=self.name, error=repr(trouble))
+                await self._thread.heed_coordination()
+            else:
                 words = f"watchdog: the consumer's coordination with its group has failed: {trouble!r}"
                 self.fail(BrokerError(words), at={"stage": self.name})
 

@@ -55,6 +55,8 @@ class Reject:
     source: Incoming
     reason: str
     late: bool = False
+    poison: bool = False
+    """Whether the stage's own code failed on it; it is not fed again, even where it is read again."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,6 +31,8 @@ INSIDE_HEADER = "tamiyo-inside"
 """The short ids of the inputs that the output holds, one after the other."""
 MAX_INSIDE = 1_000  # ids named, 16 kB: a message has an end
 REASON_HEADER = "tamiyo-reason"
+POISON_HEADER = "tamiyo-poison"
+"""On a dead letter that ended the process of its stage, again and again."""
 TIME_HEADER = "tamiyo-time"
 """When a message was rejected, milliseconds since the epoch."""
 

@@ -10,12 +10,13 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import Any, Protocol
 
 import structlog
 
 from tamiyo.schemas.codec import decode, encode
-from tamiyo.schemas.errors import SchemaError
+from tamiyo.schemas.errors import BrokerError, SchemaError
 from tamiyo.schemas.kafka import TopicNames
 from tamiyo.schemas.topics import DECISIONS, SIGNALS, Topic
 from tamiyo.streams import metrics
@@ -23,10 +24,12 @@ from tamiyo.streams.endings import MARK, MARK_KEY, End, Endings
 from tamiyo.streams.messages import is_end
 from tamiyo.streams.settings import WorkerSettings
 from tamiyo.streams.stage import SHORT_ID, Incoming, Output, Reject, Stage
+from tamiyo.streams.suspects import Suspects
 from tamiyo.streams.tail import (
     ID_HEADER,
     INSIDE_HEADER,
     MAX_INSIDE,
+    POISON_HEADER,
     POSITIONS_HEADER,
     REASON_HEADER,
     SOURCE_HEADER,
@@ -89,6 +92,8 @@ class Memory:
     """Next offset of each input topic."""
     said: set[tuple[str, str]] = field(default_factory=set)
     """(topic, identity) of outputs; (topic, "source topic:offset") of rejects."""
+    poison: set[tuple[str, int]] = field(default_factory=set)
+    """(topic, offset) of inputs that went to the dead letters because the stage raised on them."""
 
 
 class Tenure:
@@ -104,6 +109,7 @@ class Tenure:
         self._inbox: deque[tuple[str, Any, float]] = deque()
         self._held: dict[str, dict[int, _Held]] = {topic: {} for topic in self._inputs}
         self._memory = Memory({})
+        self._suspects = Suspects()
         self._endings = Endings(self._inputs)
         self._gaps: dict[str, int] = dict.fromkeys(self._inputs, 0)
         self._sent: deque[_Sent] = deque()
@@ -120,12 +126,15 @@ class Tenure:
 
     # What the shell calls
 
-    def begin(self, stage: Stage, memory: Memory) -> None:
+    def begin(self, stage: Stage, memory: Memory, suspects: Suspects | None = None) -> None:
         """Start to work: `stage` has recalled what it said."""
         if self.closed:
             return
         self.stage = stage
         self._memory = memory
+        if suspects is not None:
+            self._suspects = suspects
+            suspects.forget_below(memory.positions)
         self._tasks = [
             asyncio.create_task(self._guarded(self._work()), name=f"{self.stage_name}-{self.partition}"),
             asyncio.create_task(self._guarded(self._deliver()), name=f"{self.stage_name}-{self.partition}-delivery"),
@@ -224,12 +233,26 @@ class Tenure:
             for _ in range(GATHER_TURNS):
                 await asyncio.sleep(0)
 
+    def _size(self) -> int:
+        """Return how many records to feed at once: a suspect goes alone."""
+        size = min(len(self._inbox), self._connection.worker.max_batch)
+        if self._suspects:
+            for count, (topic, event, _) in enumerate(islice(self._inbox, size)):
+                if self._suspects.alone(topic, event.message.offset):
+                    return max(1, count)
+        return size
+
+    def _poison(self, topic: str, offset: int) -> str | None:
+        """Return why a record must not be fed; None where it may be."""
+        if (topic, offset) in self._memory.poison:
+            return "poison: it is with the dead letters"
+        return self._suspects.condemned(topic, offset)
+
     async def _feed(self) -> None:
         assert self.stage is not None
         batch: list[Incoming] = []
         rejects: list[Output | Reject] = []
-        size = min(len(self._inbox), self._connection.worker.max_batch)
-        for _ in range(size):
+        for _ in range(self._size()):
             topic, event, received = self._inbox.popleft()
             message = event.message
             expected = self._memory.positions[topic]
@@ -253,6 +276,9 @@ class Tenure:
                 event.value or b"",
                 event.key,
             )
+            if poison := self._poison(topic, message.offset):
+                rejects.append(Reject(incoming, poison, poison=True))
+                continue
             try:
                 record = decode(event.value, self._inputs[topic].record)
             except SchemaError as error:
@@ -266,7 +292,13 @@ class Tenure:
             if hasattr(self.stage, "backlog") and not self._connection.worker.replay:
                 self.stage.backlog = self._connection.waiting(self.partition, self._memory.positions)
             started = time.perf_counter()
-            said = [*rejects, *await self._call(self.stage.feed, batch)]
+            try:
+                said = [*rejects, *await self._call(self.stage.feed, batch)]
+            except (BrokerError, OSError, MemoryError):
+                raise  # not for what the records say
+            except Exception as error:
+                self._suspects.blame(batch, error)
+                raise
             metrics.FEED_SECONDS.labels(self.stage_name).inc(time.perf_counter() - started)
             metrics.BATCH_RECORDS.labels(self.stage_name).observe(len(batch))
         await self._publish(said)
@@ -353,8 +385,10 @@ class Tenure:
             return await self._connection.send(names.full(name), key, value, self.partition, headers)
         headers.append((REASON_HEADER, each.reason.encode()[:2000]))
         headers.append((TIME_HEADER, str(time.time_ns() // 1_000_000).encode()))
+        if each.poison:
+            headers.append((POISON_HEADER, b"1"))
         name = _rejects(each)
-        kind = "late" if each.late else "unusable"
+        kind = "late" if each.late else "poison" if each.poison else "unusable"
         metrics.REJECTED.labels(self.stage_name, each.source.topic, kind).inc()
         log.warning("a message is set aside", stage=self.stage_name, to=name, partition=self.partition,
                     offset=each.source.offset, reason=each.reason)  # fmt: skip

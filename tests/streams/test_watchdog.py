@@ -180,9 +180,17 @@ def test_aiokafka_still_keeps_its_coordination_where_it_is_looked_for() -> None:
     asyncio.run(scene())
 
 
-def test_an_unheeded_refusal_ends_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("lasting", [False, True])
+def test_a_refusal_is_heeded_and_one_that_lasts_ends_the_process(
+    monkeypatch: pytest.MonkeyPatch, lasting: bool
+) -> None:
     ends: list[int] = []
+    heeds: list[BaseException | None] = []
     thread = SimpleNamespace(coordination_trouble=None)
+
+    async def heed() -> None:
+        heeds.append(thread.coordination_trouble)
+        thread.coordination_trouble = thread.coordination_trouble if lasting else None
 
     async def scene() -> None:
         kafka, names = KafkaSettings(), TopicNames()
@@ -198,16 +206,18 @@ def test_an_unheeded_refusal_ends_the_process(monkeypatch: pytest.MonkeyPatch) -
             end_process=ends.append,
         )
         monkeypatch.setattr(Shell, "_thread", property(lambda self: thread))
+        thread.heed_coordination = heed
         watching = asyncio.create_task(shell._watch_coordination())
         await asyncio.sleep(0.5)
-        assert ends == []
+        assert (ends, heeds) == ([], [])
         thread.coordination_trouble = KafkaError("InvalidRequestError()")
-        await asyncio.sleep(0.5)
+        await asyncio.sleep(0.6)
         watching.cancel()
         await asyncio.gather(watching, return_exceptions=True)
 
     asyncio.run(scene())
-    assert ends[0] == EXIT_AGAIN
+    assert len(heeds) == (6 if lasting else 1)
+    assert (EXIT_AGAIN in ends) is lasting
 
 
 @pytest.mark.flow

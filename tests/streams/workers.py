@@ -34,6 +34,7 @@ class Process:
             "TAMIYO_TOPIC_PREFIX": names.prefix,
             "TAMIYO_WORKER_HTTP_PORT": str(self.port),
             "TAMIYO_WORKER_COMMIT_INTERVAL_S": "0.2",
+            "TAMIYO_WORKER_STATE_DIR": str(folder / "state"),
             **{
                 name if name.startswith("TAMIYO_") else f"TAMIYO_WORKER_{name.upper()}": str(value)
                 for name, value in settings.items()
