@@ -4,7 +4,7 @@ VENV ?= .venv
 ARGS ?=
 BIN := $(VENV)/bin
 
-.PHONY: help demo test check format bench replay outage faults soak audit clean
+.PHONY: help demo test check format bench replay outage faults soak overload audit clean
 .DEFAULT_GOAL := help
 
 help:  ## What can be made
@@ -59,6 +59,9 @@ soak: $(VENV)/.bench  ## Hours of load and faults on KAFKA_HOME's Kafka, sampled
 
 outage: $(VENV)/.dev  ## What training pays for a broker that is gone for ten minutes; ARGS="--minutes 1"
 	@$(BIN)/python -m tamiyo.evaluation.outage $(ARGS)
+
+overload: $(VENV)/.bench  ## Ten times the sustainable rate for a minute, on KAFKA_HOME's Kafka; ARGS="--report FILE"
+	@$(BIN)/python -m tamiyo.evaluation.overload $(ARGS)
 
 # In a virtual environment of its own: what audits the dependencies is none of them.
 audit:  ## Ask for known vulnerabilities of the pinned versions; says so where nobody answers

@@ -11,42 +11,29 @@ import sys
 import tempfile
 import threading
 import time
-from collections import Counter, deque
-from collections.abc import Iterator
+from collections import deque
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 import typer
-from confluent_kafka import Consumer, Producer
+from confluent_kafka import Producer
 from rich.console import Console
 
-from tamiyo.evaluation.bench_load import COMPANIONS
 from tamiyo.evaluation.bench_measure import machine, versions
 from tamiyo.evaluation.installation import PARTITIONS, Installation, end_by_signal
 from tamiyo.evaluation.soak_faults import EVERY_S, Fault, schedule
 from tamiyo.evaluation.soak_ledger import Ledger, Verdict
+from tamiyo.evaluation.soak_reader import Reader
 from tamiyo.evaluation.soak_report import kafka_version, report_of, show
 from tamiyo.evaluation.soak_runs import Population
 from tamiyo.evaluation.soak_samples import LagSampler, ProcessSampler, SampleFile
-from tamiyo.schemas.analysis import HealthSignals
-from tamiyo.schemas.codec import decode, encode
+from tamiyo.schemas.codec import encode
 from tamiyo.schemas.errors import ConfigurationError
 from tamiyo.schemas.kafka import PRODUCER
 from tamiyo.schemas.record import Record
-from tamiyo.schemas.topics import (
-    BY_NAME,
-    CATALOGUE,
-    CHECKPOINTS,
-    DECISIONS,
-    EXPERIENCE,
-    GRAPHS,
-    KERNELS,
-    REWARDS,
-    SIGNALS,
-    Topic,
-)
+from tamiyo.schemas.topics import Topic
 from tamiyo.streams.brokers import kafka_home
 
 SAMPLE_S = 10.0
@@ -63,73 +50,8 @@ SETTINGS = {
     # silent keeps its last windows for so long.
     "TAMIYO_GRAPH_HISTORY_STRETCH": "300",
 }
-READ = (GRAPHS, DECISIONS, KERNELS, REWARDS, EXPERIENCE, CHECKPOINTS)
 
 app = typer.Typer(add_completion=False)
-
-
-class Reader:
-    """Reads what the pipeline says, and keeps the account; polled from the one thread that also publishes."""
-
-    def __init__(self, installation: Installation, ledger: Ledger) -> None:
-        self.counts: Counter[str] = Counter()
-        self.learned: dict[str, int] = {}
-        """The newest checkpoint's offsets of the experience topic."""
-        self.policy_version = 0
-        self._names = installation.names
-        self._ledger = ledger
-        self._consumer = Consumer(
-            installation.kafka.librdkafka(
-                **{
-                    "group.id": "tamiyo-soak",
-                    "auto.offset.reset": "earliest",
-                    "enable.auto.commit": False,
-                    "fetch.wait.max.ms": 50,
-                    "log_level": 0,
-                }
-            )
-        )
-        aside = [name for topic in CATALOGUE for name in (topic.dead_letters, topic.late)]
-        self._consumer.subscribe([installation.names.full(name) for name in (*(each.name for each in READ), *aside)])
-
-    def poll(self, timeout_s: float) -> Iterator[Record]:
-        """Take what has come; yield what is for hosts."""
-        for message in self._consumer.consume(500, timeout_s):
-            if message.error():
-                continue  # the broker is away; the client keeps asking
-            name = self._names.bare(message.topic())
-            self.counts[name] += 1
-            if name.endswith(".dlq"):
-                self._ledger.counts["dead"] += 1
-                continue
-            if name.endswith(".late"):
-                self._late(name, message.value())
-                continue
-            record: Any = decode(message.value(), BY_NAME[name].record)
-            if name == GRAPHS.name:
-                self._ledger.graph(record.graph_id, record.window_id)
-            elif name == DECISIONS.name:
-                sent_s = message.timestamp()[1] / 1000
-                self._ledger.decision(record.decision_id, record.run_id, record.step, message.value(), sent_s)
-                self.counts[f"decided:{record.type}"] += 1
-                yield record
-            elif name == KERNELS.name:
-                yield record
-            elif name == CHECKPOINTS.name and record.version >= self.policy_version:
-                self.learned, self.policy_version = record.offsets, record.version
-
-    def _late(self, name: str, value: bytes) -> None:
-        """Count a late signal; of a source that tells of no other step, being late is nobody's fault.
-
-        There is no order among the telemetry topics: after a restart, errors and cache frames may be read after the
-        windows that they belong to were completed by the sources that the watermark waits for.
-        """
-        sporadic = name == SIGNALS.late and decode(value, HealthSignals).source not in COMPANIONS
-        self._ledger.counts["late_sporadic" if sporadic else "late"] += 1
-
-    def close(self) -> None:
-        """Stop reading."""
-        self._consumer.close()
 
 
 class Soak:
@@ -149,7 +71,7 @@ class Soak:
         self._faults = deque(faults)
         self._injecting: threading.Thread | None = None
         self._ledger = Ledger()
-        self._reader = Reader(installation, self._ledger)
+        self._reader = Reader(installation.kafka, installation.names, self._ledger)
         self._producer: Any = Producer(
             installation.kafka.librdkafka(**PRODUCER, **{"message.timeout.ms": 300_000, "log_level": 0})
         )

@@ -1,0 +1,91 @@
+"""Reads what an installation says while it runs, and keeps the account of it."""
+
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+from confluent_kafka import Consumer
+
+from tamiyo.evaluation.bench_load import COMPANIONS
+from tamiyo.evaluation.soak_ledger import Ledger
+from tamiyo.schemas.analysis import HealthSignals
+from tamiyo.schemas.codec import decode
+from tamiyo.schemas.kafka import KafkaSettings, TopicNames
+from tamiyo.schemas.record import Record
+from tamiyo.schemas.topics import (
+    BY_NAME,
+    CATALOGUE,
+    CHECKPOINTS,
+    DECISIONS,
+    EXPERIENCE,
+    GRAPHS,
+    KERNELS,
+    REWARDS,
+    SIGNALS,
+)
+
+READ = (GRAPHS, DECISIONS, KERNELS, REWARDS, EXPERIENCE, CHECKPOINTS)
+
+
+class Reader:
+    """Reads what the pipeline says, and keeps the account; polled from the one thread that also publishes."""
+
+    def __init__(self, kafka: KafkaSettings, names: TopicNames, ledger: Ledger) -> None:
+        self.counts: Counter[str] = Counter()
+        self.learned: dict[str, int] = {}
+        """The newest checkpoint's offsets of the experience topic."""
+        self.policy_version = 0
+        self._names = names
+        self._ledger = ledger
+        self._consumer = Consumer(
+            kafka.librdkafka(
+                **{
+                    "group.id": "tamiyo-soak",
+                    "auto.offset.reset": "earliest",
+                    "enable.auto.commit": False,
+                    "fetch.wait.max.ms": 50,
+                    "log_level": 0,
+                }
+            )
+        )
+        aside = [name for topic in CATALOGUE for name in (topic.dead_letters, topic.late)]
+        self._consumer.subscribe([names.full(name) for name in (*(each.name for each in READ), *aside)])
+
+    def poll(self, timeout_s: float) -> Iterator[Record]:
+        """Take what has come; yield what is for hosts."""
+        for message in self._consumer.consume(500, timeout_s):
+            if message.error():
+                continue  # the broker is away; the client keeps asking
+            name = self._names.bare(message.topic())
+            self.counts[name] += 1
+            if name.endswith(".dlq"):
+                self._ledger.counts["dead"] += 1
+                continue
+            if name.endswith(".late"):
+                self._late(name, message.value())
+                continue
+            record: Any = decode(message.value(), BY_NAME[name].record)
+            if name == GRAPHS.name:
+                self._ledger.graph(record.graph_id, record.window_id)
+            elif name == DECISIONS.name:
+                sent_s = message.timestamp()[1] / 1000
+                self._ledger.decision(record.decision_id, record.run_id, record.step, message.value(), sent_s)
+                self.counts[f"decided:{record.type}"] += 1
+                yield record
+            elif name == KERNELS.name:
+                yield record
+            elif name == CHECKPOINTS.name and record.version >= self.policy_version:
+                self.learned, self.policy_version = record.offsets, record.version
+
+    def _late(self, name: str, value: bytes) -> None:
+        """Count a late signal; of a source that tells of no other step, being late is nobody's fault.
+
+        There is no order among the telemetry topics: after a restart, errors and cache frames may be read after the
+        windows that they belong to were completed by the sources that the watermark waits for.
+        """
+        sporadic = name == SIGNALS.late and decode(value, HealthSignals).source not in COMPANIONS
+        self._ledger.counts["late_sporadic" if sporadic else "late"] += 1
+
+    def close(self) -> None:
+        """Stop reading."""
+        self._consumer.close()
