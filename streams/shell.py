@@ -194,7 +194,9 @@ class Shell:
         said: dict[int, list[tuple[int, Said]]] = {number: [] for number in numbers}
         for (full, number), tail in tails.items():
             name = self.names.bare(full)
+            reached = memories[number].reached
             for told in tail:
+                reached.update({topic: max(at, reached.get(topic, 0)) for topic, at in told.positions.items()})
                 identity = told.headers.get(ID_HEADER)
                 if name in outputs and identity is not None:
                     memories[number].said.add((name, identity))

@@ -1,8 +1,9 @@
 """What a stage has said before: the ends of its own output partitions, read back when a partition is assigned.
 
-Every output carries in its headers how far the stage had read each of its inputs. A stretch of the log in which every
-position is at or below the committed offsets holds nothing that reading again from there could say again; reading
-backwards in growing pieces ends with the first piece that is such a stretch.
+Every output carries in its headers how far each of the stage's inputs had ever been read when it was said: by this
+worker, or by one before it that had come further and was not committed. So along the log they only rise. A stretch in
+which every position is at or below the committed offsets has nothing before it, and nothing in it, that reading again
+from there could say again; reading backwards in growing pieces ends with the first piece that is such a stretch.
 """
 
 import asyncio
@@ -26,7 +27,7 @@ STAGE_HEADER = "tamiyo-stage"
 SOURCE_HEADER = "tamiyo-source"
 """topic:partition:offset of the input that closed the output."""
 POSITIONS_HEADER = "tamiyo-positions"
-"""topic=offset, comma-separated: the next offset of each input when the output was made."""
+"""topic=offset, comma-separated: the highest next offset of each input that anybody had come to."""
 INSIDE_HEADER = "tamiyo-inside"
 """The short ids of the inputs that the output holds, one after the other."""
 MAX_INSIDE = 1_000  # ids named, 16 kB: a message has an end
@@ -60,13 +61,15 @@ class Told:
         text = self.headers.get(INSIDE_HEADER, "")
         return tuple(text[start : start + SHORT_ID] for start in range(0, len(text), SHORT_ID))
 
+    @property
+    def positions(self) -> dict[str, int]:
+        """Return how far each input had been read when this was said."""
+        parts = [part.partition("=") for part in self.headers.get(POSITIONS_HEADER, "").split(",")]
+        return {topic: int(offset) for topic, _, offset in parts if offset.isdigit()}
+
     def below(self, committed: Positions) -> bool:
         """Return whether nothing at or after the committed offsets had been read when this was said."""
-        for part in self.headers.get(POSITIONS_HEADER, "").split(","):
-            topic, _, offset = part.partition("=")
-            if offset.isdigit() and int(offset) > committed.get(topic, 0):
-                return False
-        return True
+        return all(offset <= committed.get(topic, 0) for topic, offset in self.positions.items())
 
 
 @dataclass(slots=True)

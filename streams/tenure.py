@@ -92,6 +92,13 @@ class Memory:
     """Next offset of each input topic."""
     said: set[tuple[str, str]] = field(default_factory=set)
     """(topic, identity) of outputs; (topic, "source topic:offset") of rejects."""
+    reached: dict[str, int] = field(default_factory=dict)
+    """The highest position of each input that the tail tells of: a worker before this one may have come further."""
+
+    def highest(self) -> dict[str, int]:
+        """Return how far each input has ever been read."""
+        return {topic: max(offset, self.reached.get(topic, 0)) for topic, offset in self.positions.items()}
+
     poison: set[tuple[str, int]] = field(default_factory=set)
     """(topic, offset) of inputs that went to the dead letters because the stage raised on them."""
 
@@ -341,7 +348,8 @@ class Tenure:
         if not await self._connection.may_publish(self):
             return
         deliveries: list[tuple[Awaitable[Any], Output | Reject | End, float | None]] = []
-        positions = ",".join(f"{topic}={offset}" for topic, offset in self._memory.positions.items()).encode()
+        # Not this worker's own positions: those of a restart begin below what the one before it had said already.
+        positions = ",".join(f"{topic}={offset}" for topic, offset in self._memory.highest().items()).encode()
         for each in new:
             source = None if isinstance(each, End) else each.source
             held = self._held[source.topic].get(source.offset) if source is not None else None

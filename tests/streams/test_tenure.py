@@ -87,6 +87,24 @@ class Desk:
             await asyncio.sleep(0)
 
 
+def test_positions_do_not_fall_back_behind_what_was_said_before_a_restart() -> None:
+    async def scene() -> None:
+        kafka = FakeKafka()
+        desk = Desk(kafka)
+        # The worker before this one had read on to 40, and its commit stayed at 0.
+        desk.tenure._memory.reached = {NUMBERS.name: 40}
+        await desk.take(0, number("a", 0, 1))
+        await desk.take(1, number("a", 1, 2))
+        await desk.settle()
+        (sent,) = kafka.sent
+        told = Told(0, 0, sent.value, sent.headers)
+        assert told.positions == {NUMBERS.name: 40, LETTERS.name: 0}
+        # A third worker, which finds 2 committed, must look further back than to this.
+        assert not told.below({NUMBERS.name: 2, LETTERS.name: 0})
+
+    asyncio.run(scene())
+
+
 def test_an_input_is_acknowledged_once_what_it_closed_is_delivered() -> None:
     async def scene() -> None:
         kafka = FakeKafka(held_back=True)
