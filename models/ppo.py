@@ -17,6 +17,9 @@ from tamiyo.models.batch import GraphBatch, graph_entropy, masked_log_softmax
 from tamiyo.models.hyperparameters import LearningSettings
 from tamiyo.models.policy import PolicyOutput
 
+# An infinite ratio has a NaN for its gradient even where clipping or a weight of 0 keeps it out of the loss.
+MAX_LOG_RATIO = 20.0
+
 
 @dataclass(frozen=True, slots=True)
 class Targets:
@@ -118,7 +121,7 @@ def ppo_loss(
     uncertainty that a decision carries, and so the one that the specification's safety term is about.
     """
     log_probabilities = masked_log_softmax(output.logits, batch.mask, batch.action_graph)
-    logratio = log_probabilities[b.action] - b.proximal_logprob
+    logratio = (log_probabilities[b.action] - b.proximal_logprob).clamp(max=MAX_LOG_RATIO)
     ratio = logratio.exp()
 
     actor = b.weight * b.actor

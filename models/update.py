@@ -152,8 +152,7 @@ class Updater:
             "charts/minibatches_skipped": float(skipped),
             "charts/stopped_early": float(stopped),
         }
-        # A ratio that clipping kept out of the loss may still be infinite in approx_kl; a record holds no infinities.
-        return Update({name: number for name, number in found.items() if math.isfinite(number)}, advantages)
+        return Update(found, advantages)
 
     def _targets(
         self,
