@@ -57,8 +57,9 @@ def grants(role: str, names: TopicNames) -> list[Grant]:
         return _grants(names, reads, [topic.name for topic in CATALOGUE if topic.writer == "host"], ())
     everything = [each.name for each in plan(CATALOGUE, TopicNames(prefix=""))]
     if role == "operator":
-        again = [topic.name for topic in CATALOGUE if set(topic.readers) & {*STAGES, "learner"}]
-        found = _grants(names, everything, [CONTROL.name, *again], CATALOGUE)
+        again = [topic for topic in CATALOGUE if set(topic.readers) & {*STAGES, "learner"}]
+        writes = [CONTROL.name, *(name for topic in again for name in (topic.name, topic.dead_letters))]
+        found = _grants(names, everything, writes, CATALOGUE)
         return found + [Grant("topic", names.full(name), "CREATE") for name in everything]
     if role == "reader":
         return _grants(names, everything, [], ())

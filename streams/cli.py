@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tamiyo.schemas.errors import ConfigurationError, TamiyoError
-from tamiyo.streams import acls_command, registry_commands, replay_cli
+from tamiyo.streams import acls_command, dlq_commands, registry_commands, replay_cli
 
 app = typer.Typer(
     name="tamiyo",
@@ -41,6 +41,7 @@ topics_app = typer.Typer(
 )
 app.add_typer(topics_app, name="topics")
 app.add_typer(registry_commands.app, name="schemas")
+app.add_typer(dlq_commands.app, name="dlq")
 topics_app.command("acls", epilog=acls_command.EPILOG)(acls_command.acls)
 
 console = Console()

@@ -42,7 +42,8 @@ def test_every_command_has_an_example(
 def test_all_the_pieces_exist() -> None:
     wanted = {"demo", "broker", "worker", "learner", "train", "tail", "doctor", "control"}
     wanted |= {"record", "replay", "diff", "discard"}
-    assert {path[0] for path in commands()} == wanted | {"topics", "schemas"}
+    assert {path[0] for path in commands()} == wanted | {"topics", "schemas", "dlq"}
+    assert {path[1] for path in commands() if path[0] == "dlq"} == {"list", "show", "redrive"}
     assert {path[1] for path in commands() if path[0] == "topics"} == {"create", "list", "check", "acls"}
     assert {path[1] for path in commands() if path[0] == "schemas"} == {"register", "check"}
 
@@ -90,6 +91,10 @@ def test_all_the_pieces_exist() -> None:
         ),
         (["replay", ".", "--prefix", "r.", "--save", "."], 1, "--save .: it is there already"),
         (["replay", ".", "--prefix", "r.", "--workers", "65"], 2, "less than or equal to 64"),
+        (["dlq", "list", "-b", NOWHERE], 1, f"no broker answers at {NOWHERE}"),
+        (["dlq", "show", "coffee"], 1, "no topic 'coffee' in the catalogue"),
+        (["dlq", "redrive", "tamiyo.rewards", "--at", "5"], 1, "--at 5: expected PARTITION:OFFSET"),
+        (["dlq", "show", "--at", "0:5"], 1, "--at needs the one topic"),
         (["diff", "nowhere", "."], 1, "there is no folder nowhere"),
         (["discard", ""], 1, "the prefix '' is the installation's own"),
     ],

@@ -57,3 +57,18 @@ def test_the_tail_reaches_back_to_a_whole_piece_below(kafka: KafkaSettings, name
             assert await reader.first_after(topic, 2, 3000) is None
 
     asyncio.run(read())
+
+
+def test_what_no_stage_said_does_not_end_the_reading(kafka: KafkaSettings, names: TopicNames) -> None:
+    topic = names.full("letters")
+    producer = Producer(kafka.librdkafka())
+    producer.produce(topic, b"letter", partition=1, headers={"tamiyo-positions": "in=9", "tamiyo-source": "in:1:8"})
+    for _ in range(2 * PIECE):
+        producer.produce(topic, b"{}", partition=1, headers={"tamiyo-redrive": "receipt"})
+    assert producer.flush(20) == 0
+
+    async def read() -> list[Told]:
+        async with TailReader(kafka, fetch_wait_ms=10) as reader:
+            return (await reader.tails({(topic, 1): {"in": 5}}))[topic, 1]
+
+    assert asyncio.run(read())[0].source == ("in", 8)
