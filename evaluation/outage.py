@@ -40,6 +40,7 @@ from tamiyo.streams.topics import Topics
 LIMIT = 1.05  # of the time of a step with a broker
 WARM_UP = 10  # turns: the governor settles, the allocator too
 SETTLE_S = 15.0  # with both brokers, before and after; less where the outage is short
+FEWEST = 6  # turns; of fewer, a median has no interval of 95 %
 PATIENCE_S = 120.0  # for the SDK to be heard again
 
 
@@ -69,10 +70,10 @@ class Pair:
 
 
 def compare(pairs: Sequence[Pair]) -> dict[str, Any]:
-    """Return the median ratio of turns with its 95 % confidence interval, and what a step took. No pairs: no ratio."""
+    """Return the median ratio of turns with its 95 % confidence interval, and what a step took; None of too few."""
     ratios = [pair.ratio for pair in pairs]
     told: dict[str, Any] = {"pairs": len(pairs), "steps_each": len(pairs) * BLOCK, "ratio": None, "interval": None}
-    if len(ratios) < 2:
+    if len(ratios) < FEWEST:
         return told
     low, high = quantile_test(ratios, p=0.5).confidence_interval(0.95)
     sides = {"connected": [pair.connected for pair in pairs], "cut": [pair.cut for pair in pairs]}

@@ -26,7 +26,8 @@ def test_the_ratio_is_the_median_of_neighbouring_turns() -> None:
 
 def test_too_few_turns_say_nothing() -> None:
     assert compare([])["ratio"] is None
-    assert compare([pair(0, 1, 1)])["interval"] is None
+    assert compare([pair(at, 1, 1) for at in range(5)])["interval"] is None
+    assert compare([pair(at, 1, 1) for at in range(6)])["interval"] == [1, 1]
 
 
 @pytest.mark.parametrize(("ratio", "within"), [(1.04, True), (1.06, False)])
