@@ -39,6 +39,8 @@ RECOVERY_PATIENCE_S = 300.0  # a machine that does other things too starts a wor
 QUIET_S = 6.0  # without a new record on any topic, after which everything has drained
 DRAIN_PATIENCE_S = 300.0
 ANSWERS = (SIGNALS, WINDOWS, GRAPHS, DECISIONS, KERNELS, REWARDS, EXPERIENCE)
+LAYOUT = {"front": ("intake", "windows", "graphs", "rewards"), "policy": ("decisions", "kernels")}
+"""What a worker of each sort hosts. Those that need torch take ten times as long to start again."""
 SETTINGS = {
     "TAMIYO_WINDOW_WIDTH": str(WIDTH),
     # Runs of a minute: spans and waits that end within one.
@@ -52,8 +54,14 @@ SETTINGS = {
 console = Console()
 
 
-def run(home: Path | None, folder: Path, *, faults: int, seed: int, workers: int, gap_s: float) -> Course:
-    """Live through `faults` faults, about one in `gap_s` seconds, and judge; Ctrl-C goes on to the judgement."""
+def run(
+    home: Path | None, folder: Path, *, faults: int, seed: int, workers: int, gap_s: float, open_faults: int
+) -> Course:
+    """Live through `faults` faults and judge; Ctrl-C goes on to the judgement.
+
+    One comes about every `gap_s` seconds, and none while `open_faults` others are not recovered from: what has stopped
+    altogether cannot be broken further.
+    """
     course, ledger = Course(seed), Ledger()
     began = time.monotonic()
     with ExitStack() as stack:
@@ -61,13 +69,13 @@ def run(home: Path | None, folder: Path, *, faults: int, seed: int, workers: int
         checkpoints = stack.enter_context(Disk(folder / "store" / "checkpoints"))
         course.means = kernels.means
         installation = stack.enter_context(Installation(home, folder, settings=SETTINGS))
-        names = [f"worker-{number + 1}" for number in range(workers)]
+        names = [f"{sort}-{number + 1}" for sort in LAYOUT for number in range(workers)]
         for name in names:
-            installation.fleet.add_worker(name)
+            installation.fleet.add_worker(name, LAYOUT[name.split("-")[0]])
         installation.fleet.add_learner()
         telemetry = Telemetry(installation.kafka, installation.names, ledger, seed=seed, partitions=PARTITIONS)
         host = Host(installation.kafka, installation.names, ledger, telemetry, PARTITIONS)
-        console.print(f"seed {seed}: waiting for {workers} workers and a learner")
+        console.print(f"seed {seed}: waiting for {len(names)} workers and a learner")
         installation.fleet.wait_ready()
         telemetry.start()
         host.start()
@@ -75,7 +83,7 @@ def run(home: Path | None, folder: Path, *, faults: int, seed: int, workers: int
         try:
             with _sampling(installation, ledger):
                 _wait(lambda: host.recovered(began) is not None, RECOVERY_PATIENCE_S)
-                _inject(course, Scene(installation, names, kernels, checkpoints), host, faults, gap_s)
+                _inject(course, Scene(installation, names, kernels, checkpoints), host, faults, gap_s, open_faults)
                 _recover(course, host)
         except KeyboardInterrupt:
             course.interrupted = True
@@ -90,7 +98,7 @@ def run(home: Path | None, folder: Path, *, faults: int, seed: int, workers: int
         ]
         console.print("reading everything and judging")
         evidence = collect(installation.kafka, installation.names, installation.store, ledger)
-        course.violations = judge(evidence, width=WIDTH)
+        course.violations += judge(evidence, width=WIDTH)
         course.counts = _counts(evidence, host)
         if course.violations:
             save(evidence, folder / "evidence")
@@ -98,14 +106,17 @@ def run(home: Path | None, folder: Path, *, faults: int, seed: int, workers: int
     return course
 
 
-def _inject(course: Course, scene: Scene, host: Host, faults: int, gap_s: float) -> None:
+def _inject(course: Course, scene: Scene, host: Host, faults: int, gap_s: float, open_faults: int) -> None:
     rng = random.Random(course.seed)
     start = time.monotonic()
     threads: list[threading.Thread] = []
 
     def happen(injection: Injection, source: random.Random) -> None:
         began = time.monotonic()
-        injection.what = ALL[injection.kind][0](scene, source)
+        try:
+            injection.what = ALL[injection.kind][0](scene, source)
+        except Exception as error:
+            course.violations.append(Violation("a fault went wrong itself", injection.kind, repr(error)[:500]))
         injection.ended_s = round(time.monotonic() - start, 2)
         injection.healed = began if injection.kind == "freeze_worker" else time.monotonic()
 
@@ -118,29 +129,27 @@ def _inject(course: Course, scene: Scene, host: Host, faults: int, gap_s: float)
         threads[-1].start()
         console.print(f"{number + 1:4} of {faults}  {injection.began_s:7.1f} s  {kind}")
         time.sleep(rng.uniform(0.4, 1.6) * gap_s)
-        _note_recoveries(course, host)
+        _wait(lambda: _not_recovered(course, host) < open_faults, RECOVERY_PATIENCE_S)
     for thread in threads:
         while thread.is_alive():
             thread.join(0.2)
 
 
-def _note_recoveries(course: Course, host: Host) -> None:
+def _not_recovered(course: Course, host: Host) -> int:
+    """Note what has been recovered from, and return how many faults have not."""
     for number, injection in enumerate(course.injections):
         if injection.healed and injection.recovery_seconds is None:
             took = host.recovered(injection.healed)
             if took is not None:
                 injection.recovery_seconds = round(took, 2)
                 console.print(f"          {number + 1} {injection.kind} ({injection.what}): recovered in {took:.1f} s")
+    return sum(each.recovery_seconds is None for each in course.injections)
 
 
 def _recover(course: Course, host: Host) -> None:
-    def recovered() -> bool:
-        _note_recoveries(course, host)
-        return all(each.recovery_seconds is not None for each in course.injections)
-
-    if not _wait(recovered, RECOVERY_PATIENCE_S):
-        late = [each for each in course.injections if each.recovery_seconds is None]
-        course.violations.append(Violation("no recovery", "", f"{len(late)} faults, in {RECOVERY_PATIENCE_S:.0f} s"))
+    if not _wait(lambda: not _not_recovered(course, host), RECOVERY_PATIENCE_S):
+        left = f"{_not_recovered(course, host)} faults, {RECOVERY_PATIENCE_S:.0f} s after the last"
+        course.violations.append(Violation("no recovery", "", left))
 
 
 def _wait(done: Any, patience_s: float) -> bool:
@@ -212,8 +221,11 @@ def _counts(evidence: Evidence, host: Host) -> dict[str, int]:
 def main(
     faults: Annotated[int, typer.Option(min=1, max=10_000, help="How many, for each seed")] = 20,
     seed: Annotated[list[int] | None, typer.Option(help="What is drawn from; repeat for several [default: 0]")] = None,
-    workers: Annotated[int, typer.Option(min=1, max=16, help="Worker processes, each with every stage")] = 3,
+    workers: Annotated[int, typer.Option(min=1, max=16, help="Worker processes of each stage")] = 2,
     gap: Annotated[float, typer.Option(min=0.5, max=600, help="Mean seconds from one fault to the next")] = 6.0,
+    at_once: Annotated[
+        int, typer.Option(min=1, max=100, help="No new fault while so many others are not recovered from")
+    ] = 3,
     keep: Annotated[
         Path | None, typer.Option(help="Keep logs, the store, and where something is wrong the topics, in this folder")
     ] = None,
@@ -234,14 +246,15 @@ def main(
         with tempfile.TemporaryDirectory(prefix="tamiyo-faults-") as temporary:
             folder = (keep / f"seed-{each}") if keep is not None else Path(temporary)
             folder.mkdir(parents=True, exist_ok=True)
-            course = run(kafka_home(), folder, faults=faults, seed=each, workers=workers, gap_s=gap)
+            course = run(
+                kafka_home(), folder, faults=faults, seed=each, workers=workers, gap_s=gap, open_faults=at_once
+            )
         verdict = "[green]nothing is wrong[/]" if not course.violations else f"[red]{len(course.violations)} wrong[/]"
         console.print(f"seed {each}: {len(course.injections)} faults in {course.seconds:.0f} s: {verdict}")
         for violation in course.violations[:20]:
             console.print(f"  {violation.kind}: {violation.where}: {violation.what}", markup=False, highlight=False)
-        runs.append(
-            told(course, f'make faults ARGS="--faults {faults} --seed {each} --workers {workers} --gap {gap:g}"')
-        )
+        options = f"--faults {faults} --seed {each} --workers {workers} --gap {gap:g} --at-once {at_once}"
+        runs.append(told(course, f'make faults ARGS="{options}"'))
         if report is not None:  # after every seed: what has been found stays found
             report.write_text(json.dumps(summary(runs), indent=1) + "\n")
         if course.interrupted:

@@ -45,7 +45,7 @@ class _Run:
 
 
 class Telemetry:
-    """Simulated runs, as many at a time on every partition; when one ends another begins."""
+    """Simulated runs on every partition; when one ends another begins."""
 
     def __init__(
         self,
@@ -55,7 +55,7 @@ class Telemetry:
         *,
         seed: int,
         partitions: int,
-        tick_s: float = 0.25,
+        tick_s: float = 0.4,
     ) -> None:
         self.finished: list[str] = []
         """Runs whose last frames were sent."""
@@ -87,7 +87,8 @@ class Telemetry:
 
     def _run(self) -> None:
         try:
-            runs = [self._begin(number % self._partitions) for number in range(2 * self._partitions)]
+            # Two on one partition, so that they interleave there; one on each of the others.
+            runs = [self._begin(number % self._partitions) for number in range(self._partitions + 1)]
             ticks = 0
             while runs:
                 stopping = self._stop.is_set()

