@@ -38,7 +38,7 @@ SAMPLE_S = 2.0
 SETTLE_S = 10.0  # of a try: its windows begin to close
 FLAT = 0.1  # of the rate: waiting records that grow more slowly than this do not grow
 FIRST = 0.8  # of what a burst took is the first rate tried
-STEP = 0.75  # each further one, of the one before
+UP, DOWN = 1.4, 0.75  # each further one, of the one before: up until it is too fast, down until it is not
 TRIES = 6
 MEMORY_LIMIT_MB = 1_074  # what deploy/kubernetes gives a container: 1 GiB
 FLOWING = ("intake", "windows", "graphs", "decisions")
@@ -60,7 +60,8 @@ class Overload:
         self._reader = Reader(kafka, names, self._ledger)
         self._producer: Any = Producer(
             kafka.librdkafka(
-                **PRODUCER, **{"queue.buffering.max.messages": 500_000, "queue.buffering.max.kbytes": 1_000_000}
+                **PRODUCER,
+                **{"queue.buffering.max.messages": 500_000, "queue.buffering.max.kbytes": 1_000_000, "log_level": 0},
             )
         )
         self._flood = Flood(Template.of(layers, frames), runs, self._produce, self._ledger)
@@ -98,6 +99,7 @@ class Overload:
                     "lag": lag,
                     "undecided": account.windows_missing + account.graphs_unanswered,
                     "rss_mb": {name: each["rss_mb"] for name, each in processes.items()},
+                    "cpu_s": {name: each["cpu_s"] for name, each in processes.items()},
                 }
             )
 
@@ -139,7 +141,7 @@ class Overload:
     def sustainable(self, guess: float, seconds: float, console: Console) -> tuple[float, list[dict[str, Any]]]:
         """Return the fastest rate tried at which what waits does not grow, and all tries."""
         tries = []
-        rate = guess
+        rate, best, exceeded = guess, 0.0, False
         for _ in range(TRIES):
             reached = self.send(rate, seconds, "search")
             growth = self._growth(seconds - SETTLE_S)
@@ -147,9 +149,13 @@ class Overload:
             tries.append({"records_per_second": round(reached, 1), "growth": round(growth, 2), "flat": flat})
             console.print(f"{rate:.0f} records/s: what waits grows by {growth:.1f} a second", highlight=False)
             self.drain("search", 600)
-            if flat:
-                return reached, tries
-            rate *= STEP
+            best = reached if flat else best
+            exceeded = exceeded or not flat
+            if best and exceeded:
+                return best, tries
+            rate *= UP if flat else DOWN
+        if best:
+            return best, tries
         raise BrokerError(f"no sustainable rate found among {tries}")
 
     def _growth(self, seconds: float) -> float:
@@ -191,6 +197,17 @@ def memory(samples: list[Sample]) -> dict[str, dict[str, float]]:
             "after": phases["draining"][-1],
         }
     return found
+
+
+def cores(samples: list[Sample]) -> dict[str, float]:
+    """Return the cores that each process had while too much waited: on a busy machine, a share of one."""
+    late = [each for each in samples if each["phase"] in ("overload", "draining")]
+    first, last = late[0], late[-1]
+    return {
+        name: round((cpu_s - first["cpu_s"][name]) / (last["t"] - first["t"]), 3)
+        for name, cpu_s in last["cpu_s"].items()
+        if name in first["cpu_s"]
+    }
 
 
 def waiting(samples: list[Sample]) -> dict[str, Any]:
@@ -245,6 +262,8 @@ def run(
             "records_per_second": round(reached, 1),
         },
         "drained_seconds": round(drained_s, 1),
+        "taken_records_per_second": round(sent / (seconds + drained_s), 1),
+        "cores": cores(samples),
         "memory_mb": used,
         "memory_limit_mb": MEMORY_LIMIT_MB,
         "waiting": waiting(samples),

@@ -101,9 +101,13 @@ class IntakeStage:
             del self._heard_ms[run_id]
             self._seen.pop(run_id, None)
             for topic in TELEMETRY:
-                forgotten = self._deviations.pop((run_id, topic.name), None)
-                self._cells -= forgotten.cells if forgotten is not None else 0
+                self._let_go(run_id, topic.name)
         return ()
+
+    def _let_go(self, run_id: str, topic: str) -> None:
+        """Forget what was ordinary of a run that is over."""
+        forgotten = self._deviations.pop((run_id, topic), None)
+        self._cells -= forgotten.cells if forgotten is not None else 0
 
     def open_offsets(self) -> Mapping[str, int]:
         """Return nothing: every record is answered when it is fed."""
@@ -120,6 +124,8 @@ class IntakeStage:
         if reading.scored is not None and len(priority):
             priority = self._deviation((frame.run_id, incoming.topic), reading)
         priority[reading.errors] = HIGHEST
+        if frame.final:
+            self._let_go(frame.run_id, incoming.topic)
         return _Scored(incoming, name, reading, priority, self._wanted(reading, priority))
 
     def _check(self, incoming: Incoming, frame: Frame) -> None:

@@ -274,20 +274,23 @@ class Tenure:
                 self._endings.note(topic, message.offset)
                 continue
             metrics.RECEIVED.labels(self.stage_name, topic).inc()
+            value = event.value
             incoming = Incoming(
                 topic,
                 self.partition,
                 message.offset,
                 int((message.timestamp or 0) * 1000),
                 None,
-                event.value or b"",
+                value or b"",
                 event.key,
             )
+            # Held until it is acknowledged, for minutes where a run fell silent: by then only its place matters.
+            event.value = message.value = None
             if poison := self._poison(topic, message.offset):
                 rejects.append(Reject(incoming, poison, poison=True))
                 continue
             try:
-                record = decode(event.value, self._inputs[topic].record)
+                record = decode(value, self._inputs[topic].record)
             except SchemaError as error:
                 rejects.append(Reject(incoming, f"{type(error).__name__}: {error}"))
             else:

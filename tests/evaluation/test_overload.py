@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tamiyo.evaluation.fleet import Fleet
-from tamiyo.evaluation.overload import Overload, memory, problems
+from tamiyo.evaluation.overload import Overload, cores, memory, problems
 from tamiyo.evaluation.overload_load import Flood, Template
 from tamiyo.evaluation.overload_shed import shed, shed_of
 from tamiyo.evaluation.soak_ledger import Ledger
@@ -111,6 +111,15 @@ def test_memory_is_told_by_phase() -> None:
     assert memory(samples) == {
         "worker": {"before": 510.0, "maximum_during": 700.0, "maximum_draining": 720.0, "after": 640.0}
     }
+
+
+def test_cores_are_counted_from_the_beginning_of_the_overload() -> None:
+    samples = [
+        {"phase": "search", "t": 0.0, "cpu_s": {"worker": 1.0}},
+        {"phase": "overload", "t": 10.0, "cpu_s": {"worker": 5.0}},
+        {"phase": "draining", "t": 30.0, "cpu_s": {"worker": 10.0}},
+    ]
+    assert cores(samples) == {"worker": 0.25}
 
 
 def test_problems_are_named() -> None:

@@ -271,6 +271,15 @@ def test_memory_is_bounded_over_many_runs() -> None:
     assert intake._cells == sum(one.cells for one in intake._deviations.values()) <= 4_000
 
 
+def test_what_was_ordinary_of_a_run_is_forgotten_with_its_last_frame() -> None:
+    intake = stage()
+    intake.feed(partition([kernel_performance(step) for step in range(8)], KERNEL_PERFORMANCE.name))
+    assert intake._cells > 0
+    intake.feed([incoming(kernel_performance(8, final=True), KERNEL_PERFORMANCE.name, 8)])
+    assert (intake._cells, len(intake._deviations)) == (0, 0)
+    assert outputs(intake.feed([incoming(kernel_performance(3), KERNEL_PERFORMANCE.name, 9)])) == []
+
+
 def test_nothing_is_held() -> None:
     intake = stage()
     intake.feed(partition([kernel_performance(1)], KERNEL_PERFORMANCE.name))

@@ -72,15 +72,16 @@ class Desk:
         stage = PairStage(1, PairSettings(), {FACTORS.name: SimpleNamespace(get=lambda key: None)})  # type: ignore[dict-item]
         self.tenure.begin(stage, Memory({NUMBERS.name: first, LETTERS.name: 0}, said or set()))
 
-    async def take(self, offset: int, record: CacheHitRates | bytes) -> None:
+    async def take(self, offset: int, record: CacheHitRates | bytes) -> Any:
         value = encode(record) if isinstance(record, CacheHitRates) else record
         event = SimpleNamespace(
-            message=SimpleNamespace(offset=offset, timestamp=1.5),
+            message=SimpleNamespace(offset=offset, timestamp=1.5, value=value),
             value=value,
             key=b"run",
             ack=lambda: self.acknowledged.append(offset),
         )
         await self.tenure.take(NUMBERS.name, event)
+        return event
 
     async def settle(self) -> None:
         for _ in range(60):
@@ -109,7 +110,7 @@ def test_an_input_is_acknowledged_once_what_it_closed_is_delivered() -> None:
     async def scene() -> None:
         kafka = FakeKafka(held_back=True)
         desk = Desk(kafka)
-        await desk.take(0, number("a", 0, 1))
+        first = await desk.take(0, number("a", 0, 1))
         await desk.take(1, number("b", 0, 10))
         await desk.take(2, number("a", 1, 2))
         await desk.settle()
@@ -121,6 +122,7 @@ def test_an_input_is_acknowledged_once_what_it_closed_is_delivered() -> None:
         inside = [identity("number", "a", step)[:16] for step in (0, 1)]
         assert Told(0, 0, sent.value, sent.headers).inside == tuple(inside)
         assert desk.acknowledged == []
+        assert first.value is first.message.value is None  # what is held for minutes does not hold its bytes
         sent.delivered.set_result(None)
         await desk.settle()
         assert desk.acknowledged == [0]  # b's number is open, and a's second stands behind it
