@@ -98,7 +98,7 @@ def life(
         stage = Recording(1, PairSettings(), {FACTORS.name: SimpleNamespace(get=lambda key: None)})  # type: ignore[dict-item]
         stage.error = error
         said = {(NUMBERS.dead_letters, f"{topic}:{offset}") for topic, offset in poison or ()}
-        desk.tenure.begin(stage, Memory({NUMBERS.name: 0, LETTERS.name: 0}, said, poison or set()), suspects)
+        desk.tenure.begin(stage, Memory({NUMBERS.name: 0, LETTERS.name: 0}, said, poison=poison or set()), suspects)
         for offset, value in enumerate((1, 2, 999, 4, 5)):
             await desk.take(offset, number("a" if value != 999 else "b", offset, value))
         await desk.settle()
