@@ -5,10 +5,12 @@ command line that a production installation uses.
 """
 
 import json
+import signal
 import tempfile
+import threading
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,7 +71,8 @@ class Demo:
             display = Display(console, self.steps)
             children = stack.enter_context(Children(folder, environment))
             observer = stack.enter_context(Observer(kafka, names, display.take))
-            theatre = _Theatre(self, console, children, observer, folder)
+            told = stack.enter_context(_stoppable())
+            theatre = _Theatre(self, console, children, observer, folder, told)
             try:
                 theatre.play(display)
                 complete = True
@@ -80,15 +83,45 @@ class Demo:
             return theatre.report(round(time.monotonic() - started, 3), complete)
 
 
+@contextmanager
+def _stoppable() -> Iterator[threading.Event]:
+    """Within, Ctrl-C or SIGTERM sets the event, and a second one raises KeyboardInterrupt where it finds the program.
+
+    An exception raised anywhere may be lost: in a callback that Python calls around a fork it is printed and ignored.
+    """
+    told = threading.Event()
+
+    def tell(*_: Any) -> None:
+        if told.is_set():
+            raise KeyboardInterrupt
+        told.set()
+
+    before = {number: signal.signal(number, tell) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield told
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 class _Theatre:
     """One performance: its processes, and what they have told so far."""
 
-    def __init__(self, demo: Demo, console: Console, children: Children, observer: Observer, folder: Path) -> None:
+    def __init__(
+        self,
+        demo: Demo,
+        console: Console,
+        children: Children,
+        observer: Observer,
+        folder: Path,
+        told: threading.Event,
+    ) -> None:
         self._demo = demo
         self._console = console
         self._children = children
         self._observer = observer
         self._folder = folder
+        self._told = told
         self._ports = dict(zip(WORKERS, free_ports(len(WORKERS)), strict=True))
         self._seeds = range(demo.seed, demo.seed + demo.runs)
 
@@ -128,6 +161,8 @@ class _Theatre:
     def _wait(self, done: Callable[[], bool], timeout_s: float | None, what: str) -> None:
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         while not done():
+            if self._told.is_set():
+                raise KeyboardInterrupt
             self._children.check([*WORKERS, "learner"])
             if deadline is not None and time.monotonic() > deadline:
                 raise TimeoutError(f"waited {timeout_s:.0f} s for {what}, in vain")

@@ -1,11 +1,13 @@
 """Child processes of a demo: started with a log file each, watched, and stopped however the demo ends."""
 
+import ctypes
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -14,6 +16,24 @@ from tamiyo.schemas.errors import TamiyoError
 
 GRACE_S = 10.0  # what `tamiyo worker` promises for a graceful stop
 LAST_WORDS = 15  # lines of a log that usually hold the reason
+PR_SET_PDEATHSIG = 1
+
+
+def tie() -> Callable[[], None]:
+    """Return what a child calls before it executes, so that Linux kills it when this thread has ended, however.
+
+    Elsewhere a parent that is killed leaves its children.
+    """
+    parent = os.getpid()
+    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+
+    def tied() -> None:
+        if libc is not None:
+            libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:
+            os._exit(0)
+
+    return tied
 
 
 class Children:
@@ -52,6 +72,8 @@ class Children:
                 env={**self._environment, **(environment or {})},
                 cwd=folder,
                 start_new_session=True,
+                # A Ctrl-C between the fork and this assignment leaves a child that nobody knows.
+                preexec_fn=tie() if threading.current_thread() is threading.main_thread() else None,
             )
 
     def names(self) -> list[str]:

@@ -4,8 +4,6 @@ The work is done in a child process of the same command line, since a bug, a hun
 nothing in the process that could be trusted to go on. The child ends with the supervisor, however that ends.
 """
 
-import ctypes
-import os
 import random
 import signal
 import subprocess
@@ -18,11 +16,11 @@ from typing import Any
 import structlog
 
 from tamiyo.streams.exits import EXIT_AGAIN, EXIT_BUG, EXIT_UNUSABLE
+from tamiyo.streams.processes import tie
 from tamiyo.streams.settings import SupervisorSettings
 
 log = structlog.get_logger(__name__)
 
-PR_SET_PDEATHSIG = 1
 EXIT_USAGE = 2  # click's
 REASONS: Mapping[int, str] = {
     EXIT_UNUSABLE: "Kafka, its topics or the store could not be used",
@@ -84,17 +82,7 @@ class Supervisor:
         return min(last, first * 2.0 ** min(failures - 1, 60)) * (0.5 + 0.5 * self._uniform())
 
     def _once(self) -> int:
-        parent = os.getpid()
-        libc = ctypes.CDLL(None) if sys.platform == "linux" else None
-
-        def tie() -> None:
-            # Linux kills the child when the supervisor is gone; elsewhere a supervisor that is killed leaves it.
-            if libc is not None:
-                libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-            if os.getppid() != parent:
-                os._exit(0)
-
-        self._child = subprocess.Popen(self._command, preexec_fn=tie)  # noqa: S603 (our own command line, no shell)
+        self._child = subprocess.Popen(self._command, preexec_fn=tie())  # noqa: S603 (our own command line, no shell)
         if self._told.is_set():
             self._child.send_signal(signal.SIGTERM)
         return self._child.wait()
