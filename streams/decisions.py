@@ -10,7 +10,7 @@ would round differently, and a replay must repeat every bit.
 """
 
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -102,7 +102,7 @@ class DecisionsStage:
         """Outcomes read again before the graph whose decision they answer."""
         self._ticked_ms = 0
 
-    def recall(self, said: Sequence[Said]) -> None:
+    def recall(self, said: Iterable[Said]) -> None:
         """Learn which graphs have been answered: what was decided under one policy is not decided under the next."""
         for each in said:
             # The first under an id holds.

@@ -63,7 +63,7 @@ class GraphsStage:
         """By run, the last window with a graph as recalled; those before it were answered, one way or another."""
         self._newest = -1
 
-    def recall(self, said: Sequence[Said]) -> None:
+    def recall(self, said: Iterable[Said]) -> None:
         """Learn which windows have their graph."""
         for one in said:
             offset = one.sources.get(WINDOWS.name, -1)

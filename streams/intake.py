@@ -8,7 +8,7 @@ decides what is dropped under overload or by the filter, not what any published 
 """
 
 from collections import Counter, OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from itertools import compress
@@ -66,7 +66,7 @@ class IntakeStage:
         """By run, the time of the tick before its newest frame; the longest silent first."""
         self._now_ms: int | None = None
 
-    def recall(self, said: Sequence[Said]) -> None:
+    def recall(self, said: Iterable[Said]) -> None:
         """Learn which frames were published already."""
         for one in said:
             self._repeated(one.record.run_id, one.identity)

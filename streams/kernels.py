@@ -7,7 +7,7 @@ kernel however often it is compiled. A decision whose run's topology has not com
 import json
 import time
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -54,7 +54,7 @@ class KernelsStage:
         self._waiting: OrderedDict[str, _Waiting] = OrderedDict()
         self._told: OrderedDict[str, None] = OrderedDict()
 
-    def recall(self, said: Sequence[Said]) -> None:
+    def recall(self, said: Iterable[Said]) -> None:
         """Learn which kernels were told of: they are neither built nor stored again."""
         for each in said:
             self._tell(each.record.kernel_id)

@@ -53,7 +53,7 @@ class RewardsStage:
         self._done: OrderedDict[str, None] = OrderedDict()
         self._ticked_ms = 0
 
-    def recall(self, said: Sequence[Said]) -> None:
+    def recall(self, said: Iterable[Said]) -> None:
         """Learn which decisions have had their last word: they are not judged again."""
         analysed: dict[str, RewardAnalysis] = {}
         learned: set[str] = set()

@@ -4,7 +4,8 @@ import asyncio
 import contextlib
 import os
 import time
-from collections.abc import Awaitable, Callable, Hashable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from pydantic_settings import BaseSettings
 from tamiyo.schemas.codec import decode
 from tamiyo.schemas.errors import BrokerError, SchemaError
 from tamiyo.schemas.kafka import KafkaSettings, TopicNames
+from tamiyo.schemas.topics import Topic
 from tamiyo.streams import metrics
 from tamiyo.streams.app import StageConsumerThread, create_app
 from tamiyo.streams.exits import EXIT_AGAIN, EXIT_BUG, end
@@ -29,6 +31,16 @@ from tamiyo.streams.views import Views
 from tamiyo.streams.watchdog import LOOKS, Stillness
 
 log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _Output:
+    """What a stage said before, as it lies on the log."""
+
+    topic: Topic
+    partition: int
+    identity: str
+    told: Told
 
 
 class Shell:
@@ -149,7 +161,8 @@ class Shell:
             memories, said = await self._recall(list(tenures))
             for number, tenure in tenures.items():
                 stage = self._stage(number, self._settings, self._views.by_name)  # type: ignore[call-arg]
-                stage.recall(said[number])
+                # In a thread: thousands of records are decoded, and the process has other stages.
+                await asyncio.to_thread(stage.recall, self._read_back(said[number]))
                 tenure.begin(stage, memories[number], self._suspects(number))
             log.info(
                 "partitions are being fed",
@@ -165,7 +178,7 @@ class Shell:
         path = Path(self.worker.state_dir) / "suspects" / f"{self._group}-{number}.json"
         return Suspects(path, attempts=self.worker.poison_attempts)
 
-    async def _recall(self, numbers: Sequence[int]) -> tuple[dict[int, Memory], dict[int, list[Said]]]:
+    async def _recall(self, numbers: Sequence[int]) -> tuple[dict[int, Memory], dict[int, list[_Output]]]:
         """Read where to go on, and what was said after that, for each partition number."""
         inputs = [topic.name for topic in self._stage.inputs]
         tps = {TP(self.names.full(name), number) for name in inputs for number in numbers}
@@ -191,7 +204,7 @@ class Shell:
                 }
             )
         memories = {number: Memory(positions[number]) for number in numbers}
-        said: dict[int, list[tuple[int, Said]]] = {number: [] for number in numbers}
+        said: dict[int, list[_Output]] = {number: [] for number in numbers}
         for (full, number), tail in tails.items():
             name = self.names.bare(full)
             reached = memories[number].reached
@@ -200,26 +213,26 @@ class Shell:
                 identity = told.headers.get(ID_HEADER)
                 if name in outputs and identity is not None:
                     memories[number].said.add((name, identity))
-                    record = self._read_back(outputs[name].record, name, number, told)
-                    if record is not None:
-                        sources = dict([told.source]) if told.source else {}
-                        said[number].append(
-                            (told.timestamp_ms, Said(name, told.offset, record, identity, sources, told.inside))
-                        )
+                    said[number].append(_Output(outputs[name], number, identity, told))
                 elif name not in outputs and told.source is not None:
                     memories[number].said.add((name, f"{told.source[0]}:{told.source[1]}"))
                     if POISON_HEADER in told.headers:
                         memories[number].poison.add(told.source)
-        ordered = {number: [each for _, each in sorted(said[number], key=lambda pair: pair[0])] for number in numbers}
-        return memories, ordered
+        return memories, {number: sorted(each, key=lambda one: one.told.timestamp_ms) for number, each in said.items()}
 
-    def _read_back(self, record: Any, topic: str, partition: int, told: Told) -> Any:
-        try:
-            return decode(told.value, record)
-        except SchemaError as error:
-            log.error("an output cannot be read back", topic=topic, partition=partition, offset=told.offset,
-                      error=str(error))  # fmt: skip
-            return None
+    @staticmethod
+    def _read_back(outputs: Sequence[_Output]) -> Iterator[Said]:
+        """Decode one after another: a stage keeps little of each, and all of them together are large."""
+        for each in outputs:
+            told = each.told
+            try:
+                record = decode(told.value, each.topic.record)
+            except SchemaError as error:
+                log.error("an output cannot be read back", topic=each.topic.name, partition=each.partition,
+                          offset=told.offset, error=str(error))  # fmt: skip
+                continue
+            sources = dict([told.source]) if told.source else {}
+            yield Said(each.topic.name, told.offset, record, each.identity, sources, told.inside)
 
     # Feeding and publishing
 

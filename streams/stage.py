@@ -92,7 +92,7 @@ class Stage(Protocol):
     views: ClassVar[tuple[Topic, ...]]
     """Compacted topics read whole before the first record is fed."""
 
-    def recall(self, said: Sequence[Said]) -> None:
+    def recall(self, said: Iterable[Said]) -> None:
         """Learn what this partition's stage had already published, oldest first, before anything is fed."""
 
     def feed(self, batch: Sequence[Incoming]) -> Sequence[Output | Reject]:

@@ -10,7 +10,7 @@ read back from the windows already published.
 
 import heapq
 from collections import Counter, OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -76,7 +76,7 @@ class WindowsStage:
         self._newest_ms = 0
         self._quiet_since_ms: int | None = None
 
-    def recall(self, said: Sequence[Said]) -> None:
+    def recall(self, said: Iterable[Said]) -> None:
         """Learn which windows were final already, and which input had closed each."""
         newest = -1
         for one in said:

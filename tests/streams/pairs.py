@@ -6,7 +6,7 @@ blocks the event loop, or with the argument `offload` only the stage.
 
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 from pydantic_settings import BaseSettings
@@ -50,7 +50,7 @@ class PairStage:
         self._open: dict[str, Incoming] = {}
         self._closing: set[int] = set()
 
-    def recall(self, said: Sequence[Said]) -> None:
+    def recall(self, said: Iterable[Said]) -> None:
         # The first of a pair may lie before the committed offset and its second after it: that one opens nothing.
         self._closing = {each.sources[NUMBERS.name] for each in said}
 
