@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from tamiyo.schemas.adaptation import AdaptationDecision, AdaptationOutcome, DecisionType, OutcomeStatus
 from tamiyo.schemas.analysis import ModelGraph
 from tamiyo.schemas.topics import GRAPHS, OUTCOMES
+from tamiyo.streams.silence import Silence
 
 INTERVAL = "interval"
 """Who vetoes between two windows that may bring an adaptation."""
@@ -34,8 +35,7 @@ class History:
     since_considered: int | None = None
     """Windows since the last that might have brought an adaptation; None: there was none yet."""
     considered_offset: int | None = None
-    touched: bool = True
-    quiet_since_ms: int | None = None
+    silence: Silence = field(default_factory=Silence)
 
     def due(self, interval: int) -> bool:
         """Return whether the run's next window may bring an adaptation."""

@@ -101,6 +101,8 @@ class DecisionsStage:
         self._early: dict[str, Incoming] = {}
         """Outcomes read again before the graph whose decision they answer."""
         self._ticked_ms = 0
+        self.backlog: int | None = None
+        """Records that wait on the log, where somebody knows and says so."""
 
     def recall(self, said: Iterable[Said]) -> None:
         """Learn which graphs have been answered: what was decided under one policy is not decided under the next."""
@@ -116,6 +118,8 @@ class DecisionsStage:
                 said += self._take_graph(incoming)
             else:
                 self._take_outcome(incoming)
+            if history := self._runs.get(incoming.record.run_id):
+                history.silence.hear(incoming.timestamp_ms)
         return said
 
     def tick(self, now_ms: int) -> Sequence[Output | Reject]:
@@ -123,9 +127,8 @@ class DecisionsStage:
         if now_ms - self._ticked_ms >= TICK_MS:
             self._ticked_ms = now_ms
             for run_id, history in list(self._runs.items()):
-                if history.touched or history.quiet_since_ms is None:
-                    history.touched, history.quiet_since_ms = False, now_ms
-                elif now_ms - history.quiet_since_ms >= 1000 * self.settings.idle_timeout_s:
+                silent_ms = history.silence.lasted_ms(now_ms, backlog=self.backlog)
+                if silent_ms >= 1000 * self.settings.idle_timeout_s:
                     del self._runs[run_id]
         self._policies.current()  # a new policy is read now rather than while a graph waits for its decision
         return self._answer_waiting()
@@ -194,7 +197,6 @@ class DecisionsStage:
             self._runs.pop(graph.run_id, None)
             return
         history = self._runs.setdefault(graph.run_id, History())
-        history.touched = True
         keep = max(self.settings.rate_steps, self.settings.in_flight_steps, self.settings.cooldown_steps)
         keep = max(keep, graph.cooldown_steps)
         history.note(graph, offset, decision, interval=self.settings.decision_interval, keep_steps=keep)

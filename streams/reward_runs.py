@@ -7,6 +7,7 @@ from tamiyo.schemas.adaptation import AdaptationDecision, AdaptationOutcome, Dec
 from tamiyo.schemas.analysis import ModelGraph
 from tamiyo.schemas.topics import DECISIONS, GRAPHS, OUTCOMES, WINDOWS
 from tamiyo.streams.reward_facts import WindowFacts
+from tamiyo.streams.silence import Silence
 from tamiyo.streams.stage import Incoming
 
 
@@ -46,8 +47,7 @@ class Run:
     ended: bool = False
     final_answered: bool = False
     """Whether the decision for the run's last graph came: then nothing more will."""
-    touched: bool = True
-    quiet_since_ms: int | None = None
+    silence: Silence = field(default_factory=Silence)
 
     def position(self, record: AdaptationDecision | AdaptationOutcome | ModelGraph) -> float:
         """Return where a record stands on the run's clock."""

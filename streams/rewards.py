@@ -52,6 +52,8 @@ class RewardsStage:
         self._runs: dict[str, Run] = {}
         self._done: OrderedDict[str, None] = OrderedDict()
         self._ticked_ms = 0
+        self.backlog: int | None = None
+        """Records that wait on the log, where somebody knows and says so."""
 
     def recall(self, said: Iterable[Said]) -> None:
         """Learn which decisions have had their last word: they are not judged again."""
@@ -71,7 +73,7 @@ class RewardsStage:
         said: list[Output | Reject] = []
         for incoming in batch:
             run = self._runs.setdefault(incoming.record.run_id, Run())
-            run.touched = True
+            run.silence.hear(incoming.timestamp_ms)
             match incoming.record:
                 case HealthWindow():
                     self._take_window(run, incoming)
@@ -93,9 +95,7 @@ class RewardsStage:
         self._ticked_ms = now_ms
         said: list[Output | Reject] = []
         for run_id, run in list(self._runs.items()):
-            if run.touched or run.quiet_since_ms is None:
-                run.touched, run.quiet_since_ms = False, now_ms
-            quiet_s = (now_ms - run.quiet_since_ms) / 1000
+            quiet_s = run.silence.lasted_ms(now_ms, backlog=self.backlog) / 1000
             if not run.ended and quiet_s >= self.settings.idle_timeout_s:
                 run.ended = True
             if run.ended and quiet_s >= min(self.settings.outcome_timeout_s, self.settings.idle_timeout_s):

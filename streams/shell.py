@@ -273,13 +273,13 @@ class Shell:
         return False
 
     def waiting(self, partition: int, positions: Mapping[str, int]) -> int:
-        """Return how many records the log was last known to hold at and after `positions`."""
+        """Return how many records the log was last known to hold at and after `positions`; where unknown, one."""
         behind = 0
         for topic, offset in positions.items():
             # The consumer's thread may be losing the partition now; then nobody will ask for the answer.
             with contextlib.suppress(AssertionError, AttributeError, KeyError):
                 highwater = self._thread.highwater(TP(self.names.full(topic), partition))
-                behind += max(0, (highwater or 0) - offset)
+                behind += 1 if highwater is None else max(0, highwater - offset)
         return behind
 
     async def verify_gap(self, topic: str, partition: int, expected: int, found: int) -> None:

@@ -298,9 +298,7 @@ class Tenure:
         self._room.set()
         said: list[Output | Reject] = rejects
         if batch:
-            # A replay is never overloaded, only early: shedding would make it say something else.
-            if hasattr(self.stage, "backlog") and not self._connection.worker.replay:
-                self.stage.backlog = self._connection.waiting(self.partition, self._memory.positions)
+            self._tell_backlog()
             started = time.perf_counter()
             try:
                 said = [*rejects, *await self._call(self.stage.feed, batch)]
@@ -324,8 +322,18 @@ class Tenure:
 
     async def _look_at_the_clock(self) -> None:
         assert self.stage is not None
+        self._tell_backlog()
         said = await self._call(self.stage.tick, time.time_ns() // 1_000_000)
         await self._publish(said)
+
+    def _tell_backlog(self) -> None:
+        """Tell a stage that asks for it how much waits on the log.
+
+        Not in a replay: it is never overloaded, only early, and shedding would make it say something else.
+        """
+        assert self.stage is not None
+        if hasattr(self.stage, "backlog") and not self._connection.worker.replay:
+            self.stage.backlog = self._connection.waiting(self.partition, self._memory.positions)
 
     async def _call(self, function: Any, argument: Any) -> Sequence[Output | Reject]:
         # A stage that computes for long says so, and the other stages' loop goes on meanwhile.

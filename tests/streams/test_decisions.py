@@ -350,6 +350,16 @@ def test_what_is_held_is_bounded_by_the_rate_steps(bench: Bench) -> None:
     assert bench.shell.committed[GRAPHS.name] >= 80 - 1 - bench.settings.rate_steps // 50
 
 
+def test_a_run_that_was_silent_before_a_restart_holds_nothing_after_it(bench: Bench) -> None:
+    first_adaptation(bench)
+    stage = bench.shell.stage
+    stage.tick(10**15)
+    assert stage.open_offsets()  # records may wait that are the run's
+    stage.backlog = 0
+    stage.tick(10**15 + 2000)
+    assert stage.open_offsets() == {}
+
+
 def test_a_run_that_is_over_or_silent_holds_nothing(bench: Bench) -> None:
     run_id, at = first_adaptation(bench)
     stage = bench.shell.stage

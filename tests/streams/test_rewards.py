@@ -289,6 +289,17 @@ def test_a_run_that_falls_silent_is_closed() -> None:
     assert shell.stage.open_offsets() == {}
 
 
+def test_a_run_that_was_silent_before_a_restart_is_closed_after_it() -> None:
+    log = whole_run(windows=20, ends=False)
+    shell = Shell(stage, log.messages).run()
+    shell.take(shell.stage.tick(10**15))
+    assert shell.stage.open_offsets()  # records may wait that are the run's
+    shell.stage.backlog = 0
+    shell.take(shell.stage.tick(10**15 + 2000))
+    assert of(shell, loaded(log).decision_id)[-1].complete
+    assert shell.stage.open_offsets() == {}
+
+
 def test_what_never_came_is_set_aside() -> None:
     log = Log()
     decision = decide(graph_of(window(0)), "load_kernel")
