@@ -214,6 +214,8 @@ def _counts(evidence: Evidence, host: Host) -> dict[str, int]:
         "commit samples": len(evidence.ledger.samples),
         "late": late,
         "dead letters": dead,
+        "host began to read anew": host.reassigned,
+        **{f"host's consumer: {name}": count for name, count in sorted(host.errors.items())},
     }
     return {**messages, **different, **{f"decided {name}": count for name, count in sorted(host.types.items())}}
 

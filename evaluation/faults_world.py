@@ -7,7 +7,7 @@ installation needed after each fault to decide again on every partition.
 import random
 import threading
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +16,7 @@ from aiokafka.partitioner import murmur2
 from confluent_kafka import OFFSET_BEGINNING, Consumer, Producer, TopicPartition
 
 from tamiyo.evaluation.bench_load import Load, topology
-from tamiyo.evaluation.faults_ledger import Execution, Ledger, Sent
+from tamiyo.evaluation.faults_ledger import Execution, Ledger, Place, Sent
 from tamiyo.evaluation.replay_live import sampled_steps
 from tamiyo.schemas.adaptation import AdaptationDecision, AdaptationOutcome, DecisionType, KernelStatus, OutcomeStatus
 from tamiyo.schemas.codec import decode, encode
@@ -29,6 +29,7 @@ from tamiyo.schemas.topics import DECISIONS, KERNELS, OUTCOMES, TELEMETRY, TOPOL
 # A broker that is down is waited for: a message is lost only where the broker loses it.
 PATIENT = {**PRODUCER, "message.timeout.ms": 0, "log_level": 0, "reconnect.backoff.max.ms": 1_000}
 FLUSH_S = 120.0
+SILENCE_S = 20.0  # a decision comes every second where all is well
 POISON_EVERY = 20  # ticks
 TOPICS: dict[type[Record], Topic] = {topic.record: topic for topic in TELEMETRY}
 
@@ -158,13 +159,18 @@ class Host:
         self._partitions = partitions
         self._progress: dict[int, list[tuple[float, float]]] = defaultdict(list)
         """By partition: when a decision came, and when its telemetry was sent."""
+        self.errors: Counter[str] = Counter()
+        """What the consumer said was wrong, by name."""
+        self.reassigned = 0
+        """How often nothing came for so long that reading was begun anew where it stood."""
+        self._next: dict[Place, int] = {}
         self._seen: set[str] = set()
         self._waiting: dict[str, AdaptationDecision] = {}
         self._kernels: dict[str, Any] = {}
         self._consumer: Any = Consumer(
             kafka.librdkafka(
                 **{"group.id": "tamiyo-faults-host", "enable.auto.commit": False, "log_level": 0},
-                **{"reconnect.backoff.max.ms": 1_000},
+                **{"reconnect.backoff.max.ms": 1_000, "topic.metadata.refresh.interval.ms": 5_000},
             )
         )
         self._producer: Any = Producer(kafka.librdkafka(**PATIENT))
@@ -173,9 +179,17 @@ class Host:
 
     def start(self) -> None:
         """Begin to take decisions."""
-        places = [(topic.name, number) for topic in (DECISIONS, KERNELS) for number in range(self._partitions)]
-        self._consumer.assign([TopicPartition(self._names.full(name), n, OFFSET_BEGINNING) for name, n in places])
+        self._assign()
         self._thread.start()
+
+    def _assign(self) -> None:
+        places = [(topic.name, number) for topic in (DECISIONS, KERNELS) for number in range(self._partitions)]
+        self._consumer.assign(
+            [
+                TopicPartition(self._names.full(name), number, self._next.get((name, number), OFFSET_BEGINNING))
+                for name, number in places
+            ]
+        )
 
     def stop(self) -> None:
         """Take nothing more."""
@@ -193,11 +207,20 @@ class Host:
         return None if None in firsts else max(came - since for came in firsts if came is not None)
 
     def _run(self) -> None:
+        heard = time.monotonic()
         while not self._stop.is_set():
             self._producer.poll(0)
             message = self._consumer.poll(0.1)
             if message is None or message.error() or message.value() is None:
+                if message is not None and message.error():
+                    self.errors[message.error().name()] += 1
+                if time.monotonic() - heard > SILENCE_S:
+                    self.reassigned += 1
+                    heard = time.monotonic()
+                    self._assign()
                 continue
+            heard = time.monotonic()
+            self._next[self._names.bare(message.topic()), message.partition()] = message.offset() + 1
             if message.topic() == self._names.full(DECISIONS.name):
                 self._decide(decode(message.value(), AdaptationDecision), message.partition())
             else:

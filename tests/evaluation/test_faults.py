@@ -1,12 +1,16 @@
 """Faults on a real Kafka: twenty, close together, and nothing wrong afterwards; seeds that once found something."""
 
+import errno
 import json
 import random
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
+from tamiyo.evaluation import faults_disk
 from tamiyo.evaluation.faults import run
 from tamiyo.evaluation.faults_disk import Disk
 from tamiyo.evaluation.faults_judge import Violation
@@ -47,6 +51,37 @@ def test_a_full_disk_takes_no_file_and_then_takes_it(tmp_path: Path) -> None:
             file.write_bytes(bytes(1_000_000))
         file.write_bytes(bytes(1_000_000))
         assert file.stat().st_size == 1_000_000
+
+
+WRITER = """
+import sys
+for line in sys.stdin:
+    try:
+        with open(line.strip(), "wb") as file:
+            file.write(bytes(1_000_000))
+        print("written", flush=True)
+    except OSError as error:
+        print(error.errno, flush=True)
+"""
+
+
+def test_where_nothing_may_be_mounted_the_writers_meet_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(faults_disk, "_mount", lambda folder, options: False)
+    writer = subprocess.Popen([sys.executable, "-c", WRITER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert writer.stdin is not None
+    assert writer.stdout is not None
+
+    def write() -> str:
+        print(tmp_path / "disk" / "file", file=writer.stdin, flush=True)
+        return writer.stdout.readline().strip()  # type: ignore[union-attr]
+
+    with writer, Disk(tmp_path / "disk") as disk:
+        assert write() == "written"
+        with disk.full([writer.pid]):
+            assert write() == str(errno.EFBIG)
+        assert write() == "written"
+        writer.stdin.close()
+    assert disk.means == "RLIMIT_FSIZE of the processes"
 
 
 def test_a_report_sums_up_its_seeds() -> None:
