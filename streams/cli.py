@@ -276,9 +276,10 @@ def topics_create(
     bootstrap: Bootstrap = None,
 ) -> None:
     """Create every topic of the catalogue that is missing."""
+    from tamiyo.streams.reaching import reach
     from tamiyo.streams.topics import Topics
 
-    made = Topics(_kafka(bootstrap), _names()).create(partitions=partitions, replication=replication)
+    made = Topics(reach(_kafka(bootstrap)), _names()).create(partitions=partitions, replication=replication)
     for name in made:
         console.print(f"created {name}", highlight=False)
     console.print(f"{len(made)} created, the rest was there" if made else "all topics were there")
@@ -304,9 +305,10 @@ def topics_list() -> None:
 @topics_app.command("check", epilog="Example: `tamiyo topics check && echo fine`")
 def topics_check(bootstrap: Bootstrap = None) -> None:
     """Compare the broker's topics with the catalogue; exit 1 where they differ."""
+    from tamiyo.streams.reaching import reach
     from tamiyo.streams.topics import Topics
 
-    problems = Topics(_kafka(bootstrap), _names()).check()
+    problems = Topics(reach(_kafka(bootstrap)), _names()).check()
     for problem in problems:
         console.print(problem, highlight=False, soft_wrap=True)
     console.print("topics are as the catalogue says" if not problems else f"{len(problems)} problems")

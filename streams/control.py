@@ -4,10 +4,10 @@ from confluent_kafka import KafkaError, Message, Producer
 
 from tamiyo.schemas.adaptation import ControlCommand
 from tamiyo.schemas.codec import encode
-from tamiyo.schemas.connection import explain
 from tamiyo.schemas.errors import BrokerError
 from tamiyo.schemas.kafka import PRODUCER, KafkaSettings, TopicNames
 from tamiyo.schemas.topics import CONTROL
+from tamiyo.streams.reaching import reach
 
 DELIVERY_TIMEOUT_S = 10.0
 
@@ -21,9 +21,7 @@ def give(order: ControlCommand, kafka: KafkaSettings, names: TopicNames) -> None
             failures.append(error.str())
 
     timeout_ms = int(DELIVERY_TIMEOUT_S * 1_000)
-    trouble = explain(kafka, DELIVERY_TIMEOUT_S)
-    if trouble is not None:
-        raise trouble
+    reach(kafka)
     producer = Producer(kafka.librdkafka(**PRODUCER, log_level=0, **{"message.timeout.ms": timeout_ms}))
     producer.produce(names.full(CONTROL.name), encode(order), order.run_id, on_delivery=delivered)
     left = producer.flush(DELIVERY_TIMEOUT_S)

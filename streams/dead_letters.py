@@ -15,12 +15,13 @@ from typing import Any
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Message, TopicPartition
 
 from tamiyo.schemas.codec import decode
-from tamiyo.schemas.connection import explain, of_the_group
+from tamiyo.schemas.connection import of_the_group
 from tamiyo.schemas.display import printable
 from tamiyo.schemas.errors import BrokerError, ConfigurationError, SchemaError
 from tamiyo.schemas.kafka import KafkaSettings, TopicNames
 from tamiyo.schemas.topics import BY_NAME, CATALOGUE, Topic
 from tamiyo.streams.lines import readable
+from tamiyo.streams.reaching import reach
 from tamiyo.streams.tail import POISON_HEADER, REASON_HEADER, SOURCE_HEADER, STAGE_HEADER
 
 NOTE_HEADER = "tamiyo-redrive"
@@ -168,9 +169,7 @@ class DeadLetters:
     """
 
     def __init__(self, kafka: KafkaSettings, names: TopicNames) -> None:
-        trouble = explain(kafka, REQUEST_TIMEOUT_S / 2)
-        if trouble is not None:
-            raise trouble
+        reach(kafka)
         self.names = names
         self._consumer = Consumer(
             kafka.librdkafka(log_level=0, **{"group.id": names.full("tamiyo-dlq"), "enable.auto.commit": False})

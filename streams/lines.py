@@ -9,12 +9,13 @@ from typing import Any
 from confluent_kafka import OFFSET_BEGINNING, OFFSET_END, Consumer, KafkaException, Message, TopicPartition
 
 from tamiyo.schemas.codec import decode
-from tamiyo.schemas.connection import explain, of_the_group
+from tamiyo.schemas.connection import of_the_group
 from tamiyo.schemas.display import printable
 from tamiyo.schemas.errors import BrokerError, ConfigurationError, SchemaError
 from tamiyo.schemas.kafka import KafkaSettings, TopicNames
 from tamiyo.schemas.record import Record, Tensor
 from tamiyo.schemas.topics import BY_NAME
+from tamiyo.streams.reaching import reach
 
 POLL_S = 0.2
 METADATA_TIMEOUT_S = 10.0
@@ -73,9 +74,7 @@ def follow(
     if bare.removesuffix(".dlq").removesuffix(".late") not in BY_NAME:
         raise ConfigurationError(f"no topic {topic!r} in the catalogue; `tamiyo topics list` names them")
     full = names.full(bare)
-    trouble = explain(kafka, METADATA_TIMEOUT_S)
-    if trouble is not None:
-        raise trouble
+    reach(kafka)
     consumer = Consumer(kafka.librdkafka(log_level=0, **{"group.id": "tamiyo-tail", "enable.auto.commit": False}))
     try:
         partitions = _partitions(consumer, full, kafka)

@@ -108,6 +108,7 @@ def replay(
     import tempfile
 
     from tamiyo.schemas.kafka import TopicNames
+    from tamiyo.streams.reaching import reach
     from tamiyo.streams.recording import Recording
     from tamiyo.streams.replay_flow import Flow
     from tamiyo.streams.replayer import Interrupted, Plan, Replayer
@@ -142,6 +143,7 @@ def replay(
             recording.count(plan.flow.inputs), recording.count(plan.flow.last.outputs), plan.flow.last.name
         )
         replayer = Replayer(recording, plan, kafka, live, stopped=stop, observer=display)
+        reach(kafka)
         replayer.check()
         if not workers:
             for name, value in replayer.environment().items():
@@ -182,9 +184,10 @@ def diff(
     """Compare what two runs said, byte by byte under each id; exit 1 where they differ."""
     from tamiyo.schemas.topics import BY_NAME
     from tamiyo.streams.differences import COMPARED, compare, side
+    from tamiyo.streams.reaching import reach
 
     chosen = [BY_NAME[name] for name in _topics(topic)] if topic else list(COMPARED)
-    one, other = (side(text, lambda: _kafka(bootstrap)) for text in (left, right))
+    one, other = (side(text, lambda: reach(_kafka(bootstrap))) for text in (left, right))
     with Progress(
         TextColumn("{task.description}"), TextColumn("{task.completed:,} messages"), console=console, transient=True
     ) as progress:
@@ -229,8 +232,10 @@ def _record(
     checkpoint_url: str | None = None,
 ) -> bool:  # fmt: skip
     """Record with a progress bar; return whether everything is there."""
+    from tamiyo.streams.reaching import reach
     from tamiyo.streams.recorder import Recorder
 
+    reach(kafka)
     progress = Progress(
         TextColumn("recording"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), console=console
     )

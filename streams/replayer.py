@@ -25,6 +25,7 @@ from tamiyo.streams.brokers import free_ports
 from tamiyo.streams.endings import MARK, MARK_KEY
 from tamiyo.streams.messages import Message, is_end
 from tamiyo.streams.processes import Children
+from tamiyo.streams.reaching import reach
 from tamiyo.streams.recording import Recording
 from tamiyo.streams.replay_flow import ENVIRONMENT, Flow
 from tamiyo.streams.replay_order import IntakeOrder
@@ -472,7 +473,7 @@ def discard(prefix: str, kafka: KafkaSettings, live: TopicNames) -> int:
     if not prefix or prefix == live.prefix:
         raise ConfigurationError(f"the prefix {prefix!r} is the installation's own: nothing is removed")
     names = TopicNames(prefix=prefix)
-    topics = Topics(kafka, names)
+    topics = Topics(reach(kafka), names)
     kept = [each.name for each in topics.states() if each.partitions and each.retention_ms != -1]
     if kept:
         raise ConfigurationError(f"topic {kept[0]} was not made by a replay: nothing is removed")

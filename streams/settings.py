@@ -41,6 +41,14 @@ def checkpoint_store_url() -> str:
     return StoreSettings().checkpoints
 
 
+class CommandSettings(BaseSettings):
+    """Commands that do their work and end."""
+
+    model_config = SettingsConfigDict(env_prefix="TAMIYO_COMMAND_", extra="ignore")
+
+    patience_s: float = Field(10.0, ge=0, description="How long a broker that does not answer is waited for")
+
+
 class SupervisorSettings(BaseSettings):
     """How `tamiyo worker` and `tamiyo learner` are started again."""
 

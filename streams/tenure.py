@@ -94,13 +94,12 @@ class Memory:
     """(topic, identity) of outputs; (topic, "source topic:offset") of rejects."""
     reached: dict[str, int] = field(default_factory=dict)
     """The highest position of each input that the tail tells of: a worker before this one may have come further."""
+    poison: set[tuple[str, int]] = field(default_factory=set)
+    """(topic, offset) of inputs that went to the dead letters because the stage raised on them."""
 
     def highest(self) -> dict[str, int]:
         """Return how far each input has ever been read."""
         return {topic: max(offset, self.reached.get(topic, 0)) for topic, offset in self.positions.items()}
-
-    poison: set[tuple[str, int]] = field(default_factory=set)
-    """(topic, offset) of inputs that went to the dead letters because the stage raised on them."""
 
 
 class Tenure:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from confluent_kafka import OFFSET_BEGINNING, Consumer, Producer, TopicPartition
+from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaException, Producer, TopicPartition
 
 from tamiyo.schemas.codec import decode, encode
 from tamiyo.schemas.kafka import PRODUCER, KafkaSettings, TopicNames
@@ -97,7 +97,12 @@ class KafkaLog:
         """Read a topic again and again until `condition` holds; fails with what was there."""
         deadline = time.monotonic() + timeout_s
         while True:
-            heard = self.hear(topic)
+            try:
+                heard = self.hear(topic)
+            except KafkaException:  # a broker that has just come back has no leaders for a moment
+                if time.monotonic() > deadline:
+                    raise
+                heard = []
             if condition(heard):
                 return heard
             if time.monotonic() > deadline:

@@ -11,6 +11,11 @@ from tamiyo.streams import cli
 NOWHERE = "127.0.0.1:1"  # nothing listens on port 1
 
 
+@pytest.fixture(autouse=True)
+def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TAMIYO_COMMAND_PATIENCE_S", "0.3")
+
+
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
     """Run the command line in this process; return its exit status."""
     monkeypatch.setattr(sys, "argv", ["tamiyo", *arguments])
