@@ -40,6 +40,7 @@ SAMPLE_S = 10.0
 POLL_S = 0.05
 IDLE_S = 330.0  # an abandoned run's last window closes after 300
 DRAIN_S = 420.0
+CURTAIN_S = 60.0  # for draining, where somebody has pressed Ctrl-C
 VICTIMS = ("worker-1", "worker-2", "learner")
 WITNESSES = ("worker-2", "learner")
 SETTINGS = {
@@ -120,13 +121,13 @@ class Soak:
             self._injecting = threading.Thread(target=fault.inject, args=(self._installation,), daemon=True)
             self._injecting.start()
 
-    def drain(self) -> None:
+    def drain(self, patience_s: float = DRAIN_S) -> None:
         """End all runs and wait until everything that was sent is decided on, within reason."""
         if self._injecting is not None:
             self._injecting.join(60)
         self.population.finish(time.time())
         self._producer.flush(60)
-        deadline, sample_at = time.monotonic() + DRAIN_S, 0.0
+        deadline, sample_at = time.monotonic() + patience_s, 0.0
         while not self._drained() and time.monotonic() < deadline:
             self._listen()
             if time.monotonic() >= sample_at:
@@ -160,6 +161,7 @@ class Soak:
             read=dict(self._reader.counts),
             policy_version=self._reader.policy_version,
             undelivered=self.undelivered,
+            load_average=round(os.getloadavg()[0], 2),
             restarts=dict(fleet.restarts),
             ends=[[end.name, end.code, end.meant] for end in fleet.ends],
             account=self.verdict().to_dict(),
@@ -218,11 +220,16 @@ def main(
             soak = Soak(installation, file, seconds, faults, options)
             stack.callback(soak.close)
             console.print(f"{minutes:g} minutes, {len(faults)} faults; samples go to {samples}")
-            soak.run()
+            try:
+                soak.run()
+            except KeyboardInterrupt:
+                console.print("[yellow]stopping: the runs end, and what was sent is waited for[/]")
+                soak.drain(CURTAIN_S)
+                raise
             soak.drain()
             complete = True
         except KeyboardInterrupt:
-            console.print("[yellow]stopping: what is known so far follows[/]")
+            console.print("[yellow]stopped: what is known so far follows[/]")
         file.write("end", complete=complete)
     result = report_of(samples)
     show(result, console)

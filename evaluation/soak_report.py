@@ -145,9 +145,16 @@ def _load(begin: Sample, samples: Sequence[Sample]) -> dict[str, Any]:
         "records_sent": samples[-1]["sent"],
         "records_per_second": round((samples[-1]["sent"] - samples[0]["sent"]) / seconds, 1) if seconds else None,
         "runs_begun": samples[-1]["runs"],
+        "load_average": _load_average(samples),
         "cores": cores,
         "cores_together": round(sum(cores.values()), 3),
     }
+
+
+def _load_average(samples: Sequence[Sample]) -> dict[str, float] | None:
+    """Return how many processes wanted a core, all of the machine's: what else ran shows in the latencies."""
+    known = [sample["load_average"] for sample in samples if "load_average" in sample]
+    return {"mean": round(sum(known) / len(known), 2), "maximum": max(known)} if known else None
 
 
 def _latency(samples: Sequence[Sample], faults: Sequence[Sample]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import structlog
 
 from tamiyo.schemas.display import printable
+from tamiyo.streams.log_repeats import Repeats
 
 NOISY = ("faust", "mode", "aiokafka", "asyncio", "kafka", "aiohttp.access")
 
@@ -51,6 +52,8 @@ def configure(level: str = "INFO", style: Literal["auto", "json", "text"] = "aut
             processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *tail, renderer],
         )
     )
+    if not verbose:
+        handler.addFilter(Repeats(NOISY))
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())

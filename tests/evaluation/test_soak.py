@@ -4,6 +4,7 @@ import json
 import random
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from tamiyo.schemas.identity import decision_id, graph_id, window_id
 from tamiyo.schemas.record import Record, Tensor
 from tamiyo.schemas.telemetry import CacheHitRates, ErrorRecoveryEvent, LayerHealth, ModelPerformance, ModelTopology
 from tamiyo.schemas.topics import OUTCOMES, Topic
+from tamiyo.streams.brokers import kafka_home
 
 MEMORY = TOLERANCES["rss_mb"]
 HOUR = [10.0 * number for number in range(361)]
@@ -274,7 +276,8 @@ def write(path: Path, minutes: int, leak: float = 0.0) -> None:
             {
                 "kind": "sample", "t": t, "processes": {"worker-2": worker, "broker": worker},
                 "lag": None if t == 610 else {"intake": 5}, "latencies_ms": [late], "sent": 20 * number, "runs": number,
-                "read": {}, "policy_version": 3, "undelivered": 0, "restarts": {"worker-1": 1},
+                "read": {}, "policy_version": 3, "undelivered": 0,
+                "load_average": 1.0 + (t == 600), "restarts": {"worker-1": 1},
                 "ends": [["worker-1", -9, True], ["worker-2", 70, False]], "account": account,
             }
         )  # fmt: skip
@@ -298,6 +301,7 @@ def test_a_report_of_a_soak_that_was_cut_in_the_middle_of_a_line(tmp_path: Path)
     assert "broker rss_mb" in report["series"]
     assert report["load"]["cores"] == {"worker-2": 0.5, "broker": 0.5}
     assert report["load"]["records_per_second"] == 2
+    assert report["load"]["load_average"] == {"mean": 1.0, "maximum": 2.0}
     assert report["faults"]["by_kind"] == {"kill": 1}
     assert report["ends_by_themselves"] == [["worker-2", 70]]
     assert report["latency_ms"]["all"]["maximum"] == 5_000
@@ -330,3 +334,25 @@ def test_help_has_examples(module: str) -> None:
         [sys.executable, "-m", f"tamiyo.evaluation.{module}", "--help"], capture_output=True, text=True, check=True
     )
     assert "Example" in done.stdout
+
+
+@pytest.mark.skipif(kafka_home() is None, reason="needs a real Kafka: KAFKA_HOME names none")
+@pytest.mark.timeout(300)  # three processes import torch, on a machine that may do other things too
+def test_a_soak_that_is_stopped_drains_and_reports(tmp_path: Path) -> None:
+    samples, report = tmp_path / "samples", tmp_path / "report"
+    words = ["--minutes", "30", "--pace", "0.2", "--samples", str(samples), "--report", str(report)]
+    with subprocess.Popen(
+        [sys.executable, "-m", "tamiyo.evaluation.soak", *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    ) as soak:
+        while not samples.exists() or sum(each["kind"] == "sample" for each in read_samples(samples)) < 3:
+            assert soak.poll() is None, soak.communicate()
+            time.sleep(0.5)
+        soak.terminate()
+        told, _ = soak.communicate(timeout=120)
+    found = json.loads(report.read_text())
+    assert soak.returncode == 1, told
+    assert not found["complete"]
+    assert found["account"]["clean"], found["account"]
+    assert found["account"]["decisions"] == found["account"]["graphs"] > 10
+    assert set(found["load"]["cores"]) == {"worker-1", "worker-2", "learner", "broker", "soak"}
+    assert not found["ends_by_themselves"]
