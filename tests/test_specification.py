@@ -1,7 +1,7 @@
 """The tests that the specification itself names, in its words, on the stages without Kafka.
 
-Its second (learning) is tests/models/test_learner.py, with an interval over seeds; its fourth (latency) is measured by
-`make bench` and in the demo's report, and here only bounded generously.
+Its second (learning) is tests/evaluation/test_bandit.py, after 256 experiences instead of 100; its fourth (latency) is
+measured by `make bench` and in the demo's report, and here only bounded generously.
 """
 
 import time
