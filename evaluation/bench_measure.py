@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -94,6 +95,12 @@ def percentile(values: Sequence[float], q: float) -> float:
     low = int(place)
     high = min(low + 1, len(ordered) - 1)
     return ordered[low] + (ordered[high] - ordered[low]) * (place - low)
+
+
+def command(module: str, arguments: Sequence[str]) -> str:
+    """Return how a program was called; files by their names alone, since folders are the caller's own."""
+    told = [Path(argument).name if os.sep in argument else argument for argument in arguments]
+    return " ".join(["python -m", module, *told])
 
 
 def machine() -> dict[str, Any]:

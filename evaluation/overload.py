@@ -19,7 +19,7 @@ from confluent_kafka import Producer
 from rich.console import Console
 from scipy.stats import theilslopes
 
-from tamiyo.evaluation.bench_measure import machine, versions
+from tamiyo.evaluation.bench_measure import command, machine, versions
 from tamiyo.evaluation.fleet import Fleet
 from tamiyo.evaluation.installation import PARTITIONS, Installation, end_by_signal
 from tamiyo.evaluation.overload_load import Flood, Template
@@ -329,7 +329,7 @@ def main(
     found = problems(result)
     whole = {
         "format": FORMAT,
-        "command": " ".join(["python -m tamiyo.evaluation.overload", *sys.argv[1:]]),
+        "command": command("tamiyo.evaluation.overload", sys.argv[1:]),
         "machine": began,
         "versions": {**versions(), "kafka": kafka_version(home)},
         "settings": SETTINGS,

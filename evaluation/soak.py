@@ -21,7 +21,7 @@ import typer
 from confluent_kafka import Producer
 from rich.console import Console
 
-from tamiyo.evaluation.bench_measure import machine, versions
+from tamiyo.evaluation.bench_measure import command, machine, versions
 from tamiyo.evaluation.installation import PARTITIONS, Installation, end_by_signal
 from tamiyo.evaluation.soak_faults import EVERY_S, Fault, schedule
 from tamiyo.evaluation.soak_ledger import Ledger, Verdict
@@ -202,7 +202,7 @@ def main(
         stack.callback(file.close)
         file.write(
             "begin",
-            command=" ".join(["python -m tamiyo.evaluation.soak", *sys.argv[1:]]),
+            command=command("tamiyo.evaluation.soak", sys.argv[1:]),
             minutes=minutes,
             options=options,
             settings=SETTINGS,

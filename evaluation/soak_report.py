@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from tamiyo.evaluation.bench_measure import percentile
+from tamiyo.evaluation.bench_measure import command, percentile
 from tamiyo.evaluation.soak_samples import read_samples
 from tamiyo.evaluation.soak_trends import (
     TOLERANCES,
@@ -59,7 +59,7 @@ def report_of(path: Path) -> dict[str, Any]:
             trends[name] = trend(second_half(judged, until), TOLERANCES[quantity])
     return {
         "format": FORMAT,
-        "command": begin["command"],
+        "command": command("tamiyo.evaluation.soak", begin["command"].split()[3:]),
         "seed": begin["options"]["seed"],
         "minutes": round((until - samples[0]["t"]) / 60, 1),
         "complete": complete,

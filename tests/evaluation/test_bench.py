@@ -14,7 +14,7 @@ from tamiyo.evaluation.bench_codec import codec
 from tamiyo.evaluation.bench_kafka import PARTITIONS
 from tamiyo.evaluation.bench_learner import updates
 from tamiyo.evaluation.bench_load import Load, frames, topology
-from tamiyo.evaluation.bench_measure import Result, Spent, machine, percentile, repeat, versions
+from tamiyo.evaluation.bench_measure import Result, Spent, command, machine, percentile, repeat, versions
 from tamiyo.evaluation.bench_policy import decisions
 from tamiyo.evaluation.bench_stages import Bench, experiences, feed_all, kernels, stage_inputs, stages
 from tamiyo.schemas.adaptation import AdaptationDecision
@@ -54,6 +54,11 @@ def test_results_summarise_their_repeats() -> None:
 @pytest.mark.parametrize(("q", "expected"), [(0.0, 1.0), (0.5, 2.5), (1.0, 4.0), (0.99, 3.97)])
 def test_percentiles_interpolate_between_ranks(q: float, expected: float) -> None:
     assert percentile([4.0, 1.0, 3.0, 2.0], q) == pytest.approx(expected)
+
+
+def test_a_command_is_told_without_the_folders_of_whoever_gave_it() -> None:
+    given = ["--minutes", "3", "--report", "/home/somebody/soak.json"]
+    assert command("tamiyo.evaluation.soak", given) == "python -m tamiyo.evaluation.soak --minutes 3 --report soak.json"
 
 
 def test_warm_up_is_left_out() -> None:
