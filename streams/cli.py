@@ -167,6 +167,7 @@ def worker(
 
     import torch
 
+    from tamiyo.streams.exits import leave
     from tamiyo.streams.logs import configure
     from tamiyo.streams.memory import give_back
     from tamiyo.streams.registry import prepare
@@ -178,7 +179,7 @@ def worker(
     configure()
     settings = WorkerSettings() if http_port is None else WorkerSettings(http_port=http_port)
     prepare(_names())
-    raise typer.Exit(run_worker(chosen, settings, kafka=_kafka(bootstrap), names=_names()))
+    leave(run_worker(chosen, settings, kafka=_kafka(bootstrap), names=_names()))
 
 
 @app.command(epilog="Examples: `tamiyo learner` · `TAMIYO_LEARNER_FRESH_BATCH=64 tamiyo learner -b kafka:9092`")
@@ -188,6 +189,7 @@ def learner(supervise: Supervise = None, http_port: HttpPort = None, bootstrap: 
 
     import torch
 
+    from tamiyo.streams.exits import leave
     from tamiyo.streams.learner import run_learner
     from tamiyo.streams.logs import configure
     from tamiyo.streams.memory import give_back
@@ -199,7 +201,7 @@ def learner(supervise: Supervise = None, http_port: HttpPort = None, bootstrap: 
     configure()
     settings = LearnerSettings() if http_port is None else LearnerSettings(http_port=http_port)
     prepare(_names())
-    raise typer.Exit(run_learner(settings, kafka=_kafka(bootstrap), names=_names()))
+    leave(run_learner(settings, kafka=_kafka(bootstrap), names=_names()))
 
 
 @app.command(

@@ -14,7 +14,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 EXIT_UNUSABLE = 1
 EXIT_BUG = 70
@@ -41,3 +41,15 @@ def end(status: int, words: str, *, end_process: Callable[[int], Any] = os._exit
         end_process(status)
     finally:
         limit.cancel()
+
+
+def leave(status: int) -> NoReturn:
+    """End a process that has done everything, without taking it apart.
+
+    Python frees every object of torch and its friends on the way out: more than a second of a processor, and many where
+    others want it too, when a supervisor or platform counts the seconds of a graceful stop.
+    """
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
