@@ -305,9 +305,13 @@ class Shell:
             metrics.PARTITIONS.labels(self.name).set(len(self._tenures))
 
     async def _watch_crash(self) -> None:
-        while not self.app.crashed:  # noqa: ASYNC110 - mode's event is private
+        while not self.app.crashed and self._views.ended is None:  # noqa: ASYNC110 - mode's event is private
             await asyncio.sleep(0.2)
-        if not self._stopping:
+        if self._stopping:
+            return
+        if self._views.ended is not None:
+            self.fail(self._views.ended, at={"stage": self.name, "while": "reading compacted topics"})
+        else:
             self.fail(BrokerError(f"Faust gave up: {self.app.crash_reason!r}"), at={"stage": self.name})
 
     async def _watch_coordination(self) -> None:

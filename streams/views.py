@@ -103,6 +103,18 @@ class Views:
         """Whether everything that was there at the start has been read."""
         return self._caught_up.is_set()
 
+    @property
+    def ended(self) -> BaseException | None:
+        """Return what ended the reader; None while it reads.
+
+        Without it topologies, policies and orders would stand still for good, and nothing would say so.
+        """
+        if self._task is None or not self._task.done():
+            return None
+        if self._task.cancelled():
+            return BrokerError("the reader of compacted topics was cancelled from within")
+        return self._task.exception() or BrokerError("the reader of compacted topics has ended")
+
     async def start(self) -> None:
         """Begin to read."""
         if not self.by_name:
@@ -155,6 +167,8 @@ class Views:
                 log.warning("the reader of compacted topics starts again", error=repr(error))
                 await asyncio.sleep(1.0)
             finally:
+                # A task that was just made, cancelled before its first turn, makes aiokafka raise CancelledError.
+                await asyncio.sleep(0)
                 await consumer.stop()
 
     async def _follow(self, consumer: Any, positions: dict[TopicPartition, int]) -> None:

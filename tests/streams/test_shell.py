@@ -51,6 +51,21 @@ def test_a_bug_and_a_broken_broker_end_differently(error: Exception, status: int
     asyncio.run(scene())
 
 
+@pytest.mark.parametrize(("error", "status"), [(KeyError("a bug"), EXIT_BUG), (BrokerError("away"), EXIT_AGAIN)])
+def test_a_process_whose_views_stand_still_ends(monkeypatch: pytest.MonkeyPatch, error: Exception, status: int) -> None:
+    async def scene() -> None:
+        shell = make_shell()
+        watching = asyncio.create_task(shell._watch_crash())
+        await asyncio.sleep(0.3)
+        assert not watching.done()
+        monkeypatch.setattr(Views, "ended", error)
+        with pytest.raises(Ended) as ended:
+            await asyncio.wait_for(watching, 5)
+        assert ended.value.args == (status,)
+
+    asyncio.run(scene())
+
+
 def test_who_slept_past_the_session_waits_for_a_heartbeat(monkeypatch: pytest.MonkeyPatch) -> None:
     async def scene() -> None:
         shell = make_shell()

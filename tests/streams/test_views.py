@@ -42,6 +42,24 @@ def test_a_record_not_asked_for_lately_is_packed_and_comes_back_the_same() -> No
     assert again == first == number("a", 0, 1)
 
 
+@pytest.mark.parametrize("error", [ZeroDivisionError("a bug"), asyncio.CancelledError()])
+def test_a_reader_that_has_ended_is_known_to_have(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
+    async def read(views: Views) -> None:
+        await asyncio.sleep(0)
+        raise error
+
+    async def scene() -> None:
+        views = Views((FACTORS,), KafkaSettings(), TopicNames(), fetch_wait_ms=10)
+        assert views.ended is None
+        await views.start()
+        assert views.ended is None
+        await until(lambda: views.ended is not None)
+        assert views.ended is error or isinstance(views.ended, BrokerError)
+
+    monkeypatch.setattr(Views, "_read", read)
+    asyncio.run(scene())
+
+
 async def until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(20):
         while not condition():  # noqa: ASYNC110
