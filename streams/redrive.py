@@ -17,7 +17,8 @@ from confluent_kafka import KafkaError, Message, Producer
 
 from tamiyo.schemas.errors import BrokerError
 from tamiyo.schemas.kafka import PRODUCER, KafkaSettings
-from tamiyo.streams.dead_letters import NOTE_HEADER, Box, DeadLetters, Letter
+from tamiyo.streams.dead_letters import DeadLetters
+from tamiyo.streams.letters import NOTE_HEADER, Box, Letter
 
 REDRIVEN_HEADER = "tamiyo-redriven"
 """On a message that came back: its place among the dead letters."""
