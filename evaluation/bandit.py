@@ -49,18 +49,21 @@ class Round:
 class GrowthBandit:
     """Rounds and rewards that follow from a seed; round `index` is the same whenever it is asked for."""
 
-    def __init__(self, seed: int, *, nodes: int = 30, noise: float = 0.2, hint: float = HINT) -> None:
-        """`noise` is the standard deviation of a reward around its mean."""
+    def __init__(
+        self, seed: int, *, nodes: int = 30, noise: float = 0.2, hint: float = HINT, good: float = GOOD
+    ) -> None:
+        """`noise` is the standard deviation of a reward around its mean; with `good` below 0 it is best to wait."""
         self.seed = seed
         self.nodes = nodes
         self.noise = noise
         self.hint = hint
+        self.good = good
         self.kinds = kinds(BLUEPRINTS)
 
     @property
     def params(self) -> dict[str, float]:
         """What the bandit was made of."""
-        return {"seed": self.seed, "nodes": self.nodes, "noise": self.noise, "hint": self.hint}
+        return {"seed": self.seed, "nodes": self.nodes, "noise": self.noise, "hint": self.hint, "good": self.good}
 
     def round(self, index: int) -> Round:
         """Return round `index`."""
@@ -103,7 +106,7 @@ class GrowthBandit:
             blueprint = blueprint_of(kind)
             if blueprint is not None:
                 table[:, column] = BAD
-                table[right, column] = GOOD if blueprint == BLUEPRINTS[0] else GOOD / 2
+                table[right, column] = self.good if blueprint == BLUEPRINTS[0] else self.good / 2
         return np.concatenate([[0.0], table.ravel()])
 
     def _graph(self, index: int, right: int, rng: np.random.Generator) -> ModelGraph:
