@@ -47,6 +47,9 @@ SETTINGS = {
     # Every update writes 6 MB; two hours of them would fill a disk with what nobody reads.
     "TAMIYO_LEARNER_KEEP_CHECKPOINTS": "20",
     "TAMIYO_LEARNER_FRESH_BATCH": "32",
+    # What falls silent is held for ten minutes rather than half an hour, so that a soak soon holds what it always will.
+    "TAMIYO_DECISION_IDLE_TIMEOUT_S": "600",
+    "TAMIYO_REWARD_IDLE_TIMEOUT_S": "600",
     # The default is for busy installations: 10,000 windows of a partition would take a day here, and a run that fell
     # silent keeps its last windows for so long.
     "TAMIYO_GRAPH_HISTORY_STRETCH": "300",
