@@ -262,7 +262,9 @@ def main(
         if course.interrupted:
             break
     result = summary(runs)
-    console.print_json(json.dumps({key: result[key] for key in ("faults", "counts", "recovery_seconds")}))
+    console.print_json(
+        json.dumps({key: result[key] for key in ("faults", "graphs", "violations", "counts", "recovery_seconds")})
+    )
     if report is not None:
         report.write_text(json.dumps(result, indent=1) + "\n")
         console.print(f"report {report}")

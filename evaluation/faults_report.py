@@ -73,6 +73,7 @@ def summary(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "format": FORMAT,
         "faults": len(injections),
         "seed": runs[0]["seed"] if len(runs) == 1 else [run["seed"] for run in runs],
+        "graphs": sum(run["counts"].get("different graphs", 0) for run in runs),
         "violations": [{"seed": run["seed"], **each} for run in runs for each in run["violations"]],
         "counts": dict(Counter(each["kind"] for each in injections)),
         "recovery_seconds": {

@@ -86,6 +86,7 @@ def test_where_nothing_may_be_mounted_the_writers_meet_a_limit(tmp_path: Path, m
 
 def test_a_report_sums_up_its_seeds() -> None:
     first, second = Course(1), Course(2)
+    first.counts = {"different graphs": 7}
     first.injections = [Injection("storm", 0.0, recovery_seconds=1.0), Injection("storm", 1.0, recovery_seconds=3.0)]
     second.injections = [Injection("kill_worker", 0.0, recovery_seconds=8.0)]
     second.violations = [Violation("a window is missing", "run-1 0..50", "it is not there")]
@@ -94,6 +95,7 @@ def test_a_report_sums_up_its_seeds() -> None:
     report = summary([run for each in reports for run in each["runs"]])
     assert report["faults"] == 3
     assert report["seed"] == [1, 2]
+    assert report["graphs"] == 7
     assert report["counts"] == {"storm": 2, "kill_worker": 1}
     assert report["recovery_seconds"]["storm"] == {"count": 2, "p50": 2.0, "p90": 2.8, "max": 3.0}
     assert report["recovery_seconds"]["all"]["count"] == 3
