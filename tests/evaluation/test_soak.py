@@ -348,7 +348,7 @@ def test_a_soak_that_is_stopped_drains_and_reports(tmp_path: Path) -> None:
             assert soak.poll() is None, soak.communicate()
             time.sleep(0.5)
         soak.terminate()
-        told, _ = soak.communicate(timeout=120)
+        told, _ = soak.communicate(timeout=180)
     found = json.loads(report.read_text())
     assert soak.returncode == 1, told
     assert not found["complete"]
