@@ -29,9 +29,9 @@ $(VENV)/.bench: $(VENV)/.dev
 demo: $(VENV)/.pipeline  ## Train a real network with Tamiyo beside its static twin; ARGS="--task digits --seed 1"
 	@$(BIN)/tamiyo demo $(ARGS)
 
-# A file stays in one process, so that what its tests share is set up once; a third process works while others wait.
+# A file stays in one process, so that what its tests share is set up once; four, as half of them wait.
 test: $(VENV)/.dev  ## Run the test suite, on two cores; ARGS="-k windows", or -n0 for one
-	@$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder $(ARGS)
+	@$(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 check: $(VENV)/.dev  ## Format, lint, strict types, wire contracts up to date
 	@$(BIN)/ruff format --check .

@@ -480,7 +480,8 @@ def discard(prefix: str, kafka: KafkaSettings, live: TopicNames) -> int:
     removed = topics.delete()
     groups = groups_under(kafka, names)
     if groups:
-        futures = AdminClient(kafka.librdkafka(log_level=0)).delete_consumer_groups(groups, request_timeout=20)
+        admin = AdminClient(kafka.librdkafka(log_level=0))  # kept: a client that is gone leaves its futures open
+        futures = admin.delete_consumer_groups(groups, request_timeout=20)
         for group, future in futures.items():
             try:
                 future.result()
@@ -492,7 +493,11 @@ def discard(prefix: str, kafka: KafkaSettings, live: TopicNames) -> int:
 def groups_under(kafka: KafkaSettings, names: TopicNames) -> list[str]:
     """Return the stages' consumer groups that exist under a prefix."""
     wanted = {names.full(entry.group) for entry in STAGES.values()}
-    listed = AdminClient(kafka.librdkafka(log_level=0)).list_consumer_groups(request_timeout=20).result()
+    admin = AdminClient(kafka.librdkafka(log_level=0))  # kept: a client that is gone leaves its future open
+    try:
+        listed = admin.list_consumer_groups(request_timeout=20).result(timeout=30)
+    except (KafkaException, TimeoutError) as error:
+        raise BrokerError(f"the broker does not list its consumer groups: {error or 'no answer in 30 s'}") from error
     return sorted(each.group_id for each in listed.valid if each.group_id in wanted)
 
 
