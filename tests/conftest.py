@@ -21,7 +21,8 @@ torch.set_num_threads(1)  # two threads on a shared machine are slower than one,
 # Files that take longest, with brokers and processes of their own: begun first, so that no core idles at the end.
 LONGEST = (
     "test_replay.py", "test_faults.py", "test_faults_judge.py", "test_main_job.py", "test_outage.py",
-    "test_overload.py", "test_demo.py", "test_supervisor.py", "test_restarts.py", "test_train.py", "test_worker.py",
+    "test_overload.py", "test_demo.py", "test_soak.py", "test_supervisor.py",
+    "test_train.py", "test_worker.py",
     "test_trouble.py", "test_operation.py", "test_dlq.py", "test_suspects.py",
     "test_secrets.py", "test_registry.py", "test_watchdog.py", "test_graphs.py", "test_acls.py",
 )  # fmt: skip
