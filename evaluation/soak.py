@@ -35,6 +35,7 @@ from tamiyo.schemas.kafka import PRODUCER
 from tamiyo.schemas.record import Record
 from tamiyo.schemas.topics import Topic
 from tamiyo.streams.brokers import kafka_home
+from tamiyo.streams.stopping import stoppable
 
 SAMPLE_S = 10.0
 POLL_S = 0.05
@@ -97,11 +98,11 @@ class Soak:
         if error is not None:
             self.undelivered += 1
 
-    def run(self) -> None:
-        """Publish, read, sample and break things until the time is over."""
+    def run(self, told: threading.Event) -> None:
+        """Publish, read, sample and break things until the time is over, or `told` is set."""
         began = time.monotonic()
         sample_at = 0.0
-        while (elapsed := time.monotonic() - began) < self._seconds:
+        while (elapsed := time.monotonic() - began) < self._seconds and not told.is_set():
             self.population.abandoning = elapsed < self._seconds - IDLE_S
             self.population.advance(time.time())
             self._listen()
@@ -223,14 +224,12 @@ def main(
             soak = Soak(installation, file, seconds, faults, options)
             stack.callback(soak.close)
             console.print(f"{minutes:g} minutes, {len(faults)} faults; samples go to {samples}")
-            try:
-                soak.run()
-            except KeyboardInterrupt:
-                console.print("[yellow]stopping: the runs end, and what was sent is waited for[/]")
-                soak.drain(CURTAIN_S)
-                raise
-            soak.drain()
-            complete = True
+            with stoppable() as told:
+                soak.run(told)
+                if told.is_set():
+                    console.print("[yellow]stopping: the runs end, and what was sent is waited for[/]")
+                soak.drain(CURTAIN_S if told.is_set() else DRAIN_S)
+            complete = not told.is_set()
         except KeyboardInterrupt:
             console.print("[yellow]stopped: what is known so far follows[/]")
         file.write("end", complete=complete)

@@ -5,12 +5,11 @@ command line that a production installation uses.
 """
 
 import json
-import signal
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from tamiyo.streams.brokers import EmbeddedBroker, free_ports
 from tamiyo.streams.display import Display
 from tamiyo.streams.observer import Observer
 from tamiyo.streams.processes import Children
+from tamiyo.streams.stopping import stoppable
 from tamiyo.streams.topics import Topics
 
 # Which stages share a process: two for two cores, each with work for about half a core.
@@ -71,7 +71,7 @@ class Demo:
             display = Display(console, self.steps)
             children = stack.enter_context(Children(folder, environment))
             observer = stack.enter_context(Observer(kafka, names, display.take))
-            told = stack.enter_context(_stoppable())
+            told = stack.enter_context(stoppable())
             theatre = _Theatre(self, console, children, observer, folder, told)
             try:
                 theatre.play(display)
@@ -81,27 +81,6 @@ class Demo:
                 theatre.curtain()
                 complete = False
             return theatre.report(round(time.monotonic() - started, 3), complete)
-
-
-@contextmanager
-def _stoppable() -> Iterator[threading.Event]:
-    """Within, Ctrl-C or SIGTERM sets the event, and a second one raises KeyboardInterrupt where it finds the program.
-
-    An exception raised anywhere may be lost: in a callback that Python calls around a fork it is printed and ignored.
-    """
-    told = threading.Event()
-
-    def tell(*_: Any) -> None:
-        if told.is_set():
-            raise KeyboardInterrupt
-        told.set()
-
-    before = {number: signal.signal(number, tell) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield told
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 class _Theatre:
