@@ -32,7 +32,8 @@ from tamiyo.streams.observer import Observer as TopicsObserver
 from tamiyo.streams.recorder import Recorder
 from tamiyo.streams.recording import Recording
 from tamiyo.streams.replay_flow import Flow
-from tamiyo.streams.replayer import Plan, Replayed, Replayer, discard
+from tamiyo.streams.replay_removal import discard
+from tamiyo.streams.replayer import Plan, Replayed, Replayer
 from tamiyo.streams.stretches import Selection
 from tamiyo.streams.topics import Topics
 

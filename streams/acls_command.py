@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tamiyo.schemas.errors import ConfigurationError
+from tamiyo.streams import command_settings as settings_of
 
 EPILOG = (
     "Examples: `tamiyo topics acls` · `tamiyo topics acls --role intake --format commands | while read -r acl; do "
@@ -39,16 +40,15 @@ def acls(
     ] = None,
 ) -> None:
     """List the permissions that each process needs on Kafka, and no more. Needs no broker unless --check is given."""
-    from tamiyo.schemas.kafka import KafkaSettings, TopicNames
     from tamiyo.streams.acls import ROLES, grants, missing
     from tamiyo.streams.reaching import reach
 
     if any(character in principal for character in "'\n\\") or not principal.partition(":")[2]:
         raise ConfigurationError(f"--principal {principal!r} must be like User:{{role}}, without quotes")
-    names, console = TopicNames(), Console()
+    names, console = settings_of.names(), Console()
     wanted = {each: grants(each, names) for each in dict.fromkeys(role or ROLES)}
     if check:
-        kafka = KafkaSettings() if bootstrap is None else KafkaSettings(bootstrap_servers=bootstrap)
+        kafka = settings_of.kafka(bootstrap)
         wanted = {each: missing(listed, reach(kafka)) for each, listed in wanted.items()}
     rows = [(each, principal.replace("{role}", each), grant) for each, listed in wanted.items() for grant in listed]
     if format is Format.JSON:

@@ -11,10 +11,10 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from pydantic import ValidationError
@@ -23,6 +23,8 @@ from rich.table import Table
 
 from tamiyo.schemas.errors import ConfigurationError, TamiyoError
 from tamiyo.streams import acls_command, dlq_commands, registry_commands, replay_cli
+from tamiyo.streams import command_settings as settings_of
+from tamiyo.streams.stopping import on_signals
 
 app = typer.Typer(
     name="tamiyo",
@@ -65,18 +67,6 @@ Supervise = Annotated[
     ),
 ]
 TASKS = ("mnist1d", "digits", "mnist5k")
-
-
-def _kafka(bootstrap: str | None) -> Any:
-    from tamiyo.schemas.kafka import KafkaSettings
-
-    return KafkaSettings() if bootstrap is None else KafkaSettings(bootstrap_servers=bootstrap)
-
-
-def _names() -> Any:
-    from tamiyo.schemas.kafka import TopicNames
-
-    return TopicNames()
 
 
 def _supervised(wanted: bool | None) -> None:
@@ -140,7 +130,7 @@ def broker(
     if real and home is None:
         raise ConfigurationError("--real needs KAFKA_HOME to name an unpacked Kafka release")
     with LocalKafka(home) if real and home is not None else EmbeddedBroker() as running:
-        Topics(_kafka(running.bootstrap_servers), _names()).create()
+        Topics(settings_of.kafka(running.bootstrap_servers), settings_of.names()).create()
         console.print(
             f"export TAMIYO_KAFKA_BOOTSTRAP_SERVERS={running.bootstrap_servers}", highlight=False, soft_wrap=True
         )
@@ -178,8 +168,8 @@ def worker(
     give_back()
     configure()
     settings = WorkerSettings() if http_port is None else WorkerSettings(http_port=http_port)
-    prepare(_names())
-    leave(run_worker(chosen, settings, kafka=_kafka(bootstrap), names=_names()))
+    prepare(settings_of.names())
+    leave(run_worker(chosen, settings, kafka=settings_of.kafka(bootstrap), names=settings_of.names()))
 
 
 @app.command(epilog="Examples: `tamiyo learner` · `TAMIYO_LEARNER_FRESH_BATCH=64 tamiyo learner -b kafka:9092`")
@@ -200,8 +190,8 @@ def learner(supervise: Supervise = None, http_port: HttpPort = None, bootstrap: 
     give_back()
     configure()
     settings = LearnerSettings() if http_port is None else LearnerSettings(http_port=http_port)
-    prepare(_names())
-    leave(run_learner(settings, kafka=_kafka(bootstrap), names=_names()))
+    prepare(settings_of.names())
+    leave(run_learner(settings, kafka=settings_of.kafka(bootstrap), names=settings_of.names()))
 
 
 @app.command(
@@ -231,8 +221,8 @@ def train(
 
     torch.set_num_threads(1)
     stop = threading.Event()
-    _on_signals(stop.set)
-    kafka, names = _kafka(bootstrap), _names()
+    on_signals(stop.set)
+    kafka, names = settings_of.kafka(bootstrap), settings_of.names()
 
     def tell(progress: Progress) -> None:
         console.print(
@@ -281,7 +271,9 @@ def topics_create(
     from tamiyo.streams.reaching import reach
     from tamiyo.streams.topics import Topics
 
-    made = Topics(reach(_kafka(bootstrap)), _names()).create(partitions=partitions, replication=replication)
+    made = Topics(reach(settings_of.kafka(bootstrap)), settings_of.names()).create(
+        partitions=partitions, replication=replication
+    )
     for name in made:
         console.print(f"created {name}", highlight=False)
     console.print(f"{len(made)} created, the rest was there" if made else "all topics were there")
@@ -295,7 +287,7 @@ def topics_list() -> None:
     table = Table()
     for column in ("topic", "record", "written by", "read by", "kept", "what it says"):
         table.add_column(column, overflow="fold")
-    names = _names()
+    names = settings_of.names()
     for topic in CATALOGUE:
         readers = ", ".join(topic.readers)
         table.add_row(
@@ -310,7 +302,7 @@ def topics_check(bootstrap: Bootstrap = None) -> None:
     from tamiyo.streams.reaching import reach
     from tamiyo.streams.topics import Topics
 
-    problems = Topics(reach(_kafka(bootstrap)), _names()).check()
+    problems = Topics(reach(settings_of.kafka(bootstrap)), settings_of.names()).check()
     for problem in problems:
         console.print(problem, highlight=False, soft_wrap=True)
     console.print("topics are as the catalogue says" if not problems else f"{len(problems)} problems")
@@ -335,11 +327,11 @@ def tail(
     from tamiyo.streams.lines import follow as records
 
     stop = threading.Event()
-    _on_signals(stop.set)
+    on_signals(stop.set)
     lines = records(
         topic,
-        _kafka(bootstrap),
-        _names(),
+        settings_of.kafka(bootstrap),
+        settings_of.names(),
         beginning=beginning,
         forever=follow,
         limit=limit,
@@ -376,7 +368,7 @@ def control(
         issued_by=getpass.getuser(),
         reason=reason,
     )
-    give(order, _kafka(bootstrap), _names())
+    give(order, settings_of.kafka(bootstrap), settings_of.names())
     console.print_json(order.model_dump_json())
 
 
@@ -389,7 +381,7 @@ def doctor(bootstrap: Bootstrap = None) -> None:
 
     marks = {"ok": "[green]ok[/]", "warning": "[yellow]warning[/]", "problem": "[red]problem[/]"}
     wrong = False
-    for finding in examine(_kafka(bootstrap), _names(), StoreSettings(), RegistrySettings()):
+    for finding in examine(settings_of.kafka(bootstrap), settings_of.names(), StoreSettings(), RegistrySettings()):
         wrong |= finding.state == "problem"
         console.print(f"{marks[finding.state]} {finding.what}: {finding.detail}", highlight=False, soft_wrap=True)
         if finding.advice and finding.state != "ok":
@@ -401,14 +393,9 @@ def doctor(bootstrap: Bootstrap = None) -> None:
 replay_cli.register(app)
 
 
-def _on_signals(stop: Callable[[], None]) -> None:
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop())
-
-
 def _until_told() -> None:
     told = threading.Event()
-    _on_signals(told.set)
+    on_signals(told.set)
     while not told.wait(0.2):  # a wait without a limit would not let the signal's handler run
         pass
 
@@ -435,7 +422,7 @@ def main() -> None:
         if os.environ.get("TAMIYO_REGISTRY_URL"):  # else nothing more need be imported before --help
             from tamiyo.streams.registry import connect
 
-            connect(_names())
+            connect(settings_of.names())
         app()
 
 

@@ -13,7 +13,8 @@ from rich.text import Text
 
 from tamiyo.schemas.display import printable
 from tamiyo.schemas.errors import ConfigurationError
-from tamiyo.schemas.kafka import KafkaSettings, TopicNames
+from tamiyo.schemas.kafka import KafkaSettings
+from tamiyo.streams import command_settings as settings_of
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -38,14 +39,14 @@ Bootstrap = Annotated[
 def _opened(bootstrap: str | None) -> tuple[Any, KafkaSettings]:
     from tamiyo.streams.dead_letters import DeadLetters
 
-    kafka = KafkaSettings() if bootstrap is None else KafkaSettings(bootstrap_servers=bootstrap)
-    return DeadLetters(kafka, TopicNames()), kafka
+    kafka = settings_of.kafka(bootstrap)
+    return DeadLetters(kafka, settings_of.names()), kafka
 
 
 def _chosen(topics: Sequence[str] | None) -> Any:
     from tamiyo.streams.dead_letters import chosen
 
-    return chosen(TopicNames(), topics or ())
+    return chosen(settings_of.names(), topics or ())
 
 
 def _wanted(topics: Sequence[str] | None, reason: str | None, at: Sequence[str] | None) -> Callable[[Any], bool]:

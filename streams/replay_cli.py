@@ -1,8 +1,6 @@
 """`tamiyo record`, `replay`, `diff` and `discard`."""
 
 import re
-import signal
-import threading
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,7 +12,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 
 from tamiyo.schemas.errors import ConfigurationError
+from tamiyo.streams import command_settings as settings_of
 from tamiyo.streams.levels import Level, Target
+from tamiyo.streams.stopping import stop_flag
 
 console = Console()
 
@@ -71,9 +71,11 @@ def record(
     from tamiyo.streams.settings import StoreSettings
 
     selection = _selection(topic, run, since, until, offsets)
-    stop = _stop_flag()
+    stop = stop_flag()
     url = StoreSettings().checkpoints if checkpoints else None
-    complete = _record(folder, _kafka(bootstrap), _names(), selection, stop, follow=follow, checkpoint_url=url)
+    complete = _record(
+        folder, settings_of.kafka(bootstrap), settings_of.names(), selection, stop, follow=follow, checkpoint_url=url
+    )
     if not complete:
         console.print("stopped before the end; the same command goes on with it", style="yellow")
         raise typer.Exit(130)
@@ -124,11 +126,11 @@ def replay(
         raise ConfigurationError(f"{chosen[0]} chooses from topics; a recording is replayed whole")
     if save is not None and save.exists():
         raise ConfigurationError(f"--save {save}: it is there already")
-    kafka, live = _kafka(bootstrap), _names()
+    kafka, live = settings_of.kafka(bootstrap), settings_of.names()
     plan = Plan(
         Flow.between(level, target), TopicNames(prefix=prefix), _speed(speed), workers, policy_version, replication
     )
-    stop = _stop_flag()
+    stop = stop_flag()
     with tempfile.TemporaryDirectory(prefix="tamiyo-replay-") as temporary:
         if folder is None:
             # A replay may take as long as the training did; by then the topics may have let go of it.
@@ -187,7 +189,7 @@ def diff(
     from tamiyo.streams.reaching import reach
 
     chosen = [BY_NAME[name] for name in _topics(topic)] if topic else list(COMPARED)
-    one, other = (side(text, lambda: reach(_kafka(bootstrap))) for text in (left, right))
+    one, other = (side(text, lambda: reach(settings_of.kafka(bootstrap))) for text in (left, right))
     with Progress(
         TextColumn("{task.description}"), TextColumn("{task.completed:,} messages"), console=console, transient=True
     ) as progress:
@@ -217,13 +219,13 @@ def discard(
     bootstrap: Bootstrap = None,
 ) -> None:
     """Remove a replay's topics and consumer groups; an installation's own are refused."""
-    _discard(prefix, _kafka(bootstrap))
+    _discard(prefix, settings_of.kafka(bootstrap))
 
 
 def _discard(prefix: str, kafka: Any) -> None:
-    from tamiyo.streams.replayer import discard as remove
+    from tamiyo.streams.replay_removal import discard as remove
 
-    made = remove(prefix, kafka, _names())
+    made = remove(prefix, kafka, settings_of.names())
     console.print(f"removed {made} topics under {prefix}", highlight=False)
 
 
@@ -348,22 +350,3 @@ def _speed(text: str) -> float | None:
     if not 0 < speed < 1e9:
         raise ConfigurationError(f"--speed {text}: expected max, or how many times as fast: 1, 100, 0.5")
     return speed
-
-
-def _kafka(bootstrap: str | None) -> Any:
-    from tamiyo.schemas.kafka import KafkaSettings
-
-    return KafkaSettings() if bootstrap is None else KafkaSettings(bootstrap_servers=bootstrap)
-
-
-def _names() -> Any:
-    from tamiyo.schemas.kafka import TopicNames
-
-    return TopicNames()
-
-
-def _stop_flag() -> Callable[[], bool]:
-    stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
-    return stop.is_set

@@ -13,33 +13,27 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import httpx
-from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaException, Producer, TopicPartition
-from confluent_kafka.admin import AdminClient
+from confluent_kafka import Consumer, TopicPartition
 
 from tamiyo.models.checkpoint_store import CheckpointStore
 from tamiyo.schemas.codec import decode
 from tamiyo.schemas.errors import BrokerError, ConfigurationError, RecordingError, SchemaError
-from tamiyo.schemas.kafka import PRODUCER, KafkaSettings, TopicNames
-from tamiyo.schemas.topics import DECISIONS, WINDOWS, Topic
+from tamiyo.schemas.kafka import KafkaSettings, TopicNames
+from tamiyo.schemas.topics import DECISIONS, WINDOWS
 from tamiyo.streams.brokers import free_ports
-from tamiyo.streams.endings import MARK, MARK_KEY
-from tamiyo.streams.messages import Message, is_end
 from tamiyo.streams.processes import Children
-from tamiyo.streams.reaching import reach
 from tamiyo.streams.recording import Recording
 from tamiyo.streams.replay_flow import ENVIRONMENT, Flow
+from tamiyo.streams.replay_last_stage import LastStage
 from tamiyo.streams.replay_order import IntakeOrder
+from tamiyo.streams.replay_publishing import LOOK_S, Pace, Republisher
+from tamiyo.streams.replay_removal import groups_under
 from tamiyo.streams.settings import StoreSettings, WindowSettings
 from tamiyo.streams.stages import STAGES
 from tamiyo.streams.topics import Topics
 
-OF_HEADER = "tamiyo-replay-of"
-"""topic:partition:offset of the message that this one repeats."""
 READY_TIMEOUT_S = 120.0
-DELIVERY_TIMEOUT_S = 60.0
 PATIENCE_S = 300.0  # without a single record from the last stage, with workers of our own
-LOOK_S = 0.1
-BATCH = 500
 
 
 class Interrupted(Exception):
@@ -156,13 +150,13 @@ class Replayer:
             partitions=self._recording.manifest.partitions, replication=self._plan.replication, retention_ms=-1
         )
         with ExitStack() as stack:
-            producer = _Producer(self._kafka, names)
+            producer = Republisher(self._kafka, names)
             for topic in flow.views:  # before any worker looks: no window waits for its topology
                 for message in self._recording.messages(topic):
                     producer.send(message)
             producer.flush(self._look)
             stack.enter_context(self._workers())
-            last = stack.enter_context(_LastStage(self._kafka, names, flow.last.outputs))
+            last = stack.enter_context(LastStage(self._kafka, names, flow.last.outputs))
             order = None
             if "intake" in flow.stages:
                 order = IntakeOrder(self._kafka, names, names.full(STAGES["intake"].group), WindowSettings())
@@ -257,8 +251,8 @@ class Replayer:
 
     # Work
 
-    def _publish(self, producer: "_Producer", order: IntakeOrder | None, last: "_LastStage") -> None:
-        pace = _Pace(self._plan.speed)
+    def _publish(self, producer: Republisher, order: IntakeOrder | None, last: LastStage) -> None:
+        pace = Pace(self._plan.speed)
         for time_ms, message in self._recording.timeline(self._plan.flow.inputs):
             pace.wait(time_ms, lambda: self._look(last))
             if order is not None:
@@ -271,11 +265,11 @@ class Replayer:
                 self._look(last)
         self._observer.published(self._published)
 
-    def _pump(self, producer: "_Producer", last: "_LastStage") -> None:
+    def _pump(self, producer: Republisher, last: LastStage) -> None:
         producer.poll()
         self._look(last)
 
-    def _drain(self, last: "_LastStage") -> None:
+    def _drain(self, last: LastStage) -> None:
         since, seen = time.monotonic(), -1
         while not last.ended:
             last.read(LOOK_S)
@@ -288,7 +282,7 @@ class Replayer:
                     f"{PATIENCE_S:.0f} s, {last.partitions_left} partitions are open"
                 )
 
-    def _look(self, last: "_LastStage | None" = None) -> None:
+    def _look(self, last: LastStage | None = None) -> None:
         """See to everything beside the work at hand, a few times a second."""
         if time.monotonic() - self._looked < LOOK_S:
             return
@@ -355,150 +349,6 @@ class Replayer:
         finally:
             consumer.close()
         return said, rejected
-
-
-class _Pace:
-    """When a message is due."""
-
-    def __init__(self, speed: float | None) -> None:
-        self._speed = speed
-        self._began: tuple[float, int] | None = None
-
-    def wait(self, time_ms: int, meanwhile: Callable[[], None]) -> None:
-        """Return when `time_ms` of the recording has come."""
-        if self._speed is None:
-            return
-        if self._began is None:
-            self._began = (time.monotonic(), time_ms)
-        due = self._began[0] + (time_ms - self._began[1]) / 1000 / self._speed
-        while (left := due - time.monotonic()) > 0:
-            meanwhile()
-            time.sleep(min(left, LOOK_S))
-
-
-class _Producer:
-    """Publishes messages as they were recorded."""
-
-    def __init__(self, kafka: KafkaSettings, names: TopicNames) -> None:
-        self._names = names
-        self._failed: list[str] = []
-        self._producer: Any = Producer(kafka.librdkafka(**PRODUCER, log_level=0))
-
-    def send(self, message: Message) -> None:
-        headers = [*message.headers, (OF_HEADER, message.place.encode())]
-        self._produce(message.topic, message.partition, message.key, message.value, headers, message.timestamp_ms)
-
-    def end(self, topic: Topic, partition: int) -> None:
-        self._produce(topic.name, partition, MARK_KEY, None, list(MARK), 0)
-
-    def poll(self) -> None:
-        self._producer.poll(0)
-        if self._failed:
-            raise BrokerError(f"a message could not be published: {self._failed[0]}")
-
-    def flush(self, meanwhile: Callable[[], None]) -> None:
-        """Return once everything is delivered."""
-        deadline = time.monotonic() + DELIVERY_TIMEOUT_S
-        while self._producer.flush(LOOK_S):
-            meanwhile()
-            if time.monotonic() > deadline:
-                raise BrokerError(f"{len(self._producer)} messages were not delivered in {DELIVERY_TIMEOUT_S:.0f} s")
-        self.poll()
-
-    def _produce(
-        self, topic: str, partition: int, key: bytes | None, value: bytes | None, headers: list[Any], time_ms: int
-    ) -> None:
-        while True:
-            try:
-                self._producer.produce(
-                    self._names.full(topic), value, key, partition, on_delivery=self._delivered, timestamp=time_ms,
-                    headers=headers,
-                )  # fmt: skip
-                break
-            except BufferError:  # the broker is slower than the disk
-                self._producer.poll(LOOK_S)
-        self.poll()
-
-    def _delivered(self, error: Any, message: Any) -> None:
-        if error is not None:
-            self._failed.append(f"{message.topic()}: {error.str()}")
-
-
-class _LastStage:
-    """Follows what the last stage publishes: how much, and whether every partition has ended."""
-
-    def __init__(self, kafka: KafkaSettings, names: TopicNames, topics: Sequence[Topic]) -> None:
-        self._names = names
-        self._topics = topics
-        self._open: set[tuple[str, int]] = set()
-        self.count = 0
-        self._consumer: Any = Consumer(
-            kafka.librdkafka(**{"group.id": "tamiyo-reader", "enable.auto.commit": False, "log_level": 0})
-        )
-
-    def __enter__(self) -> "_LastStage":
-        for topic in self._topics:
-            full = self._names.full(topic.name)
-            numbers = self._consumer.list_topics(full, timeout=20).topics[full].partitions
-            self._open |= {(full, number) for number in numbers}
-        self._consumer.assign([TopicPartition(*each, OFFSET_BEGINNING) for each in self._open])
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._consumer.close()
-
-    @property
-    def ended(self) -> bool:
-        return not self._open
-
-    @property
-    def partitions_left(self) -> int:
-        return len(self._open)
-
-    def read(self, timeout_s: float) -> None:
-        for message in self._consumer.consume(BATCH, timeout_s):
-            if message.error():
-                continue  # the client tries again by itself
-            if is_end(message.value(), message.headers()):
-                self._open.discard((message.topic(), message.partition()))
-            else:
-                self.count += 1
-
-
-def discard(prefix: str, kafka: KafkaSettings, live: TopicNames) -> int:
-    """Remove the topics and groups of a replay; return how many topics there were.
-
-    Raises ConfigurationError where they are no replay's: only a replay's topics keep everything for ever.
-    """
-    if not prefix or prefix == live.prefix:
-        raise ConfigurationError(f"the prefix {prefix!r} is the installation's own: nothing is removed")
-    names = TopicNames(prefix=prefix)
-    topics = Topics(reach(kafka), names)
-    kept = [each.name for each in topics.states() if each.partitions and each.retention_ms != -1]
-    if kept:
-        raise ConfigurationError(f"topic {kept[0]} was not made by a replay: nothing is removed")
-    removed = topics.delete()
-    groups = groups_under(kafka, names)
-    if groups:
-        admin = AdminClient(kafka.librdkafka(log_level=0))  # kept: a client that is gone leaves its futures open
-        futures = admin.delete_consumer_groups(groups, request_timeout=20)
-        for group, future in futures.items():
-            try:
-                future.result()
-            except KafkaException as error:
-                raise BrokerError(f"consumer group {group} could not be removed: {error.args[0].str()}") from error
-    return len(removed)
-
-
-def groups_under(kafka: KafkaSettings, names: TopicNames) -> list[str]:
-    """Return the stages' consumer groups that exist under a prefix."""
-    wanted = {names.full(entry.group) for entry in STAGES.values()}
-    admin = AdminClient(kafka.librdkafka(log_level=0))  # kept: a client that is gone leaves its future open
-    try:
-        listed = admin.list_consumer_groups(request_timeout=20).result(timeout=30)
-    except (KafkaException, TimeoutError) as error:
-        raise BrokerError(f"the broker does not list its consumer groups: {error or 'no answer in 30 s'}") from error
-    return sorted(each.group_id for each in listed.valid if each.group_id in wanted)
 
 
 def _ready(port: int) -> bool:

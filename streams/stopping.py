@@ -2,7 +2,7 @@
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -27,3 +27,16 @@ def stoppable() -> Iterator[threading.Event]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def on_signals(stop: Callable[[], None]) -> None:
+    """Call `stop` on Ctrl-C and SIGTERM from now on."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop())
+
+
+def stop_flag() -> Callable[[], bool]:
+    """Return what tells, from now on, whether Ctrl-C or SIGTERM has come."""
+    told = threading.Event()
+    on_signals(told.set)
+    return told.is_set

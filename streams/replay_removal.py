@@ -1,0 +1,46 @@
+"""What a replay has left on a cluster, found and removed."""
+
+from confluent_kafka import KafkaException
+from confluent_kafka.admin import AdminClient
+
+from tamiyo.schemas.errors import BrokerError, ConfigurationError
+from tamiyo.schemas.kafka import KafkaSettings, TopicNames
+from tamiyo.streams.reaching import reach
+from tamiyo.streams.stages import STAGES
+from tamiyo.streams.topics import Topics
+
+
+def discard(prefix: str, kafka: KafkaSettings, live: TopicNames) -> int:
+    """Remove the topics and groups of a replay; return how many topics there were.
+
+    Raises ConfigurationError where they are no replay's: only a replay's topics keep everything for ever.
+    """
+    if not prefix or prefix == live.prefix:
+        raise ConfigurationError(f"the prefix {prefix!r} is the installation's own: nothing is removed")
+    names = TopicNames(prefix=prefix)
+    topics = Topics(reach(kafka), names)
+    kept = [each.name for each in topics.states() if each.partitions and each.retention_ms != -1]
+    if kept:
+        raise ConfigurationError(f"topic {kept[0]} was not made by a replay: nothing is removed")
+    removed = topics.delete()
+    groups = groups_under(kafka, names)
+    if groups:
+        admin = AdminClient(kafka.librdkafka(log_level=0))  # kept: a client that is gone leaves its futures open
+        futures = admin.delete_consumer_groups(groups, request_timeout=20)
+        for group, future in futures.items():
+            try:
+                future.result()
+            except KafkaException as error:
+                raise BrokerError(f"consumer group {group} could not be removed: {error.args[0].str()}") from error
+    return len(removed)
+
+
+def groups_under(kafka: KafkaSettings, names: TopicNames) -> list[str]:
+    """Return the stages' consumer groups that exist under a prefix."""
+    wanted = {names.full(entry.group) for entry in STAGES.values()}
+    admin = AdminClient(kafka.librdkafka(log_level=0))  # kept: a client that is gone leaves its future open
+    try:
+        listed = admin.list_consumer_groups(request_timeout=20).result(timeout=30)
+    except (KafkaException, TimeoutError) as error:
+        raise BrokerError(f"the broker does not list its consumer groups: {error or 'no answer in 30 s'}") from error
+    return sorted(each.group_id for each in listed.valid if each.group_id in wanted)
