@@ -68,31 +68,26 @@ def restart_worker(scene: Scene, rng: random.Random) -> str:
 
 def kill_broker(scene: Scene, rng: random.Random) -> str:
     """SIGKILL the broker and start it again on its data."""
-    down = rng.uniform(0, 3)
-    with scene.broker:
-        scene.installation.broker.kill()
-        _start_again(scene, down)
-    return f"down for {down:.1f} s and its start"
+    return _away(scene, scene.installation.broker.kill, rng.uniform(0, 3))
 
 
 def stop_broker(scene: Scene, rng: random.Random) -> str:
     """Stop the broker as an operator does, and start it again after seconds."""
-    down = rng.uniform(2, 8)
+    return _away(scene, scene.installation.broker.stop, rng.uniform(2, 8))
+
+
+def _away(scene: Scene, end: Callable[[], None], down_s: float) -> str:
     with scene.broker:
-        scene.installation.broker.stop()
-        _start_again(scene, down)
-    return f"down for {down:.1f} s and its start"
-
-
-def _start_again(scene: Scene, down_s: float) -> None:
-    time.sleep(down_s)
-    for attempt in range(START_ATTEMPTS):
-        try:
-            scene.installation.broker.start()
-            return
-        except BrokerError:  # on a busy machine it may not answer within its minute
-            if attempt == START_ATTEMPTS - 1:
-                raise
+        end()
+        time.sleep(down_s)
+        for attempt in range(START_ATTEMPTS):
+            try:
+                scene.installation.broker.start()
+                break
+            except BrokerError:  # on a busy machine it may not answer within its minute
+                if attempt == START_ATTEMPTS - 1:
+                    raise
+    return f"down for {down_s:.1f} s and its start"
 
 
 def slow_broker(scene: Scene, rng: random.Random) -> str:

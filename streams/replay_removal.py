@@ -1,13 +1,21 @@
 """What a replay has left on a cluster, found and removed."""
 
-from confluent_kafka import KafkaException
+from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka.admin import AdminClient
+from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
 
 from tamiyo.schemas.errors import BrokerError, ConfigurationError
 from tamiyo.schemas.kafka import KafkaSettings, TopicNames
 from tamiyo.streams.reaching import reach
 from tamiyo.streams.stages import STAGES
 from tamiyo.streams.topics import Topics
+
+LEAVING_S = 30.0
+"""A worker that was killed is its group's member until its session is over, which takes seconds."""
+
+
+class _StillMembers(BrokerError):
+    """A group has members."""
 
 
 def discard(prefix: str, kafka: KafkaSettings, live: TopicNames) -> int:
@@ -23,16 +31,30 @@ def discard(prefix: str, kafka: KafkaSettings, live: TopicNames) -> int:
     if kept:
         raise ConfigurationError(f"topic {kept[0]} was not made by a replay: nothing is removed")
     removed = topics.delete()
-    groups = groups_under(kafka, names)
-    if groups:
-        admin = AdminClient(kafka.librdkafka(log_level=0))  # kept: a client that is gone leaves its futures open
-        futures = admin.delete_consumer_groups(groups, request_timeout=20)
-        for group, future in futures.items():
-            try:
-                future.result()
-            except KafkaException as error:
-                raise BrokerError(f"consumer group {group} could not be removed: {error.args[0].str()}") from error
+    for attempt in Retrying(
+        retry=retry_if_exception_type(_StillMembers),
+        stop=stop_after_delay(LEAVING_S),
+        wait=wait_fixed(0.5),
+        reraise=True,
+    ):
+        with attempt:
+            _remove_groups(kafka, names)
     return len(removed)
+
+
+def _remove_groups(kafka: KafkaSettings, names: TopicNames) -> None:
+    groups = groups_under(kafka, names)
+    if not groups:
+        return
+    admin = AdminClient(kafka.librdkafka(log_level=0))  # kept: a client that is gone leaves its futures open
+    for group, future in admin.delete_consumer_groups(groups, request_timeout=20).items():
+        try:
+            future.result(timeout=30)
+        except (KafkaException, TimeoutError) as error:
+            problem = error.args[0] if isinstance(error, KafkaException) else None
+            words = f"consumer group {group} could not be removed: {problem.str() if problem else 'no answer in 30 s'}"
+            still = problem is not None and problem.code() == KafkaError.NON_EMPTY_GROUP
+            raise (_StillMembers if still else BrokerError)(words) from error
 
 
 def groups_under(kafka: KafkaSettings, names: TopicNames) -> list[str]:

@@ -82,22 +82,27 @@ class Reader:
         return self._found
 
 
-async def watched(
-    monkeypatch: pytest.MonkeyPatch, reader: Reader, *, assigned: bool = True, moving: bool = False, **tenure: Any
-) -> str | None:
-    """Return what ended a shell within four patiences of its watch over its progress."""
-    failures: list[BaseException] = []
+def make_shell(watchdog: WatchdogSettings, **more: Any) -> Shell:
     kafka, names = KafkaSettings(), TopicNames()
-    shell = Shell(
+    return Shell(
         PairStage,
         PairSettings(),
         group="g",
         kafka=kafka,
         names=names,
-        worker=WorkerSettings(watchdog=WatchdogSettings(progress_s=0.2)),
+        worker=WorkerSettings(watchdog=watchdog),
         views=Views((), kafka, names, fetch_wait_ms=10),
         fetch_wait_ms=10,
+        **more,
     )
+
+
+async def watched(
+    monkeypatch: pytest.MonkeyPatch, reader: Reader, *, assigned: bool = True, moving: bool = False, **tenure: Any
+) -> str | None:
+    """Return what ended a shell within four patiences of its watch over its progress."""
+    failures: list[BaseException] = []
+    shell = make_shell(WatchdogSettings(progress_s=0.2))
     monkeypatch.setattr(shells, "TailReader", reader)
     monkeypatch.setattr(shell, "fail", lambda error, at: failures.append(error))
     shell.assigned = assigned
@@ -193,18 +198,7 @@ def test_a_refusal_is_heeded_and_one_that_lasts_ends_the_process(
         thread.coordination_trouble = thread.coordination_trouble if lasting else None
 
     async def scene() -> None:
-        kafka, names = KafkaSettings(), TopicNames()
-        shell = Shell(
-            PairStage,
-            PairSettings(),
-            group="g",
-            kafka=kafka,
-            names=names,
-            worker=WorkerSettings(watchdog=WatchdogSettings(coordination_s=0.2)),
-            views=Views((), kafka, names, fetch_wait_ms=10),
-            fetch_wait_ms=10,
-            end_process=ends.append,
-        )
+        shell = make_shell(WatchdogSettings(coordination_s=0.2), end_process=ends.append)
         monkeypatch.setattr(Shell, "_thread", property(lambda self: thread))
         thread.heed_coordination = heed
         watching = asyncio.create_task(shell._watch_coordination())
