@@ -30,7 +30,7 @@ from tamiyo.evaluation.faults_report import Course, Injection, summary, told
 from tamiyo.evaluation.faults_world import Host, Telemetry
 from tamiyo.evaluation.installation import PARTITIONS, Installation, end_by_signal
 from tamiyo.schemas.topics import DECISIONS, EXPERIENCE, GRAPHS, KERNELS, REWARDS, SIGNALS, WINDOWS
-from tamiyo.streams.brokers import kafka_home
+from tamiyo.streams.brokers import required_kafka_home
 from tamiyo.streams.exits import EXIT_BUG
 
 WIDTH = 50
@@ -54,9 +54,7 @@ SETTINGS = {
 console = Console()
 
 
-def run(
-    home: Path | None, folder: Path, *, faults: int, seed: int, workers: int, gap_s: float, open_faults: int
-) -> Course:
+def run(home: Path, folder: Path, *, faults: int, seed: int, workers: int, gap_s: float, open_faults: int) -> Course:
     """Live through `faults` faults and judge; Ctrl-C goes on to the judgement.
 
     One comes about every `gap_s` seconds, and none while `open_faults` others are not recovered from: what has stopped
@@ -249,7 +247,7 @@ def main(
             folder = (keep / f"seed-{each}") if keep is not None else Path(temporary)
             folder.mkdir(parents=True, exist_ok=True)
             course = run(
-                kafka_home(), folder, faults=faults, seed=each, workers=workers, gap_s=gap, open_faults=at_once
+                required_kafka_home(), folder, faults=faults, seed=each, workers=workers, gap_s=gap, open_faults=at_once
             )
         verdict = "[green]nothing is wrong[/]" if not course.violations else f"[red]{len(course.violations)} wrong[/]"
         console.print(f"seed {each}: {len(course.injections)} faults in {course.seconds:.0f} s: {verdict}")

@@ -21,6 +21,7 @@ from tamiyo.schemas.errors import BrokerError
 from tamiyo.streams.stages import STAGES
 
 PAST_SESSION_S = (7.0, 11.0)  # the session is 6 s: whoever sleeps longer is a zombie
+STAND_IN = "stand-in"
 START_ATTEMPTS = 5
 FREEZE_S, THAW_S = 0.3, 0.06  # a slow broker runs a sixth of the time
 
@@ -35,6 +36,8 @@ class Scene:
     checkpoints: Disk
     broker: threading.Lock = field(default_factory=threading.Lock)
     """Held by whoever does something to the broker: it cannot be stopped while it starts."""
+    learners: threading.Lock = field(default_factory=threading.Lock)
+    """Held while there are two learners: a third would be one more of the same."""
 
 
 def kill_worker(scene: Scene, rng: random.Random) -> str:
@@ -57,6 +60,20 @@ def freeze_worker(scene: Scene, rng: random.Random) -> str:
     time.sleep(seconds)
     scene.installation.fleet.resume(name)
     return f"{name} for {seconds:.1f} s"
+
+
+def freeze_learner(scene: Scene, rng: random.Random) -> str:
+    """SIGSTOP the learner until another has taken its place, then SIGCONT: for seconds there are two."""
+    fleet, seconds = scene.installation.fleet, rng.uniform(3, 9)
+    with scene.learners:
+        fleet.pause(LEARNER)
+        fleet.add_learner(STAND_IN)
+        with suppress(BrokerError):  # where the broker is away too, it takes longer
+            fleet.wait_ready([STAND_IN])
+        fleet.resume(LEARNER)
+        time.sleep(seconds)
+        fleet.stop(STAND_IN)
+    return f"{LEARNER}, with another in its place, and both for {seconds:.1f} s"
 
 
 def restart_worker(scene: Scene, rng: random.Random) -> str:
@@ -167,6 +184,7 @@ KINDS: dict[str, tuple[Fault, int]] = {
     "restart_worker": (restart_worker, 1),
     "full_kernel_store": (full_kernel_store, 1),
     "full_state": (full_state, 1),
+    "freeze_learner": (freeze_learner, 1),
 }
 """Each fault with how often it is drawn."""
 

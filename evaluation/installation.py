@@ -1,6 +1,6 @@
 """A whole installation on this machine: a real Kafka with its topics, and the processes that work on it.
 
-    with Installation(kafka_home(), folder) as installation:
+    with Installation(required_kafka_home(), folder) as installation:
         installation.fleet.add_worker("worker-1")
         installation.fleet.add_learner()
         installation.fleet.wait_ready()
@@ -20,7 +20,6 @@ from types import TracebackType
 from typing import Self
 
 from tamiyo.evaluation.fleet import Fleet
-from tamiyo.schemas.errors import ConfigurationError
 from tamiyo.schemas.kafka import KafkaSettings, TopicNames
 from tamiyo.streams.brokers import LocalKafka
 from tamiyo.streams.topics import Topics
@@ -38,19 +37,14 @@ class Installation:
 
     def __init__(
         self,
-        home: Path | None,
+        home: Path,
         folder: Path,
         *,
         partitions: int = PARTITIONS,
         settings: Mapping[str, str] | None = None,
         broker_properties: Mapping[str, str] | None = None,
     ) -> None:
-        """`settings`: environment variables of every process, e.g. {"TAMIYO_WINDOW_WIDTH": "20"}.
-
-        Raises ConfigurationError where `home` is None: what is proven here needs a real broker.
-        """
-        if home is None:
-            raise ConfigurationError("KAFKA_HOME must name an unpacked Kafka release")
+        """`home`: an unpacked Kafka; `settings`: environment of every process, e.g. {"TAMIYO_WINDOW_WIDTH": "20"}."""
         self.folder = folder
         self.names = TopicNames(prefix="")
         self.broker = LocalKafka(home, properties=broker_properties)

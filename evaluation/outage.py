@@ -32,9 +32,9 @@ from tamiyo.evaluation.installation import end_by_signal
 from tamiyo.host.settings import HostSettings
 from tamiyo.host.tasks import load_task
 from tamiyo.host.train import Workload, steps
-from tamiyo.schemas.errors import BrokerError, ConfigurationError
+from tamiyo.schemas.errors import BrokerError
 from tamiyo.schemas.kafka import KafkaSettings, TopicNames
-from tamiyo.streams.brokers import LocalKafka, kafka_home
+from tamiyo.streams.brokers import LocalKafka, required_kafka_home
 from tamiyo.streams.topics import Topics
 
 LIMIT = 1.05  # of the time of a step with a broker
@@ -194,9 +194,7 @@ def outage(
     """
     if report is not None and not report.parent.is_dir():
         raise typer.BadParameter(f"there is no folder {report.parent}", param_hint="--report")
-    home = kafka_home()
-    if home is None:
-        raise ConfigurationError("KAFKA_HOME must name an unpacked Kafka release")
+    home = required_kafka_home()
     end_by_signal()
     console, facts, complete = Console(), machine(), False
     with ExitStack() as stack:

@@ -28,9 +28,9 @@ from tamiyo.evaluation.soak_ledger import Ledger
 from tamiyo.evaluation.soak_reader import Reader
 from tamiyo.evaluation.soak_report import kafka_version
 from tamiyo.evaluation.soak_samples import LagSampler, ProcessSampler
-from tamiyo.schemas.errors import BrokerError, ConfigurationError
+from tamiyo.schemas.errors import BrokerError
 from tamiyo.schemas.kafka import PRODUCER, KafkaSettings, TopicNames
-from tamiyo.streams.brokers import kafka_home
+from tamiyo.streams.brokers import required_kafka_home
 
 FORMAT = 1
 TICK_S = 0.05
@@ -311,9 +311,7 @@ def main(
     end_by_signal()
     torch.set_num_threads(1)
     console = Console()
-    home = kafka_home()
-    if home is None:
-        raise ConfigurationError("KAFKA_HOME must name an unpacked Kafka release")
+    home = required_kafka_home()
     began = machine()
     with (
         tempfile.TemporaryDirectory(prefix="tamiyo-overload-") as folder,

@@ -23,9 +23,8 @@ from rich.console import Console
 
 from tamiyo.evaluation.bench_load import Load
 from tamiyo.evaluation.replay_live import Live, wait, workers
-from tamiyo.schemas.errors import ConfigurationError
 from tamiyo.schemas.kafka import KafkaSettings, TopicNames
-from tamiyo.streams.brokers import LocalKafka, kafka_home
+from tamiyo.streams.brokers import LocalKafka, required_kafka_home
 from tamiyo.streams.differences import Difference, RecordingSide, compare
 from tamiyo.streams.levels import Level, Target
 from tamiyo.streams.observer import Observer as TopicsObserver
@@ -185,9 +184,7 @@ def main(
     """Record a live run on a real Kafka, replay it, compare; exit 1 where a byte differs."""
     torch.set_num_threads(1)
     console = Console()
-    home = kafka_home()
-    if home is None:
-        raise ConfigurationError("KAFKA_HOME must name an unpacked Kafka release")
+    home = required_kafka_home()
     with (
         _plain_environment(),
         LocalKafka(home) as broker,

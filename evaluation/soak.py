@@ -30,11 +30,10 @@ from tamiyo.evaluation.soak_report import kafka_version, report_of, show
 from tamiyo.evaluation.soak_runs import Population
 from tamiyo.evaluation.soak_samples import LagSampler, ProcessSampler, SampleFile
 from tamiyo.schemas.codec import encode
-from tamiyo.schemas.errors import ConfigurationError
 from tamiyo.schemas.kafka import PRODUCER
 from tamiyo.schemas.record import Record
 from tamiyo.schemas.topics import Topic
-from tamiyo.streams.brokers import kafka_home
+from tamiyo.streams.brokers import required_kafka_home
 from tamiyo.streams.stopping import stoppable
 
 SAMPLE_S = 10.0
@@ -194,9 +193,7 @@ def main(
     end_by_signal()
     torch.set_num_threads(1)
     console = Console()
-    home = kafka_home()
-    if home is None:
-        raise ConfigurationError("KAFKA_HOME must name an unpacked Kafka release")
+    home = required_kafka_home()
     seconds = 60 * minutes
     options = {"seed": seed, "runs": runs, "layers": layers, "pace": pace, "fault_every": fault_every}
     faults = schedule(seconds, seed, VICTIMS, WITNESSES, every_s=fault_every)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import uuid
+from pathlib import Path
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
@@ -30,24 +31,26 @@ class CheckpointStore:
         return f"policy-{version:06d}.safetensors"
 
     def write(self, version: int, data: bytes) -> str:
-        """Store `data` atomically; returns the file's name. An existing file of that version is replaced.
+        """Store `data` as a new file, whole or not at all; returns the file's name.
 
-        Written under another name and renamed: a reader sees the whole file or none.
+        Raises FileExistsError where there is one of that version: of two learners that go on from the same policy, one
+        writes the next. How well a remote file system tells that is its own affair; object stores do.
         """
         name = self.file_name(version)
         self._files.makedirs(self._root, exist_ok=True)
-        temporary = self._path(f".{name}.{uuid.uuid4().hex}")
+        path = self._path(name)
+        if not isinstance(self._files, LocalFileSystem):
+            self._files.pipe_file(path, data, mode="create")
+            return name
+        temporary = Path(self._path(f".{name}.{uuid.uuid4().hex}"))
         try:
-            with self._files.open(temporary, "wb") as file:
+            with temporary.open("wb") as file:
                 file.write(data)
                 file.flush()
-                if isinstance(self._files, LocalFileSystem):
-                    os.fsync(file.fileno())  # the rename must not reach the disk before the content
-            self._files.mv(temporary, self._path(name))
-        except BaseException:
-            if self._files.exists(temporary):
-                self._files.rm_file(temporary)
-            raise
+                os.fsync(file.fileno())  # the name must not reach the disk before the content
+            os.link(temporary, path)  # unlike a rename, never over another file
+        finally:
+            temporary.unlink(missing_ok=True)
         return name
 
     def read(self, file: str) -> bytes:

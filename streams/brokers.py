@@ -225,3 +225,11 @@ def kafka_home() -> Path | None:
     """Return the unpacked Kafka that `KAFKA_HOME` names, or None."""
     home = os.environ.get("KAFKA_HOME")
     return Path(home) if home else None
+
+
+def required_kafka_home() -> Path:
+    """Return the unpacked Kafka that `KAFKA_HOME` names. Raises ConfigurationError where it names none."""
+    home = kafka_home()
+    if home is None:
+        raise ConfigurationError("KAFKA_HOME must name an unpacked Kafka release")
+    return home

@@ -19,11 +19,11 @@ from typing import Annotated
 import typer
 from pydantic import ValidationError
 from rich.console import Console
-from rich.table import Table
 
 from tamiyo.schemas.errors import ConfigurationError, TamiyoError
-from tamiyo.streams import acls_command, dlq_commands, registry_commands, replay_cli
 from tamiyo.streams import command_settings as settings_of
+from tamiyo.streams import dlq_commands, registry_commands, replay_cli, topics_commands
+from tamiyo.streams.command_settings import Bootstrap
 from tamiyo.streams.stopping import on_signals
 
 app = typer.Typer(
@@ -36,23 +36,13 @@ app = typer.Typer(
     "Start with `tamiyo demo`.",
     epilog="Examples: `tamiyo demo --quick` · `tamiyo worker --stage intake` · `tamiyo tail tamiyo.rewards --table`",
 )
-topics_app = typer.Typer(
-    no_args_is_help=True,
-    help="Create, list and check the topics.",
-    epilog="Examples: `tamiyo topics create --partitions 12` · `tamiyo topics list` · `tamiyo topics check`",
-)
-app.add_typer(topics_app, name="topics")
+app.add_typer(topics_commands.app, name="topics")
 app.add_typer(registry_commands.app, name="schemas")
 app.add_typer(dlq_commands.app, name="dlq")
-topics_app.command("acls", epilog=acls_command.EPILOG)(acls_command.acls)
 
 console = Console()
 errors = Console(stderr=True)
 
-Bootstrap = Annotated[
-    str | None,
-    typer.Option("--bootstrap-servers", "-b", help="host:port of Kafka [env: TAMIYO_KAFKA_BOOTSTRAP_SERVERS]"),
-]
 HttpPort = Annotated[
     int | None,
     typer.Option(
@@ -259,55 +249,6 @@ def train(
         partial.replace(report)
     if stop.is_set():
         raise typer.Exit(130)
-
-
-@topics_app.command("create", epilog="Example: `tamiyo topics create --partitions 12 --replication 3`")
-def topics_create(
-    partitions: Annotated[int, typer.Option(min=1, max=10_000, help="Of every topic: a run keeps its number")] = 4,
-    replication: Annotated[int, typer.Option(min=1, max=10, help="Copies of every partition")] = 1,
-    bootstrap: Bootstrap = None,
-) -> None:
-    """Create every topic of the catalogue that is missing."""
-    from tamiyo.streams.reaching import reach
-    from tamiyo.streams.topics import Topics
-
-    made = Topics(reach(settings_of.kafka(bootstrap)), settings_of.names()).create(
-        partitions=partitions, replication=replication
-    )
-    for name in made:
-        console.print(f"created {name}", highlight=False)
-    console.print(f"{len(made)} created, the rest was there" if made else "all topics were there")
-
-
-@topics_app.command("list", epilog="Example: `tamiyo topics list`")
-def topics_list() -> None:
-    """List the catalogue: topics, records, writers and readers. Needs no broker."""
-    from tamiyo.schemas.topics import CATALOGUE
-
-    table = Table()
-    for column in ("topic", "record", "written by", "read by", "kept", "what it says"):
-        table.add_column(column, overflow="fold")
-    names = settings_of.names()
-    for topic in CATALOGUE:
-        readers = ", ".join(topic.readers)
-        table.add_row(
-            names.full(topic.name), topic.record.__name__, topic.writer, readers, topic.cleanup, topic.description
-        )
-    console.print(table)
-
-
-@topics_app.command("check", epilog="Example: `tamiyo topics check && echo fine`")
-def topics_check(bootstrap: Bootstrap = None) -> None:
-    """Compare the broker's topics with the catalogue; exit 1 where they differ."""
-    from tamiyo.streams.reaching import reach
-    from tamiyo.streams.topics import Topics
-
-    problems = Topics(reach(settings_of.kafka(bootstrap)), settings_of.names()).check()
-    for problem in problems:
-        console.print(problem, highlight=False, soft_wrap=True)
-    console.print("topics are as the catalogue says" if not problems else f"{len(problems)} problems")
-    if problems:
-        raise typer.Exit(1)
 
 
 @app.command(

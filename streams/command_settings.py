@@ -1,9 +1,16 @@
-"""What the commands' common options come to; imported late, so that --help is quick."""
+"""The commands' common options, and what they come to; settings are imported late, so that --help is quick."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+import typer
 
 if TYPE_CHECKING:
     from tamiyo.schemas.kafka import KafkaSettings, TopicNames
+
+Bootstrap = Annotated[
+    str | None,
+    typer.Option("--bootstrap-servers", "-b", help="host:port of Kafka [env: TAMIYO_KAFKA_BOOTSTRAP_SERVERS]"),
+]
 
 
 def kafka(bootstrap: str | None) -> "KafkaSettings":

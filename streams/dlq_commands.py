@@ -15,6 +15,7 @@ from tamiyo.schemas.display import printable
 from tamiyo.schemas.errors import ConfigurationError
 from tamiyo.schemas.kafka import KafkaSettings
 from tamiyo.streams import command_settings as settings_of
+from tamiyo.streams.command_settings import Bootstrap
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -30,10 +31,6 @@ Reason = Annotated[str | None, typer.Option(help="Only letters whose reason cont
 At = Annotated[list[str] | None, typer.Option(help="Only the letter at PARTITION:OFFSET of one topic; repeat")]
 Limit = Annotated[int | None, typer.Option("-n", min=1, help="No more than so many, the oldest of each partition")]
 AsJson = Annotated[bool, typer.Option("--json", help="As JSON")]
-Bootstrap = Annotated[
-    str | None,
-    typer.Option("--bootstrap-servers", "-b", help="host:port of Kafka [env: TAMIYO_KAFKA_BOOTSTRAP_SERVERS]"),
-]
 
 
 def _opened(bootstrap: str | None) -> tuple[Any, KafkaSettings]:

@@ -176,7 +176,7 @@ class Recorder:
             except SchemaError:
                 continue  # a replay has nothing to repeat there
         missing = []
-        for number in sorted(versions):
+        for number in sorted(versions - set(here.versions())):
             try:
                 here.write(number, there.read(there.file_name(number)))
             except PolicyError:

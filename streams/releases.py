@@ -42,7 +42,8 @@ class Releases:
     """The checkpoints of one policy, in the store and on the topic.
 
     A file is stored before it is announced. So the store's newest may be ahead of the topic, never behind it; whoever
-    starts announces it again.
+    starts announces it again. No file is written over: that keeps two learners (one was thought dead, and only slept)
+    from releasing two policies under one number, or from learning an experience twice.
     """
 
     def __init__(
@@ -138,13 +139,26 @@ class Releases:
     def release(self, header: CheckpointHeader, data: bytes) -> PolicyCheckpoint:
         """Store a checkpoint, then announce it; both are done when this returns.
 
-        Raises OSError where the store fails, BrokerError where the announcement was not delivered.
+        Raises OSError where the store fails, BrokerError where the announcement was not delivered, PolicyError where
+        another learner has gone on from the same policy: what this one has learned since is not released.
         """
-        self._store.write(header.version, data)
+        try:
+            self._store.write(header.version, data)
+        except FileExistsError:
+            raise self._rival(header.version) from None
         announcement = self.announce(header, data)
-        for version in self._store.versions()[: -self._keep]:
+        versions = self._store.versions()
+        if versions and versions[-1] > header.version:
+            # This one slept between file and announcement. Whoever starts announces the newest again.
+            raise self._rival(versions[-1])
+        for version in versions[: -self._keep]:
             self._store.delete(version)
         return announcement
+
+    def _rival(self, version: int) -> PolicyError:
+        return PolicyError(
+            f"policy {version} is in the store already: another learner of {self._name!r} works too, and only one may"
+        )
 
     def announce(self, header: CheckpointHeader, data: bytes) -> PolicyCheckpoint:
         """Announce a stored checkpoint. Raises BrokerError where the announcement was not delivered."""

@@ -13,15 +13,12 @@ from rich.table import Table
 
 from tamiyo.schemas.errors import ConfigurationError
 from tamiyo.streams import command_settings as settings_of
+from tamiyo.streams.command_settings import Bootstrap
 from tamiyo.streams.levels import Level, Target
 from tamiyo.streams.stopping import stop_flag
 
 console = Console()
 
-Bootstrap = Annotated[
-    str | None,
-    typer.Option("--bootstrap-servers", "-b", help="host:port of Kafka [env: TAMIYO_KAFKA_BOOTSTRAP_SERVERS]"),
-]
 Runs = Annotated[list[str] | None, typer.Option("--run", help="Only this run's messages; repeat for several")]
 Since = Annotated[
     str | None,

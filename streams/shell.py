@@ -22,11 +22,12 @@ from tamiyo.schemas.topics import Topic
 from tamiyo.streams import metrics
 from tamiyo.streams.app import StageConsumerThread, create_app
 from tamiyo.streams.exits import EXIT_AGAIN, EXIT_BUG, end
+from tamiyo.streams.outgoing import Headers
 from tamiyo.streams.settings import WorkerSettings
 from tamiyo.streams.stage import Said, Stage
 from tamiyo.streams.suspects import Suspects
 from tamiyo.streams.tail import ID_HEADER, POISON_HEADER, TailReader, Told
-from tamiyo.streams.tenure import Headers, Memory, Tenure
+from tamiyo.streams.tenure import Memory, Tenure
 from tamiyo.streams.views import Views
 from tamiyo.streams.watchdog import LOOKS, Stillness
 

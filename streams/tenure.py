@@ -15,35 +15,23 @@ from typing import Any, Protocol
 
 import structlog
 
-from tamiyo.schemas.codec import decode, encode
+from tamiyo.schemas.codec import decode
 from tamiyo.schemas.errors import BrokerError, SchemaError
 from tamiyo.schemas.kafka import TopicNames
 from tamiyo.schemas.topics import DECISIONS, SIGNALS, Topic
 from tamiyo.streams import metrics
-from tamiyo.streams.endings import MARK, MARK_KEY, End, Endings
+from tamiyo.streams.endings import End, Endings
 from tamiyo.streams.messages import is_end
+from tamiyo.streams.outgoing import Headers, key_of, message_of
 from tamiyo.streams.settings import WorkerSettings
-from tamiyo.streams.stage import SHORT_ID, Incoming, Output, Reject, Stage
+from tamiyo.streams.stage import Incoming, Output, Reject, Stage
 from tamiyo.streams.suspects import Suspects
-from tamiyo.streams.tail import (
-    ID_HEADER,
-    INSIDE_HEADER,
-    MAX_INSIDE,
-    POISON_HEADER,
-    POSITIONS_HEADER,
-    REASON_HEADER,
-    SOURCE_HEADER,
-    STAGE_HEADER,
-    TIME_HEADER,
-)
 
 log = structlog.get_logger(__name__)
 
 MAX_IN_FLIGHT = 100  # batches published and not yet delivered: enough to hide a round trip, few enough to bound memory
 GATHER_TURNS = 3  # of the event loop without a new record, after which nothing more has arrived
 GAPS_VERIFIED = 3  # a topic, a tenure: more than that are a transactional producer's markers, not lost messages
-
-Headers = list[tuple[str, bytes]]
 
 
 class Connection(Protocol):
@@ -363,7 +351,12 @@ class Tenure:
         for each in new:
             source = None if isinstance(each, End) else each.source
             held = self._held[source.topic].get(source.offset) if source is not None else None
-            deliveries.append((await self._send(each, positions), each, held.received if held else None))
+            name, key, value, headers = message_of(each, self.stage_name, positions)
+            if isinstance(each, Reject):
+                self._tell_reject(each, name)
+            full = self._connection.names.full(name)
+            delivery = await self._connection.send(full, key, value, self.partition, headers)
+            deliveries.append((delivery, each, held.received if held else None))
         if not deliveries and not self._sent:
             self._acknowledge(bounds)
             return
@@ -376,41 +369,17 @@ class Tenure:
     def _is_new(self, each: Output | Reject | End) -> bool:
         if isinstance(each, End):
             return True  # a repeated mark says the same
-        if isinstance(each, Output):
-            key = (each.topic.name, each.identity)
-        else:
-            key = (_rejects(each), f"{each.source.topic}:{each.source.offset}")
+        key = key_of(each)
         if key in self._memory.said:
             metrics.REPEATED.labels(self.stage_name, key[0]).inc()
             return False
         return True
 
-    async def _send(self, each: Output | Reject | End, positions: bytes) -> Awaitable[Any]:
-        headers: Headers = [(STAGE_HEADER, self.stage_name.encode()), (POSITIONS_HEADER, positions)]
-        names = self._connection.names
-        if isinstance(each, End):
-            full = names.full(each.topic.name)
-            return await self._connection.send(full, MARK_KEY, None, self.partition, [*headers, *MARK])
-        source = each.source
-        if source is not None:
-            headers.append((SOURCE_HEADER, f"{source.topic}:{source.partition}:{source.offset}".encode()))
-        if isinstance(each, Output):
-            headers.append((ID_HEADER, each.identity.encode()))
-            if each.inside:
-                headers.append((INSIDE_HEADER, "".join(name[:SHORT_ID] for name in each.inside[:MAX_INSIDE]).encode()))
-            record: Any = each.record
-            name, key, value = each.topic.name, record.run_id.encode(), encode(each.record)
-            return await self._connection.send(names.full(name), key, value, self.partition, headers)
-        headers.append((REASON_HEADER, each.reason.encode()[:2000]))
-        headers.append((TIME_HEADER, str(time.time_ns() // 1_000_000).encode()))
-        if each.poison:
-            headers.append((POISON_HEADER, b"1"))
-        name = _rejects(each)
+    def _tell_reject(self, each: Reject, to: str) -> None:
         kind = "late" if each.late else "poison" if each.poison else "unusable"
         metrics.REJECTED.labels(self.stage_name, each.source.topic, kind).inc()
-        log.warning("a message is set aside", stage=self.stage_name, to=name, partition=self.partition,
+        log.warning("a message is set aside", stage=self.stage_name, to=to, partition=self.partition,
                     offset=each.source.offset, reason=each.reason)  # fmt: skip
-        return await self._connection.send(names.full(name), each.source.key, each.source.raw, self.partition, headers)
 
     async def _deliver(self) -> None:
         while not self.closed:
@@ -452,7 +421,3 @@ class Tenure:
                     break
                 held.pop(offset).event.ack()
         self._acknowledged = bounds
-
-
-def _rejects(each: Reject) -> str:
-    return f"{each.source.topic}.late" if each.late else f"{each.source.topic}.dlq"

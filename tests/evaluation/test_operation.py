@@ -57,10 +57,11 @@ class Publishing(threading.Thread):
 
 @pytest.fixture
 def installation(tmp_path: Path) -> Iterator[Installation]:
-    if kafka_home() is None:
+    home = kafka_home()
+    if home is None:
         pytest.skip("no broker that could be killed: KAFKA_HOME is not set")
     settings = {"TAMIYO_SUPERVISOR_FIRST_BACKOFF_S": "0.5", "TAMIYO_SUPERVISOR_LAST_BACKOFF_S": "3"}
-    with Installation(kafka_home(), tmp_path, settings=settings) as running:
+    with Installation(home, tmp_path, settings=settings) as running:
         worker, learner = free_ports(2)
         # Not as the fleet starts them by itself: with the supervisors that this is about.
         running.fleet.add("worker", ["worker", "--supervise", "--http-port", str(worker)], worker)

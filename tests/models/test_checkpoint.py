@@ -1,4 +1,5 @@
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -171,9 +172,10 @@ def test_the_store_keeps_files_by_version(store):
     assert store.versions() == []
     assert store.write(12, b"twelve") == "policy-000012.safetensors"
     store.write(3, b"three")
-    store.write(12, b"twelve again")
+    with pytest.raises(FileExistsError):
+        store.write(12, b"twelve again")
     assert store.versions() == [3, 12]
-    assert store.read("policy-000012.safetensors") == b"twelve again"
+    assert store.read("policy-000012.safetensors") == b"twelve"
     store.delete(3)
     store.delete(3)
     assert store.versions() == [12]
@@ -193,15 +195,32 @@ def test_a_missing_file_is_explained(store):
         store.read("policy-000001.safetensors")
 
 
-def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
+def test_of_many_who_write_a_version_at_once_one_does(tmp_path):
+    store = CheckpointStore(str(tmp_path))
+
+    def attempt(number):
+        try:
+            store.write(7, bytes([number]) * 100_000)
+        except FileExistsError:
+            return None
+        return number
+
+    with ThreadPoolExecutor(8) as pool:
+        written = [number for number in pool.map(attempt, range(8)) if number is not None]
+    assert len(written) == 1
+    assert store.read("policy-000007.safetensors") == bytes(written) * 100_000
+    assert store.versions() == [7]
+
+
+def test_a_write_that_fails_leaves_nothing(tmp_path, monkeypatch):
     store = CheckpointStore(str(tmp_path))
     store.write(1, b"good")
 
     def fail(*_, **__):
         raise OSError("disk full")
 
-    monkeypatch.setattr(store._files, "mv", fail)
+    monkeypatch.setattr("os.fsync", fail)
     with pytest.raises(OSError, match="disk full"):
-        store.write(1, b"bad")
+        store.write(2, b"bad")
     assert store.read("policy-000001.safetensors") == b"good"
     assert [path.name for path in tmp_path.iterdir()] == ["policy-000001.safetensors"]

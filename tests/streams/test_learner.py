@@ -10,6 +10,7 @@ import pytest
 
 from tamiyo.models.checkpoint import CheckpointStore, checksum, load
 from tamiyo.schemas.codec import encode
+from tamiyo.schemas.errors import PolicyError
 from tamiyo.schemas.kafka import KafkaSettings, TopicNames
 from tamiyo.schemas.learning import CheckpointStatus, Experience, PolicyCheckpoint
 from tamiyo.schemas.topics import CHECKPOINTS, EXPERIENCE
@@ -135,6 +136,36 @@ def test_killed_before_or_after_the_checkpoint_is_written_each_experience_counts
     assert loop.learner is not None
     assert loop.learner.last is not None
     assert loop.learner.last.replayed == BATCH  # read again into replay, not counted again
+
+
+@pytest.mark.parametrize("where", ["release", "announce"])
+def test_of_two_learners_one_releases(bench: Bench, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
+    """One sleeps before or after its policy is stored; another takes its place, goes on, and is there when it wakes."""
+    bench.tell(0)
+    real: Any = getattr(Releases, where)
+    asleep = threading.Event()
+
+    def sleep(self: Releases, header: Any, data: bytes) -> Any:
+        if header.version == 1 and not asleep.is_set():
+            asleep.set()
+            bench.tell(BATCH)
+            bench.learn(2 * BATCH)
+        return real(self, header, data)
+
+    monkeypatch.setattr(Releases, where, sleep)
+    with pytest.raises(PolicyError, match="another learner of 'tamiyo' works too"):
+        bench.run(lambda _: False)
+    bench.tell(2 * BATCH)
+    loop = bench.learn(3 * BATCH)
+    newest = bench.announced()[-1]
+    assert (newest.version, newest.experiences, sum(newest.offsets.values())) == (
+        loop.readiness()["policy_version"], 3 * BATCH, 3 * BATCH,
+    )  # fmt: skip
+    for version in bench.store.versions():
+        header = load(bench.store.read(bench.store.file_name(version)))[1]
+        assert header.experiences == sum(header.offsets.values())
+        announced = {each.checksum for each in bench.announced() if each.version == version}
+        assert announced == {checksum(bench.store.read(bench.store.file_name(version)))}, version
 
 
 def test_bad_records_are_dead_letters_and_stop_nothing(bench: Bench) -> None:

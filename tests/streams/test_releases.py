@@ -3,8 +3,9 @@ from pathlib import Path
 import pytest
 
 from tamiyo.models.checkpoint import CheckpointHeader, CheckpointStore, save
-from tamiyo.schemas.errors import ConfigurationError
+from tamiyo.schemas.errors import ConfigurationError, PolicyError
 from tamiyo.schemas.kafka import KafkaSettings, TopicNames
+from tamiyo.schemas.learning import PolicyCheckpoint
 from tamiyo.streams.releases import Releases
 from tests.models.experiences import BLUEPRINTS, small_policy
 
@@ -61,3 +62,23 @@ def test_a_store_of_another_policy_is_refused(store: CheckpointStore, kafka: Kaf
     put(Releases("other", store, kafka, names), 0, name="other")
     with pytest.raises(ConfigurationError, match="holds policy 'other'"):
         Releases("tamiyo", store, kafka, names).find(BLUEPRINTS)
+
+
+def test_who_slept_before_announcing_says_that_another_went_on(
+    store: CheckpointStore, kafka: KafkaSettings, names: TopicNames, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sleeper, other = (Releases("tamiyo", store, kafka, names) for _ in range(2))
+    put(sleeper, 0)
+    announce = sleeper.announce
+
+    def sleep(header: CheckpointHeader, data: bytes) -> PolicyCheckpoint:
+        put(other, 2)
+        return announce(header, data)
+
+    monkeypatch.setattr(sleeper, "announce", sleep)
+    with pytest.raises(PolicyError, match="policy 2 is in the store already: another learner of 'tamiyo'"):
+        put(sleeper, 1)
+    found = other.find(BLUEPRINTS)
+    assert (found.newest, found.announced) == (2, False)  # the sleeper's was the last word: it is to be said again
+    with pytest.raises(PolicyError, match="policy 2 is in the store already"):
+        put(sleeper, 2)

@@ -12,9 +12,10 @@ from tamiyo.schemas.codec import decode, encode
 from tamiyo.schemas.identity import identity
 from tamiyo.schemas.kafka import TopicNames
 from tamiyo.schemas.telemetry import CacheHitRates
+from tamiyo.streams.outgoing import Headers
 from tamiyo.streams.settings import WorkerSettings
 from tamiyo.streams.tail import Told
-from tamiyo.streams.tenure import Headers, Memory, Tenure
+from tamiyo.streams.tenure import Memory, Tenure
 from tests.streams.pairs import FACTORS, LETTERS, NUMBERS, SUMS, PairSettings, PairStage, number
 
 
