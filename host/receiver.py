@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 Arrival = AdaptationDecision | CompiledKernel | ControlCommand
 
 _RETRY_S = 1.0
+_LOOK_S = 30.0  # what has waited unread from one look to the next is stuck
 _TOPICS: tuple[Topic, ...] = (DECISIONS, KERNELS, CONTROL)
 
 
@@ -49,6 +50,9 @@ class KafkaReceiver:
     `attach` makes this before it publishes the topology that any decision about the run needs. Where it does not, the
     thread keeps trying and then reads from the beginning: only this run's records are kept, whatever was missed.
     Control is always read from the beginning, since orders stand until they are replaced.
+
+    A consumer can stop to fetch a partition without a word, after a broker was away for one. So the thread looks now
+    and then whether anything waits, and takes a partition up again where it does.
     """
 
     def __init__(
@@ -71,6 +75,9 @@ class KafkaReceiver:
         self._stopping = threading.Event()
         self._connected = False
         self._said = False
+        self._starts: dict[tuple[str, int], int] = {}
+        self._waiting: dict[tuple[str, int], int] = {}
+        self._look_at = time.monotonic() + _LOOK_S
         self._consumer = Consumer(
             kafka.librdkafka(
                 **{
@@ -109,10 +116,35 @@ class KafkaReceiver:
         if left <= 0:
             return
         try:
-            self._consumer.assign(self._positions(left, from_end=True))
-            self._connected = True
+            self._begin(self._positions(left, from_end=True))
         except (KafkaException, BrokerError):
             return  # the thread tries again, and says why it failed
+
+    def _begin(self, positions: list[TopicPartition]) -> None:
+        self._consumer.assign(positions)
+        self._starts = {(place.topic, place.partition): place.offset for place in positions}
+        self._connected = True
+
+    def _look(self) -> None:
+        """Take up again the partitions where what waited at the last look still does."""
+        before, self._waiting = self._waiting, {}
+        self._look_at = time.monotonic() + _LOOK_S
+        stuck = []
+        try:
+            for place in self._consumer.position(self._consumer.assignment()):
+                key = (place.topic, place.partition)
+                place.offset = place.offset if place.offset >= 0 else self._starts[key]  # negative: nothing came yet
+                _, high = self._consumer.get_watermark_offsets(place, timeout=_RETRY_S)
+                if high > place.offset:
+                    self._waiting[key] = place.offset
+                    if before.get(key) == place.offset:
+                        stuck.append(place)
+        except KafkaException:
+            return  # the broker is away: that is another matter
+        if stuck:
+            self._say(f"{stuck[0].topic} was not read on from offset {stuck[0].offset}: it is taken up again")
+            self._consumer.incremental_unassign(stuck)
+            self._consumer.incremental_assign(stuck)
 
     def _positions(self, timeout_s: float, *, from_end: bool) -> list[TopicPartition]:
         deadline = time.monotonic() + timeout_s
@@ -132,11 +164,12 @@ class KafkaReceiver:
         while not self._stopping.is_set():
             try:
                 if not self._connected:
-                    self._consumer.assign(self._positions(_RETRY_S, from_end=False))
-                    self._connected = True
+                    self._begin(self._positions(_RETRY_S, from_end=False))
                 message = self._consumer.poll(0.2)
                 if message is not None:
                     self._take(message)
+                if time.monotonic() >= self._look_at:
+                    self._look()
             except Exception as error:  # nothing that comes, or fails to, may end training
                 if not self._connected and not self._said:
                     why = explain(self._kafka, _RETRY_S) or error

@@ -2,9 +2,12 @@
 
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
+from confluent_kafka import Consumer, Message, TopicPartition
 
+from tamiyo.host import receiver as receiver_module
 from tamiyo.host.receiver import Arrival, KafkaReceiver
 from tamiyo.schemas.adaptation import AdaptationDecision, CompiledKernel, ControlCommand, KernelStatus
 from tamiyo.schemas.kafka import KafkaSettings, TopicNames
@@ -27,6 +30,27 @@ def kernel(run_id: str = RUN) -> CompiledKernel:
     return CompiledKernel(
         run_id=run_id, kernel_id="ab" * 4, decision_id="d", layer_id="0", blueprint="b", status=KernelStatus.COMPILED
     )
+
+
+class Deaf:
+    """A consumer whose fetcher has stalled: it hands out nothing until a partition is taken up again."""
+
+    def __init__(self, consumer: Consumer) -> None:
+        self._consumer = consumer
+        self._deaf = True
+
+    def poll(self, timeout: float) -> Message | None:
+        if not self._deaf:
+            return self._consumer.poll(timeout)
+        time.sleep(timeout)
+        return None
+
+    def incremental_assign(self, places: list[TopicPartition]) -> None:
+        self._deaf = False
+        self._consumer.incremental_assign(places)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._consumer, name)
 
 
 def wait_for(receiver: KafkaReceiver, count: int) -> list[Arrival]:
@@ -85,6 +109,26 @@ def test_what_cannot_be_read_stops_nothing(
     kafka_log.say_raw(DECISIONS, [(RUN.encode(), b"nonsense"), (RUN.encode(), None)])
     kafka_log.say(DECISIONS, [decision()])
     assert wait_for(receivers[0], 1) == [decision()]
+
+
+@pytest.mark.parametrize("heard", [0, 1])
+def test_a_partition_that_is_not_fetched_any_more_is_taken_up_again(
+    kafka: KafkaSettings,
+    names: TopicNames,
+    kafka_log: KafkaLog,
+    receivers: list[KafkaReceiver],
+    monkeypatch: pytest.MonkeyPatch,
+    heard: int,
+) -> None:
+    kafka_log.say(DECISIONS, [decision("before")])
+    monkeypatch.setattr(receiver_module, "_LOOK_S", 0.5)
+    receivers.append(connect(kafka, names))
+    said = [decision(f"{number}") for number in range(heard + 2)]
+    kafka_log.say(DECISIONS, said[:heard])
+    assert wait_for(receivers[0], heard) == said[:heard]
+    receivers[0]._consumer = Deaf(receivers[0]._consumer)  # type: ignore[assignment]
+    kafka_log.say(DECISIONS, said[heard:])
+    assert wait_for(receivers[0], 2) == said[heard:]
 
 
 def test_a_topic_that_appears_later_is_read_from_its_beginning(
