@@ -59,6 +59,23 @@ Supervise = Annotated[
 TASKS = ("mnist1d", "digits", "mnist5k")
 
 
+def _tell_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        sys.stdout.write(f"tamiyo {version('esper-tamiyo')}\n")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_tell_version, is_eager=True, help="Show the version and exit")
+    ] = False,
+) -> None:
+    """Take what stands before a command."""
+
+
 def _supervised(wanted: bool | None) -> None:
     """Where a supervisor is wanted: be it, and end with what its child ended with."""
     from tamiyo.streams.settings import SupervisorSettings

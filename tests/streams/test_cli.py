@@ -2,6 +2,7 @@
 
 import json
 import sys
+from importlib.metadata import version
 
 import pytest
 import typer
@@ -51,6 +52,11 @@ def test_all_the_pieces_exist() -> None:
     assert {path[1] for path in commands() if path[0] == "dlq"} == {"list", "show", "redrive"}
     assert {path[1] for path in commands() if path[0] == "topics"} == {"create", "list", "check", "acls"}
     assert {path[1] for path in commands() if path[0] == "schemas"} == {"register", "check"}
+
+
+def test_the_version_is_told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(monkeypatch, "--version") == 0
+    assert capsys.readouterr().out == f"tamiyo {version('esper-tamiyo')}\n"
 
 
 @pytest.mark.parametrize(
