@@ -28,8 +28,6 @@ from tamiyo.schemas.errors import ConfigurationError
 FORMAT = 1
 MOST_POINTS = 400  # of a series in the report
 CALM_S = 60.0  # after a fault, what is measured is recovery
-UNJUDGED = ("broker", "soak")
-"""The JVM's memory is its own, and this program keeps the account of everything that was ever sent."""
 
 Sample = dict[str, Any]
 
@@ -53,7 +51,7 @@ def report_of(path: Path) -> dict[str, Any]:
     loaded = [sample for sample in samples if sample["t"] <= samples[0]["t"] + 60 * begin["minutes"]]
     until = loaded[-1]["t"]
     trends, series = {}, {}
-    for name, quantity, points, judged in _series(loaded):
+    for name, quantity, points, judged in _series(loaded, begin["witnesses"]):
         series[name] = _as_series(quantity, points)
         if judged is not None:
             trends[name] = trend(second_half(judged, until), TOLERANCES[quantity])
@@ -91,8 +89,14 @@ def _kind(fault: Sample) -> str:
     return "broker restart" if fault["victim"] == "broker" else str(fault["what"])
 
 
-def _series(samples: Sequence[Sample]) -> Iterator[tuple[str, str, list[Point], list[Point] | None]]:
-    """Yield name, quantity, all points, and those that a trend is to be fitted to, if one is."""
+def _series(
+    samples: Sequence[Sample], witnesses: Sequence[str]
+) -> Iterator[tuple[str, str, list[Point], list[Point] | None]]:
+    """Yield name, quantity, all points, and those that a trend is to be fitted to, if one is.
+
+    Of processes, only witnesses are judged: a life of minutes says nothing about hours, the JVM's memory is its own,
+    and the soak's program keeps the account of everything that was ever sent.
+    """
     names = sorted({name for sample in samples for name in sample["processes"]})
     half = samples[-1]["t"] / 2
     for name in names:
@@ -100,7 +104,7 @@ def _series(samples: Sequence[Sample]) -> Iterator[tuple[str, str, list[Point], 
             lived = list(_process(samples, name, quantity))
             points = [(seconds, value) for seconds, _, value in lived]
             late = [point for point in lived if point[0] >= half - WARM_S]
-            yield f"{name} {quantity}", quantity, points, None if name in UNJUDGED else longest_life(late)
+            yield f"{name} {quantity}", quantity, points, longest_life(late) if name in witnesses else None
     for stage in sorted({stage for sample in samples for stage in sample["lag"] or ()}):
         points = [(sample["t"], sample["lag"][stage]) for sample in samples if sample["lag"]]
         yield f"{stage} lag", "lag", points, points
