@@ -26,6 +26,8 @@ Arrival = AdaptationDecision | CompiledKernel | ControlCommand
 
 _RETRY_S = 1.0
 _LOOK_S = 30.0  # what has waited unread from one look to the next is stuck
+_LEADERLESS = (KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.LEADER_NOT_AVAILABLE)
+_ELECTION_S = 0.1  # a topic that was just created has no leaders yet
 _TOPICS: tuple[Topic, ...] = (DECISIONS, KERNELS, CONTROL)
 
 
@@ -112,13 +114,16 @@ class KafkaReceiver:
 
     def _connect(self, deadline: float) -> None:
         """Read from the ends there are now, if the broker tells them in time."""
-        left = deadline - time.monotonic()
-        if left <= 0:
-            return
-        try:
-            self._begin(self._positions(left, from_end=True))
-        except (KafkaException, BrokerError):
-            return  # the thread tries again, and says why it failed
+        while (left := deadline - time.monotonic()) > 0:
+            try:
+                self._begin(self._positions(left, from_end=True))
+                return
+            except BrokerError:
+                return  # the thread tries again, and says why it failed
+            except KafkaException as error:
+                if error.args[0].code() not in _LEADERLESS:
+                    return
+                time.sleep(_ELECTION_S)
 
     def _begin(self, positions: list[TopicPartition]) -> None:
         self._consumer.assign(positions)

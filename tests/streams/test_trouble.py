@@ -12,11 +12,14 @@ from pathlib import Path
 import pytest
 from confluent_kafka import Producer
 
+from tamiyo.host.receiver import Arrival, KafkaReceiver
 from tamiyo.schemas.codec import encode
 from tamiyo.schemas.kafka import PRODUCER, KafkaSettings, TopicNames
+from tamiyo.schemas.topics import DECISIONS
 from tamiyo.streams.brokers import LocalKafka
 from tamiyo.streams.settings import WorkerSettings
 from tamiyo.streams.topics import Topics
+from tests.host.runs import RUN, decision
 from tests.streams.kafka_log import Heard, KafkaLog
 from tests.streams.pairs import NUMBERS, SUMS, number
 from tests.streams.workers import ORDINARY, ROOT, RUNS, TOPICS, Process, enough, expected, numbers, sums
@@ -37,9 +40,9 @@ def own_kafka() -> Iterator[LocalKafka]:
         yield broker
 
 
-def outage(broker: LocalKafka) -> None:
+def outage(broker: LocalKafka, down_s: float = OUTAGE_S) -> None:
     broker.kill()
-    time.sleep(OUTAGE_S)
+    time.sleep(down_s)
     broker.start()
 
 
@@ -63,6 +66,33 @@ def test_stages_wait_for_a_broker_that_is_gone_and_go_on(
     assert worker.process.poll() is None, worker.log.read_text()
     worker.wait_until_ready(2)
     assert worker.end(signal.SIGTERM) == 0, worker.log.read_text()
+
+
+@pytest.mark.timeout(120)
+def test_a_host_hears_each_decision_once_before_and_after_an_outage(
+    own_kafka: LocalKafka, names: TopicNames, open_log: Callable[[KafkaSettings], KafkaLog]
+) -> None:
+    kafka = KafkaSettings(bootstrap_servers=own_kafka.bootstrap_servers)
+    Topics(kafka, names).create(partitions=4)
+    log = open_log(kafka)
+    receiver = KafkaReceiver(RUN, kafka, names, connect_timeout_s=10.0)
+    try:
+        assert receiver.connected  # though the topics have no leaders yet
+        for life in ("first", "second"):
+            if life == "second":
+                outage(own_kafka, down_s=2.0)
+            said = [decision(f"{life}-{number}") for number in range(3)]
+            log.say(DECISIONS, said)
+            heard: list[Arrival] = []
+            deadline = time.monotonic() + 30
+            while len(heard) < len(said) and time.monotonic() < deadline:
+                heard += receiver.receive()
+                time.sleep(0.05)
+            assert heard == said
+        time.sleep(2)  # for what should not come
+        assert list(receiver.receive()) == []
+    finally:
+        receiver.close()
 
 
 @pytest.mark.timeout(300)
