@@ -106,12 +106,14 @@ def _evaluate(policy: TamiyoPolicy, graph: ModelGraph, mask: npt.NDArray[np.bool
     """The output and the heuristic's logits, of one graph alone: another batch would round differently."""
     batch = GraphBatch.of([graph], policy.kinds, [mask])
     training = policy.training
-    policy.eval()
+    if training:  # else not: to tell every module its mode takes a fifth of a decision
+        policy.eval()
     try:
         with torch.inference_mode():
             output: PolicyOutput = policy(batch)
     finally:
-        policy.train(training)
+        if training:
+            policy.train()
     if not all(bool(torch.isfinite(part).all()) for part in (output.logits, output.value, output.ensemble)):
         raise PolicyError(f"the policy's output for graph {graph.graph_id} is not finite")
     return output, batch.prior.numpy().astype(np.float64)

@@ -25,15 +25,18 @@ def make_policy(seed: int = 0, *, learned: bool = False, **fields: Any) -> Tamiy
 
 
 def release(url: Path | str, number: int, policy: TamiyoPolicy | None = None, **fields: Any) -> PolicyCheckpoint:
-    """Write checkpoint `number` and return its announcement."""
+    """Write checkpoint `number`, unless it is there, and return its announcement."""
     policy = policy or make_policy(number)
     data = save(policy, None, CheckpointHeader.of(policy, version=number))
+    store = CheckpointStore(f"file://{url}")
+    if number not in store.versions():
+        store.write(number, data)
     values: dict[str, Any] = {
         "name": "tamiyo",
         "version": number,
         "time_ms": 0,
         "status": CheckpointStatus.RELEASED,
-        "file": CheckpointStore(f"file://{url}").write(number, data),
+        "file": store.file_name(number),
         "checksum": checksum(data),
         "size_bytes": len(data),
         "feature_version": FEATURE_VERSION,
