@@ -68,8 +68,9 @@ def choose(
     """
     settings = settings or policy.config.behaviour
     output, prior = _evaluate(policy, graph, mask)
-    uncertainty = (calibration or policy.calibration).half_width(output.spread.numpy())
-    probabilities, confident = _distribution(output, prior, mask, uncertainty, settings)
+    spread = output.spread.numpy()
+    uncertainty = (calibration or policy.calibration).half_width(spread)
+    probabilities, confident = _distribution(output, prior, mask, spread, uncertainty, settings)
     cumulative = np.cumsum(probabilities, dtype=np.float64)
     index = int(np.searchsorted(cumulative, _uniform(seed) * cumulative[-1], side="right"))
     likely = probabilities[probabilities > 0].astype(np.float64)
@@ -98,8 +99,8 @@ def recompute(policy: TamiyoPolicy, graph: ModelGraph, decision: AdaptationDecis
     settings = policy.config.behaviour.model_copy(update={"temperature": decision.temperature})
     mask = np.frombuffer(decision.mask, np.uint8).astype(np.bool_)
     output, prior = _evaluate(policy, graph, mask)
-    uncertainty = policy.calibration.half_width(output.spread.numpy())
-    return _distribution(output, prior, mask, uncertainty, settings)[0]
+    spread = output.spread.numpy()
+    return _distribution(output, prior, mask, spread, policy.calibration.half_width(spread), settings)[0]
 
 
 def _evaluate(policy: TamiyoPolicy, graph: ModelGraph, mask: npt.NDArray[np.bool_]) -> tuple[PolicyOutput, Array]:
@@ -123,12 +124,13 @@ def _distribution(
     output: PolicyOutput,
     prior: Array,
     mask: npt.NDArray[np.bool_],
+    spread: npt.NDArray[np.float32],
     uncertainty: npt.NDArray[np.float32],
     settings: BehaviourSettings,
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
     """The distribution to sample from, and where the policy's part of it is."""
     probabilities = _softmax(prior / settings.temperature, mask)
-    confident: npt.NDArray[np.bool_] = mask & (output.spread.numpy() <= settings.max_spread)
+    confident: npt.NDArray[np.bool_] = mask & (spread <= settings.max_spread)
     if confident.any():
         wishes = output.logits.numpy().astype(np.float64) + settings.exploration_bonus * uncertainty
         entrusted = probabilities[confident].sum()

@@ -48,28 +48,24 @@ def legal_actions(
         DecisionType.OPTIMIZE_PARAMETERS: np.array(graph.learning_rate_scale) >= 2 * limits.learning_rate_floor * 0.995,
     }
     table = mask[1:].reshape(len(graph.layer_id), len(kinds))
+    blueprints = {}
     for position, kind in enumerate(kinds):
         blueprint = blueprint_of(kind)
         if blueprint is not None:
-            table[:, position] = loadable(graph, blueprint)
+            blueprints[blueprint] = position
         elif kind in rules:
             table[:, position] = rules[DecisionType(kind)]
+    # A kernel fits where it is offered, a seed is free, and the parameter budget has room for it.
+    left = graph.parameter_budget - (graph.parameters - graph.base_parameters)
+    for node, (free, offers) in enumerate(zip(graph.dormant_seeds, graph.offers, strict=True)):
+        for offer in offers if free > 0 else ():
+            if offer.parameters <= left and offer.name in blueprints:
+                table[node, blueprints[offer.name]] = True
     open_to_change = [
         not own and layer not in protected for layer, own in zip(graph.layer_id, graph.protected, strict=True)
     ]
     table &= np.array(open_to_change)[:, None]
     return mask
-
-
-def loadable(graph: ModelGraph, blueprint: str) -> npt.NDArray[np.bool_]:
-    """Return where a blueprint fits: offered there, a seed free, and within the parameter budget, [nodes]."""
-    left = graph.parameter_budget - (graph.parameters - graph.base_parameters)
-    return np.array(
-        [
-            free > 0 and any(offer.name == blueprint and offer.parameters <= left for offer in offers)
-            for free, offers in zip(graph.dormant_seeds, graph.offers, strict=True)
-        ]
-    )
 
 
 def cooling_down(graph: ModelGraph, limits: MaskLimits, steps_since_decision: int | None) -> bool:
