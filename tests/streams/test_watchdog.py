@@ -1,6 +1,7 @@
 """What does not get on is ended with status 75; what waits for good reason is not."""
 
 import asyncio
+import contextlib
 import signal
 import threading
 import time
@@ -13,7 +14,9 @@ from aiokafka.client import AIOKafkaClient
 from aiokafka.consumer.group_coordinator import GroupCoordinator
 from aiokafka.consumer.subscription_state import SubscriptionState
 from aiokafka.errors import KafkaConnectionError, KafkaError
+from faust.types import TP
 
+from tamiyo.schemas.errors import BrokerError
 from tamiyo.schemas.kafka import KafkaSettings, TopicNames
 from tamiyo.streams import shell as shells
 from tamiyo.streams.app import StageConsumerThread
@@ -116,6 +119,23 @@ async def watched(
     watching.cancel()
     await asyncio.gather(watching, return_exceptions=True)
     return str(failures[0]) if failures else None
+
+
+@pytest.mark.parametrize(
+    ("lies_there", "committed", "fine"),
+    [(None, 5, True), (7, 5, True), (5, 7, True), (5, 8, True), (5, 6, False), (5, 5, False), (5, None, False)],
+)
+def test_a_gap_is_fine_where_nothing_lies_or_what_lies_there_was_acknowledged(
+    monkeypatch: pytest.MonkeyPatch, lies_there: int | None, committed: int | None, fine: bool
+) -> None:
+    async def look(places: set[TP]) -> dict[TP, int | None]:
+        return dict.fromkeys(places, committed)
+
+    shell = make_shell(WatchdogSettings())
+    monkeypatch.setattr(shells, "TailReader", Reader(lies_there))
+    monkeypatch.setattr(Shell, "_thread", SimpleNamespace(committed=look))
+    with contextlib.nullcontext() if fine else pytest.raises(BrokerError, match="skipped from offset 5 to 7"):
+        asyncio.run(shell.verify_gap(NUMBERS.name, 0, 5, 7))
 
 
 @pytest.mark.parametrize(
