@@ -117,7 +117,7 @@ class TailReader:
         readings = {
             each: _Reading(committed, begins[each], ends[each], ends[each]) for each, committed in partitions.items()
         }
-        size = PIECE
+        size, read = PIECE, 0
         open_ = {each for each, reading in readings.items() if reading.high > reading.begin}
         while open_:
             for each in open_:
@@ -136,7 +136,8 @@ class TailReader:
                 said = [told for told in reading.piece if POSITIONS_HEADER in told.headers]
                 if reading.low <= reading.begin or (said and all(told.below(reading.committed) for told in said)):
                     open_.discard(each)
-            size = min(2 * size, LARGEST_PIECE)
+            read += size
+            size = min(read, LARGEST_PIECE)  # as much again
         return {
             (each.topic, each.partition): [told for piece in reversed(reading.pieces) for told in piece]
             for each, reading in readings.items()

@@ -48,7 +48,7 @@ def test_the_tail_reaches_back_to_a_whole_piece_below(kafka: KafkaSettings, name
             assert [each.value for each in tails[topic, 0]] == [b"x"]
             assert tails[topic, 1] == []
             tail = (await reader.tails({(topic, 2): {"in": 2500}}))[topic, 2]
-            assert (tail[0].offset, len(tail)) == (3000 - 3 * PIECE, 3 * PIECE)
+            assert (tail[0].offset, len(tail)) == (3000 - 2 * PIECE, 2 * PIECE)
             tail = (await reader.tails({(topic, 2): {"in": 3000}}))[topic, 2]
             assert len(tail) == PIECE
             assert await reader.begins([(topic, 2)]) == {(topic, 2): 0}
