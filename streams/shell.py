@@ -159,16 +159,18 @@ class Shell:
     async def _prepare(self, tenures: dict[int, Tenure]) -> None:
         try:
             await self._views.wait(self.worker.view_timeout_s)
-            memories, said = await self._recall(list(tenures))
-            for number, tenure in tenures.items():
-                stage = self._stage(number, self._settings, self._views.by_name)  # type: ignore[call-arg]
-                # In a thread: thousands of records are decoded, and the process has other stages.
-                await asyncio.to_thread(stage.recall, self._read_back(said[number]))
-                tenure.begin(stage, memories[number], self._suspects(number))
-            log.info(
-                "partitions are being fed",
-                stage=self.name, recalled={number: len(each) for number, each in said.items() if each},
-            )  # fmt: skip
+            recalled: dict[int, int] = {}
+            async with TailReader(self._kafka, fetch_wait_ms=self._fetch_wait_ms) as reader:
+                positions = await self._positions(reader, list(tenures))
+                # One after another: who takes over many partitions holds what was said on one of them at a time.
+                for number, tenure in tenures.items():
+                    memory, said = await self._recall(reader, number, positions[number])
+                    recalled[number] = len(said)
+                    stage = self._stage(number, self._settings, self._views.by_name)  # type: ignore[call-arg]
+                    # In a thread: thousands of records are decoded, and the process has other stages.
+                    await asyncio.to_thread(stage.recall, self._read_back(said))
+                    tenure.begin(stage, memory, self._suspects(number))
+            log.info("partitions are being fed", stage=self.name, recalled=recalled)
         except asyncio.CancelledError:
             raise
         except BaseException as error:
@@ -179,47 +181,39 @@ class Shell:
         path = Path(self.worker.state_dir) / "suspects" / f"{self._group}-{number}.json"
         return Suspects(path, attempts=self.worker.poison_attempts)
 
-    async def _recall(self, numbers: Sequence[int]) -> tuple[dict[int, Memory], dict[int, list[_Output]]]:
-        """Read where to go on, and what was said after that, for each partition number."""
-        inputs = [topic.name for topic in self._stage.inputs]
-        tps = {TP(self.names.full(name), number) for name in inputs for number in numbers}
+    async def _positions(self, reader: TailReader, numbers: Sequence[int]) -> dict[int, dict[str, int]]:
+        """Read where to go on, for each partition number."""
+        full = {topic.name: self.names.full(topic.name) for topic in self._stage.inputs}
+        tps = {TP(name, number) for name in full.values() for number in numbers}
         committed = await self._thread.committed(tps)
-        async with TailReader(self._kafka, fetch_wait_ms=self._fetch_wait_ms) as reader:
-            begins = await reader.begins([(tp.topic, tp.partition) for tp in tps])
-            # Where nothing was committed, or what was is gone, reading begins with the log.
-            positions = {
-                number: {
-                    name: max(committed[TP(full, number)] or 0, begins[full, number])
-                    for name in inputs
-                    for full in (self.names.full(name),)
-                }
-                for number in numbers
-            }
-            outputs = {topic.name: topic for topic in self._stage.outputs}
-            aside = [name for topic in self._stage.inputs for name in (topic.dead_letters, topic.late)]
-            tails = await reader.tails(
-                {
-                    (self.names.full(name), number): positions[number]
-                    for name in (*outputs, *aside)
-                    for number in numbers
-                }
-            )
-        memories = {number: Memory(positions[number]) for number in numbers}
-        said: dict[int, list[_Output]] = {number: [] for number in numbers}
-        for (full, number), tail in tails.items():
+        begins = await reader.begins([(tp.topic, tp.partition) for tp in tps])
+        # Where nothing was committed, or what was is gone, reading begins with the log.
+        return {
+            number: {bare: max(committed[TP(name, number)] or 0, begins[name, number]) for bare, name in full.items()}
+            for number in numbers
+        }
+
+    async def _recall(self, reader: TailReader, number: int, positions: dict[str, int]) -> tuple[Memory, list[_Output]]:
+        """Read what was said of a partition after its positions."""
+        outputs = {topic.name: topic for topic in self._stage.outputs}
+        aside = [name for topic in self._stage.inputs for name in (topic.dead_letters, topic.late)]
+        tails = await reader.tails({(self.names.full(name), number): positions for name in (*outputs, *aside)})
+        memory = Memory(positions)
+        said: list[_Output] = []
+        for (full, _), tail in tails.items():
             name = self.names.bare(full)
-            reached = memories[number].reached
             for told in tail:
-                reached.update({topic: max(at, reached.get(topic, 0)) for topic, at in told.positions.items()})
+                for topic, at in told.positions.items():
+                    memory.reached[topic] = max(at, memory.reached.get(topic, 0))
                 identity = told.headers.get(ID_HEADER)
                 if name in outputs and identity is not None:
-                    memories[number].said.add((name, identity))
-                    said[number].append(_Output(outputs[name], number, identity, told))
+                    memory.said.add((name, identity))
+                    said.append(_Output(outputs[name], number, identity, told))
                 elif name not in outputs and told.source is not None:
-                    memories[number].said.add((name, f"{told.source[0]}:{told.source[1]}"))
+                    memory.said.add((name, f"{told.source[0]}:{told.source[1]}"))
                     if POISON_HEADER in told.headers:
-                        memories[number].poison.add(told.source)
-        return memories, {number: sorted(each, key=lambda one: one.told.timestamp_ms) for number, each in said.items()}
+                        memory.poison.add(told.source)
+        return memory, sorted(said, key=lambda one: one.told.timestamp_ms)
 
     @staticmethod
     def _read_back(outputs: Sequence[_Output]) -> Iterator[Said]:

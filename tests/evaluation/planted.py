@@ -41,12 +41,9 @@ class Plant:
                 await self._before(tenure, said, acknowledge=bug == "acknowledge")
             await publish(tenure, said)
 
-        async def forgetting(shell: Shell, numbers: Any) -> Any:
-            memories, said = await recall(shell, numbers)
-            if shell.name == stage:
-                memories = {number: Memory(each.positions) for number, each in memories.items()}
-                said = {number: [] for number in said}
-            return memories, said
+        async def forgetting(shell: Shell, *arguments: Any) -> Any:
+            memory, said = await recall(shell, *arguments)
+            return (Memory(memory.positions), []) if shell.name == stage else (memory, said)
 
         def observing(tenure: Tenure, each: Any, received: float | None) -> None:
             observe(tenure, each, received)

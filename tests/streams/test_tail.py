@@ -43,7 +43,7 @@ def test_the_tail_reaches_back_to_a_whole_piece_below(kafka: KafkaSettings, name
             tails = await reader.tails(wanted)
             values = [int(each.value or b"") for each in tails[topic, 2]]
             assert values == list(range(values[0], 3000))
-            # Pieces of 500, 1000, 2000: the third begins the log, and is not below; 1100 is inside.
+            # Pieces of 500, 500, 1000, 1000: the third holds 1100, and so is not below; the fourth begins the log.
             assert values[0] == 0
             assert [each.value for each in tails[topic, 0]] == [b"x"]
             assert tails[topic, 1] == []
