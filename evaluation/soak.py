@@ -38,7 +38,7 @@ from tamiyo.streams.stopping import stoppable
 
 SAMPLE_S = 10.0
 POLL_S = 0.05
-IDLE_S = 330.0  # an abandoned run's last window closes after 300
+IDLE_S = 90.0  # an abandoned run's last window closes after 60
 DRAIN_S = 420.0
 CURTAIN_S = 60.0  # for draining, where somebody has pressed Ctrl-C
 VICTIMS = ("worker-1", "worker-2", "learner")
@@ -47,12 +47,13 @@ SETTINGS = {
     # Every update writes 6 MB; two hours of them would fill a disk with what nobody reads.
     "TAMIYO_LEARNER_KEEP_CHECKPOINTS": "20",
     "TAMIYO_LEARNER_FRESH_BATCH": "32",
-    # What falls silent is held for ten minutes rather than half an hour, so that a soak soon holds what it always will.
-    "TAMIYO_DECISION_IDLE_TIMEOUT_S": "600",
-    "TAMIYO_REWARD_IDLE_TIMEOUT_S": "600",
-    # The default is for busy installations: 10,000 windows of a partition would take a day here, and a run that fell
-    # silent keeps its last windows for so long.
-    "TAMIYO_GRAPH_HISTORY_STRETCH": "300",
+    # What falls silent is held for minutes rather than half an hour, so that an hour sees many such cycles: of a few, a
+    # lag that climbs cannot be told from one that goes up and down.
+    "TAMIYO_WINDOW_IDLE_TIMEOUT_S": "60",
+    "TAMIYO_DECISION_IDLE_TIMEOUT_S": "120",
+    "TAMIYO_REWARD_IDLE_TIMEOUT_S": "120",
+    # The default is for busy installations: 10,000 windows of a partition would take a day here.
+    "TAMIYO_GRAPH_HISTORY_STRETCH": "100",
 }
 
 app = typer.Typer(add_completion=False)

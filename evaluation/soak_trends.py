@@ -1,8 +1,9 @@
 """Whether a series is flat: a robust line through its second half, and a verdict in words.
 
 The line is Theil and Sen's: the median slope over all pairs of points, which a third of outliers do not move. Its
-interval takes points for independent; those of a process are not, so it is too narrow, and a verdict of growth needs
-the whole interval above a tolerance that says what would matter.
+interval takes points for independent; where those of a series resemble their neighbours, as a saw tooth's do, it is
+fitted to the medians of stretches so long that they do not. A verdict of growth needs the whole interval above a
+tolerance that says what would matter.
 """
 
 from collections.abc import Sequence
@@ -10,12 +11,13 @@ from dataclasses import asdict, dataclass
 from statistics import median
 from typing import Any
 
-from scipy.stats import theilslopes
+from scipy.stats import rankdata, theilslopes
 
 HOUR_S = 3600.0
 LEAST_S = 900.0  # of a series; a shorter one says nothing about hours
 WARM_S = 300.0  # of a process's life: imports, first batches, caches that fill
 CONFIDENCE = 0.95
+LEAST_STRETCHES = 6  # that tell of a trend independently; of fewer, Theil and Sen's line has no interval of 95 %
 
 Point = tuple[float, float]
 """Seconds since the beginning, and a value."""
@@ -57,6 +59,8 @@ class Trend:
     minutes: float = 0.0
     """How long a stretch it was fitted to."""
     points: int = 0
+    stretches: int = 0
+    """How many of them, or medians of several, tell of the trend independently."""
 
     @property
     def grows(self) -> bool:
@@ -75,9 +79,14 @@ def trend(points: Sequence[Point], tolerance: Tolerance) -> Trend:
         return Trend(
             f"not judged: {span / 60:.0f} minutes are too short", minutes=round(span / 60, 1), points=len(points)
         )
-    values = [value for _, value in points]
-    line = theilslopes(values, [seconds / HOUR_S for seconds, _ in points], CONFIDENCE)
-    allowed = tolerance.of(values)
+    allowed = tolerance.of([value for _, value in points])
+    stretches = independent(points)
+    if len(stretches) < LEAST_STRETCHES:
+        return Trend(
+            f"not judged: only {len(stretches)} stretches tell of it independently",
+            minutes=round(span / 60, 1), points=len(points), stretches=len(stretches),
+        )  # fmt: skip
+    line = _line(stretches)
     return Trend(
         verdict(line.slope, line.low_slope, line.high_slope, allowed, tolerance.unit),
         slope_per_hour=_rounded(line.slope),
@@ -86,7 +95,35 @@ def trend(points: Sequence[Point], tolerance: Tolerance) -> Trend:
         tolerance=_rounded(allowed),
         minutes=round(span / 60, 1),
         points=len(points),
+        stretches=len(stretches),
     )
+
+
+def independent(points: Sequence[Point]) -> list[Point]:
+    """Return the medians of stretches of `points` so long that around a line one tells little of the next.
+
+    As long as the integrated autocorrelation time of the residuals' ranks, after Geyer (1992): pairs of neighbouring
+    autocorrelations are added up while they are positive.
+    """
+    line = _line(points)
+    residuals = [value - line.intercept - line.slope * seconds / HOUR_S for seconds, value in points]
+    ranks = rankdata(residuals) - (len(points) + 1) / 2
+    power = float(ranks @ ranks)
+    if power == 0:  # a line without noise
+        return list(points)
+    time = -1.0
+    for lag in range(0, len(ranks) - 1, 2):
+        pair = float(ranks[: len(ranks) - lag] @ ranks[lag:] + ranks[: len(ranks) - lag - 1] @ ranks[lag + 1 :]) / power
+        if pair <= 0:
+            break
+        time += 2 * pair
+    size = max(1, round(time))
+    parts = [points[begin : begin + size] for begin in range(0, len(points), size)]
+    return [(median(seconds for seconds, _ in part), median(value for _, value in part)) for part in parts]
+
+
+def _line(points: Sequence[Point]) -> Any:
+    return theilslopes([value for _, value in points], [seconds / HOUR_S for seconds, _ in points], CONFIDENCE)
 
 
 def verdict(slope: float, low: float, high: float, allowed: float, unit: str) -> str:

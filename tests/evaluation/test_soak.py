@@ -16,7 +16,17 @@ from tamiyo.evaluation.soak_plot import draw
 from tamiyo.evaluation.soak_report import report_of
 from tamiyo.evaluation.soak_runs import GAIN, Population
 from tamiyo.evaluation.soak_samples import SampleFile, read_samples
-from tamiyo.evaluation.soak_trends import TOLERANCES, WARM_S, Tolerance, longest_life, second_half, thin, trend, verdict
+from tamiyo.evaluation.soak_trends import (
+    TOLERANCES,
+    WARM_S,
+    Tolerance,
+    independent,
+    longest_life,
+    second_half,
+    thin,
+    trend,
+    verdict,
+)
 from tamiyo.schemas.adaptation import Action, AdaptationDecision, CompiledKernel
 from tamiyo.schemas.errors import ConfigurationError
 from tamiyo.schemas.identity import decision_id, graph_id, window_id
@@ -47,6 +57,37 @@ def test_a_leak_is_told_with_its_rate_through_noise_and_outliers() -> None:
 def test_noise_is_flat() -> None:
     noise = random.Random(1)
     assert trend([(t, 400 + noise.gauss(0, 3)) for t in HOUR], MEMORY).verdict == "flat"
+
+
+def resembling(seed: int) -> list[float]:
+    """A series of which each value is mostly the one before it, as a lag of runs that fall silent is."""
+    noise = random.Random(seed)
+    values = [0.0]
+    for _ in range(600):
+        values.append(0.9 * values[-1] + noise.gauss(0, 1))
+    return [1000 + 200 * value for value in values[-len(HOUR) :]]
+
+
+def test_a_series_that_goes_up_and_down_by_itself_seldom_seems_to_go_anywhere() -> None:
+    lags = [list(zip(HOUR, resembling(seed), strict=True)) for seed in range(60)]
+    found = [trend(each, TOLERANCES["lag"]) for each in lags]
+    assert sum(each.verdict.startswith(("grows", "falls")) for each in found) <= 6  # 5 % should
+    assert all(6 <= each.stretches < 100 for each in found)
+    climbing = [[(t, value + 2000 * t / 3600) for t, value in each] for each in lags]
+    assert sum(trend(each, TOLERANCES["lag"]).grows for each in climbing) >= 57
+
+
+def test_independent_noise_is_left_as_it_is() -> None:
+    noise = random.Random(2)
+    points = [(t, noise.gauss(0, 3)) for t in HOUR]
+    assert len(independent(points)) >= len(points) / 2
+    line = [(t, 2 * t) for t in HOUR]
+    assert independent(line) == line
+
+
+def test_what_changes_its_level_once_tells_too_little() -> None:
+    found = trend([(t, 400.0 + 50 * (t > 900)) for t in HOUR], MEMORY)
+    assert found.verdict == "not judged: only 5 stretches tell of it independently"
 
 
 def test_a_short_series_is_not_judged() -> None:
