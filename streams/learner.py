@@ -30,6 +30,7 @@ from tamiyo.streams.acls import grants, require
 from tamiyo.streams.exits import EXIT_AGAIN, EXIT_BUG, EXIT_UNUSABLE
 from tamiyo.streams.experiences import ExperienceTopic
 from tamiyo.streams.health import HealthServer
+from tamiyo.streams.memory import trim
 from tamiyo.streams.releases import Releases
 from tamiyo.streams.settings import LearnerSettings
 from tamiyo.streams.tail import REASON_HEADER, SOURCE_HEADER, STAGE_HEADER, TIME_HEADER
@@ -271,6 +272,7 @@ class LearnerLoop:
             self._tell(report)
             if report.accepted:
                 self._release(learner, parent=parent)
+        trim()
 
     def _release(self, learner: Learner, *, parent: int | None) -> None:
         header = learner.header(

@@ -22,6 +22,7 @@ from tamiyo.schemas.topics import Topic
 from tamiyo.streams import metrics
 from tamiyo.streams.app import StageConsumerThread, create_app
 from tamiyo.streams.exits import EXIT_AGAIN, EXIT_BUG, end
+from tamiyo.streams.memory import trim
 from tamiyo.streams.outgoing import Headers
 from tamiyo.streams.settings import WorkerSettings
 from tamiyo.streams.stage import Said, Stage
@@ -171,6 +172,7 @@ class Shell:
                     await asyncio.to_thread(stage.recall, self._read_back(said))
                     tenure.begin(stage, memory, self._suspects(number))
             log.info("partitions are being fed", stage=self.name, recalled=recalled)
+            await asyncio.to_thread(trim)
         except asyncio.CancelledError:
             raise
         except BaseException as error:

@@ -28,8 +28,25 @@ print(int(Path("/proc/self/statm").read_text().split()[1]) * 4096 // 1_000_000)
 """
 
 
-def resident_mb(settings: str) -> int:
-    done = subprocess.run([sys.executable, "-c", PROGRAM, settings], capture_output=True, text=True, check=True)
+# As the ends of topics are: messages of 30 kB, read and dropped, and something small that stays beside each.
+PIECES = """
+import sys
+from pathlib import Path
+from tamiyo.streams.memory import give_back, trim
+if not give_back():
+    print("not here"); sys.exit()
+blocks, kept = [], []
+for _ in range(3000):
+    blocks.append(bytearray(30_000)); kept.append(bytearray(600))
+blocks.clear()
+if sys.argv[1] == "yes":
+    trim()
+print(int(Path("/proc/self/statm").read_text().split()[1]) * 4096 // 1_000_000)
+"""
+
+
+def resident_mb(settings: str, program: str = PROGRAM) -> int:
+    done = subprocess.run([sys.executable, "-c", program, settings], capture_output=True, text=True, check=True)
     if "not here" in done.stdout:
         pytest.skip("the C library is not glibc")
     return int(done.stdout)
@@ -40,3 +57,8 @@ def test_large_blocks_are_given_back() -> None:
     steady, usual = resident_mb("yes"), resident_mb("no")
     assert steady < 40
     assert usual > steady
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_what_lies_free_between_what_is_held_goes_back_when_asked_for() -> None:
+    assert resident_mb("no", PIECES) - resident_mb("yes", PIECES) > 60
