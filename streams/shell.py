@@ -165,18 +165,23 @@ class Shell:
                 positions = await self._positions(reader, list(tenures))
                 # One after another: who takes over many partitions holds what was said on one of them at a time.
                 for number, tenure in tenures.items():
-                    memory, said = await self._recall(reader, number, positions[number])
-                    recalled[number] = len(said)
-                    stage = self._stage(number, self._settings, self._views.by_name)  # type: ignore[call-arg]
-                    # In a thread: thousands of records are decoded, and the process has other stages.
-                    await asyncio.to_thread(stage.recall, self._read_back(said))
-                    tenure.begin(stage, memory, self._suspects(number))
+                    recalled[number] = await self._begin(reader, tenure, positions[number])
             log.info("partitions are being fed", stage=self.name, recalled=recalled)
             await asyncio.to_thread(trim)
         except asyncio.CancelledError:
             raise
         except BaseException as error:
             self.fail(error, at={"stage": self.name, "partitions": sorted(tenures), "while": "recalling"})
+
+    async def _begin(self, reader: TailReader, tenure: Tenure, positions: dict[str, int]) -> int:
+        """Let a stage recall what was said on a partition, and feed it from now on; return how much that was."""
+        number = tenure.partition
+        memory, said = await self._recall(reader, number, positions)
+        stage = self._stage(number, self._settings, self._views.by_name)  # type: ignore[call-arg]
+        # In a thread: thousands of records are decoded, and the process has other stages.
+        await asyncio.to_thread(stage.recall, self._read_back(said))
+        tenure.begin(stage, memory, self._suspects(number))
+        return len(said)
 
     def _suspects(self, number: int) -> Suspects:
         # One file a partition: nobody else writes it while the partition is held here.
