@@ -5,6 +5,7 @@ import threading
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Column
 
 from tamiyo.schemas import topics
 from tamiyo.schemas.adaptation import AdaptationDecision, AdaptationOutcome
@@ -24,7 +25,7 @@ class Display:
         self.progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
-            MofNCompleteColumn(),
+            MofNCompleteColumn(table_column=Column(min_width=9)),
             TextColumn("{task.fields[state]}"),
             TimeElapsedColumn(),
             console=console,

@@ -4,7 +4,7 @@ import json
 import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from prometheus_client.parser import text_string_to_metric_families
 from rich.console import Console
@@ -156,7 +156,8 @@ def show(report: Report, console: Console) -> None:
     if report.host and report.static:
         table = Table(title=f"{report.task}, {'all runs' if len(report.runs) > 1 else f'seed {report.seed}'}")
         for column in ("run", "network", "steps", "validation loss", "test accuracy", "parameters", "overhead"):
-            table.add_column(column, justify="left" if column in ("run", "network") else "right")
+            justify: Literal["left", "right"] = "left" if column in ("run", "network") else "right"
+            table.add_column(column, justify=justify, min_width=max(map(len, column.split())))
         for run in report.runs:
             for name, side in (("with Tamiyo", run.get("host")), ("static twin", run.get("static"))):
                 if side:
