@@ -154,7 +154,8 @@ def quantile(q: float, cumulative: dict[float, float]) -> float | None:
 def show(report: Report, console: Console) -> None:
     """Print the summary beside the static twin."""
     if report.host and report.static:
-        table = Table(title=f"{report.task}, {'all runs' if len(report.runs) > 1 else f'seed {report.seed}'}")
+        title = f"{report.task}, {'all runs' if len(report.runs) > 1 else f'seed {report.seed}'}"
+        table = Table(title=title, show_edge=False)  # eighty columns hold it, just
         for column in ("run", "network", "steps", "validation loss", "test accuracy", "parameters", "overhead"):
             justify: Literal["left", "right"] = "left" if column in ("run", "network") else "right"
             table.add_column(column, justify=justify, min_width=max(map(len, column.split())))
