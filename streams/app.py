@@ -1,12 +1,13 @@
 """The Faust app of one stage: its consumer group, its transport, and nothing of Faust's that loses data.
 
-Faust's consumer is bent in five places, each found by reading 0.15.3 and its aiokafka driver:
+Faust's consumer is bent in six places, each found by reading 0.15.3 and its aiokafka driver:
 - its default assignor spreads the partitions of a stage's several inputs over different workers; aiokafka's range
   assignor gives one worker the same partition number of all of them;
 - a partition without a committed offset is not sought back when records were fetched during a rebalance, so they
   would be skipped; here it is sought to its beginning;
 - the time of the last heartbeat that succeeded is kept, so that a process that slept past its session can tell;
 - its watch for stalled partitions, which can crash in a rebalance, is off;
+- of a stage's inputs none is read far ahead of another in time;
 - a message that can be handed on at once is handed on without the two tasks that Faust makes for it, and one that
   cannot waits for room instead of for a second.
 """
@@ -14,7 +15,7 @@ Faust's consumer is bent in five places, each found by reading 0.15.3 and its ai
 import asyncio
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -32,6 +33,7 @@ from tamiyo.schemas.kafka import KafkaSettings
 from tamiyo.streams.decompression import limit
 from tamiyo.streams.reconnection import unhurried
 from tamiyo.streams.settings import WorkerSettings
+from tamiyo.streams.synchronization import Synchronization
 
 FAUST = logging.getLogger("faust.stage")  # else these services would chatter under this module's name
 
@@ -42,6 +44,10 @@ class StageConsumerThread(driver.AIOKafkaConsumerThread):  # type: ignore[misc]
     logger = FAUST
     last_heartbeat: float = 0.0
     """Monotonic time when the group's coordinator last said that this process is a member."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._synchronization = Synchronization()
 
     def _create_worker_consumer(self, transport: Any) -> Any:
         consumer = super()._create_worker_consumer(transport)
@@ -90,7 +96,33 @@ class StageConsumerThread(driver.AIOKafkaConsumerThread):  # type: ignore[misc]
     async def on_partitions_assigned(self, assigned: Any, generation: int = 0) -> None:
         """Take an assignment as the sign of life it is."""
         self.last_heartbeat = time.monotonic()
+        self._synchronization.clear()
         await super().on_partitions_assigned(assigned, generation)
+
+    async def _fetch_records(
+        self,
+        consumer: AIOKafkaConsumer,
+        active_partitions: set[TP],
+        timeout: float | None = None,
+        max_records: int | None = None,
+    ) -> Mapping[TP, Sequence[Any]]:
+        """Read from the inputs that are behind; where those give nothing for the time of a fetch, from all."""
+        behind = self._synchronization.behind(active_partitions, lambda tp: self._waits(consumer, tp))
+        records: Mapping[TP, Sequence[Any]] = await super()._fetch_records(consumer, behind, timeout, max_records)
+        if not records and len(behind) < len(active_partitions):
+            records = await super()._fetch_records(consumer, active_partitions, 0, max_records)
+        self._synchronization.note(records)
+        return records
+
+    @staticmethod
+    def _waits(consumer: AIOKafkaConsumer, tp: TP) -> bool:
+        """Return whether the log is known to hold more of a partition than has been read."""
+        subscription = consumer._subscription.subscription
+        assignment = subscription.assignment if subscription is not None else None
+        state = assignment.state_value(tp) if assignment is not None else None
+        if state is None or state.highwater is None or not state.has_valid_position:
+            return False
+        return bool(state.position < state.highwater)
 
     async def committed(self, partitions: set[TP]) -> dict[TP, int | None]:
         """Return the group's committed offset of each partition, None where there is none."""
