@@ -31,9 +31,10 @@ from tamiyo.streams.exits import EXIT_AGAIN, EXIT_BUG, EXIT_UNUSABLE
 from tamiyo.streams.experiences import ExperienceTopic
 from tamiyo.streams.health import HealthServer
 from tamiyo.streams.memory import trim
+from tamiyo.streams.outgoing import message_of
 from tamiyo.streams.releases import Releases
 from tamiyo.streams.settings import LearnerSettings
-from tamiyo.streams.tail import REASON_HEADER, SOURCE_HEADER, STAGE_HEADER, TIME_HEADER
+from tamiyo.streams.stage import Incoming, Reject
 from tamiyo.streams.topics import Topics
 from tamiyo.streams.watchdog import LoopWatch, Stillness
 
@@ -249,18 +250,10 @@ class LearnerLoop:
     def _reject(self, message: Message, kind: str, reason: str) -> None:
         metrics.REJECTED.labels(kind).inc()
         log.error("an experience cannot be read", partition=message.partition(), offset=message.offset(), reason=reason)
-        source = f"{EXPERIENCE.name}:{message.partition()}:{message.offset()}"
-        self._letters.produce(
-            self._names.full(EXPERIENCE.dead_letters),
-            message.value(),
-            message.key(),
-            headers=[
-                (STAGE_HEADER, b"learner"),
-                (SOURCE_HEADER, source.encode()),
-                (REASON_HEADER, reason.encode()[:2000]),
-                (TIME_HEADER, str(time.time_ns() // 1_000_000).encode()),
-            ],
-        )
+        where = (EXPERIENCE.name, message.partition(), message.offset())
+        source = Incoming(*where, timestamp_ms=0, record=None, raw=message.value() or b"", key=message.key())
+        topic, key, value, headers = message_of(Reject(source, reason), "learner")
+        self._letters.produce(self._names.full(topic), value, key, headers=headers)
 
     def _update(self, learner: Learner, *, overdue: bool) -> None:
         parent = learner.version

@@ -31,10 +31,15 @@ def key_of(each: Output | Reject) -> tuple[str, str]:
 
 
 def message_of(
-    each: Output | Reject | End, stage: str, positions: bytes
+    each: Output | Reject | End, stage: str, positions: bytes | None = None
 ) -> tuple[str, bytes | None, bytes | None, Headers]:
-    """Return catalogue topic, key, value and headers of what `stage` says, having read its inputs to `positions`."""
-    headers: Headers = [(STAGE_HEADER, stage.encode()), (POSITIONS_HEADER, positions)]
+    """Return catalogue topic, key, value and headers of what `stage` says, having read its inputs to `positions`.
+
+    Without positions it is nothing that the stage reads back.
+    """
+    headers: Headers = [(STAGE_HEADER, stage.encode())]
+    if positions is not None:
+        headers.append((POSITIONS_HEADER, positions))
     if isinstance(each, End):
         return each.topic.name, MARK_KEY, None, [*headers, *MARK]
     source = each.source
