@@ -1,10 +1,12 @@
 """Reads what an installation says while it runs, and keeps the account of it."""
 
+import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import closing
 from typing import Any
 
-from confluent_kafka import Consumer
+from confluent_kafka import Consumer, TopicPartition
 
 from tamiyo.evaluation.bench_load import COMPANIONS
 from tamiyo.evaluation.soak_ledger import Ledger
@@ -12,6 +14,7 @@ from tamiyo.schemas.analysis import HealthSignals
 from tamiyo.schemas.codec import decode
 from tamiyo.schemas.kafka import KafkaSettings, TopicNames
 from tamiyo.schemas.record import Record
+from tamiyo.schemas.stalls import Stalls
 from tamiyo.schemas.topics import (
     BY_NAME,
     CATALOGUE,
@@ -25,6 +28,8 @@ from tamiyo.schemas.topics import (
 )
 
 READ = (GRAPHS, DECISIONS, KERNELS, REWARDS, EXPERIENCE, CHECKPOINTS)
+LOOK_S = 30.0  # what has waited unread from one look to the next is stalled
+REQUEST_S = 5.0
 
 
 class Reader:
@@ -37,22 +42,45 @@ class Reader:
         self.policy_version = 0
         self._names = names
         self._ledger = ledger
-        self._consumer = Consumer(
-            kafka.librdkafka(
-                **{
-                    "group.id": "tamiyo-soak",
-                    "auto.offset.reset": "earliest",
-                    "enable.auto.commit": False,
-                    "fetch.wait.max.ms": 50,
-                    "log_level": 0,
-                }
-            )
+        self._config = kafka.librdkafka(
+            **{
+                "group.id": "tamiyo-soak",  # librdkafka wants one; no coordinator is asked, nothing is committed
+                "enable.auto.commit": False,
+                "auto.offset.reset": "earliest",
+                "fetch.wait.max.ms": 50,
+                "log_level": 0,
+            }
         )
+        self._look_at = time.monotonic() + LOOK_S
+        self._begin(self._beginnings())
+
+    def _beginnings(self) -> list[TopicPartition]:
         aside = [name for topic in CATALOGUE for name in (topic.dead_letters, topic.late)]
-        self._consumer.subscribe([names.full(name) for name in (*(each.name for each in READ), *aside)])
+        wanted = {self._names.full(name) for name in (*(each.name for each in READ), *aside)}
+        with closing(Consumer(self._config)) as consumer:
+            topics = consumer.list_topics(timeout=REQUEST_S).topics
+        return [
+            TopicPartition(name, number, 0) for name in wanted & topics.keys() for number in topics[name].partitions
+        ]
+
+    def _begin(self, places: list[TopicPartition]) -> None:
+        self._consumer = Consumer(self._config)
+        self._consumer.assign(places)
+        self._stalls = Stalls(self._consumer, places)
+
+    def _look(self) -> None:
+        """Go on with another consumer where this one has stalled: what it missed would be called lost."""
+        self._look_at = time.monotonic() + LOOK_S
+        if self._stalls.look(REQUEST_S):
+            places = self._stalls.places()
+            self._consumer.close()
+            self._begin(places)
+            self.counts["stalled"] += 1
 
     def poll(self, timeout_s: float) -> Iterator[Record]:
         """Take what has come; yield what is for hosts."""
+        if time.monotonic() >= self._look_at:
+            self._look()
         for message in self._consumer.consume(500, timeout_s):
             if message.error():
                 continue  # the broker is away; the client keeps asking

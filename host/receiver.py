@@ -18,6 +18,7 @@ from tamiyo.schemas.connection import explain
 from tamiyo.schemas.errors import BrokerError, RegistryError, SchemaError
 from tamiyo.schemas.kafka import KafkaSettings, TopicNames
 from tamiyo.schemas.record import Record
+from tamiyo.schemas.stalls import Stalls
 from tamiyo.schemas.topics import CONTROL, DECISIONS, KERNELS, Topic
 
 log = logging.getLogger(__name__)
@@ -53,8 +54,7 @@ class KafkaReceiver:
     thread keeps trying and then reads from the beginning: only this run's records are kept, whatever was missed.
     Control is always read from the beginning, since orders stand until they are replaced.
 
-    A consumer can stop to fetch a partition without a word, after a broker was away for one. So the thread looks now
-    and then whether anything waits, and takes a partition up again where it does.
+    The thread looks now and then whether a partition has stalled, and takes it up again.
     """
 
     def __init__(
@@ -77,8 +77,6 @@ class KafkaReceiver:
         self._stopping = threading.Event()
         self._connected = False
         self._said = False
-        self._starts: dict[tuple[str, int], int] = {}
-        self._waiting: dict[tuple[str, int], int] = {}
         self._look_at = time.monotonic() + _LOOK_S
         self._consumer = Consumer(
             kafka.librdkafka(
@@ -94,6 +92,7 @@ class KafkaReceiver:
                 }
             )
         )
+        self._stalls = Stalls(self._consumer, ())
         self._connect(time.monotonic() + connect_timeout_s)
         self._thread = threading.Thread(target=self._run, name="tamiyo-receiver", daemon=True)
         self._thread.start()
@@ -127,29 +126,17 @@ class KafkaReceiver:
 
     def _begin(self, positions: list[TopicPartition]) -> None:
         self._consumer.assign(positions)
-        self._starts = {(place.topic, place.partition): place.offset for place in positions}
+        self._stalls = Stalls(self._consumer, positions)
         self._connected = True
 
     def _look(self) -> None:
         """Take up again the partitions where what waited at the last look still does."""
-        before, self._waiting = self._waiting, {}
         self._look_at = time.monotonic() + _LOOK_S
-        stuck = []
-        try:
-            for place in self._consumer.position(self._consumer.assignment()):
-                key = (place.topic, place.partition)
-                place.offset = place.offset if place.offset >= 0 else self._starts[key]  # negative: nothing came yet
-                _, high = self._consumer.get_watermark_offsets(place, timeout=_RETRY_S)
-                if high > place.offset:
-                    self._waiting[key] = place.offset
-                    if before.get(key) == place.offset:
-                        stuck.append(place)
-        except KafkaException:
-            return  # the broker is away: that is another matter
-        if stuck:
-            self._say(f"{stuck[0].topic} was not read on from offset {stuck[0].offset}: it is taken up again")
-            self._consumer.incremental_unassign(stuck)
-            self._consumer.incremental_assign(stuck)
+        stalled = self._stalls.look(_RETRY_S)
+        if stalled:
+            self._say(f"{stalled[0].topic} was not read on from offset {stalled[0].offset}: it is taken up again")
+            self._consumer.incremental_unassign(stalled)
+            self._consumer.incremental_assign(stalled)
 
     def _positions(self, timeout_s: float, *, from_end: bool) -> list[TopicPartition]:
         deadline = time.monotonic() + timeout_s
