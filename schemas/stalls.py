@@ -7,7 +7,7 @@ partition is assigned again. So whoever reads by confluent-kafka without a group
 from collections.abc import Iterable
 from typing import Any
 
-from confluent_kafka import KafkaException, TopicPartition
+from confluent_kafka import OFFSET_END, KafkaException, TopicPartition
 
 
 class Stalls:
@@ -35,13 +35,16 @@ class Stalls:
         before, self._waiting = self._waiting, {}
         stalled = []
         try:
-            for place in self.places():
-                key = (place.topic, place.partition)
-                _, high = self._consumer.get_watermark_offsets(place, timeout=timeout_s)
-                if high > place.offset:
-                    self._waiting[key] = place.offset
-                    if before.get(key) == place.offset:
-                        stalled.append(place)
+            places = self.places()
+            # One request for all. The watermarks of one after another would each wait behind a fetch.
+            latest = [TopicPartition(place.topic, place.partition, OFFSET_END) for place in places]
+            ends = self._consumer.offsets_for_times(latest, timeout=timeout_s)
         except KafkaException:
             return []
+        for place, end in zip(places, ends, strict=True):
+            if end.error is None and end.offset > place.offset:
+                key = (place.topic, place.partition)
+                self._waiting[key] = place.offset
+                if before.get(key) == place.offset:
+                    stalled.append(place)
         return stalled
