@@ -35,6 +35,7 @@ from tamiyo.streams.reconnection import unhurried
 from tamiyo.streams.settings import WorkerSettings
 from tamiyo.streams.synchronization import Synchronization
 
+METADATA_MAX_AGE_MS = 5_000  # aiokafka's own is five minutes
 FAUST = logging.getLogger("faust.stage")  # else these services would chatter under this module's name
 
 
@@ -260,6 +261,9 @@ def create_app(
         # The stage's own loop feeds and commits; what aiokafka would call a slow poll is a full buffer here.
         broker_max_poll_interval=3600.0,
         consumer_auto_offset_reset="earliest",
+        # A group whose leader does not know the topics, as after a broker was away, is assigned nothing until it does.
+        consumer_metadata_max_age_ms=METADATA_MAX_AGE_MS,
+        producer_metadata_max_age_ms=METADATA_MAX_AGE_MS,
         producer_linger=worker.linger_ms / 1000,
         producer_acks=-1,
         producer_request_timeout=worker.delivery_timeout_s,

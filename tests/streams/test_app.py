@@ -19,6 +19,7 @@ def test_the_settings_that_keep_records(tmp_path: Path, monkeypatch: pytest.Monk
     assert (conf.stream_wait_empty, conf.topic_disable_leader, conf.topic_allow_declare) == (False, True, False)
     assert (conf.broker_session_timeout, conf.broker_heartbeat_interval, conf.broker_request_timeout) == (6, 1, 20)
     assert conf.consumer_auto_offset_reset == "earliest"
+    assert conf.consumer_metadata_max_age_ms == conf.producer_metadata_max_age_ms <= 10_000
     assert (conf.web_enabled, conf.worker_redirect_stdouts) == (False, False)
     app._create_directories()
     assert list(tmp_path.iterdir()) == []
