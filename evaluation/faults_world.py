@@ -169,12 +169,8 @@ class Host:
         self._kernels: dict[str, Any] = {}
         self._consumer: Any = Consumer(
             kafka.librdkafka(
-                **{
-                    "group.id": "tamiyo-faults-host",
-                    "enable.auto.commit": False,
-                    "log_level": 0,
-                    "reconnect.backoff.max.ms": 1_000,
-                }
+                **{"group.id": "tamiyo-faults-host", "enable.auto.commit": False, "log_level": 0},
+                **{"reconnect.backoff.max.ms": 1_000, "topic.metadata.refresh.interval.ms": 5_000},
             )
         )
         self._producer: Any = Producer(kafka.librdkafka(**PATIENT))

@@ -107,8 +107,6 @@ class KafkaSettings(BaseSettings):
             "ssl.key.location": self.ssl_key_file or self.ssl_cert_file,
             "ssl.key.password": _plain(self.ssl_key_password),
             "log_level": 3,
-            # After a broker was away, a client may wait so long before it sends or fetches again; by default 5 minutes.
-            "topic.metadata.refresh.interval.ms": 10_000,
             **extra,
         }
         return {name: value for name, value in config.items() if value is not None}
