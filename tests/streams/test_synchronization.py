@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 from confluent_kafka import Producer
+from faust.transport.drivers.aiokafka import AIOKafkaConsumerThread
 from faust.types import TP
 
 from tamiyo.schemas.kafka import PRODUCER, KafkaSettings, TopicNames
-from tamiyo.streams.app import create_app
+from tamiyo.streams.app import StageConsumerThread, create_app
 from tamiyo.streams.settings import WorkerSettings
 from tamiyo.streams.synchronization import SLACK_MS, Synchronization
 
@@ -47,6 +48,22 @@ def test_a_record_from_the_future_holds_its_input_back_until_the_next_is_read() 
     assert known.behind({A0, B0}, {A0, B0}.__contains__) == {A0, B0}
     known.clear()
     assert known.behind({A0, B0}, {A0, B0}.__contains__) == {A0, B0}
+
+
+def test_an_input_that_gives_nothing_holds_nobody_up_for_longer_than_a_fetch(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[set[TP], float]] = []
+
+    async def fetch(self: Any, consumer: Any, tps: set[TP], timeout: float, max_records: int) -> dict[TP, list[Any]]:
+        asked.append((tps, timeout))
+        return {A0: [SimpleNamespace(timestamp=20_000)]} if A0 in tps else {}
+
+    monkeypatch.setattr(AIOKafkaConsumerThread, "_fetch_records", fetch)
+    monkeypatch.setattr(StageConsumerThread, "_waits", staticmethod(lambda consumer, tp: True))
+    thread = StageConsumerThread.__new__(StageConsumerThread)
+    thread._synchronization = read_to(a0=10_000, b0=0)
+
+    assert asyncio.run(thread._fetch_records(None, {A0, B0}, 1.0, 100)).keys() == {A0}
+    assert asked == [({B0}, 1.0), ({A0, B0}, 0)]
 
 
 def test_small_records_are_not_read_hours_ahead_of_large_ones(kafka: KafkaSettings, names: TopicNames) -> None:
