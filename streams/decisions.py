@@ -32,6 +32,7 @@ from tamiyo.schemas.topics import CHECKPOINTS, CONTROL, DECISIONS, GRAPHS, OUTCO
 from tamiyo.streams.decision_history import INTERVAL, History
 from tamiyo.streams.explanation import explain_decision
 from tamiyo.streams.policies import Policies, Served
+from tamiyo.streams.recent import Recent
 from tamiyo.streams.recorded_policies import RecordedPolicies
 from tamiyo.streams.settings import DecisionSettings
 from tamiyo.streams.stage import Incoming, Output, Reject, Said, View
@@ -97,7 +98,9 @@ class DecisionsStage:
         self._runs: dict[str, History] = {}
         self._recalled: dict[str, AdaptationDecision] = {}
         """Said before the restart; their graphs may be read again."""
-        self._decided: OrderedDict[str, None] = OrderedDict()
+        self._recalled_at: dict[str, int] = {}
+        """Where on the log the graph of each lies, until it is known from where graphs are read."""
+        self._decided = Recent(REMEMBERED)
         self._early: dict[str, Incoming] = {}
         """Outcomes read again before the graph whose decision they answer."""
         self._ticked_ms = 0
@@ -108,7 +111,10 @@ class DecisionsStage:
         """Learn which graphs have been answered: what was decided under one policy is not decided under the next."""
         for each in said:
             # The first under an id holds.
-            self._recalled.setdefault(each.record.decision_id, each.record)
+            name = each.record.decision_id
+            self._recalled.setdefault(name, each.record)
+            if (at := each.sources.get(GRAPHS.name)) is not None:
+                self._recalled_at.setdefault(name, at)
 
     def feed(self, batch: Sequence[Incoming]) -> Sequence[Output | Reject]:
         """Answer graphs, or let them wait where there is no policy yet; take note of outcomes."""
@@ -150,6 +156,7 @@ class DecisionsStage:
     def _take_graph(self, incoming: Incoming) -> list[Output | Reject]:
         graph: ModelGraph = incoming.record
         name = decision_id(graph.graph_id)
+        self._let_go(incoming.offset)
         recalled = self._recalled.pop(name, None)
         if recalled is not None:
             self._note(graph, incoming.offset, recalled)
@@ -164,6 +171,14 @@ class DecisionsStage:
                 Reject(oldest, f"no policy {self.settings.policy!r} came while {len(self._waiting)} graphs waited")
             )
         return said
+
+    def _let_go(self, offset: int) -> None:
+        """Forget, at the first graph, the decisions on graphs before it: a thousand of them take 10 MB."""
+        for name, at in self._recalled_at.items():
+            if at < offset:
+                del self._recalled[name]
+                self._early.pop(name, None)
+        self._recalled_at.clear()
 
     def _answer_waiting(self) -> list[Output | Reject]:
         said: list[Output | Reject] = []
@@ -189,9 +204,7 @@ class DecisionsStage:
             self._runs[outcome.run_id].learn(outcome, incoming.offset)
 
     def _note(self, graph: ModelGraph, offset: int, decision: AdaptationDecision) -> None:
-        self._decided[decision.decision_id] = None
-        while len(self._decided) > REMEMBERED:
-            self._decided.popitem(last=False)
+        self._decided.add(decision.decision_id)
         early = self._early.pop(decision.decision_id, None)
         if graph.final:
             self._runs.pop(graph.run_id, None)

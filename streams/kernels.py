@@ -21,6 +21,7 @@ from tamiyo.schemas.errors import KernelError
 from tamiyo.schemas.identity import kernel_id
 from tamiyo.schemas.telemetry import ModelTopology
 from tamiyo.schemas.topics import DECISIONS, KERNELS, TOPOLOGY, Topic
+from tamiyo.streams.recent import Recent
 from tamiyo.streams.settings import KernelSettings
 from tamiyo.streams.stage import Incoming, Output, Reject, Said, View
 
@@ -52,12 +53,12 @@ class KernelsStage:
         self._topologies: View[ModelTopology] = views[TOPOLOGY.name]
         self._store = KernelStore(settings.store_url)
         self._waiting: OrderedDict[str, _Waiting] = OrderedDict()
-        self._told: OrderedDict[str, None] = OrderedDict()
+        self._told = Recent(REMEMBERED)
 
     def recall(self, said: Iterable[Said]) -> None:
         """Learn which kernels were told of: they are neither built nor stored again."""
         for each in said:
-            self._tell(each.record.kernel_id)
+            self._told.add(each.record.kernel_id)
 
     def feed(self, batch: Sequence[Incoming]) -> Sequence[Output | Reject]:
         """Compile for every decision that a host is to execute by loading a kernel."""
@@ -104,7 +105,7 @@ class KernelsStage:
             log.warning("a kernel is refused", run_id=decision.run_id, decision_id=decision.decision_id,
                         layer=decision.layer_id, blueprint=decision.blueprint, reason=str(error))  # fmt: skip
             return self._refuse(incoming, str(error))
-        self._tell(stored.kernel_id)
+        self._told.add(stored.kernel_id)
         record = CompiledKernel(
             run_id=decision.run_id,
             kernel_id=stored.kernel_id,
@@ -125,7 +126,7 @@ class KernelsStage:
     def _refuse(self, incoming: Incoming, reason: str) -> Output:
         decision: AdaptationDecision = incoming.record
         name = kernel_id(decision.decision_id)
-        self._tell(name)
+        self._told.add(name)
         record = CompiledKernel(
             run_id=decision.run_id,
             kernel_id=name,
@@ -137,11 +138,6 @@ class KernelsStage:
             reason=reason[:MAX_REASON],
         )
         return Output(KERNELS, record, name, incoming)
-
-    def _tell(self, name: str) -> None:
-        self._told[name] = None
-        while len(self._told) > REMEMBERED:
-            self._told.popitem(last=False)
 
 
 def build(decision: AdaptationDecision, topology: ModelTopology | None, store: KernelStore) -> StoredKernel:

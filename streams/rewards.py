@@ -10,7 +10,6 @@ and windows from `baseline_windows` before the oldest of these on. A restart rea
 the same result, and the shell does not repeat what had been published.
 """
 
-from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -21,6 +20,7 @@ from tamiyo.schemas.learning import Experience, RewardAnalysis, SpanReward
 from tamiyo.schemas.topics import DECISIONS, EXPERIENCE, GRAPHS, OUTCOMES, REWARDS, WINDOWS, Topic
 from tamiyo.streams import reward_components as rc
 from tamiyo.streams.explanation import explain_reward
+from tamiyo.streams.recent import Recent
 from tamiyo.streams.reward_facts import WindowFacts
 from tamiyo.streams.reward_runs import Pending, Run, is_executed, parameters_added
 from tamiyo.streams.reward_spans import Case, Judgement, Span, judge, make_spans
@@ -50,7 +50,7 @@ class RewardsStage:
             "time": make_spans([minutes * MINUTE_MS for minutes in settings.span_minutes]),
         }
         self._runs: dict[str, Run] = {}
-        self._done: OrderedDict[str, None] = OrderedDict()
+        self._done = Recent(REMEMBERED)
         self._ticked_ms = 0
         self.backlog: int | None = None
         """Records that wait on the log, where somebody knows and says so."""
@@ -66,7 +66,7 @@ class RewardsStage:
                 learned.add(each.record.experience_id)
         for name, analysis in analysed.items():
             if name in learned or not _teaches(analysis):
-                self._finish(name)
+                self._done.add(name)
 
     def feed(self, batch: Sequence[Incoming]) -> Sequence[Output | Reject]:
         """Take graphs, decisions, outcomes and windows in any order among each other."""
@@ -232,7 +232,7 @@ class RewardsStage:
             more = beyond and pending.closed < len(spans)
             said += self._tell(pending, "executed", "", judgement, pending.closed - 1, not more, source)
             if not more:
-                self._finish(decision.decision_id)
+                self._done.add(decision.decision_id)
                 break
         return said
 
@@ -250,13 +250,8 @@ class RewardsStage:
         )
         confidence = 0.0 if status == "dry_run" else 1.0
         judgement = Judgement(spans, components, rc.total(components), confidence, None, None, None)
-        self._finish(pending.decision.decision_id)
+        self._done.add(pending.decision.decision_id)
         return self._tell(pending, status, reason, judgement, 0, True, source)
-
-    def _finish(self, name: str) -> None:
-        self._done[name] = None
-        while len(self._done) > REMEMBERED:
-            self._done.popitem(last=False)
 
     def _give_up(self, run: Run) -> list[Output | Reject]:
         said: list[Output | Reject] = []

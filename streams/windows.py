@@ -22,6 +22,7 @@ from tamiyo.schemas.record import MAX_LAYERS
 from tamiyo.schemas.topics import SIGNALS, WINDOWS, Topic
 from tamiyo.streams.aggregates import Contribution, layer_statistics, model_statistics
 from tamiyo.streams.readings import LARGEST
+from tamiyo.streams.recent import Recent
 from tamiyo.streams.settings import WindowSettings
 from tamiyo.streams.stage import SHORT_ID, Incoming, Output, Reject, Said, View
 from tamiyo.streams.watermark import Closings, Progress
@@ -68,8 +69,8 @@ class WindowsStage:
         self._runs: OrderedDict[str, _Run] = OrderedDict()
         """Those with open windows, the longest silent first."""
         self._closings: OrderedDict[str, Closings] = OrderedDict()
-        self._inside: OrderedDict[str, None] = OrderedDict()
-        """Short ids of the signals in closed windows, oldest first."""
+        self._inside = Recent(MAX_INSIDE)
+        """Short ids of the signals in closed windows."""
         self._rows = 0
         self._first_offsets: list[tuple[int, str, int]] = []
         """A heap of (offset, run, start); windows that have closed are skipped when they reach the top."""
@@ -245,9 +246,8 @@ class WindowsStage:
         return Output(WINDOWS, record, record.window_id, source, inside)
 
     def _remember(self, names: Sequence[str]) -> None:
-        self._inside.update(dict.fromkeys(name[:SHORT_ID] for name in names))
-        while len(self._inside) > MAX_INSIDE:
-            self._inside.popitem(last=False)
+        for name in names:
+            self._inside.add(name[:SHORT_ID])
 
     def _record(self, run_id: str, window: _Open, final: bool) -> HealthWindow:
         settings = self.settings
