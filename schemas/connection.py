@@ -18,6 +18,7 @@ from tamiyo.schemas.kafka import KafkaSettings
 FIRST_TRY_S = 0.5  # tries grow, so that a slow broker still gets the time it needs
 ALERT_S = 0.3  # TLS 1.3: a broker refuses the client's certificate after the handshake
 LOGIN = "see TAMIYO_KAFKA_SASL_MECHANISM, TAMIYO_KAFKA_SASL_USERNAME and TAMIYO_KAFKA_SASL_PASSWORD"
+UNREACHED = ("Connect to ", "Failed to resolve ")
 HINTS = (
     ("expired", "the broker's certificate has to be renewed"),
     ("not yet valid", "compare the clocks of this machine and of who made the certificate"),
@@ -75,7 +76,8 @@ class Connection:
         if found is not None:
             return found
         reason = _words(told[-1]) if told else error.str()
-        if not told or "listener" in reason:
+        unreached = told and all(any(word in each.str() for word in UNREACHED) for each in told)
+        if not unreached:  # somebody was there, and broke off: librdkafka has many words for that
             reason += (
                 f"; does TAMIYO_KAFKA_SECURITY_PROTOCOL={self._kafka.security_protocol} fit the broker's listener?"
             )

@@ -76,7 +76,8 @@ class Shell:
         tail = []
         for index, (each, positions) in enumerate(zip(self.published, read, strict=True)):
             if any(offset > self.committed.get(topic, 0) for topic, offset in positions.items()):
-                tail.append(Said(each.topic.name, index, each.record, each.identity))
+                sources = {} if each.source is None else {each.source.topic: each.source.offset}
+                tail.append(Said(each.topic.name, index, each.record, each.identity, sources, each.inside))
         return tail
 
     def take(self, said: Sequence[Output | Reject]) -> None:

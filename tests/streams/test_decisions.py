@@ -17,6 +17,7 @@ from tamiyo.schemas.identity import decision_id, graph_id, kernel_id, outcome_id
 from tamiyo.schemas.topics import CHECKPOINTS, CONTROL, DECISIONS, GRAPHS, OUTCOMES
 from tamiyo.streams.decisions import DecisionsStage
 from tamiyo.streams.settings import DecisionSettings
+from tamiyo.streams.stage import Incoming, Said
 from tests.models.factories import make_graph
 from tests.streams.released import make_policy, release
 from tests.streams.stage_log import FixedView, Log, Shell
@@ -198,6 +199,14 @@ def test_too_much_uncertainty_is_a_veto(make_bench: Callable[..., Bench]) -> Non
 # Adaptations on their way
 
 
+def outcome(name: str, run_id: str, status: OutcomeStatus) -> AdaptationOutcome:
+    """What a host answers to the decision `name`."""
+    return AdaptationOutcome(
+        run_id=run_id, outcome_id=outcome_id(name), decision_id=name, step=300, time_ms=0, type="load_kernel",
+        status=status,
+    )  # fmt: skip
+
+
 def first_adaptation(bench: Bench, **fields: Any) -> tuple[str, int]:
     """Return a run and the window at which it was adapted first."""
     for number in range(50):
@@ -249,13 +258,7 @@ def test_a_refusal_ends_the_wait_where_outcomes_are_heeded(
     bench = make_bench(heed_outcomes=heed)
     run_id, at = first_adaptation(bench)
     name = bench.shell.records(DECISIONS)[-1].decision_id
-    bench.log.add(
-        OUTCOMES,
-        AdaptationOutcome(
-            run_id=run_id, outcome_id=outcome_id(name), decision_id=name, step=300, time_ms=0, type="load_kernel",
-            status=status,
-        ),
-    )  # fmt: skip
+    bench.log.add(OUTCOMES, outcome(name, run_id, status))
     decision = last(bench, graph(at + 1, run_id=run_id))
     assert [veto.by for veto in decision.vetoes] == ([] if heed else ["in_flight"])
 
@@ -348,6 +351,22 @@ def test_a_crash_anywhere_decides_nothing_anew(
 def test_what_is_held_is_bounded_by_the_rate_steps(bench: Bench) -> None:
     bench.decide(*(graph(index) for index in range(80)))
     assert bench.shell.committed[GRAPHS.name] >= 80 - 1 - bench.settings.rate_steps // 50
+
+
+@pytest.mark.parametrize("outcome_first", [False, True])
+def test_an_answer_to_what_was_decided_before_a_restart_holds_nothing(
+    make_bench: Callable[..., Bench], outcome_first: bool
+) -> None:
+    bench = make_bench(heed_outcomes=True)
+    run_id, _ = first_adaptation(bench)
+    decision = bench.shell.records(DECISIONS)[-1]
+    stage = bench.make()
+    stage.recall([Said(DECISIONS.name, 0, decision, decision.decision_id, {GRAPHS.name: 7})])
+    answer = Incoming(OUTCOMES.name, 0, 3, 0, outcome(decision.decision_id, run_id, OutcomeStatus.EXECUTED))
+    # Reading goes on behind the decision's graph, which had been acknowledged.
+    batch = [answer, Incoming(GRAPHS.name, 0, 8, 0, graph(0, run_id="another"))]
+    stage.feed(batch if outcome_first else batch[::-1])
+    assert OUTCOMES.name not in stage.open_offsets()
 
 
 def test_a_run_that_was_silent_before_a_restart_holds_nothing_after_it(bench: Bench) -> None:
