@@ -19,7 +19,7 @@ from tamiyo.schemas.codec import decode
 from tamiyo.schemas.errors import BrokerError, SchemaError
 from tamiyo.schemas.kafka import KafkaSettings, TopicNames
 from tamiyo.schemas.topics import Topic
-from tamiyo.streams import metrics
+from tamiyo.streams import metrics, watches
 from tamiyo.streams.app import StageConsumerThread, create_app
 from tamiyo.streams.exits import EXIT_AGAIN, EXIT_BUG, end
 from tamiyo.streams.memory import trim
@@ -30,7 +30,6 @@ from tamiyo.streams.suspects import Suspects
 from tamiyo.streams.tail import ID_HEADER, POISON_HEADER, TailReader, Told
 from tamiyo.streams.tenure import Memory, Tenure
 from tamiyo.streams.views import Views
-from tamiyo.streams.watchdog import LOOKS, Stillness
 
 log = structlog.get_logger(__name__)
 
@@ -64,20 +63,22 @@ class Shell:
         self.name = stage.name
         self.worker = worker
         self.names = names
+        self.views = views
+        self.tenures: dict[int, Tenure] = {}
+        """By partition number, from an assignment to the next."""
+        self.stopping = False
+        """Whether nothing is fed any more."""
         self.assigned = False
         """Whether the group's coordinator has spoken; an idle member of a group is assigned nothing, but assigned."""
         self._stage = stage
         self._settings = settings
         self._kafka = kafka
-        self._views = views
         self._fetch_wait_ms = fetch_wait_ms
         self._end_process = end_process
         self._group = group
         self._generation = -1
-        self._tenures: dict[int, Tenure] = {}
         self._preparing: asyncio.Task[None] | None = None
         self._tasks: list[asyncio.Task[None]] = []
-        self._stopping = False
         self.app = create_app(group, kafka, worker, fetch_wait_ms=fetch_wait_ms)
         channel = self.app.topic(
             *(names.full(topic.name) for topic in stage.inputs),
@@ -96,35 +97,35 @@ class Shell:
         """Join the group; returns once partitions have been assigned for the first time."""
         self._tasks = [
             asyncio.create_task(self._tick(), name=f"{self.name}-tick"),
-            asyncio.create_task(self._watch_crash(), name=f"{self.name}-crash"),
-            asyncio.create_task(self._watch_coordination(), name=f"{self.name}-coordination"),
-            asyncio.create_task(self._watch_progress(), name=f"{self.name}-progress"),
+            asyncio.create_task(watches.watch_crash(self), name=f"{self.name}-crash"),
+            asyncio.create_task(watches.watch_coordination(self), name=f"{self.name}-coordination"),
+            asyncio.create_task(watches.watch_progress(self), name=f"{self.name}-progress"),
         ]
         await self.app.start()
 
     async def stop(self) -> None:
         """Feed nothing more, publish and acknowledge what was said, commit, leave the group."""
-        self._stopping = True
+        self.stopping = True
         if self._preparing is not None:
             self._preparing.cancel()
-        await asyncio.gather(*(tenure.drain() for tenure in self._tenures.values()))
-        if self._tenures:
+        await asyncio.gather(*(tenure.drain() for tenure in self.tenures.values()))
+        if self.tenures:
             await self.app.consumer.commit()
         for task in self._tasks:
             task.cancel()
-        for tenure in self._tenures.values():
+        for tenure in self.tenures.values():
             tenure.close()
         await self.app.stop()
 
     @property
     def ready(self) -> bool:
         """Whether every assigned partition has recalled what it said and is being fed."""
-        return self.assigned and all(tenure.stage is not None for tenure in self._tenures.values())
+        return self.assigned and all(tenure.stage is not None for tenure in self.tenures.values())
 
     @property
     def partitions(self) -> list[int]:
         """Return the partition numbers held."""
-        return sorted(self._tenures)
+        return sorted(self.tenures)
 
     def fail(self, error: BaseException, *, at: Mapping[str, Any]) -> None:
         """End the process at once: a graceful stop would commit what was not finished."""
@@ -136,32 +137,47 @@ class Shell:
         )  # fmt: skip
         end(status, f"{what} in stage {self.name}: {error!r}", end_process=self._end_process)
 
+    @property
+    def progress(self) -> Hashable:
+        """Return something that changes with every rebalance, and whenever a partition gets on."""
+        return self._generation, *(tenure.progress for tenure in self.tenures.values())
+
+    @property
+    def thread(self) -> StageConsumerThread:
+        """The consumer's own."""
+        thread: StageConsumerThread = self.app.consumer._thread
+        return thread
+
+    def reader(self) -> TailReader:
+        """Return a reader of single partitions, to be entered."""
+        return TailReader(self._kafka, fetch_wait_ms=self._fetch_wait_ms)
+
     # Assignment
 
     async def _revoked(self, _sender: Any, _partitions: Any, **_: Any) -> None:
         if self._preparing is not None:
             self._preparing.cancel()
             self._preparing = None
-        for tenure in self._tenures.values():
+        for tenure in self.tenures.values():
             tenure.close()
-        self._tenures = {}
+        self.tenures = {}
         self.assigned = False
 
     async def _assigned(self, _sender: Any, partitions: set[TP], **_: Any) -> None:
         self._generation = self.app.consumer_generation_id
         metrics.REBALANCES.labels(self.name).inc()
         numbers = sorted({tp.partition for tp in partitions})
-        self._tenures = {number: Tenure(self.name, self._stage.inputs, number, self) for number in numbers}
+        self.tenures = {number: Tenure(self.name, self._stage.inputs, number, self) for number in numbers}
         self.assigned = True
         log.info("partitions are assigned", stage=self.name, partitions=numbers, generation=self._generation)
         if numbers:
-            self._preparing = asyncio.create_task(self._prepare(dict(self._tenures)), name=f"{self.name}-prepare")
+            self._preparing = asyncio.create_task(self._prepare(dict(self.tenures)), name=f"{self.name}-prepare")
 
     async def _prepare(self, tenures: dict[int, Tenure]) -> None:
         try:
-            await self._views.wait(self.worker.view_timeout_s)
+            await self.views.wait(self.worker.view_timeout_s)
             recalled: dict[int, int] = {}
-            async with TailReader(self._kafka, fetch_wait_ms=self._fetch_wait_ms) as reader:
+            async with self.reader() as reader:
                 positions = await self._positions(reader, list(tenures))
                 # One after another: who takes over many partitions holds what was said on one of them at a time.
                 for number, tenure in tenures.items():
@@ -177,7 +193,7 @@ class Shell:
         """Let a stage recall what was said on a partition, and feed it from now on; return how much that was."""
         number = tenure.partition
         memory, said = await self._recall(reader, number, positions)
-        stage = self._stage(number, self._settings, self._views.by_name)  # type: ignore[call-arg]
+        stage = self._stage(number, self._settings, self.views.by_name)  # type: ignore[call-arg]
         # In a thread: thousands of records are decoded, and the process has other stages.
         await asyncio.to_thread(stage.recall, self._read_back(said))
         tenure.begin(stage, memory, self._suspects(number))
@@ -192,7 +208,7 @@ class Shell:
         """Read where to go on, for each partition number."""
         full = {topic.name: self.names.full(topic.name) for topic in self._stage.inputs}
         tps = {TP(name, number) for name in full.values() for number in numbers}
-        committed = await self._thread.committed(tps)
+        committed = await self.thread.committed(tps)
         begins = await reader.begins([(tp.topic, tp.partition) for tp in tps])
         # Where nothing was committed, or what was is gone, reading begins with the log.
         return {
@@ -242,17 +258,12 @@ class Shell:
         async for event in stream.noack().events():
             try:
                 message = event.message
-                tenure = self._tenures.get(message.partition)
-                if self._stopping or tenure is None or message.generation_id != self._generation:
+                tenure = self.tenures.get(message.partition)
+                if self.stopping or tenure is None or message.generation_id != self._generation:
                     continue  # of an assignment that is over: whoever holds the partition now reads it again
                 await tenure.take(self.names.bare(message.topic), event)
             except Exception as error:  # Faust would acknowledge the event and go on
                 self.fail(error, at={"stage": self.name, "event": repr(event)})
-
-    @property
-    def _thread(self) -> StageConsumerThread:
-        thread: StageConsumerThread = self.app.consumer._thread
-        return thread
 
     async def send(
         self, topic: str, key: bytes | None, value: bytes | None, partition: int, headers: Headers
@@ -268,7 +279,7 @@ class Shell:
         that the coordinator accepted tells, so an old one is waited out until there is a new one or a rebalance.
         """
         while not tenure.closed:
-            fresh = time.monotonic() - self._thread.last_heartbeat < self.worker.session_timeout_s
+            fresh = time.monotonic() - self.thread.last_heartbeat < self.worker.session_timeout_s
             if fresh and not self.app.rebalancing and self.app.consumer_generation_id == self._generation:
                 return True
             await asyncio.sleep(0.02)
@@ -280,7 +291,7 @@ class Shell:
         for topic, offset in positions.items():
             # The consumer's thread may be losing the partition now; then nobody will ask for the answer.
             with contextlib.suppress(AssertionError, AttributeError, KeyError):
-                highwater = self._thread.highwater(TP(self.names.full(topic), partition))
+                highwater = self.thread.highwater(TP(self.names.full(topic), partition))
                 behind += 1 if highwater is None else max(0, highwater - offset)
         return behind
 
@@ -291,98 +302,26 @@ class Shell:
         between the shell's look at the committed offsets and Faust's, which then begins to read further on.
         """
         where = TP(self.names.full(topic), partition)
-        async with TailReader(self._kafka, fetch_wait_ms=self._fetch_wait_ms) as reader:
+        async with self.reader() as reader:
             first = await reader.first_after(where.topic, partition, expected)
         if first is None or first >= found:
             return
-        committed = (await self._thread.committed({where}))[where]
+        committed = (await self.thread.committed({where}))[where]
         if committed is None or committed < found:
             raise BrokerError(
                 f"the consumer skipped from offset {expected} to {found} of {topic}/{partition}, "
                 f"but offset {first} exists"
             )
 
-    # Watching
-
     async def _tick(self) -> None:
         while True:
             await asyncio.sleep(self.worker.tick_ms / 1000)
             open_records = 0
-            for tenure in self._tenures.values():
+            for tenure in self.tenures.values():
                 tenure.tick()
                 open_records += tenure.open_records
             metrics.OPEN_RECORDS.labels(self.name).set(open_records)
-            metrics.PARTITIONS.labels(self.name).set(len(self._tenures))
-
-    async def _watch_crash(self) -> None:
-        while not self.app.crashed and self._views.ended is None:  # noqa: ASYNC110 - mode's event is private
-            await asyncio.sleep(0.2)
-        if self._stopping:
-            return
-        if self._views.ended is not None:
-            self.fail(self._views.ended, at={"stage": self.name, "while": "reading compacted topics"})
-        else:
-            self.fail(BrokerError(f"Faust gave up: {self.app.crash_reason!r}"), at={"stage": self.name})
-
-    async def _watch_coordination(self) -> None:
-        """Let a consumer that its group refused try again, and end a process whose consumer is refused every time."""
-        still = Stillness()
-        heeded = 0
-        while True:
-            await asyncio.sleep(self.worker.watchdog.coordination_s / LOOKS)
-            trouble = self._thread.coordination_trouble
-            if still.look(trouble) < 2 or self._stopping:
-                continue  # Faust heeds it by itself where it is fetching
-            if trouble is None:
-                heeded = 0 if self.assigned else heeded
-            elif heeded < LOOKS - 2:
-                heeded += 1
-                log.warning("the group refused this consumer, which tries again", stage=self.name, error=repr(trouble))
-                await self._thread.heed_coordination()
-            else:
-                words = f"watchdog: the consumer's coordination with its group has failed: {trouble!r}"
-                self.fail(BrokerError(words), at={"stage": self.name})
-
-    async def _watch_progress(self) -> None:
-        """End a process that does not get on: something waits, the broker answers, and nothing moves for too long."""
-        still = Stillness()
-        patience_s = self.worker.watchdog.progress_s
-        while True:
-            await asyncio.sleep(patience_s / LOOKS)
-            sign = self._progress
-            looks = still.look(sign)
-            if looks < LOOKS // 2 or self._stopping:
-                continue  # an idle stage asks the broker now and then only
-            waiting = await self._waiting()
-            if waiting is None:
-                still.reset()
-            elif looks >= LOOKS and sign == self._progress:
-                words = f"watchdog: nothing has moved for {patience_s:.0f} s, though {waiting}"
-                self.fail(BrokerError(words), at={"stage": self.name, "partitions": self.partitions})
-
-    @property
-    def _progress(self) -> Hashable:
-        return self._generation, *(tenure.progress for tenure in self._tenures.values())
-
-    async def _waiting(self) -> str | None:
-        """Return what the stage should get on with; None where it rightly rests, or the broker is away."""
-        try:
-            async with TailReader(self._kafka, fetch_wait_ms=self._fetch_wait_ms) as reader:
-                if not self.assigned:
-                    return "the group has assigned no partitions"
-                for number, tenure in tuple(self._tenures.items()):
-                    if tenure.stage is None:
-                        return f"partition {number} is to recall what it said"
-                    if tenure.busy:
-                        return f"records of partition {number} wait to be fed or delivered"
-                    for topic, offset in tuple(tenure.positions.items()):
-                        # The end alone does not tell: a transaction's marker, or what was deleted, is never read.
-                        found = await reader.first_after(self.names.full(topic), number, offset)
-                        if found is not None:
-                            return f"{topic}/{number} was read to offset {offset} only, and {found} is there"
-        except (KafkaError, BrokerError):
-            pass
-        return None
+            metrics.PARTITIONS.labels(self.name).set(len(self.tenures))
 
 
 def status_of(error: BaseException) -> int:

@@ -1,7 +1,8 @@
 """Notices that a process does not get on, and ends it: nothing is acknowledged, and a supervisor starts it again.
 
 Three things are watched. The event loop (or the learner's) must come round: a thread watches, since a blocked loop
-cannot. A stage for which records wait must move (`streams/shell.py`). And the consumer's group coordination must live.
+cannot. A stage for which records wait must move, and the consumer's group coordination must live
+(`streams/watches.py`).
 
 Time is counted in looks that found nothing moved, not on a clock: a process that was frozen whole, or a machine that
 slept, has not been stuck.

@@ -9,6 +9,7 @@ import pytest
 
 from tamiyo.schemas.errors import BrokerError
 from tamiyo.schemas.kafka import KafkaSettings, TopicNames
+from tamiyo.streams import watches
 from tamiyo.streams.exits import EXIT_AGAIN, EXIT_BUG
 from tamiyo.streams.settings import WorkerSettings
 from tamiyo.streams.shell import Shell
@@ -55,7 +56,7 @@ def test_a_bug_and_a_broken_broker_end_differently(error: Exception, status: int
 def test_a_process_whose_views_stand_still_ends(monkeypatch: pytest.MonkeyPatch, error: Exception, status: int) -> None:
     async def scene() -> None:
         shell = make_shell()
-        watching = asyncio.create_task(shell._watch_crash())
+        watching = asyncio.create_task(watches.watch_crash(shell))
         await asyncio.sleep(0.3)
         assert not watching.done()
         monkeypatch.setattr(Views, "ended", error)
@@ -70,7 +71,7 @@ def test_who_slept_past_the_session_waits_for_a_heartbeat(monkeypatch: pytest.Mo
     async def scene() -> None:
         shell = make_shell()
         thread = SimpleNamespace(last_heartbeat=time.monotonic())
-        monkeypatch.setattr(Shell, "_thread", property(lambda self: thread))
+        monkeypatch.setattr(Shell, "thread", property(lambda self: thread))
         shell._generation = shell.app.consumer_generation_id = 3
         tenure: Any = SimpleNamespace(closed=False)
         assert await shell.may_publish(tenure)

@@ -19,6 +19,7 @@ from faust.types import TP
 from tamiyo.schemas.errors import BrokerError
 from tamiyo.schemas.kafka import KafkaSettings, TopicNames
 from tamiyo.streams import shell as shells
+from tamiyo.streams import watches
 from tamiyo.streams.app import StageConsumerThread
 from tamiyo.streams.exits import EXIT_AGAIN
 from tamiyo.streams.settings import WatchdogSettings, WorkerSettings
@@ -110,8 +111,8 @@ async def watched(
     monkeypatch.setattr(shell, "fail", lambda error, at: failures.append(error))
     shell.assigned = assigned
     held: Any = SimpleNamespace(**{"stage": 1, "busy": False, "positions": {NUMBERS.name: 5}, "progress": 0, **tenure})
-    shell._tenures = {0: held} if assigned else {}
-    watching = asyncio.create_task(shell._watch_progress())
+    shell.tenures = {0: held} if assigned else {}
+    watching = asyncio.create_task(watches.watch_progress(shell))
     deadline = time.monotonic() + 0.8
     while time.monotonic() < deadline and not failures:
         held.progress += moving
@@ -133,7 +134,7 @@ def test_a_gap_is_fine_where_nothing_lies_or_what_lies_there_was_acknowledged(
 
     shell = make_shell(WatchdogSettings())
     monkeypatch.setattr(shells, "TailReader", Reader(lies_there))
-    monkeypatch.setattr(Shell, "_thread", SimpleNamespace(committed=look))
+    monkeypatch.setattr(Shell, "thread", SimpleNamespace(committed=look))
     with contextlib.nullcontext() if fine else pytest.raises(BrokerError, match="skipped from offset 5 to 7"):
         asyncio.run(shell.verify_gap(NUMBERS.name, 0, 5, 7))
 
@@ -219,9 +220,9 @@ def test_a_refusal_is_heeded_and_one_that_lasts_ends_the_process(
 
     async def scene() -> None:
         shell = make_shell(WatchdogSettings(coordination_s=0.2), end_process=ends.append)
-        monkeypatch.setattr(Shell, "_thread", property(lambda self: thread))
+        monkeypatch.setattr(Shell, "thread", property(lambda self: thread))
         thread.heed_coordination = heed
-        watching = asyncio.create_task(shell._watch_coordination())
+        watching = asyncio.create_task(watches.watch_coordination(shell))
         await asyncio.sleep(0.5)
         assert (ends, heeds) == ([], [])
         thread.coordination_trouble = KafkaError("InvalidRequestError()")
