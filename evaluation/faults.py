@@ -8,7 +8,6 @@ recomputes from the logs what must be there. Exit status 1 where anything is not
 import json
 import random
 import sys
-import tempfile
 import threading
 import time
 from collections import Counter
@@ -28,7 +27,7 @@ from tamiyo.evaluation.faults_kinds import ALL, Scene, plan
 from tamiyo.evaluation.faults_ledger import Evidence, Ledger
 from tamiyo.evaluation.faults_report import Course, Injection, summary, told
 from tamiyo.evaluation.faults_world import Host, Telemetry
-from tamiyo.evaluation.installation import PARTITIONS, Installation, end_by_signal
+from tamiyo.evaluation.installation import PARTITIONS, Installation, end_by_signal, working_folder
 from tamiyo.schemas.topics import DECISIONS, EXPERIENCE, GRAPHS, KERNELS, REWARDS, SIGNALS, WINDOWS
 from tamiyo.streams.brokers import required_kafka_home
 from tamiyo.streams.exits import EXIT_BUG
@@ -243,9 +242,7 @@ def main(
     end_by_signal()
     runs: list[Mapping[str, Any]] = [run for each in merge or () for run in json.loads(each.read_text())["runs"]]
     for each in [] if merge else seed or [0]:
-        with tempfile.TemporaryDirectory(prefix="tamiyo-faults-") as temporary:
-            folder = (keep / f"seed-{each}") if keep is not None else Path(temporary)
-            folder.mkdir(parents=True, exist_ok=True)
+        with working_folder(keep and keep / f"seed-{each}", "tamiyo-faults-") as folder:
             course = run(
                 required_kafka_home(), folder, faults=faults, seed=each, workers=workers, gap_s=gap, open_faults=at_once
             )

@@ -12,12 +12,15 @@ SIGTERM a Ctrl-C.
 """
 
 import signal
+import tempfile
 import time
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Self
+
+import typer
 
 from tamiyo.evaluation.fleet import Fleet
 from tamiyo.schemas.kafka import KafkaSettings, TopicNames
@@ -30,6 +33,26 @@ PARTITIONS = 4
 def end_by_signal() -> None:
     """Make SIGTERM what Ctrl-C is, so that every block it passes through is left properly."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+
+@contextmanager
+def working_folder(keep: Path | None, prefix: str) -> Iterator[Path]:
+    """Yield `keep`, made where it is missing, or else a new folder that is removed in the end.
+
+    Raises BadParameter where something lies in `keep`: the learner would go on from another installation's checkpoints.
+    """
+    if keep is None:
+        with tempfile.TemporaryDirectory(prefix=prefix) as temporary:
+            yield Path(temporary)
+        return
+    try:
+        keep.mkdir(parents=True, exist_ok=True)
+        empty = not any(keep.iterdir())
+    except OSError as error:
+        raise typer.BadParameter(f"{keep} cannot be used: {error.strerror}", param_hint="--keep") from error
+    if not empty:
+        raise typer.BadParameter(f"{keep} is not empty", param_hint="--keep")
+    yield keep
 
 
 class Installation:

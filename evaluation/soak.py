@@ -8,7 +8,6 @@ made from that file, at the end or later (`python -m tamiyo.evaluation.soak_repo
 import json
 import os
 import sys
-import tempfile
 import threading
 import time
 from collections import deque
@@ -22,7 +21,7 @@ from confluent_kafka import Producer
 from rich.console import Console
 
 from tamiyo.evaluation.bench_measure import command, machine, versions
-from tamiyo.evaluation.installation import PARTITIONS, Installation, end_by_signal
+from tamiyo.evaluation.installation import PARTITIONS, Installation, end_by_signal, working_folder
 from tamiyo.evaluation.soak_faults import EVERY_S, Fault, schedule
 from tamiyo.evaluation.soak_ledger import Ledger, Verdict
 from tamiyo.evaluation.soak_reader import Reader
@@ -188,6 +187,7 @@ def main(
     pace: Annotated[float, typer.Option(min=0.01, help="Seconds between two sampled steps of a run")] = 1.0,
     fault_every: Annotated[float, typer.Option(min=5, help="Seconds between two faults, on average")] = EVERY_S,
     samples: Annotated[Path, typer.Option(help="File that samples are written to as they come")] = Path("soak.jsonl"),
+    keep: Annotated[Path | None, typer.Option(help="Keep the processes' logs and the store in this folder")] = None,
     report: Annotated[Path | None, typer.Option(help="Write the result as JSON to this file")] = None,
 ) -> None:
     """Run an installation on a real Kafka for hours, with faults; Ctrl-C ends it early and still reports."""
@@ -199,7 +199,7 @@ def main(
     options = {"seed": seed, "runs": runs, "layers": layers, "pace": pace, "fault_every": fault_every}
     faults = schedule(seconds, seed, VICTIMS, WITNESSES, every_s=fault_every)
     with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tamiyo-soak-")))
+        folder = stack.enter_context(working_folder(keep, "tamiyo-soak-"))
         file = SampleFile(samples)
         stack.callback(file.close)
         file.write(
