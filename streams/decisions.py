@@ -173,7 +173,7 @@ class DecisionsStage:
         return said
 
     def _let_go(self, offset: int) -> None:
-        """Forget, at the first graph, the decisions on graphs before it: a thousand of them take 10 MB."""
+        """Forget, at the first graph, the decisions on graphs before it: a thousand of them take 7 MB and more."""
         for name, at in self._recalled_at.items():
             if at < offset:
                 del self._recalled[name]

@@ -6,7 +6,7 @@ BLOCK = 1_000  # names kept as they came, before they are sorted among the other
 
 
 class Recent:
-    """The last `most` names noted, and up to `BLOCK` before them; eight bytes each once sorted in.
+    """The last `most` names noted, and up to `BLOCK` before them; sixteen bytes each once sorted in.
 
     A name is known by its 64-bit hash. Python salts it, so names that are taken for each other cannot be made; of
     100,000 at random, one in 10^14 is taken for a name that was noted.
