@@ -18,8 +18,8 @@ from tamiyo.evaluation.soak_trends import (
     WARM_S,
     Point,
     Trend,
+    between,
     longest_life,
-    second_half,
     thin,
     trend,
 )
@@ -38,8 +38,11 @@ def kafka_version(home: Path) -> str:
     return jars[0].stem.removeprefix("kafka-clients-") if jars else "unknown"
 
 
-def report_of(path: Path) -> dict[str, Any]:
-    """Return the report of a file of samples; raises ConfigurationError where that holds none."""
+def report_of(path: Path, since_minute: float | None = None) -> dict[str, Any]:
+    """Return the report of a file of samples; raises ConfigurationError where that holds none.
+
+    Trends begin with the second half, or with `since_minute`.
+    """
     lines = read_samples(path)
     samples = [line for line in lines if line["kind"] == "sample"]
     if not samples or lines[0]["kind"] != "begin":
@@ -50,11 +53,12 @@ def report_of(path: Path) -> dict[str, Any]:
     # What comes after the load ends is draining: counted, but no part of a trend.
     loaded = [sample for sample in samples if sample["t"] <= samples[0]["t"] + 60 * begin["minutes"]]
     until = loaded[-1]["t"]
+    since = until / 2 if since_minute is None else 60 * since_minute
     trends, series = {}, {}
-    for name, quantity, points, judged in _series(loaded, begin["witnesses"]):
+    for name, quantity, points, judged in _series(loaded, begin["witnesses"], since):
         series[name] = _as_series(quantity, points)
         if judged is not None:
-            trends[name] = trend(second_half(judged, until), TOLERANCES[quantity])
+            trends[name] = trend(between(judged, since, until), TOLERANCES[quantity])
     return {
         "format": FORMAT,
         "command": command("tamiyo.evaluation.soak", begin["command"].split()[3:]),
@@ -79,6 +83,7 @@ def report_of(path: Path) -> dict[str, Any]:
         "latency_ms": _latency(loaded, faults),
         "lag": _lag(loaded, last),
         "spared_in_the_second_half": begin["witnesses"],
+        "judged_since_minute": round(since / 60, 1),
         "trends": {name: each.to_dict() for name, each in trends.items()},
         "verdict": _verdict(trends),
         "series": series,
@@ -90,7 +95,7 @@ def _kind(fault: Sample) -> str:
 
 
 def _series(
-    samples: Sequence[Sample], witnesses: Sequence[str]
+    samples: Sequence[Sample], witnesses: Sequence[str], since_s: float
 ) -> Iterator[tuple[str, str, list[Point], list[Point] | None]]:
     """Yield name, quantity, all points, and those that a trend is to be fitted to, if one is.
 
@@ -98,12 +103,11 @@ def _series(
     and the soak's program keeps the account of everything that was ever sent.
     """
     names = sorted({name for sample in samples for name in sample["processes"]})
-    half = samples[-1]["t"] / 2
     for name in names:
         for quantity in ("rss_mb", "fds", "threads", "cores"):
             lived = list(_process(samples, name, quantity))
             points = [(seconds, value) for seconds, _, value in lived]
-            late = [point for point in lived if point[0] >= half - WARM_S]
+            late = [point for point in lived if point[0] >= since_s - WARM_S]
             yield f"{name} {quantity}", quantity, points, longest_life(late) if name in witnesses else None
     for stage in sorted({stage for sample in samples for stage in sample["lag"] or ()}):
         points = [(sample["t"], sample["lag"][stage]) for sample in samples if sample["lag"]]
@@ -206,7 +210,7 @@ def _verdict(trends: dict[str, Trend]) -> dict[str, Any]:
 
 def show(result: dict[str, Any], console: Console) -> None:
     """Print what matters of a report."""
-    table = Table("series", "trend of the second half", "an hour", "95 %", "minutes")
+    table = Table("series", f"trend since minute {result['judged_since_minute']:g}", "an hour", "95 %", "minutes")
     for name, each in result["trends"].items():
         between = "" if each["low"] is None else f"{each['low']:g} .. {each['high']:g}"
         slope = "" if each["slope_per_hour"] is None else f"{each['slope_per_hour']:g}"
@@ -220,13 +224,19 @@ def show(result: dict[str, Any], console: Console) -> None:
 app = typer.Typer(add_completion=False)
 
 
-@app.command(epilog="Example: `python -m tamiyo.evaluation.soak_report soak.jsonl --report soak.json`")
+@app.command(
+    epilog="Examples: `python -m tamiyo.evaluation.soak_report soak.jsonl --report soak.json` · "
+    "`python -m tamiyo.evaluation.soak_report evaluation/results/soak.jsonl.gz --since 67`"
+)
 def main(
     samples: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="What `make soak` wrote as it ran")],
+    since: Annotated[
+        float | None, typer.Option(min=0, help="Minute that trends begin with [default: half the time]")
+    ] = None,
     report: Annotated[Path | None, typer.Option(help="Write the report as JSON to this file")] = None,
 ) -> None:
-    """Make the report of a soak from its samples; also while it runs, or after it was cut."""
-    result = report_of(samples)
+    """Make the report of a soak from its samples, gzipped or not; also while it runs, or after it was cut."""
+    result = report_of(samples, since)
     show(result, Console())
     if report is not None:
         report.write_text(json.dumps(result, indent=1) + "\n")

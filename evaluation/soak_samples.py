@@ -1,5 +1,6 @@
 """Samples of an installation that runs: what its processes hold, how far its groups are behind."""
 
+import gzip
 import json
 import time
 from collections.abc import Iterable, Mapping
@@ -113,9 +114,10 @@ class SampleFile:
 
 
 def read_samples(path: Path) -> list[dict[str, Any]]:
-    """Return the lines of a file; a last one that was cut in the middle is left out."""
+    """Return the lines of a file, gzipped where its name says so; a last one that was cut is left out."""
     lines: list[dict[str, Any]] = []
-    for text in path.read_text(encoding="utf-8").splitlines():
+    data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    for text in data.decode("utf-8").splitlines():
         try:
             lines.append(json.loads(text))
         except ValueError:

@@ -136,9 +136,9 @@ def verdict(slope: float, low: float, high: float, allowed: float, unit: str) ->
     return words
 
 
-def second_half(points: Sequence[Point], until_s: float) -> list[Point]:
-    """Return the points of the second half of `until_s`."""
-    return [point for point in points if until_s / 2 <= point[0] <= until_s]
+def between(points: Sequence[Point], since_s: float, until_s: float) -> list[Point]:
+    """Return the points from `since_s` to `until_s`, both included."""
+    return [point for point in points if since_s <= point[0] <= until_s]
 
 
 def longest_life(points: Sequence[tuple[float, int, float]]) -> list[Point]:

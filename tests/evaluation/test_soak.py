@@ -1,5 +1,6 @@
 """The soak's runs, its schedule of faults and its report, without a broker."""
 
+import gzip
 import json
 import subprocess
 import sys
@@ -186,6 +187,13 @@ def test_a_leak_is_in_the_verdict_and_the_figure_can_be_drawn(tmp_path: Path) ->
     report = report_of(tmp_path / "samples")
     assert report["verdict"] == {"flat": False, "growing": ["worker-2 rss_mb"], "not_judged_or_unclear": []}
     assert report["trends"]["worker-2 rss_mb"]["verdict"] == "grows 30 MB per hour"
+    assert report["judged_since_minute"] == 30
+    zipped = tmp_path / "samples.gz"
+    zipped.write_bytes(gzip.compress((tmp_path / "samples").read_bytes()))
+    later = report_of(zipped, 40)
+    assert later["judged_since_minute"] == 40
+    assert later["trends"]["intake lag"]["minutes"] == pytest.approx(20, abs=0.2)
+    assert later["verdict"]["growing"] == ["worker-2 rss_mb"]
     draw(report, tmp_path / "one.svg")
     draw(report, tmp_path / "two.svg")
     assert "<svg" in (tmp_path / "one.svg").read_text()

@@ -8,9 +8,9 @@ from tamiyo.evaluation.soak_trends import (
     TOLERANCES,
     WARM_S,
     Tolerance,
+    between,
     independent,
     longest_life,
-    second_half,
     thin,
     trend,
     verdict,
@@ -100,9 +100,9 @@ def test_of_several_lives_the_longest_is_judged_without_its_warm_up() -> None:
     assert longest_life([]) == []
 
 
-def test_the_second_half_and_thinning() -> None:
+def test_a_stretch_and_thinning() -> None:
     points = [(float(t), float(t)) for t in range(10)]
-    assert second_half(points, 8) == [(4, 4), (5, 5), (6, 6), (7, 7), (8, 8)]
+    assert between(points, 4, 8) == [(4, 4), (5, 5), (6, 6), (7, 7), (8, 8)]
     assert thin(points, 5) == [(0.5, 0.5), (2.5, 2.5), (4.5, 4.5), (6.5, 6.5), (8.5, 8.5)]
     assert thin(points, 4, highest=True) == [(1.0, 2.0), (4.0, 5.0), (7.0, 8.0), (9.0, 9.0)]
     assert thin([], 5) == []
