@@ -27,7 +27,7 @@ from tamiyo.evaluation.faults_kinds import ALL, Scene, plan
 from tamiyo.evaluation.faults_ledger import Evidence, Ledger
 from tamiyo.evaluation.faults_report import Course, Injection, summary, told
 from tamiyo.evaluation.faults_world import Host, Telemetry
-from tamiyo.evaluation.installation import PARTITIONS, Installation, end_by_signal, working_folder
+from tamiyo.evaluation.installation import PARTITIONS, Installation, end_by_signal, refuse_used, working_folder
 from tamiyo.schemas.topics import DECISIONS, EXPERIENCE, GRAPHS, KERNELS, REWARDS, SIGNALS, WINDOWS
 from tamiyo.streams.brokers import required_kafka_home
 from tamiyo.streams.exits import EXIT_BUG
@@ -241,8 +241,11 @@ def main(
     """
     end_by_signal()
     runs: list[Mapping[str, Any]] = [run for each in merge or () for run in json.loads(each.read_text())["runs"]]
-    for each in [] if merge else seed or [0]:
-        with working_folder(keep and keep / f"seed-{each}", "tamiyo-faults-") as folder:
+    folders = {} if merge else {each: keep and keep / f"seed-{each}" for each in seed or [0]}
+    for kept in folders.values():  # all of them now: a seed takes a quarter of an hour
+        refuse_used(kept)
+    for each, kept in folders.items():
+        with working_folder(kept, "tamiyo-faults-") as folder:
             course = run(
                 required_kafka_home(), folder, faults=faults, seed=each, workers=workers, gap_s=gap, open_faults=at_once
             )

@@ -35,15 +35,12 @@ def end_by_signal() -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
-@contextmanager
-def working_folder(keep: Path | None, prefix: str) -> Iterator[Path]:
-    """Yield `keep`, made where it is missing, or else a new folder that is removed in the end.
+def refuse_used(keep: Path | None) -> None:
+    """Make the folder `keep` where it is named and missing.
 
-    Raises BadParameter where something lies in `keep`: the learner would go on from another installation's checkpoints.
+    Raises BadParameter where something lies in it: the learner would go on from another installation's checkpoints.
     """
     if keep is None:
-        with tempfile.TemporaryDirectory(prefix=prefix) as temporary:
-            yield Path(temporary)
         return
     try:
         keep.mkdir(parents=True, exist_ok=True)
@@ -52,7 +49,17 @@ def working_folder(keep: Path | None, prefix: str) -> Iterator[Path]:
         raise typer.BadParameter(f"{keep} cannot be used: {error.strerror}", param_hint="--keep") from error
     if not empty:
         raise typer.BadParameter(f"{keep} is not empty", param_hint="--keep")
-    yield keep
+
+
+@contextmanager
+def working_folder(keep: Path | None, prefix: str) -> Iterator[Path]:
+    """Yield `keep`, or else a new folder that is removed in the end. Raises BadParameter as `refuse_used` does."""
+    refuse_used(keep)
+    if keep is not None:
+        yield keep
+        return
+    with tempfile.TemporaryDirectory(prefix=prefix) as temporary:
+        yield Path(temporary)
 
 
 class Installation:

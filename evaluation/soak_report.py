@@ -39,9 +39,9 @@ def kafka_version(home: Path) -> str:
 
 
 def report_of(path: Path, since_minute: float | None = None) -> dict[str, Any]:
-    """Return the report of a file of samples; raises ConfigurationError where that holds none.
+    """Return the report of a file of samples, with trends of its second half or from `since_minute`.
 
-    Trends begin with the second half, or with `since_minute`.
+    Raises ConfigurationError where it holds no samples, or none so late.
     """
     lines = read_samples(path)
     samples = [line for line in lines if line["kind"] == "sample"]
@@ -54,6 +54,10 @@ def report_of(path: Path, since_minute: float | None = None) -> dict[str, Any]:
     loaded = [sample for sample in samples if sample["t"] <= samples[0]["t"] + 60 * begin["minutes"]]
     until = loaded[-1]["t"]
     since = until / 2 if since_minute is None else 60 * since_minute
+    if not since <= until:
+        raise ConfigurationError(
+            f"{path} holds nothing after minute {since_minute:g}: its load ended at {until / 60:.1f}"
+        )
     trends, series = {}, {}
     for name, quantity, points, judged in _series(loaded, begin["witnesses"], since):
         series[name] = _as_series(quantity, points)
@@ -212,9 +216,9 @@ def show(result: dict[str, Any], console: Console) -> None:
     """Print what matters of a report."""
     table = Table("series", f"trend since minute {result['judged_since_minute']:g}", "an hour", "95 %", "minutes")
     for name, each in result["trends"].items():
-        between = "" if each["low"] is None else f"{each['low']:g} .. {each['high']:g}"
+        interval = "" if each["low"] is None else f"{each['low']:g} .. {each['high']:g}"
         slope = "" if each["slope_per_hour"] is None else f"{each['slope_per_hour']:g}"
-        table.add_row(name, each["verdict"], slope, between, f"{each['minutes']:g}")
+        table.add_row(name, each["verdict"], slope, interval, f"{each['minutes']:g}")
     console.print(table)
     for name in ("minutes", "load", "account", "latency_ms", "lag", "restarts", "ends_by_themselves", "verdict"):
         console.print(f"{name}: {json.dumps(result[name])}", highlight=False, soft_wrap=True)
@@ -236,7 +240,10 @@ def main(
     report: Annotated[Path | None, typer.Option(help="Write the report as JSON to this file")] = None,
 ) -> None:
     """Make the report of a soak from its samples, gzipped or not; also while it runs, or after it was cut."""
-    result = report_of(samples, since)
+    try:
+        result = report_of(samples, since)
+    except ConfigurationError as error:
+        raise typer.BadParameter(str(error)) from error
     show(result, Console())
     if report is not None:
         report.write_text(json.dumps(result, indent=1) + "\n")

@@ -3,6 +3,7 @@
 import gzip
 import json
 import time
+import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TextIO
@@ -11,6 +12,7 @@ import psutil
 from confluent_kafka import ConsumerGroupTopicPartitions, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient, OffsetSpec
 
+from tamiyo.schemas.errors import ConfigurationError
 from tamiyo.schemas.kafka import KafkaSettings, TopicNames
 from tamiyo.schemas.topics import EXPERIENCE
 from tamiyo.streams.stages import STAGES
@@ -114,9 +116,15 @@ class SampleFile:
 
 
 def read_samples(path: Path) -> list[dict[str, Any]]:
-    """Return the lines of a file, gzipped where its name says so; a last one that was cut is left out."""
+    """Return the lines of a file, gzipped where its name says so; a last one that was cut is left out.
+
+    Raises ConfigurationError where a file is not gzipped though its name says so.
+    """
     lines: list[dict[str, Any]] = []
-    data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    try:
+        data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise ConfigurationError(f"{path} cannot be unpacked: {error}") from error
     for text in data.decode("utf-8").splitlines():
         try:
             lines.append(json.loads(text))

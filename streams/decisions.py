@@ -39,6 +39,7 @@ from tamiyo.streams.stage import Incoming, Output, Reject, Said, View
 
 ALL_RUNS = "*"
 TICK_MS = 1000
+UNKNOWN = 2**63  # the offset of a graph that a decision does not tell of: it may always come again
 REMEMBERED = 20_000  # decided graphs; more than are ever read again after a restart
 
 
@@ -96,10 +97,8 @@ class DecisionsStage:
         self._waiting: OrderedDict[str, Incoming] = OrderedDict()
         """By decision id, until there is a policy."""
         self._runs: dict[str, History] = {}
-        self._recalled: dict[str, AdaptationDecision] = {}
-        """Said before the restart; their graphs may be read again."""
-        self._recalled_at: dict[str, int] = {}
-        """Where on the log the graph of each lies, until it is known from where graphs are read."""
+        self._recalled: OrderedDict[str, tuple[AdaptationDecision, int]] = OrderedDict()
+        """Said before the restart, with their graphs' offsets: these may be read again."""
         self._decided = Recent(REMEMBERED)
         self._early: dict[str, Incoming] = {}
         """Outcomes read again before the graph whose decision they answer."""
@@ -111,10 +110,7 @@ class DecisionsStage:
         """Learn which graphs have been answered: what was decided under one policy is not decided under the next."""
         for each in said:
             # The first under an id holds.
-            name = each.record.decision_id
-            self._recalled.setdefault(name, each.record)
-            if (at := each.sources.get(GRAPHS.name)) is not None:
-                self._recalled_at.setdefault(name, at)
+            self._recalled.setdefault(each.record.decision_id, (each.record, each.sources.get(GRAPHS.name, UNKNOWN)))
 
     def feed(self, batch: Sequence[Incoming]) -> Sequence[Output | Reject]:
         """Answer graphs, or let them wait where there is no policy yet; take note of outcomes."""
@@ -157,8 +153,8 @@ class DecisionsStage:
         graph: ModelGraph = incoming.record
         name = decision_id(graph.graph_id)
         self._let_go(incoming.offset)
-        recalled = self._recalled.pop(name, None)
-        if recalled is not None:
+        if name in self._recalled:
+            recalled, _ = self._recalled.pop(name)
             self._note(graph, incoming.offset, recalled)
             return []
         if name in self._decided or name in self._waiting:
@@ -173,12 +169,13 @@ class DecisionsStage:
         return said
 
     def _let_go(self, offset: int) -> None:
-        """Forget, at the first graph, the decisions on graphs before it: a thousand of them take 7 MB and more."""
-        for name, at in self._recalled_at.items():
-            if at < offset:
-                del self._recalled[name]
-                self._early.pop(name, None)
-        self._recalled_at.clear()
+        """Forget the recalled decisions on graphs below `offset`: a thousand of them take 7 MB and more."""
+        while self._recalled:
+            name, (_, at) = next(iter(self._recalled.items()))
+            if at >= offset:
+                break
+            del self._recalled[name]
+            self._early.pop(name, None)
 
     def _answer_waiting(self) -> list[Output | Reject]:
         said: list[Output | Reject] = []

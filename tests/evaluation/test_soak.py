@@ -204,6 +204,16 @@ def test_a_file_without_samples_is_refused(tmp_path: Path) -> None:
     (tmp_path / "samples").write_text("")
     with pytest.raises(ConfigurationError, match="holds no samples"):
         report_of(tmp_path / "samples")
+    (tmp_path / "samples.gz").write_bytes(b"none")
+    with pytest.raises(ConfigurationError, match="cannot be unpacked"):
+        report_of(tmp_path / "samples.gz")
+
+
+@pytest.mark.parametrize("minute", [61.0, float("nan")])
+def test_trends_cannot_begin_after_the_end(tmp_path: Path, minute: float) -> None:
+    write(tmp_path / "samples", 60)
+    with pytest.raises(ConfigurationError, match="its load ended at 60"):
+        report_of(tmp_path / "samples", minute)
 
 
 @pytest.mark.parametrize("module", ["soak", "soak_report", "soak_plot"])
