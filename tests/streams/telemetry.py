@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from tamiyo.schemas.analysis import HealthSignals
+from tamiyo.schemas.analysis import HealthSignals, HealthWindow
 from tamiyo.schemas.codec import encode
 from tamiyo.schemas.identity import identity
 from tamiyo.schemas.record import Record
@@ -17,7 +17,9 @@ from tamiyo.schemas.telemetry import (
     ModelTopology,
 )
 from tamiyo.schemas.topics import KERNEL_PERFORMANCE, LAYER_HEALTH, MODEL_PERFORMANCE, SIGNALS
+from tamiyo.streams.settings import WindowSettings
 from tamiyo.streams.stage import Incoming, Output, Reject, Said
+from tamiyo.streams.windows import WindowsStage
 
 COMPANIONS = [KERNEL_PERFORMANCE.name, LAYER_HEALTH.name, MODEL_PERFORMANCE.name]
 BEGAN_MS = 1_700_000_000_000
@@ -152,3 +154,13 @@ def as_said(published: Sequence[Output]) -> list[Said]:
         sources = {} if one.source is None else {one.source.topic: one.source.offset}
         result.append(Said(one.topic.name, offset, one.record, one.identity, sources, one.inside))
     return result
+
+
+def windows_stage(**fields: Any) -> WindowsStage:
+    """Return a stage of partition 0, whose runs never count as silent unless told."""
+    return WindowsStage(0, WindowSettings(**{"idle_timeout_s": 0, **fields}), {})
+
+
+def windows(said: Any) -> list[HealthWindow]:
+    """Return the windows that a stage said."""
+    return [one.record for one in outputs(said)]
