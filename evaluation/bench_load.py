@@ -25,9 +25,9 @@ from tamiyo.schemas.telemetry import (
     ModelPerformance,
     ModelTopology,
 )
-from tamiyo.schemas.topics import KERNEL_PERFORMANCE, LAYER_HEALTH, MODEL_PERFORMANCE
+from tamiyo.schemas.topics import PERIODIC
 
-COMPANIONS = [KERNEL_PERFORMANCE.name, LAYER_HEALTH.name, MODEL_PERFORMANCE.name]
+COMPANIONS = [topic.name for topic in PERIODIC]
 EPOCH_MS = 1_700_000_000_000  # any fixed time: event time must not depend on when the benchmark runs
 STEP_MS = 10
 WIDTH = 64  # features of every simulated layer

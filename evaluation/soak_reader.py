@@ -8,7 +8,6 @@ from typing import Any
 
 from confluent_kafka import Consumer, TopicPartition
 
-from tamiyo.evaluation.bench_load import COMPANIONS
 from tamiyo.evaluation.soak_ledger import Ledger
 from tamiyo.schemas.analysis import HealthSignals
 from tamiyo.schemas.codec import decode
@@ -23,6 +22,7 @@ from tamiyo.schemas.topics import (
     EXPERIENCE,
     GRAPHS,
     KERNELS,
+    PERIODIC_NAMES,
     REWARDS,
     SIGNALS,
 )
@@ -111,7 +111,7 @@ class Reader:
         There is no order among the telemetry topics: after a restart, errors and cache frames may be read after the
         windows that they belong to were completed by the sources that the watermark waits for.
         """
-        sporadic = name == SIGNALS.late and decode(value, HealthSignals).source not in COMPANIONS
+        sporadic = name == SIGNALS.late and decode(value, HealthSignals).source not in PERIODIC_NAMES
         self._ledger.counts["late_sporadic" if sporadic else "late"] += 1
 
     def close(self) -> None:

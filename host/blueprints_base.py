@@ -11,6 +11,9 @@ from torch import Tensor, nn
 
 from tamiyo.host.spec import LayerSpec
 
+PRESERVING = 1e-6
+"""Loading a kernel may change no output of its layer by more than this."""
+
 
 class Kernel(nn.Module, ABC):
     """A small trainable module beside a layer: delta = `last`(`hidden`(layer input, layer output)).

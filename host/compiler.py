@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from tamiyo.host.blueprints import Kernel, blueprint, for_layer, seed_of
-from tamiyo.host.layer import PRESERVING
+from tamiyo.host.blueprints_base import PRESERVING
 from tamiyo.host.spec import LayerSpec
 from tamiyo.host.store import KernelStore, StoredKernel
 from tamiyo.schemas.errors import KernelError, KernelIncompatible

@@ -23,9 +23,16 @@ from tamiyo.schemas.telemetry import (
     LayerHealth,
     ModelPerformance,
 )
-from tamiyo.schemas.topics import CACHE_HIT_RATES, ERROR_RECOVERY, KERNEL_PERFORMANCE, LAYER_HEALTH, MODEL_PERFORMANCE
+from tamiyo.schemas.topics import (
+    CACHE_HIT_RATES,
+    ERROR_RECOVERY,
+    KERNEL_PERFORMANCE,
+    LAYER_HEALTH,
+    MODEL_PERFORMANCE,
+    PERIODIC,
+)
 
-COMPANIONS = [KERNEL_PERFORMANCE.name, LAYER_HEALTH.name, MODEL_PERFORMANCE.name]
+COMPANIONS = [topic.name for topic in PERIODIC]
 """Topics with a frame for every sampled step."""
 
 HEALTH_COLUMNS = [name for name in LayerHealth.model_fields if name not in Frame.model_fields]

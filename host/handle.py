@@ -15,6 +15,7 @@ from torch import nn
 
 from tamiyo.host.cache import KernelCache
 from tamiyo.host.contribution import HeldOut
+from tamiyo.host.device import memory_bytes
 from tamiyo.host.executor import Executor
 from tamiyo.host.export import export
 from tamiyo.host.frames import Frames, Moment
@@ -26,7 +27,7 @@ from tamiyo.host.publisher import Publisher
 from tamiyo.host.receiver import Receiver
 from tamiyo.host.recovery import ErrorRecovery, RecoveryEvent
 from tamiyo.host.settings import HostSettings
-from tamiyo.host.span import Scalar, Span, Validation, memory_bytes
+from tamiyo.host.span import Scalar, Span, Validation
 
 log = logging.getLogger(__name__)
 

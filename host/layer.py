@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from tamiyo.host.blueprints import Kernel
+from tamiyo.host.blueprints_base import PRESERVING
 from tamiyo.host.cache import KernelCache
 from tamiyo.host.layer_state import pack, unpack
 from tamiyo.host.layer_stats import Performance, layer_stats
@@ -25,9 +26,6 @@ from tamiyo.schemas.errors import KernelError, KernelIncompatible
 
 Observer = Callable[["KasminaLayer", Tensor, Tensor, float], None]
 """(layer, input, output, latency_ms): called after a forward of a sampled step."""
-
-# A kernel may move no output by more than this when it is loaded.
-PRESERVING = 1e-6
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,11 +8,8 @@ from tamiyo.host.blueprints import CATALOGUE
 from tamiyo.host.layer import KasminaLayer
 from tamiyo.host.seeds import Seed, SeedState
 from tamiyo.host.settings import HostSettings
-from tamiyo.schemas.adaptation import AdaptationDecision, ControlCommand, DecisionType
+from tamiyo.schemas.adaptation import ALL_RUNS, AdaptationDecision, ControlCommand, DecisionType
 from tamiyo.schemas.errors import AdaptationRefused
-
-ALL_RUNS = "*"
-"""The run_id of an order for every run."""
 
 
 class Limits:

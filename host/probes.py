@@ -16,10 +16,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from tamiyo.host.device import read_all
 from tamiyo.host.growth import GrowthProbe
 from tamiyo.host.layer import KasminaLayer
 from tamiyo.host.overhead import OverheadMeter
-from tamiyo.host.span import read_all
 
 log = logging.getLogger(__name__)
 

@@ -11,8 +11,7 @@ from typing import Protocol
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
-from tamiyo.host.limits import ALL_RUNS
-from tamiyo.schemas.adaptation import AdaptationDecision, CompiledKernel, ControlCommand
+from tamiyo.schemas.adaptation import ALL_RUNS, AdaptationDecision, CompiledKernel, ControlCommand
 from tamiyo.schemas.codec import decode
 from tamiyo.schemas.connection import explain
 from tamiyo.schemas.errors import BrokerError, RegistryError, SchemaError

@@ -6,8 +6,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
+
+from tamiyo.host.device import read_all
 
 Scalar = Tensor | float
 Validation = Scalar | tuple[Scalar, Scalar] | Mapping[str, Scalar]
@@ -76,17 +77,3 @@ def mean(values: Sequence[Scalar]) -> float:
     """Mean of one or more scalars; one transfer from the device."""
     tensors = [v for v in values if isinstance(v, Tensor)]
     return (sum(read_all(tensors)) + sum(float(v) for v in values if not isinstance(v, Tensor))) / len(values)
-
-
-def read_all(scalars: Sequence[Tensor]) -> list[float]:
-    """The values of tensors of one element each; one transfer, where they are not in main memory."""
-    if all(each.device.type == "cpu" for each in scalars):
-        return [each.item() for each in scalars]
-    return [float(v) for v in torch.stack([each.reshape(()).float() for each in scalars]).tolist()]
-
-
-def memory_bytes(model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
-    """Memory of parameters, gradients and optimiser state."""
-    tensors = [t for p in model.parameters() for t in (p, p.grad) if t is not None]
-    tensors += [v for state in optimizer.state.values() for v in state.values() if isinstance(v, Tensor)]
-    return sum(t.numel() * t.element_size() for t in tensors)

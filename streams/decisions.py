@@ -23,21 +23,27 @@ from tamiyo.models.features import FEATURE_VERSION
 from tamiyo.models.masks import MaskLimits, cooling_down, legal_actions
 from tamiyo.models.safety import SafetyLimits, SafetyMonitor
 from tamiyo.models.urgency import urgency
-from tamiyo.schemas.adaptation import AdaptationDecision, AdaptationOutcome, ControlCommand, DecisionType, Veto
+from tamiyo.schemas.adaptation import (
+    ALL_RUNS,
+    AdaptationDecision,
+    AdaptationOutcome,
+    ControlCommand,
+    DecisionType,
+    Veto,
+)
 from tamiyo.schemas.analysis import ModelGraph
 from tamiyo.schemas.errors import PolicyError
 from tamiyo.schemas.identity import decision_id, kernel_id, sampling_seed
 from tamiyo.schemas.record import Tensor
 from tamiyo.schemas.topics import CHECKPOINTS, CONTROL, DECISIONS, GRAPHS, OUTCOMES, Topic
 from tamiyo.streams.decision_history import INTERVAL, History
-from tamiyo.streams.explanation import explain_decision
+from tamiyo.streams.decision_explanation import explain_decision
 from tamiyo.streams.policies import Policies, Served
 from tamiyo.streams.recent import Recent
 from tamiyo.streams.recorded_policies import RecordedPolicies
 from tamiyo.streams.settings import DecisionSettings
 from tamiyo.streams.stage import Incoming, Output, Reject, Said, View
 
-ALL_RUNS = "*"
 TICK_MS = 1000
 UNKNOWN = 2**63  # the offset of a graph that a decision does not tell of: it may always come again
 REMEMBERED = 20_000  # decided graphs; more than are ever read again after a restart

@@ -11,11 +11,11 @@ from tamiyo.schemas.codec import decode
 from tamiyo.schemas.errors import ConfigurationError, SchemaError
 from tamiyo.schemas.kafka import KafkaSettings, TopicNames
 from tamiyo.schemas.topics import DECISIONS, GRAPHS, WINDOWS, Topic
+from tamiyo.streams.headers import ID_HEADER
 from tamiyo.streams.lines import readable
 from tamiyo.streams.messages import Message
 from tamiyo.streams.recording import Recording
 from tamiyo.streams.stretches import Selection, TopicReader
-from tamiyo.streams.tail import ID_HEADER
 
 COMPARED = (WINDOWS, GRAPHS, DECISIONS)
 TOPICS_SCHEME = "topics:"

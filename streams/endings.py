@@ -10,12 +10,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from tamiyo.schemas.topics import Topic
-from tamiyo.streams.messages import END_HEADER
-
-MARK_KEY = END_HEADER.encode()
-"""A message needs a key or a value."""
-MARK: list[tuple[str, bytes]] = [(END_HEADER, b"1")]
-"""Headers of a mark, which has no value."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,8 +12,8 @@ from tamiyo.schemas.codec import decode
 from tamiyo.schemas.display import printable
 from tamiyo.schemas.errors import SchemaError
 from tamiyo.schemas.topics import Topic
+from tamiyo.streams.headers import POISON_HEADER, REASON_HEADER, SOURCE_HEADER, STAGE_HEADER
 from tamiyo.streams.lines import readable
-from tamiyo.streams.tail import POISON_HEADER, REASON_HEADER, SOURCE_HEADER, STAGE_HEADER
 
 NOTE_HEADER = "tamiyo-redrive"
 """On a note of a redrive: `claim` or `receipt`. Its value is JSON."""

@@ -4,12 +4,12 @@ import time
 from typing import Any
 
 from tamiyo.schemas.codec import encode
-from tamiyo.streams.endings import MARK, MARK_KEY, End
-from tamiyo.streams.stage import SHORT_ID, Output, Reject
-from tamiyo.streams.tail import (
+from tamiyo.streams.endings import End
+from tamiyo.streams.headers import (
+    END_MARKER,
+    END_MARKER_KEY,
     ID_HEADER,
     INSIDE_HEADER,
-    MAX_INSIDE,
     POISON_HEADER,
     POSITIONS_HEADER,
     REASON_HEADER,
@@ -17,7 +17,9 @@ from tamiyo.streams.tail import (
     STAGE_HEADER,
     TIME_HEADER,
 )
+from tamiyo.streams.stage import SHORT_ID, Output, Reject
 
+MAX_INSIDE = 1_000  # ids named, 16 kB: a message has an end
 MAX_REASON = 2_000  # bytes of it in a header
 
 Headers = list[tuple[str, bytes]]
@@ -41,7 +43,7 @@ def message_of(
     if positions is not None:
         headers.append((POSITIONS_HEADER, positions))
     if isinstance(each, End):
-        return each.topic.name, MARK_KEY, None, [*headers, *MARK]
+        return each.topic.name, END_MARKER_KEY, None, [*headers, *END_MARKER]
     source = each.source
     if source is not None:
         headers.append((SOURCE_HEADER, f"{source.topic}:{source.partition}:{source.offset}".encode()))

@@ -10,16 +10,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from tamiyo.schemas.codec import decode
 from tamiyo.schemas.errors import RecordingError, SchemaError
-from tamiyo.schemas.topics import BY_NAME, TELEMETRY, Topic
+from tamiyo.schemas.topics import BY_NAME, Topic
 from tamiyo.streams import log_files
 from tamiyo.streams.messages import Message
 from tamiyo.streams.stretches import Selection
-from tamiyo.streams.watermark import PERIODIC
 
 MANIFEST = "manifest.json"
 CHECKPOINTS_FOLDER = "checkpoints"
-SPORADIC = tuple(topic for topic in TELEMETRY if topic.name not in PERIODIC)
-"""Telemetry that has no frame for every sampled step, so that no watermark waits for it."""
 PROBED = 20  # messages of a topic that are decoded before a replay begins: not all of them may be unreadable
 
 
@@ -178,4 +175,4 @@ class Recording:
 
 
 def _sporadic_first(topic: Topic) -> tuple[bool, str]:
-    return topic not in SPORADIC, topic.name
+    return topic.periodic, topic.name

@@ -21,13 +21,10 @@ from tamiyo.schemas.errors import BrokerError, SchemaError
 from tamiyo.schemas.kafka import KafkaSettings, TopicNames
 from tamiyo.schemas.topics import BY_NAME, TELEMETRY
 from tamiyo.streams.messages import Message
-from tamiyo.streams.recording import SPORADIC
 from tamiyo.streams.settings import WindowSettings
 
 POLL_S = 0.02
 MAX_AHEAD_BYTES = 16 * 1024 * 1024  # of 40 bytes a layer-signal at least: well below the million windows may hold
-SPORADIC_NAMES = frozenset(topic.name for topic in SPORADIC)
-PERIODIC_NAMES = frozenset(topic.name for topic in TELEMETRY) - SPORADIC_NAMES
 
 Place = tuple[str, int]
 
@@ -76,14 +73,14 @@ class IntakeOrder:
 
     def after(self, message: Message) -> None:
         """Take note that `message` was published; what intake does not read is none of its business."""
-        if message.topic not in PERIODIC_NAMES | SPORADIC_NAMES:
+        if BY_NAME[message.topic] not in TELEMETRY:
             return
         place = (message.topic, message.partition)
         number = self._published[place] = self._published.get(place, 0) + 1
         size = len(message.value or b"")
         self._ahead.append((place, number, size))
         self._ahead_bytes += size
-        frame = self._frame(message) if message.topic in SPORADIC_NAMES else None
+        frame = self._frame(message) if not BY_NAME[message.topic].periodic else None
         if frame is not None:
             window = self._number(frame)
             self._sporadic[frame.run_id] = min(window, self._sporadic.get(frame.run_id, window))
@@ -91,7 +88,7 @@ class IntakeOrder:
 
     def _leaves_a_window(self, message: Message) -> bool:
         run_id = (message.key or b"").decode("utf-8", "replace")
-        if message.topic not in PERIODIC_NAMES or run_id not in self._sporadic:
+        if not BY_NAME[message.topic].periodic or run_id not in self._sporadic:
             return False
         frame = self._frame(message)
         return frame is not None and (frame.final or self._number(frame) > self._sporadic[run_id])

@@ -9,7 +9,7 @@ from confluent_kafka import Producer
 from tamiyo.schemas.errors import BrokerError
 from tamiyo.schemas.kafka import PRODUCER, KafkaSettings, TopicNames
 from tamiyo.schemas.topics import Topic
-from tamiyo.streams.endings import MARK, MARK_KEY
+from tamiyo.streams.headers import END_MARKER, END_MARKER_KEY
 from tamiyo.streams.messages import Message
 
 OF_HEADER = "tamiyo-replay-of"
@@ -50,7 +50,7 @@ class Republisher:
         self._produce(message.topic, message.partition, message.key, message.value, headers, message.timestamp_ms)
 
     def end(self, topic: Topic, partition: int) -> None:
-        self._produce(topic.name, partition, MARK_KEY, None, list(MARK), 0)
+        self._produce(topic.name, partition, END_MARKER_KEY, None, list(END_MARKER), 0)
 
     def poll(self) -> None:
         self._producer.poll(0)

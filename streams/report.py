@@ -21,21 +21,6 @@ LATENCIES = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class TrainedRun:
-    """What one training process says of itself."""
-
-    run_id: str
-    seed: int
-    steps: int
-    test_accuracy: float
-    validation_loss: float
-    parameters: int
-    wall_seconds: float
-    overhead_ratio: float = 0.0
-    dropped_records: int = 0
-
-
 @dataclass
 class Report:
     """Everything a demo found out."""

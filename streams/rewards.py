@@ -19,7 +19,7 @@ from tamiyo.schemas.identity import analysis_id, decision_id, identity
 from tamiyo.schemas.learning import Experience, RewardAnalysis, SpanReward
 from tamiyo.schemas.topics import DECISIONS, EXPERIENCE, GRAPHS, OUTCOMES, REWARDS, WINDOWS, Topic
 from tamiyo.streams import reward_components as rc
-from tamiyo.streams.explanation import explain_reward
+from tamiyo.streams.reward_explanation import explain_reward
 from tamiyo.streams.recent import Recent
 from tamiyo.streams.reward_facts import WindowFacts
 from tamiyo.streams.reward_runs import Pending, Run, is_executed, parameters_added

@@ -19,15 +19,16 @@ from tamiyo.schemas.codec import decode
 from tamiyo.schemas.errors import BrokerError, SchemaError
 from tamiyo.schemas.kafka import KafkaSettings, TopicNames
 from tamiyo.schemas.topics import Topic
-from tamiyo.streams import metrics, watches
+from tamiyo.streams import metrics
 from tamiyo.streams.app import StageConsumerThread, create_app
 from tamiyo.streams.exits import EXIT_AGAIN, EXIT_BUG, end
+from tamiyo.streams.headers import ID_HEADER, POISON_HEADER
 from tamiyo.streams.memory import trim
 from tamiyo.streams.outgoing import Headers
 from tamiyo.streams.settings import WorkerSettings
 from tamiyo.streams.stage import Said, Stage
 from tamiyo.streams.suspects import Suspects
-from tamiyo.streams.tail import ID_HEADER, POISON_HEADER, TailReader, Told
+from tamiyo.streams.tail import TailReader, Told
 from tamiyo.streams.tenure import Memory, Tenure
 from tamiyo.streams.views import Views
 
@@ -78,7 +79,7 @@ class Shell:
         self._group = group
         self._generation = -1
         self._preparing: asyncio.Task[None] | None = None
-        self._tasks: list[asyncio.Task[None]] = []
+        self._ticking: asyncio.Task[None] | None = None
         self.app = create_app(group, kafka, worker, fetch_wait_ms=fetch_wait_ms)
         channel = self.app.topic(
             *(names.full(topic.name) for topic in stage.inputs),
@@ -95,12 +96,7 @@ class Shell:
 
     async def start(self) -> None:
         """Join the group; returns once partitions have been assigned for the first time."""
-        self._tasks = [
-            asyncio.create_task(self._tick(), name=f"{self.name}-tick"),
-            asyncio.create_task(watches.watch_crash(self), name=f"{self.name}-crash"),
-            asyncio.create_task(watches.watch_coordination(self), name=f"{self.name}-coordination"),
-            asyncio.create_task(watches.watch_progress(self), name=f"{self.name}-progress"),
-        ]
+        self._ticking = asyncio.create_task(self._tick(), name=f"{self.name}-tick")
         await self.app.start()
 
     async def stop(self) -> None:
@@ -111,8 +107,8 @@ class Shell:
         await asyncio.gather(*(tenure.drain() for tenure in self.tenures.values()))
         if self.tenures:
             await self.app.consumer.commit()
-        for task in self._tasks:
-            task.cancel()
+        if self._ticking is not None:
+            self._ticking.cancel()
         for tenure in self.tenures.values():
             tenure.close()
         await self.app.stop()

@@ -16,26 +16,12 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from tamiyo.schemas.errors import BrokerError
 from tamiyo.schemas.kafka import KafkaSettings
 from tamiyo.streams.app import aiokafka_settings, start_reader
+from tamiyo.streams.headers import INSIDE_HEADER, POSITIONS_HEADER, SOURCE_HEADER
 from tamiyo.streams.stage import SHORT_ID
 
 PIECE = 500  # also how much disorder two workers that overlapped in time may have left
 LARGEST_PIECE = 16_000
 READ_TIMEOUT_S = 60.0
-
-ID_HEADER = "tamiyo-id"
-STAGE_HEADER = "tamiyo-stage"
-SOURCE_HEADER = "tamiyo-source"
-"""topic:partition:offset of the input that closed the output."""
-POSITIONS_HEADER = "tamiyo-positions"
-"""topic=offset, comma-separated: the highest next offset of each input that anybody had come to."""
-INSIDE_HEADER = "tamiyo-inside"
-"""The short ids of the inputs that the output holds, one after the other."""
-MAX_INSIDE = 1_000  # ids named, 16 kB: a message has an end
-REASON_HEADER = "tamiyo-reason"
-POISON_HEADER = "tamiyo-poison"
-"""On a dead letter that ended the process of its stage, again and again."""
-TIME_HEADER = "tamiyo-time"
-"""When a message was rejected, milliseconds since the epoch."""
 
 Positions = Mapping[str, int]
 

@@ -233,8 +233,3 @@ class _Metadata:
 
 def _integer(text: str | None) -> int | None:
     return int(text) if text is not None else None
-
-
-def touch_topics(kafka: KafkaSettings, names: TopicNames) -> None:
-    """Make every topic of the catalogue on an embedded broker, so that a first subscription finds them all."""
-    Topics(kafka, names).touch()

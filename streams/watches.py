@@ -1,21 +1,27 @@
 """Three watches over a stage's shell: each ends the process where the stage will not get on by itself."""
 
 import asyncio
-from typing import TYPE_CHECKING
 
 import structlog
 from aiokafka.errors import KafkaError
 
 from tamiyo.schemas.errors import BrokerError
+from tamiyo.streams.shell import Shell
 from tamiyo.streams.watchdog import LOOKS, Stillness
-
-if TYPE_CHECKING:
-    from tamiyo.streams.shell import Shell
 
 log = structlog.get_logger(__name__)
 
 
-async def watch_crash(shell: "Shell") -> None:
+def start(shell: Shell) -> list[asyncio.Task[None]]:
+    """Start the watches over one stage; cancel the returned tasks to end them."""
+    return [
+        asyncio.create_task(watch_crash(shell), name=f"{shell.name}-crash"),
+        asyncio.create_task(watch_coordination(shell), name=f"{shell.name}-coordination"),
+        asyncio.create_task(watch_progress(shell), name=f"{shell.name}-progress"),
+    ]
+
+
+async def watch_crash(shell: Shell) -> None:
     """End a process whose Faust has given up, or whose compacted topics are read no more."""
     while not shell.app.crashed and shell.views.ended is None:  # noqa: ASYNC110 - mode's event is private
         await asyncio.sleep(0.2)
@@ -27,7 +33,7 @@ async def watch_crash(shell: "Shell") -> None:
         shell.fail(BrokerError(f"Faust gave up: {shell.app.crash_reason!r}"), at={"stage": shell.name})
 
 
-async def watch_coordination(shell: "Shell") -> None:
+async def watch_coordination(shell: Shell) -> None:
     """Let a consumer that its group refused try again, and end a process whose consumer is refused every time."""
     still = Stillness()
     heeded = 0
@@ -47,7 +53,7 @@ async def watch_coordination(shell: "Shell") -> None:
             shell.fail(BrokerError(words), at={"stage": shell.name})
 
 
-async def watch_progress(shell: "Shell") -> None:
+async def watch_progress(shell: Shell) -> None:
     """End a process that does not get on: something waits, the broker answers, and nothing moves for too long."""
     still = Stillness()
     patience_s = shell.worker.watchdog.progress_s
@@ -65,7 +71,7 @@ async def watch_progress(shell: "Shell") -> None:
             shell.fail(BrokerError(words), at={"stage": shell.name, "partitions": shell.partitions})
 
 
-async def _waiting(shell: "Shell") -> str | None:
+async def _waiting(shell: Shell) -> str | None:
     """Return what the stage should get on with; None where it rightly rests, or the broker is away."""
     try:
         async with shell.reader() as reader:

@@ -2,9 +2,8 @@
 
 from collections.abc import Iterable
 
-from tamiyo.schemas.topics import KERNEL_PERFORMANCE, LAYER_HEALTH, MODEL_PERFORMANCE
+from tamiyo.schemas.topics import PERIODIC_NAMES
 
-PERIODIC = frozenset(topic.name for topic in (KERNEL_PERFORMANCE, LAYER_HEALTH, MODEL_PERFORMANCE))
 REMEMBERED = 64  # closings of a run; a record older than all of them was answered long ago
 
 
@@ -40,7 +39,7 @@ class Progress:
         return bool(expected) and expected <= self._final
 
     def _expected(self) -> set[str]:
-        return self._companions or {source for source in self._highest if source in PERIODIC}
+        return self._companions or {source for source in self._highest if source in PERIODIC_NAMES}
 
 
 class Closings:

@@ -14,6 +14,7 @@ import structlog
 from tamiyo.schemas.errors import BrokerError, TamiyoError
 from tamiyo.schemas.kafka import KafkaSettings, TopicNames
 from tamiyo.schemas.topics import Topic
+from tamiyo.streams import watches
 from tamiyo.streams.acls import require, stage_grants
 from tamiyo.streams.exits import EXIT_UNUSABLE, end
 from tamiyo.streams.health import HealthServer
@@ -90,15 +91,18 @@ class Worker:
         turning = asyncio.create_task(self._turn(), name="turn")
         watchdog = LoopWatch("the event loop", lambda: self._last_turn, self._worker.watchdog.loop_s)
         watchdog.start()
+        watching: list[asyncio.Task[None]] = []
         try:
             await views.start()
+            watching = [task for shell in self.shells for task in watches.start(shell)]
             starting = asyncio.gather(*(shell.start() for shell in self.shells))
             await self._until_stopped(starting)
             log.info("stopping: nothing more is fed")
             await self._stop_shells()
         finally:
             watchdog.stop()
-            turning.cancel()
+            for task in (turning, *watching):
+                task.cancel()
             await views.stop()
             await self.health.stop()
         log.info("stopped")

@@ -12,7 +12,7 @@ from tamiyo.evaluation.soak_ledger import Ledger
 from tamiyo.evaluation.soak_reader import Reader
 from tamiyo.schemas.kafka import KafkaSettings, TopicNames
 from tamiyo.schemas.topics import DECISIONS
-from tamiyo.streams.topics import touch_topics
+from tamiyo.streams.topics import Topics
 from tests.host.runs import decision
 from tests.streams.kafka_log import KafkaLog
 
@@ -34,7 +34,7 @@ def test_it_goes_on_where_its_consumer_has_stalled(
     kafka: KafkaSettings, names: TopicNames, kafka_log: KafkaLog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(soak_reader, "LOOK_S", 0.3)
-    touch_topics(kafka, names)
+    Topics(kafka, names).touch()
     ledger = Ledger()
     reader = Reader(kafka, names, ledger)
 

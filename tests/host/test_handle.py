@@ -28,7 +28,7 @@ from tamiyo.schemas.topics import (
     OUTCOMES,
     TOPOLOGY,
 )
-from tamiyo.streams.topics import touch_topics
+from tamiyo.streams.topics import Topics
 from tests.host.layers import FaultyKernel
 from tests.host.runs import RUN, MemoryReceiver, Run, compiled, data, decision, network, run, settings
 from tests.streams.kafka_log import KafkaLog
@@ -305,7 +305,7 @@ def test_the_context_manager_ends_the_run() -> None:
 def test_over_kafka_a_repeated_decision_is_executed_once_and_answered(
     kafka: KafkaSettings, names: TopicNames, kafka_log: KafkaLog
 ) -> None:
-    touch_topics(kafka, names)
+    Topics(kafka, names).touch()
     model = network()
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
     handle = attach(

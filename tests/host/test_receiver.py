@@ -12,14 +12,14 @@ from tamiyo.host.receiver import Arrival, KafkaReceiver
 from tamiyo.schemas.adaptation import AdaptationDecision, CompiledKernel, ControlCommand, KernelStatus
 from tamiyo.schemas.kafka import KafkaSettings, TopicNames
 from tamiyo.schemas.topics import CONTROL, DECISIONS, KERNELS
-from tamiyo.streams.topics import touch_topics
+from tamiyo.streams.topics import Topics
 from tests.host.runs import RUN, decision, order
 from tests.streams.kafka_log import KafkaLog
 
 
 @pytest.fixture
 def receivers(kafka: KafkaSettings, names: TopicNames) -> Iterator[list[KafkaReceiver]]:
-    touch_topics(kafka, names)
+    Topics(kafka, names).touch()
     made: list[KafkaReceiver] = []
     yield made
     for receiver in made:
@@ -137,7 +137,7 @@ def test_a_topic_that_appears_later_is_read_from_its_beginning(
     receiver = connect(kafka, names)  # no topic is there yet
     try:
         assert not receiver.connected
-        touch_topics(kafka, names)
+        Topics(kafka, names).touch()
         kafka_log.say(DECISIONS, [decision()])
         assert wait_for(receiver, 1) == [decision()]
         assert receiver.connected

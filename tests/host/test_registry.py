@@ -15,7 +15,7 @@ from tamiyo.schemas.registry import Registry, RegistrySettings
 from tamiyo.schemas.subjects import Subjects, schema_text, subject
 from tamiyo.schemas.telemetry import CacheHitRates
 from tamiyo.schemas.topics import CACHE_HIT_RATES, CATALOGUE, DECISIONS
-from tamiyo.streams.topics import touch_topics
+from tamiyo.streams.topics import Topics
 from tests.host.runs import RUN, decision
 from tests.schemas.registry_server import RegistryServer
 from tests.streams.kafka_log import KafkaLog
@@ -102,7 +102,7 @@ def test_what_is_not_registered_is_dropped_and_asked_for_once(
 def test_decisions_wait_for_a_registry_that_is_away(
     kafka: KafkaSettings, names: TopicNames, kafka_log: KafkaLog, server: RegistryServer
 ) -> None:
-    touch_topics(kafka, names)
+    Topics(kafka, names).touch()
     data = encode(decision("mine"))
     use_registry(Subjects(Registry(RegistrySettings(url=server.url)), names))  # a host that has seen no schema yet
     with closing(KafkaReceiver(RUN, kafka, names, connect_timeout_s=5.0)) as receiver:

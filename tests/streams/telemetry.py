@@ -16,12 +16,12 @@ from tamiyo.schemas.telemetry import (
     ModelPerformance,
     ModelTopology,
 )
-from tamiyo.schemas.topics import KERNEL_PERFORMANCE, LAYER_HEALTH, MODEL_PERFORMANCE, SIGNALS
+from tamiyo.schemas.topics import PERIODIC, SIGNALS
 from tamiyo.streams.settings import WindowSettings
 from tamiyo.streams.stage import Incoming, Output, Reject, Said
 from tamiyo.streams.windows import WindowsStage
 
-COMPANIONS = [KERNEL_PERFORMANCE.name, LAYER_HEALTH.name, MODEL_PERFORMANCE.name]
+COMPANIONS = [topic.name for topic in PERIODIC]
 BEGAN_MS = 1_700_000_000_000
 
 

@@ -15,9 +15,9 @@ from tamiyo.schemas.kafka import KafkaSettings, TopicNames
 from tamiyo.schemas.topics import CACHE_HIT_RATES, SIGNALS, Topic
 from tamiyo.streams import cli
 from tamiyo.streams.dead_letters import DeadLetters
+from tamiyo.streams.headers import POISON_HEADER, REASON_HEADER, SOURCE_HEADER, STAGE_HEADER, TIME_HEADER
 from tamiyo.streams.letters import Box, Letter
 from tamiyo.streams.redrive import CLAIM_S, REDRIVEN_HEADER, Redrive
-from tamiyo.streams.tail import POISON_HEADER, REASON_HEADER, SOURCE_HEADER, STAGE_HEADER, TIME_HEADER
 from tamiyo.streams.topics import Topics
 from tests.streams.kafka_log import KafkaLog
 from tests.streams.pairs import number

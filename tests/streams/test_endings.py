@@ -7,8 +7,9 @@ from typing import Any
 
 from tamiyo.schemas.codec import encode
 from tamiyo.schemas.telemetry import CacheHitRates
-from tamiyo.streams.endings import MARK, Endings
-from tamiyo.streams.messages import END_HEADER, is_end
+from tamiyo.streams.endings import Endings
+from tamiyo.streams.headers import END_HEADER, END_MARKER
+from tamiyo.streams.messages import is_end
 from tamiyo.streams.settings import WorkerSettings
 from tamiyo.streams.stage import Incoming, Output
 from tamiyo.streams.tenure import Memory, Tenure
@@ -41,7 +42,7 @@ class Desk:
 
     async def take(self, topic: str, offset: int, record: CacheHitRates | None) -> None:
         event = SimpleNamespace(
-            message=SimpleNamespace(offset=offset, timestamp=1.5, headers=[] if record else MARK),
+            message=SimpleNamespace(offset=offset, timestamp=1.5, headers=[] if record else END_MARKER),
             value=encode(record) if record else None,
             key=b"run",
             ack=lambda: self.acknowledged[topic].append(offset),
@@ -108,8 +109,8 @@ def test_without_a_replay_a_mark_is_an_unusable_message() -> None:
 
 
 def test_a_mark_has_no_value_and_says_so_in_its_headers() -> None:
-    assert is_end(None, MARK)
-    assert not is_end(b"", MARK)
+    assert is_end(None, END_MARKER)
+    assert not is_end(b"", END_MARKER)
     assert not is_end(None, [("tamiyo-id", b"1")])
     assert not is_end(None, None)
 

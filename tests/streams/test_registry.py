@@ -26,7 +26,7 @@ from tamiyo.schemas.subjects import subject
 from tamiyo.schemas.telemetry import KernelPerformance, ModelPerformance
 from tamiyo.schemas.topics import CATALOGUE, CONTROL, KERNEL_PERFORMANCE, MODEL_PERFORMANCE, REWARDS, SIGNALS
 from tamiyo.streams import doctor, registry
-from tamiyo.streams.topics import touch_topics
+from tamiyo.streams.topics import Topics
 from tamiyo.streams.views import Views
 from tests.schemas.registry_server import RegistryServer
 from tests.streams.kafka_log import KafkaLog
@@ -134,7 +134,7 @@ def test_a_foreign_client_in_both_directions(
     full = names.full(MODEL_PERFORMANCE.name)
     context = SerializationContext(full, MessageField.VALUE)
     registry.prepare(names, settings)
-    touch_topics(kafka, names)
+    Topics(kafka, names).touch()
 
     # Theirs, with our file, with a schema of theirs that knows a field less, and ours.
     text = (FOLDER / "ModelPerformance.avsc").read_text()
@@ -161,7 +161,7 @@ def test_a_foreign_client_in_both_directions(
 def test_a_stage_between_foreign_clients(
     kafka: KafkaSettings, names: TopicNames, settings: RegistrySettings, foreign: SchemaRegistryClient, tmp_path: Path
 ) -> None:
-    touch_topics(kafka, names)
+    Topics(kafka, names).touch()
     environment = {
         **os.environ,
         "TAMIYO_KAFKA_BOOTSTRAP_SERVERS": kafka.bootstrap_servers,
@@ -249,7 +249,7 @@ def test_views_wait_for_a_registry_that_is_away(kafka: KafkaSettings, names: Top
             await views.stop()
         return views.by_name[CONTROL.name].get("run")
 
-    touch_topics(kafka, names)
+    Topics(kafka, names).touch()
     with RegistryServer() as server:
         settings = RegistrySettings(url=server.url)
         server.add(subject(CONTROL.record, names), json.dumps(avro_schema(CONTROL.record)))

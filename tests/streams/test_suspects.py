@@ -15,9 +15,9 @@ from tamiyo.schemas.errors import BrokerError
 from tamiyo.schemas.kafka import KafkaSettings, TopicNames
 from tamiyo.schemas.telemetry import CacheHitRates
 from tamiyo.streams.exits import EXIT_BUG
+from tamiyo.streams.headers import POISON_HEADER
 from tamiyo.streams.stage import Incoming, Output, Reject
 from tamiyo.streams.suspects import Suspects
-from tamiyo.streams.tail import POISON_HEADER
 from tamiyo.streams.tenure import Memory, Tenure
 from tamiyo.streams.topics import Topics
 from tests.streams.kafka_log import KafkaLog

@@ -7,7 +7,7 @@ from tamiyo.schemas.errors import BrokerError
 from tamiyo.schemas.kafka import KafkaSettings, TopicNames
 from tamiyo.schemas.topics import CATALOGUE, TOPOLOGY, WINDOWS
 from tamiyo.streams.brokers import free_ports
-from tamiyo.streams.topics import Topics, touch_topics
+from tamiyo.streams.topics import Topics
 
 
 def test_the_embedded_broker_is_touched(kafka: KafkaSettings, names: TopicNames) -> None:
@@ -15,7 +15,7 @@ def test_the_embedded_broker_is_touched(kafka: KafkaSettings, names: TopicNames)
     assert topics.embedded()
     assert len(topics.missing()) == 3 * len(CATALOGUE)
     assert topics.check()[0] == f"topic {names.prefix}telemetry.execution.kernel_performance does not exist"
-    touch_topics(kafka, names)
+    Topics(kafka, names).touch()
     assert topics.missing() == []
     assert topics.check() == []
     assert {each.partitions for each in topics.states()} == {4}
