@@ -28,7 +28,7 @@ from tamiyo.evaluation.bench_learner import updates
 from tamiyo.evaluation.bench_load import Load
 from tamiyo.evaluation.bench_measure import Result, machine, versions
 from tamiyo.evaluation.bench_policy import decisions
-from tamiyo.streams.logs import configure
+from tamiyo.streams.process.logs import configure
 
 FORMAT = 1
 

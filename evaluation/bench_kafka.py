@@ -22,8 +22,8 @@ from confluent_kafka.admin import AdminClient, NewTopic
 from tamiyo.evaluation.bench_measure import Spent, cpu_seconds
 from tamiyo.schemas.errors import BrokerError, ConfigurationError
 from tamiyo.schemas.kafka import PRODUCER, KafkaSettings, TopicNames
-from tamiyo.streams.brokers import EmbeddedBroker, LocalKafka, kafka_home
-from tamiyo.streams.topics import Topics
+from tamiyo.streams.admin.brokers import EmbeddedBroker, LocalKafka, kafka_home
+from tamiyo.streams.admin.topics import Topics
 
 PARTITIONS = 4  # what the embedded broker gives every topic
 START_S = 90.0  # a process imports torch and joins a group, on a machine that does other things too

@@ -27,8 +27,8 @@ from tamiyo.schemas.topics import (
     WINDOWS,
     Topic,
 )
-from tamiyo.streams.stage import Incoming, Output, Reject, Stage
-from tamiyo.streams.stages import STAGES
+from tamiyo.streams.stages.base import Incoming, Output, Reject, Stage
+from tamiyo.streams.stages.registry import STAGES
 
 BATCH = 100  # records fed at once, as the shell's default allows
 CHAIN = ("intake", "windows", "graphs", "decisions")

@@ -29,8 +29,8 @@ from tamiyo.evaluation.faults_report import Course, Injection, summary, told
 from tamiyo.evaluation.faults_world import Host, Telemetry
 from tamiyo.evaluation.installation import PARTITIONS, Installation, end_by_signal, refuse_used, working_folder
 from tamiyo.schemas.topics import DECISIONS, EXPERIENCE, GRAPHS, KERNELS, REWARDS, SIGNALS, WINDOWS
-from tamiyo.streams.brokers import required_kafka_home
-from tamiyo.streams.exits import EXIT_BUG
+from tamiyo.streams.admin.brokers import required_kafka_home
+from tamiyo.streams.process.exit_codes import EXIT_BUG
 
 WIDTH = 50
 SAMPLE_S = 2.0

@@ -16,7 +16,7 @@ from tamiyo.schemas.errors import BrokerError
 from tamiyo.schemas.kafka import KafkaSettings, TopicNames
 from tamiyo.schemas.topics import BY_NAME, CATALOGUE
 from tamiyo.streams.messages import Message
-from tamiyo.streams.stages import STAGES
+from tamiyo.streams.stages.registry import STAGES
 
 TIMEOUT_S = 10.0
 PATIENCE_S = 120.0

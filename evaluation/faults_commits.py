@@ -8,7 +8,7 @@ from tamiyo.evaluation.faults_signals import Cut, signal_id
 from tamiyo.schemas.adaptation import DecisionType
 from tamiyo.schemas.identity import kernel_id
 from tamiyo.schemas.topics import DECISIONS, GRAPHS, KERNELS, REWARDS, SIGNALS, TELEMETRY, WINDOWS
-from tamiyo.streams.stages import STAGES
+from tamiyo.streams.stages.registry import STAGES
 
 MISSING = 2**62
 

@@ -30,7 +30,7 @@ from tamiyo.schemas.topics import (
     WINDOWS,
     Topic,
 )
-from tamiyo.streams.stages import STAGES
+from tamiyo.streams.stages.registry import STAGES
 
 IDENTITIES: dict[Topic, Callable[[Any], str]] = {
     SIGNALS: lambda record: record.signal_id,

@@ -18,7 +18,7 @@ from tamiyo.evaluation.faults_disk import Disk
 from tamiyo.evaluation.fleet import LEARNER
 from tamiyo.evaluation.installation import Installation
 from tamiyo.schemas.errors import BrokerError
-from tamiyo.streams.stages import STAGES
+from tamiyo.streams.stages.registry import STAGES
 
 PAST_SESSION_S = (7.0, 11.0)  # the session is 6 s: whoever sleeps longer is a zombie
 STAND_IN = "stand-in"

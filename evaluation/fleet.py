@@ -19,8 +19,8 @@ from types import TracebackType
 from typing import Self
 
 from tamiyo.schemas.errors import BrokerError
-from tamiyo.streams.brokers import free_ports
-from tamiyo.streams.processes import GRACE_S, Children
+from tamiyo.streams.admin.brokers import free_ports
+from tamiyo.streams.process.children import GRACE_S, Children
 
 POLL_S = 0.2
 RESTART_DELAY_S = 1.0  # what a supervisor waits before it tries again

@@ -46,11 +46,11 @@ from tamiyo.schemas.topics import (
     TOPOLOGY,
     Topic,
 )
-from tamiyo.streams.lines import Line, readable
-from tamiyo.streams.logs import silence
-from tamiyo.streams.stage import Incoming, Output, Reject, Stage
-from tamiyo.streams.stages import STAGES
-from tamiyo.streams.views import TopicView
+from tamiyo.streams.admin.topic_tail import Line, readable
+from tamiyo.streams.process.logs import silence
+from tamiyo.streams.runtime.views import TopicView
+from tamiyo.streams.stages.base import Incoming, Output, Reject, Stage
+from tamiyo.streams.stages.registry import STAGES
 
 KINDS = ("random", "mutated", "values", "extreme", "good")
 TICK_EVERY = 500  # records

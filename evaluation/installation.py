@@ -24,8 +24,8 @@ import typer
 
 from tamiyo.evaluation.fleet import Fleet
 from tamiyo.schemas.kafka import KafkaSettings, TopicNames
-from tamiyo.streams.brokers import LocalKafka
-from tamiyo.streams.topics import Topics
+from tamiyo.streams.admin.brokers import LocalKafka
+from tamiyo.streams.admin.topics import Topics
 
 PARTITIONS = 4
 

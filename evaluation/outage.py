@@ -34,8 +34,8 @@ from tamiyo.host.tasks import load_task
 from tamiyo.host.train import Workload, steps
 from tamiyo.schemas.errors import BrokerError
 from tamiyo.schemas.kafka import KafkaSettings, TopicNames
-from tamiyo.streams.brokers import LocalKafka, required_kafka_home
-from tamiyo.streams.topics import Topics
+from tamiyo.streams.admin.brokers import LocalKafka, required_kafka_home
+from tamiyo.streams.admin.topics import Topics
 
 LIMIT = 1.05  # of the time of a step with a broker
 WARM_UP = 10  # turns: the governor settles, the allocator too

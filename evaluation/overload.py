@@ -30,7 +30,7 @@ from tamiyo.evaluation.soak_report import kafka_version
 from tamiyo.evaluation.soak_samples import LagSampler, ProcessSampler
 from tamiyo.schemas.errors import BrokerError
 from tamiyo.schemas.kafka import PRODUCER, KafkaSettings, TopicNames
-from tamiyo.streams.brokers import required_kafka_home
+from tamiyo.streams.admin.brokers import required_kafka_home
 
 FORMAT = 1
 TICK_S = 0.05

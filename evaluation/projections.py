@@ -1,4 +1,4 @@
-"""How far the projected loss (`streams/projection.py`) is from what runs without Tamiyo really did.
+"""How far the projected loss (`streams/stages/rewards/projection.py`) is from what runs without Tamiyo really did.
 
     python -m tamiyo.evaluation.projections
 
@@ -19,7 +19,7 @@ from rich.table import Table
 
 from tamiyo.host.tasks import TASKS, load_task
 from tamiyo.host.train import train
-from tamiyo.streams.projection import DAMPING, Projection
+from tamiyo.streams.stages.rewards.projection import DAMPING, Projection
 
 WINDOW = 50  # steps between two looks at the validation loss, as in a window of the default width
 BASELINE_WINDOWS = 12

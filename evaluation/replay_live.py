@@ -28,13 +28,13 @@ from tamiyo.schemas.topics import (
     TOPOLOGY,
     Topic,
 )
-from tamiyo.streams.control import give
+from tamiyo.streams.admin.control import give
 from tamiyo.streams.messages import Message
-from tamiyo.streams.processes import Children
-from tamiyo.streams.replay_order import IntakeOrder
+from tamiyo.streams.process.children import Children
+from tamiyo.streams.recording.topic_reader import Selection, TopicReader
+from tamiyo.streams.replay.ordering import IntakeOrder
 from tamiyo.streams.settings import WindowSettings
-from tamiyo.streams.stages import STAGES
-from tamiyo.streams.stretches import Selection, TopicReader
+from tamiyo.streams.stages.registry import STAGES
 
 PATIENCE_S = 120.0
 POLL_S = 0.2

@@ -24,17 +24,17 @@ from rich.console import Console
 from tamiyo.evaluation.bench_load import Load
 from tamiyo.evaluation.replay_live import Live, wait, workers
 from tamiyo.schemas.kafka import KafkaSettings, TopicNames
-from tamiyo.streams.brokers import LocalKafka, required_kafka_home
-from tamiyo.streams.differences import Difference, RecordingSide, compare
-from tamiyo.streams.levels import Level, Target
-from tamiyo.streams.observer import Observer as TopicsObserver
-from tamiyo.streams.recorder import Recorder
-from tamiyo.streams.recording import Recording
-from tamiyo.streams.replay_flow import Flow
-from tamiyo.streams.replay_removal import discard
-from tamiyo.streams.replayer import Plan, Replayed, Replayer
-from tamiyo.streams.stretches import Selection
-from tamiyo.streams.topics import Topics
+from tamiyo.streams.admin.brokers import LocalKafka, required_kafka_home
+from tamiyo.streams.admin.topics import Topics
+from tamiyo.streams.demo.observer import Observer as TopicsObserver
+from tamiyo.streams.recording.recorder import Recorder
+from tamiyo.streams.recording.recording import Recording
+from tamiyo.streams.recording.topic_reader import Selection
+from tamiyo.streams.replay.cleanup import discard
+from tamiyo.streams.replay.compare import Difference, RecordingSide, compare
+from tamiyo.streams.replay.flow import Flow
+from tamiyo.streams.replay.levels import Level, Target
+from tamiyo.streams.replay.replayer import Plan, Replayed, Replayer
 
 FORMAT = 1
 LIVE = TopicNames(prefix="live.")

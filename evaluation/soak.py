@@ -32,8 +32,8 @@ from tamiyo.schemas.codec import encode
 from tamiyo.schemas.kafka import PRODUCER
 from tamiyo.schemas.record import Record
 from tamiyo.schemas.topics import Topic
-from tamiyo.streams.brokers import required_kafka_home
-from tamiyo.streams.stopping import stoppable
+from tamiyo.streams.admin.brokers import required_kafka_home
+from tamiyo.streams.process.interrupts import stoppable
 
 SAMPLE_S = 10.0
 POLL_S = 0.05

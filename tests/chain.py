@@ -13,7 +13,7 @@ from tamiyo.schemas import topics
 from tamiyo.schemas.codec import decode, encode
 from tamiyo.schemas.record import Record
 from tamiyo.schemas.topics import Topic
-from tamiyo.streams.stage import Incoming, Reject, Stage
+from tamiyo.streams.stages.base import Incoming, Reject, Stage
 
 HOST_TOPICS = (topics.DECISIONS, topics.KERNELS, topics.CONTROL)
 

@@ -11,7 +11,7 @@ import structlog
 import torch
 
 from tamiyo.schemas.kafka import KafkaSettings, TopicNames
-from tamiyo.streams.brokers import EmbeddedBroker, LocalKafka
+from tamiyo.streams.admin.brokers import EmbeddedBroker, LocalKafka
 from tests.streams.kafka_log import KafkaLog
 from tests.streams.registries import running_registry
 

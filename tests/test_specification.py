@@ -28,11 +28,6 @@ from tamiyo.models.safety import SafetyMonitor
 from tamiyo.schemas import topics
 from tamiyo.schemas.adaptation import Action, DecisionType, OutcomeStatus
 from tamiyo.schemas.learning import CheckpointStatus, PolicyCheckpoint
-from tamiyo.streams.decisions import DecisionsStage
-from tamiyo.streams.graphs import GraphsStage
-from tamiyo.streams.intake import IntakeStage
-from tamiyo.streams.kernels import KernelsStage
-from tamiyo.streams.rewards import RewardsStage
 from tamiyo.streams.settings import (
     DecisionSettings,
     GraphSettings,
@@ -41,7 +36,12 @@ from tamiyo.streams.settings import (
     RewardSettings,
     WindowSettings,
 )
-from tamiyo.streams.windows import WindowsStage
+from tamiyo.streams.stages.decisions.stage import DecisionsStage
+from tamiyo.streams.stages.graphs.stage import GraphsStage
+from tamiyo.streams.stages.intake.stage import IntakeStage
+from tamiyo.streams.stages.kernels.stage import KernelsStage
+from tamiyo.streams.stages.rewards.stage import RewardsStage
+from tamiyo.streams.stages.windows.stage import WindowsStage
 from tests.chain import Chain
 from tests.models.factories import make_graph
 

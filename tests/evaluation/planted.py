@@ -16,12 +16,12 @@ import uuid
 from collections.abc import Iterable
 from typing import Any
 
-from tamiyo.streams import decisions
-from tamiyo.streams.logs import configure
-from tamiyo.streams.shell import Shell
-from tamiyo.streams.stage import Output
-from tamiyo.streams.tenure import Memory, Tenure
-from tamiyo.streams.worker import run_worker
+from tamiyo.streams.process.logs import configure
+from tamiyo.streams.runtime.partition_task import Memory, Tenure
+from tamiyo.streams.runtime.stage_runner import Shell
+from tamiyo.streams.runtime.worker import run_worker
+from tamiyo.streams.stages.base import Output
+from tamiyo.streams.stages.decisions import stage as decisions
 
 CRASHED = 137
 

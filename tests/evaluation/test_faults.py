@@ -16,7 +16,7 @@ from tamiyo.evaluation.faults_disk import Disk
 from tamiyo.evaluation.faults_judge import Violation
 from tamiyo.evaluation.faults_kinds import ALL, KINDS, plan
 from tamiyo.evaluation.faults_report import Course, Injection, summary, told
-from tamiyo.streams.brokers import kafka_home
+from tamiyo.streams.admin.brokers import kafka_home
 
 
 @pytest.mark.kafka

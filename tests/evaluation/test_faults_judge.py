@@ -18,7 +18,7 @@ from tamiyo.evaluation.replay_live import Live
 from tamiyo.schemas.codec import encode
 from tamiyo.schemas.kafka import KafkaSettings, TopicNames
 from tamiyo.schemas.topics import DECISIONS, TELEMETRY, TOPOLOGY, WINDOWS, Topic
-from tamiyo.streams.topics import Topics
+from tamiyo.streams.admin.topics import Topics
 from tests.evaluation.planted import CRASHED
 from tests.streams.kafka_log import Heard, KafkaLog
 

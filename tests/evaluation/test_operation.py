@@ -19,7 +19,7 @@ from tamiyo.schemas.analysis import ModelGraph
 from tamiyo.schemas.codec import decode, encode
 from tamiyo.schemas.kafka import PRODUCER
 from tamiyo.schemas.topics import CATALOGUE, CHECKPOINTS, DECISIONS, GRAPHS, TELEMETRY, TOPOLOGY
-from tamiyo.streams.brokers import free_ports, kafka_home
+from tamiyo.streams.admin.brokers import free_ports, kafka_home
 from tests.streams.kafka_log import KafkaLog
 
 pytestmark = [pytest.mark.kafka, pytest.mark.flow]

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tamiyo.evaluation.outage import Outage, Pair, Turn, compare, result_of
-from tamiyo.streams.brokers import kafka_home
+from tamiyo.streams.admin.brokers import kafka_home
 
 
 def pair(at_s: float, connected: float, cut: float, dropped: int = 0) -> Pair:

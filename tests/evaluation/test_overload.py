@@ -19,10 +19,10 @@ from tamiyo.schemas.codec import decode
 from tamiyo.schemas.kafka import KafkaSettings, TopicNames
 from tamiyo.schemas.telemetry import KernelPerformance, ModelTopology
 from tamiyo.schemas.topics import BY_NAME, KERNEL_PERFORMANCE, LAYER_HEALTH, TOPOLOGY
-from tamiyo.streams.brokers import EmbeddedBroker, LocalKafka, kafka_home
-from tamiyo.streams.intake import IntakeStage
+from tamiyo.streams.admin.brokers import EmbeddedBroker, LocalKafka, kafka_home
+from tamiyo.streams.admin.topics import Topics
 from tamiyo.streams.settings import IntakeSettings
-from tamiyo.streams.topics import Topics
+from tamiyo.streams.stages.intake.stage import IntakeStage
 from tests.streams.telemetry import incoming, outputs
 
 TEMPLATE = Template.of(layers=3, frames=12)

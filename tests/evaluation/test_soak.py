@@ -21,7 +21,7 @@ from tamiyo.schemas.errors import ConfigurationError
 from tamiyo.schemas.record import Record, Tensor
 from tamiyo.schemas.telemetry import CacheHitRates, ErrorRecoveryEvent, LayerHealth, ModelPerformance, ModelTopology
 from tamiyo.schemas.topics import OUTCOMES, Topic
-from tamiyo.streams.brokers import kafka_home
+from tamiyo.streams.admin.brokers import kafka_home
 
 # Runs
 

@@ -12,7 +12,7 @@ from tamiyo.evaluation.soak_ledger import Ledger
 from tamiyo.evaluation.soak_reader import Reader
 from tamiyo.schemas.kafka import KafkaSettings, TopicNames
 from tamiyo.schemas.topics import DECISIONS
-from tamiyo.streams.topics import Topics
+from tamiyo.streams.admin.topics import Topics
 from tests.host.runs import decision
 from tests.streams.kafka_log import KafkaLog
 

@@ -16,12 +16,12 @@ from rich.console import Console
 
 from tamiyo.schemas import topics
 from tamiyo.schemas.kafka import PRODUCER, KafkaSettings, TopicNames
-from tamiyo.streams.brokers import EmbeddedBroker
-from tamiyo.streams.demo import QUICK_STEPS, Demo
-from tamiyo.streams.lines import follow
-from tamiyo.streams.report import Report
+from tamiyo.streams.admin.brokers import EmbeddedBroker
+from tamiyo.streams.admin.topic_tail import follow
+from tamiyo.streams.admin.topics import Topics
+from tamiyo.streams.demo.demo import QUICK_STEPS, Demo
+from tamiyo.streams.demo.report import Report
 from tamiyo.streams.settings import RewardSettings, WindowSettings
-from tamiyo.streams.topics import Topics
 
 pytestmark = [pytest.mark.flow, pytest.mark.timeout(240)]
 

@@ -28,7 +28,7 @@ from tamiyo.schemas.topics import (
     OUTCOMES,
     TOPOLOGY,
 )
-from tamiyo.streams.topics import Topics
+from tamiyo.streams.admin.topics import Topics
 from tests.host.layers import FaultyKernel
 from tests.host.runs import RUN, MemoryReceiver, Run, compiled, data, decision, network, run, settings
 from tests.streams.kafka_log import KafkaLog

@@ -12,7 +12,7 @@ from tamiyo.host.receiver import Arrival, KafkaReceiver
 from tamiyo.schemas.adaptation import AdaptationDecision, CompiledKernel, ControlCommand, KernelStatus
 from tamiyo.schemas.kafka import KafkaSettings, TopicNames
 from tamiyo.schemas.topics import CONTROL, DECISIONS, KERNELS
-from tamiyo.streams.topics import Topics
+from tamiyo.streams.admin.topics import Topics
 from tests.host.runs import RUN, decision, order
 from tests.streams.kafka_log import KafkaLog
 

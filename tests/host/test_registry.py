@@ -15,7 +15,7 @@ from tamiyo.schemas.registry import Registry, RegistrySettings
 from tamiyo.schemas.subjects import Subjects, schema_text, subject
 from tamiyo.schemas.telemetry import CacheHitRates
 from tamiyo.schemas.topics import CACHE_HIT_RATES, CATALOGUE, DECISIONS
-from tamiyo.streams.topics import Topics
+from tamiyo.streams.admin.topics import Topics
 from tests.host.runs import RUN, decision
 from tests.schemas.registry_server import RegistryServer
 from tests.streams.kafka_log import KafkaLog

@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from tamiyo.schemas.kafka import KafkaSettings
-from tamiyo.streams.brokers import LocalKafka
+from tamiyo.streams.admin.brokers import LocalKafka
 
 PASSWORD = "correct-horse-7391"
 MECHANISMS = {

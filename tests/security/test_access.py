@@ -14,14 +14,14 @@ from tamiyo.schemas.errors import BrokerError, BrokerRefused, ConfigurationError
 from tamiyo.schemas.kafka import KafkaSettings, TopicNames
 from tamiyo.schemas.registry import RegistrySettings
 from tamiyo.schemas.topics import CONTROL
-from tamiyo.streams.app import create_app
-from tamiyo.streams.doctor import examine
-from tamiyo.streams.learner import LearnerLoop
-from tamiyo.streams.lines import follow
+from tamiyo.streams.admin.doctor import examine
+from tamiyo.streams.admin.topic_tail import follow
+from tamiyo.streams.learner.loop import LearnerLoop
+from tamiyo.streams.runtime.faust.app import create_app
+from tamiyo.streams.runtime.output_log import TailReader
+from tamiyo.streams.runtime.views import Views
+from tamiyo.streams.runtime.worker import Worker
 from tamiyo.streams.settings import LearnerSettings, StoreSettings, WorkerSettings
-from tamiyo.streams.tail import TailReader
-from tamiyo.streams.views import Views
-from tamiyo.streams.worker import Worker
 from tests.security.broker import PASSWORD, LockedKafka
 from tests.streams.pairs import ENTRY
 

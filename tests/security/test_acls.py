@@ -28,14 +28,14 @@ from tamiyo.schemas.errors import BrokerError, BrokerRefused
 from tamiyo.schemas.kafka import KafkaSettings, TopicNames
 from tamiyo.schemas.topics import CATALOGUE, DECISIONS, EXPERIENCE, GRAPHS, REWARDS, TELEMETRY, TOPOLOGY
 from tamiyo.streams import cli
-from tamiyo.streams.acls import ROLES, Grant, grants, missing
-from tamiyo.streams.control import give
-from tamiyo.streams.learner import LearnerLoop
-from tamiyo.streams.lines import follow
+from tamiyo.streams.admin.acls import ROLES, Grant, grants, missing
+from tamiyo.streams.admin.control import give
+from tamiyo.streams.admin.topic_tail import follow
+from tamiyo.streams.admin.topics import Topics, plan
+from tamiyo.streams.learner.loop import LearnerLoop
+from tamiyo.streams.runtime.worker import Worker
 from tamiyo.streams.settings import LearnerSettings, WorkerSettings
-from tamiyo.streams.stages import STAGES
-from tamiyo.streams.topics import Topics, plan
-from tamiyo.streams.worker import Worker
+from tamiyo.streams.stages.registry import STAGES
 from tests.security.broker import LockedKafka
 
 NAMES = TopicNames(prefix="acl.")

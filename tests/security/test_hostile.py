@@ -23,13 +23,13 @@ from tamiyo.schemas.identity import decision_id
 from tamiyo.schemas.record import Record
 from tamiyo.schemas.telemetry import ErrorRecoveryEvent, KernelPerformance
 from tamiyo.schemas.topics import DECISIONS
-from tamiyo.streams.decompression import MAX_BATCH_BYTES, limit
-from tamiyo.streams.display import Display
-from tamiyo.streams.intake import IntakeStage
-from tamiyo.streams.kernels import KernelsStage
-from tamiyo.streams.lines import Line, readable
+from tamiyo.streams.admin.topic_tail import Line, readable
+from tamiyo.streams.demo.display import Display
+from tamiyo.streams.runtime.faust.decompression_limit import MAX_BATCH_BYTES, limit
 from tamiyo.streams.settings import IntakeSettings, KernelSettings
-from tamiyo.streams.stage import Incoming, Reject
+from tamiyo.streams.stages.base import Incoming, Reject
+from tamiyo.streams.stages.intake.stage import IntakeStage
+from tamiyo.streams.stages.kernels.stage import KernelsStage
 from tests.host.runs import decision
 from tests.streams.telemetry import BEGAN_MS, DictView, error_recovery, incoming, kernel_performance, topology
 
@@ -222,7 +222,7 @@ def test_log_lines_on_a_terminal_are_printable(capsys: pytest.CaptureFixture[str
 
     import structlog
 
-    from tamiyo.streams.logs import configure
+    from tamiyo.streams.process.logs import configure
 
     handlers = logging.getLogger().handlers[:]
     try:

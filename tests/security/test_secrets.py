@@ -15,7 +15,7 @@ from tamiyo.models.checkpoint_store import CheckpointStore
 from tamiyo.schemas.display import without_secrets
 from tamiyo.schemas.errors import ConfigurationError
 from tamiyo.schemas.kafka import KafkaSettings
-from tamiyo.streams.app import create_app
+from tamiyo.streams.runtime.faust.app import create_app
 from tamiyo.streams.settings import WorkerSettings
 from tests.security.broker import PASSWORD, LockedKafka
 
@@ -133,7 +133,7 @@ def test_stores_do_not_show_the_keys_in_their_urls(tmp_path: Path) -> None:
 def test_the_password_is_not_logged_at_debug_either() -> None:
     import logging
 
-    from tamiyo.streams.logs import configure
+    from tamiyo.streams.process.logs import configure
 
     handlers, level = logging.getLogger().handlers[:], logging.getLogger().level
     try:

@@ -6,7 +6,7 @@ import inspect
 import httpx
 import pytest
 
-from tamiyo.streams.health import HealthServer
+from tamiyo.streams.process.http_endpoint import HealthServer
 from tamiyo.streams.settings import LearnerSettings, WorkerSettings
 
 

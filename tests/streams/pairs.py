@@ -14,10 +14,10 @@ from pydantic_settings import BaseSettings
 from tamiyo.schemas.identity import identity
 from tamiyo.schemas.telemetry import CacheHitRates
 from tamiyo.schemas.topics import Topic
-from tamiyo.streams.logs import configure
-from tamiyo.streams.stage import Incoming, Output, Reject, Said, View
-from tamiyo.streams.stages import StageEntry
-from tamiyo.streams.worker import run_entries
+from tamiyo.streams.process.logs import configure
+from tamiyo.streams.runtime.worker import run_entries
+from tamiyo.streams.stages.base import Incoming, Output, Reject, Said, View
+from tamiyo.streams.stages.registry import StageEntry
 
 NUMBERS = Topic("test.numbers", CacheHitRates, "test", ("pairs",))
 LETTERS = Topic("test.letters", CacheHitRates, "test", ("pairs",))

@@ -4,10 +4,10 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from tamiyo.schemas.topics import CATALOGUE
-from tamiyo.streams.log_files import LogWriter, digest
 from tamiyo.streams.messages import Message
-from tamiyo.streams.recording import Manifest, Part
-from tamiyo.streams.stretches import Selection
+from tamiyo.streams.recording.avro_log import LogWriter, digest
+from tamiyo.streams.recording.recording import Manifest, Part
+from tamiyo.streams.recording.topic_reader import Selection
 
 
 def message(

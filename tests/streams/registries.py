@@ -9,7 +9,7 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from tamiyo.streams.brokers import free_ports
+from tamiyo.streams.admin.brokers import free_ports
 
 PATIENCE_S = 60.0  # up in 4 s on an idle machine
 

@@ -3,7 +3,7 @@
 import random
 from collections.abc import Callable, Sequence
 
-from tamiyo.streams.stage import Incoming, Output, Reject, Stage
+from tamiyo.streams.stages.base import Incoming, Output, Reject, Stage
 from tests.streams.telemetry import as_said, outputs
 
 MAX_CRASHES = 8

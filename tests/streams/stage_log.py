@@ -7,7 +7,7 @@ from typing import Any
 from tamiyo.schemas.codec import decode, encode
 from tamiyo.schemas.record import Record
 from tamiyo.schemas.topics import Topic
-from tamiyo.streams.stage import Incoming, Output, Reject, Said, Stage
+from tamiyo.streams.stages.base import Incoming, Output, Reject, Said, Stage
 
 
 class FixedView:

@@ -2,9 +2,9 @@
 
 import sys
 
-from tamiyo.streams.logs import configure
+from tamiyo.streams.process.logs import configure
+from tamiyo.streams.process.supervisor import Supervisor
 from tamiyo.streams.settings import SupervisorSettings
-from tamiyo.streams.supervisor import Supervisor
 
 if __name__ == "__main__":
     configure()

@@ -18,8 +18,8 @@ from tamiyo.schemas.telemetry import (
 )
 from tamiyo.schemas.topics import PERIODIC, SIGNALS
 from tamiyo.streams.settings import WindowSettings
-from tamiyo.streams.stage import Incoming, Output, Reject, Said
-from tamiyo.streams.windows import WindowsStage
+from tamiyo.streams.stages.base import Incoming, Output, Reject, Said
+from tamiyo.streams.stages.windows.stage import WindowsStage
 
 COMPANIONS = [topic.name for topic in PERIODIC]
 BEGAN_MS = 1_700_000_000_000

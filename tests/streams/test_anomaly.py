@@ -6,7 +6,7 @@ from statistics import median
 import numpy as np
 import pytest
 
-from tamiyo.streams.anomaly import HIGHEST, RollingDeviation
+from tamiyo.streams.stages.intake.anomaly import HIGHEST, RollingDeviation
 
 
 def slow(history: list[float | None], value: float | None, minimum: int) -> float:

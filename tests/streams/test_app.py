@@ -6,7 +6,7 @@ import pytest
 
 from tamiyo.schemas.errors import ConfigurationError
 from tamiyo.schemas.kafka import KafkaSettings
-from tamiyo.streams.app import aiokafka_settings, create_app
+from tamiyo.streams.runtime.faust.app import aiokafka_settings, create_app
 from tamiyo.streams.settings import WorkerSettings
 
 

@@ -6,8 +6,8 @@ import pytest
 
 from tamiyo.schemas.errors import ConfigurationError
 from tamiyo.schemas.kafka import KafkaSettings, TopicNames
-from tamiyo.streams.brokers import EmbeddedBroker, LocalKafka, free_ports, is_embedded
-from tamiyo.streams.topics import Topics
+from tamiyo.streams.admin.brokers import EmbeddedBroker, LocalKafka, free_ports, is_embedded
+from tamiyo.streams.admin.topics import Topics
 
 
 def test_an_embedded_broker_lives_until_it_is_stopped() -> None:

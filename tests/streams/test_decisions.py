@@ -15,9 +15,9 @@ from tamiyo.schemas.analysis import ModelGraph
 from tamiyo.schemas.codec import encode
 from tamiyo.schemas.identity import decision_id, graph_id, kernel_id, outcome_id, sampling_seed
 from tamiyo.schemas.topics import CHECKPOINTS, CONTROL, DECISIONS, GRAPHS, OUTCOMES
-from tamiyo.streams.decisions import DecisionsStage
 from tamiyo.streams.settings import DecisionSettings
-from tamiyo.streams.stage import Incoming, Said
+from tamiyo.streams.stages.base import Incoming, Said
+from tamiyo.streams.stages.decisions.stage import DecisionsStage
 from tests.models.factories import make_graph
 from tests.streams.released import make_policy, release
 from tests.streams.stage_log import FixedView, Log, Shell

@@ -8,9 +8,9 @@ from tamiyo.schemas.codec import encode
 from tamiyo.schemas.errors import ConfigurationError
 from tamiyo.schemas.kafka import KafkaSettings
 from tamiyo.schemas.topics import GRAPHS
-from tamiyo.streams.differences import RecordingSide, compare, first_difference, side
 from tamiyo.streams.messages import Message
-from tamiyo.streams.recording import Recording
+from tamiyo.streams.recording.recording import Recording
+from tamiyo.streams.replay.compare import RecordingSide, compare, first_difference, side
 from tests.models.factories import make_graph
 from tests.streams.recordings import make_recording, message
 

@@ -14,11 +14,11 @@ from tamiyo.schemas.errors import BrokerError
 from tamiyo.schemas.kafka import KafkaSettings, TopicNames
 from tamiyo.schemas.topics import CACHE_HIT_RATES, SIGNALS, Topic
 from tamiyo.streams import cli
-from tamiyo.streams.dead_letters import DeadLetters
+from tamiyo.streams.admin.dead_letter import Box, Letter
+from tamiyo.streams.admin.dead_letters import DeadLetters
+from tamiyo.streams.admin.redrive import CLAIM_S, REDRIVEN_HEADER, Redrive
+from tamiyo.streams.admin.topics import Topics
 from tamiyo.streams.headers import POISON_HEADER, REASON_HEADER, SOURCE_HEADER, STAGE_HEADER, TIME_HEADER
-from tamiyo.streams.letters import Box, Letter
-from tamiyo.streams.redrive import CLAIM_S, REDRIVEN_HEADER, Redrive
-from tamiyo.streams.topics import Topics
 from tests.streams.kafka_log import KafkaLog
 from tests.streams.pairs import number
 

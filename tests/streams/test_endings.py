@@ -7,12 +7,12 @@ from typing import Any
 
 from tamiyo.schemas.codec import encode
 from tamiyo.schemas.telemetry import CacheHitRates
-from tamiyo.streams.endings import Endings
 from tamiyo.streams.headers import END_HEADER, END_MARKER
 from tamiyo.streams.messages import is_end
+from tamiyo.streams.runtime.end_of_stream import Endings
+from tamiyo.streams.runtime.partition_task import Memory, Tenure
 from tamiyo.streams.settings import WorkerSettings
-from tamiyo.streams.stage import Incoming, Output
-from tamiyo.streams.tenure import Memory, Tenure
+from tamiyo.streams.stages.base import Incoming, Output
 from tests.streams.pairs import FACTORS, LETTERS, NUMBERS, SUMS, PairSettings, PairStage, number
 from tests.streams.test_tenure import FakeKafka
 

@@ -5,7 +5,7 @@ import pytest
 
 from tamiyo.schemas.kafka import KafkaSettings, TopicNames
 from tamiyo.schemas.topics import EXPERIENCE
-from tamiyo.streams.experiences import ExperienceTopic
+from tamiyo.streams.learner.experience_topic import ExperienceTopic
 from tests.streams.kafka_log import KafkaLog
 
 KEY = b"run-1"  # all on one partition

@@ -19,7 +19,7 @@ from tamiyo.schemas.kafka import KafkaSettings, TopicNames
 from tamiyo.schemas.registry import Registry, RegistrySettings
 from tamiyo.schemas.subjects import Subjects, schema_text, subject
 from tamiyo.schemas.topics import DECISIONS
-from tamiyo.streams.brokers import EmbeddedBroker
+from tamiyo.streams.admin.brokers import EmbeddedBroker
 from tests.host.runs import RUN, decision
 from tests.schemas.registry_server import RegistryServer
 from tests.streams.kafka_log import KafkaLog

@@ -15,10 +15,10 @@ from tamiyo.schemas.errors import RecordError
 from tamiyo.schemas.identity import graph_id
 from tamiyo.schemas.telemetry import ModelTopology
 from tamiyo.schemas.topics import TOPOLOGY, WINDOWS
-from tamiyo.streams.graphs import GraphsStage
 from tamiyo.streams.settings import GraphSettings, WindowSettings
-from tamiyo.streams.stage import Incoming
-from tamiyo.streams.windows import WindowsStage
+from tamiyo.streams.stages.base import Incoming
+from tamiyo.streams.stages.graphs.stage import GraphsStage
+from tamiyo.streams.stages.windows.stage import WindowsStage
 from tests.streams.restarts import with_crashes, without_crashes
 from tests.streams.telemetry import COMPANIONS, DictView, as_said, outputs, partition, rejects, signal, topology
 

@@ -4,7 +4,7 @@ import asyncio
 
 import httpx
 
-from tamiyo.streams.health import HealthServer
+from tamiyo.streams.process.http_endpoint import HealthServer
 
 
 def test_metrics_and_probes() -> None:

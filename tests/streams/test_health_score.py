@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tamiyo.streams.health_score import health_score
+from tamiyo.streams.stages.intake.health_score import health_score
 
 
 @pytest.mark.parametrize(

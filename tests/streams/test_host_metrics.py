@@ -8,7 +8,7 @@ from prometheus_client import REGISTRY
 from prometheus_client.parser import text_string_to_metric_families
 
 from tamiyo.schemas.errors import ConfigurationError
-from tamiyo.streams.host_metrics import served
+from tamiyo.streams.process.host_metrics import served
 from tests.host.runs import decision, run
 
 

@@ -8,10 +8,10 @@ import pytest
 from tamiyo.schemas.codec import decode, encode
 from tamiyo.schemas.identity import identity
 from tamiyo.schemas.topics import CACHE_HIT_RATES, ERROR_RECOVERY, KERNEL_PERFORMANCE, LAYER_HEALTH, MODEL_PERFORMANCE
-from tamiyo.streams.anomaly import HIGHEST
-from tamiyo.streams.intake import IntakeStage
-from tamiyo.streams.readings import MEASURED, STATE
 from tamiyo.streams.settings import IntakeSettings
+from tamiyo.streams.stages.intake.anomaly import HIGHEST
+from tamiyo.streams.stages.intake.frame_metrics import MEASURED, STATE
+from tamiyo.streams.stages.intake.stage import IntakeStage
 from tests.streams.telemetry import (
     as_said,
     cache_hit_rates,

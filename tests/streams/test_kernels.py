@@ -12,8 +12,8 @@ from tamiyo.schemas.identity import decision_id, kernel_id
 from tamiyo.schemas.record import Tensor
 from tamiyo.schemas.telemetry import ModelTopology
 from tamiyo.schemas.topics import DECISIONS, KERNELS, TOPOLOGY
-from tamiyo.streams.kernels import KernelsStage
 from tamiyo.streams.settings import KernelSettings
+from tamiyo.streams.stages.kernels.stage import KernelsStage
 from tests.models.factories import make_topology
 from tests.streams.stage_log import FixedView, Log, Shell
 

@@ -14,9 +14,9 @@ from tamiyo.schemas.errors import PolicyError
 from tamiyo.schemas.kafka import KafkaSettings, TopicNames
 from tamiyo.schemas.learning import CheckpointStatus, Experience, PolicyCheckpoint
 from tamiyo.schemas.topics import CHECKPOINTS, EXPERIENCE
-from tamiyo.streams import learner as module
-from tamiyo.streams.learner import LearnerLoop
-from tamiyo.streams.releases import Releases
+from tamiyo.streams.learner import loop as module
+from tamiyo.streams.learner.loop import LearnerLoop
+from tamiyo.streams.learner.releases import Releases
 from tamiyo.streams.settings import LearnerSettings
 from tests.models.experiences import BLUEPRINTS, make_experience
 from tests.streams.kafka_log import KafkaLog

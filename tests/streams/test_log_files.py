@@ -11,8 +11,8 @@ import fastavro
 import pytest
 
 from tamiyo.schemas.errors import RecordingError
-from tamiyo.streams.log_files import LogWriter, partial, read
 from tamiyo.streams.messages import Message
+from tamiyo.streams.recording.avro_log import LogWriter, partial, read
 from tests.streams.recordings import message
 
 TOPIC = "tamiyo.health.windows"

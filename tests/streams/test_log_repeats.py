@@ -2,7 +2,7 @@
 
 import logging
 
-from tamiyo.streams.log_repeats import EVERY_S, MAX_KINDS, Repeats
+from tamiyo.streams.process.log_throttle import EVERY_S, MAX_KINDS, Repeats
 
 
 class Heard:
@@ -31,7 +31,7 @@ def test_a_library_is_heard_once_in_a_while_and_the_rest_is_counted() -> None:
 
 def test_ours_always_pass() -> None:
     heard = Heard()
-    assert [heard.say("tamiyo.streams.shell", "again") for _ in range(3)] == ["again"] * 3
+    assert [heard.say("tamiyo.streams.runtime.stage_runner", "again") for _ in range(3)] == ["again"] * 3
     assert heard.say("aiokafkaesque", "again") == heard.say("aiokafkaesque", "again") == "again"
 
 

@@ -9,7 +9,7 @@ import pytest
 PROGRAM = """
 import sys, threading
 from pathlib import Path
-from tamiyo.streams.memory import give_back
+from tamiyo.streams.process.malloc import give_back
 if sys.argv[1] == "yes" and not give_back():
     print("not here"); sys.exit()
 kept = []
@@ -32,7 +32,7 @@ print(int(Path("/proc/self/statm").read_text().split()[1]) * 4096 // 1_000_000)
 PIECES = """
 import sys
 from pathlib import Path
-from tamiyo.streams.memory import give_back, trim
+from tamiyo.streams.process.malloc import give_back, trim
 if not give_back():
     print("not here"); sys.exit()
 blocks, kept = [], []

@@ -6,7 +6,7 @@ import pytest
 from tamiyo.models.checkpoint import CheckpointStore
 from tamiyo.schemas.errors import PolicyError
 from tamiyo.schemas.learning import CheckpointStatus, PolicyCheckpoint
-from tamiyo.streams.policies import RETRY_S, Policies, _reading
+from tamiyo.streams.stages.decisions.policy_server import RETRY_S, Policies, _reading
 from tests.streams.released import release
 from tests.streams.stage_log import FixedView
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tamiyo.streams.projection import DAMPING, Projection
+from tamiyo.streams.stages.rewards.projection import DAMPING, Projection
 
 TIMES = [float(t) for t in range(0, 600, 50)]
 

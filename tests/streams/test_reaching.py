@@ -8,8 +8,8 @@ import pytest
 from tamiyo.schemas.connection import Connection, Trouble
 from tamiyo.schemas.errors import BrokerError, BrokerRefused
 from tamiyo.schemas.kafka import KafkaSettings
-from tamiyo.streams.brokers import EmbeddedBroker
-from tamiyo.streams.reaching import reach
+from tamiyo.streams.admin.broker_wait import reach
+from tamiyo.streams.admin.brokers import EmbeddedBroker
 
 NOWHERE = KafkaSettings(bootstrap_servers="127.0.0.1:1")
 

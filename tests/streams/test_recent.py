@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tamiyo.streams.recent import BLOCK, Recent
+from tamiyo.streams.stages.recent_ids import BLOCK, Recent
 
 
 @given(st.integers(1, 3 * BLOCK), st.integers(0, 6 * BLOCK))

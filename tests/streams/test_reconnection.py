@@ -7,8 +7,8 @@ import time
 import pytest
 from aiokafka import AIOKafkaProducer
 
-from tamiyo.streams.brokers import EmbeddedBroker
-from tamiyo.streams.reconnection import RETRY_S, unhurried
+from tamiyo.streams.admin.brokers import EmbeddedBroker
+from tamiyo.streams.runtime.faust.metadata_backoff import RETRY_S, unhurried
 
 
 def test_a_client_whose_broker_went_away_does_not_spin(caplog: pytest.LogCaptureFixture) -> None:

@@ -9,9 +9,9 @@ from tamiyo.schemas.adaptation import AdaptationDecision, ControlCommand
 from tamiyo.schemas.analysis import ModelGraph
 from tamiyo.schemas.codec import encode
 from tamiyo.schemas.topics import CHECKPOINTS, CONTROL, DECISIONS
-from tamiyo.streams.decisions import DecisionsStage
 from tamiyo.streams.messages import Message
 from tamiyo.streams.settings import DecisionSettings
+from tamiyo.streams.stages.decisions.stage import DecisionsStage
 from tests.streams.recordings import make_recording, message
 from tests.streams.released import make_policy, release
 from tests.streams.stage_log import FixedView, Log, Shell

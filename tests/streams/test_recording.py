@@ -8,7 +8,7 @@ import pytest
 from tamiyo.schemas.codec import encode
 from tamiyo.schemas.errors import RecordingError
 from tamiyo.schemas.topics import CACHE_HIT_RATES, KERNEL_PERFORMANCE, LAYER_HEALTH, WINDOWS
-from tamiyo.streams.recording import MANIFEST, Recording
+from tamiyo.streams.recording.recording import MANIFEST, Recording
 from tests.streams.recordings import make_recording, message
 from tests.streams.telemetry import kernel_performance
 

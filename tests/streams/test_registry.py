@@ -25,9 +25,10 @@ from tamiyo.schemas.registry import Registry, RegistrySettings
 from tamiyo.schemas.subjects import subject
 from tamiyo.schemas.telemetry import KernelPerformance, ModelPerformance
 from tamiyo.schemas.topics import CATALOGUE, CONTROL, KERNEL_PERFORMANCE, MODEL_PERFORMANCE, REWARDS, SIGNALS
-from tamiyo.streams import doctor, registry
-from tamiyo.streams.topics import Topics
-from tamiyo.streams.views import Views
+from tamiyo.streams.admin import doctor
+from tamiyo.streams.admin import schema_registry as registry
+from tamiyo.streams.admin.topics import Topics
+from tamiyo.streams.runtime.views import Views
 from tests.schemas.registry_server import RegistryServer
 from tests.streams.kafka_log import KafkaLog
 from tests.streams.test_cli import run

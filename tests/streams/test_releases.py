@@ -6,7 +6,7 @@ from tamiyo.models.checkpoint import CheckpointHeader, CheckpointStore, save
 from tamiyo.schemas.errors import ConfigurationError, PolicyError
 from tamiyo.schemas.kafka import KafkaSettings, TopicNames
 from tamiyo.schemas.learning import PolicyCheckpoint
-from tamiyo.streams.releases import Releases
+from tamiyo.streams.learner.releases import Releases
 from tests.models.experiences import BLUEPRINTS, small_policy
 
 

@@ -19,16 +19,16 @@ from tamiyo.schemas.codec import decode
 from tamiyo.schemas.errors import BrokerError, ConfigurationError, RecordingError
 from tamiyo.schemas.kafka import KafkaSettings, TopicNames
 from tamiyo.schemas.topics import CATALOGUE, DECISIONS, GRAPHS, SIGNALS, TELEMETRY, WINDOWS
-from tamiyo.streams.differences import RecordingSide, TopicsSide, compare
-from tamiyo.streams.levels import Level, Target
-from tamiyo.streams.processes import Children
-from tamiyo.streams.recorder import Recorder
-from tamiyo.streams.recording import Recording
-from tamiyo.streams.replay_flow import Flow
-from tamiyo.streams.replay_removal import discard
-from tamiyo.streams.replayer import Plan, Replayed, Replayer
-from tamiyo.streams.stretches import Selection, TopicReader
-from tamiyo.streams.topics import Topics
+from tamiyo.streams.admin.topics import Topics
+from tamiyo.streams.process.children import Children
+from tamiyo.streams.recording.recorder import Recorder
+from tamiyo.streams.recording.recording import Recording
+from tamiyo.streams.recording.topic_reader import Selection, TopicReader
+from tamiyo.streams.replay.cleanup import discard
+from tamiyo.streams.replay.compare import RecordingSide, TopicsSide, compare
+from tamiyo.streams.replay.flow import Flow
+from tamiyo.streams.replay.levels import Level, Target
+from tamiyo.streams.replay.replayer import Plan, Replayed, Replayer
 
 pytestmark = [pytest.mark.kafka, pytest.mark.flow, pytest.mark.timeout(600)]
 

@@ -9,9 +9,9 @@ from tamiyo.schemas.codec import encode
 from tamiyo.schemas.kafka import KafkaSettings, TopicNames
 from tamiyo.schemas.record import Record
 from tamiyo.schemas.topics import ERROR_RECOVERY, KERNEL_PERFORMANCE, OUTCOMES
-from tamiyo.streams import replay_order
 from tamiyo.streams.messages import Message
-from tamiyo.streams.replay_order import IntakeOrder
+from tamiyo.streams.replay import ordering as replay_order
+from tamiyo.streams.replay.ordering import IntakeOrder
 from tamiyo.streams.settings import WindowSettings
 from tests.streams.recordings import message
 from tests.streams.telemetry import error_recovery, kernel_performance

@@ -10,10 +10,10 @@ from confluent_kafka import Consumer
 from tamiyo.schemas.errors import BrokerError, ConfigurationError
 from tamiyo.schemas.kafka import KafkaSettings, TopicNames
 from tamiyo.schemas.topics import SIGNALS
-from tamiyo.streams import replay_removal
-from tamiyo.streams.replay_removal import discard, groups_under
-from tamiyo.streams.stages import STAGES
-from tamiyo.streams.topics import Topics
+from tamiyo.streams.admin.topics import Topics
+from tamiyo.streams.replay import cleanup as replay_removal
+from tamiyo.streams.replay.cleanup import discard, groups_under
+from tamiyo.streams.stages.registry import STAGES
 
 LIVE = TopicNames(prefix="live.")
 

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from tamiyo.streams.report import buckets, latencies, quantile
+from tamiyo.streams.demo.report import buckets, latencies, quantile
 
 PAGE = """\
 # TYPE tamiyo_stage_latency_seconds histogram

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tamiyo.streams import reward_components as rc
+from tamiyo.streams.stages.rewards import components as rc
 
 
 def test_weights_are_the_specifications() -> None:

@@ -2,8 +2,8 @@ import pytest
 
 from tamiyo.schemas.adaptation import Action
 from tamiyo.schemas.learning import RewardAnalysis
-from tamiyo.streams import reward_components as rc
-from tamiyo.streams.reward_correlation import PREDICTED, correlations
+from tamiyo.streams.stages.rewards import components as rc
+from tamiyo.streams.stages.rewards.correlation import PREDICTED, correlations
 
 
 def analysis(number: int, improvement: float | None, *, revision: int = 0, status: str = "executed") -> RewardAnalysis:

@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import pytest
 
-from tamiyo.streams import reward_components as rc
-from tamiyo.streams.projection import DAMPING
-from tamiyo.streams.reward_facts import WindowFacts
-from tamiyo.streams.reward_spans import Case, Judgement, judge, make_spans
+from tamiyo.streams.stages.rewards import components as rc
+from tamiyo.streams.stages.rewards.attribution import Case, Judgement, judge, make_spans
+from tamiyo.streams.stages.rewards.projection import DAMPING
+from tamiyo.streams.stages.rewards.window_summary import WindowFacts
 from tests.models.factories import make_window
 
 ANCHOR = 800.0

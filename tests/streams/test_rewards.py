@@ -12,8 +12,8 @@ from tamiyo.schemas.analysis import HealthWindow, ModelGraph
 from tamiyo.schemas.identity import decision_id, graph_id, outcome_id
 from tamiyo.schemas.record import Tensor
 from tamiyo.schemas.topics import DECISIONS, EXPERIENCE, GRAPHS, OUTCOMES, REWARDS, WINDOWS, Topic
-from tamiyo.streams.rewards import RewardsStage
 from tamiyo.streams.settings import RewardSettings
+from tamiyo.streams.stages.rewards.stage import RewardsStage
 from tests.models.factories import make_graph, make_window
 from tests.streams.stage_log import Log, Shell
 

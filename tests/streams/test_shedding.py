@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tamiyo.streams.shedding import draws, survival
+from tamiyo.streams.stages.intake.shedding import draws, survival
 
 
 def test_by_hand() -> None:

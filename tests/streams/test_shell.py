@@ -9,11 +9,11 @@ import pytest
 
 from tamiyo.schemas.errors import BrokerError
 from tamiyo.schemas.kafka import KafkaSettings, TopicNames
-from tamiyo.streams import watches
-from tamiyo.streams.exits import EXIT_AGAIN, EXIT_BUG
+from tamiyo.streams.process.exit_codes import EXIT_AGAIN, EXIT_BUG
+from tamiyo.streams.runtime import liveness as watches
+from tamiyo.streams.runtime.stage_runner import Shell
+from tamiyo.streams.runtime.views import Views
 from tamiyo.streams.settings import WorkerSettings
-from tamiyo.streams.shell import Shell
-from tamiyo.streams.views import Views
 from tests.streams.pairs import PairSettings, PairStage
 
 

@@ -1,6 +1,6 @@
 """How long a run has said nothing: by the broker's time where all was read, else by what passes here."""
 
-from tamiyo.streams.silence import Silence
+from tamiyo.streams.stages.idle_timer import Silence
 
 
 def test_it_lasts_from_the_runs_last_record_where_all_was_read() -> None:

@@ -12,9 +12,9 @@ import httpx
 import pytest
 
 from tamiyo.schemas.kafka import KafkaSettings, TopicNames
-from tamiyo.streams.brokers import free_ports
+from tamiyo.streams.admin.brokers import free_ports
+from tamiyo.streams.process.supervisor import Supervisor
 from tamiyo.streams.settings import SupervisorSettings
-from tamiyo.streams.supervisor import Supervisor
 
 ROOT = Path(__file__).parents[2]
 QUICK = {"TAMIYO_SUPERVISOR_FIRST_BACKOFF_S": "0.05", "TAMIYO_SUPERVISOR_STOP_TIMEOUT_S": "1"}

@@ -14,12 +14,12 @@ from tamiyo.schemas.codec import encode
 from tamiyo.schemas.errors import BrokerError
 from tamiyo.schemas.kafka import KafkaSettings, TopicNames
 from tamiyo.schemas.telemetry import CacheHitRates
-from tamiyo.streams.exits import EXIT_BUG
+from tamiyo.streams.admin.topics import Topics
 from tamiyo.streams.headers import POISON_HEADER
-from tamiyo.streams.stage import Incoming, Output, Reject
-from tamiyo.streams.suspects import Suspects
-from tamiyo.streams.tenure import Memory, Tenure
-from tamiyo.streams.topics import Topics
+from tamiyo.streams.process.exit_codes import EXIT_BUG
+from tamiyo.streams.runtime.partition_task import Memory, Tenure
+from tamiyo.streams.runtime.poison import Suspects
+from tamiyo.streams.stages.base import Incoming, Output, Reject
 from tests.streams.kafka_log import KafkaLog
 from tests.streams.pairs import FACTORS, LETTERS, NUMBERS, SUMS, PairSettings, PairStage, number
 from tests.streams.test_tenure import Desk, FakeKafka

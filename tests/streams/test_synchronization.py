@@ -10,9 +10,9 @@ from faust.transport.drivers.aiokafka import AIOKafkaConsumerThread
 from faust.types import TP
 
 from tamiyo.schemas.kafka import PRODUCER, KafkaSettings, TopicNames
-from tamiyo.streams.app import StageConsumerThread, create_app
+from tamiyo.streams.runtime.faust.app import StageConsumerThread, create_app
+from tamiyo.streams.runtime.faust.timestamp_sync import SLACK_MS, Synchronization
 from tamiyo.streams.settings import WorkerSettings
-from tamiyo.streams.synchronization import SLACK_MS, Synchronization
 
 A0, B0, C0, A1, B1 = (TP(name, int(name[1])) for name in ("a0", "b0", "c0", "a1", "b1"))
 ALL = {A0, B0, C0, A1, B1}

@@ -6,7 +6,7 @@ import pytest
 from confluent_kafka import Producer
 
 from tamiyo.schemas.kafka import KafkaSettings, TopicNames
-from tamiyo.streams.tail import PIECE, TailReader, Told
+from tamiyo.streams.runtime.output_log import PIECE, TailReader, Told
 
 
 def told(positions: str, source: str = "") -> Told:

@@ -12,10 +12,10 @@ from tamiyo.schemas.codec import decode, encode
 from tamiyo.schemas.identity import identity
 from tamiyo.schemas.kafka import TopicNames
 from tamiyo.schemas.telemetry import CacheHitRates
-from tamiyo.streams.outgoing import Headers
+from tamiyo.streams.runtime.encoding import Headers
+from tamiyo.streams.runtime.output_log import Told
+from tamiyo.streams.runtime.partition_task import Memory, Tenure
 from tamiyo.streams.settings import WorkerSettings
-from tamiyo.streams.tail import Told
-from tamiyo.streams.tenure import Memory, Tenure
 from tests.streams.pairs import FACTORS, LETTERS, NUMBERS, SUMS, PairSettings, PairStage, number
 
 

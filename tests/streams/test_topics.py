@@ -6,8 +6,8 @@ from confluent_kafka.admin import AdminClient, NewTopic
 from tamiyo.schemas.errors import BrokerError
 from tamiyo.schemas.kafka import KafkaSettings, TopicNames
 from tamiyo.schemas.topics import CATALOGUE, TOPOLOGY, WINDOWS
-from tamiyo.streams.brokers import free_ports
-from tamiyo.streams.topics import Topics
+from tamiyo.streams.admin.brokers import free_ports
+from tamiyo.streams.admin.topics import Topics
 
 
 def test_the_embedded_broker_is_touched(kafka: KafkaSettings, names: TopicNames) -> None:

@@ -16,9 +16,9 @@ from tamiyo.host.receiver import Arrival, KafkaReceiver
 from tamiyo.schemas.codec import encode
 from tamiyo.schemas.kafka import PRODUCER, KafkaSettings, TopicNames
 from tamiyo.schemas.topics import DECISIONS
-from tamiyo.streams.brokers import LocalKafka
+from tamiyo.streams.admin.brokers import LocalKafka
+from tamiyo.streams.admin.topics import Topics
 from tamiyo.streams.settings import WorkerSettings
-from tamiyo.streams.topics import Topics
 from tests.host.runs import RUN, decision
 from tests.streams.kafka_log import Heard, KafkaLog
 from tests.streams.pairs import NUMBERS, SUMS, number

@@ -8,8 +8,8 @@ import pytest
 from tamiyo.schemas.codec import encode
 from tamiyo.schemas.errors import BrokerError, DecodeError
 from tamiyo.schemas.kafka import KafkaSettings, TopicNames
-from tamiyo.streams.topics import Topics
-from tamiyo.streams.views import UNPACKED_S, TopicView, Views
+from tamiyo.streams.admin.topics import Topics
+from tamiyo.streams.runtime.views import UNPACKED_S, TopicView, Views
 from tests.streams.kafka_log import KafkaLog
 from tests.streams.pairs import FACTORS, LETTERS, number
 

@@ -18,15 +18,15 @@ from faust.types import TP
 
 from tamiyo.schemas.errors import BrokerError
 from tamiyo.schemas.kafka import KafkaSettings, TopicNames
-from tamiyo.streams import shell as shells
-from tamiyo.streams import watches
-from tamiyo.streams.app import StageConsumerThread
-from tamiyo.streams.exits import EXIT_AGAIN
+from tamiyo.streams.admin.topics import Topics
+from tamiyo.streams.process.exit_codes import EXIT_AGAIN
+from tamiyo.streams.process.watchdog import LoopWatch, Stillness
+from tamiyo.streams.runtime import liveness as watches
+from tamiyo.streams.runtime import stage_runner as shells
+from tamiyo.streams.runtime.faust.app import StageConsumerThread
+from tamiyo.streams.runtime.stage_runner import Shell
+from tamiyo.streams.runtime.views import Views
 from tamiyo.streams.settings import WatchdogSettings, WorkerSettings
-from tamiyo.streams.shell import Shell
-from tamiyo.streams.topics import Topics
-from tamiyo.streams.views import Views
-from tamiyo.streams.watchdog import LoopWatch, Stillness
 from tests.streams.kafka_log import KafkaLog
 from tests.streams.pairs import NUMBERS, SUMS, PairSettings, PairStage, number
 from tests.streams.workers import TOPICS, Process, enough, expected, numbers, sums

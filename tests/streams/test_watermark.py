@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tamiyo.streams.watermark import Closings
+from tamiyo.streams.stages.windows.watermark import Closings
 
 offsets = st.integers(0, 60)
 

@@ -12,7 +12,7 @@ from tamiyo.schemas.topics import (
     ERROR_RECOVERY,
     SIGNALS,
 )
-from tamiyo.streams.stage import Said
+from tamiyo.streams.stages.base import Said
 from tests.streams.telemetry import (
     BEGAN_MS,
     COMPANIONS,

@@ -15,7 +15,7 @@ from tamiyo.schemas.topics import (
     CACHE_HIT_RATES,
     ERROR_RECOVERY,
 )
-from tamiyo.streams.windows import WindowsStage
+from tamiyo.streams.stages.windows.stage import WindowsStage
 from tests.streams.restarts import with_crashes, without_crashes
 from tests.streams.telemetry import (
     COMPANIONS,

@@ -10,10 +10,10 @@ import pytest
 from tamiyo.schemas.errors import ConfigurationError
 from tamiyo.schemas.kafka import KafkaSettings, TopicNames
 from tamiyo.schemas.telemetry import CacheHitRates
-from tamiyo.streams.brokers import free_ports
+from tamiyo.streams.admin.brokers import free_ports
+from tamiyo.streams.admin.topics import Topics
+from tamiyo.streams.runtime.worker import run_worker
 from tamiyo.streams.settings import WorkerSettings
-from tamiyo.streams.topics import Topics
-from tamiyo.streams.worker import run_worker
 from tests.streams.kafka_log import KafkaLog
 from tests.streams.pairs import FACTORS, NUMBERS, SUMS, number
 from tests.streams.workers import RUNS, TOPICS, Process, enough, expected, numbers, sums

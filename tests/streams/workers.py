@@ -12,7 +12,7 @@ import httpx
 
 from tamiyo.schemas.kafka import KafkaSettings, TopicNames
 from tamiyo.schemas.telemetry import CacheHitRates
-from tamiyo.streams.brokers import free_ports
+from tamiyo.streams.admin.brokers import free_ports
 from tests.streams.kafka_log import Heard
 from tests.streams.pairs import FACTORS, LETTERS, NUMBERS, SUMS, number
 
