@@ -11,9 +11,9 @@ from torch import Tensor
 
 from tamiyo.evaluation.bench_measure import Result
 from tamiyo.host.handle import Handle
+from tamiyo.host.reference.tasks import load_task
+from tamiyo.host.reference.train import Workload, steps
 from tamiyo.host.settings import HostSettings
-from tamiyo.host.tasks import load_task
-from tamiyo.host.train import Workload, steps
 from tamiyo.schemas.kafka import KafkaSettings
 
 BLOCK = 100

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from torch import nn, ones
 
 from tamiyo.host.blueprints import CATALOGUE, for_layer
-from tamiyo.host.spec import LayerSpec
+from tamiyo.host.blueprints.layer_spec import LayerSpec
 from tamiyo.schemas.record import Record
 from tamiyo.schemas.telemetry import (
     BlueprintOffer,

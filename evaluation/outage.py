@@ -29,9 +29,9 @@ from scipy.stats import quantile_test
 from tamiyo.evaluation.bench_host import BLOCK
 from tamiyo.evaluation.bench_measure import machine, versions
 from tamiyo.evaluation.installation import end_by_signal
+from tamiyo.host.reference.tasks import load_task
+from tamiyo.host.reference.train import Workload, steps
 from tamiyo.host.settings import HostSettings
-from tamiyo.host.tasks import load_task
-from tamiyo.host.train import Workload, steps
 from tamiyo.schemas.errors import BrokerError
 from tamiyo.schemas.kafka import KafkaSettings, TopicNames
 from tamiyo.streams.admin.brokers import LocalKafka, required_kafka_home

@@ -17,8 +17,8 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from tamiyo.host.tasks import TASKS, load_task
-from tamiyo.host.train import train
+from tamiyo.host.reference.tasks import TASKS, load_task
+from tamiyo.host.reference.train import train
 from tamiyo.streams.stages.rewards.projection import DAMPING, Projection
 
 WINDOW = 50  # steps between two looks at the validation loss, as in a window of the default width

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from tamiyo.host.cache import KernelCache
-from tamiyo.host.executor import Executor
-from tamiyo.host.layer import KasminaLayer
-from tamiyo.host.probes import Measurements
-from tamiyo.host.publisher import Publisher
-from tamiyo.host.recovery import RecoveryEvent
-from tamiyo.host.seeds import SeedState
+from tamiyo.host.adaptation.executor import Executor
+from tamiyo.host.client.publisher import Publisher
+from tamiyo.host.kernels.cache import KernelCache
+from tamiyo.host.layers.kasmina_layer import KasminaLayer
+from tamiyo.host.layers.recovery import RecoveryEvent
+from tamiyo.host.layers.seed import SeedState
+from tamiyo.host.probes.probes import Measurements
 from tamiyo.schemas.telemetry import (
     CacheHitRates,
     ErrorRecoveryEvent,

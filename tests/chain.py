@@ -7,8 +7,8 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from tamiyo.host.publisher import Make
-from tamiyo.host.receiver import Arrival
+from tamiyo.host.client.publisher import Make
+from tamiyo.host.client.receiver import Arrival
 from tamiyo.schemas import topics
 from tamiyo.schemas.codec import decode, encode
 from tamiyo.schemas.record import Record

@@ -45,7 +45,7 @@ def test_the_training_side_needs_no_pipeline() -> None:
         "import sys\n"
         "for name in ('faust', 'torch_geometric', 'aiokafka', 'typer', 'tamiyo.streams', 'tamiyo.models'):\n"
         "    sys.modules[name] = None\n"
-        "import tamiyo.host.attach, tamiyo.host.export, tamiyo.host.compiler\n"
+        "import tamiyo.host.attachment, tamiyo.host.layers.export, tamiyo.host.kernels.compiler\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 

@@ -15,9 +15,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from tamiyo.evaluation.bandit import BLUEPRINTS, GrowthBandit, expected_reward, no_op_share, play
-from tamiyo.host.attach import attach
+from tamiyo.host.attachment import attach
 from tamiyo.host.blueprints import names
-from tamiyo.host.layer import KasminaLayer
+from tamiyo.host.layers.kasmina_layer import KasminaLayer
 from tamiyo.host.settings import HostSettings
 from tamiyo.models.behaviour import choose
 from tamiyo.models.checkpoint import CheckpointHeader, CheckpointStore, checksum, save

@@ -225,9 +225,9 @@ def train(
     import torch
 
     from tamiyo.host.handle import Handle
-    from tamiyo.host.tasks import load_task
-    from tamiyo.host.train import Progress, Workload
-    from tamiyo.host.train import train as run
+    from tamiyo.host.reference.tasks import load_task
+    from tamiyo.host.reference.train import Progress, Workload
+    from tamiyo.host.reference.train import train as run
 
     torch.set_num_threads(1)
     stop = threading.Event()

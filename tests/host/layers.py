@@ -4,8 +4,8 @@ import torch
 from torch import Tensor, nn
 
 from tamiyo.host.blueprints import Kernel, blueprint
-from tamiyo.host.layer import KasminaLayer
-from tamiyo.host.spec import LayerSpec
+from tamiyo.host.blueprints.layer_spec import LayerSpec
+from tamiyo.host.layers.kasmina_layer import KasminaLayer
 
 # name -> (module, an input of a batch of 3)
 GEOMETRIES: dict[str, tuple[nn.Module, Tensor]] = {

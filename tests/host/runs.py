@@ -8,15 +8,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tamiyo.host.attach import attach
-from tamiyo.host.compiler import compile_kernel
+from tamiyo.host.attachment import attach
+from tamiyo.host.blueprints.layer_spec import LayerSpec
+from tamiyo.host.client.publisher import Make
+from tamiyo.host.client.receiver import Arrival
 from tamiyo.host.handle import Handle
-from tamiyo.host.layer import KasminaLayer
-from tamiyo.host.publisher import Make
-from tamiyo.host.receiver import Arrival
+from tamiyo.host.kernels.compiler import compile_kernel
+from tamiyo.host.kernels.store import KernelStore
+from tamiyo.host.layers.kasmina_layer import KasminaLayer
 from tamiyo.host.settings import HostSettings
-from tamiyo.host.spec import LayerSpec
-from tamiyo.host.store import KernelStore
 from tamiyo.schemas.adaptation import (
     Action,
     AdaptationDecision,

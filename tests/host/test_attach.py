@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from tamiyo.host.blueprints import CATALOGUE
-from tamiyo.host.layer import KasminaLayer
-from tamiyo.host.spec import LayerSpec
+from tamiyo.host.blueprints.layer_spec import LayerSpec
+from tamiyo.host.layers.kasmina_layer import KasminaLayer
 from tamiyo.schemas.errors import ConfigurationError
 from tamiyo.schemas.telemetry import ModelTopology
 from tamiyo.schemas.topics import TOPOLOGY

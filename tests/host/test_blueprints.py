@@ -7,7 +7,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tamiyo.host import blueprints
 from tamiyo.host.blueprints import CATALOGUE, Blueprint, Kernel, blueprint, for_layer, names, register, seed_of
-from tamiyo.host.spec import LayerSpec
+from tamiyo.host.blueprints.layer_spec import LayerSpec
 from tamiyo.schemas.errors import KernelError
 from tests.host.layers import GEOMETRIES, random_input, spec_of, train
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tamiyo.host.cache import KernelCache, check_compatible
-from tamiyo.host.store import KernelStore, StoredKernel
+from tamiyo.host.kernels.cache import KernelCache, check_compatible
+from tamiyo.host.kernels.store import KernelStore, StoredKernel
 from tamiyo.schemas.errors import KernelCorrupt, KernelError, KernelIncompatible
 from tests.host.layers import kernel, spec_of, train
 

@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 from tamiyo.host import blueprints
 from tamiyo.host.blueprints import CATALOGUE, Blueprint, Kernel, for_layer
-from tamiyo.host.compiler import compile_kernel
-from tamiyo.host.spec import LayerSpec
-from tamiyo.host.store import KernelStore
+from tamiyo.host.blueprints.layer_spec import LayerSpec
+from tamiyo.host.kernels.compiler import compile_kernel
+from tamiyo.host.kernels.store import KernelStore
 from tamiyo.schemas.errors import KernelError, KernelIncompatible
 from tests.host.layers import GEOMETRIES, layer, random_input, spec_of
 

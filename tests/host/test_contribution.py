@@ -5,9 +5,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from tamiyo.host.contribution import HeldOut, active_seeds, evaluating, latency_ms
-from tamiyo.host.layer import KasminaLayer
-from tamiyo.host.seeds import SeedState
+from tamiyo.host.layers.kasmina_layer import KasminaLayer
+from tamiyo.host.layers.seed import SeedState
+from tamiyo.host.probes.counterfactual import HeldOut, active_seeds, evaluating, latency_ms
 from tests.host.layers import kernel
 
 

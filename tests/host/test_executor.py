@@ -7,13 +7,13 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from tamiyo.host.cache import KernelCache
-from tamiyo.host.contribution import HeldOut
-from tamiyo.host.executor import Executor
-from tamiyo.host.growing import GrowingOptimizer
-from tamiyo.host.layer import KasminaLayer
-from tamiyo.host.limits import Limits
-from tamiyo.host.store import KernelStore
+from tamiyo.host.adaptation.executor import Executor
+from tamiyo.host.adaptation.growing_optimizer import GrowingOptimizer
+from tamiyo.host.adaptation.limits import Limits
+from tamiyo.host.kernels.cache import KernelCache
+from tamiyo.host.kernels.store import KernelStore
+from tamiyo.host.layers.kasmina_layer import KasminaLayer
+from tamiyo.host.probes.counterfactual import HeldOut
 from tamiyo.schemas.adaptation import AdaptationOutcome, KernelStatus, OutcomeStatus
 from tamiyo.schemas.identity import outcome_id
 from tests.host.runs import RUN, STORE, compiled, decision, order, settings

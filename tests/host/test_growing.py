@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer, lr_scheduler
 
-from tamiyo.host.growing import GrowingOptimizer
-from tamiyo.host.layer import KasminaLayer
+from tamiyo.host.adaptation.growing_optimizer import GrowingOptimizer
+from tamiyo.host.layers.kasmina_layer import KasminaLayer
 from tamiyo.schemas.errors import ConfigurationError, KernelError
 from tests.host.layers import kernel
 

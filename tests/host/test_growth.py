@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tamiyo.host.growth import MAX_INPUTS, GrowthProbe, growth_score
-from tamiyo.host.spec import LayerSpec
+from tamiyo.host.blueprints.layer_spec import LayerSpec
+from tamiyo.host.probes.growth_score import MAX_INPUTS, GrowthProbe, growth_score
 from tests.host.layers import GEOMETRIES, random_input, spec_of
 
 

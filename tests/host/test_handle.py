@@ -10,10 +10,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from tamiyo.host.attach import attach
+from tamiyo.host.attachment import attach
 from tamiyo.host.frames import COMPANIONS
-from tamiyo.host.layer import KasminaLayer
-from tamiyo.host.seeds import SeedState
+from tamiyo.host.layers.kasmina_layer import KasminaLayer
+from tamiyo.host.layers.seed import SeedState
 from tamiyo.schemas.adaptation import AdaptationDecision, AdaptationOutcome, OutcomeStatus
 from tamiyo.schemas.kafka import KafkaSettings, TopicNames
 from tamiyo.schemas.telemetry import CacheHitRates, ErrorRecoveryEvent, KernelPerformance, LayerHealth, ModelPerformance

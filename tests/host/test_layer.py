@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from tamiyo.host.blueprints import CATALOGUE, for_layer
-from tamiyo.host.cache import KernelCache
-from tamiyo.host.layer import KasminaLayer
-from tamiyo.host.layer_state import pack
-from tamiyo.host.seeds import SeedState
-from tamiyo.host.store import KernelStore
+from tamiyo.host.kernels.cache import KernelCache
+from tamiyo.host.kernels.store import KernelStore
+from tamiyo.host.layers.kasmina_layer import KasminaLayer
+from tamiyo.host.layers.layer_state import pack
+from tamiyo.host.layers.seed import SeedState
 from tamiyo.schemas.errors import KernelCorrupt, KernelError, KernelIncompatible
 from tests.host.layers import GEOMETRIES, FaultyKernel, kernel, layer, random_input, spec_of, train
 

@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 import torch
 
-from tamiyo.host.layer import KasminaLayer
-from tamiyo.host.limits import Limits
+from tamiyo.host.adaptation.limits import Limits
+from tamiyo.host.layers.kasmina_layer import KasminaLayer
 from tamiyo.schemas.errors import AdaptationRefused
 from tests.host.layers import kernel
 from tests.host.runs import decision, order, settings

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tamiyo.host.overhead import Governor, OverheadMeter
+from tamiyo.host.probes.overhead import Governor, OverheadMeter
 
 
 class Clock:

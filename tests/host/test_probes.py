@@ -6,12 +6,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tamiyo.host.growing import GrowingOptimizer
-from tamiyo.host.growth import GrowthProbe
-from tamiyo.host.layer import KasminaLayer
-from tamiyo.host.overhead import OverheadMeter
-from tamiyo.host.probes import MAX_POSITIONS, MAX_UNITS, Probes, activation_stats, unit_values
-from tamiyo.host.spec import LayerSpec
+from tamiyo.host.adaptation.growing_optimizer import GrowingOptimizer
+from tamiyo.host.blueprints.layer_spec import LayerSpec
+from tamiyo.host.layers.kasmina_layer import KasminaLayer
+from tamiyo.host.probes.growth_score import GrowthProbe
+from tamiyo.host.probes.overhead import OverheadMeter
+from tamiyo.host.probes.probes import MAX_POSITIONS, MAX_UNITS, Probes, activation_stats, unit_values
 
 
 def stats_of(output: Tensor, channels_last: bool = False) -> tuple[float, float, float]:
@@ -197,7 +197,7 @@ def test_an_error_of_ours_does_not_reach_the_training_loop(monkeypatch: pytest.M
     def fail(*_: object, **__: object) -> Tensor:
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr("tamiyo.host.probes.unit_values", fail)
+    monkeypatch.setattr("tamiyo.host.probes.probes.unit_values", fail)
     network.probes.arm(growth=False)
     network.step()
     assert network.probes.errors == 2

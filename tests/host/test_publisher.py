@@ -5,7 +5,7 @@ from contextlib import closing
 
 import pytest
 
-from tamiyo.host.publisher import KafkaPublisher
+from tamiyo.host.client.publisher import KafkaPublisher
 from tamiyo.schemas.kafka import KafkaSettings, TopicNames
 from tamiyo.schemas.record import Record
 from tamiyo.schemas.telemetry import CacheHitRates

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from confluent_kafka import Consumer, Message, TopicPartition
 
-from tamiyo.host import receiver as receiver_module
-from tamiyo.host.receiver import Arrival, KafkaReceiver
+from tamiyo.host.client import receiver as receiver_module
+from tamiyo.host.client.receiver import Arrival, KafkaReceiver
 from tamiyo.schemas.adaptation import AdaptationDecision, CompiledKernel, ControlCommand, KernelStatus
 from tamiyo.schemas.kafka import KafkaSettings, TopicNames
 from tamiyo.schemas.topics import CONTROL, DECISIONS, KERNELS

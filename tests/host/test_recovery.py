@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from tamiyo.host.layer import KasminaLayer
-from tamiyo.host.recovery import ErrorRecovery, RecoveryEvent
-from tamiyo.host.seeds import SeedState
+from tamiyo.host.layers.kasmina_layer import KasminaLayer
+from tamiyo.host.layers.recovery import ErrorRecovery, RecoveryEvent
+from tamiyo.host.layers.seed import SeedState
 from tamiyo.schemas.errors import KernelError
 from tests.host.layers import FaultyKernel, kernel, layer, train
 

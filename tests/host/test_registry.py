@@ -7,8 +7,8 @@ from contextlib import closing
 
 import pytest
 
-from tamiyo.host.publisher import KafkaPublisher
-from tamiyo.host.receiver import KafkaReceiver
+from tamiyo.host.client.publisher import KafkaPublisher
+from tamiyo.host.client.receiver import KafkaReceiver
 from tamiyo.schemas.codec import encode, use_registry
 from tamiyo.schemas.kafka import KafkaSettings, TopicNames
 from tamiyo.schemas.registry import Registry, RegistrySettings

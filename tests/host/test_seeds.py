@@ -2,7 +2,7 @@
 
 import pytest
 
-from tamiyo.host.seeds import Seed, SeedState
+from tamiyo.host.layers.seed import Seed, SeedState
 from tamiyo.schemas.errors import KernelError
 from tests.host.layers import kernel, spec_of
 

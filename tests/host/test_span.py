@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from tamiyo.host.device import memory_bytes
-from tamiyo.host.span import DIVERGED_LOSS, Span
+from tamiyo.host.step_metrics import DIVERGED_LOSS, Span
 
 
 def test_means_are_over_the_steps_since_the_last_frame() -> None:

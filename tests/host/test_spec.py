@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from tamiyo.host.spec import LayerSpec
+from tamiyo.host.blueprints.layer_spec import LayerSpec
 from tamiyo.schemas.errors import KernelIncompatible
 from tests.host.layers import GEOMETRIES, spec_of
 

@@ -14,7 +14,7 @@ from safetensors import safe_open
 from safetensors import torch as safetensors
 
 from tamiyo.host.blueprints import CATALOGUE, for_layer
-from tamiyo.host.store import KernelMetadata, KernelStore, StoredKernel
+from tamiyo.host.kernels.store import KernelMetadata, KernelStore, StoredKernel
 from tamiyo.schemas.errors import KernelCorrupt, KernelError, KernelIncompatible
 from tests.host.layers import GEOMETRIES, kernel, spec_of
 

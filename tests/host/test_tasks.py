@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tamiyo.host.tasks import TASKS, Split, load_task
+from tamiyo.host.reference.tasks import TASKS, Split, load_task
 from tamiyo.schemas.errors import DatasetError
 
 SIZES = {

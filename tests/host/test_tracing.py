@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tamiyo.host.tracing import Edge, edges, execute
+from tamiyo.host.topology.tracing import Edge, edges, execute
 from tamiyo.schemas.errors import ConfigurationError
 
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from tamiyo.host.handle import Handle
-from tamiyo.host.layer import KasminaLayer
-from tamiyo.host.tasks import load_task
-from tamiyo.host.train import Progress, Workload, evaluate, train
+from tamiyo.host.layers.kasmina_layer import KasminaLayer
+from tamiyo.host.reference.tasks import load_task
+from tamiyo.host.reference.train import Progress, Workload, evaluate, train
 from tamiyo.schemas.telemetry import LayerHealth
 from tamiyo.schemas.topics import LAYER_HEALTH, TOPOLOGY
 from tests.host.runs import RUN, MemoryPublisher, MemoryReceiver, compiled, decision, settings

@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 import pytest
 
-from tamiyo.host.publisher import KafkaPublisher
-from tamiyo.host.receiver import KafkaReceiver
+from tamiyo.host.client.publisher import KafkaPublisher
+from tamiyo.host.client.receiver import KafkaReceiver
 from tamiyo.schemas.connection import explain
 from tamiyo.schemas.errors import BrokerError, BrokerRefused, ConfigurationError
 from tamiyo.schemas.kafka import KafkaSettings, TopicNames

@@ -21,8 +21,8 @@ from confluent_kafka.admin import (
 )
 
 from tamiyo.evaluation.bench_load import Load, frames, topology
-from tamiyo.host.publisher import KafkaPublisher
-from tamiyo.host.receiver import KafkaReceiver
+from tamiyo.host.client.publisher import KafkaPublisher
+from tamiyo.host.client.receiver import KafkaReceiver
 from tamiyo.schemas.adaptation import ControlCommand
 from tamiyo.schemas.errors import BrokerError, BrokerRefused
 from tamiyo.schemas.kafka import KafkaSettings, TopicNames

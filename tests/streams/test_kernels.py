@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 import torch
 
-from tamiyo.host.spec import LayerSpec
-from tamiyo.host.store import KernelStore
+from tamiyo.host.blueprints.layer_spec import LayerSpec
+from tamiyo.host.kernels.store import KernelStore
 from tamiyo.schemas.adaptation import Action, AdaptationDecision, KernelStatus
 from tamiyo.schemas.identity import decision_id, kernel_id
 from tamiyo.schemas.record import Tensor

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from confluent_kafka import Producer
 
-from tamiyo.host.receiver import Arrival, KafkaReceiver
+from tamiyo.host.client.receiver import Arrival, KafkaReceiver
 from tamiyo.schemas.codec import encode
 from tamiyo.schemas.kafka import PRODUCER, KafkaSettings, TopicNames
 from tamiyo.schemas.topics import DECISIONS

@@ -13,9 +13,9 @@ from typing import Any, ClassVar
 
 import structlog
 
-from tamiyo.host.compiler import compile_kernel
-from tamiyo.host.spec import LayerSpec
-from tamiyo.host.store import KernelStore, StoredKernel
+from tamiyo.host.blueprints.layer_spec import LayerSpec
+from tamiyo.host.kernels.compiler import compile_kernel
+from tamiyo.host.kernels.store import KernelStore, StoredKernel
 from tamiyo.schemas.adaptation import AdaptationDecision, CompiledKernel, DecisionType, KernelStatus
 from tamiyo.schemas.errors import KernelError
 from tamiyo.schemas.identity import kernel_id

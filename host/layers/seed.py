@@ -7,7 +7,7 @@ from enum import StrEnum
 
 from torch import Tensor
 
-from tamiyo.host.blueprints_base import Kernel
+from tamiyo.host.blueprints.base import Kernel
 from tamiyo.schemas.errors import KernelError
 
 # Steps over which a kernel's share of the output goes from 0 to 1, or back.

@@ -7,12 +7,12 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from tamiyo.host.cache import KernelCache
-from tamiyo.host.contribution import HeldOut, latency_ms
-from tamiyo.host.growing import GrowingOptimizer
-from tamiyo.host.layer import KasminaLayer
-from tamiyo.host.limits import Limits
-from tamiyo.host.receiver import Arrival
+from tamiyo.host.adaptation.growing_optimizer import GrowingOptimizer
+from tamiyo.host.adaptation.limits import Limits
+from tamiyo.host.client.receiver import Arrival
+from tamiyo.host.kernels.cache import KernelCache
+from tamiyo.host.layers.kasmina_layer import KasminaLayer
+from tamiyo.host.probes.counterfactual import HeldOut, latency_ms
 from tamiyo.host.settings import HostSettings
 from tamiyo.schemas.adaptation import (
     AdaptationDecision,

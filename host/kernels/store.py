@@ -21,7 +21,7 @@ from safetensors import torch as safetensors
 from torch import Tensor
 
 from tamiyo.host.blueprints import Kernel, blueprint
-from tamiyo.host.spec import LayerSpec
+from tamiyo.host.blueprints.layer_spec import LayerSpec
 from tamiyo.schemas.display import without_secrets
 from tamiyo.schemas.errors import KernelCorrupt, KernelError, KernelIncompatible
 

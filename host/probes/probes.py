@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from tamiyo.host.device import read_all
-from tamiyo.host.growth import GrowthProbe
-from tamiyo.host.layer import KasminaLayer
-from tamiyo.host.overhead import OverheadMeter
+from tamiyo.host.layers.kasmina_layer import KasminaLayer
+from tamiyo.host.probes.growth_score import GrowthProbe
+from tamiyo.host.probes.overhead import OverheadMeter
 
 log = logging.getLogger(__name__)
 

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tamiyo.host.layer import KasminaLayer
-from tamiyo.host.seeds import SeedState
-from tamiyo.host.tracing import call
+from tamiyo.host.layers.kasmina_layer import KasminaLayer
+from tamiyo.host.layers.seed import SeedState
+from tamiyo.host.topology.tracing import call
 
 _LATENCY_REPEATS = 5
 

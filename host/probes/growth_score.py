@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tamiyo.host.spec import LayerSpec
+from tamiyo.host.blueprints.layer_spec import LayerSpec
 
 # Bounds of one score, so that it costs about the same at any layer.
 MAX_ROWS = 1024

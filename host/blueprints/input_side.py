@@ -8,8 +8,8 @@ from typing import ClassVar
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tamiyo.host.blueprints_base import Blueprint, Kernel, conv
-from tamiyo.host.spec import LayerSpec
+from tamiyo.host.blueprints.base import Blueprint, Kernel, conv
+from tamiyo.host.blueprints.layer_spec import LayerSpec
 
 
 class ExpansionKernel(Kernel):

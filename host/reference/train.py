@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tamiyo.host.attach import attach
-from tamiyo.host.contribution import evaluating
+from tamiyo.host.attachment import attach
 from tamiyo.host.handle import Handle
-from tamiyo.host.tasks import Split, Task
+from tamiyo.host.probes.counterfactual import evaluating
+from tamiyo.host.reference.tasks import Split, Task
 
 VALIDATE_INTERVAL = 50
 """Steps between two looks at the validation split."""

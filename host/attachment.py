@@ -11,24 +11,24 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from tamiyo.host.adaptation.executor import Executor
+from tamiyo.host.adaptation.growing_optimizer import GrowingOptimizer
+from tamiyo.host.adaptation.limits import Limits
 from tamiyo.host.blueprints import for_layer
-from tamiyo.host.cache import KernelCache
-from tamiyo.host.contribution import HeldOut
-from tamiyo.host.executor import Executor
-from tamiyo.host.growing import GrowingOptimizer
+from tamiyo.host.blueprints.layer_spec import LayerSpec
+from tamiyo.host.client.publisher import KafkaPublisher, Publisher
+from tamiyo.host.client.receiver import KafkaReceiver, Receiver
 from tamiyo.host.handle import Handle, Parts
-from tamiyo.host.layer import KasminaLayer
-from tamiyo.host.limits import Limits
-from tamiyo.host.overhead import OverheadMeter
-from tamiyo.host.probes import Probes
-from tamiyo.host.publisher import KafkaPublisher, Publisher
-from tamiyo.host.receiver import KafkaReceiver, Receiver
-from tamiyo.host.recovery import ErrorRecovery
+from tamiyo.host.kernels.cache import KernelCache
+from tamiyo.host.kernels.store import KernelStore
+from tamiyo.host.layers.kasmina_layer import KasminaLayer
+from tamiyo.host.layers.recovery import ErrorRecovery
+from tamiyo.host.probes.counterfactual import HeldOut
+from tamiyo.host.probes.overhead import OverheadMeter
+from tamiyo.host.probes.probes import Probes
 from tamiyo.host.settings import HostSettings
-from tamiyo.host.spec import LayerSpec
-from tamiyo.host.store import KernelStore
-from tamiyo.host.topology import topology, trainable
-from tamiyo.host.tracing import Example, edges, execute
+from tamiyo.host.topology.topology import topology, trainable
+from tamiyo.host.topology.tracing import Example, edges, execute
 from tamiyo.schemas.adaptation import AdaptationOutcome, CompiledKernel, KernelStatus
 from tamiyo.schemas.codec import use_registry
 from tamiyo.schemas.errors import ConfigurationError, KernelError, KernelIncompatible

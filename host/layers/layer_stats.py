@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from tamiyo.host.cache import KernelCache
-from tamiyo.host.seeds import Seed, SeedState
+from tamiyo.host.kernels.cache import KernelCache
+from tamiyo.host.layers.seed import Seed, SeedState
 
 
 @dataclass(slots=True)

@@ -6,8 +6,8 @@ import copy
 
 from torch import Tensor, fx, nn
 
-from tamiyo.host.layer import KasminaLayer
-from tamiyo.host.seeds import Seed
+from tamiyo.host.layers.kasmina_layer import KasminaLayer
+from tamiyo.host.layers.seed import Seed
 from tamiyo.schemas.errors import KernelError
 
 

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from tamiyo.host.blueprints import Kernel, blueprint, for_layer, seed_of
-from tamiyo.host.blueprints_base import PRESERVING
-from tamiyo.host.spec import LayerSpec
-from tamiyo.host.store import KernelStore, StoredKernel
+from tamiyo.host.blueprints.base import PRESERVING
+from tamiyo.host.blueprints.layer_spec import LayerSpec
+from tamiyo.host.kernels.store import KernelStore, StoredKernel
 from tamiyo.schemas.errors import KernelError, KernelIncompatible
 
 

@@ -20,7 +20,7 @@ from enum import StrEnum
 import torch
 from torch import Tensor, nn
 
-from tamiyo.host.seeds import Seed, SeedState
+from tamiyo.host.layers.seed import Seed, SeedState
 from tamiyo.schemas.errors import KernelError
 
 log = logging.getLogger(__name__)

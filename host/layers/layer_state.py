@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from tamiyo.host.blueprints import blueprint
-from tamiyo.host.seeds import Seed, SeedState
-from tamiyo.host.spec import LayerSpec
+from tamiyo.host.blueprints.layer_spec import LayerSpec
+from tamiyo.host.layers.seed import Seed, SeedState
 from tamiyo.schemas.errors import KernelCorrupt, KernelIncompatible
 
 FORMAT = 1

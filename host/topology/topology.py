@@ -8,8 +8,8 @@ from collections.abc import Collection, Mapping, Sequence
 from torch import nn
 
 from tamiyo.host.blueprints import CATALOGUE, for_layer
-from tamiyo.host.spec import LayerSpec
-from tamiyo.host.tracing import Edge
+from tamiyo.host.blueprints.layer_spec import LayerSpec
+from tamiyo.host.topology.tracing import Edge
 from tamiyo.schemas.identity import identity
 from tamiyo.schemas.telemetry import BlueprintOffer, LayerEdge, LayerNode, ModelTopology
 

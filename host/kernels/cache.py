@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from tamiyo.host.blueprints import Kernel, blueprint
-from tamiyo.host.spec import LayerSpec
-from tamiyo.host.store import KernelMetadata, KernelStore
+from tamiyo.host.blueprints.layer_spec import LayerSpec
+from tamiyo.host.kernels.store import KernelMetadata, KernelStore
 from tamiyo.schemas.errors import KernelError, KernelIncompatible
 
 

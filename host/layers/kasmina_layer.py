@@ -15,13 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from tamiyo.host.blueprints import Kernel
-from tamiyo.host.blueprints_base import PRESERVING
-from tamiyo.host.cache import KernelCache
-from tamiyo.host.layer_state import pack, unpack
-from tamiyo.host.layer_stats import Performance, layer_stats
-from tamiyo.host.recovery import ErrorRecovery
-from tamiyo.host.seeds import RAMP_STEPS, Seed, SeedState
-from tamiyo.host.spec import LayerSpec
+from tamiyo.host.blueprints.base import PRESERVING
+from tamiyo.host.blueprints.layer_spec import LayerSpec
+from tamiyo.host.kernels.cache import KernelCache
+from tamiyo.host.layers.layer_state import pack, unpack
+from tamiyo.host.layers.layer_stats import Performance, layer_stats
+from tamiyo.host.layers.recovery import ErrorRecovery
+from tamiyo.host.layers.seed import RAMP_STEPS, Seed, SeedState
 from tamiyo.schemas.errors import KernelError, KernelIncompatible
 
 Observer = Callable[["KasminaLayer", Tensor, Tensor, float], None]

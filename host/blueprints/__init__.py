@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TypeVar
 
-from tamiyo.host.blueprints_base import Blueprint, Kernel, seed_of
-from tamiyo.host.blueprints_input import LowRank, ParallelExpansion
-from tamiyo.host.blueprints_output import Bottleneck, DepthwiseSeparable, SqueezeExcite
-from tamiyo.host.spec import LayerSpec
+from tamiyo.host.blueprints.base import Blueprint, Kernel, seed_of
+from tamiyo.host.blueprints.input_side import LowRank, ParallelExpansion
+from tamiyo.host.blueprints.layer_spec import LayerSpec
+from tamiyo.host.blueprints.output_side import Bottleneck, DepthwiseSeparable, SqueezeExcite
 from tamiyo.schemas.errors import KernelError
 
 __all__ = ["CATALOGUE", "Blueprint", "Kernel", "blueprint", "for_layer", "names", "register", "seed_of"]
