@@ -1,7 +1,6 @@
 """The tests that the specification itself names, in its words, on the stages without Kafka.
 
-Its second (learning) is in a world whose rewards are known (evaluation/bandit.py); its fourth (latency) is measured by
-`make bench` and in the demo's report, and here only bounded generously.
+The second (learning) uses a world with known rewards (evaluation/lab/bandit.py); the fourth (latency) is measured by `make bench` and in the demo's report, and here only bounded generously.
 """
 
 import time
@@ -14,7 +13,7 @@ from scipy import stats
 from torch import nn
 from torch.nn import functional as F
 
-from tamiyo.evaluation.bandit import BLUEPRINTS, GrowthBandit, expected_reward, no_op_share, play
+from tamiyo.evaluation.lab.bandit import BLUEPRINTS, GrowthBandit, expected_reward, no_op_share, play
 from tamiyo.host.attachment import attach
 from tamiyo.host.blueprints import names
 from tamiyo.host.layers.kasmina_layer import KasminaLayer

@@ -1,7 +1,7 @@
 """What a stage is, without Kafka: a deterministic function of a bounded stretch of its input partition.
 
-A `Stage` object holds the state of one stage for one partition. The runner (`streams/runtime/stage_runner.py`) creates one when
-the partition is assigned, lets it recall what it had already said, feeds it decoded records in order, publishes what it
+A `Stage` object holds the state of one stage for one partition. The runner
+(`streams/runtime/stage_runner.py`) creates one when the partition is assigned, lets it recall what it had already said, feeds it decoded records in order, publishes what it
 returns, awaits the deliveries, and only then acknowledges the inputs below the stage's lowest open offset.
 """
 

@@ -9,16 +9,7 @@ import math
 import numpy as np
 import pytest
 
-from tamiyo.evaluation.bandit import (
-    BAD,
-    BLUEPRINTS,
-    GOOD,
-    SLOW,
-    GrowthBandit,
-    expected_reward,
-    no_op_share,
-    play,
-)
+from tamiyo.evaluation.lab.bandit import BAD, BLUEPRINTS, GOOD, SLOW, GrowthBandit, expected_reward, no_op_share, play
 from tamiyo.models.actions import to_action
 from tamiyo.models.behaviour import choose
 from tamiyo.models.example import Example

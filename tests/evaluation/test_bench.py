@@ -8,15 +8,16 @@ from typing import Any
 
 import pytest
 
-from tamiyo.evaluation import bench, quix_peer
-from tamiyo.evaluation.bench_chain import messages, peer_messages, ratio
-from tamiyo.evaluation.bench_codec import codec
-from tamiyo.evaluation.bench_kafka import PARTITIONS
-from tamiyo.evaluation.bench_learner import updates
-from tamiyo.evaluation.bench_load import Load, frames, topology
-from tamiyo.evaluation.bench_measure import Result, Spent, command, machine, percentile, repeat, versions
-from tamiyo.evaluation.bench_policy import decisions
-from tamiyo.evaluation.bench_stages import Bench, experiences, feed_all, kernels, stage_inputs, stages
+from tamiyo.evaluation.bench import __main__ as bench
+from tamiyo.evaluation.bench import quix_peer
+from tamiyo.evaluation.bench.chain import messages, peer_messages, ratio
+from tamiyo.evaluation.bench.codec import codec
+from tamiyo.evaluation.bench.kafka import PARTITIONS
+from tamiyo.evaluation.bench.learner import updates
+from tamiyo.evaluation.bench.policy import decisions
+from tamiyo.evaluation.common.measure import Result, Spent, command, machine, percentile, repeat, versions
+from tamiyo.evaluation.common.simulated_runs import Load, frames, topology
+from tamiyo.evaluation.common.stage_bench import Bench, experiences, feed_all, kernels, stage_inputs, stages
 from tamiyo.schemas.adaptation import AdaptationDecision
 from tamiyo.schemas.analysis import HealthWindow
 from tamiyo.schemas.codec import decode

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from tamiyo.evaluation import faults_disk
-from tamiyo.evaluation.faults import run
-from tamiyo.evaluation.faults_disk import Disk
-from tamiyo.evaluation.faults_judge import Violation
-from tamiyo.evaluation.faults_kinds import ALL, KINDS, plan
-from tamiyo.evaluation.faults_report import Course, Injection, summary, told
+from tamiyo.evaluation.faults import disk as faults_disk
+from tamiyo.evaluation.faults.__main__ import run
+from tamiyo.evaluation.faults.disk import Disk
+from tamiyo.evaluation.faults.judge import Violation
+from tamiyo.evaluation.faults.kinds import ALL, KINDS, plan
+from tamiyo.evaluation.faults.report import Course, Injection, summary, told
 from tamiyo.streams.admin.brokers import kafka_home
 
 

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from tamiyo.evaluation.bench_load import Load, frames, topology
-from tamiyo.evaluation.faults_collect import collect
-from tamiyo.evaluation.faults_judge import judge
-from tamiyo.evaluation.faults_ledger import Ledger
-from tamiyo.evaluation.replay_live import Live
+from tamiyo.evaluation.common.live_runs import Live
+from tamiyo.evaluation.common.simulated_runs import Load, frames, topology
+from tamiyo.evaluation.faults.collect import collect
+from tamiyo.evaluation.faults.judge import judge
+from tamiyo.evaluation.faults.ledger import Ledger
 from tamiyo.schemas.codec import encode
 from tamiyo.schemas.kafka import KafkaSettings, TopicNames
 from tamiyo.schemas.topics import DECISIONS, TELEMETRY, TOPOLOGY, WINDOWS, Topic

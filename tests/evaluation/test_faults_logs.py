@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from tamiyo.evaluation.bench_load import Load, topology
-from tamiyo.evaluation.faults_collect import checkpoints, kernels
-from tamiyo.evaluation.faults_judge import judge
-from tamiyo.evaluation.faults_ledger import Checkpoint, Evidence, Execution, Ledger, Sample, Sent
-from tamiyo.evaluation.faults_world import TOPICS
-from tamiyo.evaluation.replay_live import sampled_steps
+from tamiyo.evaluation.common.live_runs import sampled_steps
+from tamiyo.evaluation.common.simulated_runs import Load, topology
+from tamiyo.evaluation.faults.collect import checkpoints, kernels
+from tamiyo.evaluation.faults.judge import judge
+from tamiyo.evaluation.faults.ledger import Checkpoint, Evidence, Execution, Ledger, Sample, Sent
+from tamiyo.evaluation.faults.world import TOPICS
 from tamiyo.models.graph import build_graph
 from tamiyo.schemas.adaptation import AdaptationOutcome, DecisionType, OutcomeStatus
 from tamiyo.schemas.codec import decode, encode

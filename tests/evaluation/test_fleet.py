@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tamiyo.evaluation.fleet import Fleet, worker_arguments
+from tamiyo.evaluation.common.fleet import Fleet, worker_arguments
 
 # Not a pipeline: the fleet's own work is the same with any `tamiyo` command that runs until it is told to stop.
 LONG = ["broker"]

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import typer
 
-from tamiyo.evaluation.installation import working_folder
+from tamiyo.evaluation.common.installation import working_folder
 
 
 def test_a_named_folder_is_made_and_kept_and_an_unnamed_one_is_not(tmp_path: Path) -> None:

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from confluent_kafka import Producer
 
-from tamiyo.evaluation.bench_load import Load, topology
-from tamiyo.evaluation.installation import Installation
-from tamiyo.evaluation.replay_live import sampled_steps
+from tamiyo.evaluation.common.installation import Installation
+from tamiyo.evaluation.common.live_runs import sampled_steps
+from tamiyo.evaluation.common.simulated_runs import Load, topology
 from tamiyo.schemas.analysis import ModelGraph
 from tamiyo.schemas.codec import decode, encode
 from tamiyo.schemas.kafka import PRODUCER

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from tamiyo.evaluation.fleet import Fleet
-from tamiyo.evaluation.overload import Overload, cores, memory, problems
-from tamiyo.evaluation.overload_load import Flood, Template
-from tamiyo.evaluation.overload_shed import shed, shed_of
-from tamiyo.evaluation.soak_ledger import Ledger
+from tamiyo.evaluation.common.account import Ledger
+from tamiyo.evaluation.common.fleet import Fleet
+from tamiyo.evaluation.overload.__main__ import Overload, cores, memory, problems
+from tamiyo.evaluation.overload.load import Flood, Template
+from tamiyo.evaluation.overload.shed import shed, shed_of
 from tamiyo.schemas.analysis import HealthSignals
 from tamiyo.schemas.codec import decode
 from tamiyo.schemas.kafka import KafkaSettings, TopicNames

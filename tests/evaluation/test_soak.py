@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from tamiyo.evaluation.soak_faults import BROKER, schedule
-from tamiyo.evaluation.soak_ledger import Ledger
-from tamiyo.evaluation.soak_plot import draw
-from tamiyo.evaluation.soak_report import report_of
-from tamiyo.evaluation.soak_runs import GAIN, Population
-from tamiyo.evaluation.soak_samples import SampleFile, read_samples
+from tamiyo.evaluation.common.account import Ledger
+from tamiyo.evaluation.common.samples import SampleFile, read_samples
+from tamiyo.evaluation.soak.faults import BROKER, schedule
+from tamiyo.evaluation.soak.plot import draw
+from tamiyo.evaluation.soak.report import report_of
+from tamiyo.evaluation.soak.runs import GAIN, Population
 from tamiyo.schemas.adaptation import Action, AdaptationDecision, CompiledKernel
 from tamiyo.schemas.errors import ConfigurationError
 from tamiyo.schemas.record import Record, Tensor

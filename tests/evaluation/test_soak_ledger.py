@@ -2,7 +2,7 @@
 
 import pytest
 
-from tamiyo.evaluation.soak_ledger import Ledger
+from tamiyo.evaluation.common.account import Ledger
 from tamiyo.schemas.identity import decision_id, graph_id, window_id
 
 WINDOW = window_id("run", "step", 50, 0)

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from confluent_kafka import Consumer
 
-from tamiyo.evaluation import soak_reader
-from tamiyo.evaluation.soak_ledger import Ledger
-from tamiyo.evaluation.soak_reader import Reader
+from tamiyo.evaluation.common import account_reader as soak_reader
+from tamiyo.evaluation.common.account import Ledger
+from tamiyo.evaluation.common.account_reader import Reader
 from tamiyo.schemas.kafka import KafkaSettings, TopicNames
 from tamiyo.schemas.topics import DECISIONS
 from tamiyo.streams.admin.topics import Topics

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from tamiyo.evaluation.soak_trends import (
+from tamiyo.evaluation.soak.trends import (
     TOLERANCES,
     WARM_S,
     Tolerance,

@@ -20,7 +20,7 @@ from confluent_kafka.admin import (
     ResourceType,
 )
 
-from tamiyo.evaluation.bench_load import Load, frames, topology
+from tamiyo.evaluation.common.simulated_runs import Load, frames, topology
 from tamiyo.host.client.publisher import KafkaPublisher
 from tamiyo.host.client.receiver import KafkaReceiver
 from tamiyo.schemas.adaptation import ControlCommand

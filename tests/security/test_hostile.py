@@ -11,7 +11,7 @@ from aiokafka.errors import CorruptRecordException
 from aiokafka.record.default_records import DefaultRecordBatch, DefaultRecordBatchBuilder
 from rich.console import Console
 
-from tamiyo.evaluation.hostile import run
+from tamiyo.evaluation.hostile.__main__ import run
 from tamiyo.host.kernels.store import MAX_BYTES as MAX_KERNEL_BYTES
 from tamiyo.host.kernels.store import KernelStore
 from tamiyo.models.checkpoint_store import CheckpointStore

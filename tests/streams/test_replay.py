@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from tamiyo.evaluation.bench_load import Load
-from tamiyo.evaluation.replay_live import Live, wait, workers
-from tamiyo.evaluation.replay_proof import Quiet, simulated
+from tamiyo.evaluation.common.live_runs import Live, wait, workers
+from tamiyo.evaluation.common.simulated_runs import Load
+from tamiyo.evaluation.replay.__main__ import Quiet, simulated
 from tamiyo.schemas.adaptation import AdaptationDecision
 from tamiyo.schemas.codec import decode
 from tamiyo.schemas.errors import BrokerError, ConfigurationError, RecordingError

@@ -4,7 +4,7 @@ A plain before/after difference pays for whatever happens while the network impr
 there is carried on and only what lies below it counts. The trend is fitted to the logarithm of the loss (a learning
 curve is straighter there) by Theil-Sen, which a few wild windows cannot bend, and carried on *damped*: its speed dies
 away over DAMPING times the stretch it was fitted to, so in all it credits the run with that share of the fall that was
-seen. `python -m tamiyo.evaluation.projections` says how far this is from what runs without Tamiyo really did.
+seen. `python -m tamiyo.evaluation.lab.projections` says how far this is from what runs without Tamiyo really did.
 A loss that was rising is projected flat: nobody is paid for a rise that did not come.
 """
 
