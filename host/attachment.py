@@ -18,6 +18,7 @@ from tamiyo.host.blueprints import for_layer
 from tamiyo.host.blueprints.layer_spec import LayerSpec
 from tamiyo.host.client.publisher import KafkaPublisher, Publisher
 from tamiyo.host.client.receiver import KafkaReceiver, Receiver
+from tamiyo.host.common.settings import HostSettings
 from tamiyo.host.handle import Handle, Parts
 from tamiyo.host.kernels.cache import KernelCache
 from tamiyo.host.kernels.store import KernelStore
@@ -26,7 +27,6 @@ from tamiyo.host.layers.recovery import ErrorRecovery
 from tamiyo.host.probes.counterfactual import HeldOut
 from tamiyo.host.probes.overhead import OverheadMeter
 from tamiyo.host.probes.probes import Probes
-from tamiyo.host.settings import HostSettings
 from tamiyo.host.topology.topology import topology, trainable
 from tamiyo.host.topology.tracing import Example, edges, execute
 from tamiyo.schemas.adaptation import AdaptationOutcome, CompiledKernel, KernelStatus

@@ -17,7 +17,8 @@ from tamiyo.host.adaptation.executor import Executor
 from tamiyo.host.adaptation.growing_optimizer import GrowingOptimizer
 from tamiyo.host.client.publisher import Publisher
 from tamiyo.host.client.receiver import Receiver
-from tamiyo.host.device import memory_bytes
+from tamiyo.host.common.device import memory_bytes
+from tamiyo.host.common.settings import HostSettings
 from tamiyo.host.frames import Frames, Moment
 from tamiyo.host.kernels.cache import KernelCache
 from tamiyo.host.layers.export import export
@@ -26,7 +27,6 @@ from tamiyo.host.layers.recovery import ErrorRecovery, RecoveryEvent
 from tamiyo.host.probes.counterfactual import HeldOut
 from tamiyo.host.probes.overhead import Governor, OverheadMeter
 from tamiyo.host.probes.probes import Probes
-from tamiyo.host.settings import HostSettings
 from tamiyo.host.step_metrics import Scalar, Span, Validation
 
 log = logging.getLogger(__name__)

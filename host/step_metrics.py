@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from tamiyo.host.device import read_all
+from tamiyo.host.common.device import read_all
 
 Scalar = Tensor | float
 Validation = Scalar | tuple[Scalar, Scalar] | Mapping[str, Scalar]

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from tamiyo.evaluation.common.measure import Result
+from tamiyo.host.common.settings import HostSettings
 from tamiyo.host.handle import Handle
 from tamiyo.host.reference.tasks import load_task
 from tamiyo.host.reference.train import Workload, steps
-from tamiyo.host.settings import HostSettings
 from tamiyo.schemas.kafka import KafkaSettings
 
 BLOCK = 100

@@ -29,9 +29,9 @@ from scipy.stats import quantile_test
 from tamiyo.evaluation.bench.host import BLOCK
 from tamiyo.evaluation.common.installation import end_by_signal
 from tamiyo.evaluation.common.measure import machine, versions
+from tamiyo.host.common.settings import HostSettings
 from tamiyo.host.reference.tasks import load_task
 from tamiyo.host.reference.train import Workload, steps
-from tamiyo.host.settings import HostSettings
 from tamiyo.schemas.errors import BrokerError
 from tamiyo.schemas.kafka import KafkaSettings, TopicNames
 from tamiyo.streams.admin.brokers import LocalKafka, required_kafka_home

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from tamiyo.host.adaptation.growing_optimizer import GrowingOptimizer
 from tamiyo.host.adaptation.limits import Limits
 from tamiyo.host.client.receiver import Arrival
+from tamiyo.host.common.settings import HostSettings
 from tamiyo.host.kernels.cache import KernelCache
 from tamiyo.host.layers.kasmina_layer import KasminaLayer
 from tamiyo.host.probes.counterfactual import HeldOut, latency_ms
-from tamiyo.host.settings import HostSettings
 from tamiyo.schemas.adaptation import (
     AdaptationDecision,
     AdaptationOutcome,

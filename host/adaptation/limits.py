@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 
 from tamiyo.host.blueprints import CATALOGUE
+from tamiyo.host.common.settings import HostSettings
 from tamiyo.host.layers.kasmina_layer import KasminaLayer
 from tamiyo.host.layers.seed import Seed, SeedState
-from tamiyo.host.settings import HostSettings
 from tamiyo.schemas.adaptation import ALL_RUNS, AdaptationDecision, ControlCommand, DecisionType
 from tamiyo.schemas.errors import AdaptationRefused
 

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from tamiyo.host.device import read_all
+from tamiyo.host.common.device import read_all
 from tamiyo.host.layers.kasmina_layer import KasminaLayer
 from tamiyo.host.probes.growth_score import GrowthProbe
 from tamiyo.host.probes.overhead import OverheadMeter

@@ -1,8 +1,8 @@
 """What a stage is, without Kafka: a deterministic function of a bounded stretch of its input partition.
 
-A `Stage` object holds the state of one stage for one partition. The runner
-(`streams/runtime/stage_runner.py`) creates one when the partition is assigned, lets it recall what it had already said, feeds it decoded records in order, publishes what it
-returns, awaits the deliveries, and only then acknowledges the inputs below the stage's lowest open offset.
+A `Stage` object holds the state of one stage for one partition. The runner (`streams/runtime/stage_runner.py`) creates
+one when the partition is assigned, restores what it had already published, feeds it decoded records in order, publishes
+what it returns, awaits the deliveries, and only then commits the inputs below the stage's lowest open offset.
 """
 
 from collections.abc import Iterable, Mapping, Sequence

@@ -29,9 +29,9 @@ from tamiyo.schemas.topics import (
     TOPOLOGY,
 )
 from tamiyo.streams.admin.topics import Topics
-from tests.host.layers import FaultyKernel
-from tests.host.runs import RUN, MemoryReceiver, Run, compiled, data, decision, network, run, settings
-from tests.streams.kafka_log import KafkaLog
+from tests.support.kafka_log import KafkaLog
+from tests.support.layers import FaultyKernel
+from tests.support.runs import RUN, MemoryReceiver, Run, compiled, data, decision, network, run, settings
 
 
 @pytest.fixture
