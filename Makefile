@@ -49,7 +49,7 @@ bench: $(VENV)/.bench  ## Measure everything that is claimed about speed; ARGS="
 	@$(BIN)/python -m tamiyo.evaluation.bench $(ARGS)
 
 replay: $(VENV)/.dev  ## Record live runs on KAFKA_HOME's Kafka, replay them at 1x, 100x and unbounded, compare bytes
-	@$(BIN)/python -m tamiyo.evaluation.replay_proof $(ARGS)
+	@$(BIN)/python -m tamiyo.evaluation.replay $(ARGS)
 
 faults: $(VENV)/.dev  ## Break an installation on KAFKA_HOME's Kafka and judge what it said; ARGS="--faults 50 --seed 1"
 	@$(BIN)/python -m tamiyo.evaluation.faults $(ARGS)

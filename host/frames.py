@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from tamiyo.host.cache import KernelCache
-from tamiyo.host.executor import Executor
-from tamiyo.host.layer import KasminaLayer
-from tamiyo.host.probes import Measurements
-from tamiyo.host.publisher import Publisher
-from tamiyo.host.recovery import RecoveryEvent
-from tamiyo.host.seeds import SeedState
+from tamiyo.host.adaptation.executor import Executor
+from tamiyo.host.client.publisher import Publisher
+from tamiyo.host.kernels.cache import KernelCache
+from tamiyo.host.layers.kasmina_layer import KasminaLayer
+from tamiyo.host.layers.recovery import RecoveryEvent
+from tamiyo.host.layers.seed import SeedState
+from tamiyo.host.probes.probes import Measurements
 from tamiyo.schemas.telemetry import (
     CacheHitRates,
     ErrorRecoveryEvent,
@@ -23,9 +23,16 @@ from tamiyo.schemas.telemetry import (
     LayerHealth,
     ModelPerformance,
 )
-from tamiyo.schemas.topics import CACHE_HIT_RATES, ERROR_RECOVERY, KERNEL_PERFORMANCE, LAYER_HEALTH, MODEL_PERFORMANCE
+from tamiyo.schemas.topics import (
+    CACHE_HIT_RATES,
+    ERROR_RECOVERY,
+    KERNEL_PERFORMANCE,
+    LAYER_HEALTH,
+    MODEL_PERFORMANCE,
+    PERIODIC,
+)
 
-COMPANIONS = [KERNEL_PERFORMANCE.name, LAYER_HEALTH.name, MODEL_PERFORMANCE.name]
+COMPANIONS = [topic.name for topic in PERIODIC]
 """Topics with a frame for every sampled step."""
 
 HEALTH_COLUMNS = [name for name in LayerHealth.model_fields if name not in Frame.model_fields]

@@ -13,20 +13,21 @@ from typing import Any, Self, TypeVar
 import torch
 from torch import nn
 
-from tamiyo.host.cache import KernelCache
-from tamiyo.host.contribution import HeldOut
-from tamiyo.host.executor import Executor
-from tamiyo.host.export import export
+from tamiyo.host.adaptation.executor import Executor
+from tamiyo.host.adaptation.growing_optimizer import GrowingOptimizer
+from tamiyo.host.client.publisher import Publisher
+from tamiyo.host.client.receiver import Receiver
+from tamiyo.host.common.device import memory_bytes
+from tamiyo.host.common.settings import HostSettings
 from tamiyo.host.frames import Frames, Moment
-from tamiyo.host.growing import GrowingOptimizer
-from tamiyo.host.layer import KasminaLayer, wrapping_seconds
-from tamiyo.host.overhead import Governor, OverheadMeter
-from tamiyo.host.probes import Probes
-from tamiyo.host.publisher import Publisher
-from tamiyo.host.receiver import Receiver
-from tamiyo.host.recovery import ErrorRecovery, RecoveryEvent
-from tamiyo.host.settings import HostSettings
-from tamiyo.host.span import Scalar, Span, Validation, memory_bytes
+from tamiyo.host.kernels.cache import KernelCache
+from tamiyo.host.layers.export import export
+from tamiyo.host.layers.kasmina_layer import KasminaLayer, wrapping_seconds
+from tamiyo.host.layers.recovery import ErrorRecovery, RecoveryEvent
+from tamiyo.host.probes.counterfactual import HeldOut
+from tamiyo.host.probes.overhead import Governor, OverheadMeter
+from tamiyo.host.probes.probes import Probes
+from tamiyo.host.step_metrics import Scalar, Span, Validation
 
 log = logging.getLogger(__name__)
 

@@ -46,7 +46,7 @@ class Updater:
     """A policy, its optimiser and its proximal average: what an update changes, and a rollback restores.
 
     Dropout stays off: with it, the ratio of a policy to itself would not be 1, and the KL bound would measure noise.
-    On the bandit of graphs it learned no faster with it (evaluation/bandit.py, three seeds).
+    On the bandit of graphs it learned no faster with it (evaluation/lab/bandit.py, three seeds).
     """
 
     def __init__(self, policy: TamiyoPolicy, settings: LearningSettings, state: dict[str, Any] | None = None) -> None:

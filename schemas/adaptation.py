@@ -7,6 +7,9 @@ from pydantic import Field, StringConstraints
 
 from tamiyo.schemas.record import Count, Id, Ids, Milliseconds, NonNegative, Ratio, Real, Record, Tensor, Text
 
+ALL_RUNS = "*"
+"""The run_id of a control command for every run."""
+
 
 class DecisionType(StrEnum):
     """The five kinds of action."""

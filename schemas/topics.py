@@ -30,6 +30,8 @@ class Topic:
     cleanup: Literal["delete", "compact"] = "delete"
     retention_ms: int = 7 * DAY_MS
     description: str = ""
+    periodic: bool = False
+    """Whether the host sends a frame for every sampled step, so that watermarks wait for it."""
 
     @property
     def dead_letters(self) -> str:
@@ -48,6 +50,7 @@ KERNEL_PERFORMANCE = Topic(
     "host",
     ("intake",),
     description="Latency, errors and activations of every layer.",
+    periodic=True,
 )
 CACHE_HIT_RATES = Topic(
     "telemetry.cache.hit_rates", CacheHitRates, "host", ("intake",), description="The host's kernel cache."
@@ -65,6 +68,7 @@ LAYER_HEALTH = Topic(
     "host",
     ("intake",),
     description="How each layer learns; growth scores; seeds.",
+    periodic=True,
 )
 MODEL_PERFORMANCE = Topic(
     "telemetry.model.performance_metrics",
@@ -72,6 +76,7 @@ MODEL_PERFORMANCE = Topic(
     "host",
     ("intake",),
     description="Losses, accuracy, throughput, size.",
+    periodic=True,
 )
 TOPOLOGY = Topic(
     "tamiyo.model.topology",
@@ -178,4 +183,7 @@ CATALOGUE: tuple[Topic, ...] = (
     CONTROL,
 )
 TELEMETRY: tuple[Topic, ...] = CATALOGUE[:5]
+PERIODIC: tuple[Topic, ...] = tuple(topic for topic in TELEMETRY if topic.periodic)
+"""The telemetry that a watermark waits for."""
+PERIODIC_NAMES: frozenset[str] = frozenset(topic.name for topic in PERIODIC)
 BY_NAME: dict[str, Topic] = {topic.name: topic for topic in CATALOGUE}

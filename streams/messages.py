@@ -3,8 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-END_HEADER = "tamiyo-end"
-"""On a message without a value: nothing follows on this partition. Only a replay says so (`streams/endings.py`)."""
+from tamiyo.streams.headers import END_HEADER
 
 Headers = tuple[tuple[str, bytes | None], ...]
 

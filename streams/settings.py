@@ -85,7 +85,6 @@ class WorkerSettings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="TAMIYO_WORKER_", extra="ignore")
 
     max_batch: int = Field(100, ge=1, description="Records fed at once; never waited for")
-    max_open: int = Field(20_000, ge=1, description="Unacknowledged records a stage may hold before a warning")
     tick_ms: int = Field(50, ge=1, description="How often a stage may do what only time can trigger, ms")
     view_timeout_s: float = Field(60.0, gt=0, description="How long compacted topics may take to be read whole")
     delivery_timeout_s: float = Field(30.0, gt=0, description="How long a delivery may take before it is a failure")
@@ -283,9 +282,3 @@ class LearnerSettings(BaseSettings, LearningSettings):
     http_port: int = Field(
         default_factory=lambda: WorkerSettings().http_port, ge=0, le=65535, description="As the workers', unless set"
     )
-
-
-class DemoSettings(BaseSettings):
-    """`tamiyo demo`."""
-
-    model_config = SettingsConfigDict(env_prefix="TAMIYO_DEMO_", extra="ignore")

@@ -5,33 +5,51 @@ import os
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from pathlib import Path
 
 import pytest
 import structlog
 import torch
 
 from tamiyo.schemas.kafka import KafkaSettings, TopicNames
-from tamiyo.streams.brokers import EmbeddedBroker, LocalKafka
-from tests.streams.kafka_log import KafkaLog
-from tests.streams.registries import running_registry
+from tamiyo.streams.admin.brokers import EmbeddedBroker, LocalKafka
+from tests.support.kafka_log import KafkaLog
+from tests.support.registries import running_registry
 
 torch.set_num_threads(1)  # two threads on a shared machine are slower than one, by up to a hundred times
 
 
+TESTS = Path(__file__).parent
+
 # Files that take longest, with brokers and processes of their own: begun first, so that no core idles at the end.
 LONGEST = (
-    "test_replay.py", "test_faults.py", "test_faults_judge.py", "test_main_job.py", "test_outage.py",
-    "test_overload.py", "test_demo.py", "test_soak.py", "test_supervisor.py",
-    "test_train.py", "test_worker.py",
-    "test_trouble.py", "test_operation.py", "test_dlq.py", "test_suspects.py",
-    "test_secrets.py", "test_registry.py", "test_watchdog.py", "test_graphs.py", "test_acls.py",
-)  # fmt: skip
+    "streams/replay/test_replay.py",
+    "evaluation/faults/test_faults.py",
+    "evaluation/faults/test_judge.py",
+    "system/test_main_job.py",
+    "evaluation/outage/test_outage.py",
+    "evaluation/overload/test_overload.py",
+    "streams/demo/test_demo.py",
+    "evaluation/soak/test_soak.py",
+    "streams/process/test_supervisor.py",
+    "host/reference/test_train.py",
+    "streams/runtime/test_worker.py",
+    "streams/runtime/test_outages.py",
+    "system/test_operation.py",
+    "streams/admin/test_dlq.py",
+    "streams/runtime/test_poison.py",
+    "system/security/test_secrets.py",
+    "streams/admin/test_schema_registry.py",
+    "streams/process/test_watchdog.py",
+    "streams/stages/graphs/test_stage.py",
+    "system/security/test_acls.py",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put the longest files first; every file stays in one piece."""
     rank = {name: place for place, name in enumerate(LONGEST)}
-    items.sort(key=lambda item: rank.get(item.path.name, len(rank)))
+    items.sort(key=lambda item: rank.get(item.path.relative_to(TESTS).as_posix(), len(rank)))
 
 
 @pytest.fixture(autouse=True)

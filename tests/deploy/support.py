@@ -13,7 +13,7 @@ import yaml
 from prometheus_client import REGISTRY
 from pydantic_settings import BaseSettings
 
-from tamiyo.streams.stages import STAGES
+from tamiyo.streams.stages.registry import STAGES
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("schemas", "models", "streams", "host")

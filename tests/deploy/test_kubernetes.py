@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tamiyo.streams.stages import STAGES
+from tamiyo.streams.stages.registry import STAGES
 from tests.deploy.support import PINNED, ROOT, command_problem, environment_problems, load_yaml, stages_of
 
 FOLDER = ROOT / "deploy" / "kubernetes"

@@ -10,10 +10,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from tamiyo.host.attach import attach
+from tamiyo.host.attachment import attach
 from tamiyo.host.frames import COMPANIONS
-from tamiyo.host.layer import KasminaLayer
-from tamiyo.host.seeds import SeedState
+from tamiyo.host.layers.kasmina_layer import KasminaLayer
+from tamiyo.host.layers.seed import SeedState
 from tamiyo.schemas.adaptation import AdaptationDecision, AdaptationOutcome, OutcomeStatus
 from tamiyo.schemas.kafka import KafkaSettings, TopicNames
 from tamiyo.schemas.telemetry import CacheHitRates, ErrorRecoveryEvent, KernelPerformance, LayerHealth, ModelPerformance
@@ -28,10 +28,10 @@ from tamiyo.schemas.topics import (
     OUTCOMES,
     TOPOLOGY,
 )
-from tamiyo.streams.topics import touch_topics
-from tests.host.layers import FaultyKernel
-from tests.host.runs import RUN, MemoryReceiver, Run, compiled, data, decision, network, run, settings
-from tests.streams.kafka_log import KafkaLog
+from tamiyo.streams.admin.topics import Topics
+from tests.support.kafka_log import KafkaLog
+from tests.support.layers import FaultyKernel
+from tests.support.runs import RUN, MemoryReceiver, Run, compiled, data, decision, network, run, settings
 
 
 @pytest.fixture
@@ -305,7 +305,7 @@ def test_the_context_manager_ends_the_run() -> None:
 def test_over_kafka_a_repeated_decision_is_executed_once_and_answered(
     kafka: KafkaSettings, names: TopicNames, kafka_log: KafkaLog
 ) -> None:
-    touch_topics(kafka, names)
+    Topics(kafka, names).touch()
     model = network()
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
     handle = attach(

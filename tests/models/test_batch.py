@@ -9,7 +9,7 @@ from tamiyo.models.batch import GraphBatch, graph_entropy, masked_log_softmax
 from tamiyo.models.features import EDGE_FEATURES, FEATURE_VERSION
 from tamiyo.models.masks import MaskLimits, legal_actions
 from tamiyo.schemas.errors import PolicyError
-from tests.models.factories import make_graph
+from tests.support.factories import make_graph
 
 KINDS = kinds(["parallel_expansion", "low_rank"])
 

@@ -17,7 +17,7 @@ from tamiyo.schemas.adaptation import Action, AdaptationDecision
 from tamiyo.schemas.errors import PolicyError
 from tamiyo.schemas.identity import decision_id, sampling_seed
 from tamiyo.schemas.record import Tensor
-from tests.models.factories import BLUEPRINTS, make_graph
+from tests.support.factories import BLUEPRINTS, make_graph
 
 CONFIG = PolicyConfig(blueprints=BLUEPRINTS)
 

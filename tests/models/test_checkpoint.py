@@ -12,7 +12,7 @@ from tamiyo.models.features import FEATURE_VERSION
 from tamiyo.models.masks import MaskLimits, legal_actions
 from tamiyo.models.policy import PolicyConfig, TamiyoPolicy
 from tamiyo.schemas.errors import CheckpointCorrupt, PolicyError
-from tests.models.factories import make_graph
+from tests.support.factories import make_graph
 
 CONFIG = PolicyConfig(blueprints=("parallel_expansion", "low_rank", "bottleneck"), hidden=16, layers=2)
 

@@ -8,7 +8,7 @@ from torch import nn
 from tamiyo.models.batch import GraphBatch
 from tamiyo.models.ensemble import PRIOR_WIDTH, WIDTH, RewardEnsemble
 from tamiyo.models.example import stack
-from tests.models.experiences import HEADS, KINDS, graph_of, make_example, small_policy
+from tests.support.experiences import HEADS, KINDS, graph_of, make_example, small_policy
 
 HIDDEN = 8
 

@@ -12,7 +12,7 @@ from tamiyo.models.example import MAX_HEADS, POISSON, Example, ExperienceRejecte
 from tamiyo.models.features import FEATURE_VERSION
 from tamiyo.schemas.errors import PolicyError
 from tamiyo.schemas.record import Tensor
-from tests.models.experiences import HEADS, KINDS, graph_of, make_example, make_experience
+from tests.support.experiences import HEADS, KINDS, graph_of, make_example, make_experience
 
 
 def test_what_an_example_holds():

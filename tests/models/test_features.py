@@ -16,7 +16,7 @@ from tamiyo.models.features import (
     node_column,
 )
 from tamiyo.schemas.errors import PolicyError
-from tests.models.factories import make_graph
+from tests.support.factories import make_graph
 
 
 def test_the_catalogue_is_complete_and_names_are_unique():

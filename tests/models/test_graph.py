@@ -9,7 +9,7 @@ from tamiyo.models.features import EDGE_FEATURES, LIMIT, global_value, node_colu
 from tamiyo.models.graph import HISTORY_WINDOWS, build_graph
 from tamiyo.schemas.errors import RecordError
 from tamiyo.schemas.identity import graph_id
-from tests.models.factories import CONV_BLUEPRINTS, METRICS, MODEL_METRICS, make_graph, make_topology, make_window
+from tests.support.factories import CONV_BLUEPRINTS, METRICS, MODEL_METRICS, make_graph, make_topology, make_window
 
 
 def test_the_specifications_node_features():

@@ -8,7 +8,7 @@ from tamiyo.models.graph import build_graph
 from tamiyo.models.heuristic import baseline_logits
 from tamiyo.models.masks import MaskLimits, legal_actions
 from tamiyo.schemas.adaptation import Action
-from tests.models.factories import BLUEPRINTS, make_graph, make_topology, make_window
+from tests.support.factories import BLUEPRINTS, make_graph, make_topology, make_window
 
 KINDS = kinds(BLUEPRINTS)
 

@@ -1,4 +1,4 @@
-"""The learner without Kafka; that it learns anything is tests/evaluation/test_bandit.py."""
+"""The learner without Kafka; that it learns anything is tests/evaluation/lab/test_bandit.py."""
 
 import math
 
@@ -11,7 +11,7 @@ from tamiyo.models.checkpoint import checksum, load
 from tamiyo.models.conformal import NOISE_FLOOR
 from tamiyo.models.hyperparameters import LearningSettings
 from tamiyo.models.learner import RECENT, Learner, Taken
-from tests.models.experiences import BLUEPRINTS, make_experience, small_policy
+from tests.support.experiences import BLUEPRINTS, make_experience, small_policy
 
 # Two gradient steps an update: what is learned does not matter here.
 SETTINGS = LearningSettings(

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from tamiyo.models.actions import kinds, size, to_action
 from tamiyo.models.masks import MaskLimits, legal_actions
-from tests.models.factories import BLUEPRINTS, make_graph, make_topology
+from tests.support.factories import BLUEPRINTS, make_graph, make_topology
 
 KINDS = kinds(BLUEPRINTS)
 LIMITS = MaskLimits()

@@ -4,7 +4,7 @@ import torch
 from tamiyo.models.batch import GraphBatch
 from tamiyo.models.masks import MaskLimits, legal_actions
 from tamiyo.models.policy import PolicyConfig, TamiyoPolicy
-from tests.models.factories import BLUEPRINTS, make_graph
+from tests.support.factories import BLUEPRINTS, make_graph
 
 CONFIG = PolicyConfig(blueprints=BLUEPRINTS)
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tamiyo.models.replay import SMALLEST_PRIORITY, Replay
-from tests.models.experiences import make_example
+from tests.support.experiences import make_example
 
 BASE = make_example()
 advantages = st.lists(st.floats(-2, 2), min_size=1, max_size=30)

@@ -3,7 +3,7 @@ import pytest
 from tamiyo.models.masks import MaskLimits
 from tamiyo.models.safety import SafetyLimits, SafetyMonitor
 from tamiyo.schemas.adaptation import Action
-from tests.models.factories import make_graph, make_topology
+from tests.support.factories import make_graph, make_topology
 
 GRAPH = make_graph(5)
 LOAD = Action(type="load_kernel", layer_id="layer.0", blueprint="parallel_expansion")

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tamiyo.models.series import Series, newest, relative_slope, slope, streak
-from tests.models.factories import make_window
+from tests.support.factories import make_window
 
 NAN = float("nan")
 

@@ -11,7 +11,7 @@ from tamiyo.models.behaviour import choose
 from tamiyo.models.hyperparameters import LearningSettings
 from tamiyo.models.update import CRITICS, LOSSES, Updater, _explained_variance
 from tamiyo.schemas.errors import PolicyError, UpdateRejected
-from tests.models.experiences import graph_of, make_example, small_policy
+from tests.support.experiences import graph_of, make_example, small_policy
 
 COUNT = 24
 EXAMPLES = [

@@ -4,7 +4,7 @@ from hypothesis import strategies as st
 
 from tamiyo.models.urgency import urgency
 from tamiyo.schemas.errors import PolicyError
-from tests.models.factories import make_graph
+from tests.support.factories import make_graph
 
 GRAPH = make_graph(layers=3)
 

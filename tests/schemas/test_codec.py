@@ -12,7 +12,7 @@ from tamiyo.schemas.errors import DecodeError, RecordError
 from tamiyo.schemas.record import Record, Tensor
 from tamiyo.schemas.telemetry import KernelPerformance, ModelPerformance
 from tamiyo.schemas.topics import CATALOGUE
-from tests.schemas.records import records
+from tests.support.records import records
 
 RECORDS = [topic.record for topic in CATALOGUE]
 PERFORMANCE = KernelPerformance(

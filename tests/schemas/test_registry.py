@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from tamiyo.schemas.errors import ConfigurationError, RegistryError
 from tamiyo.schemas.registry import MAX_ANSWER_BYTES, Registry, RegistrySettings
-from tests.schemas.registry_server import RegistryServer
+from tests.support.registry_server import RegistryServer
 
 SECRET = "s3cret"
 

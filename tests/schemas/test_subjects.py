@@ -20,7 +20,7 @@ from tamiyo.schemas.registry import Registry, RegistrySettings
 from tamiyo.schemas.subjects import QUESTION_S, QUESTIONS, UNUSABLE_S, Subjects, schema_text, subject
 from tamiyo.schemas.telemetry import CacheHitRates, ModelPerformance
 from tamiyo.schemas.topics import CATALOGUE
-from tests.schemas.registry_server import RegistryServer
+from tests.support.registry_server import RegistryServer
 
 NAMES = TopicNames(prefix="blue.")
 PERFORMANCE = ModelPerformance(run_id="run", step=10, time_ms=1_000, train_loss=0.5, validation_loss=0.75)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tamiyo.schemas.kafka import KafkaSettings, TopicNames
-from tests.streams.workers import Process
+from tests.support.workers import Process
 
 
 @pytest.fixture

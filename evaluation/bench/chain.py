@@ -1,0 +1,152 @@
+"""The stages as they run: Faust workers on a broker, telemetry in, decisions out; and the peer on the same broker."""
+
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+
+from tamiyo.evaluation.bench import quix_peer
+from tamiyo.evaluation.bench.kafka import (
+    PARTITIONS,
+    Broker,
+    Counter,
+    Measured,
+    Message,
+    measure,
+    publish,
+    running,
+    worker,
+)
+from tamiyo.evaluation.common.measure import Result, Spent
+from tamiyo.evaluation.common.simulated_runs import Load, frames, topology
+from tamiyo.evaluation.common.stage_bench import release
+from tamiyo.schemas.codec import decode, encode
+from tamiyo.schemas.record import Record
+from tamiyo.schemas.topics import CHECKPOINTS, DECISIONS, TELEMETRY, TOPOLOGY, WINDOWS, Topic
+from tamiyo.streams.settings import WindowSettings
+
+CHAIN = ("intake", "windows", "graphs", "decisions")
+AGGREGATION = ("intake", "windows")
+PEER_SOURCE, PEER_TARGET = "bench.peer.signals", "bench.peer.windows"
+
+
+def messages(load: Load) -> Iterator[Message]:
+    """Yield topologies and then all telemetry, runs taking turns; a run keeps to one partition, all equally full."""
+    topics = {topic.record: topic for topic in (*TELEMETRY, TOPOLOGY)}
+
+    def message(record: Record, run: int) -> Message:
+        topic = topics[type(record)]
+        time_ms: int = record.time_ms  # type: ignore[attr-defined]
+        return Message(topic.name, run % PARTITIONS, load.run_ids[run], encode(record), time_ms)
+
+    for run, run_id in enumerate(load.run_ids):
+        yield message(topology(run_id, load.layers), run)
+    for together in zip(*(frames(load, run) for run in range(load.runs)), strict=True):
+        for run, frame in enumerate(together):
+            yield message(frame, run)
+
+
+def peer_messages(load: Load) -> Iterator[Message]:
+    """Yield the layer frames' content one signal a message, in the same order and on the same partitions."""
+    for together in zip(*(quix_peer.signals(load, run) for run in range(load.runs)), strict=True):
+        for run, (key, signal) in enumerate(together):
+            yield Message(PEER_SOURCE, run % PARTITIONS, key, quix_peer.encode(signal), signal["time_ms"])
+
+
+def rounds(
+    process: Measured,
+    counter: Counter,
+    load: Load,
+    repeats: int,
+    make: Callable[[Load], Iterator[Message]],
+    expected: Callable[[Load], int],
+    identify: Callable[[bytes], str],
+    where: Broker,
+) -> list[Spent]:
+    """Publish the load again and again under new run ids, wait for all that follows from it, and return the costs.
+
+    The first round warms up and is left out. Messages are made before the clock starts.
+    """
+    spent = []
+    for number in range(repeats + 1):
+        fresh = replace(load, seed=load.seed + number)
+        ready = list(make(fresh))
+
+        def work(ready: Sequence[Message] = ready, fresh: Load = fresh) -> None:
+            publish(where, ready)
+            counter.wait(process, fresh.run_ids, expected(fresh), identify)
+
+        spent.append(measure(process, work))
+    return spent[1:]
+
+
+def ours(where: Broker, load: Load, stages: Sequence[str], target: Topic, *, name: str, repeats: int) -> Result:
+    """Measure stages in one worker process, from telemetry published to the last record on `target` read."""
+    width = WindowSettings().width
+
+    def identify(value: bytes) -> str:
+        record = decode(value, target.record)
+        return str(getattr(record, "decision_id", None) or getattr(record, "window_id", None))
+
+    load = replace(load, name=name.replace(" ", "-").replace(",", ""))
+    with tempfile.TemporaryDirectory(prefix="tamiyo-bench-") as store:
+        # Published again for every worker: its store is a new one, and so is the file it is told of.
+        announced = release(f"file://{store}")
+        publish(where, [Message(CHECKPOINTS.name, 0, announced.name, encode(announced), announced.time_ms)])
+        counter = Counter(where, target.name)
+        with worker(where, stages, f"file://{store}") as process:
+            spent = rounds(
+                process, counter, load, repeats, messages, lambda fresh: fresh.windows(width), identify, where
+            )
+        counter.close()
+    return _result(name, load, spent, {"stages": list(stages), "processes": 1, "broker": where.kind})
+
+
+def chain(where: Broker, load: Load, *, repeats: int) -> Result:
+    """Measure the whole chain: telemetry frames to decisions."""
+    return ours(where, load, CHAIN, DECISIONS, name="telemetry to decision", repeats=repeats)
+
+
+def aggregation(where: Broker, load: Load, *, repeats: int, name: str = "telemetry to window") -> Result:
+    """Measure what the peer is compared with: telemetry frames to windows."""
+    return ours(where, load, AGGREGATION, WINDOWS, name=name, repeats=repeats)
+
+
+def peer(where: Broker, load: Load, *, repeats: int) -> Result:
+    """Measure Quix Streams on the same content, one signal a message, from signals to windows.
+
+    Its windows close when a later signal of the same key comes, so it is spared the last one of every key.
+    """
+    width = WindowSettings().width
+    load = replace(load, name="peer")
+    where.add_topics([PEER_SOURCE, PEER_TARGET])
+
+    def expected(fresh: Load) -> int:
+        return 2 * fresh.layers * (fresh.windows(width) - fresh.runs)
+
+    with tempfile.TemporaryDirectory(prefix="tamiyo-bench-") as state:
+        arguments = ["--bootstrap-servers", where.bootstrap_servers, "--source", PEER_SOURCE, "--target", PEER_TARGET]
+        arguments += ["--state", state, "--width", str(width)]
+        counter = Counter(where, PEER_TARGET)
+        with running("Quix Streams", "tamiyo.evaluation.bench.quix_peer", arguments, {}) as process:
+            # It has no readiness to ask for: the first round waits for it, and is not counted.
+            spent = rounds(process, counter, load, repeats, peer_messages, expected, _peer_identity, where)
+        counter.close()
+    return _result("Quix Streams, signal to window", load, spent, {"processes": 1, "broker": where.kind})
+
+
+def ratio(mine: Result, other: Result) -> Result:
+    """Return how many times more layer-signals `mine` takes for the same processor time; medians, and the extremes."""
+    values = (mine.minimum / other.maximum, mine.median / other.median, mine.maximum / other.minimum)
+    extra = {"ours": mine.median, "peer": other.median}
+    return Result("peer", "ours / Quix Streams, a core", "ratio", values, "higher", extra)
+
+
+def _peer_identity(value: bytes) -> str:
+    return value.decode()
+
+
+def _result(name: str, load: Load, spent: Sequence[Spent], extra: dict[str, object]) -> Result:
+    sizes = {"runs": load.runs, "layers": load.layers, "frames": load.frames, "layer_signals": load.layer_signals}
+    wall = [load.layer_signals / each.wall_s for each in spent]
+    values = tuple(load.layer_signals / each.cpu_s for each in spent)
+    return Result("on a broker", name, "signals/s/core", values, "higher", {**extra, **sizes, "per_second": wall})

@@ -1,0 +1,97 @@
+"""What the SDK costs a training step: the reference host with it and without, in turns."""
+
+import tempfile
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from tamiyo.evaluation.common.measure import Result
+from tamiyo.host.common.settings import HostSettings
+from tamiyo.host.handle import Handle
+from tamiyo.host.reference.tasks import load_task
+from tamiyo.host.reference.train import Workload, steps
+from tamiyo.schemas.kafka import KafkaSettings
+
+BLOCK = 100
+"""Steps in a turn: a multiple of every probe's interval, so that every block holds the same work."""
+OFFSET = 10
+"""Steps before the first turn, so that no turn ends with a frame that is then sent in the next."""
+
+
+def overhead(bootstrap_servers: str, *, task: str, blocks: int, repeats: int) -> list[Result]:
+    """Train two equal networks in turns of `BLOCK` steps, `blocks` turns a repeat; nobody answers, so none grows.
+
+    What else the machine does hits neighbouring blocks alike. Wall time is what a user waits for; processor time
+    holds every thread's, librdkafka's too, whether or not training waited for it.
+    """
+    prepared = load_task(task)
+    kafka = KafkaSettings(bootstrap_servers=bootstrap_servers)
+    with tempfile.TemporaryDirectory(prefix="tamiyo-bench-") as folder:
+        settings = HostSettings(store_url=f"file://{folder}", drain_s=0.0)
+
+        def workload() -> Workload:
+            return Workload.of(prepared, seed=0, steps=(repeats * blocks + 3) * BLOCK)
+
+        attached = workload()
+        handle = attached.attach(run_id=f"bench-host-{uuid.uuid4().hex[:8]}", settings=settings, kafka=kafka)
+        without, with_sdk = _Side(steps(workload(), None), handle), _Side(steps(attached, handle), None)
+        try:
+            without.block(), with_sdk.block(OFFSET), with_sdk.block(2 * BLOCK)  # warm-up; the governor settles
+            pairs = [
+                (without.total(before), with_sdk.total(during))
+                for _ in range(repeats)
+                for before, during in [_turns(without, with_sdk, blocks)]
+            ]
+            told, interval = handle.stats.overhead_ratio, handle.sample_interval
+        finally:
+            handle.close()
+    extra = {
+        "task": task,
+        "steps": blocks * BLOCK,
+        "step_ms_without": min(each.wall_s for each, _ in pairs) / (blocks * BLOCK) * 1000,
+        "step_ms_with": min(each.wall_s for _, each in pairs) / (blocks * BLOCK) * 1000,
+        "told_by_the_sdk": told,
+        "steps_between_frames": interval,
+        "dropped_records": handle.stats.dropped_records,
+        "budget": 0.10,
+    }
+    wall = tuple(attached.wall_s / without.wall_s - 1 for without, attached in pairs)
+    cpu = tuple(attached.cpu_s / without.cpu_s - 1 for without, attached in pairs)
+    return [
+        Result("SDK", f"overhead on the step, {task}", "ratio", wall, "lower", extra),
+        Result("SDK", "the same in processor time, all threads", "ratio", cpu, "lower", {"task": task}),
+    ]
+
+
+@dataclass(frozen=True)
+class _Spent:
+    wall_s: float
+    cpu_s: float
+
+
+class _Side:
+    """One of the two networks; time on it is not the other one's training."""
+
+    def __init__(self, training: Iterator[Tensor], other: Handle | None) -> None:
+        self._training = training
+        self._other = other
+
+    def block(self, length: int = BLOCK) -> _Spent:
+        with self._other.outside() if self._other is not None else nullcontext():
+            wall, cpu = time.perf_counter(), time.process_time()
+            for _ in range(length):
+                next(self._training)
+            return _Spent(time.perf_counter() - wall, time.process_time() - cpu)
+
+    @staticmethod
+    def total(blocks: list[_Spent]) -> _Spent:
+        return _Spent(sum(each.wall_s for each in blocks), sum(each.cpu_s for each in blocks))
+
+
+def _turns(first: _Side, second: _Side, blocks: int) -> tuple[list[_Spent], list[_Spent]]:
+    pairs = [(first.block(), second.block()) for _ in range(blocks)]
+    return [each for each, _ in pairs], [each for _, each in pairs]

@@ -1,0 +1,119 @@
+"""Reads what an installation says while it runs, and keeps the account of it."""
+
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import closing
+from typing import Any
+
+from confluent_kafka import Consumer, TopicPartition
+
+from tamiyo.evaluation.common.account import Ledger
+from tamiyo.schemas.analysis import HealthSignals
+from tamiyo.schemas.codec import decode
+from tamiyo.schemas.kafka import KafkaSettings, TopicNames
+from tamiyo.schemas.record import Record
+from tamiyo.schemas.stalls import Stalls
+from tamiyo.schemas.topics import (
+    BY_NAME,
+    CATALOGUE,
+    CHECKPOINTS,
+    DECISIONS,
+    EXPERIENCE,
+    GRAPHS,
+    KERNELS,
+    PERIODIC_NAMES,
+    REWARDS,
+    SIGNALS,
+)
+
+READ = (GRAPHS, DECISIONS, KERNELS, REWARDS, EXPERIENCE, CHECKPOINTS)
+LOOK_S = 30.0  # what has waited unread from one look to the next is stalled
+REQUEST_S = 5.0
+
+
+class Reader:
+    """Reads what the pipeline says, and keeps the account; polled from the one thread that also publishes."""
+
+    def __init__(self, kafka: KafkaSettings, names: TopicNames, ledger: Ledger) -> None:
+        self.counts: Counter[str] = Counter()
+        self.learned: dict[str, int] = {}
+        """The newest checkpoint's offsets of the experience topic."""
+        self.policy_version = 0
+        self._names = names
+        self._ledger = ledger
+        self._config = kafka.librdkafka(
+            **{
+                "group.id": "tamiyo-soak",  # librdkafka wants one; no coordinator is asked, nothing is committed
+                "enable.auto.commit": False,
+                "auto.offset.reset": "earliest",
+                "fetch.wait.max.ms": 50,
+                "log_level": 0,
+            }
+        )
+        self._look_at = time.monotonic() + LOOK_S
+        self._begin(self._beginnings())
+
+    def _beginnings(self) -> list[TopicPartition]:
+        aside = [name for topic in CATALOGUE for name in (topic.dead_letters, topic.late)]
+        wanted = {self._names.full(name) for name in (*(each.name for each in READ), *aside)}
+        with closing(Consumer(self._config)) as consumer:
+            topics = consumer.list_topics(timeout=REQUEST_S).topics
+        return [
+            TopicPartition(name, number, 0) for name in wanted & topics.keys() for number in topics[name].partitions
+        ]
+
+    def _begin(self, places: list[TopicPartition]) -> None:
+        self._consumer = Consumer(self._config)
+        self._consumer.assign(places)
+        self._stalls = Stalls(self._consumer, places)
+
+    def _look(self) -> None:
+        """Go on with another consumer where this one has stalled: what it missed would be called lost."""
+        self._look_at = time.monotonic() + LOOK_S
+        if self._stalls.look(REQUEST_S):
+            places = self._stalls.places()
+            self._consumer.close()
+            self._begin(places)
+            self.counts["stalled"] += 1
+
+    def poll(self, timeout_s: float) -> Iterator[Record]:
+        """Take what has come; yield what is for hosts."""
+        if time.monotonic() >= self._look_at:
+            self._look()
+        for message in self._consumer.consume(500, timeout_s):
+            if message.error():
+                continue  # the broker is away; the client keeps asking
+            name = self._names.bare(message.topic())
+            self.counts[name] += 1
+            if name.endswith(".dlq"):
+                self._ledger.counts["dead"] += 1
+                continue
+            if name.endswith(".late"):
+                self._late(name, message.value())
+                continue
+            record: Any = decode(message.value(), BY_NAME[name].record)
+            if name == GRAPHS.name:
+                self._ledger.graph(record.graph_id, record.window_id)
+            elif name == DECISIONS.name:
+                sent_s = message.timestamp()[1] / 1000
+                self._ledger.decision(record.decision_id, record.run_id, record.step, message.value(), sent_s)
+                self.counts[f"decided:{record.type}"] += 1
+                yield record
+            elif name == KERNELS.name:
+                yield record
+            elif name == CHECKPOINTS.name and record.version >= self.policy_version:
+                self.learned, self.policy_version = record.offsets, record.version
+
+    def _late(self, name: str, value: bytes) -> None:
+        """Count a late signal; of a source that tells of no other step, being late is nobody's fault.
+
+        There is no order among the telemetry topics: after a restart, errors and cache frames may be read after the
+        windows that they belong to were completed by the sources that the watermark waits for.
+        """
+        sporadic = name == SIGNALS.late and decode(value, HealthSignals).source not in PERIODIC_NAMES
+        self._ledger.counts["late_sporadic" if sporadic else "late"] += 1
+
+    def close(self) -> None:
+        """Stop reading."""
+        self._consumer.close()

@@ -1,0 +1,191 @@
+"""A live installation to record: workers, runs, policies that change and orders that are given while they decide."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+from confluent_kafka import Producer
+
+from tamiyo.evaluation.common.simulated_runs import EPOCH_MS, STEP_MS, Load, frames, layer_names, topology
+from tamiyo.host.blueprints import names as blueprint_names
+from tamiyo.models.checkpoint import CheckpointHeader, CheckpointStore, checksum, save
+from tamiyo.models.features import FEATURE_VERSION
+from tamiyo.models.policy import PolicyConfig, TamiyoPolicy
+from tamiyo.schemas.adaptation import ControlCommand
+from tamiyo.schemas.codec import encode
+from tamiyo.schemas.errors import BrokerError
+from tamiyo.schemas.kafka import PRODUCER, KafkaSettings, TopicNames
+from tamiyo.schemas.learning import CheckpointStatus, PolicyCheckpoint
+from tamiyo.schemas.record import Record
+from tamiyo.schemas.telemetry import CacheHitRates, ErrorRecoveryEvent
+from tamiyo.schemas.topics import (
+    CHECKPOINTS,
+    DECISIONS,
+    GRAPHS,
+    TELEMETRY,
+    TOPOLOGY,
+    Topic,
+)
+from tamiyo.streams.admin.control import give
+from tamiyo.streams.messages import Message
+from tamiyo.streams.process.children import Children
+from tamiyo.streams.recording.topic_reader import Selection, TopicReader
+from tamiyo.streams.replay.ordering import IntakeOrder
+from tamiyo.streams.settings import WindowSettings
+from tamiyo.streams.stages.registry import STAGES
+
+PATIENCE_S = 120.0
+POLL_S = 0.2
+
+
+class Live:
+    """What happens on the topics of one installation."""
+
+    def __init__(self, kafka: KafkaSettings, names: TopicNames, store: str) -> None:
+        self.kafka = kafka
+        self.names = names
+        self._checkpoints = CheckpointStore(f"{store}/checkpoints")
+        self._partitions: dict[bytes | None, int] = {}
+        self._producer: Any = Producer(kafka.librdkafka(**PRODUCER))
+
+    def say(self, topic: Topic, record: Record, key: str) -> None:
+        """Publish a record now."""
+        self._producer.produce(self.names.full(topic.name), encode(record), key)
+        self._producer.poll(0)
+
+    def flush(self) -> None:
+        """Await all deliveries."""
+        if self._producer.flush(PATIENCE_S):
+            raise BrokerError("the broker does not take what is published")
+
+    def release(self, version: int) -> None:
+        """Put a policy into the store and announce it; each version has weights of its own."""
+        policy = TamiyoPolicy(PolicyConfig(blueprints=blueprint_names(), seed=version)).eval()
+        data = save(policy, None, CheckpointHeader.of(policy, version=version))
+        announced = PolicyCheckpoint(
+            name="tamiyo",
+            version=version,
+            time_ms=EPOCH_MS,
+            status=CheckpointStatus.RELEASED,
+            file=self._checkpoints.write(version, data),
+            checksum=checksum(data),
+            size_bytes=len(data),
+            feature_version=FEATURE_VERSION,
+            blueprints=list(policy.config.blueprints),
+            offsets={},
+        )
+        self.say(CHECKPOINTS, announced, announced.name)
+        self.flush()
+
+    def order(self, run_id: str, **fields: Any) -> None:
+        """Give a standing order; decisions some tenths of a second later follow it."""
+        order = ControlCommand(run_id=run_id, time_ms=time.time_ns() // 1_000_000, **fields)
+        give(order, self.kafka, self.names)
+
+    def simulate(
+        self, load: Load, *, seconds: float, events: Sequence[Callable[[], None]] = (), cut: bool = False
+    ) -> None:
+        """Publish simulated runs over `seconds`, with cache frames and errors; `events` happen at even distances.
+
+        With `cut` the last frames do not come, as of runs that are killed.
+        Errors are read before their window closes, as in a training, whose windows take seconds.
+        """
+        for run_id in load.run_ids:
+            self.say(TOPOLOGY, topology(run_id, load.layers), run_id)
+        self.flush()
+        topics = {topic.record: topic for topic in TELEMETRY}
+        due = {(number + 1) * load.frames // (len(events) + 1): event for number, event in enumerate(events)}
+        group = self.names.full(STAGES["intake"].group)
+        with closing(TopicReader(self.kafka, self.names)) as reader:
+            there = reader.resolve(Selection(topics=tuple(topic.name for topic in TELEMETRY)))
+        ends = {(each.topic, each.partition): each.end for each in there}
+        with closing(IntakeOrder(self.kafka, self.names, group, WindowSettings(), ends)) as order:
+            for number, together in enumerate(
+                zip(*(sampled_steps(load, run) for run in range(load.runs)), strict=True)
+            ):
+                if number in due:
+                    due[number]()
+                if cut and number == load.frames - 1:
+                    break
+                for record in (record for each in together for record in each):
+                    topic = topics[type(record)]
+                    value, key = encode(record), record.run_id.encode()  # type: ignore[attr-defined]
+                    partition = self._partition(key)
+                    message = Message(topic.name, partition, 0, 0, key, value)
+                    order.before(message, self.flush)
+                    self._producer.produce(self.names.full(topic.name), value, key, partition)
+                    order.after(message)
+                self.flush()
+                time.sleep(seconds / load.frames)
+        self.flush()
+
+    def drained(self, runs: Sequence[str], *, windows: int) -> bool:
+        """Return whether there are `windows` graphs of `runs`, or more, and a decision for each."""
+        counts = {}
+        with closing(TopicReader(self.kafka, self.names)) as reader:
+            for topic in (GRAPHS, DECISIONS):
+                stretches = reader.resolve(Selection(topics=(topic.name,)))
+                counts[topic] = sum(1 for _ in reader.messages(stretches, runs=runs))
+        return counts[GRAPHS] == counts[DECISIONS] >= windows
+
+    def _partition(self, key: bytes) -> int:
+        """Return where the common partitioner puts a run: asked of what it did with the topology."""
+        if key not in self._partitions:
+            with closing(TopicReader(self.kafka, self.names)) as reader:
+                stretches = reader.resolve(Selection(topics=(TOPOLOGY.name,)))
+                self._partitions = {message.key: message.partition for message in reader.messages(stretches)}
+        return self._partitions[key]
+
+
+def sampled_steps(load: Load, run: int) -> Iterator[list[Record]]:
+    """Yield the frames of each sampled step: three, now and then a cache frame, now and then errors."""
+    step: list[Record] = []
+    for record in frames(load, run):
+        step.append(record)
+        if len(step) == 3:
+            frame: Any = step[0]
+            number = frame.step // load.interval
+            common = {"run_id": frame.run_id, "step": frame.step, "time_ms": EPOCH_MS + STEP_MS * frame.step}
+            sporadic: list[Record] = []
+            if number % 5 == 2:
+                sporadic.append(
+                    CacheHitRates(**common, hits=number, misses=1, evictions=0, hit_rate=0.9, entries=4, capacity=8)
+                )
+            if number % 7 == 4:
+                sporadic += [
+                    ErrorRecoveryEvent(
+                        **common, layer_id=layer, seed_id=0, error_type="non_finite", strategy="retry",
+                        success=bool(number % 2), recovery_time_ms=0.5 + number,
+                    )
+                    for layer in layer_names(load.layers)[:2]
+                ]  # fmt: skip
+            yield [*sporadic, *step]
+            step = []
+
+
+@contextmanager
+def workers(live: Live, logs: Path, store: str, stages: Sequence[str]) -> Iterator[Children]:
+    """Run one live worker with `stages` until the block ends."""
+    environment = {
+        "TAMIYO_KAFKA_BOOTSTRAP_SERVERS": live.kafka.bootstrap_servers,
+        "TAMIYO_TOPIC_PREFIX": live.names.prefix,
+        "TAMIYO_STORE_URL": store,
+        "TAMIYO_WORKER_COMMIT_INTERVAL_S": "0.1",
+        "OMP_NUM_THREADS": "1",
+    }
+    with Children(logs, environment) as children:
+        children.start("live-worker", ["worker", *(word for name in stages for word in ("--stage", name))])
+        yield children
+
+
+def wait(done: Callable[[], bool], children: Children, what: str) -> None:
+    """Return once `done`; raises BrokerError when that takes too long, TamiyoError when a process has failed."""
+    deadline = time.monotonic() + PATIENCE_S
+    while not done():
+        for name in children.names():
+            children.running(name)
+        if time.monotonic() > deadline:
+            raise BrokerError(f"waited {PATIENCE_S:.0f} s for {what}, in vain")
+        time.sleep(POLL_S)

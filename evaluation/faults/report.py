@@ -1,0 +1,92 @@
+"""What is told of fault runs: each as it went, and all of them together."""
+
+import os
+import platform
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from tamiyo.evaluation.common.measure import percentile
+from tamiyo.evaluation.faults.judge import Violation
+
+FORMAT = 1
+
+
+@dataclass(slots=True)
+class Injection:
+    """One fault, as it happened."""
+
+    kind: str
+    began_s: float
+    """Since the first, as all times here."""
+    what: str = ""
+    ended_s: float | None = None
+    recovery_seconds: float | None = None
+    """From its end (of a frozen worker: from its beginning, as others take over) to decisions everywhere."""
+    healed: float = field(default=0.0, repr=False)
+
+
+@dataclass(slots=True)
+class Course:
+    """One run of the program: what happened, and what is wrong."""
+
+    seed: int
+    injections: list[Injection] = field(default_factory=list)
+    violations: list[Violation] = field(default_factory=list)
+    counts: dict[str, int] = field(default_factory=dict)
+    ends: Counter[str] = field(default_factory=Counter)
+    means: str = ""
+    seconds: float = 0.0
+    interrupted: bool = False
+    drained: bool = True
+
+
+def told(course: Course, command: str) -> dict[str, Any]:
+    """Return one run for a report."""
+    return {
+        "seed": course.seed,
+        "command": command,
+        "machine": {"python": platform.python_version(), "system": platform.system(), "cores": os.cpu_count()},
+        "seconds": round(course.seconds, 1),
+        "interrupted": course.interrupted,
+        "drained": course.drained,
+        "full_disks": course.means,
+        "process_ends_by_status": dict(course.ends),
+        "counts": course.counts,
+        "violations": [each.to_dict() for each in course.violations],
+        "injections": [
+            {key: value for key, value in asdict(each).items() if key != "healed"} for each in course.injections
+        ],
+    }
+
+
+def summary(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the report of one or several runs."""
+    injections = [each for run in runs for each in run["injections"]]
+    recoveries: dict[str, list[float]] = {}
+    for each in injections:
+        if each["recovery_seconds"] is not None:
+            recoveries.setdefault(each["kind"], []).append(each["recovery_seconds"])
+    everything = [seconds for found in recoveries.values() for seconds in found]
+    return {
+        "format": FORMAT,
+        "faults": len(injections),
+        "seed": runs[0]["seed"] if len(runs) == 1 else [run["seed"] for run in runs],
+        "graphs": sum(run["counts"].get("different graphs", 0) for run in runs),
+        "violations": [{"seed": run["seed"], **each} for run in runs for each in run["violations"]],
+        "counts": dict(Counter(each["kind"] for each in injections)),
+        "recovery_seconds": {
+            name: _quantiles(found) for name, found in [*sorted(recoveries.items()), ("all", everything)] if found
+        },
+        "runs": list(runs),
+    }
+
+
+def _quantiles(values: Sequence[float]) -> dict[str, float]:
+    return {
+        "count": len(values),
+        "p50": round(percentile(values, 0.5), 2),
+        "p90": round(percentile(values, 0.9), 2),
+        "max": round(max(values), 2),
+    }

@@ -1,0 +1,223 @@
+"""What intake and windows must have said, computed anew: one value at a time, from the specification's formulas.
+
+Nothing here is shared with the stages. Signals follow from the telemetry log alone; windows from the log of signals,
+since the five telemetry topics have no order among them, and which frame was late is decided by the order in which
+their signals lie.
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from tamiyo.evaluation.faults.ledger import Entry
+from tamiyo.schemas.identity import identity, window_id
+from tamiyo.schemas.telemetry import (
+    CacheHitRates,
+    ErrorRecoveryEvent,
+    Frame,
+    KernelPerformance,
+    LayerHealth,
+    ModelPerformance,
+)
+from tamiyo.schemas.topics import KERNEL_PERFORMANCE, LAYER_HEALTH, MODEL_PERFORMANCE
+
+EVERY_STEP = {KERNEL_PERFORMANCE.name, LAYER_HEALTH.name, MODEL_PERFORMANCE.name}
+CLOSE = 1e-9  # relative: the stages add up in another order
+
+Column = list[float | None]
+
+
+def signal_id(topic: str, frame: Any) -> str:
+    """Name a frame's signal: a step has one frame of a source, a run's last apart; errors are told by their content."""
+    parts = [frame.run_id, topic, frame.step, *(["final"] if frame.final else [])]
+    if isinstance(frame, ErrorRecoveryEvent):
+        parts.append(frame.model_dump_json())
+    return identity("signal", *parts)
+
+
+def health(latency_ms: float, errors: int, executions: int, hit_rate: float) -> float:
+    """Return the specification's health score of one layer."""
+    speed = 1 - min(latency_ms / 10, 1)
+    correct = 1 - min(5 * errors / max(executions, 1), 1)
+    return 0.4 * speed + 0.4 * correct + 0.2 * hit_rate
+
+
+def reading(frame: Any) -> tuple[list[str], dict[str, Column], dict[str, float]]:
+    """Return a frame's layers, its metrics by layer, and those of the whole model."""
+    own = [name for name in type(frame).model_fields if name not in (*Frame.model_fields, "layer_id")]
+    if isinstance(frame, KernelPerformance):
+        columns: dict[str, Column] = {n: list(getattr(frame, n)) for n in own if n not in ("seed_id", "chunk_id")}
+        rows = zip(
+            frame.execution_latency_ms, frame.error_count, frame.total_executions, frame.cache_hit_rate, strict=True
+        )
+        columns["health"] = [health(*row) for row in rows]
+        return list(frame.layer_id), columns, {}
+    if isinstance(frame, LayerHealth):
+        return list(frame.layer_id), {name: list(getattr(frame, name)) for name in own}, {}
+    if isinstance(frame, ErrorRecoveryEvent):
+        told = {
+            "recovery_errors": 1.0,
+            "recovery_success": float(frame.success),
+            "recovery_time_ms": frame.recovery_time_ms,
+        }
+        return [frame.layer_id], {name: [value] for name, value in told.items()}, {}
+    if isinstance(frame, CacheHitRates):
+        told = {"cache_hit_rate": frame.hit_rate, "cache_entries": frame.entries, "cache_evictions": frame.evictions}
+        return [], {}, {name: float(value) for name, value in told.items()}
+    assert isinstance(frame, ModelPerformance)
+    return [], {}, {name: float(value) for name in own if (value := getattr(frame, name)) is not None}
+
+
+@dataclass(slots=True)
+class Window:
+    """One window as it must be."""
+
+    run_id: str
+    start: int
+    end: int
+    final: bool
+    closed_by: int
+    """Offset of the signal that made it final."""
+    inside: list[Any]
+    """Its signals, in order of event time and source."""
+
+    @property
+    def window_id(self) -> str:
+        """Return its name."""
+        return window_id(self.run_id, "step", self.end - self.start, self.start)
+
+
+@dataclass(slots=True)
+class _Run:
+    floor: int = 0
+    highest: dict[str, int] = field(default_factory=dict)
+    companions: set[str] = field(default_factory=set)
+    ended: set[str] = field(default_factory=set)
+    open: dict[int, list[Any]] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Cut:
+    """What the signals of one partition amount to."""
+
+    windows: list[Window] = field(default_factory=list)
+    late: dict[str, Entry] = field(default_factory=dict)
+    """By signal id, those that came after their window was final."""
+    left: list[str] = field(default_factory=list)
+    """Runs whose last frames never came: their windows stay open."""
+
+
+def cut(signals: Iterable[Entry], width: int) -> Cut:
+    """Return the windows that one partition's signals fill, those of an id seen before left out."""
+    found, runs, seen = Cut(), dict[str, _Run](), set[str]()
+    for entry in signals:
+        signal = entry.record
+        if signal.signal_id in seen:
+            continue
+        seen.add(signal.signal_id)
+        run = runs.setdefault(signal.run_id, _Run())
+        clock = signal.step
+        if clock < run.floor:
+            if not signal.final:
+                found.late[signal.signal_id] = entry
+                continue
+            clock = run.floor
+        run.open.setdefault(clock // width * width, []).append(signal)
+        run.companions.update(signal.companions)
+        run.highest[signal.source] = max(clock, run.highest.get(signal.source, 0))
+        if signal.final:
+            run.ended.add(signal.source)
+        expected = run.companions or {source for source in run.highest if source in EVERY_STEP}
+        over = bool(expected) and expected <= run.ended
+        if expected and expected <= run.highest.keys():
+            run.floor = max(run.floor, min(run.highest[source] for source in expected) // width * width)
+        for start in sorted(run.open):
+            if over or start + width <= run.floor:
+                inside = sorted(run.open.pop(start), key=lambda s: (s.step, s.source, s.final, s.signal_id))
+                final = over and not run.open
+                found.windows.append(Window(signal.run_id, start, start + width, final, entry.message.offset, inside))
+                run.floor = max(run.floor, start + width)
+    found.left = [run_id for run_id, run in runs.items() if run.open]
+    return found
+
+
+def statistics(points: Sequence[tuple[float, float]]) -> dict[str, Any]:
+    """Return count, mean, variance, minimum, maximum, last and slope of (clock, value) points in order."""
+    count = len(points)
+    if not count:
+        return {"count": 0, **dict.fromkeys(("mean", "variance", "minimum", "maximum", "last", "slope"))}
+    values = [value for _, value in points]
+    mean = math.fsum(values) / count
+    clock = math.fsum(time for time, _ in points) / count
+    spread = math.fsum((time - clock) ** 2 for time, _ in points)
+    slope = math.fsum((time - clock) * (value - mean) for time, value in points) / spread if spread else None
+    return {
+        "count": count,
+        "mean": mean,
+        "variance": math.fsum((value - mean) ** 2 for value in values) / count,
+        "minimum": min(values),
+        "maximum": max(values),
+        "last": values[-1],
+        "slope": slope,
+    }
+
+
+def differs(window: Window, record: Any) -> str | None:
+    """Return what is wrong with a published window, None where it is as it must be."""
+    inside = window.inside
+    layers = list(dict.fromkeys(layer for signal in inside for layer in signal.layer_id))
+    plain = {
+        "run_id": window.run_id,
+        "window_id": window.window_id,
+        "clock": "step",
+        "start": window.start,
+        "end": window.end,
+        "final": window.final,
+        "first_step": min(signal.step for signal in inside),
+        "last_step": max(signal.step for signal in inside),
+        "time_ms": max(signal.time_ms for signal in inside),
+        "layer_id": layers,
+        "signals": sum(len(signal.layer_id) for signal in inside),
+        "frames": len(inside),
+        "shed": sum(signal.shed for signal in inside),
+        "signals_digest": identity("signals", *sorted(signal.signal_id for signal in inside)),
+    }
+    for name, value in plain.items():
+        if getattr(record, name) != value:
+            return f"{name} is {getattr(record, name)!r}, expected {value!r}"
+    by_layer: dict[str, dict[str, list[tuple[float, float]]]] = {}
+    model: dict[str, list[tuple[float, float]]] = {}
+    for signal in inside:
+        for name, column in signal.metrics.items():
+            points = by_layer.setdefault(name, {layer: [] for layer in layers})
+            for layer, value in zip(signal.layer_id, column, strict=True):
+                if value is not None:
+                    points[layer].append((signal.step, value))
+        for name, value in signal.model_metrics.items():
+            model.setdefault(name, []).append((signal.step, value))
+    if set(by_layer) != set(record.metrics) or set(model) != set(record.model_metrics):
+        return f"it measures {sorted([*record.metrics, *record.model_metrics])}"
+    for name, points in by_layer.items():
+        for row, layer in enumerate(layers):
+            told = {key: column[row] for key, column in record.metrics[name].model_dump().items()}
+            if not _same(statistics(points[layer]), told):
+                return f"{name} of {layer} is {told}, expected {statistics(points[layer])}"
+    for name, whole in model.items():
+        told = record.model_metrics[name].model_dump()
+        if not _same(statistics(whole), told):
+            return f"{name} is {told}, expected {statistics(whole)}"
+    return None
+
+
+def close(expected: float | None, told: float | None, scale: float = 0.0) -> bool:
+    """Return whether two numbers differ by no more than rounding at their `scale`."""
+    if expected is None or told is None:
+        return expected is None and told is None
+    return math.isclose(expected, told, rel_tol=CLOSE, abs_tol=CLOSE * scale)
+
+
+def _same(expected: Mapping[str, Any], told: Mapping[str, Any]) -> bool:
+    largest = max(abs(expected["minimum"] or 0.0), abs(expected["maximum"] or 0.0))
+    scales = {"variance": largest**2, "slope": largest, "mean": largest}
+    return all(close(value, told[name], scales.get(name, 0.0)) for name, value in expected.items())

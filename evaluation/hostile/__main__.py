@@ -1,0 +1,275 @@
+"""Hostile input by the million: `python -m tamiyo.evaluation.hostile --records 1000000 --seed 0 --report FILE`.
+
+Every record goes through the decoder of a topic, and, where that takes it, to everything that reads the topic: each
+stage, the views of compacted topics, the learner, and `tamiyo tail`. What is said is encoded, as it would be for
+Kafka. A record may be refused, set aside, or valid; anything else that happens is a failure, told with the bytes.
+"""
+
+import io
+import json
+import random
+import resource
+import sys
+import tempfile
+import time
+import traceback
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import fastavro
+import torch
+import typer
+from rich.progress import Progress
+
+from tamiyo.evaluation.common.simulated_runs import EPOCH_MS, Load, topology
+from tamiyo.evaluation.common.stage_bench import Bench, experiences, outcome, stage_inputs
+from tamiyo.evaluation.hostile.records import extreme_values, hostile_values, mutated, random_bytes
+from tamiyo.host.blueprints import names as blueprint_names
+from tamiyo.models.hyperparameters import LearningSettings
+from tamiyo.models.learner import Learner
+from tamiyo.models.policy import PolicyConfig, TamiyoPolicy
+from tamiyo.schemas.adaptation import ControlCommand, DecisionType
+from tamiyo.schemas.codec import decode, encode, header, parsed_schema
+from tamiyo.schemas.errors import ConfigurationError, SchemaError
+from tamiyo.schemas.record import Record
+from tamiyo.schemas.telemetry import CacheHitRates, ErrorRecoveryEvent
+from tamiyo.schemas.topics import (
+    BY_NAME,
+    CATALOGUE,
+    CHECKPOINTS,
+    CONTROL,
+    EXPERIENCE,
+    KERNELS,
+    REWARDS,
+    TOPOLOGY,
+    Topic,
+)
+from tamiyo.streams.admin.topic_tail import Line, readable
+from tamiyo.streams.process.logs import silence
+from tamiyo.streams.runtime.views import TopicView
+from tamiyo.streams.stages.base import Incoming, Output, Reject, Stage
+from tamiyo.streams.stages.registry import STAGES
+
+KINDS = ("random", "mutated", "values", "extreme", "good")
+TICK_EVERY = 500  # records
+REMEMBERED_FAILURES = 20
+
+
+@dataclass
+class Verdict:
+    """What became of the records."""
+
+    records: int
+    seed: int
+    kinds: Counter[str] = field(default_factory=Counter)
+    refused: int = 0
+    """By the decoder: in the dead letters, or passed over by a view."""
+    accepted: int = 0
+    set_aside: int = 0
+    """Taken by the decoder, rejected by a stage: in the dead letters or with the late."""
+    said: Counter[str] = field(default_factory=Counter)
+    """Outputs of the stages by topic."""
+    failures: list[dict[str, Any]] = field(default_factory=list)
+    failed: int = 0
+    largest_record_bytes: int = 0
+    memory_begin_mib: float = 0.0
+    memory_peak_mib: float = 0.0
+    seconds: float = 0.0
+
+
+def corpus(bench: Bench, load: Load) -> dict[str, list[Record]]:
+    """Return good records of every topic, made by the stages themselves from simulated runs."""
+    inputs = stage_inputs(load, bench)
+    found: dict[str, list[Record]] = {topic.name: [] for topic in CATALOGUE}
+    for log in inputs.values():
+        for each in log.messages:
+            found[each.topic].append(each.record)
+    decision: Any = found["tamiyo.adaptation.decisions"][-1]
+    layer = topology(decision.run_id, 1).layers[0]
+    load_kernel = {"type": DecisionType.LOAD_KERNEL, "layer_id": layer.layer_id, "blueprint": layer.blueprints[0].name}
+    adapted = decision.model_copy(update={"decision_id": "d" * 32, **load_kernel})
+    found["tamiyo.adaptation.decisions"].append(adapted)
+    found["tamiyo.adaptation.outcomes"].append(outcome(adapted))
+    judged = [each.record for each in inputs["rewards"].messages]
+    for stage, records in ((bench.stage("kernels"), [adapted]), (bench.stage("rewards"), judged)):
+        for offset, record in enumerate(records):
+            topic = next(each for each in stage.inputs if isinstance(record, each.record))
+            for said in stage.feed([Incoming(topic.name, 0, offset, EPOCH_MS, record)]):
+                if isinstance(said, Output) and said.topic in (KERNELS, REWARDS):
+                    found[said.topic.name].append(said.record)
+    found[EXPERIENCE.name] += experiences(inputs, bench)
+    found[TOPOLOGY.name].append(topology(load.run_ids[0], load.layers))
+    found[CHECKPOINTS.name] += [record for _, record in bench.view(CHECKPOINTS).items()]
+    found[CONTROL.name].append(
+        ControlCommand(run_id="*", time_ms=EPOCH_MS, protected_layers=["layers.0"], issued_by="me")
+    )
+    frame: Any = found["telemetry.model.performance_metrics"][0]
+    when = {"run_id": frame.run_id, "step": frame.step, "time_ms": frame.time_ms}
+    found["telemetry.cache.hit_rates"].append(
+        CacheHitRates(**when, hits=3, misses=1, evictions=0, hit_rate=0.75, entries=4, capacity=8)
+    )
+    found["telemetry.error_recovery.events"].append(
+        ErrorRecoveryEvent(
+            **when, layer_id="layers.0", seed_id=0, error_type="non_finite", strategy="retry", success=True,
+            recovery_time_ms=4.0,
+        )
+    )  # fmt: skip
+    empty = [name for name, records in found.items() if not records]
+    if empty:
+        raise RuntimeError(f"no good records of {empty} to mutate")
+    return {name: records[:60] + records[-60:] for name, records in found.items()}
+
+
+class Readers:
+    """Everything that reads topics, for one partition."""
+
+    def __init__(self, bench: Bench) -> None:
+        self._bench = bench
+        self.views: dict[str, TopicView[Any]] = {
+            topic.name: TopicView(topic) for topic in CATALOGUE if topic.cleanup == "compact"
+        }
+        for name, view in self.views.items():
+            for key, record in bench.view(BY_NAME[name]).items():
+                view.apply(key.encode(), encode(record))
+        self.stages: dict[str, Stage] = {name: bench.stage(name, self.views) for name in STAGES}
+        policy = TamiyoPolicy(PolicyConfig(blueprints=blueprint_names()))
+        self.learner = Learner(policy, LearningSettings(), version=0)
+
+    def take(self, topic: Topic, incoming: Incoming, verdict: Verdict) -> None:
+        """Hand an accepted record to all that read its topic."""
+        record: Any = incoming.record
+        Line(topic.name, 0, incoming.offset, incoming.timestamp_ms, {}, readable(record)).row()
+        if topic.name in self.views:
+            self.views[topic.name].apply(incoming.key, incoming.raw)
+        if topic is EXPERIENCE:
+            self.learner.take(record)
+        for stage in self.stages.values():
+            if topic in stage.inputs:
+                self._heed(stage, stage.feed([incoming]), verdict)
+
+    def tick(self, now_ms: int, verdict: Verdict) -> None:
+        """Let time pass."""
+        for stage in self.stages.values():
+            self._heed(stage, stage.tick(now_ms), verdict)
+
+    def _heed(self, stage: Stage, said: Any, verdict: Verdict) -> None:
+        for each in said:
+            if isinstance(each, Reject):
+                verdict.set_aside += 1
+            else:
+                verdict.said[each.topic.name] += 1
+                decode(encode(each.record), each.topic.record)
+        if not set(stage.open_offsets()) <= {topic.name for topic in stage.inputs}:
+            raise AssertionError(f"{stage.name} holds offsets of topics that it does not read")
+
+
+def message(
+    rng: random.Random, topic: Topic, good: dict[str, list[Record]], raw: dict[str, list[bytes]]
+) -> tuple[str, bytes]:
+    """Return a hostile message for `topic`, and of which kind it is."""
+    kind = rng.choices(KINDS, (1, 3, 3, 2, 1))[0]
+    if kind == "random":
+        return kind, random_bytes(rng, topic.record)
+    if kind == "mutated":
+        return kind, mutated(rng, rng.choice(raw[topic.name]), rng.choice(raw[rng.choice(CATALOGUE).name]))
+    if kind == "good":  # so that the hostile ones meet stages with something in hand
+        return kind, rng.choice(raw[topic.name])
+    values = rng.choice(good[topic.name]).model_dump()
+    values = extreme_values(rng, values) if kind == "extreme" else hostile_values(rng, values)
+    return kind, _written(topic.record, values)
+
+
+def _written(record: type[Record], values: dict[str, Any]) -> bytes:
+    buffer = io.BytesIO()
+    buffer.write(header(record))
+    try:
+        fastavro.schemaless_writer(buffer, parsed_schema(record), values)
+    except Exception:
+        # Of another type than the schema says: whoever writes that has no Avro, but bytes that break off.
+        return buffer.getvalue()
+    return buffer.getvalue()
+
+
+def run(records: int, seed: int, *, on_progress: Any = lambda done: None) -> Verdict:
+    """Send `records` hostile messages; the same seed sends the same ones."""
+    rng = random.Random(seed)
+    verdict = Verdict(records, seed)
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="tamiyo-hostile-") as folder:
+        load = Load(runs=2, layers=4, frames=60)
+        bench = Bench(load, f"file://{folder}")
+        good = corpus(bench, load)
+        raw = {name: [encode(record) for record in listed] for name, listed in good.items()}
+        readers = Readers(bench)
+        verdict.memory_begin_mib = _memory_mib()
+        for number in range(records):
+            topic = rng.choice(CATALOGUE)
+            kind, data = message(rng, topic, good, raw)
+            verdict.kinds[kind] += 1
+            verdict.largest_record_bytes = max(verdict.largest_record_bytes, len(data))
+            now_ms = EPOCH_MS + 10 * number
+            try:
+                record: Any = decode(data, topic.record)
+            except SchemaError:
+                verdict.refused += 1
+            except Exception as error:
+                _fail(verdict, topic, data, error)
+            else:
+                verdict.accepted += 1
+                key = str(getattr(record, "run_id", "") or record.name).encode()
+                try:
+                    readers.take(topic, Incoming(topic.name, 0, number, now_ms, record, data, key), verdict)
+                except Exception as error:
+                    _fail(verdict, topic, data, error)
+                    readers = Readers(bench)
+            if number % TICK_EVERY == 0:
+                try:
+                    readers.tick(now_ms, verdict)
+                except Exception as error:
+                    _fail(verdict, topic, b"", error)
+                    readers = Readers(bench)
+                on_progress(number)
+    verdict.memory_peak_mib = _memory_mib()
+    verdict.seconds = round(time.monotonic() - began, 1)
+    return verdict
+
+
+def _fail(verdict: Verdict, topic: Topic, data: bytes, error: Exception) -> None:
+    verdict.failed += 1
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    where = f"{Path(place.filename).name}:{place.lineno}"
+    if len(verdict.failures) < REMEMBERED_FAILURES and where not in {each["where"] for each in verdict.failures}:
+        told = {"topic": topic.name, "error": f"{type(error).__name__}: {error}"[:500], "where": where}
+        verdict.failures.append({**told, "trace": traceback.format_exception(error)[-4:], "bytes": data[:4000].hex()})
+
+
+def _memory_mib() -> float:
+    """Return the most memory this process ever held, MiB."""
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)
+
+
+def main(
+    records: Annotated[int, typer.Option(min=1, help="How many")] = 100_000,
+    seed: Annotated[int, typer.Option(min=0, help="The same seed sends the same records")] = 0,
+    report: Annotated[Path | None, typer.Option(help="Write the verdict as JSON to this file")] = None,
+) -> None:
+    """Send hostile records through every decoder and stage; exit 1 if any of them fails."""
+    if report is not None and not report.parent.is_dir():
+        raise ConfigurationError(f"--report {report}: there is no folder {report.parent}")
+    torch.set_num_threads(1)
+    silence()
+    with Progress(disable=not sys.stderr.isatty()) as progress:
+        task = progress.add_task("hostile records", total=records)
+        verdict = run(records, seed, on_progress=lambda done: progress.update(task, completed=done))
+    text = json.dumps(vars(verdict), indent=2)
+    if report is not None:
+        report.write_text(text + "\n")
+    print(text)
+    if verdict.failed:
+        raise typer.Exit(1)
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,246 @@
+"""What a broker that is gone costs training: two equal networks in turns, one of them without its Kafka for minutes.
+
+    python -m tamiyo.evaluation.outage --minutes 10 --report outage.json
+
+Each network trains in a process of its own, so that what the SDK does behind one's training loop (trying to connect
+again, dropping records) hits that one alone; both brokers are real. Turns of a few tenths of a second follow one
+another, so that what else the machine does hits neighbouring turns alike.
+"""
+
+import json
+import multiprocessing
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.console import Console
+from scipy.stats import quantile_test
+
+from tamiyo.evaluation.bench.host import BLOCK
+from tamiyo.evaluation.common.installation import end_by_signal
+from tamiyo.evaluation.common.measure import machine, versions
+from tamiyo.host.common.settings import HostSettings
+from tamiyo.host.reference.tasks import load_task
+from tamiyo.host.reference.train import Workload, steps
+from tamiyo.schemas.errors import BrokerError
+from tamiyo.schemas.kafka import KafkaSettings, TopicNames
+from tamiyo.streams.admin.brokers import LocalKafka, required_kafka_home
+from tamiyo.streams.admin.topics import Topics
+
+LIMIT = 1.05  # of the time of a step with a broker
+WARM_UP = 10  # turns: the governor settles, the allocator too
+SETTLE_S = 15.0  # with both brokers, before and after; less where the outage is short
+FEWEST = 6  # turns; of fewer, a median has no interval of 95 %
+PATIENCE_S = 120.0  # for the SDK to be heard again
+
+
+@dataclass(frozen=True)
+class Turn:
+    """`BLOCK` steps of one network."""
+
+    seconds: float
+    longest_step_s: float
+    published: int
+    dropped: int
+    """Records, since training began."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Neighbouring turns; at how many seconds of the whole they were over."""
+
+    at_s: float
+    connected: Turn
+    cut: Turn
+
+    @property
+    def ratio(self) -> float:
+        """A step's time of the one whose broker goes / of the one whose broker stays."""
+        return self.cut.seconds / self.connected.seconds
+
+
+def compare(pairs: Sequence[Pair]) -> dict[str, Any]:
+    """Return the median ratio of turns with its 95 % confidence interval, and what a step took; None of too few."""
+    ratios = [pair.ratio for pair in pairs]
+    told: dict[str, Any] = {"pairs": len(pairs), "steps_each": len(pairs) * BLOCK, "ratio": None, "interval": None}
+    if len(ratios) < FEWEST:
+        return told
+    low, high = quantile_test(ratios, p=0.5).confidence_interval(0.95)
+    sides = {"connected": [pair.connected for pair in pairs], "cut": [pair.cut for pair in pairs]}
+    return {
+        **told,
+        "ratio": round(statistics.median(ratios), 4),
+        "interval": [round(float(low), 4), round(float(high), 4)],
+        "step_ms": {
+            side: round(1000 * statistics.median(turn.seconds for turn in turns) / BLOCK, 4)
+            for side, turns in sides.items()
+        },
+        "longest_step_ms": {
+            side: round(1000 * max(turn.longest_step_s for turn in turns), 1) for side, turns in sides.items()
+        },
+        "dropped": pairs[-1].cut.dropped - pairs[0].cut.dropped,
+    }
+
+
+def _train(pipe: Connection, task: str, bootstrap_servers: str, folder: str) -> None:
+    """Train as many steps as asked for, each time; 0 ends it. In a process of its own."""
+    torch.set_num_threads(1)
+    workload = Workload.of(load_task(task), seed=0, steps=1_000_000)
+    settings = HostSettings(store_url=f"file://{folder}", drain_s=0.0, flush_timeout_s=1.0)
+    kafka = KafkaSettings(bootstrap_servers=bootstrap_servers)
+    with workload.attach(run_id=f"outage-{Path(folder).name}", settings=settings, kafka=kafka) as handle:
+        training = steps(workload, handle)
+        while length := pipe.recv():
+            longest, began = 0.0, time.perf_counter()
+            before = began
+            for _ in range(length):
+                next(training)
+                now = time.perf_counter()
+                longest, before = max(longest, now - before), now
+            stats = handle.stats
+            pipe.send(Turn(before - began, longest, stats.published_records, stats.dropped_records))
+
+
+class _Training:
+    """One network's process, seen from here."""
+
+    def __init__(self, task: str, broker: LocalKafka, folder: Path) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._pipe, theirs = context.Pipe()
+        arguments = (theirs, task, broker.bootstrap_servers, str(folder))
+        self._process: BaseProcess = context.Process(target=_train, args=arguments, daemon=True)
+        self._process.start()
+        theirs.close()  # so that its end is heard here
+
+    def turn(self) -> Turn:
+        try:
+            self._pipe.send(BLOCK)
+            turn: Turn = self._pipe.recv()
+        except (EOFError, BrokenPipeError):
+            raise RuntimeError(f"a training process ended with {self._process.exitcode}") from None
+        return turn
+
+    def close(self) -> None:
+        if self._process.is_alive():
+            self._pipe.send(0)
+        self._process.join(10)
+        self._process.kill()
+
+
+class Outage:
+    """The measurement; what is known of it is known at any time."""
+
+    def __init__(self, connected: _Training, cut: _Training, broker: LocalKafka, console: Console) -> None:
+        self.phases: dict[str, list[Pair]] = {}
+        self.heard_again_s: float | None = None
+        self._connected, self._cut, self._broker, self._console = connected, cut, broker, console
+        self._began = time.monotonic()
+
+    def run(self, minutes: float) -> None:
+        """Train with both brokers, then without the one, then with both again."""
+        for _ in range(WARM_UP):
+            self._connected.turn(), self._cut.turn()
+        settle_s = min(SETTLE_S, 15 * minutes)
+        self._phase("before", settle_s)
+        self._broker.kill()
+        self._console.print(f"the broker is gone, for {minutes:g} minutes", highlight=False)
+        self._phase("without", 60 * minutes)
+        last = self.phases["without"][-1].cut.published
+        self._broker.start()
+        began = time.monotonic()
+        while self._cut.turn().published <= last:
+            self._connected.turn()
+            if time.monotonic() - began > PATIENCE_S:
+                raise BrokerError(f"the broker has been back for {PATIENCE_S:.0f} s and no record has arrived there")
+        self.heard_again_s = round(time.monotonic() - began, 2)
+        self._console.print(f"records arrive again {self.heard_again_s} s after the broker is back", highlight=False)
+        self._phase("after", settle_s)
+
+    def _phase(self, name: str, seconds: float) -> None:
+        pairs = self.phases.setdefault(name, [])
+        began, told = time.monotonic(), 0
+        while (passed := time.monotonic() - began) < seconds:
+            connected, cut = self._connected.turn(), self._cut.turn()
+            pairs.append(Pair(time.monotonic() - self._began, connected, cut))
+            if passed // 60 > told:
+                told = int(passed // 60)
+                self._tell(name, pairs)
+        self._tell(name, pairs)
+
+    def _tell(self, name: str, pairs: Sequence[Pair]) -> None:
+        found = compare(pairs)
+        text = f"{time.monotonic() - self._began:5.0f} s  {name}: ratio {found['ratio']}, {found['interval']}"
+        self._console.print(f"{text}, dropped {pairs[-1].cut.dropped}", highlight=False)
+
+
+def outage(
+    minutes: Annotated[float, typer.Option(min=0.1, max=600, help="Minutes without a broker")] = 10.0,
+    task: Annotated[str, typer.Option(help="What to train: mnist1d, digits, mnist5k")] = "mnist1d",
+    report: Annotated[Path | None, typer.Option(help="Write the result as JSON to this file")] = None,
+) -> None:
+    """Train with and without a broker, in turns; exit 1 where a step takes over 5 % longer without.
+
+    Needs KAFKA_HOME. Example: python -m tamiyo.evaluation.outage --minutes 1 --task digits
+    """
+    if report is not None and not report.parent.is_dir():
+        raise typer.BadParameter(f"there is no folder {report.parent}", param_hint="--report")
+    home = required_kafka_home()
+    end_by_signal()
+    console, facts, complete = Console(), machine(), False
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tamiyo-outage-")))
+        sides = []
+        for name in ("connected", "cut"):
+            broker = stack.enter_context(LocalKafka(home))
+            Topics(KafkaSettings(bootstrap_servers=broker.bootstrap_servers), TopicNames(prefix="")).create(
+                partitions=4
+            )
+            training = _Training(task, broker, folder / name)
+            stack.callback(training.close)
+            sides.append(training)
+        measured = Outage(sides[0], sides[1], broker, console)
+        try:
+            measured.run(minutes)
+            complete = True
+        except KeyboardInterrupt:
+            console.print("\n[yellow]stopping: what is known so far follows[/]")
+    result = result_of(measured, minutes=minutes, task=task) | {"complete": complete, "machine": facts}
+    console.print_json(data={name: result[name] for name in ("ratio", "within", "phases")})
+    if report is not None:
+        report.write_text(json.dumps(result | {"versions": versions()}, indent=1) + "\n", encoding="utf-8")
+        console.print(f"report {report}")
+    if not result["within"]:
+        sys.exit(1)
+
+
+def result_of(measured: Outage, *, minutes: float, task: str) -> dict[str, Any]:
+    """Return what was found, JSON-able; `within` holds where the whole interval of the ratio is under the limit."""
+    without = measured.phases.get("without", [])
+    by_minute: dict[int, list[Pair]] = {}
+    for pair in without:
+        by_minute.setdefault(int((pair.at_s - without[0].at_s) // 60), []).append(pair)
+    found = compare(without)
+    return {
+        "command": f"python -m tamiyo.evaluation.outage --minutes {minutes:g} --task {task}",
+        "ratio": found["ratio"],
+        "limit": LIMIT,
+        "within": found["interval"] is not None and found["interval"][1] <= LIMIT,
+        "phases": {name: compare(pairs) for name, pairs in measured.phases.items()},
+        "ratio_by_minute": [compare(pairs)["ratio"] for pairs in by_minute.values()],
+        "heard_again_s": measured.heard_again_s,
+        "last": asdict(without[-1].cut) if without else None,
+    }
+
+
+if __name__ == "__main__":
+    typer.run(outage)

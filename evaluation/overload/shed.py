@@ -1,0 +1,99 @@
+"""What intake shed, as the signals themselves tell: how much, and whether the least telling went first."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
+
+from confluent_kafka import OFFSET_BEGINNING, Consumer, TopicPartition
+
+from tamiyo.evaluation.common.installation import PARTITIONS
+from tamiyo.schemas.analysis import HealthSignals
+from tamiyo.schemas.codec import decode
+from tamiyo.schemas.kafka import KafkaSettings, TopicNames
+from tamiyo.schemas.topics import KERNEL_PERFORMANCE, LAYER_HEALTH, SIGNALS
+
+SLACK = 1e-6  # survival is written as it was computed; the order of equal priorities says nothing
+
+
+@dataclass
+class Shed:
+    """Sums over signals.
+
+    A kernel_performance frame loses the layers that are shed: what is left, weighted by 1 / survival, estimates what
+    there was. A layer_health frame keeps every layer's priority and survival, and only its metrics are emptied.
+    """
+
+    layer_signals: int = 0
+    offered: int = 0
+    signals: int = 0
+    """Frames of which something was shed."""
+    out_of_order: int = 0
+    """Pairs of neighbours by priority in one frame of which the more telling had the lower survival."""
+    kept: int = 0
+    estimated: float = 0.0
+    known: int = 0
+    quarters: dict[str, list[float]] = field(default_factory=lambda: {"lowest": [], "highest": []})
+
+    def add(self, signal: HealthSignals) -> None:
+        """Take one signal."""
+        rows = len(signal.layer_id)
+        performance = signal.source == KERNEL_PERFORMANCE.name
+        self.offered += rows + (signal.shed + signal.filtered if performance else 0)
+        self.layer_signals += signal.shed
+        if not signal.shed:
+            return
+        self.signals += 1
+        ordered = [chance for _, chance in sorted(zip(signal.priority, signal.survival, strict=True))]
+        self.out_of_order += sum(after < before - SLACK for before, after in pairwise(ordered))
+        if performance:
+            self.kept += rows
+            self.known += rows + signal.shed
+            self.estimated += sum(1 / chance for chance in signal.survival)
+        elif signal.source == LAYER_HEALTH.name:
+            quarter = max(1, rows // 4)
+            self.quarters["lowest"] += ordered[:quarter]
+            self.quarters["highest"] += ordered[-quarter:]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything as JSON-able values."""
+        return {
+            "layer_signals": self.layer_signals,
+            "share": round(self.layer_signals / self.offered, 4) if self.offered else 0.0,
+            "signals": self.signals,
+            "out_of_order": self.out_of_order,
+            "mean_survival_of_the_quarter_with_the": {
+                name: round(sum(each) / len(each), 4) if each else None for name, each in self.quarters.items()
+            },
+            "estimated_from_what_was_kept": round(self.estimated / self.known, 4) if self.known else None,
+        }
+
+
+def shed_of(signals: Iterable[HealthSignals]) -> Shed:
+    """Return the sums over `signals`."""
+    found = Shed()
+    for signal in signals:
+        found.add(signal)
+    return found
+
+
+def shed(kafka: KafkaSettings, names: TopicNames) -> dict[str, Any]:
+    """Read the signals of an installation, all of them, and return the sums."""
+    consumer = Consumer(kafka.librdkafka(**{"group.id": "tamiyo-overload-shed", "enable.auto.commit": False}))
+    topic = names.full(SIGNALS.name)
+    ends = {
+        number: consumer.get_watermark_offsets(TopicPartition(topic, number), timeout=10)[1]
+        for number in range(PARTITIONS)
+    }
+    consumer.assign([TopicPartition(topic, number, OFFSET_BEGINNING) for number, end in ends.items() if end])
+    left = sum(ends.values())
+    found = Shed()
+    while left > 0:
+        messages = [each for each in consumer.consume(1_000, 10.0) if not each.error()]
+        if not messages:
+            break
+        left -= len(messages)
+        for message in messages:
+            found.add(decode(message.value(), HealthSignals))
+    consumer.close()
+    return found.to_dict()

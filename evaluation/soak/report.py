@@ -1,0 +1,244 @@
+"""The report of a soak, made from its file of samples: also of one that was cut."""
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from tamiyo.evaluation.common.measure import command, percentile
+from tamiyo.evaluation.common.samples import read_samples
+from tamiyo.evaluation.soak.trends import TOLERANCES, WARM_S, Point, Trend, between, longest_life, thin, trend
+from tamiyo.schemas.errors import ConfigurationError
+
+FORMAT = 1
+MOST_POINTS = 400  # of a series in the report
+CALM_S = 60.0  # after a fault, what is measured is recovery
+
+Sample = dict[str, Any]
+
+
+def kafka_version(home: Path) -> str:
+    """Return the version of an unpacked Kafka, as its jar is named."""
+    jars = sorted((home / "libs").glob("kafka-clients-*.jar"))
+    return jars[0].stem.removeprefix("kafka-clients-") if jars else "unknown"
+
+
+def report_of(path: Path, since_minute: float | None = None) -> dict[str, Any]:
+    """Return the report of a file of samples, with trends of its second half or from `since_minute`.
+
+    Raises ConfigurationError where it holds no samples, or none so late.
+    """
+    lines = read_samples(path)
+    samples = [line for line in lines if line["kind"] == "sample"]
+    if not samples or lines[0]["kind"] != "begin":
+        raise ConfigurationError(f"{path} holds no samples of a soak")
+    begin, last = lines[0], samples[-1]
+    faults = [line for line in lines if line["kind"] == "fault"]
+    complete = any(line["kind"] == "end" and line["complete"] for line in lines)
+    # What comes after the load ends is draining: counted, but no part of a trend.
+    loaded = [sample for sample in samples if sample["t"] <= samples[0]["t"] + 60 * begin["minutes"]]
+    until = loaded[-1]["t"]
+    since = until / 2 if since_minute is None else 60 * since_minute
+    if not since <= until:
+        raise ConfigurationError(
+            f"{path} holds nothing after minute {since_minute:g}: its load ended at {until / 60:.1f}"
+        )
+    trends, series = {}, {}
+    for name, quantity, points, judged in _series(loaded, begin["witnesses"], since):
+        series[name] = _as_series(quantity, points)
+        if judged is not None:
+            trends[name] = trend(between(judged, since, until), TOLERANCES[quantity])
+    return {
+        "format": FORMAT,
+        "command": command("tamiyo.evaluation.soak", begin["command"].split()[3:]),
+        "seed": begin["options"]["seed"],
+        "minutes": round((until - samples[0]["t"]) / 60, 1),
+        "complete": complete,
+        "machine": begin["machine"],
+        "versions": begin["versions"],
+        "settings": begin["settings"],
+        "load": _load(begin, loaded),
+        "faults": {
+            "count": len(faults),
+            "by_kind": dict(Counter(_kind(fault) for fault in faults)),
+            "minutes": [[round(fault["t"] / 60, 2), _kind(fault), fault["victim"]] for fault in faults],
+        },
+        "restarts": last["restarts"],
+        "ends_by_themselves": [[name, code] for name, code, meant in last["ends"] if not meant],
+        "account": last["account"],
+        "undelivered": last["undelivered"],
+        "read": last["read"],
+        "policy_versions": last["policy_version"],
+        "latency_ms": _latency(loaded, faults),
+        "lag": _lag(loaded, last),
+        "spared_in_the_second_half": begin["witnesses"],
+        "judged_since_minute": round(since / 60, 1),
+        "trends": {name: each.to_dict() for name, each in trends.items()},
+        "verdict": _verdict(trends),
+        "series": series,
+    }
+
+
+def _kind(fault: Sample) -> str:
+    return "broker restart" if fault["victim"] == "broker" else str(fault["what"])
+
+
+def _series(
+    samples: Sequence[Sample], witnesses: Sequence[str], since_s: float
+) -> Iterator[tuple[str, str, list[Point], list[Point] | None]]:
+    """Yield name, quantity, all points, and those that a trend is to be fitted to, if one is.
+
+    Of processes, only witnesses are judged: a life of minutes says nothing about hours, the JVM's memory is its own,
+    and the soak's program keeps the account of everything that was ever sent.
+    """
+    names = sorted({name for sample in samples for name in sample["processes"]})
+    for name in names:
+        for quantity in ("rss_mb", "fds", "threads", "cores"):
+            lived = list(_process(samples, name, quantity))
+            points = [(seconds, value) for seconds, _, value in lived]
+            late = [point for point in lived if point[0] >= since_s - WARM_S]
+            yield f"{name} {quantity}", quantity, points, longest_life(late) if name in witnesses else None
+    for stage in sorted({stage for sample in samples for stage in sample["lag"] or ()}):
+        points = [(sample["t"], sample["lag"][stage]) for sample in samples if sample["lag"]]
+        yield f"{stage} lag", "lag", points, points
+    for quantile, label in ((0.5, "p50"), (0.99, "p99")):
+        points = [
+            (sample["t"], percentile(sample["latencies_ms"], quantile)) for sample in samples if sample["latencies_ms"]
+        ]
+        yield f"decision {label}", "latency_ms", points, points
+
+
+def _process(samples: Sequence[Sample], name: str, quantity: str) -> Iterator[tuple[float, int, float]]:
+    if quantity != "cores":
+        for sample in samples:
+            if name in sample["processes"]:
+                each = sample["processes"][name]
+                yield sample["t"], each["pid"], each[quantity]
+        return
+    for before, after in pairwise(samples):
+        old, new = before["processes"].get(name), after["processes"].get(name)
+        if old and new and old["pid"] == new["pid"]:
+            yield after["t"], new["pid"], (new["cpu_s"] - old["cpu_s"]) / (after["t"] - before["t"])
+
+
+def _as_series(quantity: str, points: Sequence[Point]) -> dict[str, Any]:
+    thinned = thin(points, MOST_POINTS, highest=quantity in ("lag", "latency_ms"))
+    return {
+        "unit": TOLERANCES[quantity].unit,
+        "minutes": [round(seconds / 60, 2) for seconds, _ in thinned],
+        "values": [value for _, value in thinned],
+    }
+
+
+def _load(begin: Sample, samples: Sequence[Sample]) -> dict[str, Any]:
+    seconds = samples[-1]["t"] - samples[0]["t"]
+    cores = {
+        name: round(sum(value for _, _, value in spent) / len(spent), 3)
+        for name in sorted({name for sample in samples for name in sample["processes"]})
+        if (spent := list(_process(samples, name, "cores")))
+    }
+    return {
+        **begin["options"],
+        "records_sent": samples[-1]["sent"],
+        "records_per_second": round((samples[-1]["sent"] - samples[0]["sent"]) / seconds, 1) if seconds else None,
+        "runs_begun": samples[-1]["runs"],
+        "load_average": _load_average(samples),
+        "cores": cores,
+        "cores_together": round(sum(cores.values()), 3),
+    }
+
+
+def _load_average(samples: Sequence[Sample]) -> dict[str, float] | None:
+    """Return how many processes wanted a core, all of the machine's: what else ran shows in the latencies."""
+    known = [sample["load_average"] for sample in samples if "load_average" in sample]
+    return {"mean": round(sum(known) / len(known), 2), "maximum": max(known)} if known else None
+
+
+def _latency(samples: Sequence[Sample], faults: Sequence[Sample]) -> dict[str, Any]:
+    """Return quantiles over everything, and over samples with no fault in the minute before."""
+
+    def calm(sample: Sample) -> bool:
+        # A sample tells of the ten seconds before it; a frozen process holds things up until it goes on.
+        return not any(
+            fault["t"] - 1 <= sample["t"] <= fault["t"] + fault["duration_s"] + CALM_S + 10 for fault in faults
+        )
+
+    return {
+        "from": "the publishing of the frame that completed a window, to the broker's time of its decision",
+        "all": _quantiles([value for sample in samples for value in sample["latencies_ms"]]),
+        "no_fault_within_a_minute": _quantiles(
+            [value for sample in samples if calm(sample) for value in sample["latencies_ms"]]
+        ),
+    }
+
+
+def _quantiles(values: Sequence[float]) -> dict[str, Any]:
+    if not values:
+        return {"n": 0}
+    found = {name: round(percentile(values, q), 1) for name, q in (("p50", 0.5), ("p99", 0.99), ("maximum", 1.0))}
+    return {"n": len(values), **found}
+
+
+def _lag(samples: Sequence[Sample], last: Sample) -> dict[str, dict[str, Any]]:
+    known = [sample["lag"] for sample in samples if sample["lag"]]
+    return {
+        stage: {
+            "maximum": max(each[stage] for each in known),
+            "at_the_end_of_the_load": known[-1][stage],
+            "after_draining": (last["lag"] or {}).get(stage),
+        }
+        for stage in (known[-1] if known else ())
+    }
+
+
+def _verdict(trends: dict[str, Trend]) -> dict[str, Any]:
+    growing = [name for name, each in trends.items() if each.grows]
+    unclear = [name for name, each in trends.items() if each.verdict.startswith("not")]
+    return {"flat": not growing and not unclear, "growing": growing, "not_judged_or_unclear": unclear}
+
+
+def show(result: dict[str, Any], console: Console) -> None:
+    """Print what matters of a report."""
+    table = Table("series", f"trend since minute {result['judged_since_minute']:g}", "an hour", "95 %", "minutes")
+    for name, each in result["trends"].items():
+        interval = "" if each["low"] is None else f"{each['low']:g} .. {each['high']:g}"
+        slope = "" if each["slope_per_hour"] is None else f"{each['slope_per_hour']:g}"
+        table.add_row(name, each["verdict"], slope, interval, f"{each['minutes']:g}")
+    console.print(table)
+    for name in ("minutes", "load", "account", "latency_ms", "lag", "restarts", "ends_by_themselves", "verdict"):
+        console.print(f"{name}: {json.dumps(result[name])}", highlight=False, soft_wrap=True)
+    console.print(f"faults: {json.dumps(result['faults']['by_kind'])}", highlight=False)
+
+
+app = typer.Typer(add_completion=False)
+
+
+@app.command(
+    epilog="Examples: `python -m tamiyo.evaluation.soak.report soak.jsonl --report soak.json` · "
+    "`python -m tamiyo.evaluation.soak.report evaluation/results/soak.jsonl.gz --since 67`"
+)
+def main(
+    samples: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="What `make soak` wrote as it ran")],
+    since: Annotated[
+        float | None, typer.Option(min=0, help="Minute that trends begin with [default: half the time]")
+    ] = None,
+    report: Annotated[Path | None, typer.Option(help="Write the report as JSON to this file")] = None,
+) -> None:
+    """Make the report of a soak from its samples, gzipped or not; also while it runs, or after it was cut."""
+    try:
+        result = report_of(samples, since)
+    except ConfigurationError as error:
+        raise typer.BadParameter(str(error)) from error
+    show(result, Console())
+    if report is not None:
+        report.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,300 @@
+"""Decisions carried out between two steps, once each, and the outcome of every one that asks for something."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from tamiyo.host.adaptation.growing_optimizer import GrowingOptimizer
+from tamiyo.host.adaptation.limits import Limits
+from tamiyo.host.client.receiver import Arrival
+from tamiyo.host.common.settings import HostSettings
+from tamiyo.host.kernels.cache import KernelCache
+from tamiyo.host.layers.kasmina_layer import KasminaLayer
+from tamiyo.host.probes.counterfactual import HeldOut, latency_ms
+from tamiyo.schemas.adaptation import (
+    AdaptationDecision,
+    AdaptationOutcome,
+    CompiledKernel,
+    ControlCommand,
+    DecisionType,
+    KernelStatus,
+    OutcomeStatus,
+)
+from tamiyo.schemas.errors import AdaptationRefused, TamiyoError
+from tamiyo.schemas.identity import outcome_id
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class Counts:
+    """What came of the decisions so far; `repeated` are those that came again."""
+
+    decisions: int = 0
+    repeated: int = 0
+    executed: int = 0
+    refused: int = 0
+    failed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Pending:
+    decision: AdaptationDecision
+    deadline: float
+
+
+class Executor:
+    """Takes what has arrived, executes what may be executed, and tells what came of it.
+
+    A decision is known by its id: whatever comes under one again is dropped. `no_op`, which a vetoed decision becomes
+    too, asks for nothing and has no outcome.
+    """
+
+    def __init__(
+        self,
+        run_id: str,
+        layers: Mapping[str, KasminaLayer],
+        *,
+        growing: GrowingOptimizer,
+        cache: KernelCache,
+        limits: Limits,
+        settings: HostSettings,
+        held_out: HeldOut | None,
+        publish: Callable[[AdaptationOutcome], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.counts = Counts()
+        self.last_step: int | None = None
+        """Step of the last executed adaptation; None before the first."""
+        self.latest_decision_step: int | None = None
+        """Highest step a decision has spoken about."""
+        self._run_id = run_id
+        self._layers = layers
+        self._growing = growing
+        self._cache = cache
+        self._limits = limits
+        self._settings = settings
+        self._held_out = held_out
+        self._publish = publish
+        self._clock = clock
+        self._seen: set[str] = set()
+        self._pending: dict[str, _Pending] = {}
+        self._kernels: dict[str, CompiledKernel] = {}
+        self._scales: dict[str, float] = {}
+        self._lookups: dict[str, tuple[int, int]] = {}
+        self._batch = 1
+        self._ended = False
+
+    @property
+    def open(self) -> int:
+        """Decisions not answered yet."""
+        return len(self._pending)
+
+    def scale(self, layer_id: str) -> float:
+        """A layer's learning rate as a share of the optimiser's."""
+        return self._scales.get(layer_id, 1.0)
+
+    def scales(self) -> dict[str, float]:
+        """The scale of every layer that has been slowed down."""
+        return dict(self._scales)
+
+    def resume(self, scales: Mapping[str, float]) -> None:
+        """Go on with the scales of an earlier process; the optimiser has its own part of it."""
+        self._scales = dict(scales)
+
+    def hit_rate(self, layer_id: str) -> float:
+        """Kernel cache hits / look-ups for a layer; 1 where nothing was asked (nothing was missed)."""
+        hits, lookups = self._lookups.get(layer_id, (0, 0))
+        return hits / lookups if lookups else 1.0
+
+    def steps_since(self, step: int) -> int | None:
+        """Steps since the last executed adaptation; None before the first."""
+        return None if self.last_step is None else step - self.last_step
+
+    def seen_batch(self, batch: int) -> None:
+        """Tell the size of a training batch, on which latencies before and after are measured."""
+        self._batch = max(1, batch)
+
+    def take(self, arrival: Arrival, step: int) -> None:
+        """Take one record; a decision that is not allowed is answered at once."""
+        if isinstance(arrival, ControlCommand):
+            self._limits.order(arrival)
+        elif isinstance(arrival, CompiledKernel):
+            self._kernels[arrival.kernel_id] = arrival
+        else:
+            self._decide(arrival, step)
+
+    def run(self, step: int) -> bool:
+        """Execute what is ready and give up what has waited too long; whether the network was changed."""
+        changed = False
+        for pending in list(self._pending.values()):
+            decision = pending.decision
+            kernel = self._kernels.get(decision.kernel_id or "")
+            if decision.type != DecisionType.LOAD_KERNEL or kernel is not None:
+                del self._pending[decision.decision_id]
+                changed |= self._execute(decision, kernel, step)
+            elif self._clock() >= pending.deadline:
+                del self._pending[decision.decision_id]
+                waited = self._settings.compile_timeout_s
+                self._answer(decision, step, OutcomeStatus.FAILED, f"no_kernel: none came within {waited:g} s")
+        return changed
+
+    def end(self, step: int) -> None:
+        """The run is over: refuse what is open, and whatever still comes."""
+        self._ended = True
+        for pending in list(self._pending.values()):
+            self._refuse_ended(pending.decision, step)
+        self._pending.clear()
+
+    def _decide(self, decision: AdaptationDecision, step: int) -> None:
+        if decision.decision_id in self._seen:
+            self.counts.repeated += 1
+            return
+        self._seen.add(decision.decision_id)
+        self.counts.decisions += 1
+        self.latest_decision_step = max(self.latest_decision_step or 0, decision.step)
+        if decision.type == DecisionType.NO_OP:
+            return
+        if self._ended:
+            self._refuse_ended(decision, step)
+        elif self._allowed(decision, step):
+            deadline = self._clock() + self._settings.compile_timeout_s
+            self._pending[decision.decision_id] = _Pending(decision, deadline)
+
+    def _refuse_ended(self, decision: AdaptationDecision, step: int) -> None:
+        self._answer(decision, step, OutcomeStatus.REFUSED, "run_ended: training was over before it could be done")
+
+    def _allowed(self, decision: AdaptationDecision, step: int, parameters: int | None = None) -> bool:
+        """Whether the host's limits allow it; if not, it has been answered."""
+        try:
+            self._limits.check(
+                decision,
+                scale=self.scale(decision.layer_id or ""),
+                steps_since=self.steps_since(step),
+                parameters=parameters,
+            )
+        except AdaptationRefused as refusal:
+            self._answer(decision, step, OutcomeStatus.REFUSED, f"{refusal.limit}: {refusal}")
+            return False
+        return True
+
+    def _execute(self, decision: AdaptationDecision, kernel: CompiledKernel | None, step: int) -> bool:
+        # The limits are asked again: the network and the orders may have changed while the kernel was compiled.
+        if not self._allowed(decision, step):
+            return False
+        layer = self._layers[decision.layer_id or ""]
+        started = time.perf_counter()
+        before = self._measure(layer)
+        try:
+            kernel_id = self._adapt(decision, kernel, layer, step)
+        except AdaptationRefused as refusal:
+            self._answer(decision, step, OutcomeStatus.REFUSED, f"{refusal.limit}: {refusal}", before=before)
+            return False
+        except Exception as error:  # whatever a kernel or an optimiser raises, training goes on as it was
+            log.warning(
+                "decision %s failed: %s", decision.decision_id, error, exc_info=not isinstance(error, TamiyoError)
+            )
+            reason = f"{type(error).__name__}: {error}"
+            self._answer(decision, step, OutcomeStatus.FAILED, reason, before=before)
+            return False
+        self.last_step = step
+        self._answer(
+            decision,
+            step,
+            OutcomeStatus.EXECUTED,
+            before=before,
+            after=self._measure(layer),
+            kernel_id=kernel_id,
+            started=started,
+        )
+        return True
+
+    def _adapt(
+        self, decision: AdaptationDecision, kernel: CompiledKernel | None, layer: KasminaLayer, step: int
+    ) -> str | None:
+        """Do it; returns the kernel it was done to."""
+        match decision.type:
+            case DecisionType.LOAD_KERNEL:
+                assert kernel is not None
+                return self._load(decision, kernel, layer, step)
+            case DecisionType.UNLOAD_KERNEL:
+                return layer.seeds[layer.unload()].kernel_id
+            case DecisionType.FOSSILIZE_KERNEL:
+                return layer.seeds[layer.fossilize()].kernel_id
+        parameters = [*layer.base.parameters(), *layer.kernels.parameters()]
+        factor = self._settings.learning_rate_factor
+        self._growing.scale_learning_rate(parameters, factor)
+        self._scales[layer.layer_id] = self.scale(layer.layer_id) * factor
+        return None
+
+    def _load(self, decision: AdaptationDecision, compiled: CompiledKernel, layer: KasminaLayer, step: int) -> str:
+        if compiled.status is KernelStatus.REFUSED:
+            raise AdaptationRefused("not_compiled", compiled.reason or "the kernels stage gave no reason")
+        if (compiled.layer_id, compiled.blueprint) != (decision.layer_id, decision.blueprint):
+            raise AdaptationRefused(
+                "wrong_kernel",
+                f"{compiled.blueprint} for {compiled.layer_id} came, {decision.blueprint} for {decision.layer_id} was "
+                "asked for",
+            )
+        misses = self._cache.stats().misses
+        kernel, metadata = self._cache.get(compiled.kernel_id, compiled.checksum, layer=layer.spec)
+        hits, lookups = self._lookups.get(layer.layer_id, (0, 0))
+        self._lookups[layer.layer_id] = (hits + (self._cache.stats().misses == misses), lookups + 1)
+        if metadata.blueprint != decision.blueprint:
+            raise AdaptationRefused("wrong_kernel", f"the stored kernel is a {metadata.blueprint}")
+        self._limits.check(decision, steps_since=self.steps_since(step), parameters=kernel.parameter_count)
+        index = layer.load_kernel(kernel, kernel_id=compiled.kernel_id, blueprint=metadata.blueprint, step=step)
+        loaded = layer.seeds[index].kernel
+        assert loaded is not None
+        self._growing.add(loaded, beside=layer.base.parameters(), name=f"{layer.layer_id}.kernels.{index}")
+        scale = self.scale(layer.layer_id)
+        if scale < 1.0:  # the kernel learns at its layer's rate
+            self._growing.scale_learning_rate(loaded.parameters(), scale)
+        return compiled.kernel_id
+
+    def _measure(self, layer: KasminaLayer) -> dict[str, float]:
+        """loss (held-out, nats, where there is a held-out batch), latency_ms (of the layer), parameters (of all)."""
+        measured = {
+            "latency_ms": latency_ms(layer, self._batch),
+            "parameters": float(sum(each.base_parameters + each.kernel_parameters for each in self._layers.values())),
+            "kernel_parameters": float(sum(each.kernel_parameters for each in self._layers.values())),
+        }
+        loss = None if self._held_out is None else self._held_out.loss()
+        return measured if loss is None else {"loss": loss, **measured}
+
+    def _answer(
+        self,
+        decision: AdaptationDecision,
+        step: int,
+        status: OutcomeStatus,
+        reason: str = "",
+        *,
+        before: Mapping[str, float] | None = None,
+        after: Mapping[str, float] | None = None,
+        kernel_id: str | None = None,
+        started: float | None = None,
+    ) -> None:
+        setattr(self.counts, status.value, getattr(self.counts, status.value) + 1)
+        duration_ms = 0.0 if started is None else (time.perf_counter() - started) * 1e3
+        log.info("decision %s: %s %s", decision.decision_id, status.value, reason)
+        self._publish(
+            AdaptationOutcome(
+                run_id=self._run_id,
+                outcome_id=outcome_id(decision.decision_id),
+                decision_id=decision.decision_id,
+                step=step,
+                time_ms=int(time.time() * 1000),
+                type=decision.type,
+                layer_id=decision.layer_id,
+                blueprint=decision.blueprint,
+                kernel_id=kernel_id or decision.kernel_id,
+                status=status,
+                reason=reason[:2000],
+                before=dict(before or {}),
+                after=dict(after or {}),
+                duration_ms=duration_ms,
+            )
+        )

@@ -1,0 +1,126 @@
+"""Kernels in memory: least recently used out first, over the kernel store."""
+
+from __future__ import annotations
+
+import copy
+import threading
+from collections import OrderedDict
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from tamiyo.host.blueprints import Kernel, blueprint
+from tamiyo.host.blueprints.layer_spec import LayerSpec
+from tamiyo.host.kernels.store import KernelMetadata, KernelStore
+from tamiyo.schemas.errors import KernelError, KernelIncompatible
+
+
+@dataclass(frozen=True, slots=True)
+class CacheStats:
+    """Counts since the start, and what is held now."""
+
+    hits: int
+    misses: int
+    evictions: int
+    entries: int
+    size_bytes: int
+
+    @property
+    def hit_rate(self) -> float:
+        """Hits over look-ups; 1.0 before the first one (nothing was missed)."""
+        lookups = self.hits + self.misses
+        return self.hits / lookups if lookups else 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    checksum: str
+    kernel: Kernel
+    metadata: KernelMetadata
+    size_bytes: int
+
+
+def check_compatible(metadata: KernelMetadata, layer: LayerSpec) -> None:
+    """Raises KernelIncompatible with the fact that differs, where a kernel cannot run at a layer."""
+    recipe = blueprint(metadata.blueprint)
+    difference = metadata.spec.fits(layer)
+    if not difference and metadata.version != recipe.version:
+        difference = f"version is {metadata.version}, the blueprint's is {recipe.version}"
+    if not difference and not recipe.supports(layer):
+        difference = f"{recipe.name} does not support a {layer.type}"
+    if difference:
+        raise KernelIncompatible(
+            f"kernel {metadata.kernel_id} ({metadata.blueprint}) does not fit layer {layer.layer_id!r}: {difference}"
+        )
+
+
+class KernelCache:
+    """Threads may share it (a receiver prefetches while training loads); the store is read outside the lock."""
+
+    def __init__(self, store: KernelStore, *, capacity: int = 64, max_bytes: int = 256 * 1024 * 1024) -> None:
+        """At most `capacity` kernels of `max_bytes` together; the newest one is always kept."""
+        if capacity < 1:
+            raise KernelError(f"a kernel cache holds at least 1 kernel, got capacity {capacity}")
+        self.store = store
+        self.capacity = capacity
+        self.max_bytes = max_bytes
+        self._entries: OrderedDict[str, _Entry] = OrderedDict()
+        self._lock = threading.Lock()
+        self._hits = self._misses = self._evictions = self._bytes = 0
+
+    def get(self, kernel_id: str, checksum: str, *, layer: LayerSpec | None = None) -> tuple[Kernel, KernelMetadata]:
+        """A kernel of one's own (a copy), validated and, where `layer` is given, fitting it.
+
+        One held under another checksum is read again. Raises as the store does, and KernelIncompatible.
+        """
+        entry = self._lookup(kernel_id, checksum, count_hit=True)
+        if layer is not None:
+            check_compatible(entry.metadata, layer)
+        return copy.deepcopy(entry.kernel), entry.metadata
+
+    def prefetch(self, kernel_id: str, checksum: str) -> None:
+        """Bring a kernel in ahead of its use: a miss where it was not there, nothing where it was."""
+        self._lookup(kernel_id, checksum, count_hit=False)
+
+    def pristine(self, kernel_id: str) -> dict[str, Tensor]:
+        """The parameters a kernel was stored with, from memory (for `ErrorRecovery.source`). Raises KernelError."""
+        with self._lock:
+            entry = self._entries.get(kernel_id)
+        if entry is None:
+            raise KernelError(f"kernel {kernel_id} is not in the cache")
+        return {name: value.detach().clone() for name, value in entry.kernel.state_dict().items()}
+
+    def invalidate(self, kernel_id: str) -> None:
+        """Forget a kernel; one that is not held is no error."""
+        with self._lock:
+            self._remove(kernel_id)
+
+    def stats(self) -> CacheStats:
+        """What has happened so far."""
+        with self._lock:
+            return CacheStats(self._hits, self._misses, self._evictions, len(self._entries), self._bytes)
+
+    def _lookup(self, kernel_id: str, checksum: str, *, count_hit: bool) -> _Entry:
+        with self._lock:
+            entry = self._entries.get(kernel_id)
+            if entry is not None and entry.checksum == checksum:
+                self._entries.move_to_end(kernel_id)
+                self._hits += count_hit
+                return entry
+            self._misses += 1
+        kernel, metadata = self.store.get(kernel_id, checksum)
+        size = sum(v.numel() * v.element_size() for v in kernel.state_dict().values())
+        entry = _Entry(checksum, kernel, metadata, size)
+        with self._lock:
+            self._remove(kernel_id)
+            self._entries[kernel_id] = entry
+            self._bytes += size
+            while len(self._entries) > 1 and (len(self._entries) > self.capacity or self._bytes > self.max_bytes):
+                self._remove(next(iter(self._entries)))
+                self._evictions += 1
+        return entry
+
+    def _remove(self, kernel_id: str) -> None:
+        entry = self._entries.pop(kernel_id, None)
+        if entry is not None:
+            self._bytes -= entry.size_bytes

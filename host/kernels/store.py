@@ -1,0 +1,229 @@
+"""Kernels at rest: one safetensors file a kernel under an fsspec URL, its spec as JSON in the file's header."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import posixpath
+import re
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+import fsspec
+import torch
+from fsspec.implementations.local import LocalFileSystem
+from safetensors import SafetensorError
+from safetensors import torch as safetensors
+from torch import Tensor
+
+from tamiyo.host.blueprints import Kernel, blueprint
+from tamiyo.host.blueprints.layer_spec import LayerSpec
+from tamiyo.schemas.display import without_secrets
+from tamiyo.schemas.errors import KernelCorrupt, KernelError, KernelIncompatible
+
+# The largest kernel worth the name; a message that names a larger one is refused before a byte is read.
+MAX_BYTES = 64 * 1024 * 1024
+FORMAT = 1
+
+_KERNEL_ID = re.compile(r"[0-9a-f]{8,64}")
+_CHECKSUM = re.compile(r"[0-9a-f]{64}")
+_HEADER_KEY = "tamiyo"
+
+
+@dataclass(frozen=True, slots=True)
+class KernelMetadata:
+    """What a stored kernel says of itself, beside its tensors."""
+
+    kernel_id: str
+    blueprint: str
+    version: int
+    spec: LayerSpec
+    parameters: int
+    flops: int
+    shapes: dict[str, tuple[int, ...]]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able; `from_dict` reads it back."""
+        return {
+            "format": FORMAT,
+            "kernel_id": self.kernel_id,
+            "blueprint": self.blueprint,
+            "version": self.version,
+            "spec": self.spec.to_dict(),
+            "parameters": self.parameters,
+            "flops": self.flops,
+            "shapes": {name: list(shape) for name, shape in sorted(self.shapes.items())},
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """Raises KernelCorrupt where a field is missing or not what it should be, KernelIncompatible for a bad spec."""
+        try:
+            if data["format"] != FORMAT:
+                raise KernelIncompatible(f"kernel file of format {data['format']!r}, this reads {FORMAT}")
+            return cls(
+                kernel_id=str(data["kernel_id"]),
+                blueprint=str(data["blueprint"]),
+                version=int(data["version"]),
+                spec=LayerSpec.from_dict(data["spec"]),
+                parameters=int(data["parameters"]),
+                flops=int(data["flops"]),
+                shapes={str(k): tuple(int(n) for n in v) for k, v in data["shapes"].items()},
+            )
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise KernelCorrupt(f"kernel metadata is malformed: {type(error).__name__}: {error}") from error
+
+
+@dataclass(frozen=True, slots=True)
+class StoredKernel:
+    """A receipt: what to ask the store for (`kernel_id`), and what must come back (`checksum`, SHA-256 in hex)."""
+
+    kernel_id: str
+    checksum: str
+    size_bytes: int
+    parameters: int
+    metadata: KernelMetadata
+
+
+class KernelStore:
+    """`put` and `get` kernels under an fsspec URL (a folder, memory://, s3://...). Threads may share it."""
+
+    def __init__(self, url: str, *, max_bytes: int = MAX_BYTES) -> None:
+        """Raises KernelError where fsspec knows no such URL."""
+        self.url = without_secrets(url)  # for messages
+        self.max_bytes = max_bytes
+        try:
+            self._fs, self._root = fsspec.core.url_to_fs(url)
+        except (ValueError, ImportError) as error:
+            raise KernelError(f"kernel store {url!r} cannot be opened: {error}") from error
+
+    def put(self, kernel_id: str, kernel: Kernel, spec: LayerSpec, blueprint_name: str) -> StoredKernel:
+        """Store a kernel whole or not at all, over one of the same id; the same kernel gives the same bytes.
+
+        Raises KernelError for a bad id, a kernel over `max_bytes`, or a store that cannot be written.
+        """
+        path, recipe = self._path(kernel_id), blueprint(blueprint_name)
+        tensors = {k: v.detach().cpu().contiguous() for k, v in kernel.state_dict().items()}
+        metadata = KernelMetadata(
+            kernel_id=kernel_id,
+            blueprint=blueprint_name,
+            version=recipe.version,
+            spec=spec,
+            parameters=kernel.parameter_count,
+            flops=recipe.flops(spec),
+            shapes={k: tuple(v.shape) for k, v in tensors.items()},
+        )
+        data = safetensors.save(tensors, {_HEADER_KEY: json.dumps(metadata.to_dict(), sort_keys=True)})
+        if len(data) > self.max_bytes:
+            raise KernelError(f"kernel {kernel_id} takes {len(data)} bytes, the store's limit is {self.max_bytes}")
+        try:
+            self._write(path, data)
+        except OSError as error:
+            raise KernelError(f"kernel {kernel_id} cannot be written to {self.url}: {error}") from error
+        checksum = hashlib.sha256(data).hexdigest()
+        return StoredKernel(kernel_id, checksum, len(data), metadata.parameters, metadata)
+
+    def get(self, kernel_id: str, checksum: str) -> tuple[Kernel, KernelMetadata]:
+        """The kernel, checked against `checksum` and against its own metadata.
+
+        Raises KernelError (absent, too large, bad id, unreadable), KernelCorrupt (checksum, format, values),
+        KernelIncompatible (another blueprint version).
+        """
+        path = self._path(kernel_id)
+        if not _CHECKSUM.fullmatch(checksum):
+            raise KernelError(f"kernel {kernel_id}: expected a SHA-256 of 64 hex digits, got {checksum[:80]!r}")
+        data = self._read(kernel_id, path)
+        found = hashlib.sha256(data).hexdigest()
+        if found != checksum:
+            raise KernelCorrupt(f"kernel {kernel_id} has checksum {found}, expected {checksum}")
+        return _decode(kernel_id, data)
+
+    def exists(self, kernel_id: str) -> bool:
+        """Whether a kernel of that id is stored."""
+        return bool(self._fs.exists(self._path(kernel_id)))
+
+    def delete(self, kernel_id: str) -> None:
+        """Remove a kernel; one that is not there is no error."""
+        path = self._path(kernel_id)
+        if self._fs.exists(path):
+            self._fs.rm_file(path)
+
+    def _path(self, kernel_id: str) -> str:
+        # ids come in messages: nothing but hex digits may ever reach a path
+        if not isinstance(kernel_id, str) or not _KERNEL_ID.fullmatch(kernel_id):
+            raise KernelError(f"a kernel id is 8 to 64 hex digits, got {str(kernel_id)[:80]!r}")
+        return posixpath.join(self._root, f"{kernel_id}.safetensors")
+
+    def _read(self, kernel_id: str, path: str) -> bytes:
+        try:
+            size = int(self._fs.size(path))
+            if size > self.max_bytes:
+                raise KernelError(f"kernel {kernel_id} takes {size} bytes, the limit is {self.max_bytes}")
+            return bytes(self._fs.cat_file(path, start=0, end=size))
+        except FileNotFoundError as error:
+            raise KernelError(f"kernel {kernel_id} is not in {self.url}") from error
+        except OSError as error:
+            raise KernelError(f"kernel {kernel_id} cannot be read from {self.url}: {error}") from error
+
+    def _write(self, path: str, data: bytes) -> None:
+        if not isinstance(self._fs, LocalFileSystem):
+            self._fs.pipe_file(path, data)  # object stores make an object visible whole or not at all
+            return
+        self._fs.makedirs(self._root, exist_ok=True)
+        partial = f"{path}.{uuid.uuid4().hex}.partial"
+        try:
+            with open(partial, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(partial, path)
+        finally:
+            if os.path.exists(partial):
+                os.unlink(partial)
+
+
+def _decode(kernel_id: str, data: bytes) -> tuple[Kernel, KernelMetadata]:
+    try:
+        tensors = safetensors.load(data)
+        length = int.from_bytes(data[:8], "little")
+        metadata = KernelMetadata.from_dict(json.loads(json.loads(data[8 : 8 + length])["__metadata__"][_HEADER_KEY]))
+    except (SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise KernelCorrupt(f"kernel {kernel_id} is not a kernel file: {error}") from error
+    if metadata.kernel_id != kernel_id:
+        raise KernelCorrupt(f"kernel {kernel_id} says it is {metadata.kernel_id!r}")
+    return _assemble(metadata, tensors), metadata
+
+
+def _assemble(metadata: KernelMetadata, tensors: dict[str, Tensor]) -> Kernel:
+    """Build the blueprint's kernel and fill it, once nothing contradicts anything."""
+    what, spec = f"kernel {metadata.kernel_id}", metadata.spec
+    recipe = blueprint(metadata.blueprint)
+    if metadata.version != recipe.version:
+        raise KernelIncompatible(
+            f"{what} is of {recipe.name} version {metadata.version}, this is {recipe.version}: compile it again"
+        )
+    if not recipe.supports(spec):
+        raise KernelIncompatible(f"{what}: blueprint {recipe.name} does not support a {spec.type}")
+    shapes = {name: tuple(t.shape) for name, t in tensors.items()}
+    if shapes != metadata.shapes:
+        raise KernelCorrupt(f"{what} holds tensors {shapes}, its metadata says {metadata.shapes}")
+    # before anything is built: a spec may not ask for more memory than the file itself holds
+    held, expected = sum(math.prod(shape) for shape in shapes.values()), recipe.parameters(spec)
+    if not held == metadata.parameters == expected:
+        raise KernelCorrupt(
+            f"{what} holds {held} parameters, its metadata says {metadata.parameters}, its blueprint {expected}"
+        )
+    if any(t.dtype != spec.torch_dtype for t in tensors.values()):
+        raise KernelCorrupt(f"{what} holds tensors that are not {spec.dtype}")
+    if not all(bool(torch.isfinite(t).all()) for t in tensors.values()):
+        raise KernelCorrupt(f"{what} holds values that are not finite")
+    kernel = recipe.build(spec, seed=0)
+    try:
+        kernel.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise KernelCorrupt(f"{what} does not fill blueprint {recipe.name}: {error}") from error
+    return kernel

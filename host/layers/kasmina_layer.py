@@ -1,0 +1,345 @@
+"""KasminaLayer: a layer with seeds that kernels grow in."""
+
+from __future__ import annotations
+
+import math
+import time
+import timeit
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache, partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tamiyo.host.blueprints import Kernel
+from tamiyo.host.blueprints.base import PRESERVING
+from tamiyo.host.blueprints.layer_spec import LayerSpec
+from tamiyo.host.kernels.cache import KernelCache
+from tamiyo.host.layers.layer_state import pack, unpack
+from tamiyo.host.layers.layer_stats import Performance, layer_stats
+from tamiyo.host.layers.recovery import ErrorRecovery
+from tamiyo.host.layers.seed import RAMP_STEPS, Seed, SeedState
+from tamiyo.schemas.errors import KernelError, KernelIncompatible
+
+Observer = Callable[["KasminaLayer", Tensor, Tensor, float], None]
+"""(layer, input, output, latency_ms): called after a forward of a sampled step."""
+
+
+@dataclass(frozen=True, slots=True)
+class Dropped:
+    """A kernel that has left its seed; its parameters have to leave the optimiser."""
+
+    seed_index: int
+    kernel_id: str
+    kernel: Kernel
+
+
+class KasminaLayer(nn.Module):
+    """A Linear, Conv1d or Conv2d with `num_seeds` slots; output = base(x) + sum of alpha x kernel(x, base(x)).
+
+    Every kernel sees the base's own output, so gating one off changes no other. Attributes this class lacks are
+    read from the base (`weight`, `in_features`).
+    """
+
+    base: nn.Module
+    kernels: nn.ModuleDict
+    observer: Observer | None
+
+    def __init__(
+        self,
+        base: nn.Module | None = None,
+        *,
+        layer_id: str = "layer",
+        input_size: int | None = None,
+        output_size: int | None = None,
+        num_seeds: int = 4,
+        telemetry_enabled: bool = True,
+        ramp_steps: int = RAMP_STEPS,
+        spec: LayerSpec | None = None,
+        recovery: ErrorRecovery | None = None,
+        cache: KernelCache | None = None,
+    ) -> None:
+        """Wrap `base`, or build Linear(input_size, output_size). Without `spec` the first forward finds it.
+
+        `cache` is only for `get_layer_stats`; without telemetry an ungrown layer is not even timed.
+        """
+        super().__init__()
+        if base is None:
+            if input_size is None or output_size is None:
+                raise KernelError("a KasminaLayer needs a base module, or input_size and output_size")
+            base = nn.Linear(input_size, output_size)
+            spec = spec or LayerSpec.of(layer_id, base, torch.zeros(1, input_size))
+        self.base = base
+        self.kernels = nn.ModuleDict()
+        self.layer_id = layer_id
+        self.telemetry_enabled = telemetry_enabled
+        self.seeds = [Seed(index, ramp_steps) for index in range(num_seeds)]
+        self.performance = Performance()
+        self.recovery = recovery or ErrorRecovery()
+        self.cache = cache
+        self.observer = None
+        self._spec = spec
+        self._seen: torch.Size | None = None
+        self._live: tuple[Seed, ...] = ()
+        self.train(base.training)
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            base = self.__dict__.get("_modules", {}).get("base")
+            if base is None or name.startswith("__"):
+                raise
+            return getattr(base, name)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # an observer and a cache lead to threads and clients: a copy of a model must not drag them along
+        return self.__dict__ | {"observer": None, "cache": None}
+
+    def extra_repr(self) -> str:
+        loaded = ", ".join(f"{s.index}: {s.blueprint} {s.state}" for s in self.seeds if s.loaded)
+        return f"layer_id={self.layer_id!r}, num_seeds={len(self.seeds)}, loaded={{{loaded}}}"
+
+    @property
+    def spec(self) -> LayerSpec:
+        """Raises KernelError before the first forward where none was given."""
+        if self._spec is None:
+            if self._seen is None:
+                raise KernelError(f"layer {self.layer_id!r} has seen no input yet: run a forward pass, or give spec=")
+            self._spec = LayerSpec.of(self.layer_id, self.base, torch.zeros(1, *self._seen[1:]))
+        return self._spec
+
+    @property
+    def base_parameters(self) -> int:
+        """Numbers in the wrapped module."""
+        return sum(p.numel() for p in self.base.parameters())
+
+    @property
+    def kernel_parameters(self) -> int:
+        """Numbers in the kernels, in effect or not."""
+        return sum(p.numel() for p in self.kernels.parameters())
+
+    def forward(self, input: Tensor) -> Tensor:
+        """The base's output, with the live kernels' deltas on it."""
+        performance, observer, live = self.performance, self.observer, self._live
+        performance.total_executions += 1
+        if self._seen is None:
+            self._seen = input.shape
+        base = self._modules["base"]  # `self.base` would go through two __getattr__ in Python
+        assert base is not None
+        if not (live or self.telemetry_enabled or observer):
+            plain: Tensor = base(input)
+            return plain
+        started = time.perf_counter()
+        output: Tensor = base(input)
+        if live:
+            output = self._grown(live, input, output)
+        latency_ms = (time.perf_counter() - started) * 1e3
+        performance.timed += 1
+        performance.total_latency_ms += latency_ms
+        performance.last_latency_ms = latency_ms
+        if observer is not None:
+            observer(self, input, output, latency_ms)
+        return output
+
+    def _grown(self, live: tuple[Seed, ...], input: Tensor, output: Tensor) -> Tensor:
+        grown = output
+        for seed in live:
+            try:
+                delta: Tensor | None = _delta(seed, input, output)
+            except Exception as error:  # whatever a kernel raises, training goes on without it
+                if _is_sick(input) or _is_sick(output):
+                    continue  # the network went astray by itself: no kernel is to blame, none can help
+                self.performance.errors += 1
+                delta = self.recovery.recover(self.layer_id, seed, error, partial(_delta, seed, input, output))
+                self._refresh()
+            if delta is not None:
+                self.performance.kernel_executions += 1
+                self.recovery.succeeded(seed)
+                grown = grown + delta if seed.alpha == 1.0 else grown + seed.alpha * delta
+        return grown
+
+    def load_kernel(
+        self, kernel: Kernel, *, kernel_id: str, blueprint: str, step: int, seed_index: int | None = None
+    ) -> int:
+        """Put a kernel into a seed (the first dormant one); returns its index. The output stays what it was.
+
+        Raises KernelIncompatible where it does not fit, KernelError where no seed is free or it changes the output.
+        """
+        if seed_index is None:
+            free = [s.index for s in self.seeds if s.state is SeedState.DORMANT]
+            if not free:
+                raise KernelError(f"layer {self.layer_id!r} has no dormant seed among its {len(self.seeds)}")
+            seed_index = free[0]
+        seed = self._seed(seed_index)
+        if seed.loaded:
+            raise KernelError(f"seed {seed_index} of layer {self.layer_id!r} holds kernel {seed.kernel_id}: unload it")
+        weight = next(self.base.parameters())
+        kernel = kernel.to(device=weight.device, dtype=weight.dtype).train(self.training)
+        self._check(kernel, kernel_id, weight)
+        seed.load(kernel, kernel_id=kernel_id, blueprint=blueprint, step=step)
+        self.kernels[str(seed_index)] = kernel
+        self._refresh()
+        return seed_index
+
+    def _check(self, kernel: Kernel, kernel_id: str, weight: Tensor) -> None:
+        layer_input, layer_output = (t.to(weight) for t in self.spec.sample(generator=torch.Generator().manual_seed(0)))
+        try:
+            with torch.no_grad():
+                delta = kernel(layer_input, layer_output)
+        except (RuntimeError, TypeError, ValueError, IndexError) as error:
+            raise KernelIncompatible(f"kernel {kernel_id} cannot run at layer {self.layer_id!r}: {error}") from error
+        if not isinstance(delta, Tensor) or delta.shape != layer_output.shape:
+            raise KernelIncompatible(
+                f"kernel {kernel_id} gives {tuple(getattr(delta, 'shape', ()))}, layer {self.layer_id!r} gives "
+                f"{tuple(layer_output.shape)}"
+            )
+        largest = float(delta.abs().max())
+        if not largest < PRESERVING:
+            raise KernelError(
+                f"kernel {kernel_id} would move the output of layer {self.layer_id!r} by {largest:.3g}, "
+                f"a load may by {PRESERVING}"
+            )
+
+    def unload(self, seed_index: int | None = None) -> int:
+        """Start ramping a kernel down (the newest, by default); `advance` drops it in the end. Returns its index.
+
+        Raises KernelError where there is none, or it is FOSSILIZED.
+        """
+        seed = self._chosen(seed_index, "unload", lambda s: s.loaded and not (s.permanent or s.unloading))
+        seed.unload()
+        self._refresh()
+        return seed.index
+
+    def fossilize(self, seed_index: int | None = None) -> int:
+        """Make an ACTIVE kernel permanent (the newest, by default). Returns its index. Raises KernelError."""
+        seed = self._chosen(seed_index, "make permanent", lambda s: s.state is SeedState.ACTIVE and not s.unloading)
+        seed.fossilize()
+        return seed.index
+
+    def advance(self, step: int) -> list[Dropped]:
+        """Between steps: move the ramps on, repair kernels, end quarantines. Returns the kernels that were dropped."""
+        dropped = []
+        for seed in self.seeds:
+            if seed.kernel is None:
+                continue
+            self.recovery.maintain(self.layer_id, seed, step)
+            if seed.advance(step):
+                kernel_id, kernel = seed.kernel_id, seed.clear()
+                del self.kernels[str(seed.index)]
+                dropped.append(Dropped(seed.index, kernel_id, kernel))
+            self._refresh()
+        return dropped
+
+    def observe(self, observer: Observer | None) -> None:
+        """Call `observer` after every forward from now on; None: call nobody."""
+        # nn.Module's own __setattr__ asks whether this is a parameter, a buffer or a module, at every sampled step.
+        object.__setattr__(self, "observer", observer)
+
+    @contextmanager
+    def gated_off(self, seed_index: int) -> Iterator[None]:
+        """Within: the output without this kernel, for the counterfactual. Not for a step that is trained on."""
+        seed = self._seed(seed_index)
+        before, seed.gated = seed.gated, True
+        self._refresh()
+        try:
+            yield
+        finally:
+            seed.gated = before
+            self._refresh()
+
+    def _seed(self, index: int) -> Seed:
+        if not 0 <= index < len(self.seeds):
+            raise KernelError(f"layer {self.layer_id!r} has seeds 0..{len(self.seeds) - 1}, not {index}")
+        return self.seeds[index]
+
+    def _chosen(self, index: int | None, purpose: str, eligible: Callable[[Seed], bool]) -> Seed:
+        if index is not None:
+            return self._seed(index)
+        candidates = [seed for seed in self.seeds if eligible(seed)]
+        if not candidates:
+            raise KernelError(f"layer {self.layer_id!r} holds no kernel to {purpose}")
+        return max(candidates, key=lambda seed: (seed.loaded_step, seed.index))
+
+    def _refresh(self) -> None:
+        self._live = tuple(seed for seed in self.seeds if seed.live)
+
+    def get_layer_stats(self) -> dict[str, Any]:
+        """state_stats {num_seeds, dormant_seeds, loading_seeds, active_seeds, error_recovery_seeds, fossilized_seeds},
+        performance {total_executions, kernel_executions, errors, error_rate, average_latency_ms, last_latency_ms},
+        cache {hits, misses, evictions, hit_rate, ...}, parameters {base, kernels}, seeds [one dict a loaded seed].
+
+        active_seeds counts the kernels that shape the output and may still be unloaded; loading_seeds of them ramp up.
+        Latencies are None before a forward was timed.
+        """
+        return layer_stats(
+            self.layer_id, self.seeds, self.performance, self.cache, self.base_parameters, self.kernel_parameters
+        )
+
+    def get_extra_state(self) -> Tensor:
+        """What the seeds hold, as JSON in a uint8 tensor: every value of the state dict stays a tensor."""
+        return pack(self.spec if any(seed.loaded for seed in self.seeds) else None, self.seeds)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Rebuild the seeds' kernels; torch then loads their parameters. Whatever the seeds held before is gone.
+
+        Make the optimiser (or `GrowingOptimizer.load_state_dict`) after this: it has to know the kernels.
+        Raises KernelIncompatible where the saved kernels do not fit this layer.
+        """
+        saved, spec = unpack(state)
+        if spec is not None:
+            if self._spec is None and self._seen is None:
+                self._spec = spec
+            difference = spec.fits(self.spec)
+            if difference:
+                raise KernelIncompatible(f"saved kernels of layer {self.layer_id!r} do not fit: {difference}")
+        weight = next(self.base.parameters())
+        for seed in saved:
+            self._seed(seed.index)
+        for seed in self.seeds:
+            if seed.loaded:
+                seed.clear()
+        self.kernels.clear()
+        for seed in saved:
+            assert seed.kernel is not None
+            self.seeds[seed.index] = seed
+            self.kernels[str(seed.index)] = seed.kernel.to(weight).train(self.training)
+        self._refresh()
+
+
+def _delta(seed: Seed, layer_input: Tensor, layer_output: Tensor) -> Tensor:
+    """The kernel's delta. Raises FloatingPointError unless every value is finite: one sum tells, for 5 us."""
+    assert seed.kernel is not None
+    delta: Tensor = seed.kernel(layer_input, layer_output)
+    if delta.shape != layer_output.shape:
+        raise KernelIncompatible(f"delta is {tuple(delta.shape)}, the output {tuple(layer_output.shape)}")
+    if _is_sick(delta):
+        raise FloatingPointError(f"kernel {seed.kernel_id} gave values that are not finite")
+    return delta.to(layer_output.dtype)
+
+
+def _is_sick(values: Tensor) -> bool:
+    total = values.detach().sum(dtype=torch.float64 if values.dtype is torch.float64 else torch.float32).item()
+    return not math.isfinite(total)
+
+
+class _Nothing(nn.Module):
+    def forward(self, input: Tensor) -> Tensor:
+        return input
+
+
+@cache
+def wrapping_seconds() -> float:
+    """What a KasminaLayer adds to a forward call of the layer in it, seconds; measured once a process, in 2 ms."""
+    bare, nothing = _Nothing(), torch.zeros(1, 1)
+    wrapped = KasminaLayer(nn.Linear(1, 1), layer_id="measured", input_size=1, output_size=1)
+    wrapped._modules["base"] = bare
+
+    def cheapest(module: nn.Module) -> float:
+        # The least of several: whatever else runs can only add to it.
+        return min(timeit.repeat(lambda: module(nothing), number=50, repeat=7)) / 50
+
+    return max(0.0, cheapest(wrapped) - cheapest(bare))

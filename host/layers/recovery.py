@@ -1,0 +1,208 @@
+"""What happens when a kernel raises or yields values that are not finite.
+
+Training goes on with correct outputs whatever happens here: a kernel that fails is bypassed in the same step. Its
+parameters are replaced only between steps (`repair`), never under a backward pass that still needs them.
+
+    1st error      retry at once, where the parameters are finite; else fall back, then reload or reset
+    2nd error      fall back, then reload its last healthy parameters, or reset it to a zero delta
+    3rd error      fall back: ERROR_RECOVERY, bypassed; after a quarantine it is reset and returns on probation
+    on probation   one more error: unload (a fossilized kernel goes back to quarantine)
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+
+import torch
+from torch import Tensor, nn
+
+from tamiyo.host.layers.seed import Seed, SeedState
+from tamiyo.schemas.errors import KernelError
+
+log = logging.getLogger(__name__)
+
+
+class RecoveryStrategy(StrEnum):
+    """The five ways back, in the order they escalate."""
+
+    RETRY = "retry"
+    FALL_BACK = "fall_back"
+    RELOAD = "reload"
+    RESET = "reset"
+    UNLOAD = "unload"
+
+
+@dataclass(frozen=True, slots=True)
+class RecoveryEvent:
+    """One attempt at recovery, for the telemetry. `success`: the network's output is as it should be after it."""
+
+    layer_id: str
+    seed_id: int
+    kernel_id: str
+    error_type: str
+    message: str
+    strategy: str
+    success: bool
+    recovery_time_ms: float
+
+
+class ErrorRecovery:
+    """Decides and carries out recovery; shared by the layers of a model. Callbacks run in the training thread.
+
+    on_event: gets each RecoveryEvent. on_replaced: gets the parameters whose values were replaced, so that the
+    optimiser forgets what it knew of them. source: the parameters a kernel id was stored with (the kernel cache);
+    raises KernelError where it has none.
+    """
+
+    def __init__(
+        self,
+        *,
+        max_errors: int = 3,
+        forgive_after: int = 1000,
+        quarantine_steps: int = 200,
+        snapshot_every: int = 100,
+        on_event: Callable[[RecoveryEvent], None] | None = None,
+        on_replaced: Callable[[Iterable[nn.Parameter]], None] | None = None,
+        source: Callable[[str], Mapping[str, Tensor]] | None = None,
+    ) -> None:
+        """Counts of errors and clean executions; lengths in training steps."""
+        self.max_errors = max_errors
+        self.forgive_after = forgive_after
+        self.quarantine_steps = quarantine_steps
+        self.snapshot_every = snapshot_every
+        self.on_event = on_event
+        self.on_replaced = on_replaced
+        self.source = source
+
+    def __getstate__(self) -> dict[str, object]:
+        # callbacks lead to threads and clients: a copy of a model (an EMA, say) must not drag them along
+        return self.__dict__ | {"on_event": None, "on_replaced": None, "source": None}
+
+    def succeeded(self, seed: Seed) -> None:
+        """Count a clean execution; enough of them in a row forgive what went before."""
+        seed.executions += 1
+        if seed.errors or seed.probation:
+            seed.clean += 1
+            if seed.clean >= self.forgive_after:
+                seed.errors, seed.clean, seed.probation = 0, 0, False
+
+    def recover(self, layer_id: str, seed: Seed, error: Exception, attempt: Callable[[], Tensor]) -> Tensor | None:
+        """A good delta if `attempt`, made once more, gives one; else None: bypass the kernel in this step."""
+        started = time.perf_counter()
+        seed.errors, seed.total_errors, seed.clean = seed.errors + 1, seed.total_errors + 1, 0
+        if seed.probation and not seed.permanent:
+            seed.quarantine()
+            seed.doomed = True
+            self._report(layer_id, seed, error, RecoveryStrategy.UNLOAD, True, started)
+            return None
+        if seed.probation or seed.errors >= self.max_errors:
+            seed.quarantine()
+        elif seed.errors == 1 and is_finite(seed):
+            delta = self._retry(attempt)
+            self._report(layer_id, seed, error, RecoveryStrategy.RETRY, delta is not None, started)
+            if delta is not None:
+                return delta
+        else:
+            seed.awaiting_repair = True
+        self._report(layer_id, seed, error, RecoveryStrategy.FALL_BACK, True, started)
+        return None
+
+    def maintain(self, layer_id: str, seed: Seed, step: int) -> None:
+        """Between steps: repair what failed, let quarantines end, remember healthy parameters."""
+        if seed.kernel is None or seed.doomed or seed.unloading:
+            return
+        if seed.awaiting_repair:
+            self._repair(layer_id, seed)
+        elif seed.state is SeedState.ERROR_RECOVERY:
+            if step - seed.quarantined_step >= self.quarantine_steps:
+                self._reset(layer_id, seed, KernelError(f"quarantine of {self.quarantine_steps} steps is over"))
+                seed.release()
+        elif step - seed.snapshot_step >= self.snapshot_every and not seed.errors and is_finite(seed):
+            seed.snapshot = {k: v.detach().clone() for k, v in seed.kernel.state_dict().items()}
+            seed.snapshot_step = step
+
+    def _retry(self, attempt: Callable[[], Tensor]) -> Tensor | None:
+        try:
+            return attempt()
+        except Exception as error:  # whatever a kernel raises, training goes on
+            log.debug("retry failed: %s", error)
+            return None
+
+    def _repair(self, layer_id: str, seed: Seed) -> None:
+        started = time.perf_counter()
+        seed.awaiting_repair = False
+        failure = KernelError("no healthy parameters to go back to")
+        try:
+            values = self._healthy(seed)
+            assert seed.kernel is not None
+            with torch.no_grad():
+                own = dict(seed.kernel.named_parameters())
+                if {k: v.shape for k, v in own.items()} != {k: v.shape for k, v in values.items()}:
+                    raise KernelError(f"stored parameters of kernel {seed.kernel_id} are of other shapes")
+                for name, parameter in own.items():
+                    parameter.copy_(values[name])
+        except KernelError as error:
+            failure = error
+        else:
+            self._forget(seed)
+            self._report(layer_id, seed, KernelError("errors in a row"), RecoveryStrategy.RELOAD, True, started)
+            return
+        self._report(layer_id, seed, failure, RecoveryStrategy.RELOAD, False, started)
+        self._reset(layer_id, seed, failure)
+
+    def _healthy(self, seed: Seed) -> Mapping[str, Tensor]:
+        if seed.snapshot is not None:
+            return seed.snapshot
+        if self.source is None:
+            raise KernelError("no healthy parameters to go back to: no snapshot was taken yet, and no cache is set")
+        return self.source(seed.kernel_id)
+
+    def _reset(self, layer_id: str, seed: Seed, error: Exception) -> None:
+        started = time.perf_counter()
+        assert seed.kernel is not None
+        seed.kernel.reset()
+        seed.snapshot = None
+        self._forget(seed)
+        self._report(layer_id, seed, error, RecoveryStrategy.RESET, is_finite(seed), started)
+
+    def _forget(self, seed: Seed) -> None:
+        # moments that saw a NaN would bring it back at the next optimiser step
+        assert seed.kernel is not None
+        for parameter in seed.kernel.parameters():
+            parameter.grad = None
+        if self.on_replaced is not None:
+            self.on_replaced(list(seed.kernel.parameters()))
+
+    def _report(
+        self,
+        layer_id: str,
+        seed: Seed,
+        error: Exception,
+        strategy: RecoveryStrategy,
+        success: bool,
+        started: float,
+    ) -> None:
+        event = RecoveryEvent(
+            layer_id=layer_id,
+            seed_id=seed.index,
+            kernel_id=seed.kernel_id,
+            error_type=type(error).__name__,
+            message=str(error)[:500],
+            strategy=strategy.value,
+            success=success,
+            recovery_time_ms=(time.perf_counter() - started) * 1e3,
+        )
+        log.info("kernel error: %s", event)
+        if self.on_event is not None:
+            self.on_event(event)
+
+
+def is_finite(seed: Seed) -> bool:
+    """Whether every parameter of the seed's kernel is finite."""
+    if seed.kernel is None:
+        return True
+    return all(bool(torch.isfinite(p.detach()).all()) for p in seed.kernel.parameters())

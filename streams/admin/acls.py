@@ -1,0 +1,150 @@
+"""What each process of an installation must be allowed to do on Kafka, and whether it is.
+
+Everything follows from the catalogue and from how a stage works: it reads its inputs and views, writes its outputs and
+its inputs' dead letters and late records, and reads the ends of those back when a partition is assigned.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from confluent_kafka import KafkaError, KafkaException, TopicCollection
+
+from tamiyo.schemas.connection import Connection
+from tamiyo.schemas.errors import BrokerError, BrokerRefused, ConfigurationError
+from tamiyo.schemas.kafka import KafkaSettings, TopicNames
+from tamiyo.schemas.topics import CATALOGUE, CHECKPOINTS, CONTROL, EXPERIENCE, Topic
+from tamiyo.streams.admin.topics import dead_letter_names, plan
+from tamiyo.streams.stages.base import Stage
+from tamiyo.streams.stages.registry import STAGES
+
+REQUEST_TIMEOUT_S = 20.0
+ROLES = (*STAGES, "learner", "host", "operator", "reader")
+OPTIONS = {"include_authorized_operations": True, "request_timeout": REQUEST_TIMEOUT_S}
+ABSENT = (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError.GROUP_ID_NOT_FOUND)
+DENIED = (KafkaError.TOPIC_AUTHORIZATION_FAILED, KafkaError.GROUP_AUTHORIZATION_FAILED)
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Grant:
+    """One operation on one topic or consumer group, by its exact name."""
+
+    kind: str
+    """`topic` or `group`."""
+    name: str
+    """On the broker, with the installation's prefix."""
+    operation: str
+
+    def command(self, principal: str) -> str:
+        """Return the arguments of `kafka-acls.sh` that grant it."""
+        return f"--add --allow-principal '{principal}' --operation {self.operation} --{self.kind} '{self.name}'"
+
+
+def grants(role: str, names: TopicNames) -> list[Grant]:
+    """Return what `role` needs, no more: a stage, `learner`, `host` (the SDK), `operator`, or `reader` (of all topics).
+
+    An operator creates topics, reads everything, sends dead letters back and gives orders.
+    Raises ConfigurationError for another role.
+    """
+    if role in STAGES:
+        return stage_grants(STAGES[role].load(), STAGES[role].group, names)
+    if role == "learner":
+        writes = [CHECKPOINTS.name, EXPERIENCE.dead_letters]
+        return _grants(names, [EXPERIENCE.name, CHECKPOINTS.name], writes, [EXPERIENCE, CHECKPOINTS])
+    if role == "host":
+        reads = [topic.name for topic in CATALOGUE if "host" in topic.readers]
+        return _grants(names, reads, [topic.name for topic in CATALOGUE if topic.writer == "host"], ())
+    everything = [each.name for each in plan(CATALOGUE, TopicNames(prefix=""))]
+    if role == "operator":
+        again = [topic for topic in CATALOGUE if set(topic.readers) & {*STAGES, "learner"}]
+        writes = [CONTROL.name, *(name for topic in again for name in (topic.name, topic.dead_letters))]
+        found = _grants(names, everything, writes, CATALOGUE)
+        return found + [Grant("topic", names.full(name), "CREATE") for name in everything]
+    if role == "reader":
+        return _grants(names, everything, [], ())
+    raise ConfigurationError(f"there is no role {role!r}; choose from {', '.join(ROLES)}")
+
+
+def stage_grants(stage: type[Stage], group: str, names: TopicNames) -> list[Grant]:
+    """Return what a stage needs in its consumer group (without the prefix)."""
+    aside = [name for topic in stage.inputs for name in dead_letter_names(topic)]
+    said = [*(topic.name for topic in stage.outputs), *aside]
+    reads = [*(topic.name for topic in (*stage.inputs, *stage.views)), *said]
+    found = _grants(names, reads, said, (*stage.inputs, *stage.outputs, *stage.views))
+    return [*found, Grant("group", names.full(group), "READ")]
+
+
+def _grants(names: TopicNames, reads: Iterable[str], writes: Iterable[str], checked: Iterable[Topic]) -> list[Grant]:
+    """Return grants to read and write, and to see at the start that the `checked` topics are as they should be."""
+    read, write = dict.fromkeys(reads), dict.fromkeys(writes)
+    seen = dict.fromkeys(each.name for each in plan(checked, TopicNames(prefix="")))
+    by_operation = {
+        "READ": read,
+        "WRITE": write,
+        # Who may read or write a topic may describe it.
+        "DESCRIBE": [name for name in seen if name not in read and name not in write],
+        "DESCRIBE_CONFIGS": seen,
+    }
+    return [Grant("topic", names.full(name), operation) for operation, each in by_operation.items() for name in each]
+
+
+def missing(wanted: Sequence[Grant], kafka: KafkaSettings) -> list[Grant]:
+    """Return which of `wanted` the user of the settings lacks.
+
+    Topics and groups that do not exist, and may be seen, lack nothing. CREATE is not looked at. Raises BrokerError
+    where the broker does not answer.
+    """
+    admin = Connection(kafka).admin
+    topics = sorted({each.name for each in wanted if each.kind == "topic"})
+    groups = sorted({each.name for each in wanted if each.kind == "group"})
+    allowed = _allowed("topic", topics, lambda: admin.describe_topics(TopicCollection(topics), **OPTIONS))
+    allowed |= _allowed("group", groups, lambda: admin.describe_consumer_groups(groups, **OPTIONS))
+    return [
+        each
+        for each in wanted
+        if each.operation != "CREATE"
+        and (operations := allowed[each.kind, each.name]) is not None
+        and each.operation not in operations
+    ]
+
+
+def _allowed(
+    kind: str, names: Sequence[str], describe: Callable[[], Mapping[str, Any]]
+) -> dict[tuple[str, str], set[str] | None]:
+    """Return by kind and name the operations that this user may do; None where it may look, but nothing is there."""
+    if not names:
+        return {}
+    deadline = time.monotonic() + REQUEST_TIMEOUT_S
+    while True:
+        allowed: dict[tuple[str, str], set[str] | None] = {}
+        errors: list[KafkaError] = []
+        for name, future in describe().items():
+            try:
+                found = future.result().authorized_operations
+                allowed[kind, name] = None if found is None else {operation.name for operation in found}
+            except KafkaException as error:
+                code = error.args[0].code()
+                allowed[kind, name] = set() if code in DENIED else None
+                if code not in (*DENIED, *ABSENT):
+                    errors.append(error.args[0])
+        if not errors:
+            return allowed
+        # A new cluster makes its topic of groups when it is first asked about one.
+        if time.monotonic() > deadline:
+            raise BrokerError(
+                f"what this user may do with its {kind}s is not told: {errors[0].name()} {errors[0].str()}"
+            )
+        time.sleep(0.2)
+
+
+def require(role: str, wanted: Sequence[Grant], kafka: KafkaSettings) -> None:
+    """Raise BrokerRefused, naming what is missing, unless the user of the settings has everything `wanted`."""
+    lacking = missing(wanted, kafka)
+    if lacking:
+        user = kafka.sasl_username or "this client"
+        shown = ", ".join(f"{each.operation} of {each.kind} {each.name}" for each in lacking[:5])
+        more = f" and {len(lacking) - 5} more" if len(lacking) > 5 else ""
+        raise BrokerRefused(
+            f"{user} lacks permissions that {role} needs: {shown}{more}; `tamiyo topics acls --role {role}` lists them"
+        )

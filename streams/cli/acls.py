@@ -1,0 +1,68 @@
+"""`tamiyo topics acls`: the permissions to grant on Kafka, for people, for `kafka-acls.sh`, and for programs."""
+
+import json
+from dataclasses import asdict
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from tamiyo.schemas.errors import ConfigurationError
+from tamiyo.streams.cli import options as settings_of
+
+EPILOG = (
+    "Examples: `tamiyo topics acls` · `tamiyo topics acls --role intake --format commands | while read -r acl; do "
+    'eval kafka-acls.sh --bootstrap-server kafka:9092 "$acl"; done` · `tamiyo topics acls --role learner --check`'
+)
+
+
+class Format(StrEnum):
+    """How the list is written."""
+
+    TABLE = "table"
+    COMMANDS = "commands"
+    JSON = "json"
+
+
+def acls(
+    role: Annotated[
+        list[str] | None,
+        typer.Option(help="A stage, learner, host, operator or reader; repeat for several [default: all]"),
+    ] = None,
+    format: Annotated[Format, typer.Option(help="table; commands, arguments of kafka-acls.sh; or json")] = Format.TABLE,
+    principal: Annotated[str, typer.Option(help="Who is granted it; {role} stands for the role")] = "User:{role}",
+    check: Annotated[bool, typer.Option("--check", help="Ask the broker which of them this user lacks")] = False,
+    bootstrap: Annotated[
+        str | None,
+        typer.Option("--bootstrap-servers", "-b", help="For --check [env: TAMIYO_KAFKA_BOOTSTRAP_SERVERS]"),
+    ] = None,
+) -> None:
+    """List the permissions that each process needs on Kafka, and no more. Needs no broker unless --check is given."""
+    from tamiyo.streams.admin.acls import ROLES, grants, missing
+    from tamiyo.streams.admin.broker_wait import reach
+
+    if any(character in principal for character in "'\n\\") or not principal.partition(":")[2]:
+        raise ConfigurationError(f"--principal {principal!r} must be like User:{{role}}, without quotes")
+    names, console = settings_of.names(), Console()
+    wanted = {each: grants(each, names) for each in dict.fromkeys(role or ROLES)}
+    if check:
+        kafka = settings_of.kafka(bootstrap)
+        wanted = {each: missing(listed, reach(kafka)) for each, listed in wanted.items()}
+    rows = [(each, principal.replace("{role}", each), grant) for each, listed in wanted.items() for grant in listed]
+    if format is Format.JSON:
+        print(json.dumps([{"role": each, "principal": who, **asdict(grant)} for each, who, grant in rows], indent=2))
+    elif format is Format.COMMANDS:
+        for _, who, grant in rows:
+            print(grant.command(who))
+    elif rows:
+        table = Table("role", "operation", "on")
+        table.add_column("name", overflow="fold")
+        for each, _, grant in rows:
+            table.add_row(each, grant.operation, grant.kind, grant.name)
+        console.print(table)
+    if check and rows:
+        raise typer.Exit(1)
+    if check and format is Format.TABLE:
+        console.print("nothing is missing")

@@ -1,0 +1,79 @@
+"""Prometheus metrics of a training process: what its handle has counted, read when somebody asks."""
+
+import asyncio
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+from prometheus_client import REGISTRY
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+
+from tamiyo.host.handle import Handle
+from tamiyo.streams.process.http_endpoint import HealthServer
+
+START_TIMEOUT_S = 10.0
+
+
+class HostCollector:
+    """Collects `Handle.stats`; its fields' docstring says what they are."""
+
+    def __init__(self, handle: Handle) -> None:
+        self._handle = handle
+
+    def collect(self) -> Iterable[Metric]:
+        """Return the metric families as they stand."""
+        stats = self._handle.stats
+        records = CounterMetricFamily(
+            "tamiyo_host_records", "Records delivered to Kafka, or dropped.", labels=["result"]
+        )
+        records.add_metric(["published"], stats.published_records)
+        records.add_metric(["dropped"], stats.dropped_records)
+        decisions = CounterMetricFamily("tamiyo_host_decisions", "Decisions by what came of them.", labels=["result"])
+        for result in ("executed", "refused", "failed", "repeated"):
+            decisions.add_metric([result], getattr(stats, result))
+        seconds = CounterMetricFamily("tamiyo_host_seconds", "Wall-clock time, by whose it was.", labels=["whose"])
+        seconds.add_metric(["training"], stats.training_seconds)
+        seconds.add_metric(["sdk"], stats.sdk_seconds)
+        parameters = GaugeMetricFamily("tamiyo_host_parameters", "Numbers in the network.", labels=["part"])
+        parameters.add_metric(["kernels"], stats.kernel_parameters)
+        parameters.add_metric(["base"], stats.parameters - stats.kernel_parameters)
+        return [
+            CounterMetricFamily("tamiyo_host_steps", "Training steps done.", value=stats.step),
+            CounterMetricFamily("tamiyo_host_errors", "Errors of the SDK that training survived.", value=stats.errors),
+            GaugeMetricFamily(
+                "tamiyo_host_overhead_ratio", "Time in the SDK / time of training.", stats.overhead_ratio
+            ),
+            GaugeMetricFamily("tamiyo_host_connected", "Whether Kafka has ever answered.", int(stats.connected)),
+            records,
+            decisions,
+            seconds,
+            parameters,
+        ]
+
+
+@contextmanager
+def served(handle: Handle, *, host: str, port: int) -> Iterator[int]:
+    """Within: /metrics, /healthz and /readyz of a training run, from a thread of their own; gives the port.
+
+    Ready means that Kafka has answered. Raises ConfigurationError where the port is taken.
+    """
+    collector = HostCollector(handle)
+    loop = asyncio.new_event_loop()
+    server = HealthServer(
+        healthy=lambda: {"ok": True, "step": handle.stats.step},
+        ready=lambda: {"ok": handle.stats.connected, "connected": handle.stats.connected},
+        host=host,
+        port=port,
+    )
+    thread = threading.Thread(target=loop.run_forever, name="tamiyo-http", daemon=True)
+    thread.start()
+    REGISTRY.register(collector)
+    try:
+        asyncio.run_coroutine_threadsafe(server.start(), loop).result(START_TIMEOUT_S)
+        yield server.port
+    finally:
+        REGISTRY.unregister(collector)
+        asyncio.run_coroutine_threadsafe(server.stop(), loop).result(START_TIMEOUT_S)
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join(START_TIMEOUT_S)
+        loop.close()

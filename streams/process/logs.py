@@ -1,0 +1,68 @@
+"""Structured logs of a pipeline process: JSON a line, or coloured text on a terminal, on standard error."""
+
+import logging
+import sys
+from collections.abc import MutableMapping
+from typing import Any, Literal
+
+import structlog
+
+from tamiyo.schemas.display import printable
+from tamiyo.streams.process.log_throttle import Repeats
+
+NOISY = ("faust", "mode", "aiokafka", "asyncio", "kafka", "aiohttp.access")
+
+
+def silence() -> None:
+    """Log nothing below CRITICAL: for programs that feed stages what these complain about, a million times."""
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
+    logging.getLogger().setLevel(logging.CRITICAL)
+
+
+def configure(level: str = "INFO", style: Literal["auto", "json", "text"] = "auto", verbose: bool = False) -> None:
+    """Send this process's logs, the libraries' included, through structlog to standard error.
+
+    Libraries speak from WARNING up unless `verbose`: Faust's chatter about rebalances is hundreds of lines a start.
+    """
+    text = style == "text" or (style == "auto" and sys.stderr.isatty())
+    shared: list[Any] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_logger_name,
+        structlog.stdlib.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+    ]
+    renderer: Any = structlog.dev.ConsoleRenderer() if text else structlog.processors.JSONRenderer()
+    # ConsoleRenderer prints tracebacks itself; JSON needs them as text.
+    tail: list[Any] = [_printable] if text else [structlog.processors.format_exc_info]
+    structlog.configure(
+        processors=[
+            structlog.stdlib.filter_by_level,
+            structlog.stdlib.PositionalArgumentsFormatter(),
+            *shared,
+            structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
+        ],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        wrapper_class=structlog.stdlib.BoundLogger,
+        cache_logger_on_first_use=False,
+    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=shared,
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *tail, renderer],
+        )
+    )
+    if not verbose:
+        handler.addFilter(Repeats(NOISY))
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(level.upper())
+    for name in NOISY:
+        logging.getLogger(name).setLevel(level.upper() if verbose else logging.WARNING)
+    # At DEBUG it logs every request, the one with the password included.
+    logging.getLogger("aiokafka.conn").setLevel(max(logging.INFO, logging.getLogger("aiokafka").level))
+
+
+def _printable(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """Escape what a record's words could do to a terminal; JSON escapes it by itself."""
+    return {name: printable(value) if isinstance(value, str) else value for name, value in event.items()}

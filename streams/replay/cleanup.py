@@ -1,0 +1,68 @@
+"""What a replay has left on a cluster, found and removed."""
+
+from confluent_kafka import KafkaError, KafkaException
+from confluent_kafka.admin import AdminClient
+from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
+
+from tamiyo.schemas.errors import BrokerError, ConfigurationError
+from tamiyo.schemas.kafka import KafkaSettings, TopicNames
+from tamiyo.streams.admin.broker_wait import reach
+from tamiyo.streams.admin.topics import Topics
+from tamiyo.streams.stages.registry import STAGES
+
+LEAVING_S = 30.0
+"""A worker that was killed is its group's member until its session is over, which takes seconds."""
+
+
+class _StillMembers(BrokerError):
+    """A group has members."""
+
+
+def discard(prefix: str, kafka: KafkaSettings, live: TopicNames) -> int:
+    """Remove the topics and groups of a replay; return how many topics there were.
+
+    Raises ConfigurationError where they are no replay's: only a replay's topics keep everything for ever.
+    """
+    if not prefix or prefix == live.prefix:
+        raise ConfigurationError(f"the prefix {prefix!r} is the installation's own: nothing is removed")
+    names = TopicNames(prefix=prefix)
+    topics = Topics(reach(kafka), names)
+    kept = [each.name for each in topics.states() if each.partitions and each.retention_ms != -1]
+    if kept:
+        raise ConfigurationError(f"topic {kept[0]} was not made by a replay: nothing is removed")
+    removed = topics.delete()
+    for attempt in Retrying(
+        retry=retry_if_exception_type(_StillMembers),
+        stop=stop_after_delay(LEAVING_S),
+        wait=wait_fixed(0.5),
+        reraise=True,
+    ):
+        with attempt:
+            _remove_groups(kafka, names)
+    return len(removed)
+
+
+def _remove_groups(kafka: KafkaSettings, names: TopicNames) -> None:
+    groups = groups_under(kafka, names)
+    if not groups:
+        return
+    admin = AdminClient(kafka.librdkafka(log_level=0))  # kept: a client that is gone leaves its futures open
+    for group, future in admin.delete_consumer_groups(groups, request_timeout=20).items():
+        try:
+            future.result(timeout=30)
+        except (KafkaException, TimeoutError) as error:
+            problem = error.args[0] if isinstance(error, KafkaException) else None
+            words = f"consumer group {group} could not be removed: {problem.str() if problem else 'no answer in 30 s'}"
+            still = problem is not None and problem.code() == KafkaError.NON_EMPTY_GROUP
+            raise (_StillMembers if still else BrokerError)(words) from error
+
+
+def groups_under(kafka: KafkaSettings, names: TopicNames) -> list[str]:
+    """Return the stages' consumer groups that exist under a prefix."""
+    wanted = {names.full(entry.group) for entry in STAGES.values()}
+    admin = AdminClient(kafka.librdkafka(log_level=0))  # kept: a client that is gone leaves its future open
+    try:
+        listed = admin.list_consumer_groups(request_timeout=20).result(timeout=30)
+    except (KafkaException, TimeoutError) as error:
+        raise BrokerError(f"the broker does not list its consumer groups: {error or 'no answer in 30 s'}") from error
+    return sorted(each.group_id for each in listed.valid if each.group_id in wanted)

@@ -1,0 +1,193 @@
+"""`tamiyo diff`: whether two runs said the same, to the byte, under the same ids."""
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from tamiyo.schemas.codec import decode
+from tamiyo.schemas.errors import ConfigurationError, SchemaError
+from tamiyo.schemas.kafka import KafkaSettings, TopicNames
+from tamiyo.schemas.topics import DECISIONS, GRAPHS, WINDOWS, Topic
+from tamiyo.streams.admin.topic_tail import readable
+from tamiyo.streams.headers import ID_HEADER
+from tamiyo.streams.messages import Message
+from tamiyo.streams.recording.recording import Recording
+from tamiyo.streams.recording.topic_reader import Selection, TopicReader
+
+COMPARED = (WINDOWS, GRAPHS, DECISIONS)
+TOPICS_SCHEME = "topics:"
+ID_FIELDS = ("decision_id", "graph_id", "window_id", "signal_id")  # the last that a record has not been derived from
+SHOWN = 200  # characters of a value
+
+
+class Side(Protocol):
+    """One of the two: a recording, or topics under a prefix."""
+
+    def messages(self, topic: Topic) -> Iterator[Message]:
+        """Yield a topic's messages, the same at every call while nothing is added."""
+
+
+class TopicsSide:
+    """The topics under a prefix, as they are."""
+
+    def __init__(self, kafka: KafkaSettings, names: TopicNames) -> None:
+        self._kafka = kafka
+        self._names = names
+
+    def messages(self, topic: Topic) -> Iterator[Message]:
+        """Yield what lies on the topic now; raises BrokerError where there is none."""
+        with closing(TopicReader(self._kafka, self._names)) as reader:
+            yield from reader.messages(reader.resolve(Selection(topics=(topic.name,))))
+
+
+class RecordingSide:
+    """A recording, its files as they were written."""
+
+    def __init__(self, recording: Recording) -> None:
+        self._recording = recording
+        self._verified: set[str] = set()
+
+    def messages(self, topic: Topic) -> Iterator[Message]:
+        """Yield the recorded messages; raises RecordingError where they are damaged."""
+        if topic.name not in self._verified:
+            self._recording.verify([topic])
+            self._verified.add(topic.name)
+        yield from self._recording.messages(topic)
+
+
+def side(text: str, kafka: Callable[[], KafkaSettings]) -> Side:
+    """Return what `text` names: a recording's folder, or `topics:PREFIX`.
+
+    Raises RecordingError or ConfigurationError where it names neither.
+    """
+    if text.startswith(TOPICS_SCHEME):
+        return TopicsSide(kafka(), TopicNames(prefix=text.removeprefix(TOPICS_SCHEME)))
+    folder = Path(text)
+    if not folder.is_dir():
+        raise ConfigurationError(f"there is no folder {text}; topics on the broker are named topics:PREFIX")
+    return RecordingSide(Recording(folder))
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where two records under one id first differ."""
+
+    identity: str
+    run_id: str
+    field: str
+    left: str
+    right: str
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """How one topic compares."""
+
+    topic: str
+    same: int
+    """Ids with the same bytes on both sides."""
+    differ: int
+    """Ids with other bytes."""
+    left_only: int
+    right_only: int
+    contradictions: int
+    """Ids that came again with other bytes, on either side; the first holds."""
+    first: Place | None
+    """Of the records that differ, the first on the left."""
+
+    @property
+    def equal(self) -> bool:
+        """Return whether both sides said the same, and each said one thing."""
+        return not (self.differ or self.left_only or self.right_only or self.contradictions)
+
+
+def compare(
+    left: Side,
+    right: Side,
+    topics: Sequence[Topic] = COMPARED,
+    *,
+    runs: Sequence[str] = (),
+    progress: Callable[[int], None] = lambda _: None,
+) -> list[Difference]:
+    """Compare topic by topic; memory is what the ids take, not the records. Tells `progress` of messages read."""
+    return [_compare(left, right, topic, {run.encode() for run in runs}, progress) for topic in topics]
+
+
+def _compare(left: Side, right: Side, topic: Topic, runs: set[bytes], progress: Callable[[int], None]) -> Difference:
+    ours, again_left = _digests(left, topic, runs, progress)
+    theirs, again_right = _digests(right, topic, runs, progress)
+    common = [name for name in ours if name in theirs]
+    differ = [name for name in common if ours[name] != theirs[name]]
+    first = _place(left, right, topic, differ[0]) if differ else None
+    return Difference(
+        topic.name,
+        len(common) - len(differ),
+        len(differ),
+        len(ours) - len(common),
+        len(theirs) - len(common),
+        again_left + again_right,
+        first,
+    )
+
+
+def _digests(
+    side: Side, topic: Topic, runs: set[bytes], progress: Callable[[int], None]
+) -> tuple[dict[str, bytes], int]:
+    found: dict[str, bytes] = {}
+    again: set[str] = set()
+    for message in side.messages(topic):
+        progress(1)
+        if message.value is None or (runs and message.key not in runs):
+            continue
+        name = _identity(message, topic)
+        digest = hashlib.blake2b(message.value, digest_size=16).digest()
+        if found.setdefault(name, digest) != digest:
+            again.add(name)
+    return found, len(again)
+
+
+def _identity(message: Message, topic: Topic) -> str:
+    name = message.header(ID_HEADER)
+    if name is not None:
+        return name
+    try:
+        record = decode(message.value, topic.record)
+    except SchemaError:
+        return message.place
+    return str(next((getattr(record, field) for field in ID_FIELDS if hasattr(record, field)), message.place))
+
+
+def _place(left: Side, right: Side, topic: Topic, name: str) -> Place:
+    values = [next(m for m in side.messages(topic) if _identity(m, topic) == name) for side in (left, right)]
+    run_id = (values[0].key or b"").decode("utf-8", "replace")
+    try:
+        records = [readable(decode(each.value, topic.record)) for each in values]
+    except SchemaError as error:
+        return Place(name, run_id, "(bytes)", "?", f"cannot be read: {error}"[:SHOWN])
+    path, a, b = first_difference(records[0], records[1]) or ("(bytes)", "the same values", "in another encoding")
+    return Place(name, run_id, path, _short(a), _short(b))
+
+
+def first_difference(left: Any, right: Any, path: str = "") -> tuple[str, Any, Any] | None:
+    """Return (field, left value, right value) of the first field that differs, None where none does."""
+    if isinstance(left, dict) and isinstance(right, dict):
+        for name in [*left, *(each for each in right if each not in left)]:
+            inner = f"{path}.{name}" if path else str(name)
+            if name not in left or name not in right:
+                return inner, left.get(name, "absent"), right.get(name, "absent")
+            found = first_difference(left[name], right[name], inner)
+            if found is not None:
+                return found
+        return None
+    if isinstance(left, list) and isinstance(right, list) and len(left) == len(right):
+        pairs = enumerate(zip(left, right, strict=True))
+        return next((found for i, (a, b) in pairs if (found := first_difference(a, b, f"{path}[{i}]"))), None)
+    return None if left == right else (path, left, right)
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]} ..."

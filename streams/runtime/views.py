@@ -1,0 +1,216 @@
+"""Compacted topics, read whole and kept current: the newest record under each key."""
+
+import asyncio
+import threading
+import time
+import zlib
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Generic, TypeVar, cast
+
+import structlog
+from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.errors import KafkaError
+
+from tamiyo.schemas.codec import decode
+from tamiyo.schemas.errors import BrokerError, BrokerRefused, SchemaError
+from tamiyo.schemas.kafka import KafkaSettings, TopicNames
+from tamiyo.schemas.record import Record
+from tamiyo.schemas.topics import Topic
+from tamiyo.streams.runtime import metrics
+from tamiyo.streams.runtime.faust.app import aiokafka_settings, start_reader
+
+log = structlog.get_logger(__name__)
+
+R = TypeVar("R", bound=Record)
+
+MAX_UNPACKED = 1_000  # records; a topology of ten layers takes 44 kB unpacked, and 0.5 kB packed
+UNPACKED_S = 600.0  # not asked for in this time, a record is unpacked again when it is
+
+
+class TopicView(Generic[R]):
+    """The newest record under each key of one compacted topic. A message without a value removes its key.
+
+    Keys are runs, and over months far more runs are over than go on; so what is kept of each is its bytes, packed, and
+    only what was lately asked for is kept as a record.
+    """
+
+    def __init__(self, topic: Topic, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self.topic = topic
+        self._clock = clock
+        self._packed: dict[str, bytes] = {}
+        self._unpacked: OrderedDict[str, tuple[R, float]] = OrderedDict()
+        """With the time when it was last asked for, the longest ago first."""
+        self._lock = threading.Lock()
+        """Stages that compute in threads of their own ask while the reader goes on."""
+
+    def get(self, key: str) -> R | None:
+        """Return the newest record under `key`, or None."""
+        with self._lock:
+            packed = self._packed.get(key)
+            if packed is None:
+                return None
+            now = self._clock()
+            held = self._unpacked.pop(key, None)
+            record = held[0] if held is not None else self._unpack(packed)
+            self._unpacked[key] = (record, now)
+            while len(self._unpacked) > MAX_UNPACKED or now - next(iter(self._unpacked.values()))[1] > UNPACKED_S:
+                self._unpacked.popitem(last=False)
+            return record
+
+    def items(self) -> Iterable[tuple[str, R]]:
+        """Return all keys with their newest record."""
+        with self._lock:
+            packed = dict(self._packed)
+        return ((key, self._unpack(each)) for key, each in packed.items())
+
+    def __len__(self) -> int:
+        return len(self._packed)
+
+    def apply(self, key: bytes | None, value: bytes | None) -> None:
+        """Take one message, in the log's order; raises SchemaError when it is not a record of the topic."""
+        name = (key or b"").decode("utf-8", "replace")
+        if value is not None:
+            decode(value, self.topic.record)  # what cannot be read is found out now, not by whoever asks
+        with self._lock:
+            self._unpacked.pop(name, None)
+            if value is None:
+                self._packed.pop(name, None)
+            else:
+                self._packed[name] = zlib.compress(value, 1)
+
+    def _unpack(self, packed: bytes) -> R:
+        return cast(R, decode(zlib.decompress(packed), self.topic.record))
+
+
+class Views:
+    """Keeps the views of a process: one reader without a group, over every partition of every topic.
+
+    All partitions, since the keys of some topics are not runs (a policy's name, * for all).
+    """
+
+    def __init__(self, topics: Sequence[Topic], kafka: KafkaSettings, names: TopicNames, *, fetch_wait_ms: int) -> None:
+        self.by_name: dict[str, TopicView[Any]] = {topic.name: TopicView(topic) for topic in topics}
+        self._names = names
+        self._kafka = kafka
+        self._fetch_wait_ms = fetch_wait_ms
+        self._caught_up = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        self._failed: BaseException | None = None
+
+    @property
+    def caught_up(self) -> bool:
+        """Whether everything that was there at the start has been read."""
+        return self._caught_up.is_set()
+
+    @property
+    def ended(self) -> BaseException | None:
+        """Return what ended the reader; None while it reads.
+
+        Without it topologies, policies and orders would stand still for good, and nothing would say so.
+        """
+        if self._task is None or not self._task.done():
+            return None
+        if self._task.cancelled():
+            return BrokerError("the reader of compacted topics was cancelled from within")
+        return self._task.exception() or BrokerError("the reader of compacted topics has ended")
+
+    async def start(self) -> None:
+        """Begin to read."""
+        if not self.by_name:
+            self._caught_up.set()
+            return
+        self._task = asyncio.create_task(self._read(), name="views")
+
+    async def wait(self, timeout_s: float) -> None:
+        """Return once everything that was there at the start is read.
+
+        Raises BrokerError after `timeout_s`, or at once where the broker refuses.
+        """
+        reading = asyncio.create_task(self._caught_up.wait())
+        ends = {reading} if self._task is None else {reading, self._task}
+        await asyncio.wait(ends, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+        reading.cancel()
+        if self.caught_up:
+            return
+        if self._task is not None and self._task.done() and not self._task.cancelled():
+            self._task.result()
+        raise BrokerError(
+            f"compacted topics ({', '.join(self.by_name)}) were not read within {timeout_s:.0f} s"
+        ) from self._failed
+
+    async def stop(self) -> None:
+        """Stop reading; the views stay as they are."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+            self._task = None
+
+    async def _read(self) -> None:
+        positions: dict[TopicPartition, int] = {}
+        while True:
+            consumer = AIOKafkaConsumer(
+                **aiokafka_settings(self._kafka),
+                group_id=None,
+                auto_offset_reset="earliest",
+                enable_auto_commit=False,
+                fetch_max_wait_ms=self._fetch_wait_ms,
+            )
+            try:
+                await start_reader(consumer, self._kafka)
+                await self._follow(consumer, positions)
+            except (KafkaError, BrokerError) as error:
+                if isinstance(error, BrokerRefused) and not self.caught_up:
+                    raise
+                # A broker or registry that goes away comes back; what was read stays valid meanwhile.
+                self._failed = error
+                log.warning("the reader of compacted topics starts again", error=repr(error))
+                await asyncio.sleep(1.0)
+            finally:
+                # A task that was just made, cancelled before its first turn, makes aiokafka raise CancelledError.
+                await asyncio.sleep(0)
+                await consumer.stop()
+
+    async def _follow(self, consumer: Any, positions: dict[TopicPartition, int]) -> None:
+        partitions = await self._partitions(consumer)
+        consumer.assign(partitions)
+        for partition, offset in positions.items():
+            consumer.seek(partition, offset)
+        ends: dict[TopicPartition, int] = await consumer.end_offsets(partitions)
+        behind = {partition for partition, end in ends.items() if end > 0}
+        while True:
+            if not self.caught_up:
+                # Positions pass gaps that compaction left; a partition that was emptied stands at its end at once.
+                behind = {each for each in behind if await consumer.position(each) < ends[each]}
+                if not behind:
+                    log.info("compacted topics are read", **{name: len(view) for name, view in self.by_name.items()})
+                    self._caught_up.set()
+            batches = await consumer.getmany(timeout_ms=1000 if self.caught_up else 100)
+            for partition, messages in batches.items():
+                name = self._names.bare(partition.topic)
+                view = self.by_name[name]
+                for message in messages:
+                    try:
+                        view.apply(message.key, message.value)
+                    except SchemaError as error:
+                        log.error(
+                            "a message of a compacted topic is ignored",
+                            topic=name, partition=partition.partition, offset=message.offset, error=str(error),
+                        )  # fmt: skip
+                        metrics.REJECTED.labels("view", name, "undecodable").inc()
+                    positions[partition] = message.offset + 1
+                metrics.VIEW_KEYS.labels(name).set(len(view))
+
+    async def _partitions(self, consumer: Any) -> list[TopicPartition]:
+        found: list[TopicPartition] = []
+        deadline = time.monotonic() + 30
+        for name in self.by_name:
+            full = self._names.full(name)
+            await consumer._client.add_topic(full)
+            while not (numbers := consumer.partitions_for_topic(full)):
+                if time.monotonic() > deadline:
+                    raise BrokerError(f"topic {full} does not exist; make it with `tamiyo topics create`")
+                await asyncio.sleep(0.1)
+                await consumer._client.force_metadata_update()
+            found.extend(TopicPartition(full, number) for number in sorted(numbers))
+        return found

@@ -1,0 +1,89 @@
+"""What the decisions stage remembers of one run: the adaptations it lately decided.
+
+All of it can be told again from the run's graphs since the oldest of them and the decisions that answered these, so
+the offsets of those graphs are what is held.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from tamiyo.schemas.adaptation import AdaptationDecision, AdaptationOutcome, DecisionType, OutcomeStatus
+from tamiyo.schemas.analysis import ModelGraph
+from tamiyo.schemas.topics import GRAPHS, OUTCOMES
+from tamiyo.streams.stages.idle_timer import Silence
+
+INTERVAL = "interval"
+"""Who vetoes between two windows that may bring an adaptation."""
+
+
+@dataclass(slots=True)
+class Adaptation:
+    """A decision that a host is to execute."""
+
+    decision_id: str
+    step: int
+    graph_offset: int
+    outcome_offset: int | None = None
+    refused: bool = False
+
+
+@dataclass(slots=True)
+class History:
+    """One run's recent past."""
+
+    adaptations: list[Adaptation] = field(default_factory=list)
+    since_considered: int | None = None
+    """Windows since the last that might have brought an adaptation; None: there was none yet."""
+    considered_offset: int | None = None
+    silence: Silence = field(default_factory=Silence)
+
+    def due(self, interval: int) -> bool:
+        """Return whether the run's next window may bring an adaptation."""
+        return self.since_considered is None or self.since_considered + 1 >= interval
+
+    def note(
+        self, graph: ModelGraph, offset: int, decision: AdaptationDecision, *, interval: int, keep_steps: int
+    ) -> None:
+        """Remember what was decided at `graph`, and forget what lies more than `keep_steps` before it."""
+        if any(veto.by == INTERVAL for veto in decision.vetoes):
+            self.since_considered = (self.since_considered or 0) + 1
+        else:
+            self.since_considered = 0
+            self.considered_offset = offset if interval > 1 else None
+        if decision.type != DecisionType.NO_OP and not decision.dry_run:
+            self.adaptations.append(Adaptation(decision.decision_id, graph.step, offset))
+        self.adaptations = [each for each in self.adaptations if each.step > graph.step - keep_steps]
+
+    def learn(self, outcome: AdaptationOutcome, offset: int) -> None:
+        """Take the host's answer to one of the adaptations."""
+        for each in self.adaptations:
+            if each.decision_id == outcome.decision_id and each.outcome_offset is None:
+                each.outcome_offset = offset
+                each.refused = outcome.status != OutcomeStatus.EXECUTED
+
+    def steps_since(self, graph: ModelGraph) -> int | None:
+        """Return the steps from the last adaptation that was decided and not refused to `graph`."""
+        steps = [graph.step - each.step for each in self.adaptations if not each.refused]
+        return max(0, min(steps)) if steps else None
+
+    def recent(self, graph: ModelGraph, steps: int) -> int:
+        """Return how many adaptations were decided in the `steps` before `graph`."""
+        return sum(not each.refused and graph.step - each.step < steps for each in self.adaptations)
+
+    def in_flight(self, graph: ModelGraph, steps: int) -> Adaptation | None:
+        """Return the adaptation that the run has not yet carried out, unless it is `steps` old."""
+        if not self.adaptations:
+            return None
+        last = self.adaptations[-1]
+        since = graph.steps_since_adaptation
+        seen = since is not None and graph.step - since >= last.step
+        return None if seen or last.refused or graph.step - last.step >= steps else last
+
+    def offsets(self) -> Iterator[tuple[str, int]]:
+        """Yield topic and offset of what is held."""
+        if self.considered_offset is not None:
+            yield GRAPHS.name, self.considered_offset
+        for each in self.adaptations:
+            yield GRAPHS.name, each.graph_offset
+            if each.outcome_offset is not None:
+                yield OUTCOMES.name, each.outcome_offset

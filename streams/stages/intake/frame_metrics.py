@@ -1,0 +1,151 @@
+"""What a telemetry record says about layers and about the model: the names of metrics on the wire."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tamiyo.schemas.errors import RecordError
+from tamiyo.schemas.telemetry import (
+    CacheHitRates,
+    ErrorRecoveryEvent,
+    Frame,
+    KernelPerformance,
+    LayerHealth,
+    ModelPerformance,
+)
+from tamiyo.streams.stages.intake.health_score import health_score
+
+LARGEST = 1e39  # beyond float32, so nothing a host measured; its square still fits a float64
+
+EXECUTION = (
+    "execution_latency_ms",
+    "cache_hit_rate",
+    "error_count",
+    "total_executions",
+    "activation_variance",
+    "dead_neuron_ratio",
+    "avg_correlation",
+)
+MEASURED = ("gradient_norm", "update_ratio", "growth_score")
+STATE = (
+    "contribution",
+    "kernel_load",
+    "alpha",
+    "dormant_seeds",
+    "active_seeds",
+    "fossilized_seeds",
+    "error_seeds",
+    "parameters",
+    "kernel_parameters",
+    "learning_rate_scale",
+)
+"""What a graph must know of every layer: in a layer-signal that is dropped these stay, and only `MEASURED` goes."""
+
+# Where the unusual would show; with it every column whose values have no bound of their own.
+EXECUTION_SCORED = (
+    "execution_latency_ms",
+    "cache_hit_rate",
+    "activation_variance",
+    "dead_neuron_ratio",
+    "avg_correlation",
+)
+LEARNING_SCORED = (*MEASURED, "contribution", "learning_rate_scale")
+MODEL = tuple(name for name in ModelPerformance.model_fields if name not in Frame.model_fields)
+
+
+@dataclass(slots=True)
+class Reading:
+    """One telemetry record as metrics.
+
+    `scored` is [rows, metrics], NaN where not measured: the values whose deviation makes the priority. `errors` marks
+    the rows that tell of an error. `kept` names the metrics that even a dropped row keeps.
+    """
+
+    layer_id: list[str] = field(default_factory=list)
+    metrics: dict[str, Sequence[float | None]] = field(default_factory=dict)
+    model_metrics: dict[str, float] = field(default_factory=dict)
+    scored: npt.NDArray[np.float64] | None = None
+    errors: npt.NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, dtype=bool))
+    kept: tuple[str, ...] = ()
+
+
+def read(record: Frame) -> Reading:
+    """Return what a telemetry record says.
+
+    Raises:
+        RecordError: a value is larger than any a host can have measured.
+    """
+    reading = _READERS[type(record)](record)
+    if reading.scored is not None:
+        largest = np.fmax.reduce(np.abs(reading.scored), axis=None, initial=0.0)
+        if largest > LARGEST:
+            raise RecordError(f"a layer's value of {largest:g} is beyond {LARGEST:g}, the largest that can be measured")
+    for name, value in reading.model_metrics.items():
+        if abs(value) > LARGEST:
+            raise RecordError(f"{name} of {value:g} is beyond {LARGEST:g}, the largest that can be measured")
+    return reading
+
+
+def _execution(record: KernelPerformance) -> Reading:
+    health = health_score(
+        record.execution_latency_ms, record.error_count, record.total_executions, record.cache_hit_rate
+    )
+    metrics = {name: getattr(record, name) for name in EXECUTION}
+    scored = np.array([*(metrics[name] for name in EXECUTION_SCORED), health], dtype=np.float64)
+    return Reading(
+        layer_id=record.layer_id,
+        metrics={**metrics, "health": health.tolist()},
+        scored=scored.T,
+        errors=np.array(record.error_count, dtype=np.int64) > 0,
+    )
+
+
+def _learning(record: LayerHealth) -> Reading:
+    metrics = {name: getattr(record, name) for name in (*MEASURED, *STATE)}
+    scored = np.array([metrics[name] for name in LEARNING_SCORED], dtype=np.float64)
+    return Reading(
+        layer_id=record.layer_id,
+        metrics=metrics,
+        scored=scored.T,
+        errors=np.array(record.error_seeds, dtype=np.int64) > 0,
+        kept=STATE,
+    )
+
+
+def _recovery(record: ErrorRecoveryEvent) -> Reading:
+    return Reading(
+        layer_id=[record.layer_id],
+        metrics={
+            "recovery_errors": [1.0],
+            "recovery_success": [float(record.success)],
+            "recovery_time_ms": [min(record.recovery_time_ms, LARGEST)],
+        },
+        errors=np.ones(1, dtype=bool),
+    )
+
+
+def _model(record: ModelPerformance) -> Reading:
+    values = {name: getattr(record, name) for name in MODEL}
+    return Reading(model_metrics={name: float(value) for name, value in values.items() if value is not None})
+
+
+def _cache(record: CacheHitRates) -> Reading:
+    return Reading(
+        model_metrics={
+            "cache_hit_rate": record.hit_rate,
+            "cache_entries": float(record.entries),
+            "cache_evictions": float(record.evictions),
+        }
+    )
+
+
+_READERS: dict[type[Frame], Callable[[Any], Reading]] = {
+    KernelPerformance: _execution,
+    LayerHealth: _learning,
+    ErrorRecoveryEvent: _recovery,
+    ModelPerformance: _model,
+    CacheHitRates: _cache,
+}

@@ -1,0 +1,25 @@
+"""Where an installation that is to be broken keeps its logs and its store."""
+
+from pathlib import Path
+
+import pytest
+import typer
+
+from tamiyo.evaluation.common.installation import working_folder
+
+
+def test_a_named_folder_is_made_and_kept_and_an_unnamed_one_is_not(tmp_path: Path) -> None:
+    with working_folder(tmp_path / "new" / "one", "x-") as named, working_folder(None, "x-") as unnamed:
+        (named / "log").touch()
+        (unnamed / "log").touch()
+    assert (tmp_path / "new" / "one" / "log").exists()
+    assert not unnamed.exists()
+
+
+def test_what_another_installation_left_is_not_gone_on_with(tmp_path: Path) -> None:
+    (tmp_path / "store").mkdir()
+    with pytest.raises(typer.BadParameter, match="is not empty"), working_folder(tmp_path, "x-"):
+        pass
+    (tmp_path / "file").touch()
+    with pytest.raises(typer.BadParameter, match="cannot be used"), working_folder(tmp_path / "file", "x-"):
+        pass

@@ -1,0 +1,104 @@
+"""Faults on a real Kafka: twenty, close together, and nothing wrong afterwards; seeds that once found something."""
+
+import errno
+import json
+import random
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from tamiyo.evaluation.faults import disk as faults_disk
+from tamiyo.evaluation.faults.__main__ import run
+from tamiyo.evaluation.faults.disk import Disk
+from tamiyo.evaluation.faults.judge import Violation
+from tamiyo.evaluation.faults.kinds import ALL, KINDS, plan
+from tamiyo.evaluation.faults.report import Course, Injection, summary, told
+from tamiyo.streams.admin.brokers import kafka_home
+
+
+@pytest.mark.kafka
+@pytest.mark.timeout(600)  # two minutes, where nothing else runs
+def test_twenty_faults(tmp_path: Path) -> None:
+    home = kafka_home()
+    if home is None:
+        pytest.skip("faults are injected into a node of our own: KAFKA_HOME must name an unpacked Kafka")
+    course = run(home, tmp_path, faults=20, seed=5, workers=2, gap_s=2.0, open_faults=6)
+    assert course.violations == []
+    assert len(course.injections) == 20
+    assert {each.kind for each in course.injections} == set(ALL)
+    assert all(each.recovery_seconds is not None for each in course.injections)
+    assert course.drained
+    assert course.counts["different decisions"] == course.counts["different graphs"] > 50
+
+
+def test_a_plan_follows_from_its_seed_and_holds_every_kind() -> None:
+    chosen = plan(55, random.Random(3))
+    assert chosen == plan(55, random.Random(3)) != plan(55, random.Random(4))
+    assert len(chosen) == 55
+    assert set(chosen) == set(ALL) == {*KINDS, "several"}
+    assert Counter(chosen)["kill_worker"] > Counter(chosen)["full_state"]
+
+
+def test_a_full_disk_takes_no_file_and_then_takes_it(tmp_path: Path) -> None:
+    with Disk(tmp_path / "disk") as disk:
+        if not disk.mounted:
+            pytest.skip("this process may not mount a file system")
+        file = disk.folder / "file"
+        with disk.full([]), pytest.raises(OSError, match="No space left"):
+            file.write_bytes(bytes(1_000_000))
+        file.write_bytes(bytes(1_000_000))
+        assert file.stat().st_size == 1_000_000
+
+
+WRITER = """
+import sys
+for line in sys.stdin:
+    try:
+        with open(line.strip(), "wb") as file:
+            file.write(bytes(1_000_000))
+        print("written", flush=True)
+    except OSError as error:
+        print(error.errno, flush=True)
+"""
+
+
+def test_where_nothing_may_be_mounted_the_writers_meet_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(faults_disk, "_mount", lambda folder, options: False)
+    writer = subprocess.Popen([sys.executable, "-c", WRITER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert writer.stdin is not None
+    assert writer.stdout is not None
+
+    def write() -> str:
+        print(tmp_path / "disk" / "file", file=writer.stdin, flush=True)
+        return writer.stdout.readline().strip()  # type: ignore[union-attr]
+
+    with writer, Disk(tmp_path / "disk") as disk:
+        assert write() == "written"
+        with disk.full([writer.pid]):
+            assert write() == str(errno.EFBIG)
+        assert write() == "written"
+        writer.stdin.close()
+    assert disk.means == "RLIMIT_FSIZE of the processes"
+
+
+def test_a_report_sums_up_its_seeds() -> None:
+    first, second = Course(1), Course(2)
+    first.counts = {"different graphs": 7}
+    first.injections = [Injection("storm", 0.0, recovery_seconds=1.0), Injection("storm", 1.0, recovery_seconds=3.0)]
+    second.injections = [Injection("kill_worker", 0.0, recovery_seconds=8.0)]
+    second.violations = [Violation("a window is missing", "run-1 0..50", "it is not there")]
+    reports = [json.loads(json.dumps(summary([told(course, "make faults")]))) for course in (first, second)]
+    assert [each["seed"] for each in reports] == [1, 2]
+    report = summary([run for each in reports for run in each["runs"]])
+    assert report["faults"] == 3
+    assert report["seed"] == [1, 2]
+    assert report["graphs"] == 7
+    assert report["counts"] == {"storm": 2, "kill_worker": 1}
+    assert report["recovery_seconds"]["storm"] == {"count": 2, "p50": 2.0, "p90": 2.8, "max": 3.0}
+    assert report["recovery_seconds"]["all"]["count"] == 3
+    assert report["violations"] == [
+        {"seed": 2, "kind": "a window is missing", "where": "run-1 0..50", "what": "it is not there"}
+    ]

@@ -1,0 +1,132 @@
+"""The judge of fault runs finds what is wrong: bugs planted in real stages that crash, and every kind of bad log."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tamiyo.evaluation.common.live_runs import Live
+from tamiyo.evaluation.common.simulated_runs import Load, frames, topology
+from tamiyo.evaluation.faults.collect import collect
+from tamiyo.evaluation.faults.judge import judge
+from tamiyo.evaluation.faults.ledger import Ledger
+from tamiyo.schemas.codec import encode
+from tamiyo.schemas.kafka import KafkaSettings, TopicNames
+from tamiyo.schemas.topics import DECISIONS, TELEMETRY, TOPOLOGY, WINDOWS, Topic
+from tamiyo.streams.admin.topics import Topics
+from tests.evaluation.faults.planted import CRASHED
+from tests.support.kafka_log import Heard, KafkaLog
+
+ROOT = Path(__file__).parents[3]
+LOAD = Load(runs=2, layers=3, frames=40, name="planted")
+WIDTH = 50
+BEHIND = 2  # frames of one run behind the other, so that a window is open whenever one of the other run's closes
+
+
+class Scene:
+    """Two lives of a worker with a planted bug: the first crashes, the second goes on."""
+
+    def __init__(self, kafka: KafkaSettings, names: TopicNames, folder: Path, bug: str, stages: Sequence[str]) -> None:
+        self.store = f"file://{folder}/store"
+        self._kafka, self._names, self._folder, self._bug, self._stages = kafka, names, folder, bug, stages
+
+    def start(self, crash_at: int) -> "subprocess.Popen[bytes]":
+        environment = {
+            **os.environ,
+            "TAMIYO_KAFKA_BOOTSTRAP_SERVERS": self._kafka.bootstrap_servers,
+            "TAMIYO_TOPIC_PREFIX": self._names.prefix,
+            "TAMIYO_STORE_URL": self.store,
+            # What is committed is what the plant commits.
+            "TAMIYO_WORKER_COMMIT_INTERVAL_S": "60",
+            # Else one batch may hold both runs to their end, and be lost whole.
+            "TAMIYO_WORKER_MAX_BATCH": "10",
+            "OMP_NUM_THREADS": "1",
+        }
+        with (self._folder / "log").open("ab") as log:
+            command = [sys.executable, "-m", "tests.evaluation.faults.planted", self._bug, str(crash_at), *self._stages]
+            return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)
+
+    def run(self, crash_at: int, done: Callable[[], object]) -> None:
+        first = self.start(crash_at)
+        try:
+            assert first.wait(60) == CRASHED, (self._folder / "log").read_text()
+        finally:
+            first.kill()
+        second = self.start(0)
+        try:
+            done()
+            time.sleep(1.0)  # for what should not come
+        finally:
+            second.terminate()
+            second.wait(20)
+
+
+def publish(kafka: KafkaSettings, names: TopicNames) -> None:
+    """Publish two runs on one partition, one behind the other."""
+    live = Live(kafka, names, "memory://")
+    topics: dict[type, Topic] = {topic.record: topic for topic in TELEMETRY}
+    steps: list[tuple[int, Any]] = []
+    for run in range(LOAD.runs):
+        live.say(TOPOLOGY, topology(LOAD.run_ids[run], LOAD.layers), LOAD.run_ids[run])
+        steps += [(number // 3 + BEHIND * run, frame) for number, frame in enumerate(frames(LOAD, run))]
+    for _, frame in sorted(steps, key=lambda step: step[0]):
+        live._producer.produce(names.full(topics[type(frame)].name), encode(frame), frame.run_id, 0)
+    live.flush()
+
+
+def kinds(kafka: KafkaSettings, names: TopicNames, scene: Scene, stages: Sequence[str]) -> set[str]:
+    evidence = collect(kafka, names, scene.store, Ledger())
+    return {each.kind for each in judge(evidence, width=WIDTH, stages=stages)}
+
+
+@pytest.mark.flow
+@pytest.mark.parametrize(
+    ("bug", "expected"),
+    [
+        ("none", set()),
+        # Lost whole, or made of what of its signals came after the commit.
+        ("acknowledge", {"a window is missing", "a window is wrong"}),
+        ("recall", {"two contents under one id"}),
+    ],
+)
+def test_bugs_of_a_stage_that_crashes_are_found(
+    kafka: KafkaSettings, names: TopicNames, kafka_log: KafkaLog, tmp_path: Path, bug: str, expected: set[str]
+) -> None:
+    stages = ("intake", "windows")
+    Topics(kafka, names).touch()
+    publish(kafka, names)
+    scene = Scene(kafka, names, tmp_path, bug, stages)
+
+    def over(heard: list[Heard]) -> bool:
+        return {each.record(WINDOWS.record).run_id for each in heard if each.record(WINDOWS.record).final} == set(
+            LOAD.run_ids
+        )
+
+    scene.run(7, lambda: kafka_log.wait_for(WINDOWS.name, over))
+    found = kinds(kafka, names, scene, stages)
+    assert found & expected if expected else not found
+
+
+@pytest.mark.flow
+@pytest.mark.parametrize(("bug", "expected"), [("none", set()), ("identity", {"several decision ids"})])
+def test_an_id_that_is_drawn_is_found(
+    kafka: KafkaSettings, names: TopicNames, kafka_log: KafkaLog, tmp_path: Path, bug: str, expected: set[str]
+) -> None:
+    stages = ("intake", "windows", "graphs", "decisions")
+    Topics(kafka, names).touch()
+    scene = Scene(kafka, names, tmp_path, bug, stages)
+    Live(kafka, names, scene.store).release(0)
+    publish(kafka, names)
+    graphs = LOAD.windows(WIDTH)
+
+    def over(heard: list[Heard]) -> bool:
+        return len({each.record(DECISIONS.record).graph_id for each in heard}) == graphs
+
+    scene.run(5, lambda: kafka_log.wait_for(DECISIONS.name, over))
+    found = kinds(kafka, names, scene, stages)
+    assert found & expected if expected else not found

@@ -1,0 +1,96 @@
+"""Records to Kafka without ever holding up training."""
+
+import time
+from contextlib import closing
+
+import pytest
+
+from tamiyo.host.client.publisher import KafkaPublisher
+from tamiyo.schemas.kafka import KafkaSettings, TopicNames
+from tamiyo.schemas.record import Record
+from tamiyo.schemas.telemetry import CacheHitRates
+from tamiyo.schemas.topics import CACHE_HIT_RATES
+from tests.support.kafka_log import KafkaLog
+
+NOWHERE = KafkaSettings(bootstrap_servers="127.0.0.1:1")  # nothing listens there
+
+
+def frame(step: int) -> CacheHitRates:
+    return CacheHitRates(
+        run_id="run-1", step=step, time_ms=1, hits=1, misses=1, evictions=0, hit_rate=0.5, entries=1, capacity=2
+    )
+
+
+def test_records_arrive_in_order_under_the_runs_key(
+    kafka: KafkaSettings, names: TopicNames, kafka_log: KafkaLog
+) -> None:
+    with closing_publisher(kafka, names) as publisher:
+        for step in range(20):
+            publisher.publish(CACHE_HIT_RATES, lambda step=step: frame(step))  # type: ignore[misc]
+        assert publisher.flush(10)
+        assert (publisher.published, publisher.dropped) == (20, 0)
+    heard = kafka_log.hear(CACHE_HIT_RATES.name)
+    assert [each.record(CacheHitRates).step for each in heard] == list(range(20))
+    assert {each.key for each in heard} == {b"run-1"}
+
+
+def closing_publisher(kafka: KafkaSettings, names: TopicNames, capacity: int = 100) -> "closing[_Closable]":
+    return closing(_Closable(kafka, names, capacity))
+
+
+class _Closable(KafkaPublisher):
+    def __init__(self, kafka: KafkaSettings, names: TopicNames, capacity: int) -> None:
+        super().__init__("run-1", kafka, names, capacity=capacity)
+
+    def close(self, timeout_s: float = 5.0) -> None:
+        super().close(timeout_s)
+
+
+def test_a_broken_record_costs_no_other(kafka: KafkaSettings, names: TopicNames, kafka_log: KafkaLog) -> None:
+    def broken() -> Record:
+        return CacheHitRates(**{**frame(1).model_dump(), "hit_rate": 7.0})
+
+    with closing_publisher(kafka, names) as publisher:
+        publisher.publish(CACHE_HIT_RATES, broken)
+        publisher.publish(CACHE_HIT_RATES, lambda: frame(2))
+        assert publisher.flush(10)
+        assert (publisher.published, publisher.dropped) == (1, 1)
+    assert [each.record(CacheHitRates).step for each in kafka_log.hear(CACHE_HIT_RATES.name)] == [2]
+
+
+def test_without_a_broker_records_are_dropped_counted_and_said_once(
+    names: TopicNames, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with closing_publisher(NOWHERE, names, capacity=10) as publisher:
+        for step in range(50):
+            publisher.publish(CACHE_HIT_RATES, lambda step=step: frame(step))  # type: ignore[misc]
+        assert not publisher.flush(0.3)
+        publisher.close(0.1)
+        assert publisher.published == 0
+        assert publisher.dropped == 50
+    said = [record.getMessage() for record in caplog.records if "cannot be reached" in record.getMessage()]
+    assert len(said) == 1
+    assert capfd.readouterr().err == ""
+
+
+def test_a_full_queue_does_not_wait(names: TopicNames) -> None:
+    with closing_publisher(NOWHERE, names, capacity=1) as publisher:
+        slow = time.monotonic() + 0.5
+
+        def wait() -> Record:
+            time.sleep(max(0.0, slow - time.monotonic()))
+            return frame(0)
+
+        started = time.monotonic()
+        for _ in range(1000):
+            publisher.publish(CACHE_HIT_RATES, wait)
+        assert time.monotonic() - started < 0.4
+        assert publisher.dropped >= 998
+        publisher.close(0.0)
+
+
+def test_what_is_published_after_the_end_is_dropped(kafka: KafkaSettings, names: TopicNames) -> None:
+    with closing_publisher(kafka, names) as publisher:
+        publisher.close()
+        publisher.publish(CACHE_HIT_RATES, lambda: frame(1))
+        assert publisher.dropped == 1

@@ -1,0 +1,157 @@
+"""Decisions, kernels and orders from Kafka."""
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from confluent_kafka import Consumer, Message, TopicPartition
+
+from tamiyo.host.client import receiver as receiver_module
+from tamiyo.host.client.receiver import Arrival, KafkaReceiver
+from tamiyo.schemas.adaptation import AdaptationDecision, CompiledKernel, ControlCommand, KernelStatus
+from tamiyo.schemas.kafka import KafkaSettings, TopicNames
+from tamiyo.schemas.topics import CONTROL, DECISIONS, KERNELS
+from tamiyo.streams.admin.topics import Topics
+from tests.support.kafka_log import KafkaLog
+from tests.support.runs import RUN, decision, order
+
+
+@pytest.fixture
+def receivers(kafka: KafkaSettings, names: TopicNames) -> Iterator[list[KafkaReceiver]]:
+    Topics(kafka, names).touch()
+    made: list[KafkaReceiver] = []
+    yield made
+    for receiver in made:
+        receiver.close()
+
+
+def kernel(run_id: str = RUN) -> CompiledKernel:
+    return CompiledKernel(
+        run_id=run_id, kernel_id="ab" * 4, decision_id="d", layer_id="0", blueprint="b", status=KernelStatus.COMPILED
+    )
+
+
+class Deaf:
+    """A consumer whose fetcher has stalled: it hands out nothing until a partition is taken up again."""
+
+    def __init__(self, consumer: Consumer) -> None:
+        self._consumer = consumer
+        self._deaf = True
+
+    def poll(self, timeout: float) -> Message | None:
+        if not self._deaf:
+            return self._consumer.poll(timeout)
+        time.sleep(timeout)
+        return None
+
+    def incremental_assign(self, places: list[TopicPartition]) -> None:
+        self._deaf = False
+        self._consumer.incremental_assign(places)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._consumer, name)
+
+
+def wait_for(receiver: KafkaReceiver, count: int) -> list[Arrival]:
+    arrived: list[Arrival] = []
+    deadline = time.monotonic() + 20
+    while len(arrived) < count and time.monotonic() < deadline:
+        arrived += receiver.receive()
+        time.sleep(0.01)
+    return arrived
+
+
+def connect(kafka: KafkaSettings, names: TopicNames, **more: object) -> KafkaReceiver:
+    return KafkaReceiver(RUN, kafka, names, connect_timeout_s=5.0, **more)  # type: ignore[arg-type]
+
+
+def test_only_this_runs_records_after_its_beginning_are_handed_on(
+    kafka: KafkaSettings, names: TopicNames, kafka_log: KafkaLog, receivers: list[KafkaReceiver]
+) -> None:
+    kafka_log.say(DECISIONS, [decision("before")])
+    receivers.append(connect(kafka, names))
+    assert receivers[0].connected
+    kafka_log.say(DECISIONS, [decision("other", run_id="run-2"), decision("mine")])
+    arrived = wait_for(receivers[0], 1)
+    kafka_log.say(KERNELS, [kernel("run-2"), kernel()])
+    arrived += wait_for(receivers[0], 1)
+    assert [type(each) for each in arrived] == [AdaptationDecision, CompiledKernel]
+    assert arrived[0] == decision("mine")
+    assert arrived[1] == kernel()
+    assert list(receivers[0].receive()) == []
+
+
+def test_standing_orders_are_read_from_the_beginning(
+    kafka: KafkaSettings, names: TopicNames, kafka_log: KafkaLog, receivers: list[KafkaReceiver]
+) -> None:
+    kafka_log.say(CONTROL, [order("*", paused=True), order("run-2", paused=True), order(protected_layers=["0"])])
+    receivers.append(connect(kafka, names))
+    arrived = wait_for(receivers[0], 2)
+    assert all(isinstance(each, ControlCommand) for each in arrived)
+    assert {each.run_id for each in arrived} == {"*", RUN}
+
+
+def test_kernels_are_fetched_ahead_in_the_background(
+    kafka: KafkaSettings, names: TopicNames, kafka_log: KafkaLog, receivers: list[KafkaReceiver]
+) -> None:
+    fetched: list[str] = []
+    receivers.append(connect(kafka, names, on_kernel=lambda each: fetched.append(each.kernel_id)))
+    kafka_log.say(KERNELS, [kernel("run-2"), kernel()])
+    assert wait_for(receivers[0], 1) == [kernel()]
+    assert fetched == ["ab" * 4]
+
+
+def test_what_cannot_be_read_stops_nothing(
+    kafka: KafkaSettings, names: TopicNames, kafka_log: KafkaLog, receivers: list[KafkaReceiver]
+) -> None:
+    receivers.append(connect(kafka, names))
+    kafka_log.say_raw(DECISIONS, [(RUN.encode(), b"nonsense"), (RUN.encode(), None)])
+    kafka_log.say(DECISIONS, [decision()])
+    assert wait_for(receivers[0], 1) == [decision()]
+
+
+@pytest.mark.parametrize("heard", [0, 1])
+def test_a_partition_that_is_not_fetched_any_more_is_taken_up_again(
+    kafka: KafkaSettings,
+    names: TopicNames,
+    kafka_log: KafkaLog,
+    receivers: list[KafkaReceiver],
+    monkeypatch: pytest.MonkeyPatch,
+    heard: int,
+) -> None:
+    kafka_log.say(DECISIONS, [decision("before")])
+    monkeypatch.setattr(receiver_module, "_LOOK_S", 0.5)
+    receivers.append(connect(kafka, names))
+    said = [decision(f"{number}") for number in range(heard + 2)]
+    kafka_log.say(DECISIONS, said[:heard])
+    assert wait_for(receivers[0], heard) == said[:heard]
+    receivers[0]._consumer = Deaf(receivers[0]._consumer)  # type: ignore[assignment]
+    kafka_log.say(DECISIONS, said[heard:])
+    assert wait_for(receivers[0], 2) == said[heard:]
+
+
+def test_a_topic_that_appears_later_is_read_from_its_beginning(
+    kafka: KafkaSettings, names: TopicNames, kafka_log: KafkaLog
+) -> None:
+    receiver = connect(kafka, names)  # no topic is there yet
+    try:
+        assert not receiver.connected
+        Topics(kafka, names).touch()
+        kafka_log.say(DECISIONS, [decision()])
+        assert wait_for(receiver, 1) == [decision()]
+        assert receiver.connected
+    finally:
+        receiver.close()
+
+
+def test_a_broker_that_is_not_there_costs_the_timeout_and_nothing_else(
+    names: TopicNames, capfd: pytest.CaptureFixture[str]
+) -> None:
+    started = time.monotonic()
+    receiver = KafkaReceiver(RUN, KafkaSettings(bootstrap_servers="127.0.0.1:1"), names, connect_timeout_s=0.2)
+    assert time.monotonic() - started < 5
+    assert not receiver.connected
+    assert list(receiver.receive()) == []
+    receiver.close()
+    assert capfd.readouterr().err == ""

@@ -1,0 +1,205 @@
+"""The learner's process on the embedded broker: killed anywhere, each experience counts once."""
+
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tamiyo.models.checkpoint import CheckpointStore, checksum, load
+from tamiyo.schemas.codec import encode
+from tamiyo.schemas.errors import PolicyError
+from tamiyo.schemas.kafka import KafkaSettings, TopicNames
+from tamiyo.schemas.learning import CheckpointStatus, Experience, PolicyCheckpoint
+from tamiyo.schemas.topics import CHECKPOINTS, EXPERIENCE
+from tamiyo.streams.learner import loop as module
+from tamiyo.streams.learner.loop import LearnerLoop
+from tamiyo.streams.learner.releases import Releases
+from tamiyo.streams.settings import LearnerSettings
+from tests.support.experiences import BLUEPRINTS, make_experience
+from tests.support.kafka_log import KafkaLog
+
+BATCH = 4
+
+
+class Killed(Exception):
+    """The process ends here."""
+
+
+class Bench:
+    """One installation: a store, a broker, and learners that come and go."""
+
+    def __init__(self, folder: Path, kafka: KafkaSettings, names: TopicNames, log: KafkaLog) -> None:
+        self.store = CheckpointStore(f"file://{folder}")
+        self.log = log
+        self._parts = (kafka, names)
+        self._settings = LearnerSettings(
+            checkpoint_url=f"file://{folder}", fresh_batch=BATCH, batch_size=8, minibatch_size=8, update_epochs=1
+        )
+
+    def run(self, until: Callable[[LearnerLoop], bool]) -> LearnerLoop:
+        """Run a learner until a condition holds, or it is killed."""
+        loop = LearnerLoop(self._settings, *self._parts)
+        failed: list[BaseException] = []
+
+        def body() -> None:
+            try:
+                loop.run()
+            except BaseException as error:
+                failed.append(error)
+
+        thread = threading.Thread(target=body)
+        thread.start()
+        deadline = time.monotonic() + 60
+        while thread.is_alive() and not until(loop) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        loop.stop()
+        thread.join(30)
+        assert not thread.is_alive()
+        if failed:
+            raise failed[0]
+        return loop
+
+    def learn(self, experiences: int) -> LearnerLoop:
+        """Run a learner until it has counted as many experiences and none waits."""
+        loop = self.run(lambda loop: loop.ready and done(loop, experiences))
+        assert done(loop, experiences)
+        return loop
+
+    def tell(self, first: int, count: int = BATCH) -> None:
+        """Put experiences of three runs on the topic."""
+        self.log.say(EXPERIENCE, [make_experience(n, run_id=f"run-{n % 3}") for n in range(first, first + count)])
+
+    def announced(self) -> list[PolicyCheckpoint]:
+        return [heard.record(PolicyCheckpoint) for heard in self.log.hear(CHECKPOINTS.name)]
+
+
+def done(loop: LearnerLoop, experiences: int) -> bool:
+    learner = loop.learner
+    return learner is not None and learner.experiences == experiences and not learner.waiting
+
+
+@pytest.fixture
+def bench(
+    tmp_path: Path, kafka: KafkaSettings, names: TopicNames, kafka_log: KafkaLog, monkeypatch: pytest.MonkeyPatch
+) -> Bench:
+    monkeypatch.setattr(module.blueprints, "names", lambda: BLUEPRINTS)
+    return Bench(tmp_path, kafka, names, kafka_log)
+
+
+def test_what_is_learned_is_stored_and_announced_with_its_offsets(bench: Bench) -> None:
+    bench.tell(0)
+    loop = bench.learn(BATCH)
+    first, second = bench.announced()
+    assert (first.version, first.parent_version, first.experiences, sum(first.offsets.values())) == (0, None, 0, 0)
+    assert (second.version, second.parent_version, second.experiences, second.updates) == (1, 0, BATCH, 1)
+    assert first.status == second.status == CheckpointStatus.RELEASED
+    assert sum(second.offsets.values()) == BATCH
+    data = bench.store.read(second.file)
+    assert (checksum(data), len(data)) == (second.checksum, second.size_bytes)
+    assert load(data)[1].offsets == second.offsets
+    assert loop.readiness()["policy_version"] == 1
+
+
+def kill_at(monkeypatch: pytest.MonkeyPatch, where: str, version: int) -> None:
+    """Make the release of a version end the process before its store or its announcement."""
+    real: Any = getattr(Releases, where)
+
+    def killed(self: Releases, header: Any, data: bytes) -> Any:
+        if header.version == version:
+            raise Killed
+        return real(self, header, data)
+
+    monkeypatch.setattr(Releases, where, killed)
+
+
+@pytest.mark.parametrize(("where", "stored"), [("release", [0]), ("announce", [0, 1])])
+def test_killed_before_or_after_the_checkpoint_is_written_each_experience_counts_once(
+    bench: Bench, where: str, stored: list[int]
+) -> None:
+    bench.tell(0)
+    with pytest.MonkeyPatch.context() as patched:
+        kill_at(patched, where, 1)
+        with pytest.raises(Killed):
+            bench.run(lambda _: False)
+    assert bench.store.versions() == stored
+    assert [each.version for each in bench.announced()] == [0]
+    bench.learn(BATCH)
+    assert [(each.version, each.experiences) for each in bench.announced()] == [(0, 0), (1, BATCH)]
+    bench.tell(BATCH)
+    loop = bench.learn(2 * BATCH)
+    newest = bench.announced()[-1]
+    assert (newest.version, newest.experiences, newest.updates) == (2, 2 * BATCH, 2)
+    assert sum(newest.offsets.values()) == 2 * BATCH
+    assert loop.learner is not None
+    assert loop.learner.last is not None
+    assert loop.learner.last.replayed == BATCH  # read again into replay, not counted again
+
+
+@pytest.mark.parametrize("where", ["release", "announce"])
+def test_of_two_learners_one_releases(bench: Bench, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
+    """One sleeps before or after its policy is stored; another takes its place, goes on, and is there when it wakes."""
+    bench.tell(0)
+    real: Any = getattr(Releases, where)
+    asleep = threading.Event()
+
+    def sleep(self: Releases, header: Any, data: bytes) -> Any:
+        if header.version == 1 and not asleep.is_set():
+            asleep.set()
+            bench.tell(BATCH)
+            bench.learn(2 * BATCH)
+        return real(self, header, data)
+
+    monkeypatch.setattr(Releases, where, sleep)
+    with pytest.raises(PolicyError, match="another learner of 'tamiyo' works too"):
+        bench.run(lambda _: False)
+    bench.tell(2 * BATCH)
+    loop = bench.learn(3 * BATCH)
+    newest = bench.announced()[-1]
+    assert (newest.version, newest.experiences, sum(newest.offsets.values())) == (
+        loop.readiness()["policy_version"], 3 * BATCH, 3 * BATCH,
+    )  # fmt: skip
+    for version in bench.store.versions():
+        header = load(bench.store.read(bench.store.file_name(version)))[1]
+        assert header.experiences == sum(header.offsets.values())
+        announced = {each.checksum for each in bench.announced() if each.version == version}
+        assert announced == {checksum(bench.store.read(bench.store.file_name(version)))}, version
+
+
+def test_bad_records_are_dead_letters_and_stop_nothing(bench: Bench) -> None:
+    unfit = make_experience("unfit", run_id="run-0").model_copy(update={"kinds": ["fly"]})
+    bench.log.say_raw(EXPERIENCE, [(b"run-0", b"no avro"), (b"run-0", encode(unfit))])
+    bench.tell(0)
+    loop = bench.learn(BATCH)
+    (letter,) = bench.log.hear(EXPERIENCE.dead_letters)
+    assert (letter.value, letter.key) == (b"no avro", b"run-0")
+    assert "expected a" in letter.headers["tamiyo-reason"]
+    assert letter.headers["tamiyo-source"].startswith(f"{EXPERIENCE.name}:")
+    assert loop.learner is not None
+    assert loop.learner.rejected == {"kinds": 1}
+    assert sum(bench.announced()[-1].offsets.values()) == BATCH + 2
+
+
+def test_from_a_policy_that_was_rolled_back_it_goes_on_with_the_one_before(bench: Bench) -> None:
+    bench.tell(0)
+    bench.learn(BATCH)
+    bad = bench.announced()[-1]
+    withdrawn = bad.model_copy(update={"status": CheckpointStatus.ROLLED_BACK})
+    bench.log.say_raw(CHECKPOINTS, [(b"tamiyo", encode(withdrawn))])
+    bench.learn(BATCH)
+    after = [(each.version, each.parent_version, each.experiences) for each in bench.announced()[3:]]
+    # The weights and offsets of version 0 under a number of their own; then what was learned since counts anew.
+    assert after == [(2, 0, 0), (3, 2, BATCH)]
+
+
+def test_a_revision_of_what_was_learned_counts_no_second_time(bench: Bench) -> None:
+    bench.tell(0)
+    bench.learn(BATCH)
+    repeated: Experience = make_experience(0, run_id="run-0")
+    bench.log.say(EXPERIENCE, [repeated, repeated.model_copy(update={"revision": 1})])
+    bench.tell(BATCH)
+    bench.learn(2 * BATCH)
+    assert sum(bench.announced()[-1].offsets.values()) <= 2 * BATCH + 2
+    assert bench.announced()[-1].experiences == 2 * BATCH

@@ -1,0 +1,84 @@
+from pathlib import Path
+
+import pytest
+
+from tamiyo.models.checkpoint import CheckpointHeader, CheckpointStore, save
+from tamiyo.schemas.errors import ConfigurationError, PolicyError
+from tamiyo.schemas.kafka import KafkaSettings, TopicNames
+from tamiyo.schemas.learning import PolicyCheckpoint
+from tamiyo.streams.learner.releases import Releases
+from tests.support.experiences import BLUEPRINTS, small_policy
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> CheckpointStore:
+    return CheckpointStore(f"file://{tmp_path}")
+
+
+def put(releases: Releases, *versions: int, name: str = "tamiyo") -> None:
+    for version in versions:
+        policy = small_policy(seed=version)
+        header = CheckpointHeader.of(policy, version=version, name=name, offsets={"0": version})
+        releases.release(header, save(policy, None, header))
+
+
+def test_the_newest_is_found_and_only_so_many_are_kept(
+    store: CheckpointStore, kafka: KafkaSettings, names: TopicNames
+) -> None:
+    releases = Releases("tamiyo", store, kafka, names, keep=2)
+    assert releases.find(BLUEPRINTS).newest == -1
+    put(releases, 0, 1, 2)
+    assert store.versions() == [1, 2]
+    found = releases.find(BLUEPRINTS)
+    assert found.header is not None
+    assert (found.header.version, found.newest, found.announced) == (2, 2, True)
+    assert found.header.offsets == {"0": 2}
+
+
+def test_a_broken_file_gives_way_to_the_one_before_and_keeps_its_number(
+    store: CheckpointStore, kafka: KafkaSettings, names: TopicNames, tmp_path: Path
+) -> None:
+    releases = Releases("tamiyo", store, kafka, names)
+    put(releases, 0, 1)
+    path = tmp_path / store.file_name(1)
+    path.write_bytes(path.read_bytes()[:-1])
+    found = releases.find(BLUEPRINTS)
+    assert found.header is not None
+    assert (found.header.version, found.newest, found.announced) == (0, 1, False)
+
+
+def test_other_blueprints_keep_the_weights_and_not_the_optimiser(
+    store: CheckpointStore, kafka: KafkaSettings, names: TopicNames
+) -> None:
+    releases = Releases("tamiyo", store, kafka, names)
+    put(releases, 0)
+    found = releases.find((*BLUEPRINTS, "squeeze_excite"))
+    assert found.policy is not None
+    assert found.policy.config.blueprints == (*BLUEPRINTS, "squeeze_excite")
+    assert (found.state, found.announced) == (None, False)
+
+
+def test_a_store_of_another_policy_is_refused(store: CheckpointStore, kafka: KafkaSettings, names: TopicNames) -> None:
+    put(Releases("other", store, kafka, names), 0, name="other")
+    with pytest.raises(ConfigurationError, match="holds policy 'other'"):
+        Releases("tamiyo", store, kafka, names).find(BLUEPRINTS)
+
+
+def test_who_slept_before_announcing_says_that_another_went_on(
+    store: CheckpointStore, kafka: KafkaSettings, names: TopicNames, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sleeper, other = (Releases("tamiyo", store, kafka, names) for _ in range(2))
+    put(sleeper, 0)
+    announce = sleeper.announce
+
+    def sleep(header: CheckpointHeader, data: bytes) -> PolicyCheckpoint:
+        put(other, 2)
+        return announce(header, data)
+
+    monkeypatch.setattr(sleeper, "announce", sleep)
+    with pytest.raises(PolicyError, match="policy 2 is in the store already: another learner of 'tamiyo'"):
+        put(sleeper, 1)
+    found = other.find(BLUEPRINTS)
+    assert (found.newest, found.announced) == (2, False)  # the sleeper's was the last word: it is to be said again
+    with pytest.raises(PolicyError, match="policy 2 is in the store already"):
+        put(sleeper, 2)

@@ -1,0 +1,143 @@
+"""A partition as a file: whole, cut off, damaged."""
+
+import os
+import random
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import fastavro
+import pytest
+
+from tamiyo.schemas.errors import RecordingError
+from tamiyo.streams.messages import Message
+from tamiyo.streams.recording.avro_log import LogWriter, partial, read
+from tests.support.recordings import message
+
+TOPIC = "tamiyo.health.windows"
+
+
+def messages(count: int) -> list[Message]:
+    """Messages too random to be compressed, with holes between their offsets, as compaction leaves them."""
+    noise = random.Random(0)
+    return [
+        message(TOPIC, 3 * n, noise.randbytes(2000), headers=(("tamiyo-id", b"a"), ("empty", None)))
+        for n in range(count)
+    ]
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / f"{TOPIC}-0.avro"
+
+
+def write(path: Path, told: list[Message]) -> LogWriter:
+    writer = LogWriter(path, TOPIC, 0)
+    for each in told:
+        writer.write(each)
+    return writer
+
+
+def test_what_is_written_is_read(path: Path) -> None:
+    told = [*messages(400), message(TOPIC, 2000, None, key=None)]
+    writer = write(path, told)
+    assert not path.exists()
+    writer.finish()
+    assert list(read(path, TOPIC, 0)) == told
+    assert (writer.messages, writer.next_offset, writer.first_ms, writer.last_ms) == (401, 2001, 0, 2_000_000)
+    # Any Avro library reads it, and finds out what it is.
+    with path.open("rb") as file:
+        foreign = fastavro.reader(file)
+        assert foreign.metadata["tamiyo.topic"] == TOPIC
+        assert [each["offset"] for each in foreign][:3] == [0, 3, 6]
+
+
+@pytest.mark.parametrize("cut", [1, 1_000, 100_000])
+def test_a_file_that_was_cut_off_goes_on_after_its_last_whole_block(path: Path, cut: int) -> None:
+    told = messages(400)
+    write(path, told[:300]).abandon()
+    os.truncate(partial(path), partial(path).stat().st_size - cut)
+    writer = LogWriter(path, TOPIC, 0)
+    assert 0 < writer.messages < 300
+    assert writer.next_offset == told[writer.messages - 1].offset + 1
+    for each in told[writer.messages :]:
+        writer.write(each)
+    writer.finish()
+    assert list(read(path, TOPIC, 0)) == told
+
+
+def test_a_file_without_a_whole_header_begins_anew(path: Path) -> None:
+    partial(path).write_bytes(b"Obj\x01 and then the power went")
+    writer = LogWriter(path, TOPIC, 0)
+    assert (writer.messages, writer.next_offset) == (0, 0)
+    writer.finish()
+    assert list(read(path, TOPIC, 0)) == []
+
+
+def test_a_finished_file_can_be_gone_on_with(path: Path) -> None:
+    told = messages(10)
+    write(path, told[:4]).finish()
+    writer = LogWriter(path, TOPIC, 0)
+    assert (writer.messages, writer.first_ms, writer.last_ms) == (4, 0, 9_000)
+    for each in told[4:]:
+        writer.write(each)
+    writer.finish()
+    assert list(read(path, TOPIC, 0)) == told
+
+
+def test_damage_is_an_error_that_says_where(path: Path) -> None:
+    write(path, messages(400)).finish()
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-100_000])
+    with pytest.raises(RecordingError, match=r"windows-0.avro is damaged after offset \d+: EOFError"):
+        list(read(path, TOPIC, 0))
+    path.write_bytes(b"not avro")
+    with pytest.raises(RecordingError, match="is damaged at its beginning"):
+        list(read(path, TOPIC, 0))
+    path.unlink()
+    with pytest.raises(RecordingError, match="is missing: the recording is not whole"):
+        list(read(path, TOPIC, 0))
+
+
+def test_random_damage_never_raises_anything_else(path: Path) -> None:
+    write(path, messages(5)).finish()
+    whole, chance = path.read_bytes(), random.Random(1)
+    for _ in range(300):
+        damaged = bytearray(whole)
+        for _ in range(chance.randint(1, 4)):
+            damaged[chance.randrange(len(damaged))] = chance.randrange(256)
+        path.write_bytes(bytes(damaged))
+        try:
+            list(read(path, TOPIC, 0))
+        except RecordingError:
+            continue
+
+
+def test_offsets_that_run_back_are_refused(path: Path) -> None:
+    write(path, [*messages(3), message(TOPIC, 2)]).finish()
+    with pytest.raises(RecordingError, match="offset 2 comes after 6"):
+        list(read(path, TOPIC, 0))
+
+
+def test_a_full_disk_leaves_what_was_written(path: Path) -> None:
+    # A limit on the size of files stands for the disk: the same error from the same call.
+    script = f"""
+import resource, sys
+from pathlib import Path
+from tests.streams.recording.test_avro_log import messages, write
+resource.setrlimit(resource.RLIMIT_FSIZE, (400_000, {resource.RLIM_INFINITY}))
+try:
+    write(Path({str(path)!r}), messages(400))
+except OSError:
+    sys.exit(7)
+"""
+    done = subprocess.run([sys.executable, "-c", script], cwd=Path(__file__).parents[3], check=False)
+    assert done.returncode == 7
+    told = messages(400)
+    writer = LogWriter(path, TOPIC, 0)
+    assert writer.messages > 0
+    for each in told[writer.messages :]:
+        writer.write(each)
+    writer.finish()
+    assert list(read(path, TOPIC, 0)) == told

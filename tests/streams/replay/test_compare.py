@@ -1,0 +1,101 @@
+"""Comparing two runs: same, different, missing, contradicting."""
+
+from pathlib import Path
+
+import pytest
+
+from tamiyo.schemas.codec import encode
+from tamiyo.schemas.errors import ConfigurationError
+from tamiyo.schemas.kafka import KafkaSettings
+from tamiyo.schemas.topics import GRAPHS
+from tamiyo.streams.messages import Message
+from tamiyo.streams.recording.recording import Recording
+from tamiyo.streams.replay.compare import RecordingSide, compare, first_difference, side
+from tests.support.factories import make_graph
+from tests.support.recordings import make_recording, message
+
+GRAPH = make_graph(3)
+
+
+def graphs(*names: str, **fields: object) -> list[Message]:
+    """A graph message for each name, as the graphs stage would have published it."""
+    return [
+        message(
+            GRAPHS.name,
+            offset,
+            encode(GRAPH.model_copy(update={"graph_id": name, **fields})),
+            headers=(("tamiyo-id", name.encode()),),
+            key=GRAPH.run_id.encode(),
+        )
+        for offset, name in enumerate(names)
+    ]
+
+
+def compared(tmp_path: Path, left: list[Message], right: list[Message], **options: object):  # type: ignore[no-untyped-def]
+    for name, messages in (("left", left), ("right", right)):
+        make_recording(tmp_path / name, messages)
+    sides = [RecordingSide(Recording(tmp_path / name)) for name in ("left", "right")]
+    return compare(sides[0], sides[1], [GRAPHS], **options)[0]  # type: ignore[arg-type]
+
+
+def test_order_and_repeats_do_not_matter(tmp_path: Path) -> None:
+    found = compared(tmp_path, graphs("a", "b", "c"), graphs("c", "a", "b", "a"))
+    assert found.equal
+    assert (found.same, found.differ, found.first) == (3, 0, None)
+
+
+def test_the_first_differing_field_is_named(tmp_path: Path) -> None:
+    other = [*graphs("a"), *graphs("b", "c", step=GRAPH.step + 7)]
+    other = [message(each.topic, n, each.value, headers=each.headers, key=each.key) for n, each in enumerate(other)]
+    found = compared(tmp_path, graphs("a", "b", "c"), other)
+    assert not found.equal
+    assert (found.same, found.differ) == (1, 2)
+    assert found.first is not None
+    assert (found.first.identity, found.first.run_id, found.first.field) == ("b", GRAPH.run_id, "step")
+    assert (found.first.left, found.first.right) == (str(GRAPH.step), str(GRAPH.step + 7))
+
+
+def test_what_only_one_side_has_is_counted(tmp_path: Path) -> None:
+    found = compared(tmp_path, graphs("a", "b", "c"), graphs("b", "d"))
+    assert (found.same, found.left_only, found.right_only) == (1, 2, 1)
+    assert not found.equal
+
+
+def test_two_contents_under_one_id_are_a_contradiction(tmp_path: Path) -> None:
+    twice = graphs("a", "a")
+    twice[1] = message(GRAPHS.name, 1, graphs("a", step=1)[0].value, headers=twice[1].headers, key=twice[1].key)
+    found = compared(tmp_path, twice, graphs("a"))
+    assert (found.same, found.contradictions) == (1, 1)
+    assert not found.equal
+
+
+def test_a_run_can_be_chosen(tmp_path: Path) -> None:
+    found = compared(tmp_path, graphs("a", "b"), graphs("a"), runs=["another"])
+    assert (found.same, found.left_only) == (0, 0)
+
+
+def test_bytes_without_a_record_are_compared_too(tmp_path: Path) -> None:
+    found = compared(tmp_path, [message(GRAPHS.name, 0, b"one")], [message(GRAPHS.name, 0, b"two")])
+    assert found.first is not None
+    assert found.first.field == "(bytes)"
+    assert "expected a ModelGraph" in found.first.right
+
+
+@pytest.mark.parametrize(
+    ("left", "right", "expected"),
+    [
+        ({"a": 1}, {"a": 1}, None),
+        ({"a": {"b": [1, 2]}}, {"a": {"b": [1, 3]}}, ("a.b[1]", 2, 3)),
+        ({"a": [1]}, {"a": [1, 2]}, ("a", [1], [1, 2])),
+        ({"a": 1}, {"a": 1, "b": 2}, ("b", "absent", 2)),
+        ({"a": None}, {"a": 0}, ("a", None, 0)),
+        ({"a": [{"x": 1}]}, {"a": [{"x": 2}]}, ("a[0].x", 1, 2)),
+    ],
+)
+def test_first_difference(left: dict[str, object], right: dict[str, object], expected: object) -> None:
+    assert first_difference(left, right) == expected
+
+
+def test_what_is_compared_is_named_by_folder_or_prefix() -> None:
+    with pytest.raises(ConfigurationError, match="there is no folder nowhere; topics on the broker are named topics:"):
+        side("nowhere", KafkaSettings)

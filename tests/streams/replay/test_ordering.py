@@ -1,0 +1,122 @@
+"""When a replay's telemetry may be published, with intake's commits in a test's hand."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from tamiyo.schemas.codec import encode
+from tamiyo.schemas.kafka import KafkaSettings, TopicNames
+from tamiyo.schemas.record import Record
+from tamiyo.schemas.topics import ERROR_RECOVERY, KERNEL_PERFORMANCE, OUTCOMES
+from tamiyo.streams.messages import Message
+from tamiyo.streams.replay import ordering as replay_order
+from tamiyo.streams.replay.ordering import IntakeOrder
+from tamiyo.streams.settings import WindowSettings
+from tests.support.recordings import message
+from tests.support.telemetry import error_recovery, kernel_performance
+
+
+class Intake:
+    """A consumer group whose commits a test makes."""
+
+    def __init__(self) -> None:
+        self.committed_offsets: dict[str, int] = {}
+        self.asked = 0
+
+    def committed(self, places: list[Any], timeout: float) -> list[Any]:
+        self.asked += 1
+        return [
+            SimpleNamespace(topic=p.topic, partition=p.partition, offset=self.committed_offsets.get(p.topic, -1001))
+            for p in places
+        ]
+
+
+@pytest.fixture
+def intake() -> Intake:
+    return Intake()
+
+
+@pytest.fixture
+def order(intake: Intake) -> IntakeOrder:
+    order = IntakeOrder(KafkaSettings(), TopicNames(prefix="r."), "r.intake", WindowSettings(width=50))
+    order.close()
+    order._consumer = intake
+    return order
+
+
+def frame(record: Record, topic: str = KERNEL_PERFORMANCE.name) -> Message:
+    return message(topic, 0, encode(record), key=b"run")
+
+
+def publish(order: IntakeOrder, *messages: Message) -> int:
+    """Publish what need not wait; return how often it had to."""
+
+    def never() -> None:
+        raise AssertionError("it waits")
+
+    before = order.waits
+    for each in messages:
+        order.before(each, never)
+        order.after(each)
+    return order.waits - before
+
+
+def test_a_frame_that_leaves_a_window_waits_for_the_errors_in_it(order: IntakeOrder, intake: Intake) -> None:
+    error = frame(error_recovery(40), ERROR_RECOVERY.name)
+    # In the same window, of another run, or of a topic that intake does not read: at once.
+    other = message(KERNEL_PERFORMANCE.name, 0, encode(kernel_performance(60, run_id="other")), key=b"other")
+    outcome = message(OUTCOMES.name, 0, b"anything", key=b"run")
+    assert publish(order, error, frame(kernel_performance(40)), other, outcome) == 0
+    turns = 0
+
+    def commit() -> None:
+        nonlocal turns
+        turns += 1
+        intake.committed_offsets[f"r.{KERNEL_PERFORMANCE.name}"] = 2  # of another topic: not enough
+        if turns == 3:
+            intake.committed_offsets[f"r.{ERROR_RECOVERY.name}"] = 1
+
+    order.before(frame(kernel_performance(50)), commit)
+    assert (turns, order.waits) == (3, 1)
+    assert publish(order, frame(kernel_performance(50)), frame(kernel_performance(100))) == 0
+
+
+def test_a_runs_last_frame_waits_too(order: IntakeOrder, intake: Intake) -> None:
+    publish(order, frame(error_recovery(40), ERROR_RECOVERY.name))
+    intake.committed_offsets[f"r.{ERROR_RECOVERY.name}"] = 1
+    assert publish(order, frame(kernel_performance(45, final=True))) == 1
+
+
+def test_the_wait_can_be_ended(order: IntakeOrder) -> None:
+    publish(order, frame(error_recovery(40), ERROR_RECOVERY.name))
+
+    def stop() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        order.before(frame(kernel_performance(50)), stop)
+
+
+def test_no_more_is_published_than_windows_can_hold(
+    order: IntakeOrder, intake: Intake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = frame(kernel_performance(0))
+    assert one.value is not None
+    monkeypatch.setattr(replay_order, "MAX_AHEAD_BYTES", 10 * len(one.value))
+    publish(order, *[one] * 11)
+    assert intake.asked == 0
+    turns = 0
+
+    def commit() -> None:
+        nonlocal turns
+        turns += 1
+        intake.committed_offsets[f"r.{KERNEL_PERFORMANCE.name}"] = 2 * turns
+
+    order.before(one, commit)
+    assert turns == 3  # down to half of it
+
+
+def test_what_is_no_frame_holds_nothing_up(order: IntakeOrder) -> None:
+    bad = message(ERROR_RECOVERY.name, 0, b"garbage", key=b"run")
+    assert publish(order, bad, frame(kernel_performance(50)), message(KERNEL_PERFORMANCE.name, 0, b"garbage")) == 0

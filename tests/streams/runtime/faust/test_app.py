@@ -1,0 +1,56 @@
+"""The Faust app of a stage."""
+
+from pathlib import Path
+
+import pytest
+
+from tamiyo.schemas.errors import ConfigurationError
+from tamiyo.schemas.kafka import KafkaSettings
+from tamiyo.streams.runtime.faust.app import aiokafka_settings, create_app
+from tamiyo.streams.settings import WorkerSettings
+
+
+def test_the_settings_that_keep_records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    app = create_app("x.tamiyo_health_collectors", KafkaSettings(bootstrap_servers="a:1, b:2"), WorkerSettings())
+    conf = app.conf
+    assert conf.id == "x.tamiyo_health_collectors"
+    assert [str(url) for url in conf.broker] == ["kafka://a:1", "kafka://b:2"]
+    assert (conf.stream_wait_empty, conf.topic_disable_leader, conf.topic_allow_declare) == (False, True, False)
+    assert (conf.broker_session_timeout, conf.broker_heartbeat_interval, conf.broker_request_timeout) == (6, 1, 20)
+    assert conf.consumer_auto_offset_reset == "earliest"
+    assert conf.consumer_metadata_max_age_ms == conf.producer_metadata_max_age_ms <= 10_000
+    assert (conf.web_enabled, conf.worker_redirect_stdouts) == (False, False)
+    app._create_directories()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("settings", "what"),
+    [
+        ({"heartbeat_interval_s": 3.0}, "HEARTBEAT_INTERVAL_S=3.0 must be at most a third"),
+        ({"session_timeout_s": 30.0}, "SESSION_TIMEOUT_S=30.0 must not exceed"),
+    ],
+)
+def test_timeouts_that_contradict_each_other(settings: dict[str, float], what: str) -> None:
+    with pytest.raises(ConfigurationError, match=what):
+        create_app("group", KafkaSettings(), WorkerSettings(**settings))
+
+
+def test_security_reaches_faust_and_aiokafka() -> None:
+    plain = KafkaSettings()
+    assert aiokafka_settings(plain)["security_protocol"] == "PLAINTEXT"
+    assert create_app("g", plain, WorkerSettings()).conf.broker_credentials is None
+    sasl = KafkaSettings(
+        security_protocol="SASL_SSL", sasl_mechanism="SCRAM-SHA-256", sasl_username="me", sasl_password="secret"
+    )
+    settings = aiokafka_settings(sasl)
+    assert (settings["sasl_mechanism"], settings["sasl_plain_password"]) == ("SCRAM-SHA-256", "secret")
+    assert settings["ssl_context"] is not None
+    credentials = create_app("g", sasl, WorkerSettings()).conf.broker_credentials
+    assert (credentials.protocol.value, credentials.username) == ("SASL_SSL", "me")
+    assert "secret" not in repr(sasl)
+    with pytest.raises(ConfigurationError, match="SASL_USERNAME"):
+        aiokafka_settings(KafkaSettings(security_protocol="SASL_PLAINTEXT", sasl_mechanism="PLAIN"))
+    with pytest.raises(ConfigurationError, match="SSL_"):
+        aiokafka_settings(KafkaSettings(security_protocol="SSL", ssl_ca_file="/nowhere"))

@@ -1,0 +1,390 @@
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tamiyo.models.behaviour import recompute
+from tamiyo.schemas.adaptation import AdaptationDecision, AdaptationOutcome, ControlCommand, OutcomeStatus
+from tamiyo.schemas.analysis import ModelGraph
+from tamiyo.schemas.codec import encode
+from tamiyo.schemas.identity import decision_id, graph_id, kernel_id, outcome_id, sampling_seed
+from tamiyo.schemas.topics import CHECKPOINTS, CONTROL, DECISIONS, GRAPHS, OUTCOMES
+from tamiyo.streams.settings import DecisionSettings
+from tamiyo.streams.stages.base import Incoming, Said
+from tamiyo.streams.stages.decisions.stage import DecisionsStage
+from tests.support.factories import make_graph
+from tests.support.released import make_policy, release
+from tests.support.stage_log import FixedView, Log, Shell
+
+GRAPH = make_graph(6)
+
+
+def graph(index: int = 0, *, run_id: str = "run-1", **fields: Any) -> ModelGraph:
+    """The graph of window `index`; a run that only grows where it is told to."""
+    values = {
+        "run_id": run_id,
+        "graph_id": graph_id(f"{run_id}-{index}", "topology"),
+        "window_id": f"{run_id}-{index}",
+        "step": 50 * index + 40,
+        "time_ms": 1_700_000_000_000 + 1000 * index,
+        "steps_since_adaptation": None,
+    }
+    return GRAPH.model_copy(update={**values, **fields})
+
+
+def command(run_id: str = "run-1", **fields: Any) -> ControlCommand:
+    return ControlCommand(run_id=run_id, time_ms=0, **fields)
+
+
+class Bench:
+    """A stage over a log, the policies it follows and the orders it obeys."""
+
+    def __init__(self, url: Path, **fields: Any) -> None:
+        self.url = url
+        self.checkpoints = FixedView({"tamiyo": release(url, 0)})
+        self.control = FixedView()
+        self.settings = DecisionSettings(checkpoint_url=f"file://{url}", **fields)
+        self.log = Log()
+        self.shell = Shell(self.make, self.log.messages)
+
+    def make(self) -> DecisionsStage:
+        return DecisionsStage(0, self.settings, {CHECKPOINTS.name: self.checkpoints, CONTROL.name: self.control})
+
+    def decide(self, *graphs: ModelGraph) -> list[AdaptationDecision]:
+        for each in graphs:
+            self.log.add(GRAPHS, each)
+        return self.shell.run().records(DECISIONS)
+
+    def adapted(self, count: int = 8, **fields: Any) -> list[AdaptationDecision]:
+        """Decide `count` runs' first graphs; return those that came out as an adaptation."""
+        return [each for each in self.decide(*(graph(5, run_id=f"run-{n}", **fields) for n in range(count)))
+                if each.type != "no_op"]  # fmt: skip
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Bench:
+    return Bench(tmp_path)
+
+
+@pytest.fixture
+def make_bench(tmp_path: Path) -> Callable[..., Bench]:
+    return lambda **fields: Bench(tmp_path, **fields)
+
+
+def test_every_graph_gets_one_decision(bench: Bench) -> None:
+    graphs = [graph(index) for index in range(10)]
+    decisions = bench.decide(*graphs, graphs[3])
+    assert [each.graph_id for each in decisions] == [each.graph_id for each in graphs]
+    assert [each.decision_id for each in decisions] == [decision_id(each.graph_id) for each in graphs]
+    assert all(each.seed == sampling_seed(each.decision_id) for each in decisions)
+    assert all(each.policy_version == 0 for each in decisions)
+    assert all(each.explanation.startswith(f"Step {each.step}: ") for each in decisions)
+
+
+def test_a_decision_says_everything_needed_to_judge_it(bench: Bench) -> None:
+    decision = bench.adapted()[0]
+    probabilities = decision.probabilities.numpy()
+    mask = np.frombuffer(decision.mask, np.uint8).astype(bool)
+    assert len(mask) == 1 + len(decision.layers) * len(decision.kinds)
+    assert probabilities.sum() == pytest.approx(1)
+    assert (probabilities[~mask] == 0).all()
+    assert (probabilities[mask] > 0).all()
+    assert decision.log_probability == pytest.approx(math.log(probabilities[decision.action_index]))
+    assert decision.confidence == pytest.approx(1 - decision.uncertainty)
+    assert decision.proposed.type == decision.type == "load_kernel"
+    assert decision.kernel_id == kernel_id(decision.decision_id)
+    assert decision.vetoes == []
+    assert f"load {decision.blueprint} at {decision.layer_id}" in decision.explanation
+
+
+@pytest.mark.parametrize("learned", [False, True])
+def test_propensities_are_recomputed_from_graph_and_version(bench: Bench, learned: bool) -> None:
+    policy = make_policy(3, learned=learned)
+    bench.checkpoints.records["tamiyo"] = release(bench.url, 3, policy)
+    graphs = [graph(index, run_id=f"run-{index}") for index in range(8)]
+    decisions = bench.decide(*graphs)
+    for each, decided in zip(graphs, decisions, strict=True):
+        assert decided.policy_version == 3
+        again = recompute(policy, each, decided)
+        assert np.abs(again - decided.probabilities.numpy()).max() <= 1e-5
+
+
+def test_the_same_log_gives_the_same_bytes_in_any_batches(tmp_path: Path) -> None:
+    graphs = [graph(index, run_id=f"run-{index % 3}") for index in range(12)]
+    logs = []
+    for batch in (1, 5, 12):
+        bench = Bench(tmp_path)
+        for each in graphs:
+            bench.log.add(GRAPHS, each)
+        bench.shell.run(batch=batch)
+        logs.append([encode(each) for each in bench.shell.records(DECISIONS)])
+    assert logs[0] == logs[1] == logs[2]
+
+
+# What forbids any adaptation
+
+
+@pytest.mark.parametrize(
+    ("fields", "by"),
+    [
+        ({"signals": 2}, "signals"),
+        ({"final": True}, "run"),
+        ({"steps_since_adaptation": 50, "cooldown_steps": 200}, "cooldown"),
+    ],
+)
+def test_a_graph_may_forbid_adaptations(bench: Bench, fields: dict[str, Any], by: str) -> None:
+    for decision in bench.decide(*(graph(5, run_id=f"run-{n}", **fields) for n in range(10))):
+        assert decision.type == decision.proposed.type == "no_op"
+        assert [veto.by for veto in decision.vetoes] == [by]
+        assert decision.log_probability == 0
+        assert sum(decision.mask) == 1
+        assert decision.vetoes[0].reason in decision.explanation
+
+
+@pytest.mark.parametrize("key", ["run-1", "*"])
+def test_a_paused_run_is_left_alone(bench: Bench, key: str) -> None:
+    bench.control.records[key] = command(key, paused=True, reason="audit")
+    (decision,) = bench.decide(graph(5))
+    assert decision.type == "no_op"
+    assert decision.vetoes[0].by == "control"
+    assert "audit" in decision.explanation
+
+
+def test_a_dry_run_is_decided_and_not_executed(bench: Bench) -> None:
+    bench.control.records["*"] = command("*", dry_run=True)
+    decision = bench.adapted()[0]
+    assert decision.dry_run
+    assert decision.kernel_id is None
+    assert "dry run" in decision.explanation
+
+
+def test_protected_layers_are_never_chosen(bench: Bench) -> None:
+    bench.control.records["*"] = command("*", protected_layers=["layer.0"])
+    found = bench.adapted(24)
+    assert found
+    assert {each.layer_id for each in found} <= {"layer.1", "layer.2"}
+
+
+def test_an_installation_protects_layers_of_every_run(make_bench: Callable[..., Bench]) -> None:
+    found = make_bench(protected_layers=("layer.0", "layer.1")).adapted(24)
+    assert {each.layer_id for each in found} <= {"layer.2"}
+
+
+def test_only_every_nth_window_may_bring_an_adaptation(make_bench: Callable[..., Bench]) -> None:
+    decisions = make_bench(decision_interval=3).decide(*(graph(index) for index in range(9)))
+    # A later adaptation in flight is another reason, so only the interval's vetoes are looked at.
+    skipped = ["interval" in [veto.by for veto in each.vetoes] for each in decisions]
+    assert skipped == [False, True, True] * 3
+
+
+def test_too_much_uncertainty_is_a_veto(make_bench: Callable[..., Bench]) -> None:
+    decisions = make_bench(max_decision_uncertainty=0.0).decide(*(graph(5, run_id=f"run-{n}") for n in range(8)))
+    vetoed = [each for each in decisions if each.proposed.type != "no_op"]
+    assert vetoed
+    for each in vetoed:
+        assert each.type == "no_op"
+        assert each.layer_id is None
+        assert each.kernel_id is None
+        assert each.action_index > 0
+        assert [veto.by for veto in each.vetoes] == ["uncertainty"]
+        assert "Not executed" in each.explanation
+
+
+# Adaptations on their way
+
+
+def outcome(name: str, run_id: str, status: OutcomeStatus) -> AdaptationOutcome:
+    """What a host answers to the decision `name`."""
+    return AdaptationOutcome(
+        run_id=run_id, outcome_id=outcome_id(name), decision_id=name, step=300, time_ms=0, type="load_kernel",
+        status=status,
+    )  # fmt: skip
+
+
+def first_adaptation(bench: Bench, **fields: Any) -> tuple[str, int]:
+    """Return a run and the window at which it was adapted first."""
+    for number in range(50):
+        run_id = f"try-{number}"
+        decisions = [each for each in bench.decide(graph(5, run_id=run_id, **fields)) if each.run_id == run_id]
+        if decisions[-1].type != "no_op":
+            return run_id, 5
+    raise AssertionError("no run was adapted")
+
+
+def last(bench: Bench, *graphs: ModelGraph) -> AdaptationDecision:
+    return bench.decide(*graphs)[-1]
+
+
+def test_a_second_adaptation_waits_for_the_first(bench: Bench) -> None:
+    run_id, at = first_adaptation(bench)
+    for ahead in range(1, 6):
+        decision = last(bench, graph(at + ahead, run_id=run_id))
+        assert [veto.by for veto in decision.vetoes] == ["in_flight"]
+    assert last(bench, graph(at + 6, run_id=run_id)).vetoes == []  # it will not come any more
+
+
+def test_a_graph_that_shows_the_first_carried_out_ends_the_wait(bench: Bench) -> None:
+    run_id, at = first_adaptation(bench)
+    before = last(bench, graph(at + 1, run_id=run_id, steps_since_adaptation=51))
+    assert [veto.by for veto in before.vetoes] == ["in_flight"]  # that was an earlier one
+    assert last(bench, graph(at + 2, run_id=run_id, steps_since_adaptation=60)).vetoes == []
+
+
+def test_the_cooldown_counts_from_the_decision_too(make_bench: Callable[..., Bench]) -> None:
+    bench = make_bench(cooldown_steps=500, in_flight_steps=0)
+    run_id, at = first_adaptation(bench)
+    assert [veto.by for veto in last(bench, graph(at + 9, run_id=run_id)).vetoes] == ["cooldown"]
+    assert last(bench, graph(at + 10, run_id=run_id)).vetoes == []
+
+
+def test_the_rate_budget_is_counted_over_its_steps(make_bench: Callable[..., Bench]) -> None:
+    bench = make_bench(max_adaptations=1, rate_steps=400, in_flight_steps=0)
+    run_id, at = first_adaptation(bench)
+    assert [veto.by for veto in last(bench, graph(at + 7, run_id=run_id)).vetoes] == ["rate"]
+    assert last(bench, graph(at + 8, run_id=run_id)).vetoes == []
+
+
+@pytest.mark.parametrize("status", [OutcomeStatus.REFUSED, OutcomeStatus.FAILED])
+@pytest.mark.parametrize("heed", [False, True])
+def test_a_refusal_ends_the_wait_where_outcomes_are_heeded(
+    make_bench: Callable[..., Bench], status: OutcomeStatus, heed: bool
+) -> None:
+    bench = make_bench(heed_outcomes=heed)
+    run_id, at = first_adaptation(bench)
+    name = bench.shell.records(DECISIONS)[-1].decision_id
+    bench.log.add(OUTCOMES, outcome(name, run_id, status))
+    decision = last(bench, graph(at + 1, run_id=run_id))
+    assert [veto.by for veto in decision.vetoes] == ([] if heed else ["in_flight"])
+
+
+# Policies
+
+
+def test_graphs_wait_for_the_first_policy(bench: Bench) -> None:
+    released = bench.checkpoints.records.pop("tamiyo")
+    assert bench.decide(graph(0), graph(1), graph(1)) == []
+    assert bench.shell.committed == {GRAPHS.name: 0}
+    assert bench.shell.stage.tick(1000) == []
+    bench.checkpoints.records["tamiyo"] = released
+    bench.shell.take(bench.shell.stage.tick(2000))
+    assert [each.step for each in bench.shell.records(DECISIONS)] == [40, 90]
+
+
+def test_waiting_graphs_are_bounded(make_bench: Callable[..., Bench]) -> None:
+    bench = make_bench(max_waiting=2)
+    bench.checkpoints.records.clear()
+    bench.decide(graph(0), graph(1), graph(2))
+    assert [each.source.record.step for each in bench.shell.rejected] == [40]
+
+
+def test_a_new_policy_is_picked_up_and_a_bad_one_is_not(bench: Bench) -> None:
+    assert bench.decide(graph(0))[-1].policy_version == 0
+    bench.checkpoints.records["tamiyo"] = release(bench.url, 1)
+    assert bench.decide(graph(1))[-1].policy_version == 1
+
+
+def test_a_policy_that_yields_nonsense_gives_way(bench: Bench) -> None:
+    stage = bench.make()
+    bench.log.add(GRAPHS, graph(0))
+    bench.log.add(GRAPHS, graph(1))
+    assert len(stage.feed(bench.log.messages[:1])) == 1
+    bench.checkpoints.records["tamiyo"] = release(bench.url, 1)
+    served = stage._policies.current()
+    assert served is not None
+    with torch.no_grad():
+        for parameter in served.policy.parameters():
+            parameter.fill_(math.inf)
+    (output,) = stage.feed(bench.log.messages[1:])
+    assert getattr(output, "record", None) is not None
+    assert output.record.policy_version == 0
+
+
+def test_a_graph_of_another_catalogue_is_set_aside(bench: Bench) -> None:
+    bench.decide(graph(0, feature_version=99), graph(1))
+    assert [each.step for each in bench.shell.records(DECISIONS)] == [90]
+    assert "catalogue 99" in bench.shell.rejected[0].reason
+
+
+# Restarts
+
+
+def run_of(windows: int) -> list[ModelGraph]:
+    """Three runs side by side, of which two end."""
+    return [
+        graph(index, run_id=f"run-{run}", final=run != 1 and index == windows - 1)
+        for index in range(windows)
+        for run in range(3)
+    ]
+
+
+@given(st.lists(st.integers(1, 89), min_size=1, max_size=3), st.integers(1, 5), st.booleans())
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_a_crash_anywhere_decides_nothing_anew(
+    tmp_path: Path, crashes: list[int], batch: int, new_policy: bool
+) -> None:
+    fields: dict[str, Any] = {"decision_interval": 2, "rate_steps": 300, "max_adaptations": 1, "in_flight_steps": 100}
+    whole, broken = Bench(tmp_path, **fields), Bench(tmp_path, **fields)
+    for each in run_of(30):
+        whole.log.add(GRAPHS, each)
+        broken.log.add(GRAPHS, each)
+    whole.shell.run()
+    for crash in sorted(crashes):
+        broken.shell.run(crash, batch=batch)
+        before = len(broken.shell.published)
+        if new_policy:
+            # What was decided under one policy stays decided under the next, though its graph is read again.
+            broken.checkpoints.records["tamiyo"] = release(tmp_path, 1)
+            broken.shell.run(crash, batch=batch)
+            broken.checkpoints.records["tamiyo"] = release(tmp_path, 0)
+        assert len(broken.shell.published) == before
+    broken.shell.run(batch=batch)
+    assert broken.shell.records(DECISIONS) == whole.shell.records(DECISIONS)
+    assert broken.shell.committed == whole.shell.committed
+
+
+def test_what_is_held_is_bounded_by_the_rate_steps(bench: Bench) -> None:
+    bench.decide(*(graph(index) for index in range(80)))
+    assert bench.shell.committed[GRAPHS.name] >= 80 - 1 - bench.settings.rate_steps // 50
+
+
+@pytest.mark.parametrize("outcome_first", [False, True])
+def test_an_answer_to_what_was_decided_before_a_restart_holds_nothing(
+    make_bench: Callable[..., Bench], outcome_first: bool
+) -> None:
+    bench = make_bench(heed_outcomes=True)
+    run_id, _ = first_adaptation(bench)
+    decision = bench.shell.records(DECISIONS)[-1]
+    stage = bench.make()
+    stage.recall([Said(DECISIONS.name, 0, decision, decision.decision_id, {GRAPHS.name: 7})])
+    answer = Incoming(OUTCOMES.name, 0, 3, 0, outcome(decision.decision_id, run_id, OutcomeStatus.EXECUTED))
+    # Reading goes on behind the decision's graph, which had been acknowledged.
+    batch = [answer, Incoming(GRAPHS.name, 0, 8, 0, graph(0, run_id="another"))]
+    stage.feed(batch if outcome_first else batch[::-1])
+    assert OUTCOMES.name not in stage.open_offsets()
+
+
+def test_a_run_that_was_silent_before_a_restart_holds_nothing_after_it(bench: Bench) -> None:
+    first_adaptation(bench)
+    stage = bench.shell.stage
+    stage.tick(10**15)
+    assert stage.open_offsets()  # records may wait that are the run's
+    stage.backlog = 0
+    stage.tick(10**15 + 2000)
+    assert stage.open_offsets() == {}
+
+
+def test_a_run_that_is_over_or_silent_holds_nothing(bench: Bench) -> None:
+    run_id, at = first_adaptation(bench)
+    stage = bench.shell.stage
+    assert stage.open_offsets()
+    stage.tick(10_000)
+    stage.tick(10_000 + int(1000 * bench.settings.idle_timeout_s))
+    assert stage.open_offsets() == {}
+    bench.decide(graph(at + 1, run_id=run_id, final=True))
+    assert run_id not in bench.shell.stage._runs

@@ -1,0 +1,235 @@
+"""What adaptations are worth, on loss curves as MNIST-1D gives them, and the ways to cheat."""
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+
+from tamiyo.streams.stages.rewards import components as rc
+from tamiyo.streams.stages.rewards.attribution import Case, Judgement, judge, make_spans
+from tamiyo.streams.stages.rewards.projection import DAMPING
+from tamiyo.streams.stages.rewards.window_summary import WindowFacts
+from tests.support.factories import make_window
+
+ANCHOR = 800.0
+SPANS = make_spans((100, 400, 1000, 2000))
+CASE = Case(anchor=ANCHOR, layer_id="conv1", gated=True, parameters_added=1300, parameter_budget=6000, uncertainty=0.2)
+
+Curve = Callable[[float], float | None]
+
+
+def plateau(step: float) -> float:
+    """A narrow network's held-out loss: from 2.3, flat at .905 from step 800 on."""
+    return 0.905 + 1.4 * math.exp(-step / 60)
+
+
+def grown(step: float) -> float:
+    """The same where a kernel takes it down to .535 within some 200 steps."""
+    return plateau(step) if step < ANCHOR else 0.535 + 0.37 * math.exp(-(step - ANCHOR) / 100)
+
+
+def run(
+    loss: Curve, contribution: Curve | None = None, *, steps: int = 2800, step_time_ms: Curve | None = None
+) -> list[WindowFacts]:
+    facts = []
+    for index in range(steps // 50):
+        middle = 50.0 * index + 25
+        value = contribution(middle) if contribution and middle >= ANCHOR else None
+        facts.append(
+            WindowFacts(
+                offset=index,
+                start=50.0 * index,
+                end=50.0 * index + 50,
+                time_ms=1000 * index,
+                train_loss=loss(middle),
+                validation_loss=loss(middle),
+                step_time_ms=step_time_ms(middle) if step_time_ms else 2.0,
+                contribution=None if value is None else {"conv1": value},
+            )
+        )
+    return facts
+
+
+def verdict(windows: list[WindowFacts], case: Case = CASE, closed: int = 4) -> Judgement:
+    return judge(case, windows, SPANS, closed, baseline_windows=12)
+
+
+def test_spans_are_the_specifications() -> None:
+    assert [(span.name, span.weight) for span in SPANS] == [
+        ("immediate", 0.3),
+        ("short_term", 0.4),
+        ("medium_term", 0.25),
+        ("long_term", 0.05),
+    ]
+    assert [(span.start, span.end) for span in SPANS] == [(0, 100), (100, 400), (400, 1000), (1000, 2000)]
+
+
+def test_a_good_kernel_pays() -> None:
+    found = verdict(run(grown, lambda step: 0.9))
+    assert found.total > 0.3
+    assert found.success is True
+    assert found.improvement is not None
+    assert found.improvement > 0.2
+    last = found.spans[-1].components
+    assert last[rc.ACCURACY] == pytest.approx(math.log(0.905 / 0.535) / math.log(1.25), abs=0.1)
+    assert last[rc.MEMORY] == pytest.approx(-1300 / 6000)
+
+
+def test_a_kernel_without_effect_costs() -> None:
+    found = verdict(run(plateau, lambda step: 0.0))
+    assert found.total < -0.05
+    assert found.success is False
+
+
+def test_an_adaptation_without_effect_or_parameters_costs() -> None:
+    case = replace(CASE, gated=False, parameters_added=0, uncertainty=0.0)
+    assert verdict(run(plateau), case).total < -0.05
+
+
+def test_drift_is_not_credited() -> None:
+    def falling(step: float) -> float:
+        # Exactly the damped trend of the 550 clock units before the adaptation.
+        early = math.exp(-0.0005 * min(step, ANCHOR))
+        horizon = DAMPING * 550
+        return early * math.exp(-0.0005 * horizon * -math.expm1(-max(0.0, step - ANCHOR) / horizon))
+
+    found = verdict(run(falling))
+    assert found.total < 0
+    assert found.improvement == pytest.approx(0, abs=1e-3)
+    assert found.success is False
+
+
+def test_a_kernel_that_is_merely_missed_does_not_pay() -> None:
+    assert verdict(run(plateau, lambda step: 3.0)).total < 0
+
+
+def test_a_coincidence_does_not_pay() -> None:
+    assert verdict(run(grown, lambda step: 0.0)).total < 0
+
+
+def test_noise_does_not_pay() -> None:
+    def noisy(step: float) -> float:
+        return plateau(step) * (1.03 if (step // 50) % 3 else 0.98)
+
+    case = replace(CASE, gated=False, parameters_added=0)
+    assert verdict(run(noisy), case).total < 0
+
+
+def test_a_harmful_adaptation_costs_more_than_a_useless_one() -> None:
+    def worse(step: float) -> float:
+        return plateau(step) * (1.3 if step >= ANCHOR else 1.0)
+
+    assert verdict(run(worse, lambda step: -0.2)).total < verdict(run(plateau, lambda step: 0.0)).total - 0.3
+
+
+def test_latency_is_paid_for() -> None:
+    free = verdict(run(grown, lambda step: 0.9)).components
+    slow = verdict(run(grown, lambda step: 0.9, step_time_ms=lambda step: 2.0 if step < ANCHOR else 3.0)).components
+    assert slow[rc.SPEED] == 0  # half a millisecond a step is within what a kernel may take
+    assert slow[rc.COST] == pytest.approx(free[rc.COST] + 0.2 * 0.5)
+    huge = verdict(run(grown, lambda step: 0.9, step_time_ms=lambda step: 200.0 if step < ANCHOR else 300.0)).components
+    assert huge[rc.SPEED] == pytest.approx(-98.5 / 200 - 0.5)
+
+
+def test_unseen_spans_are_unknown_and_weights_renormalised() -> None:
+    windows = run(grown, lambda step: 0.9)
+    found = verdict(windows, closed=2)
+    assert [span.seen for span in found.spans] == [True, True, False, False]
+    assert found.spans[2].components == {}
+    first, second = found.spans[:2]
+    expected = (0.3 * first.total + 0.4 * second.total) / 0.7
+    assert found.total == pytest.approx(math.tanh(expected))
+    assert found.confidence < 0.7
+    assert verdict(windows).confidence > found.confidence
+
+
+def test_without_a_loss_nothing_is_known() -> None:
+    found = verdict(run(lambda step: plateau(step) if step < ANCHOR else None))
+    assert found.components == {}
+    assert found.improvement is None
+    assert found.success is None
+    assert (found.total, found.confidence) == (0, 0)
+
+
+def test_the_training_loss_stands_in_for_held_out_loss() -> None:
+    windows = [replace(window, validation_loss=None) for window in run(grown, lambda step: 0.9)]
+    assert verdict(windows).total > 0.3
+
+
+def test_a_noisy_baseline_lowers_confidence() -> None:
+    def noisy(step: float) -> float:
+        return grown(step) * (1.2 if (step // 50) % 2 else 1.0)
+
+    assert verdict(run(noisy, lambda step: 0.9)).confidence < verdict(run(grown, lambda step: 0.9)).confidence - 0.2
+
+
+def test_without_a_baseline_the_counterfactual_counts_with_half_the_confidence() -> None:
+    case = replace(CASE, anchor=0.0)
+    windows = [replace(window, contribution={"conv1": 0.3}) for window in run(plateau)]
+    found = verdict(windows, case)
+    assert found.spans[3].components[rc.ACCURACY] == pytest.approx(math.log(1.205 / 0.905) / math.log(1.25), abs=0.01)
+    assert found.confidence == pytest.approx(0.5)
+
+
+def test_only_what_was_added_to_a_layer_that_had_kernels_counts() -> None:
+    before = [replace(w, contribution={"conv1": 0.5}) if w.end <= ANCHOR else w for w in run(grown, lambda step: 0.5)]
+    assert verdict(before).spans[3].components[rc.ACCURACY] == 0
+
+
+def test_after_another_adaptation_the_gain_is_shared_by_contribution() -> None:
+    shared = [replace(w, contribution={"conv1": 0.3, "conv2": 0.9}) if w.start >= ANCHOR else w for w in run(grown)]
+    case = replace(CASE, cut=1200.0)
+    whole = verdict([replace(w, contribution={"conv1": 5.0} if w.start >= ANCHOR else None) for w in run(grown)], case)
+    quarter = verdict(shared, case)
+    assert quarter.spans[3].components[rc.ACCURACY] == pytest.approx(
+        whole.spans[3].components[rc.ACCURACY] / 4, rel=0.01
+    )
+
+
+def test_after_another_adaptation_an_ungated_one_is_not_judged() -> None:
+    case = replace(CASE, gated=False, cut=1200.0)
+    assert [span.seen for span in verdict(run(grown), case).spans] == [True, True, False, False]
+
+
+def test_windows_that_began_before_the_adaptation_do_not_count_after_it() -> None:
+    case = replace(CASE, anchor=820.0)
+    found = verdict(run(grown, lambda step: 0.9), case, closed=1)
+    assert found.spans[0].windows == 1
+
+
+def test_errors_and_recoveries_of_the_layer_are_a_risk() -> None:
+    windows = run(grown, lambda step: 0.9)
+    failing = [
+        replace(w, errors={"conv1": 0.1}, recoveries={"conv1": (2, 1.0)}) if w.start >= ANCHOR else w for w in windows
+    ]
+    components = verdict(failing).components
+    assert components[rc.RISK] == pytest.approx(0.5 + 0.25 + 0.02)
+    assert components[rc.STABILITY] == pytest.approx(2 * (0.5 - 0.95))
+    elsewhere = [replace(w, errors={"conv2": 0.1}) if w.start >= ANCHOR else w for w in windows]
+    assert verdict(elsewhere).components[rc.RISK] == pytest.approx(0.02)
+
+
+def test_facts_of_a_window() -> None:
+    window = make_window(
+        3,
+        layers=["a", "b"],
+        execution_latency_ms=[0.2, 0.3],
+        error_count=[0.0, 2.0],
+        total_executions=[10.0, 10.0],
+        contribution=[None, 0.25],
+        recovery_success=[None, 0.4],
+        model={"train_loss": 1.1, "validation_loss": None, "step_time_ms": 2.5},
+    )
+    facts = WindowFacts.of(window, offset=7)
+    assert (facts.offset, facts.start, facts.end, facts.middle) == (7, 150, 200, 175)
+    assert (facts.train_loss, facts.validation_loss, facts.step_time_ms) == (1.1, None, 2.5)
+    assert facts.layers_ms == pytest.approx(0.5)
+    assert facts.contribution == {"b": 0.25}
+    assert facts.errors == {"b": 0.2}
+    assert facts.recoveries == {"b": (5, 2.0)}
+
+
+def test_a_step_time_that_was_not_measured_is_unknown() -> None:
+    facts = WindowFacts.of(make_window(0, model={"step_time_ms": 0.0}), offset=0)
+    assert facts.step_time_ms is None

@@ -1,0 +1,298 @@
+"""Windows: exact content, final once, whatever the order of arrival and wherever the process ends."""
+
+from typing import Any
+
+import pytest
+
+from tamiyo.schemas.analysis import HealthSignals, HealthWindow
+from tamiyo.schemas.codec import decode, encode
+from tamiyo.schemas.identity import identity, window_id
+from tamiyo.schemas.topics import (
+    CACHE_HIT_RATES,
+    ERROR_RECOVERY,
+    SIGNALS,
+)
+from tamiyo.streams.stages.base import Said
+from tests.support.telemetry import (
+    BEGAN_MS,
+    COMPANIONS,
+    as_said,
+    incoming,
+    outputs,
+    partition,
+    rejects,
+    signal,
+    windows,
+    windows_stage,
+)
+
+KERNEL, LAYER, MODEL = COMPANIONS
+LAYERS = ("a", "b")
+
+
+def frames(step: int, **fields: Any) -> list[HealthSignals]:
+    """Return one step's frame of each companion."""
+    return [
+        signal(KERNEL, step, {"execution_latency_ms": [1.0 + step, None]}, layers=LAYERS, **fields),
+        signal(LAYER, step, {"gradient_norm": [0.5, 0.25]}, layers=LAYERS, **fields),
+        signal(MODEL, step, model_metrics={"train_loss": 2.0 - step / 100}, **fields),
+    ]
+
+
+def test_one_window_by_hand() -> None:
+    log = [*frames(0), *frames(10), *frames(40), *frames(50)]
+    windowing = windows_stage()
+    said = windowing.feed(partition(log))
+    (output,) = outputs(said)
+    record = output.record
+    assert output.identity == record.window_id == window_id("run", "step", 50, 0)
+    assert output.source is not None
+    assert output.source.offset == 11  # the slowest companion's frame closed it
+    assert (record.clock, record.start, record.end) == ("step", 0, 50)
+    assert (record.first_step, record.last_step, record.time_ms) == (0, 40, BEGAN_MS + 40_000)
+    assert (record.signals, record.frames, record.shed, record.final) == (12, 9, 0, False)
+    assert record.signals_digest == identity("signals", *sorted(one.signal_id for one in log[:9]))
+    assert record.layer_id == ["a", "b"]
+    assert list(record.metrics) == ["execution_latency_ms", "gradient_norm"]
+    latency = record.metrics["execution_latency_ms"]
+    assert latency.count == [3, 0]
+    assert latency.mean == [pytest.approx(53 / 3), None]  # 1, 11, 41
+    assert latency.variance == [pytest.approx((1 + 121 + 1681) / 3 - (53 / 3) ** 2), None]
+    assert (latency.minimum, latency.maximum, latency.last) == ([1.0, None], [41.0, None], [41.0, None])
+    assert latency.slope == [pytest.approx(1.0), None]
+    loss = record.model_metrics["train_loss"]
+    assert (loss.count, loss.maximum, loss.minimum, loss.last) == (3, 2.0, 1.6, 1.6)
+    assert loss.slope == pytest.approx(-0.01)
+    assert decode(encode(record), HealthWindow) == record
+
+
+def test_one_value_has_no_slope_and_no_variance() -> None:
+    (record,) = windows(windows_stage().feed(partition([*frames(10), *frames(50)])))
+    assert record.metrics["gradient_norm"].slope == [None, None]
+    assert record.metrics["gradient_norm"].variance == [0.0, 0.0]
+    assert record.model_metrics["train_loss"].slope is None
+
+
+def test_several_rows_of_a_layer_count_each_and_two_at_one_time_have_no_slope() -> None:
+    twice = signal(KERNEL, 5, {"execution_latency_ms": [1.0, 3.0]}, layers=["a", "a"])
+    (record,) = windows(windows_stage().feed(partition([twice, *frames(5)[1:], *frames(60)])))
+    latency = record.metrics["execution_latency_ms"]
+    assert latency.count[0] == 2
+    assert (latency.mean[0], latency.variance[0], latency.slope[0]) == (2.0, 1.0, None)
+
+
+def test_the_watermark_waits_for_the_slowest_companion() -> None:
+    windowing = windows_stage()
+    log = [one for step in range(0, 200, 10) for one in frames(step)]
+    fast = [one for one in log if one.source != MODEL]
+    slow = [one for one in log if one.source == MODEL]
+    assert not windowing.feed(partition(fast))
+    said = windowing.feed(partition(slow, first=len(fast)))
+    assert [record.start for record in windows(said)] == [0, 50, 100]
+    assert all(record.frames == 15 for record in windows(said))
+
+
+def test_without_companions_the_sources_seen_decide() -> None:
+    log = [signal(KERNEL, step, layers=["a"], metrics={"x": [1.0]}, companions=[]) for step in (0, 50)]
+    assert [record.start for record in windows(windows_stage().feed(partition(log)))] == [0]
+    only_errors = [signal(ERROR_RECOVERY.name, step, companions=[]) for step in (0, 50, 100)]
+    assert not windows_stage().feed(partition(only_errors))  # they come when they come, and say nothing of the rest
+
+
+def test_delay_and_grace_put_the_end_off() -> None:
+    for fields in ({"delay": 20}, {"grace": 20}, {"delay": 10, "grace": 10}):
+        windowing = windows_stage(**fields)
+        assert not windowing.feed(partition([*frames(0), *frames(60)]))
+        (record,) = windows(windowing.feed(partition([*frames(49), *frames(70)], first=6)))
+        assert record.frames == 6, fields
+
+
+def test_late_signals_are_refused_with_the_reason() -> None:
+    windowing = windows_stage()
+    late = signal(ERROR_RECOVERY.name, 20, {"recovery_errors": [1.0]}, layers=["a"], companions=[])
+    said = windowing.feed(partition([*frames(0), *frames(50), late]))
+    assert len(outputs(said)) == 1
+    (refused,) = rejects(said)
+    assert refused.late
+    assert refused.source.record is late
+    assert "up to 50 were final" in refused.reason
+    assert windowing.counts["late"] == 1
+
+
+def test_an_empty_window_is_not_emitted_but_is_final() -> None:
+    windowing = windows_stage()
+    said = windowing.feed(partition([*frames(0), *frames(150), signal(CACHE_HIT_RATES.name, 60, companions=[])]))
+    assert [record.start for record in windows(said)] == [0]
+    assert rejects(said)[0].late
+
+
+def test_repeats_count_once_in_open_and_in_closed_windows() -> None:
+    log = [*frames(0), *frames(0), *frames(50), *frames(0), *frames(50)]
+    windowing = windows_stage()
+    said = windowing.feed(partition(log))
+    assert not rejects(said)
+    assert windows(said)[0].frames == 3
+    assert windowing.counts["repeated"] == 9
+    assert windowing.flush()[0].record.frames == 3
+
+
+def test_last_frames_of_all_companions_close_everything() -> None:
+    windowing = windows_stage()
+    log = [*frames(0), *frames(40), *frames(70), *frames(70, final=True)]
+    assert [record.start for record in windows(windowing.feed(partition(log[:-1])))] == [0]
+    (record,) = windows(windowing.feed(partition(log[-1:], first=len(log) - 1)))
+    assert (record.start, record.final, record.frames) == (50, True, 6)
+    assert windowing.open_offsets() == {}
+
+
+def test_several_windows_may_close_at_the_end_and_only_the_last_says_so() -> None:
+    log = [*frames(0), *frames(60)[:2], *frames(120, final=True)]
+    said = windows(windows_stage().feed(partition(log)))
+    assert [(record.start, record.final) for record in said] == [(0, False), (50, False), (100, True)]
+
+
+def test_event_time_clock() -> None:
+    windowing = windows_stage(clock="time", width=60_000)
+    said = windows(windowing.feed(partition([*frames(0), *frames(20), *frames(100)])))
+    (record,) = said
+    assert record.start == BEGAN_MS // 60_000 * 60_000
+    assert record.clock == "time"
+    assert record.metrics["execution_latency_ms"].slope[0] == pytest.approx(0.001)  # 20 a step, a step is 1,000 ms
+    assert (record.first_step, record.last_step) == (0, 20)
+
+
+def test_idle_runs_close_on_the_logs_own_time() -> None:
+    windowing = windows_stage(idle_timeout_s=30)
+    windowing.feed(partition([*frames(0), *frames(10)]))
+    assert not windowing.tick(5_000_000)  # whatever the wall clock says: the log has only just gone quiet
+    assert not windowing.tick(5_029_999)
+    (record,) = windows(windowing.tick(5_030_000))
+    assert (record.start, record.frames, record.final) == (0, 6, False)
+    assert windowing.open_offsets() == {}
+    assert not windowing.tick(9_000_000)
+
+
+def test_catching_up_is_not_silence() -> None:
+    windowing = windows_stage(idle_timeout_s=30)
+    one = [incoming(record, offset=n) for n, record in enumerate(frames(0))]
+    other = [incoming(record, offset=n) for n, record in enumerate(frames(20, run_id="other"), 3)]
+    windowing.feed(one)
+    windowing.tick(0)
+    windowing.tick(29_000)
+    windowing.feed(other)  # 20 s later in the log
+    assert not windowing.tick(40_000)
+    assert not windowing.tick(49_000)
+    assert [record.run_id for record in windows(windowing.tick(50_000))] == ["run"]
+    assert [record.run_id for record in windows(windowing.tick(70_000))] == ["other"]
+
+
+def test_a_replays_end_says_what_idleness_would_have_said() -> None:
+    log = partition([*frames(0), *frames(20), *frames(60)])
+    live, replayed = windows_stage(idle_timeout_s=10), windows_stage(idle_timeout_s=0)
+    first, again = live.feed(log), replayed.feed(log)
+    live.tick(0)
+    idle = live.tick(60_000)
+    assert replayed.tick(0) == replayed.tick(10**12) == ()
+    ended = replayed.flush()
+    assert len(outputs(idle)) == len(outputs(ended)) == 1
+    assert [encode(one.record) for one in outputs([*first, *idle])] == [
+        encode(one.record) for one in outputs([*again, *ended])
+    ]
+
+
+def test_a_last_frame_is_not_late_where_idleness_closed_its_window() -> None:
+    log = partition([*frames(0), *frames(10), *frames(10, final=True), signal(ERROR_RECOVERY.name, 10, companions=[])])
+    windowing = windows_stage(idle_timeout_s=30)
+    published = outputs(windowing.feed(log[:6]))
+    windowing.tick(0)
+    published += outputs(windowing.tick(30_000))
+    said = windowing.feed(log[6:])
+    (last,) = outputs(said)
+    assert (last.record.start, last.record.final, last.record.frames, last.record.last_step) == (50, True, 3, 10)
+    assert [one.source.offset for one in rejects(said)] == [9]
+    # A restart that reads all of it again says nothing new, and refuses the same straggler.
+    again = windows_stage(idle_timeout_s=30)
+    again.recall(as_said([*published, last]))
+    said = again.feed(log)
+    assert not outputs(said)
+    assert [one.source.offset for one in rejects(said)] == [9]
+    assert again.open_offsets() == {}
+    # One that had not heard of the last window finds it again, to the bit.
+    third = windows_stage(idle_timeout_s=30)
+    third.recall(as_said(published))
+    (found,) = outputs(third.feed(log))
+    assert encode(found.record) == encode(last.record)
+
+
+def test_values_that_cannot_be_are_refused() -> None:
+    bad = signal(MODEL, 0, model_metrics={"train_loss": 1e300})
+    worse = signal(KERNEL, 0, {"x": [1e40]}, layers=["a"])
+    said = windows_stage().feed(partition([bad, worse, *frames(0), *frames(50)]))
+    assert [one.late for one in rejects(said)] == [False, False]
+    assert windows(said)[0].frames == 3
+
+
+def test_too_many_layers_are_refused() -> None:
+    first = signal(KERNEL, 0, layers=[f"a{n}" for n in range(6_000)])
+    second = signal(KERNEL, 10, layers=[f"b{n}" for n in range(6_000)])
+    (refused,) = windows_stage().feed(partition([first, second]))
+    assert "12000 layers" in rejects([refused])[0].reason
+
+
+def test_open_signals_are_bounded() -> None:
+    windowing = windows_stage(max_open_signals=10)
+    ahead = [signal(KERNEL, step, {"x": [1.0] * 4}, layers=["a", "b", "c", "d"]) for step in (0, 50, 100)]
+    said = windowing.feed(partition(ahead))
+    assert [(record.start, record.signals) for record in windows(said)] == [(0, 4)]
+    assert windowing.counts["forced"] == 1
+    behind = windowing.feed(partition([signal(MODEL, 0)], first=3))
+    assert rejects(behind)[0].late
+
+
+def test_open_runs_are_bounded() -> None:
+    windowing = windows_stage(max_open_runs=3)
+    said = windowing.feed(partition([signal(KERNEL, 0, run_id=f"run-{n}") for n in range(5)]))
+    assert [record.run_id for record in windows(said)] == ["run-0", "run-1"]
+    assert windowing.open_offsets() == {SIGNALS.name: 2}
+
+
+def test_open_offsets_are_the_oldest_open_signals() -> None:
+    windowing = windows_stage()
+    assert windowing.open_offsets() == {}
+    log = [*frames(0), *frames(50, run_id="other"), *frames(50), *frames(100)]
+    seen = []
+    for one in partition(log):
+        windowing.feed([one])
+        seen.append(windowing.open_offsets()[SIGNALS.name])
+    assert seen == [0] * 8 + [3] * 4
+
+
+def test_bookkeeping_stays_small_while_an_old_window_stays_open() -> None:
+    windowing = windows_stage(width=1)
+    windowing.feed(partition([signal(KERNEL, 0, run_id="stuck")]))
+    for step in range(3_000):
+        windowing.feed([incoming(signal(KERNEL, step, companions=[]), offset=1 + step)])
+    assert windowing.open_offsets() == {SIGNALS.name: 0}
+    assert len(windowing._first_offsets) < 1_100
+
+
+def test_recall_without_sources_still_keeps_what_was_final() -> None:
+    log = partition([*frames(0), *frames(50)])
+    (output,) = outputs(windows_stage().feed(log))
+    again = windows_stage()
+    again.recall([Said("tamiyo.health.windows", 0, output.record, output.identity)])
+    assert not outputs(again.feed(log))
+
+
+def test_repeats_are_known_after_a_restart_and_after_the_runs_end() -> None:
+    log = partition([*frames(0), *frames(50), *frames(100, final=True)])
+    said = windows_stage().feed(log)
+    # A worker that lost the partition may repeat itself behind what its successor has said already.
+    again = [incoming(one.record, offset=len(log) + number) for number, one in enumerate(log)]
+    for first in (0, len(log)):  # the restart reads everything again, or begins behind what was committed
+        restarted = windows_stage()
+        restarted.recall(as_said(outputs(said)))
+        assert restarted.feed([*log[first:], *again]) == []
+        assert restarted.counts["repeated"] == len(log) - first + len(again)
+    stranger = incoming(signal(KERNEL, 20), offset=2 * len(log))
+    assert [each.late for each in rejects(restarted.feed([stranger]))] == [True]

@@ -1,0 +1,91 @@
+"""Factories: layers of every geometry, their specs, kernels good and bad."""
+
+import torch
+from torch import Tensor, nn
+
+from tamiyo.host.blueprints import Kernel, blueprint
+from tamiyo.host.blueprints.layer_spec import LayerSpec
+from tamiyo.host.layers.kasmina_layer import KasminaLayer
+
+# name -> (module, an input of a batch of 3)
+GEOMETRIES: dict[str, tuple[nn.Module, Tensor]] = {
+    "linear": (nn.Linear(5, 7), torch.zeros(3, 5)),
+    "linear_sequence": (nn.Linear(5, 7, bias=False), torch.zeros(3, 4, 5)),
+    "linear_one": (nn.Linear(5, 1), torch.zeros(3, 5)),
+    "conv1d": (nn.Conv1d(2, 6, 5, padding=2), torch.zeros(3, 2, 20)),
+    "conv1d_stride": (nn.Conv1d(2, 6, 5, stride=2), torch.zeros(3, 2, 21)),
+    "conv1d_same": (nn.Conv1d(2, 6, 4, padding="same", dilation=2), torch.zeros(3, 2, 20)),
+    "conv1d_circular": (nn.Conv1d(4, 6, 3, padding=1, padding_mode="circular"), torch.zeros(3, 4, 9)),
+    "conv1d_depthwise": (nn.Conv1d(6, 6, 3, groups=6), torch.zeros(3, 6, 9)),
+    "conv2d": (nn.Conv2d(3, 4, 3, padding=1), torch.zeros(3, 3, 8, 8)),
+    "conv2d_groups": (nn.Conv2d(4, 6, (3, 1), stride=(2, 1), groups=2, dilation=(1, 2)), torch.zeros(3, 4, 9, 5)),
+    "conv2d_double": (nn.Conv2d(2, 3, 2, padding="valid", dtype=torch.float64), torch.zeros(3, 2, 6, 6)),
+}
+
+
+def spec_of(name: str, layer_id: str = "layer") -> LayerSpec:
+    return LayerSpec.of(layer_id, *GEOMETRIES[name])
+
+
+def random_input(spec: LayerSpec, batch: int = 3, seed: int = 0) -> Tensor:
+    return spec.sample(batch, generator=torch.Generator().manual_seed(seed))[0]
+
+
+def layer(name: str = "linear", **options: object) -> KasminaLayer:
+    """A wrapped copy of a geometry with parameters of its own."""
+    module, example = GEOMETRIES[name]
+    torch.manual_seed(0)
+    base = type(module)(**_arguments(module))
+    return KasminaLayer(base, spec=LayerSpec.of("layer", base, example), **options)  # type: ignore[arg-type]
+
+
+def _arguments(module: nn.Module) -> dict[str, object]:
+    names = [
+        *("in_features", "out_features", "in_channels", "out_channels"),
+        *("kernel_size", "stride", "padding", "dilation", "groups", "padding_mode"),
+    ]
+    found = {name: getattr(module, name) for name in names if hasattr(module, name)}
+    weight = module.weight
+    assert isinstance(weight, Tensor)
+    return found | {"bias": module.bias is not None, "dtype": weight.dtype}
+
+
+def kernel(spec: LayerSpec, name: str = "bottleneck", *, seed: int = 1, trained: bool = False) -> Kernel:
+    """A fresh kernel, or one whose last projection is no longer zero."""
+    built = blueprint(name).build(spec, seed=seed)
+    if trained:
+        train(built)
+    return built
+
+
+def train(built: Kernel, seed: int = 2) -> None:
+    """Give the last projection values that are not zero."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in built.last.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
+
+
+class FaultyKernel(Kernel):
+    """A trained constant delta of 1; raises or gives NaN as often as `faults` says."""
+
+    def __init__(self, features: int, faults: int = 0, kind: str = "raise") -> None:
+        super().__init__()
+        self.last = nn.Linear(1, features)
+        self.faults = faults
+        self.kind = kind
+        self.calls = 0
+        self.zero_last()
+
+    def hidden(self, layer_input: Tensor, layer_output: Tensor) -> Tensor:
+        self.calls += 1
+        if self.faults > 0:
+            self.faults -= 1
+            if self.kind == "raise":
+                raise RuntimeError("out of luck")
+            return torch.full((*layer_output.shape[:-1], 1), torch.nan)
+        return layer_output.new_zeros((*layer_output.shape[:-1], 1))
+
+    def teach(self) -> None:
+        with torch.no_grad():
+            self.last.bias.fill_(1.0)  # type: ignore[union-attr, operator]

@@ -1,0 +1,96 @@
+"""Runs stages as the shell does: feed, publish what is new, acknowledge below what is open, crash, begin again."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from tamiyo.schemas.codec import decode, encode
+from tamiyo.schemas.record import Record
+from tamiyo.schemas.topics import Topic
+from tamiyo.streams.stages.base import Incoming, Output, Reject, Said, Stage
+
+
+class FixedView:
+    """A compacted topic whose records a test puts in."""
+
+    def __init__(self, records: Mapping[str, Any] | None = None) -> None:
+        self.records = dict(records or {})
+
+    def get(self, key: str) -> Any:
+        return self.records.get(key)
+
+    def items(self) -> list[tuple[str, Any]]:
+        return list(self.records.items())
+
+
+class Log:
+    """Appends records to topics of one partition, each with the next offset."""
+
+    def __init__(self) -> None:
+        self.messages: list[Incoming] = []
+        self._next: dict[str, int] = {}
+
+    def add(self, topic: Topic, record: Record) -> Incoming:
+        offset = self._next.get(topic.name, 0)
+        self._next[topic.name] = offset + 1
+        incoming = Incoming(topic.name, 0, offset, 0, record)
+        self.messages.append(incoming)
+        return incoming
+
+
+@dataclass
+class Shell:
+    """Keeps what was published and acknowledged across crashes of the stage."""
+
+    make: Callable[[], Stage]
+    log: list[Incoming]
+    published: list[Output] = field(default_factory=list)
+    rejected: list[Reject] = field(default_factory=list)
+    committed: dict[str, int] = field(default_factory=dict)
+    stage: Any = None
+    _read: dict[str, int] = field(default_factory=dict)
+    _read_when_said: list[dict[str, int]] = field(default_factory=list)
+
+    def run(self, until: int | None = None, *, batch: int = 1) -> "Shell":
+        """Begin (again) and feed the log up to message `until`."""
+        self.stage = self.make()
+        self.stage.recall(self._tail())
+        due = [each for each in self.log[:until] if each.offset >= self.committed.get(each.topic, 0)]
+        positions = self._read = dict(self.committed)
+        for start in range(0, len(due), batch):
+            part = due[start : start + batch]
+            for each in part:
+                positions[each.topic] = each.offset + 1
+            self.take(self.stage.feed(part))
+            needed = self.stage.open_offsets()
+            for topic, position in positions.items():
+                bound = min(needed.get(topic, position), position)
+                assert bound >= self.committed.get(topic, 0), f"{topic}: an acknowledged record is needed again"
+                self.committed[topic] = bound
+        return self
+
+    def _tail(self) -> list[Said]:
+        """Return what was said after something beyond the committed offsets had been read: no more is read back."""
+        # What a test put in was said by a stage that had read more than was acknowledged.
+        read = [*[{"": 1}] * (len(self.published) - len(self._read_when_said)), *self._read_when_said]
+        tail = []
+        for index, (each, positions) in enumerate(zip(self.published, read, strict=True)):
+            if any(offset > self.committed.get(topic, 0) for topic, offset in positions.items()):
+                sources = {} if each.source is None else {each.source.topic: each.source.offset}
+                tail.append(Said(each.topic.name, index, each.record, each.identity, sources, each.inside))
+        return tail
+
+    def take(self, said: Sequence[Output | Reject]) -> None:
+        """Publish what was not published before."""
+        known = {(each.topic.name, each.identity) for each in self.published}
+        for each in said:
+            if isinstance(each, Reject):
+                self.rejected.append(each)
+            elif (each.topic.name, each.identity) not in known:
+                assert decode(encode(each.record), type(each.record)) == each.record
+                self.published.append(each)
+                self._read_when_said.append(dict(self._read))
+
+    def records(self, topic: Topic) -> list[Any]:
+        """Return what was published to `topic`, in order."""
+        return [each.record for each in self.published if each.topic is topic]

@@ -1,0 +1,11 @@
+"""`python -m tests.support.supervised CODE ...`: a supervisor of `python -c CODE ...`, set by the environment."""
+
+import sys
+
+from tamiyo.streams.process.logs import configure
+from tamiyo.streams.process.supervisor import Supervisor
+from tamiyo.streams.settings import SupervisorSettings
+
+if __name__ == "__main__":
+    configure()
+    sys.exit(Supervisor([sys.executable, "-c", *sys.argv[1:]], SupervisorSettings()).run())
