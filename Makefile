@@ -4,7 +4,7 @@ VENV ?= .venv
 ARGS ?=
 BIN := $(VENV)/bin
 
-.PHONY: help demo test check format bench replay outage faults soak overload audit clean
+.PHONY: help demo test check format docs bench replay outage faults soak overload audit clean
 .DEFAULT_GOAL := help
 
 help:  ## What can be made
@@ -26,6 +26,10 @@ $(VENV)/.bench: $(VENV)/.dev
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[pipeline,dev,bench]'
 	@touch $@
 
+$(VENV)/.docs: $(VENV)/.dev
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[pipeline,dev,docs]'
+	@touch $@
+
 demo: $(VENV)/.pipeline  ## Train a real network with Tamiyo beside its static twin; ARGS="--task digits --seed 1"
 	@$(BIN)/tamiyo demo $(ARGS)
 
@@ -33,17 +37,24 @@ demo: $(VENV)/.pipeline  ## Train a real network with Tamiyo beside its static t
 test: $(VENV)/.dev  ## Run the test suite, on two cores; ARGS="-k windows", or -n0 for one
 	@$(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder $(ARGS)
 
-check: $(VENV)/.dev  ## Format, lint, strict types, wire contracts up to date
+check: $(VENV)/.dev  ## Format, lint, strict types, wire contracts and reference pages up to date
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
-	@$(BIN)/mypy -p tamiyo.schemas -p tamiyo.models -p tamiyo.streams -p tamiyo.host -p tamiyo.evaluation
+	@$(BIN)/mypy -p tamiyo.schemas -p tamiyo.models -p tamiyo.streams -p tamiyo.host -p tamiyo.evaluation -p scripts
 	@$(BIN)/python -m tamiyo.schemas.avro_schema --check
 	@$(BIN)/python -m tamiyo.schemas.compatibility
 	@$(BIN)/python -m tamiyo.schemas.asyncapi --check
+	@$(BIN)/python -m scripts.reference --check
 
 format: $(VENV)/.dev  ## Rewrite files in the project's format
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
+
+# Strict covers links and anchors; what griffe reports about docstrings only goes to standard error.
+docs: $(VENV)/.docs  ## Write the reference pages from the code and build the documentation into site/, strictly
+	@$(BIN)/python -m scripts.reference
+	@$(BIN)/zensical build --clean --strict 2>&1 | tee $(VENV)/docs.log
+	@grep -q "No issues found" $(VENV)/docs.log && ! grep -q "^griffe: " $(VENV)/docs.log
 
 bench: $(VENV)/.bench  ## Measure everything that is claimed about speed; ARGS="--quick"
 	@$(BIN)/python -m tamiyo.evaluation.bench $(ARGS)
@@ -71,4 +82,4 @@ audit:  ## Ask for known vulnerabilities of the pinned versions; says so where n
 	{ echo "either vulnerable versions are named above, or the service did not answer and NOTHING WAS AUDITED" >&2; exit 1; }
 
 clean:  ## Remove what was installed and built
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist site .cache *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

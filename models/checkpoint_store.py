@@ -7,11 +7,11 @@ import re
 import uuid
 from pathlib import Path
 
-import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from tamiyo.schemas.display import without_secrets
 from tamiyo.schemas.errors import PolicyError
+from tamiyo.schemas.stores import open_store
 
 _FILE = re.compile(r"policy-(\d{6,12})\.safetensors")
 MAX_BYTES = 1 << 30  # a thousand times the policy's size: what is larger is not a policy
@@ -21,9 +21,9 @@ class CheckpointStore:
     """Checkpoint files below an fsspec URL; names are `policy-000012.safetensors`, nothing else is opened."""
 
     def __init__(self, url: str) -> None:
-        """Raises ValueError or ImportError, as fsspec does, for a URL of no known file system."""
+        """Raise ConfigurationError for a URL whose file system is unknown or not installed."""
         self.url = without_secrets(url)  # for messages
-        self._files, self._root = fsspec.core.url_to_fs(url)
+        self._files, self._root = open_store(url)
 
     @staticmethod
     def file_name(version: int) -> str:

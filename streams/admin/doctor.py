@@ -6,14 +6,13 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Literal
 
-import fsspec
-
 from tamiyo.schemas.avro_schema import FOLDER
 from tamiyo.schemas.codec import parsed_schema
 from tamiyo.schemas.display import without_secrets
-from tamiyo.schemas.errors import BrokerError, RegistryError, TamiyoError
+from tamiyo.schemas.errors import BrokerError, ConfigurationError, RegistryError, TamiyoError
 from tamiyo.schemas.kafka import KafkaSettings, TopicNames
 from tamiyo.schemas.registry import Registry, RegistrySettings
+from tamiyo.schemas.stores import open_store
 from tamiyo.schemas.topics import CATALOGUE
 from tamiyo.streams.admin import schema_registry as schemas
 from tamiyo.streams.admin.topics import Topics
@@ -64,12 +63,14 @@ def _schemas() -> Finding:
 def _store(store: StoreSettings) -> Finding:
     url = without_secrets(store.url)
     try:
-        filesystem, path = fsspec.core.url_to_fs(store.url)
+        filesystem, path = open_store(store.url)
         probe = f"{path.rstrip('/')}/.doctor"
         filesystem.makedirs(path, exist_ok=True)
         filesystem.pipe_file(probe, b"ok")
         filesystem.rm_file(probe)
-    except (OSError, ValueError, ImportError) as error:
+    except ConfigurationError as error:
+        return Finding("store", "problem", str(error), "TAMIYO_STORE_URL names the store")
+    except (OSError, ValueError) as error:
         advice = "set TAMIYO_STORE_URL to a place that every process can write"
         told = str(error).replace(store.url, url)
         return Finding("store", "problem", f"{url}: {told}", advice)
