@@ -116,7 +116,16 @@ def _plain(secret: SecretStr | None) -> str | None:
     return secret.get_secret_value() if secret is not None else None
 
 
-PRODUCER = {"partitioner": "murmur2_random", "enable.idempotence": True, "linger.ms": 5, "compression.type": "lz4"}
+MAX_MESSAGE_BYTES = 4 * 1024 * 1024
+"""The largest message that a producer of ours sends, before compression."""
+
+PRODUCER = {
+    "partitioner": "murmur2_random",
+    "enable.idempotence": True,
+    "linger.ms": 5,
+    "compression.type": "lz4",
+    "message.max.bytes": MAX_MESSAGE_BYTES,
+}
 """What every librdkafka producer of ours adds: order and no repeats within a session, and the common partitioner."""
 
 

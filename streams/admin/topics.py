@@ -13,12 +13,14 @@ from confluent_kafka.admin import ConfigResource, NewTopic, ResourceType
 
 from tamiyo.schemas.connection import Connection
 from tamiyo.schemas.errors import BrokerError
-from tamiyo.schemas.kafka import KafkaSettings, TopicNames
+from tamiyo.schemas.kafka import MAX_MESSAGE_BYTES, KafkaSettings, TopicNames
 from tamiyo.schemas.topics import CATALOGUE, Topic
 from tamiyo.streams.admin.brokers import is_embedded
 
 DAY_MS = 86_400_000
 DEAD_RETENTION_MS = 30 * DAY_MS  # long enough for an operator to come back from holiday
+MAX_BATCH_BYTES = MAX_MESSAGE_BYTES + 1024 * 1024
+"""What a broker must accept at once: the largest message, and what librdkafka may put beside it into a batch."""
 REQUEST_TIMEOUT_S = 20.0
 
 
@@ -33,6 +35,7 @@ class TopicState:
     cleanup: str | None = None
     """As the broker has it; None where it does not tell."""
     retention_ms: int | None = None
+    max_batch_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +109,7 @@ class Topics:
                 config={
                     "cleanup.policy": each.cleanup,
                     "retention.ms": str(each.retention_ms if retention_ms is None else retention_ms),
+                    "max.message.bytes": str(MAX_BATCH_BYTES),
                 },
             )
             for each in self._plan
@@ -161,12 +165,13 @@ class Topics:
                 each.cleanup,
                 config.get(each.name, {}).get("cleanup.policy"),
                 _integer(config.get(each.name, {}).get("retention.ms")),
+                _integer(config.get(each.name, {}).get("max.message.bytes")),
             )
             for each in self._plan
         ]
 
     def check(self) -> list[str]:
-        """Return what is wrong, a sentence each: missing topics, partition counts that differ, cleanup policies."""
+        """Return what is wrong, a sentence each: missing topics, differing partition counts, cleanup, sizes."""
         states = self.states()
         problems = [f"topic {each.name} does not exist" for each in states if not each.partitions]
         counts: dict[int, list[str]] = {}
@@ -186,6 +191,12 @@ class Topics:
             f"topic {each.name} has cleanup.policy={each.cleanup}, but {each.expected_cleanup} is expected"
             for each in states
             if each.cleanup is not None and each.expected_cleanup not in each.cleanup
+        ]
+        problems += [
+            f"topic {each.name} has max.message.bytes={each.max_batch_bytes}, but {MAX_BATCH_BYTES} is needed for the "
+            "largest messages"
+            for each in states
+            if each.max_batch_bytes is not None and each.max_batch_bytes < MAX_BATCH_BYTES
         ]
         return problems
 

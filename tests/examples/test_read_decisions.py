@@ -1,7 +1,6 @@
-"""Decisions read by clients that know nothing of us: the README's own example, and kcat."""
+"""Decisions read by foreign clients: the example, without any module of ours, and kcat."""
 
 import io
-import re
 import shutil
 import subprocess
 import sys
@@ -24,7 +23,7 @@ from tests.support.kafka_log import KafkaLog
 from tests.support.registry_server import RegistryServer
 from tests.support.runs import RUN, decision
 
-ROOT = Path(__file__).parents[3]
+EXAMPLE = Path(__file__).parents[2] / "examples" / "read_decisions.py"
 BARE = TopicNames(prefix="")
 # Any import of ours fails in this process.
 ALONE = (
@@ -53,19 +52,10 @@ def say_decisions(servers: str) -> None:
             use_registry(None)
 
 
-def example() -> str:
-    """Return the README's consumer."""
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
-    (block,) = [each for each in blocks if "AdaptationDecision.avsc" in each]
-    return str(block)
-
-
-def test_the_readmes_consumer_reads_decisions(servers: str, tmp_path: Path) -> None:
+def test_the_example_reads_decisions(servers: str) -> None:
     say_decisions(servers)
-    (tmp_path / "decisions.py").write_text(example())
-    shutil.copy(FOLDER / "AdaptationDecision.avsc", tmp_path)
-    command = [sys.executable, "-c", ALONE, "decisions.py", servers]
-    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as consumer:
+    command = [sys.executable, "-c", ALONE, str(EXAMPLE), servers]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as consumer:
         deadline = threading.Timer(PATIENCE_S, consumer.kill)
         deadline.start()
         assert consumer.stdout is not None
