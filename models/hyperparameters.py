@@ -20,8 +20,8 @@ class LearningSettings(BaseModel):
     max_importance: float = Field(
         2.0, ge=1, description="Of proximal / behaviour: no experience speaks for more than two, so variance is bounded"
     )
-    vf_coef: float = Field(0.5, ge=0)
-    ent_coef: float = Field(0.01, ge=0)
+    vf_coef: float = Field(0.5, ge=0, description="Of the value loss; the specification's")
+    ent_coef: float = Field(0.01, ge=0, description="Of the entropy bonus; the specification's")
     reward_coef: float = Field(1.0, ge=0, description="Of the reward heads")
     safety_coef: float = Field(0.1, ge=0, description="Of each part of the safety term")
     safe_uncertainty: float = Field(0.1, ge=0, description="The safety term wants the half-width of a reward above it")
@@ -31,13 +31,13 @@ class LearningSettings(BaseModel):
     )
 
     # Steps.
-    learning_rate: float = Field(3e-4, gt=0)
+    learning_rate: float = Field(3e-4, gt=0, description="Of AdamW at the start; the specification's")
     minimum_learning_rate: float = Field(
         3e-5, ge=0, description="Where the cosine ends and stays: a learner that runs for weeks must not freeze"
     )
-    weight_decay: float = Field(1e-4, ge=0)
+    weight_decay: float = Field(1e-4, ge=0, description="Of AdamW; the specification's")
     t_max: int = Field(10_000, ge=1, description="Updates of the cosine's decay")
-    max_grad_norm: float = Field(0.5, gt=0)
+    max_grad_norm: float = Field(0.5, gt=0, description="Gradients are clipped at this norm; the specification's")
     ewma_decay: float = Field(
         0.889,
         ge=0,

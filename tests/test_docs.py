@@ -67,6 +67,11 @@ def test_environment_variables_are_read(page: Path) -> None:
             assert name in known, name
 
 
+def test_every_setting_has_a_description() -> None:
+    fields = {name: cls.model_fields[field] for name, (cls, field) in settings().items() if cls.__name__[0] != "_"}
+    assert [name for name, field in fields.items() if not field.description] == []
+
+
 def test_every_page_is_in_the_navigation() -> None:
     navigation = (ROOT / "zensical.toml").read_text(encoding="utf-8")
     tomllib.loads(navigation)
