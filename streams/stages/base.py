@@ -44,7 +44,7 @@ class Output:
     """Deterministic id; what was published under it before is not published again."""
     source: Incoming | None
     """The input whose arrival closed this; None when a clock did. Its topic, partition and offset go into headers."""
-    inside: Sequence[str] = ()
+    member_ids: Sequence[str] = ()
     """Ids of the inputs that this holds, for a stage that must know them again after a restart; also a header."""
 
 
@@ -60,7 +60,7 @@ class Reject:
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
+class PriorOutput:
     """One record this stage published before, read back from its own output partition."""
 
     topic: str
@@ -69,7 +69,7 @@ class Said:
     identity: str
     sources: Mapping[str, int] = field(default_factory=dict)
     """Input topic to the offset that closed it."""
-    inside: Sequence[str] = ()
+    member_ids: Sequence[str] = ()
     """The first `SHORT_ID` digits of the ids of the inputs inside, as far as there was room to name them."""
 
 
@@ -92,7 +92,7 @@ class Stage(Protocol):
     views: ClassVar[tuple[Topic, ...]]
     """Compacted topics read whole before the first record is fed."""
 
-    def recall(self, said: Iterable[Said]) -> None:
+    def restore(self, said: Iterable[PriorOutput]) -> None:
         """Learn what this partition's stage had already published, oldest first, before anything is fed."""
 
     def feed(self, batch: Sequence[Incoming]) -> Sequence[Output | Reject]:
