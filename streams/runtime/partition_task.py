@@ -303,9 +303,8 @@ class PartitionTask:
     async def _end(self) -> None:
         """Say what the stage still holds, and that nothing follows."""
         assert self.stage is not None
-        flush = getattr(self.stage, "flush", tuple)
         log.info("all inputs have ended", stage=self.stage_name, partition=self.partition)
-        await self._publish([*flush(), *map(EndOfStream, self.stage.outputs)])
+        await self._publish([*self.stage.flush(), *map(EndOfStream, self.stage.outputs)])
 
     async def _look_at_the_clock(self) -> None:
         assert self.stage is not None
@@ -319,12 +318,12 @@ class PartitionTask:
         Not in a replay: it is never overloaded, only early, and shedding would make it say something else.
         """
         assert self.stage is not None
-        if hasattr(self.stage, "backlog") and not self._connection.worker.replay:
+        if not self._connection.worker.replay:
             self.stage.backlog = self._connection.waiting(self.partition, self._memory.positions)
 
     async def _call(self, function: Any, argument: Any) -> Sequence[Output | Reject]:
-        # A stage that computes for long says so, and the other stages' loop goes on meanwhile.
-        offload = getattr(self.stage, "offload", False)
+        assert self.stage is not None
+        offload = self.stage.offload
         said: Sequence[Output | Reject] = await asyncio.to_thread(function, argument) if offload else function(argument)
         return said
 

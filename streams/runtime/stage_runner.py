@@ -189,7 +189,7 @@ class StageRunner:
         """Let a stage recall what was said on a partition, and feed it from now on; return how much that was."""
         number = tenure.partition
         memory, said = await self._recall(reader, number, positions)
-        stage = self._stage(number, self._settings, self.views.by_name)  # type: ignore[call-arg]
+        stage = self._stage(number, self._settings, self.views.by_name)
         # In a thread: thousands of records are decoded, and the process has other stages.
         await asyncio.to_thread(stage.restore, self._read_back(said))
         tenure.begin(stage, memory, self._suspects(number))

@@ -16,7 +16,7 @@ from tamiyo.schemas.telemetry import CacheHitRates
 from tamiyo.schemas.topics import Topic
 from tamiyo.streams.process.logs import configure
 from tamiyo.streams.runtime.worker import run_entries
-from tamiyo.streams.stages.base import Incoming, Output, PriorOutput, Reject, View
+from tamiyo.streams.stages.base import Incoming, Output, PriorOutput, Reject, Stage, View
 from tamiyo.streams.stages.registry import StageEntry
 
 NUMBERS = Topic("test.numbers", CacheHitRates, "test", ("pairs",))
@@ -36,7 +36,7 @@ class PairSettings(BaseSettings):
     """Nothing to set."""
 
 
-class PairStage:
+class PairStage(Stage):
     """Sums numbers in pairs, times the run's factor where there is one."""
 
     name: ClassVar[str] = "pairs"

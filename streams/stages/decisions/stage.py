@@ -37,7 +37,7 @@ from tamiyo.schemas.identity import decision_id, kernel_id, sampling_seed
 from tamiyo.schemas.record import Tensor
 from tamiyo.schemas.topics import CHECKPOINTS, CONTROL, DECISIONS, GRAPHS, OUTCOMES, Topic
 from tamiyo.streams.settings import DecisionSettings
-from tamiyo.streams.stages.base import Incoming, Output, PriorOutput, Reject, View
+from tamiyo.streams.stages.base import Incoming, Output, PriorOutput, Reject, Stage, View
 from tamiyo.streams.stages.decisions.explanation import explain_decision
 from tamiyo.streams.stages.decisions.history import INTERVAL, History
 from tamiyo.streams.stages.decisions.policy_server import PolicyServer, ServedPolicy
@@ -73,7 +73,7 @@ class StandingOrders:
         )
 
 
-class DecisionsStage:
+class DecisionsStage(Stage):
     """The decisions of one partition."""
 
     name: ClassVar[str] = "decisions"
@@ -109,8 +109,6 @@ class DecisionsStage:
         self._early: dict[str, Incoming] = {}
         """Outcomes read again before the graph whose decision they answer."""
         self._ticked_ms = 0
-        self.backlog: int | None = None
-        """Records that wait on the log, where somebody knows and says so."""
 
     def restore(self, said: Iterable[PriorOutput]) -> None:
         """Learn which graphs have been answered: what was decided under one policy is not decided under the next."""

@@ -24,7 +24,7 @@ from tamiyo.schemas.record import MAX_LAYERS
 from tamiyo.schemas.telemetry import ErrorRecoveryEvent, Frame
 from tamiyo.schemas.topics import SIGNALS, TELEMETRY, Topic
 from tamiyo.streams.settings import IntakeSettings
-from tamiyo.streams.stages.base import Incoming, Output, PriorOutput, Reject, View
+from tamiyo.streams.stages.base import Incoming, Output, PriorOutput, Reject, Stage, View
 from tamiyo.streams.stages.intake.anomaly import HIGHEST, RollingDeviation
 from tamiyo.streams.stages.intake.frame_metrics import FrameMetrics, read
 from tamiyo.streams.stages.intake.shedding import draws, survival
@@ -42,7 +42,7 @@ class _Scored:
     """What the filter lets through."""
 
 
-class IntakeStage:
+class IntakeStage(Stage):
     """One partition of the five telemetry topics."""
 
     name: ClassVar[str] = "intake"
@@ -53,7 +53,6 @@ class IntakeStage:
     def __init__(self, partition: int, settings: IntakeSettings, views: Mapping[str, View[Any]]) -> None:
         self.partition = partition
         self.settings = settings
-        self.backlog = 0
         """Records known to wait behind the next batch; set from outside, it counts towards the buffer."""
         self.counts: Counter[str] = Counter()
         """received, rejected and repeated frames; layer-signals processed, filtered and shed."""
@@ -154,7 +153,7 @@ class IntakeStage:
         """Return each frame's survival probabilities, by signal id; nothing at all where everything fits."""
         settings = self.settings
         rows = sum(len(one.priority) for one in frames)
-        waiting = self.backlog * rows / len(frames) if frames else 0.0
+        waiting = (self.backlog or 0) * rows / len(frames) if frames else 0.0
         if rows <= settings.batch_signals or rows + waiting <= settings.buffer_signals:
             return {}
         # This batch keeps the share of itself that would make everything waiting fit the buffer.

@@ -22,7 +22,7 @@ from tamiyo.schemas.identity import kernel_id
 from tamiyo.schemas.telemetry import ModelTopology
 from tamiyo.schemas.topics import DECISIONS, KERNELS, TOPOLOGY, Topic
 from tamiyo.streams.settings import KernelSettings
-from tamiyo.streams.stages.base import Incoming, Output, PriorOutput, Reject, View
+from tamiyo.streams.stages.base import Incoming, Output, PriorOutput, Reject, Stage, View
 from tamiyo.streams.stages.recent_ids import RecentIds
 
 log = structlog.get_logger(__name__)
@@ -37,7 +37,7 @@ class _Waiting:
     since_ms: int | None = None
 
 
-class KernelsStage:
+class KernelsStage(Stage):
     """The kernels of one partition."""
 
     name: ClassVar[str] = "kernels"

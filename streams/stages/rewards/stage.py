@@ -19,7 +19,7 @@ from tamiyo.schemas.identity import analysis_id, decision_id, identity
 from tamiyo.schemas.learning import Experience, RewardAnalysis, SpanReward
 from tamiyo.schemas.topics import DECISIONS, EXPERIENCE, GRAPHS, OUTCOMES, REWARDS, WINDOWS, Topic
 from tamiyo.streams.settings import RewardSettings
-from tamiyo.streams.stages.base import Incoming, Output, PriorOutput, Reject, View
+from tamiyo.streams.stages.base import Incoming, Output, PriorOutput, Reject, Stage, View
 from tamiyo.streams.stages.recent_ids import RecentIds
 from tamiyo.streams.stages.rewards import components as rc
 from tamiyo.streams.stages.rewards.attribution import (
@@ -40,7 +40,7 @@ REMEMBERED = 20_000  # decisions done with; more than are ever read again after 
 _RISKS = {"refused": rc.REFUSED_RISK, "failed": rc.FAILED_RISK, "vetoed": rc.VETOED_RISK}
 
 
-class RewardsStage:
+class RewardsStage(Stage):
     """The rewards of one partition."""
 
     name: ClassVar[str] = "rewards"
@@ -58,8 +58,6 @@ class RewardsStage:
         self._runs: dict[str, Run] = {}
         self._done = RecentIds(REMEMBERED)
         self._ticked_ms = 0
-        self.backlog: int | None = None
-        """Records that wait on the log, where somebody knows and says so."""
 
     def restore(self, said: Iterable[PriorOutput]) -> None:
         """Learn which decisions have had their last word: they are not judged again."""

@@ -21,7 +21,7 @@ from tamiyo.schemas.identity import identity, window_id
 from tamiyo.schemas.record import MAX_LAYERS
 from tamiyo.schemas.topics import SIGNALS, WINDOWS, Topic
 from tamiyo.streams.settings import WindowSettings
-from tamiyo.streams.stages.base import SHORT_ID, Incoming, Output, PriorOutput, Reject, View
+from tamiyo.streams.stages.base import SHORT_ID, Incoming, Output, PriorOutput, Reject, Stage, View
 from tamiyo.streams.stages.intake.frame_metrics import LARGEST
 from tamiyo.streams.stages.recent_ids import RecentIds
 from tamiyo.streams.stages.windows.watermark import FinalizedWindows, RunWatermark
@@ -53,7 +53,7 @@ class _Run:
     rows: int = 0
 
 
-class WindowsStage:
+class WindowsStage(Stage):
     """One partition of the log of signals."""
 
     name: ClassVar[str] = "windows"
