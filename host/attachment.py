@@ -24,7 +24,7 @@ from tamiyo.host.kernels.cache import KernelCache
 from tamiyo.host.kernels.store import KernelStore
 from tamiyo.host.layers.kasmina_layer import KasminaLayer
 from tamiyo.host.layers.recovery import ErrorRecovery
-from tamiyo.host.probes.counterfactual import HeldOut
+from tamiyo.host.probes.counterfactual import HeldOutBatch
 from tamiyo.host.probes.overhead import OverheadMeter
 from tamiyo.host.probes.probes import Probes
 from tamiyo.host.topology.topology import topology, trainable
@@ -143,7 +143,7 @@ def attach(
         for parent, name in places[layer_id][1]:
             setattr(parent, name, layer)
     outlet.publish(TOPOLOGY, lambda: record)
-    evaluation = None if loss_fn is None or held_out is None else HeldOut(model, loss_fn, *held_out)
+    evaluation = None if loss_fn is None or held_out is None else HeldOutBatch(model, loss_fn, *held_out)
     meter = OverheadMeter()
 
     def answer(outcome: AdaptationOutcome) -> None:

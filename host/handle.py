@@ -24,10 +24,10 @@ from tamiyo.host.kernels.cache import KernelCache
 from tamiyo.host.layers.export import export
 from tamiyo.host.layers.kasmina_layer import KasminaLayer, wrapping_seconds
 from tamiyo.host.layers.recovery import ErrorRecovery, RecoveryEvent
-from tamiyo.host.probes.counterfactual import HeldOut
+from tamiyo.host.probes.counterfactual import HeldOutBatch
 from tamiyo.host.probes.overhead import Governor, OverheadMeter
 from tamiyo.host.probes.probes import Probes
-from tamiyo.host.step_metrics import Scalar, Span, Validation
+from tamiyo.host.step_metrics import Scalar, StepMetrics, Validation
 
 log = logging.getLogger(__name__)
 
@@ -73,7 +73,7 @@ class Parts:
     cache: KernelCache
     probes: Probes
     meter: OverheadMeter
-    held_out: HeldOut | None
+    held_out: HeldOutBatch | None
     publisher: Publisher
     receiver: Receiver
     executor: Executor
@@ -107,7 +107,7 @@ class Handle:
         self._closed = False
         self._errors = 0
         self._grown: list[KasminaLayer] = []
-        self._span = Span()
+        self._span = StepMetrics()
         self._batch = 0
         self._last_frame_step = 0
         self._last_training_seconds = 0.0

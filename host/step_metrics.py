@@ -18,7 +18,7 @@ Validation = Scalar | tuple[Scalar, Scalar] | Mapping[str, Scalar]
 DIVERGED_LOSS = 1e6
 
 
-class Span:
+class StepMetrics:
     """Collects without waiting for the device; `take` reads everything at once and begins the next span."""
 
     def __init__(self) -> None:

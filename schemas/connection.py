@@ -28,7 +28,7 @@ HINTS = (
 
 
 @dataclass(frozen=True, slots=True)
-class Trouble:
+class ConnectionFailure:
     """Why there is no connection."""
 
     reason: str
@@ -50,7 +50,7 @@ class Connection:
         self._told: list[KafkaError] = []
         self.admin = AdminClient(kafka.librdkafka(log_level=0, error_cb=self._told.append))
 
-    def trouble(self, timeout_s: float) -> Trouble | None:
+    def probe(self, timeout_s: float) -> ConnectionFailure | None:
         """Return why the broker does not answer, or None if it does; returns early where settings are wrong."""
         self._told.clear()
         deadline = time.monotonic() + timeout_s
@@ -67,11 +67,11 @@ class Connection:
             else:
                 return None
 
-    def _explain(self, error: KafkaError) -> Trouble:
+    def _explain(self, error: KafkaError) -> ConnectionFailure:
         told = [each for each in self._told if each.code() != KafkaError._ALL_BROKERS_DOWN]
         refused = [each for each in told if each.code() == KafkaError._AUTHENTICATION]
         if refused:
-            return Trouble(f"{_words(refused[0])}; {LOGIN}", True)
+            return ConnectionFailure(f"{_words(refused[0])}; {LOGIN}", True)
         found = _handshake(self._kafka) if self._kafka.tls and told else None
         if found is not None:
             return found
@@ -81,7 +81,7 @@ class Connection:
             reason += (
                 f"; does TAMIYO_KAFKA_SECURITY_PROTOCOL={self._kafka.security_protocol} fit the broker's listener?"
             )
-        return Trouble(reason, False)
+        return ConnectionFailure(reason, False)
 
 
 def _words(error: KafkaError) -> str:
@@ -89,7 +89,7 @@ def _words(error: KafkaError) -> str:
     return str(error.str()).split(" (after ", 1)[0]
 
 
-def _handshake(kafka: KafkaSettings) -> Trouble | None:
+def _handshake(kafka: KafkaSettings) -> ConnectionFailure | None:
     """Shake hands with each bootstrap server; return what TLS has against the first that has something."""
     context = kafka.ssl_context()
     assert context is not None
@@ -105,11 +105,11 @@ def _handshake(kafka: KafkaSettings) -> Trouble | None:
         except ssl.SSLCertVerificationError as error:
             said = error.verify_message
             hint = next(hint for word, hint in HINTS if word in said)
-            return Trouble(f"the certificate of {server} does not hold: {said}; {hint}", True)
+            return ConnectionFailure(f"the certificate of {server} does not hold: {said}; {hint}", True)
         except ssl.SSLError as error:
             if "alert" in str(error).lower():
                 what = f"{server} does not take this client's certificate, or wants one ({error.reason})"
-                return Trouble(f"{what}: see TAMIYO_KAFKA_SSL_CERT_FILE and TAMIYO_KAFKA_SSL_KEY_FILE", True)
+                return ConnectionFailure(f"{what}: see TAMIYO_KAFKA_SSL_CERT_FILE and TAMIYO_KAFKA_SSL_KEY_FILE", True)
         except (OSError, ValueError):
             continue  # librdkafka has words for it
     return None
@@ -117,7 +117,7 @@ def _handshake(kafka: KafkaSettings) -> Trouble | None:
 
 def explain(kafka: KafkaSettings, timeout_s: float = 5.0) -> BrokerError | None:
     """Connect once, and return as an error why that fails; None where it works."""
-    trouble = Connection(kafka).trouble(timeout_s)
+    trouble = Connection(kafka).probe(timeout_s)
     return None if trouble is None else trouble.error(kafka.bootstrap_servers)
 
 

@@ -30,7 +30,7 @@ from tamiyo.evaluation.faults.report import Course, Injection, summary, told
 from tamiyo.evaluation.faults.world import Host, Telemetry
 from tamiyo.schemas.topics import DECISIONS, EXPERIENCE, GRAPHS, KERNELS, REWARDS, SIGNALS, WINDOWS
 from tamiyo.streams.admin.brokers import required_kafka_home
-from tamiyo.streams.process.exit_codes import EXIT_BUG
+from tamiyo.streams.process.exit_codes import EXIT_SOFTWARE
 
 WIDTH = 50
 SAMPLE_S = 2.0
@@ -91,7 +91,7 @@ def run(home: Path, folder: Path, *, faults: int, seed: int, workers: int, gap_s
             installation.fleet.stop(name)
         course.ends = Counter(str(end.code) for end in installation.fleet.ends)
         ledger.crashes += [
-            f"{end.name} ended with status {end.code}" for end in installation.fleet.ends if end.code == EXIT_BUG
+            f"{end.name} ended with status {end.code}" for end in installation.fleet.ends if end.code == EXIT_SOFTWARE
         ]
         console.print("reading everything and judging")
         evidence = collect(installation.kafka, installation.names, installation.store, ledger)

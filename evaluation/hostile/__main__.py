@@ -46,7 +46,7 @@ from tamiyo.schemas.topics import (
     TOPOLOGY,
     Topic,
 )
-from tamiyo.streams.admin.topic_tail import Line, readable
+from tamiyo.streams.admin.topic_tail import TopicLine, to_json_values
 from tamiyo.streams.process.logs import silence
 from tamiyo.streams.runtime.views import TopicView
 from tamiyo.streams.stages.base import Incoming, Output, Reject, Stage
@@ -140,7 +140,7 @@ class Readers:
     def take(self, topic: Topic, incoming: Incoming, verdict: Verdict) -> None:
         """Hand an accepted record to all that read its topic."""
         record: Any = incoming.record
-        Line(topic.name, 0, incoming.offset, incoming.timestamp_ms, {}, readable(record)).row()
+        TopicLine(topic.name, 0, incoming.offset, incoming.timestamp_ms, {}, to_json_values(record)).row()
         if topic.name in self.views:
             self.views[topic.name].apply(incoming.key, incoming.raw)
         if topic is EXPERIENCE:

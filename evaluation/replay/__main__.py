@@ -33,7 +33,7 @@ from tamiyo.streams.recording.topic_reader import Selection
 from tamiyo.streams.replay.cleanup import discard
 from tamiyo.streams.replay.compare import Difference, RecordingSide, compare
 from tamiyo.streams.replay.flow import Flow
-from tamiyo.streams.replay.levels import Level, Target
+from tamiyo.streams.replay.levels import ReplaySource, ReplayTarget
 from tamiyo.streams.replay.replayer import Plan, Replayed, Replayer
 
 FORMAT = 1
@@ -72,10 +72,12 @@ class Quiet:
         """Say nothing."""
 
 
-def replay(recording: Path, kafka: KafkaSettings, *, speed: str, workers: int, level: Level = Level.TELEMETRY) -> Case:
+def replay(
+    recording: Path, kafka: KafkaSettings, *, speed: str, workers: int, level: ReplaySource = ReplaySource.TELEMETRY
+) -> Case:
     """Replay a recording from `level` under a prefix that is gone afterwards, and compare."""
     names = TopicNames(prefix=f"replay-{speed}-{workers}-{level}.")
-    flow = Flow.between(level, Target.DECISIONS)
+    flow = Flow.between(level, ReplayTarget.DECISIONS)
     plan = Plan(flow, names, None if speed == "max" else float(speed), workers)
     source = Recording(recording)
     replayer = Replayer(source, plan, kafka, TopicNames(prefix=source.manifest.prefix), observer=Quiet())

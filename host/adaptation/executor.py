@@ -13,7 +13,7 @@ from tamiyo.host.client.receiver import Arrival
 from tamiyo.host.common.settings import HostSettings
 from tamiyo.host.kernels.cache import KernelCache
 from tamiyo.host.layers.kasmina_layer import KasminaLayer
-from tamiyo.host.probes.counterfactual import HeldOut, latency_ms
+from tamiyo.host.probes.counterfactual import HeldOutBatch, latency_ms
 from tamiyo.schemas.adaptation import (
     AdaptationDecision,
     AdaptationOutcome,
@@ -62,7 +62,7 @@ class Executor:
         cache: KernelCache,
         limits: Limits,
         settings: HostSettings,
-        held_out: HeldOut | None,
+        held_out: HeldOutBatch | None,
         publish: Callable[[AdaptationOutcome], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:

@@ -20,7 +20,7 @@ from tamiyo.host.topology.tracing import call
 _LATENCY_REPEATS = 5
 
 
-class HeldOut:
+class HeldOutBatch:
     """A fixed held-out batch and the loss on it."""
 
     def __init__(self, model: nn.Module, loss_fn: Callable[[Any, Any], Tensor], inputs: Any, targets: Any) -> None:

@@ -17,20 +17,20 @@ def _tell(line: str) -> None:
     sys.stderr.flush()
 
 
-def reach(
-    kafka: KafkaSettings, patience_s: float | None = None, *, tell: Callable[[str], None] = _tell
+def wait_for_broker(
+    kafka: KafkaSettings, timeout_s: float | None = None, *, tell: Callable[[str], None] = _tell
 ) -> KafkaSettings:
     """Return `kafka` once its broker answers; `tell` hears of each try that failed.
 
-    Raises BrokerError after `patience_s` (that of the environment by default), BrokerRefused at once where another try
+    Raises BrokerError after `timeout_s` (that of the environment by default), BrokerRefused at once where another try
     cannot help.
     """
-    patience_s = CommandSettings().patience_s if patience_s is None else patience_s
+    timeout_s = CommandSettings().patience_s if timeout_s is None else timeout_s
     connection = Connection(kafka)
-    deadline = time.monotonic() + patience_s
+    deadline = time.monotonic() + timeout_s
     while True:
         left = deadline - time.monotonic()
-        trouble = connection.trouble(max(0.1, min(TRY_S, left)))
+        trouble = connection.probe(max(0.1, min(TRY_S, left)))
         if trouble is None:
             return kafka
         left = deadline - time.monotonic()

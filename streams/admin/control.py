@@ -7,7 +7,7 @@ from tamiyo.schemas.codec import encode
 from tamiyo.schemas.errors import BrokerError
 from tamiyo.schemas.kafka import PRODUCER, KafkaSettings, TopicNames
 from tamiyo.schemas.topics import CONTROL
-from tamiyo.streams.admin.broker_wait import reach
+from tamiyo.streams.admin.broker_wait import wait_for_broker
 
 DELIVERY_TIMEOUT_S = 10.0
 
@@ -21,7 +21,7 @@ def give(order: ControlCommand, kafka: KafkaSettings, names: TopicNames) -> None
             failures.append(error.str())
 
     timeout_ms = int(DELIVERY_TIMEOUT_S * 1_000)
-    reach(kafka)
+    wait_for_broker(kafka)
     producer = Producer(kafka.librdkafka(**PRODUCER, log_level=0, **{"message.timeout.ms": timeout_ms}))
     producer.produce(names.full(CONTROL.name), encode(order), order.run_id, on_delivery=delivered)
     left = producer.flush(DELIVERY_TIMEOUT_S)

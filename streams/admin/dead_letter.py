@@ -12,7 +12,7 @@ from tamiyo.schemas.codec import decode
 from tamiyo.schemas.display import printable
 from tamiyo.schemas.errors import SchemaError
 from tamiyo.schemas.topics import Topic
-from tamiyo.streams.admin.topic_tail import readable
+from tamiyo.streams.admin.topic_tail import to_json_values
 from tamiyo.streams.headers import POISON_HEADER, REASON_HEADER, SOURCE_HEADER, STAGE_HEADER
 
 NOTE_HEADER = "tamiyo-redrive"
@@ -22,7 +22,7 @@ VARIABLE = re.compile(r"'[^']*'|\"[^\"]*\"|\b\d[\w.+-]*\b")
 
 
 @dataclass(frozen=True, slots=True)
-class Letter:
+class DeadLetter:
     """One message that a stage could not use, as it came."""
 
     topic: Topic
@@ -66,7 +66,7 @@ class Letter:
             "bytes": None if self.value is None else self.value.hex(),
         }
         try:
-            found["record"] = readable(decode(self.value, self.topic.record))
+            found["record"] = to_json_values(decode(self.value, self.topic.record))
         except SchemaError as error:
             found["undecodable"] = str(error)
         return found
@@ -87,7 +87,7 @@ class Letter:
 
 
 @dataclass(frozen=True, slots=True)
-class Claim:
+class RedriveClaim:
     """Who is about to send letters back, and where the topic ended before."""
 
     session: str
@@ -99,13 +99,13 @@ class Claim:
 
 
 @dataclass(slots=True)
-class Box:
+class DeadLetterPartition:
     """The dead letters of one partition of one topic."""
 
     topic: Topic
     partition: int
-    letters: list[Letter] = field(default_factory=list)
-    claims: dict[int, list[Claim]] = field(default_factory=dict)
+    letters: list[DeadLetter] = field(default_factory=list)
+    claims: dict[int, list[RedriveClaim]] = field(default_factory=dict)
     """By a letter's offset, in the order of the log."""
     redriven: set[int] = field(default_factory=set)
     """Offsets of the letters that have gone back."""
@@ -113,7 +113,7 @@ class Box:
     """Where reading goes on."""
 
     @property
-    def waiting(self) -> list[Letter]:
+    def waiting(self) -> list[DeadLetter]:
         """Return the letters that have not gone back."""
         return [letter for letter in self.letters if letter.offset not in self.redriven]
 
@@ -124,7 +124,7 @@ class Box:
         note = headers.get(NOTE_HEADER)
         if note is None:
             self.letters.append(
-                Letter(
+                DeadLetter(
                     self.topic,
                     self.partition,
                     message.offset(),
@@ -141,7 +141,7 @@ class Box:
             if note == "receipt":
                 self.redriven.update(offsets)
             else:
-                claim = Claim(str(facts["session"]), message.offset(), message.timestamp()[1], int(facts["end"]))
+                claim = RedriveClaim(str(facts["session"]), message.offset(), message.timestamp()[1], int(facts["end"]))
                 for offset in offsets:
                     self.claims.setdefault(offset, []).append(claim)
         except (ValueError, KeyError, TypeError):

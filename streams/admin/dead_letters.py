@@ -13,8 +13,8 @@ from tamiyo.schemas.connection import of_the_group
 from tamiyo.schemas.errors import BrokerError, ConfigurationError
 from tamiyo.schemas.kafka import KafkaSettings, TopicNames
 from tamiyo.schemas.topics import BY_NAME, CATALOGUE, Topic
-from tamiyo.streams.admin.broker_wait import reach
-from tamiyo.streams.admin.dead_letter import Box
+from tamiyo.streams.admin.broker_wait import wait_for_broker
+from tamiyo.streams.admin.dead_letter import DeadLetterPartition
 
 REQUEST_TIMEOUT_S = 20.0
 # A partition that is new, or changes its leader, has none for a moment.
@@ -30,7 +30,7 @@ class DeadLetters:
     """
 
     def __init__(self, kafka: KafkaSettings, names: TopicNames) -> None:
-        reach(kafka)
+        wait_for_broker(kafka)
         self.names = names
         self._consumer = Consumer(
             kafka.librdkafka(log_level=0, **{"group.id": names.full("tamiyo-dlq"), "enable.auto.commit": False})
@@ -42,11 +42,15 @@ class DeadLetters:
     def __exit__(self, *_: object) -> None:
         self._consumer.close()
 
-    def boxes(self, topics: Sequence[Topic] = CATALOGUE, tell: Callable[[str], None] = lambda _: None) -> list[Box]:
+    def boxes(
+        self, topics: Sequence[Topic] = CATALOGUE, tell: Callable[[str], None] = lambda _: None
+    ) -> list[DeadLetterPartition]:
         """Return everything that lies there now, a box a partition that holds anything; `tell` hears of progress."""
-        found: list[Box] = []
+        found: list[DeadLetterPartition] = []
         for topic in topics:
-            boxes = [Box(topic, number) for number in self._partitions(self.names.full(topic.dead_letters))]
+            boxes = [
+                DeadLetterPartition(topic, number) for number in self._partitions(self.names.full(topic.dead_letters))
+            ]
             for box in boxes:
                 self.read_on(box)
             found += [box for box in boxes if box.letters]
@@ -55,7 +59,7 @@ class DeadLetters:
                 tell(f"{topic.dead_letters}: {count:,} letters read")
         return found
 
-    def read_on(self, box: Box) -> None:
+    def read_on(self, box: DeadLetterPartition) -> None:
         """Read what a box has got since it was read last."""
         for message in self.messages(self.names.full(box.topic.dead_letters), box.partition, box.next):
             box.take(message)

@@ -17,7 +17,7 @@ from confluent_kafka import KafkaError, Message, Producer
 
 from tamiyo.schemas.errors import BrokerError
 from tamiyo.schemas.kafka import PRODUCER, KafkaSettings
-from tamiyo.streams.admin.dead_letter import NOTE_HEADER, Box, Letter
+from tamiyo.streams.admin.dead_letter import NOTE_HEADER, DeadLetter, DeadLetterPartition
 from tamiyo.streams.admin.dead_letters import DeadLetters
 
 REDRIVEN_HEADER = "tamiyo-redriven"
@@ -53,7 +53,7 @@ class Redrive:
     def __exit__(self, *_: object) -> None:
         self._producer.flush(DELIVERY_S)
 
-    def send(self, box: Box, wanted: Sequence[Letter]) -> Iterator[tuple[str, int]]:
+    def send(self, box: DeadLetterPartition, wanted: Sequence[DeadLetter]) -> Iterator[tuple[str, int]]:
         """Send the `wanted` letters of a box back; yield what became of some of them, and how many, as it goes.
 
         `sent`; `found`: an earlier call sent them, but died before it could say so; `claimed`: another call is at it
@@ -64,14 +64,14 @@ class Redrive:
         for first in range(0, len(wanted), BATCH):
             yield from Counter(self._batch(box, list(wanted[first : first + BATCH]))).items()
 
-    def _batch(self, box: Box, batch: list[Letter]) -> Iterator[str]:
+    def _batch(self, box: DeadLetterPartition, batch: list[DeadLetter]) -> Iterator[str]:
         source = self._letters.names.full(box.topic.name)
         _, end = self._letters.marks(source, box.partition)
         began = time.monotonic()
         claim = self._note(box, "claim", batch, session=self._session, end=end)
         self._letters.read_on(box)
-        fresh: list[Letter] = []
-        doubtful: list[tuple[Letter, int]] = []
+        fresh: list[DeadLetter] = []
+        doubtful: list[tuple[DeadLetter, int]] = []
         for letter in batch:
             # Who claimed first in the log has it. The clocks of two machines that redrive agree within seconds.
             before = [each for each in box.claims.get(letter.offset, ()) if each.offset < claim]
@@ -98,7 +98,9 @@ class Redrive:
             box.redriven.update(letter.offset for letter in settled)
         yield from ["sent"] * len(fresh) + ["found"] * (len(settled) - len(fresh))
 
-    def _sent_before(self, box: Box, source: str, doubtful: Sequence[tuple[Letter, int]]) -> set[str]:
+    def _sent_before(
+        self, box: DeadLetterPartition, source: str, doubtful: Sequence[tuple[DeadLetter, int]]
+    ) -> set[str]:
         """Return the places of those letters that lie on the source already."""
         if not doubtful:
             return set()
@@ -112,7 +114,7 @@ class Redrive:
                 break
         return places & found
 
-    def _note(self, box: Box, kind: str, batch: Sequence[Letter], **facts: Any) -> int:
+    def _note(self, box: DeadLetterPartition, kind: str, batch: Sequence[DeadLetter], **facts: Any) -> int:
         """Write a note to the dead letters; return its offset once it is there."""
         offsets: list[int] = []
         value = json.dumps({"letters": [letter.offset for letter in batch], **facts}).encode()

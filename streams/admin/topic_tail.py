@@ -15,7 +15,7 @@ from tamiyo.schemas.errors import BrokerError, ConfigurationError, SchemaError
 from tamiyo.schemas.kafka import KafkaSettings, TopicNames
 from tamiyo.schemas.record import Record, Tensor
 from tamiyo.schemas.topics import BY_NAME
-from tamiyo.streams.admin.broker_wait import reach
+from tamiyo.streams.admin.broker_wait import wait_for_broker
 
 POLL_S = 0.2
 METADATA_TIMEOUT_S = 10.0
@@ -23,7 +23,7 @@ SHORT = 40  # characters of a text that still fits a row
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
+class TopicLine:
     """One message: where it is, and what it says."""
 
     topic: str
@@ -61,7 +61,7 @@ def follow(
     limit: int | None = None,
     run_id: str | None = None,
     stopped: Callable[[], bool] = lambda: False,
-) -> Iterator[Line]:
+) -> Iterator[TopicLine]:
     """Yield the messages of `topic` (a catalogue name, or its `.dlq` or `.late`).
 
     Unless `forever`, it ends when every partition was read to where it ended at the start.
@@ -74,7 +74,7 @@ def follow(
     if bare.removesuffix(".dlq").removesuffix(".late") not in BY_NAME:
         raise ConfigurationError(f"no topic {topic!r} in the catalogue; `tamiyo topics list` names them")
     full = names.full(bare)
-    reach(kafka)
+    wait_for_broker(kafka)
     consumer = Consumer(kafka.librdkafka(log_level=0, **{"group.id": "tamiyo-tail", "enable.auto.commit": False}))
     try:
         partitions = _partitions(consumer, full, kafka)
@@ -102,18 +102,18 @@ def follow(
         consumer.close()
 
 
-def read(message: Message, bare: str) -> Line:
+def read(message: Message, bare: str) -> TopicLine:
     """Decode one message; bytes that are not the topic's record are shown as they are, with the reason."""
     headers = {name: (value or b"").decode(errors="replace") for name, value in message.headers() or []}
     topic = BY_NAME[bare.removesuffix(".dlq").removesuffix(".late")]
     try:
-        value = readable(decode(message.value(), topic.record))
+        value = to_json_values(decode(message.value(), topic.record))
     except SchemaError as error:
         value = {"undecodable": str(error), "bytes": (message.value() or b"").hex()}
-    return Line(bare, message.partition(), message.offset(), message.timestamp()[1], headers, value)
+    return TopicLine(bare, message.partition(), message.offset(), message.timestamp()[1], headers, value)
 
 
-def readable(record: Record) -> dict[str, Any]:
+def to_json_values(record: Record) -> dict[str, Any]:
     """Return a record as JSON values: tensors as nested lists, masks as lists of 0 and 1."""
     return {name: _plain(getattr(record, name)) for name in type(record).model_fields}
 
@@ -122,7 +122,7 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Tensor):
         return value.numpy().tolist()
     if isinstance(value, Record):
-        return readable(value)
+        return to_json_values(value)
     if isinstance(value, bytes):
         return list(value)
     if isinstance(value, list):

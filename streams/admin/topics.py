@@ -78,7 +78,7 @@ class Topics:
 
         Raises BrokerRefused where it will never answer with these credentials or certificates.
         """
-        trouble = self._connection.trouble(timeout_s)
+        trouble = self._connection.probe(timeout_s)
         if trouble is not None and trouble.final:
             raise trouble.error(self._bootstrap)
         return trouble.reason if trouble is not None else None
@@ -205,7 +205,7 @@ class Topics:
             # Without a name: all topics, and none is made.
             found = self._admin.list_topics(topic, timeout=10) if topic else self._admin.list_topics(timeout=10)
         except KafkaException as error:
-            trouble = self._connection.trouble(5.0)
+            trouble = self._connection.probe(5.0)
             raise (
                 trouble.error(self._bootstrap)
                 if trouble is not None

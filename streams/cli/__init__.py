@@ -168,7 +168,7 @@ def worker(
     import torch
 
     from tamiyo.streams.admin.schema_registry import prepare
-    from tamiyo.streams.process.exit_codes import leave
+    from tamiyo.streams.process.exit_codes import exit_without_cleanup
     from tamiyo.streams.process.logs import configure
     from tamiyo.streams.process.malloc import give_back
     from tamiyo.streams.runtime.worker import run_worker
@@ -179,7 +179,7 @@ def worker(
     configure()
     settings = WorkerSettings() if http_port is None else WorkerSettings(http_port=http_port)
     prepare(settings_of.names())
-    leave(run_worker(chosen, settings, kafka=settings_of.kafka(bootstrap), names=settings_of.names()))
+    exit_without_cleanup(run_worker(chosen, settings, kafka=settings_of.kafka(bootstrap), names=settings_of.names()))
 
 
 @app.command(epilog="Examples: `tamiyo learner` · `TAMIYO_LEARNER_FRESH_BATCH=64 tamiyo learner -b kafka:9092`")
@@ -191,7 +191,7 @@ def learner(supervise: Supervise = None, http_port: HttpPort = None, bootstrap: 
 
     from tamiyo.streams.admin.schema_registry import prepare
     from tamiyo.streams.learner.loop import run_learner
-    from tamiyo.streams.process.exit_codes import leave
+    from tamiyo.streams.process.exit_codes import exit_without_cleanup
     from tamiyo.streams.process.logs import configure
     from tamiyo.streams.process.malloc import give_back
     from tamiyo.streams.settings import LearnerSettings
@@ -201,7 +201,7 @@ def learner(supervise: Supervise = None, http_port: HttpPort = None, bootstrap: 
     configure()
     settings = LearnerSettings() if http_port is None else LearnerSettings(http_port=http_port)
     prepare(settings_of.names())
-    leave(run_learner(settings, kafka=settings_of.kafka(bootstrap), names=settings_of.names()))
+    exit_without_cleanup(run_learner(settings, kafka=settings_of.kafka(bootstrap), names=settings_of.names()))
 
 
 @app.command(

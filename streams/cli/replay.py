@@ -15,7 +15,7 @@ from tamiyo.schemas.errors import ConfigurationError
 from tamiyo.streams.cli import options as settings_of
 from tamiyo.streams.cli.options import Bootstrap
 from tamiyo.streams.process.interrupts import stop_flag
-from tamiyo.streams.replay.levels import Level, Target
+from tamiyo.streams.replay.levels import ReplaySource, ReplayTarget
 
 console = Console()
 
@@ -86,9 +86,9 @@ def replay(
         int, typer.Option(min=0, max=64, help="Processes that run the stages; 0: you start them yourself")
     ] = 1,
     level: Annotated[
-        Level, typer.Option("--from", help="What is replayed; what follows from it is computed")
-    ] = Level.TELEMETRY,
-    target: Annotated[Target, typer.Option("--to", help="The last thing computed")] = Target.DECISIONS,
+        ReplaySource, typer.Option("--from", help="What is replayed; what follows from it is computed")
+    ] = ReplaySource.TELEMETRY,
+    target: Annotated[ReplayTarget, typer.Option("--to", help="The last thing computed")] = ReplayTarget.DECISIONS,
     policy_version: Annotated[
         int | None, typer.Option(min=0, help="The policy that decides [default: at each graph the one that did]")
     ] = None,
@@ -107,7 +107,7 @@ def replay(
     import tempfile
 
     from tamiyo.schemas.kafka import TopicNames
-    from tamiyo.streams.admin.broker_wait import reach
+    from tamiyo.streams.admin.broker_wait import wait_for_broker
     from tamiyo.streams.recording.recording import Recording
     from tamiyo.streams.replay.flow import Flow
     from tamiyo.streams.replay.replayer import Interrupted, Plan, Replayer
@@ -142,7 +142,7 @@ def replay(
             recording.count(plan.flow.inputs), recording.count(plan.flow.last.outputs), plan.flow.last.name
         )
         replayer = Replayer(recording, plan, kafka, live, stopped=stop, observer=display)
-        reach(kafka)
+        wait_for_broker(kafka)
         replayer.check()
         if not workers:
             for name, value in replayer.environment().items():
@@ -182,11 +182,11 @@ def diff(
 ) -> None:
     """Compare what two runs said, byte by byte under each id; exit 1 where they differ."""
     from tamiyo.schemas.topics import BY_NAME
-    from tamiyo.streams.admin.broker_wait import reach
+    from tamiyo.streams.admin.broker_wait import wait_for_broker
     from tamiyo.streams.replay.compare import COMPARED, compare, side
 
     chosen = [BY_NAME[name] for name in _topics(topic)] if topic else list(COMPARED)
-    one, other = (side(text, lambda: reach(settings_of.kafka(bootstrap))) for text in (left, right))
+    one, other = (side(text, lambda: wait_for_broker(settings_of.kafka(bootstrap))) for text in (left, right))
     with Progress(
         TextColumn("{task.description}"), TextColumn("{task.completed:,} messages"), console=console, transient=True
     ) as progress:
@@ -231,10 +231,10 @@ def _record(
     checkpoint_url: str | None = None,
 ) -> bool:  # fmt: skip
     """Record with a progress bar; return whether everything is there."""
-    from tamiyo.streams.admin.broker_wait import reach
+    from tamiyo.streams.admin.broker_wait import wait_for_broker
     from tamiyo.streams.recording.recorder import Recorder
 
-    reach(kafka)
+    wait_for_broker(kafka)
     progress = Progress(
         TextColumn("recording"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), console=console
     )

@@ -27,10 +27,10 @@ def create(
     bootstrap: Bootstrap = None,
 ) -> None:
     """Create every topic of the catalogue that is missing."""
-    from tamiyo.streams.admin.broker_wait import reach
+    from tamiyo.streams.admin.broker_wait import wait_for_broker
     from tamiyo.streams.admin.topics import Topics
 
-    made = Topics(reach(settings_of.kafka(bootstrap)), settings_of.names()).create(
+    made = Topics(wait_for_broker(settings_of.kafka(bootstrap)), settings_of.names()).create(
         partitions=partitions, replication=replication
     )
     for name in made:
@@ -58,10 +58,10 @@ def list_topics() -> None:
 @app.command("check", epilog="Example: `tamiyo topics check && echo fine`")
 def check(bootstrap: Bootstrap = None) -> None:
     """Compare the broker's topics with the catalogue; exit 1 where they differ."""
-    from tamiyo.streams.admin.broker_wait import reach
+    from tamiyo.streams.admin.broker_wait import wait_for_broker
     from tamiyo.streams.admin.topics import Topics
 
-    problems = Topics(reach(settings_of.kafka(bootstrap)), settings_of.names()).check()
+    problems = Topics(wait_for_broker(settings_of.kafka(bootstrap)), settings_of.names()).check()
     for problem in problems:
         console.print(problem, highlight=False, soft_wrap=True)
     console.print("topics are as the catalogue says" if not problems else f"{len(problems)} problems")

@@ -72,18 +72,18 @@ class Demo:
             children = stack.enter_context(Children(folder, environment))
             observer = stack.enter_context(Observer(kafka, names, display.take))
             told = stack.enter_context(stoppable())
-            theatre = _Theatre(self, console, children, observer, folder, told)
+            theatre = _DemoSession(self, console, children, observer, folder, told)
             try:
-                theatre.play(display)
+                theatre.run(display)
                 complete = True
             except KeyboardInterrupt:
                 console.print("\n[yellow]stopping: what is known so far follows[/]")
-                theatre.curtain()
+                theatre.stop_early()
                 complete = False
             return theatre.report(round(time.monotonic() - started, 3), complete)
 
 
-class _Theatre:
+class _DemoSession:
     """One performance: its processes, and what they have told so far."""
 
     def __init__(
@@ -104,7 +104,7 @@ class _Theatre:
         self._ports = dict(zip(WORKERS, free_ports(len(WORKERS)), strict=True))
         self._seeds = range(demo.seed, demo.seed + demo.runs)
 
-    def play(self, display: Display) -> None:
+    def run(self, display: Display) -> None:
         self._console.print(f"starting the broker, {len(WORKERS)} workers and the learner ...")
         for name, stages in WORKERS.items():
             chosen = [argument for stage in stages for argument in ("--stage", stage)]
@@ -124,7 +124,7 @@ class _Theatre:
             except TimeoutError as error:
                 self._console.print(f"[yellow]{error}[/]")
 
-    def curtain(self) -> None:
+    def stop_early(self) -> None:
         """End the training runs properly: they tell how far they came, and their last records arrive."""
         self._children.stop([name for name in self._children.names() if name not in (*WORKERS, "learner")])
         deadline = time.monotonic() + CURTAIN_S

@@ -29,11 +29,11 @@ from tamiyo.streams.admin.acls import grants, require
 from tamiyo.streams.admin.topics import Topics
 from tamiyo.streams.learner import metrics
 from tamiyo.streams.learner.experience_topic import ExperienceTopic
-from tamiyo.streams.learner.releases import Releases
-from tamiyo.streams.process.exit_codes import EXIT_AGAIN, EXIT_BUG, EXIT_UNUSABLE
+from tamiyo.streams.learner.releases import CheckpointReleases
+from tamiyo.streams.process.exit_codes import EXIT_FAILURE, EXIT_SOFTWARE, EXIT_TEMPFAIL
 from tamiyo.streams.process.http_endpoint import HealthServer
 from tamiyo.streams.process.malloc import trim
-from tamiyo.streams.process.watchdog import LoopWatch, Stillness
+from tamiyo.streams.process.watchdog import LoopWatch, StallDetector
 from tamiyo.streams.runtime.encoding import message_of
 from tamiyo.streams.settings import LearnerSettings
 from tamiyo.streams.stages.base import Incoming, Reject
@@ -65,7 +65,7 @@ class LearnerLoop:
         self._waiting_since: float | None = None
         self._turned = clock()
         self._refreshed = clock()
-        self._still = Stillness()
+        self._still = StallDetector()
         self.ready = False
         """Whether it reads, with a policy released."""
         self.began = False
@@ -106,7 +106,7 @@ class LearnerLoop:
         if not self._wait_for_topics():
             return
         settings = self._settings
-        self._releases = Releases(
+        self._releases = CheckpointReleases(
             settings.policy,
             CheckpointStore(settings.checkpoint_url),
             self._kafka,
@@ -221,7 +221,7 @@ class LearnerLoop:
 
     def _watch(self, lag: int | None) -> None:
         """Raise BrokerError where messages wait and none was read for too long: librdkafka can stall silently."""
-        looks = self._still.look(tuple(self._experiences.positions.items()))
+        looks = self._still.check(tuple(self._experiences.positions.items()))
         if not lag:
             self._still.reset()
         elif looks * REFRESH_S >= self._settings.stall_timeout_s:
@@ -315,10 +315,10 @@ def run_learner(
             await asyncio.to_thread(loop.run)
         except (TamiyoError, OSError) as error:
             log.error("the learner cannot go on", reason=f"{type(error).__name__}: {error}")
-            return EXIT_AGAIN if loop.began else EXIT_UNUSABLE
+            return EXIT_TEMPFAIL if loop.began else EXIT_FAILURE
         except Exception as error:
             log.critical("a bug in the learner: the process ends, nothing more is learned", exc_info=error)
-            return EXIT_BUG
+            return EXIT_SOFTWARE
         finally:
             watchdog.stop()
             await health.stop()

@@ -23,7 +23,7 @@ POLL_S = 0.2
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class ResumePoint:
     """What a learner starts from."""
 
     policy: TamiyoPolicy | None = None
@@ -38,7 +38,7 @@ class Found:
     data: bytes = field(default=b"", repr=False)
 
 
-class Releases:
+class CheckpointReleases:
     """The checkpoints of one policy, in the store and on the topic.
 
     A file is stored before it is announced. So the store's newest may be ahead of the topic, never behind it; whoever
@@ -66,7 +66,7 @@ class Releases:
             kafka.librdkafka(**PRODUCER, **{"message.timeout.ms": int(delivery_timeout_s * 1000)})
         )
 
-    def find(self, blueprints: tuple[str, ...]) -> Found:
+    def find(self, blueprints: tuple[str, ...]) -> ResumePoint:
         """Return the newest checkpoint that can be gone on from, its actions those of `blueprints`.
 
         One that was rolled back, or whose file is broken, gives way to the one before it.
@@ -89,15 +89,15 @@ class Releases:
                 continue
             except PolicyError as error:
                 log.warning("the checkpoint cannot be learned further", version=version, error=str(error))
-                return Found(newest=newest)
+                return ResumePoint(newest=newest)
             if header.name != self._name:
                 raise ConfigurationError(
                     f"the checkpoint store holds policy {header.name!r}, this learner's is {self._name!r}: give each "
                     "policy a store of its own (TAMIYO_LEARNER_CHECKPOINT_URL)"
                 )
             same = same and header.config.blueprints == blueprints
-            return Found(policy, header, state, newest, same, data)
-        return Found(newest=newest)
+            return ResumePoint(policy, header, state, newest, same, data)
+        return ResumePoint(newest=newest)
 
     def announced(self) -> PolicyCheckpoint | None:
         """Return the newest announcement of this policy. Raises BrokerError where the topic cannot be read."""

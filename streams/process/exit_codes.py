@@ -16,16 +16,16 @@ import threading
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-EXIT_UNUSABLE = 1
-EXIT_BUG = 70
+EXIT_FAILURE = 1
+EXIT_SOFTWARE = 70
 """sysexits' EX_SOFTWARE."""
-EXIT_AGAIN = 75
+EXIT_TEMPFAIL = 75
 """EX_TEMPFAIL."""
 
 LAST_WORDS_S = 2.0  # a blocked standard error, or a lock that a hung thread holds, must not keep the process alive
 
 
-def end(status: int, words: str, *, end_process: Callable[[int], Any] = os._exit) -> None:
+def abort(status: int, words: str, *, end_process: Callable[[int], Any] = os._exit) -> None:
     """End the process at once, with `words` as the last line on standard error.
 
     Nothing more is acknowledged or committed, as a graceful stop would do.
@@ -43,7 +43,7 @@ def end(status: int, words: str, *, end_process: Callable[[int], Any] = os._exit
         limit.cancel()
 
 
-def leave(status: int) -> NoReturn:
+def exit_without_cleanup(status: int) -> NoReturn:
     """End a process that has done everything, without taking it apart.
 
     Python frees every object of torch and its friends on the way out: more than a second of a processor, and many where

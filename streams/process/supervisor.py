@@ -16,16 +16,16 @@ from typing import Any
 import structlog
 
 from tamiyo.streams.process.children import tie
-from tamiyo.streams.process.exit_codes import EXIT_AGAIN, EXIT_BUG, EXIT_UNUSABLE
+from tamiyo.streams.process.exit_codes import EXIT_FAILURE, EXIT_SOFTWARE, EXIT_TEMPFAIL
 from tamiyo.streams.settings import SupervisorSettings
 
 log = structlog.get_logger(__name__)
 
 EXIT_USAGE = 2  # click's
 REASONS: Mapping[int, str] = {
-    EXIT_UNUSABLE: "Kafka, its topics or the store could not be used",
-    EXIT_BUG: "a bug",
-    EXIT_AGAIN: "Kafka or the store failed, or the process got stuck",
+    EXIT_FAILURE: "Kafka, its topics or the store could not be used",
+    EXIT_SOFTWARE: "a bug",
+    EXIT_TEMPFAIL: "Kafka or the store failed, or the process got stuck",
 }
 
 
@@ -60,7 +60,7 @@ class Supervisor:
         while True:
             began = time.monotonic()
             status = self._once()
-            if self._told.is_set() or status in (0, EXIT_USAGE) or (status == EXIT_UNUSABLE and not restarts):
+            if self._told.is_set() or status in (0, EXIT_USAGE) or (status == EXIT_FAILURE and not restarts):
                 return status if status >= 0 else 128 - status
             lasted = time.monotonic() - began
             restarts += 1

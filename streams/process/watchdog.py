@@ -14,19 +14,19 @@ import threading
 from collections.abc import Callable, Hashable
 from typing import Any
 
-from tamiyo.streams.process import exit_codes as exits
+from tamiyo.streams.process import exit_codes
 
 LOOKS = 8  # within one patience: a sign of life just after a look is missed for an eighth of it at most
 
 
-class Stillness:
+class StallDetector:
     """Counts looks that found the same sign of life."""
 
     def __init__(self) -> None:
         self._sign: Hashable = None
         self._looks = 0
 
-    def look(self, sign: Hashable) -> int:
+    def check(self, sign: Hashable) -> int:
         """Return how many looks in a row, before this one, found the same."""
         self._looks = self._looks + 1 if sign == self._sign else 0
         self._sign = sign
@@ -46,7 +46,7 @@ class LoopWatch:
         turns: Callable[[], Hashable],
         patience_s: float,
         *,
-        end: Callable[[int, str], Any] = exits.end,
+        end: Callable[[int, str], Any] = exit_codes.abort,
     ) -> None:
         """`turns` returns something that changes with every turn of the loop."""
         self._loop = loop
@@ -65,11 +65,11 @@ class LoopWatch:
         self._stopped.set()
 
     def _watch(self) -> None:
-        still = Stillness()
+        still = StallDetector()
         while not self._stopped.wait(self._patience_s / LOOKS):
-            if still.look(self._turns()) >= LOOKS:
+            if still.check(self._turns()) >= LOOKS:
                 # Which line it hangs in is what one wants to know; this needs no lock that the hung thread may hold.
                 faulthandler.dump_traceback(sys.__stderr__ or 2)
                 words = f"watchdog: {self._loop} has not come round for {self._patience_s:.0f} s"
-                self._end(exits.EXIT_AGAIN, words)
+                self._end(exit_codes.EXIT_TEMPFAIL, words)
                 return

@@ -16,7 +16,7 @@ from tamiyo.schemas.topics import BY_NAME, DECISIONS
 from tamiyo.streams.recording import avro_log as log_files
 from tamiyo.streams.recording.avro_log import LogWriter
 from tamiyo.streams.recording.recording import CHECKPOINTS_FOLDER, MANIFEST, Manifest, Part, Recording
-from tamiyo.streams.recording.topic_reader import Selection, Stretch, TopicReader
+from tamiyo.streams.recording.topic_reader import OffsetRange, Selection, TopicReader
 
 LOOK_AGAIN_S = 0.5
 LOCK = ".lock"
@@ -119,7 +119,7 @@ class Recorder:
             time.sleep(LOOK_AGAIN_S)
         return self._finish(manifest, complete=whole)
 
-    def _extend(self, manifest: Manifest, stretches: Sequence[Stretch]) -> None:
+    def _extend(self, manifest: Manifest, stretches: Sequence[OffsetRange]) -> None:
         known = {(part.topic, part.partition): part for part in manifest.parts}
         for each in stretches:
             part = known.get((each.topic, each.partition))
@@ -137,7 +137,7 @@ class Recorder:
                 self._writers[place] = LogWriter(self._folder / part.file, *place)
             start = max(part.start, self._writers[place].next_offset)
             if start < part.end:
-                left.append(Stretch(*place, start, part.end))
+                left.append(OffsetRange(*place, start, part.end))
         self._on_plan(sum(each.end - each.start for each in left))
         at = {(each.topic, each.partition): each.start for each in left}
         for message in reader.messages(left, runs=self._selection.runs, stopped=stopped):
@@ -194,5 +194,5 @@ class Recorder:
             yield
 
 
-def _values(stretch: Stretch) -> dict[str, str | int]:
+def _values(stretch: OffsetRange) -> dict[str, str | int]:
     return {"topic": stretch.topic, "partition": stretch.partition, "start": stretch.start, "end": stretch.end}

@@ -39,7 +39,7 @@ class Selection(BaseModel):
 
 
 @dataclass(frozen=True, slots=True)
-class Stretch:
+class OffsetRange:
     """Messages of one partition: those at `start` and later, before `end`."""
 
     topic: str
@@ -50,7 +50,7 @@ class Stretch:
 
 @dataclass(slots=True)
 class _Reading:
-    stretch: Stretch
+    stretch: OffsetRange
     done: bool = False
 
 
@@ -97,12 +97,12 @@ class TopicReader:
             )
         return counts.pop()
 
-    def resolve(self, selection: Selection) -> list[Stretch]:
+    def resolve(self, selection: Selection) -> list[OffsetRange]:
         """Return the stretches that a selection means, as the topics are now; empty ones are left out."""
         topics = [topic for topic in EFFECTS_FIRST if topic.name in selection.topics]
         count = self.partitions(topics)
         self._check(selection, count)
-        found: list[Stretch] = []
+        found: list[OffsetRange] = []
         for topic in topics:
             places = [TopicPartition(self._names.full(topic.name), number) for number in range(count)]
             starts, ends = self._bounds(places)
@@ -115,11 +115,11 @@ class TopicReader:
                     high = min(high, self._at(places[number], selection.until_ms, high))
                 low, high = max(low, first or 0), min(high, high if after is None else after)
                 if high > low:
-                    found.append(Stretch(topic.name, number, low, high))
+                    found.append(OffsetRange(topic.name, number, low, high))
         return found
 
     def messages(
-        self, stretches: Sequence[Stretch], *, runs: Sequence[str] = (), stopped: Callable[[], bool] = lambda: False
+        self, stretches: Sequence[OffsetRange], *, runs: Sequence[str] = (), stopped: Callable[[], bool] = lambda: False
     ) -> Iterator[Message]:
         """Yield the messages of `stretches`, each stretch in order, until all are read or `stopped`."""
         wanted = {run.encode() for run in runs}

@@ -6,7 +6,7 @@ from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_f
 
 from tamiyo.schemas.errors import BrokerError, ConfigurationError
 from tamiyo.schemas.kafka import KafkaSettings, TopicNames
-from tamiyo.streams.admin.broker_wait import reach
+from tamiyo.streams.admin.broker_wait import wait_for_broker
 from tamiyo.streams.admin.topics import Topics
 from tamiyo.streams.stages.registry import STAGES
 
@@ -26,7 +26,7 @@ def discard(prefix: str, kafka: KafkaSettings, live: TopicNames) -> int:
     if not prefix or prefix == live.prefix:
         raise ConfigurationError(f"the prefix {prefix!r} is the installation's own: nothing is removed")
     names = TopicNames(prefix=prefix)
-    topics = Topics(reach(kafka), names)
+    topics = Topics(wait_for_broker(kafka), names)
     kept = [each.name for each in topics.states() if each.partitions and each.retention_ms != -1]
     if kept:
         raise ConfigurationError(f"topic {kept[0]} was not made by a replay: nothing is removed")

@@ -11,7 +11,7 @@ from tamiyo.schemas.codec import decode
 from tamiyo.schemas.errors import ConfigurationError, SchemaError
 from tamiyo.schemas.kafka import KafkaSettings, TopicNames
 from tamiyo.schemas.topics import DECISIONS, GRAPHS, WINDOWS, Topic
-from tamiyo.streams.admin.topic_tail import readable
+from tamiyo.streams.admin.topic_tail import to_json_values
 from tamiyo.streams.headers import ID_HEADER
 from tamiyo.streams.messages import Message
 from tamiyo.streams.recording.recording import Recording
@@ -164,7 +164,7 @@ def _place(left: Side, right: Side, topic: Topic, name: str) -> Place:
     values = [next(m for m in side.messages(topic) if _identity(m, topic) == name) for side in (left, right)]
     run_id = (values[0].key or b"").decode("utf-8", "replace")
     try:
-        records = [readable(decode(each.value, topic.record)) for each in values]
+        records = [to_json_values(decode(each.value, topic.record)) for each in values]
     except SchemaError as error:
         return Place(name, run_id, "(bytes)", "?", f"cannot be read: {error}"[:SHOWN])
     path, a, b = first_difference(records[0], records[1]) or ("(bytes)", "the same values", "in another encoding")

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from tamiyo.schemas.errors import ConfigurationError
 from tamiyo.schemas.topics import CHECKPOINTS, CONTROL, Topic
-from tamiyo.streams.replay.levels import Level, Target
+from tamiyo.streams.replay.levels import ReplaySource, ReplayTarget
 from tamiyo.streams.stages.base import Stage
 from tamiyo.streams.stages.registry import STAGES
 
@@ -32,10 +32,10 @@ class Flow:
     stages: Mapping[str, type[Stage]]
 
     @classmethod
-    def between(cls, level: Level, target: Target) -> "Flow":
+    def between(cls, level: ReplaySource, target: ReplayTarget) -> "Flow":
         """Return the stages from `level` to `target`; raises ConfigurationError where there is none between."""
-        first = list(Level).index(level)
-        last = list(Target).index(target)
+        first = list(ReplaySource).index(level)
+        last = list(ReplayTarget).index(target)
         if first > last:
             raise ConfigurationError(f"nothing lies between {level} and {target}: choose a later --to")
         return cls({name: STAGES[name].load() for name in FLOW[first : last + 1]})

@@ -3,7 +3,7 @@
 from enum import StrEnum
 
 
-class Level(StrEnum):
+class ReplaySource(StrEnum):
     """What is taken from the recording; everything after it is computed anew."""
 
     TELEMETRY = "telemetry"
@@ -12,7 +12,7 @@ class Level(StrEnum):
     GRAPHS = "graphs"
 
 
-class Target(StrEnum):
+class ReplayTarget(StrEnum):
     """The last thing that is computed."""
 
     SIGNALS = "signals"

@@ -16,7 +16,7 @@ from tamiyo.streams.headers import (
     STAGE_HEADER,
     TIME_HEADER,
 )
-from tamiyo.streams.runtime.end_of_stream import End
+from tamiyo.streams.runtime.end_of_stream import EndOfStream
 from tamiyo.streams.stages.base import SHORT_ID, Output, Reject
 
 MAX_INSIDE = 1_000  # ids named, 16 kB: a message has an end
@@ -33,7 +33,7 @@ def key_of(each: Output | Reject) -> tuple[str, str]:
 
 
 def message_of(
-    each: Output | Reject | End, stage: str, positions: bytes | None = None
+    each: Output | Reject | EndOfStream, stage: str, positions: bytes | None = None
 ) -> tuple[str, bytes | None, bytes | None, Headers]:
     """Return catalogue topic, key, value and headers of what `stage` says, having read its inputs to `positions`.
 
@@ -42,15 +42,15 @@ def message_of(
     headers: Headers = [(STAGE_HEADER, stage.encode())]
     if positions is not None:
         headers.append((POSITIONS_HEADER, positions))
-    if isinstance(each, End):
+    if isinstance(each, EndOfStream):
         return each.topic.name, END_MARKER_KEY, None, [*headers, *END_MARKER]
     source = each.source
     if source is not None:
         headers.append((SOURCE_HEADER, f"{source.topic}:{source.partition}:{source.offset}".encode()))
     if isinstance(each, Output):
         headers.append((ID_HEADER, each.identity.encode()))
-        if each.inside:
-            headers.append((INSIDE_HEADER, "".join(name[:SHORT_ID] for name in each.inside[:MAX_INSIDE]).encode()))
+        if each.member_ids:
+            headers.append((INSIDE_HEADER, "".join(name[:SHORT_ID] for name in each.member_ids[:MAX_INSIDE]).encode()))
         record: Any = each.record
         return each.topic.name, record.run_id.encode(), encode(each.record), headers
     headers.append((REASON_HEADER, each.reason.encode()[:MAX_REASON]))

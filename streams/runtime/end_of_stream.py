@@ -13,13 +13,13 @@ from tamiyo.schemas.topics import Topic
 
 
 @dataclass(frozen=True, slots=True)
-class End:
+class EndOfStream:
     """Nothing follows on the stage's partition of `topic`."""
 
     topic: Topic
 
 
-class Endings:
+class EndTracker:
     """Which inputs of one partition have ended."""
 
     def __init__(self, inputs: Iterable[str]) -> None:

@@ -6,13 +6,13 @@ import structlog
 from aiokafka.errors import KafkaError
 
 from tamiyo.schemas.errors import BrokerError
-from tamiyo.streams.process.watchdog import LOOKS, Stillness
-from tamiyo.streams.runtime.stage_runner import Shell
+from tamiyo.streams.process.watchdog import LOOKS, StallDetector
+from tamiyo.streams.runtime.stage_runner import StageRunner
 
 log = structlog.get_logger(__name__)
 
 
-def start(shell: Shell) -> list[asyncio.Task[None]]:
+def start(shell: StageRunner) -> list[asyncio.Task[None]]:
     """Start the watches over one stage; cancel the returned tasks to end them."""
     return [
         asyncio.create_task(watch_crash(shell), name=f"{shell.name}-crash"),
@@ -21,7 +21,7 @@ def start(shell: Shell) -> list[asyncio.Task[None]]:
     ]
 
 
-async def watch_crash(shell: Shell) -> None:
+async def watch_crash(shell: StageRunner) -> None:
     """End a process whose Faust has given up, or whose compacted topics are read no more."""
     while not shell.app.crashed and shell.views.ended is None:  # noqa: ASYNC110 - mode's event is private
         await asyncio.sleep(0.2)
@@ -33,14 +33,14 @@ async def watch_crash(shell: Shell) -> None:
         shell.fail(BrokerError(f"Faust gave up: {shell.app.crash_reason!r}"), at={"stage": shell.name})
 
 
-async def watch_coordination(shell: Shell) -> None:
+async def watch_coordination(shell: StageRunner) -> None:
     """Let a consumer that its group refused try again, and end a process whose consumer is refused every time."""
-    still = Stillness()
+    still = StallDetector()
     heeded = 0
     while True:
         await asyncio.sleep(shell.worker.watchdog.coordination_s / LOOKS)
         trouble = shell.thread.coordination_trouble
-        if still.look(trouble) < 2 or shell.stopping:
+        if still.check(trouble) < 2 or shell.stopping:
             continue  # Faust heeds it by itself where it is fetching
         if trouble is None:
             heeded = 0 if shell.assigned else heeded
@@ -53,14 +53,14 @@ async def watch_coordination(shell: Shell) -> None:
             shell.fail(BrokerError(words), at={"stage": shell.name})
 
 
-async def watch_progress(shell: Shell) -> None:
+async def watch_progress(shell: StageRunner) -> None:
     """End a process that does not get on: something waits, the broker answers, and nothing moves for too long."""
-    still = Stillness()
+    still = StallDetector()
     patience_s = shell.worker.watchdog.progress_s
     while True:
         await asyncio.sleep(patience_s / LOOKS)
         sign = shell.progress
-        looks = still.look(sign)
+        looks = still.check(sign)
         if looks < LOOKS // 2 or shell.stopping:
             continue  # an idle stage asks the broker now and then only
         waiting = await _waiting(shell)
@@ -71,7 +71,7 @@ async def watch_progress(shell: Shell) -> None:
             shell.fail(BrokerError(words), at={"stage": shell.name, "partitions": shell.partitions})
 
 
-async def _waiting(shell: Shell) -> str | None:
+async def _waiting(shell: StageRunner) -> str | None:
     """Return what the stage should get on with; None where it rightly rests, or the broker is away."""
     try:
         async with shell.reader() as reader:

@@ -42,7 +42,7 @@ class Told:
         return (parts[0], int(parts[2])) if len(parts) == 3 and parts[2].isdigit() else None
 
     @property
-    def inside(self) -> tuple[str, ...]:
+    def member_ids(self) -> tuple[str, ...]:
         """Return the short ids of the inputs that are inside."""
         text = self.headers.get(INSIDE_HEADER, "")
         return tuple(text[start : start + SHORT_ID] for start in range(0, len(text), SHORT_ID))
@@ -68,7 +68,7 @@ class _Reading:
     pieces: list[list[Told]] = field(default_factory=list)
 
 
-class TailReader:
+class OutputLogReader:
     """Reads the ends of partitions, without a group."""
 
     def __init__(self, kafka: KafkaSettings, *, fetch_wait_ms: int) -> None:
@@ -81,7 +81,7 @@ class TailReader:
             fetch_max_wait_ms=min(fetch_wait_ms, 100),
         )
 
-    async def __aenter__(self) -> "TailReader":
+    async def __aenter__(self) -> "OutputLogReader":
         await start_reader(self._consumer, self._kafka)
         return self
 
@@ -90,7 +90,7 @@ class TailReader:
         await asyncio.sleep(0)
         await self._consumer.stop()
 
-    async def tails(self, wanted: Mapping[tuple[str, int], Positions]) -> dict[tuple[str, int], list[Told]]:
+    async def read_back(self, wanted: Mapping[tuple[str, int], Positions]) -> dict[tuple[str, int], list[Told]]:
         """Return, for each (topic, partition), its messages from before everything said after `committed` to its end.
 
         Oldest first. Raises BrokerError when the broker takes longer than a minute.

@@ -22,8 +22,8 @@ from tamiyo.schemas.topics import DECISIONS, SIGNALS, Topic
 from tamiyo.streams.messages import is_end
 from tamiyo.streams.runtime import metrics
 from tamiyo.streams.runtime.encoding import Headers, key_of, message_of
-from tamiyo.streams.runtime.end_of_stream import End, Endings
-from tamiyo.streams.runtime.poison import Suspects
+from tamiyo.streams.runtime.end_of_stream import EndOfStream, EndTracker
+from tamiyo.streams.runtime.poison import PoisonTracker
 from tamiyo.streams.settings import WorkerSettings
 from tamiyo.streams.stages.base import Incoming, Output, Reject, Stage
 
@@ -45,7 +45,7 @@ class Connection(Protocol):
     ) -> Awaitable[Any]:
         """Hand a message to the producer; the result is done once it is delivered."""
 
-    async def may_publish(self, tenure: "Tenure") -> bool:
+    async def may_publish(self, tenure: "PartitionTask") -> bool:
         """Wait until it is certain whether the partition is still held; return whether it is."""
 
     async def verify_gap(self, topic: str, partition: int, expected: int, found: int) -> None:
@@ -68,12 +68,12 @@ class _Held:
 class _Sent:
     """What one call of the stage led to, and what may be acknowledged once all of it is delivered."""
 
-    deliveries: list[tuple[Awaitable[Any], Output | Reject | End, float | None]]
+    deliveries: list[tuple[Awaitable[Any], Output | Reject | EndOfStream, float | None]]
     bounds: dict[str, int]
 
 
 @dataclass(slots=True)
-class Memory:
+class RestoredState:
     """What the tail of the outputs told: where to go on, and what not to say again."""
 
     positions: dict[str, int]
@@ -90,7 +90,7 @@ class Memory:
         return {topic: max(offset, self.reached.get(topic, 0)) for topic, offset in self.positions.items()}
 
 
-class Tenure:
+class PartitionTask:
     """Feeds one stage with one partition number of all its inputs, publishes what it says, acknowledges in order."""
 
     def __init__(self, stage: str, inputs: Sequence[Topic], partition: int, connection: Connection) -> None:
@@ -102,9 +102,9 @@ class Tenure:
         self._connection = connection
         self._inbox: deque[tuple[str, Any, float]] = deque()
         self._held: dict[str, dict[int, _Held]] = {topic: {} for topic in self._inputs}
-        self._memory = Memory({})
-        self._suspects = Suspects()
-        self._endings = Endings(self._inputs)
+        self._memory = RestoredState({})
+        self._suspects = PoisonTracker()
+        self._endings = EndTracker(self._inputs)
         self._gaps: dict[str, int] = dict.fromkeys(self._inputs, 0)
         self._sent: deque[_Sent] = deque()
         self._acknowledged: dict[str, int] = {}
@@ -120,7 +120,7 @@ class Tenure:
 
     # What the shell calls
 
-    def begin(self, stage: Stage, memory: Memory, suspects: Suspects | None = None) -> None:
+    def begin(self, stage: Stage, memory: RestoredState, suspects: PoisonTracker | None = None) -> None:
         """Start to work: `stage` has recalled what it said."""
         if self.closed:
             return
@@ -232,7 +232,7 @@ class Tenure:
         size = min(len(self._inbox), self._connection.worker.max_batch)
         if self._suspects:
             for count, (topic, event, _) in enumerate(islice(self._inbox, size)):
-                if self._suspects.alone(topic, event.message.offset):
+                if self._suspects.isolate(topic, event.message.offset):
                     return max(1, count)
         return size
 
@@ -240,7 +240,7 @@ class Tenure:
         """Return why a record must not be fed; None where it may be."""
         if (topic, offset) in self._memory.poison:
             return "poison: it is with the dead letters"
-        return self._suspects.condemned(topic, offset)
+        return self._suspects.is_poison(topic, offset)
 
     async def _feed(self) -> None:
         assert self.stage is not None
@@ -292,7 +292,7 @@ class Tenure:
             except (BrokerError, OSError, MemoryError):
                 raise  # not for what the records say
             except Exception as error:
-                self._suspects.blame(batch, error)
+                self._suspects.record_failure(batch, error)
                 raise
             metrics.FEED_SECONDS.labels(self.stage_name).inc(time.perf_counter() - started)
             metrics.BATCH_RECORDS.labels(self.stage_name).observe(len(batch))
@@ -303,9 +303,8 @@ class Tenure:
     async def _end(self) -> None:
         """Say what the stage still holds, and that nothing follows."""
         assert self.stage is not None
-        flush = getattr(self.stage, "flush", tuple)
         log.info("all inputs have ended", stage=self.stage_name, partition=self.partition)
-        await self._publish([*flush(), *map(End, self.stage.outputs)])
+        await self._publish([*self.stage.flush(), *map(EndOfStream, self.stage.outputs)])
 
     async def _look_at_the_clock(self) -> None:
         assert self.stage is not None
@@ -319,12 +318,12 @@ class Tenure:
         Not in a replay: it is never overloaded, only early, and shedding would make it say something else.
         """
         assert self.stage is not None
-        if hasattr(self.stage, "backlog") and not self._connection.worker.replay:
+        if not self._connection.worker.replay:
             self.stage.backlog = self._connection.waiting(self.partition, self._memory.positions)
 
     async def _call(self, function: Any, argument: Any) -> Sequence[Output | Reject]:
-        # A stage that computes for long says so, and the other stages' loop goes on meanwhile.
-        offload = getattr(self.stage, "offload", False)
+        assert self.stage is not None
+        offload = self.stage.offload
         said: Sequence[Output | Reject] = await asyncio.to_thread(function, argument) if offload else function(argument)
         return said
 
@@ -338,18 +337,18 @@ class Tenure:
             for topic, position in self._memory.positions.items()
         }
 
-    async def _publish(self, said: Iterable[Output | Reject | End]) -> None:
+    async def _publish(self, said: Iterable[Output | Reject | EndOfStream]) -> None:
         bounds = self._bounds()
         new = [each for each in said if self._is_new(each)]
         if not new and (bounds == self._acknowledged or self.closed):
             return
         if not await self._connection.may_publish(self):
             return
-        deliveries: list[tuple[Awaitable[Any], Output | Reject | End, float | None]] = []
+        deliveries: list[tuple[Awaitable[Any], Output | Reject | EndOfStream, float | None]] = []
         # Not this worker's own positions: those of a restart begin below what the one before it had said already.
         positions = ",".join(f"{topic}={offset}" for topic, offset in self._memory.highest().items()).encode()
         for each in new:
-            source = None if isinstance(each, End) else each.source
+            source = None if isinstance(each, EndOfStream) else each.source
             held = self._held[source.topic].get(source.offset) if source is not None else None
             name, key, value, headers = message_of(each, self.stage_name, positions)
             if isinstance(each, Reject):
@@ -366,8 +365,8 @@ class Tenure:
             self._room.clear()
             await self._room.wait()
 
-    def _is_new(self, each: Output | Reject | End) -> bool:
-        if isinstance(each, End):
+    def _is_new(self, each: Output | Reject | EndOfStream) -> bool:
+        if isinstance(each, EndOfStream):
             return True  # a repeated mark says the same
         key = key_of(each)
         if key in self._memory.said:
@@ -397,7 +396,7 @@ class Tenure:
             if self._draining:
                 self._wake.set()
 
-    def _observe(self, each: Output | Reject | End, received: float | None) -> None:
+    def _observe(self, each: Output | Reject | EndOfStream, received: float | None) -> None:
         if isinstance(each, Output):
             if received is not None:
                 metrics.STAGE_LATENCY.labels(self.stage_name).observe(time.perf_counter() - received)

@@ -23,7 +23,7 @@ log = structlog.get_logger(__name__)
 REASON_LENGTH = 1_000  # characters of an exception: a word to find the bug by, not the record it may quote
 
 
-class Suspects:
+class PoisonTracker:
     """The suspected records of one partition of one group. Without a path, they are forgotten with the process."""
 
     def __init__(self, path: Path | None = None, *, attempts: int = 3) -> None:
@@ -47,18 +47,18 @@ class Suspects:
             if int(offset) >= positions.get(topic, 0)
         }
 
-    def alone(self, topic: str, offset: int) -> bool:
+    def isolate(self, topic: str, offset: int) -> bool:
         """Return whether a record is to be fed alone."""
         return f"{topic}:{offset}" in self._failures
 
-    def condemned(self, topic: str, offset: int) -> str | None:
+    def is_poison(self, topic: str, offset: int) -> str | None:
         """Return why a record is not to be fed any more; None where it is."""
         failures = self._failures.get(f"{topic}:{offset}", 0)
         if failures < self._attempts:
             return None
         return f"poison: alone, it ended the process {failures} times; last {self._reason}"
 
-    def blame(self, batch: Iterable[Incoming], error: Exception) -> None:
+    def record_failure(self, batch: Iterable[Incoming], error: Exception) -> None:
         """Write down that the stage raised `error` on a batch. Never raises: the process is about to end anyway."""
         places = [f"{each.topic}:{each.offset}" for each in batch]
         for place in places:

@@ -20,17 +20,17 @@ from tamiyo.schemas.errors import BrokerError, SchemaError
 from tamiyo.schemas.kafka import KafkaSettings, TopicNames
 from tamiyo.schemas.topics import Topic
 from tamiyo.streams.headers import ID_HEADER, POISON_HEADER
-from tamiyo.streams.process.exit_codes import EXIT_AGAIN, EXIT_BUG, end
+from tamiyo.streams.process.exit_codes import EXIT_SOFTWARE, EXIT_TEMPFAIL, abort
 from tamiyo.streams.process.malloc import trim
 from tamiyo.streams.runtime import metrics
 from tamiyo.streams.runtime.encoding import Headers
 from tamiyo.streams.runtime.faust.app import StageConsumerThread, create_app
-from tamiyo.streams.runtime.output_log import TailReader, Told
-from tamiyo.streams.runtime.partition_task import Memory, Tenure
-from tamiyo.streams.runtime.poison import Suspects
+from tamiyo.streams.runtime.output_log import OutputLogReader, Told
+from tamiyo.streams.runtime.partition_task import PartitionTask, RestoredState
+from tamiyo.streams.runtime.poison import PoisonTracker
 from tamiyo.streams.runtime.views import Views
 from tamiyo.streams.settings import WorkerSettings
-from tamiyo.streams.stages.base import Said, Stage
+from tamiyo.streams.stages.base import PriorOutput, Stage
 
 log = structlog.get_logger(__name__)
 
@@ -45,7 +45,7 @@ class _Output:
     told: Told
 
 
-class Shell:
+class StageRunner:
     """Runs one stage in one consumer group."""
 
     def __init__(
@@ -65,7 +65,7 @@ class Shell:
         self.worker = worker
         self.names = names
         self.views = views
-        self.tenures: dict[int, Tenure] = {}
+        self.tenures: dict[int, PartitionTask] = {}
         """By partition number, from an assignment to the next."""
         self.stopping = False
         """Whether nothing is fed any more."""
@@ -126,12 +126,12 @@ class Shell:
     def fail(self, error: BaseException, *, at: Mapping[str, Any]) -> None:
         """End the process at once: a graceful stop would commit what was not finished."""
         status = status_of(error)
-        what = "Kafka or a store failed" if status == EXIT_AGAIN else "a bug"
+        what = "Kafka or a store failed" if status == EXIT_TEMPFAIL else "a bug"
         log.critical(
             f"{what} in stage {self.name}: the process ends, nothing more is acknowledged",
             stage=self.name, at=dict(at), error=repr(error), exc_info=error,
         )  # fmt: skip
-        end(status, f"{what} in stage {self.name}: {error!r}", end_process=self._end_process)
+        abort(status, f"{what} in stage {self.name}: {error!r}", end_process=self._end_process)
 
     @property
     def progress(self) -> Hashable:
@@ -144,9 +144,9 @@ class Shell:
         thread: StageConsumerThread = self.app.consumer._thread
         return thread
 
-    def reader(self) -> TailReader:
+    def reader(self) -> OutputLogReader:
         """Return a reader of single partitions, to be entered."""
-        return TailReader(self._kafka, fetch_wait_ms=self._fetch_wait_ms)
+        return OutputLogReader(self._kafka, fetch_wait_ms=self._fetch_wait_ms)
 
     # Assignment
 
@@ -163,13 +163,13 @@ class Shell:
         self._generation = self.app.consumer_generation_id
         metrics.REBALANCES.labels(self.name).inc()
         numbers = sorted({tp.partition for tp in partitions})
-        self.tenures = {number: Tenure(self.name, self._stage.inputs, number, self) for number in numbers}
+        self.tenures = {number: PartitionTask(self.name, self._stage.inputs, number, self) for number in numbers}
         self.assigned = True
         log.info("partitions are assigned", stage=self.name, partitions=numbers, generation=self._generation)
         if numbers:
             self._preparing = asyncio.create_task(self._prepare(dict(self.tenures)), name=f"{self.name}-prepare")
 
-    async def _prepare(self, tenures: dict[int, Tenure]) -> None:
+    async def _prepare(self, tenures: dict[int, PartitionTask]) -> None:
         try:
             await self.views.wait(self.worker.view_timeout_s)
             recalled: dict[int, int] = {}
@@ -185,22 +185,22 @@ class Shell:
         except BaseException as error:
             self.fail(error, at={"stage": self.name, "partitions": sorted(tenures), "while": "recalling"})
 
-    async def _begin(self, reader: TailReader, tenure: Tenure, positions: dict[str, int]) -> int:
+    async def _begin(self, reader: OutputLogReader, tenure: PartitionTask, positions: dict[str, int]) -> int:
         """Let a stage recall what was said on a partition, and feed it from now on; return how much that was."""
         number = tenure.partition
         memory, said = await self._recall(reader, number, positions)
-        stage = self._stage(number, self._settings, self.views.by_name)  # type: ignore[call-arg]
+        stage = self._stage(number, self._settings, self.views.by_name)
         # In a thread: thousands of records are decoded, and the process has other stages.
-        await asyncio.to_thread(stage.recall, self._read_back(said))
+        await asyncio.to_thread(stage.restore, self._read_back(said))
         tenure.begin(stage, memory, self._suspects(number))
         return len(said)
 
-    def _suspects(self, number: int) -> Suspects:
+    def _suspects(self, number: int) -> PoisonTracker:
         # One file a partition: nobody else writes it while the partition is held here.
         path = Path(self.worker.state_dir) / "suspects" / f"{self._group}-{number}.json"
-        return Suspects(path, attempts=self.worker.poison_attempts)
+        return PoisonTracker(path, attempts=self.worker.poison_attempts)
 
-    async def _positions(self, reader: TailReader, numbers: Sequence[int]) -> dict[int, dict[str, int]]:
+    async def _positions(self, reader: OutputLogReader, numbers: Sequence[int]) -> dict[int, dict[str, int]]:
         """Read where to go on, for each partition number."""
         full = {topic.name: self.names.full(topic.name) for topic in self._stage.inputs}
         tps = {TP(name, number) for name in full.values() for number in numbers}
@@ -212,12 +212,14 @@ class Shell:
             for number in numbers
         }
 
-    async def _recall(self, reader: TailReader, number: int, positions: dict[str, int]) -> tuple[Memory, list[_Output]]:
+    async def _recall(
+        self, reader: OutputLogReader, number: int, positions: dict[str, int]
+    ) -> tuple[RestoredState, list[_Output]]:
         """Read what was said of a partition after its positions."""
         outputs = {topic.name: topic for topic in self._stage.outputs}
         aside = [name for topic in self._stage.inputs for name in (topic.dead_letters, topic.late)]
-        tails = await reader.tails({(self.names.full(name), number): positions for name in (*outputs, *aside)})
-        memory = Memory(positions)
+        tails = await reader.read_back({(self.names.full(name), number): positions for name in (*outputs, *aside)})
+        memory = RestoredState(positions)
         said: list[_Output] = []
         for (full, _), tail in tails.items():
             name = self.names.bare(full)
@@ -235,7 +237,7 @@ class Shell:
         return memory, sorted(said, key=lambda one: one.told.timestamp_ms)
 
     @staticmethod
-    def _read_back(outputs: Sequence[_Output]) -> Iterator[Said]:
+    def _read_back(outputs: Sequence[_Output]) -> Iterator[PriorOutput]:
         """Decode one after another: a stage keeps little of each, and all of them together are large."""
         for each in outputs:
             told = each.told
@@ -246,7 +248,7 @@ class Shell:
                           offset=told.offset, error=str(error))  # fmt: skip
                 continue
             sources = dict([told.source]) if told.source else {}
-            yield Said(each.topic.name, told.offset, record, each.identity, sources, told.inside)
+            yield PriorOutput(each.topic.name, told.offset, record, each.identity, sources, told.member_ids)
 
     # Feeding and publishing
 
@@ -268,7 +270,7 @@ class Shell:
         delivery: Awaitable[Any] = await self.app.producer.send(topic, key, value, partition, None, headers)
         return delivery
 
-    async def may_publish(self, tenure: Tenure) -> bool:
+    async def may_publish(self, tenure: PartitionTask) -> bool:
         """Return whether the tenure's partition is still ours.
 
         A process that was paused past its session does not know yet that it lost its partitions: the last heartbeat
@@ -324,4 +326,4 @@ def status_of(error: BaseException) -> int:
     """Return the exit status for an error: whether to start again may help, or the same input will raise again."""
     # A full disk and a store that does not answer are OSErrors, and so is a TimeoutError.
     temporary = isinstance(error, BrokerError | KafkaError | FaustError | OSError)
-    return EXIT_AGAIN if temporary else EXIT_BUG
+    return EXIT_TEMPFAIL if temporary else EXIT_SOFTWARE

@@ -16,11 +16,11 @@ from tamiyo.schemas.kafka import KafkaSettings, TopicNames
 from tamiyo.schemas.topics import Topic
 from tamiyo.streams.admin.acls import require, stage_grants
 from tamiyo.streams.admin.topics import Topics
-from tamiyo.streams.process.exit_codes import EXIT_UNUSABLE, end
+from tamiyo.streams.process.exit_codes import EXIT_FAILURE, abort
 from tamiyo.streams.process.http_endpoint import HealthServer
 from tamiyo.streams.process.watchdog import LoopWatch
 from tamiyo.streams.runtime import liveness as watches
-from tamiyo.streams.runtime.stage_runner import Shell, status_of
+from tamiyo.streams.runtime.stage_runner import StageRunner, status_of
 from tamiyo.streams.runtime.views import Views
 from tamiyo.streams.settings import WorkerSettings
 from tamiyo.streams.stages.base import Stage
@@ -45,7 +45,7 @@ class Worker:
         self._names = names
         self._stop = asyncio.Event()
         self._last_turn = time.monotonic()
-        self.shells: list[Shell] = []
+        self.shells: list[StageRunner] = []
         self.health: HealthServer | None = None
 
     def stop(self) -> None:
@@ -69,7 +69,7 @@ class Worker:
         watched = {topic.name: topic for stage in stages.values() for topic in stage.views}
         views = Views(list(watched.values()), self._kafka, self._names, fetch_wait_ms=fetch_wait_ms)
         self.shells = [
-            Shell(
+            StageRunner(
                 stage,
                 self._entries[name].settings(),
                 group=self._names.full(self._entries[name].group),
@@ -127,7 +127,7 @@ class Worker:
             # What was not committed is read again. Faust's threads may hang with it, so not by returning.
             log.error("the stop took too long and is cut short", seconds=self._worker.shutdown_timeout_s)
             logging.shutdown()
-            os._exit(EXIT_UNUSABLE)
+            os._exit(EXIT_FAILURE)
 
     async def _wait_for_broker(self, stages: Mapping[str, type[Stage]]) -> int:
         """Wait until the broker answers and the topics are there; return how long fetches may wait there, ms."""
@@ -221,12 +221,12 @@ def run_entries(
             await worker.run()
         except BrokerError as error:
             log.error("the worker cannot run", reason=str(error))
-            return EXIT_UNUSABLE
+            return EXIT_FAILURE
         except TamiyoError:
             raise
         except Exception as error:
             log.critical("the worker failed", exc_info=error)
-            end(status_of(error), f"the worker failed: {error!r}")
+            abort(status_of(error), f"the worker failed: {error!r}")
         return 0
 
     return asyncio.run(main())

@@ -5,6 +5,7 @@ one when the partition is assigned, restores what it had already published, feed
 what it returns, awaits the deliveries, and only then commits the inputs below the stage's lowest open offset.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol, TypeVar
@@ -44,7 +45,7 @@ class Output:
     """Deterministic id; what was published under it before is not published again."""
     source: Incoming | None
     """The input whose arrival closed this; None when a clock did. Its topic, partition and offset go into headers."""
-    inside: Sequence[str] = ()
+    member_ids: Sequence[str] = ()
     """Ids of the inputs that this holds, for a stage that must know them again after a restart; also a header."""
 
 
@@ -60,7 +61,7 @@ class Reject:
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
+class PriorOutput:
     """One record this stage published before, read back from its own output partition."""
 
     topic: str
@@ -69,7 +70,7 @@ class Said:
     identity: str
     sources: Mapping[str, int] = field(default_factory=dict)
     """Input topic to the offset that closed it."""
-    inside: Sequence[str] = ()
+    member_ids: Sequence[str] = ()
     """The first `SHORT_ID` digits of the ids of the inputs inside, as far as there was room to name them."""
 
 
@@ -83,23 +84,44 @@ class View(Protocol[R_co]):
         """Return all keys with their newest record."""
 
 
-class Stage(Protocol):
-    """The state of one stage for one partition."""
+class Stage(ABC):
+    """The state of one stage for one partition: a deterministic function of what it is fed.
+
+    A stage has no Kafka in it. The runner creates it, restores it, feeds it, publishes what it returns, and commits
+    the inputs below `open_offsets`. Calls never overlap.
+    """
 
     name: ClassVar[str]
     inputs: ClassVar[tuple[Topic, ...]]
     outputs: ClassVar[tuple[Topic, ...]]
     views: ClassVar[tuple[Topic, ...]]
     """Compacted topics read whole before the first record is fed."""
+    offload: ClassVar[bool] = False
+    """Whether `feed` and `tick` run in a thread, so that a long computation does not block other stages."""
 
-    def recall(self, said: Iterable[Said]) -> None:
-        """Learn what this partition's stage had already published, oldest first, before anything is fed."""
+    backlog: int | None = None
+    """Records known to wait on the log, set before each `feed` and `tick`; None where unknown, as in a replay."""
 
+    @abstractmethod
+    def __init__(self, partition: int, settings: Any, views: Mapping[str, View[Any]]) -> None:
+        """Create the state of `partition`; `views` holds the newest record per key of each topic in `views`."""
+
+    @abstractmethod
+    def restore(self, outputs: Iterable[PriorOutput]) -> None:
+        """Take in what this partition's stage had already published, oldest first, before anything is fed."""
+
+    @abstractmethod
     def feed(self, batch: Sequence[Incoming]) -> Sequence[Output | Reject]:
         """Take records in order of arrival; return what to publish now, in order."""
 
+    @abstractmethod
     def tick(self, now_ms: int) -> Sequence[Output | Reject]:
-        """Do what only time can trigger: idle runs, held records whose topology has come, overdue answers."""
+        """Do what only time can trigger: close idle runs, release held records, give up on overdue outcomes."""
 
+    @abstractmethod
     def open_offsets(self) -> Mapping[str, int]:
         """Return for each input topic the lowest offset still needed; a topic that is absent needs nothing."""
+
+    def flush(self) -> Sequence[Output | Reject]:
+        """Return what the stage still holds, when a replay has ended all its inputs. By default nothing."""
+        return ()

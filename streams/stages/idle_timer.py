@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 
 @dataclass(slots=True)
-class Silence:
+class IdleTimer:
     """The silence of one run, as a stage hears it.
 
     Where everything on the log has been read, it began with the run's last record, at the broker's time, whichever
@@ -17,12 +17,12 @@ class Silence:
     _touched: bool = True
     _since_ms: int = 0
 
-    def hear(self, timestamp_ms: int) -> None:
+    def record(self, timestamp_ms: int) -> None:
         """Take note of a record."""
         self._touched = True
         self.heard_ms = max(timestamp_ms, self.heard_ms or 0)
 
-    def lasted_ms(self, now_ms: int, *, backlog: int | None) -> int:
+    def idle_ms(self, now_ms: int, *, backlog: int | None) -> int:
         """Return how long it has lasted; `backlog`: records known to wait on the log, None where nobody knows.
 
         Asked for at every look at the clock: what was heard since the look before is taken as heard now.

@@ -5,7 +5,7 @@ import numpy as np
 BLOCK = 1_000  # names kept as they came, before they are sorted among the others
 
 
-class Recent:
+class RecentIds:
     """The last `most` names noted, and up to `BLOCK` before them; sixteen bytes each once sorted in.
 
     A name is known by its 64-bit hash. Python salts it, so names that are taken for each other cannot be made; of

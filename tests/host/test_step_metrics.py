@@ -5,11 +5,11 @@ import torch
 from torch import nn
 
 from tamiyo.host.common.device import memory_bytes
-from tamiyo.host.step_metrics import DIVERGED_LOSS, Span
+from tamiyo.host.step_metrics import DIVERGED_LOSS, StepMetrics
 
 
 def test_means_are_over_the_steps_since_the_last_frame() -> None:
-    span = Span()
+    span = StepMetrics()
     span.add(torch.tensor(1.0, requires_grad=True), torch.tensor(0.5), 3)
     span.add(2.0, None, 5)
     span.add(torch.tensor(6.0), 1.0, None)
@@ -21,13 +21,13 @@ def test_means_are_over_the_steps_since_the_last_frame() -> None:
 
 
 def test_samples_that_were_not_told_are_counted_by_the_batch() -> None:
-    span = Span()
+    span = StepMetrics()
     span.add(1.0, None, None)
     assert span.take(batch=64, steps=10, seconds=2.0)["throughput"] == 320.0
 
 
 def test_what_was_not_measured_is_null_and_the_last_loss_stands() -> None:
-    span = Span()
+    span = StepMetrics()
     span.add(2.5, None, None)
     span.take(batch=1, steps=1, seconds=1.0)
     fields = span.take(batch=1, steps=0, seconds=0.0)
@@ -48,7 +48,7 @@ def test_what_was_not_measured_is_null_and_the_last_loss_stands() -> None:
     ],
 )
 def test_a_validation_is_told_once(result: object, loss: float | None, accuracy: float | None) -> None:
-    span = Span()
+    span = StepMetrics()
     span.validated(result)  # type: ignore[arg-type]
     fields = span.take(batch=1, steps=1, seconds=1.0)
     assert (fields["validation_loss"], fields["validation_accuracy"]) == (loss, accuracy)
@@ -57,7 +57,7 @@ def test_a_validation_is_told_once(result: object, loss: float | None, accuracy:
 
 @pytest.mark.parametrize("loss", [float("nan"), float("inf"), torch.tensor(float("-inf"))])
 def test_a_loss_that_is_not_finite_shows_as_diverged(loss: float) -> None:
-    span = Span()
+    span = StepMetrics()
     span.add(1.0, None, None)
     span.add(loss, None, None)
     assert span.take(batch=1, steps=2, seconds=1.0)["train_loss"] == DIVERGED_LOSS

@@ -16,7 +16,7 @@ from tamiyo.schemas.telemetry import CacheHitRates
 from tamiyo.schemas.topics import Topic
 from tamiyo.streams.process.logs import configure
 from tamiyo.streams.runtime.worker import run_entries
-from tamiyo.streams.stages.base import Incoming, Output, Reject, Said, View
+from tamiyo.streams.stages.base import Incoming, Output, PriorOutput, Reject, Stage, View
 from tamiyo.streams.stages.registry import StageEntry
 
 NUMBERS = Topic("test.numbers", CacheHitRates, "test", ("pairs",))
@@ -36,7 +36,7 @@ class PairSettings(BaseSettings):
     """Nothing to set."""
 
 
-class PairStage:
+class PairStage(Stage):
     """Sums numbers in pairs, times the run's factor where there is one."""
 
     name: ClassVar[str] = "pairs"
@@ -50,7 +50,7 @@ class PairStage:
         self._open: dict[str, Incoming] = {}
         self._closing: set[int] = set()
 
-    def recall(self, said: Iterable[Said]) -> None:
+    def restore(self, said: Iterable[PriorOutput]) -> None:
         # The first of a pair may lie before the committed offset and its second after it: that one opens nothing.
         self._closing = {each.sources[NUMBERS.name] for each in said}
 

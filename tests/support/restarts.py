@@ -25,7 +25,7 @@ def with_crashes(make: Callable[[], Stage], log: Sequence[Incoming], rng: random
     committed = crashes = 0
     while True:
         stage = make()
-        stage.recall(as_said(outputs(published)))
+        stage.restore(as_said(outputs(published)))
         position = committed
         while position < len(log):
             batch = log[position : position + rng.randint(1, 12)]

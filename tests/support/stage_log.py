@@ -7,7 +7,7 @@ from typing import Any
 from tamiyo.schemas.codec import decode, encode
 from tamiyo.schemas.record import Record
 from tamiyo.schemas.topics import Topic
-from tamiyo.streams.stages.base import Incoming, Output, Reject, Said, Stage
+from tamiyo.streams.stages.base import Incoming, Output, PriorOutput, Reject, Stage
 
 
 class FixedView:
@@ -39,7 +39,7 @@ class Log:
 
 
 @dataclass
-class Shell:
+class StageHarness:
     """Keeps what was published and acknowledged across crashes of the stage."""
 
     make: Callable[[], Stage]
@@ -51,10 +51,10 @@ class Shell:
     _read: dict[str, int] = field(default_factory=dict)
     _read_when_said: list[dict[str, int]] = field(default_factory=list)
 
-    def run(self, until: int | None = None, *, batch: int = 1) -> "Shell":
+    def run(self, until: int | None = None, *, batch: int = 1) -> "StageHarness":
         """Begin (again) and feed the log up to message `until`."""
         self.stage = self.make()
-        self.stage.recall(self._tail())
+        self.stage.restore(self._tail())
         due = [each for each in self.log[:until] if each.offset >= self.committed.get(each.topic, 0)]
         positions = self._read = dict(self.committed)
         for start in range(0, len(due), batch):
@@ -69,7 +69,7 @@ class Shell:
                 self.committed[topic] = bound
         return self
 
-    def _tail(self) -> list[Said]:
+    def _tail(self) -> list[PriorOutput]:
         """Return what was said after something beyond the committed offsets had been read: no more is read back."""
         # What a test put in was said by a stage that had read more than was acknowledged.
         read = [*[{"": 1}] * (len(self.published) - len(self._read_when_said)), *self._read_when_said]
@@ -77,7 +77,7 @@ class Shell:
         for index, (each, positions) in enumerate(zip(self.published, read, strict=True)):
             if any(offset > self.committed.get(topic, 0) for topic, offset in positions.items()):
                 sources = {} if each.source is None else {each.source.topic: each.source.offset}
-                tail.append(Said(each.topic.name, index, each.record, each.identity, sources, each.inside))
+                tail.append(PriorOutput(each.topic.name, index, each.record, each.identity, sources, each.member_ids))
         return tail
 
     def take(self, said: Sequence[Output | Reject]) -> None:

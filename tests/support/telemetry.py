@@ -18,7 +18,7 @@ from tamiyo.schemas.telemetry import (
 )
 from tamiyo.schemas.topics import PERIODIC, SIGNALS
 from tamiyo.streams.settings import WindowSettings
-from tamiyo.streams.stages.base import Incoming, Output, Reject, Said
+from tamiyo.streams.stages.base import Incoming, Output, PriorOutput, Reject
 from tamiyo.streams.stages.windows.stage import WindowsStage
 
 COMPANIONS = [topic.name for topic in PERIODIC]
@@ -147,12 +147,12 @@ def rejects(said: Iterable[Output | Reject]) -> list[Reject]:
     return [one for one in said if isinstance(one, Reject)]
 
 
-def as_said(published: Sequence[Output]) -> list[Said]:
+def as_said(published: Sequence[Output]) -> list[PriorOutput]:
     """Return outputs as the shell would read them back."""
     result = []
     for offset, one in enumerate(published):
         sources = {} if one.source is None else {one.source.topic: one.source.offset}
-        result.append(Said(one.topic.name, offset, one.record, one.identity, sources, one.inside))
+        result.append(PriorOutput(one.topic.name, offset, one.record, one.identity, sources, one.member_ids))
     return result
 
 

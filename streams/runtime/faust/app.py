@@ -32,7 +32,7 @@ from tamiyo.schemas.errors import BrokerError, ConfigurationError
 from tamiyo.schemas.kafka import KafkaSettings
 from tamiyo.streams.runtime.faust.decompression_limit import limit
 from tamiyo.streams.runtime.faust.metadata_backoff import unhurried
-from tamiyo.streams.runtime.faust.timestamp_sync import Synchronization
+from tamiyo.streams.runtime.faust.timestamp_sync import TimestampSynchronization
 from tamiyo.streams.settings import WorkerSettings
 
 METADATA_MAX_AGE_MS = 5_000  # aiokafka's own is five minutes
@@ -48,7 +48,7 @@ class StageConsumerThread(driver.AIOKafkaConsumerThread):  # type: ignore[misc]
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        self._synchronization = Synchronization()
+        self._synchronization = TimestampSynchronization()
 
     def _create_worker_consumer(self, transport: Any) -> Any:
         consumer = super()._create_worker_consumer(transport)

@@ -16,7 +16,7 @@ SLACK_MS = 1_000
 """How far an input may be ahead: above what separates the records of one moment, whatever topic they go to."""
 
 
-class Synchronization:
+class TimestampSynchronization:
     """How far each partition has been read, by the time of its records."""
 
     def __init__(self) -> None:

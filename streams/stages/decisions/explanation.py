@@ -18,12 +18,12 @@ def explain_decision(
     predicted_reward: float,
     uncertainty: float,
     vetoes: Sequence[Veto],
-    holds: Sequence[Veto],
+    blocking_vetoes: Sequence[Veto],
     dry_run: bool,
 ) -> str:
-    """Return why this was decided at this graph; `alternatives` counts the legal actions, `holds` why only no_op is."""
-    if holds:
-        return f"Step {graph.step}: leave the network alone, since {_reasons(holds)}."[:MAX_LENGTH]
+    """Explain a decision; `alternatives` counts the legal actions, `blocking_vetoes` say why only no_op is legal."""
+    if blocking_vetoes:
+        return f"Step {graph.step}: leave the network alone, since {_reasons(blocking_vetoes)}."[:MAX_LENGTH]
     who = f"policy {policy_version}" if method == "policy" else "the heuristic (the policy is not sure yet)"
     text = (
         f"Step {graph.step}: {action_words(action)}, chosen by {who} with probability {probability:.2f} among "

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from tamiyo.schemas.adaptation import AdaptationDecision, AdaptationOutcome, DecisionType, OutcomeStatus
 from tamiyo.schemas.analysis import ModelGraph
 from tamiyo.schemas.topics import GRAPHS, OUTCOMES
-from tamiyo.streams.stages.idle_timer import Silence
+from tamiyo.streams.stages.idle_timer import IdleTimer
 
 INTERVAL = "interval"
 """Who vetoes between two windows that may bring an adaptation."""
@@ -35,7 +35,7 @@ class History:
     since_considered: int | None = None
     """Windows since the last that might have brought an adaptation; None: there was none yet."""
     considered_offset: int | None = None
-    silence: Silence = field(default_factory=Silence)
+    silence: IdleTimer = field(default_factory=IdleTimer)
 
     def due(self, interval: int) -> bool:
         """Return whether the run's next window may bring an adaptation."""

@@ -24,7 +24,7 @@ _reading = threading.Lock()
 
 
 @dataclass(frozen=True, slots=True)
-class Served:
+class ServedPolicy:
     """A policy that may act, and under which version it does."""
 
     policy: TamiyoPolicy
@@ -32,7 +32,7 @@ class Served:
     checksum: str
 
 
-class Policies:
+class PolicyServer:
     """The policy under one name.
 
     A newer announcement replaces it once its file was read, has the announced checksum and version, and holds finite
@@ -52,21 +52,21 @@ class Policies:
         self._store = store
         self._name = name
         self._clock = clock
-        self._served: Served | None = None
-        self._previous: Served | None = None
+        self._served: ServedPolicy | None = None
+        self._previous: ServedPolicy | None = None
         self._distrusted: set[str] = set()
         """Checksums of policies that turned out not to work."""
         self._failed: tuple[str, float] | None = None
         """Checksum of the file that could not be served, and when."""
 
-    def current(self, graph: ModelGraph | None = None) -> Served | None:
+    def current(self, graph: ModelGraph | None = None) -> ServedPolicy | None:
         """Return the policy to decide with now, whatever the graph; None before the first was announced."""
         announced = self._view.get(self._name)
         if announced is not None:
             self._follow(announced)
         return self._served
 
-    def distrust(self, served: Served, reason: Exception) -> bool:
+    def reject(self, served: ServedPolicy, reason: Exception) -> bool:
         """Give up a policy that does not work; returns whether there is another to go on with."""
         log.error("a policy does not work and is not served any more", version=served.version, reason=str(reason))
         self._distrusted.add(served.checksum)
@@ -107,11 +107,11 @@ class Policies:
         self._failed = None
         log.info("serving a policy", version=announced.version, experiences=announced.experiences)
 
-    def _load(self, announced: PolicyCheckpoint) -> Served:
+    def _load(self, announced: PolicyCheckpoint) -> ServedPolicy:
         policy, version = _read(self._store.url, announced.file, announced.checksum)
         if version != announced.version:
             raise PolicyError(f"checkpoint {announced.file} is of version {version}, {announced.version} was announced")
-        return Served(policy, announced.version, announced.checksum)
+        return ServedPolicy(policy, announced.version, announced.checksum)
 
     def _step_back(self) -> None:
         self._served, self._previous = self._previous, None

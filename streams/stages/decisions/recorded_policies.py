@@ -19,7 +19,7 @@ from tamiyo.schemas.learning import PolicyCheckpoint
 from tamiyo.schemas.record import Record
 from tamiyo.schemas.topics import CHECKPOINTS, CONTROL, DECISIONS
 from tamiyo.streams.recording.recording import Recording
-from tamiyo.streams.stages.decisions.policy_server import Served
+from tamiyo.streams.stages.decisions.policy_server import ServedPolicy
 
 R = TypeVar("R", bound=Record)
 
@@ -45,7 +45,7 @@ class RecordedPolicies:
         recording = Recording(Path(folder))
         self._store = store
         self._version = version
-        self._served: OrderedDict[int, Served] = OrderedDict()
+        self._served: OrderedDict[int, ServedPolicy] = OrderedDict()
         self._made: dict[str, _Made] = {}
         """By decision id."""
         self._last: dict[str, _Made] = {}
@@ -68,7 +68,7 @@ class RecordedPolicies:
             if order is not None:
                 self._orders[order.run_id, order.time_ms] = order
 
-    def current(self, graph: ModelGraph | None = None) -> Served | None:
+    def current(self, graph: ModelGraph | None = None) -> ServedPolicy | None:
         """Return the policy that decided at `graph`; raises PolicyError where there is none, or it cannot be read."""
         if graph is None:
             return None
@@ -83,7 +83,7 @@ class RecordedPolicies:
         self._served.move_to_end(version)
         return self._served[version]
 
-    def distrust(self, served: Served, reason: Exception) -> bool:
+    def reject(self, served: ServedPolicy, reason: Exception) -> bool:
         """Return False: no other policy decides in its place."""
         return False
 
@@ -100,7 +100,7 @@ class RecordedPolicies:
     def _of(self, graph: ModelGraph) -> _Made | None:
         return self._made.get(decision_id(graph.graph_id)) or self._last.get(graph.run_id)
 
-    def _load(self, version: int) -> Served:
+    def _load(self, version: int) -> ServedPolicy:
         announced = self._announced.get(version)
         file = self._store.file_name(version)
         try:
@@ -110,7 +110,7 @@ class RecordedPolicies:
         policy, header, _ = load(data, announced.checksum if announced is not None else None)
         if header.version != version:
             raise PolicyError(f"checkpoint {file} is of version {header.version}")
-        return Served(policy, version, announced.checksum if announced is not None else "")
+        return ServedPolicy(policy, version, announced.checksum if announced is not None else "")
 
 
 def _decoded(value: bytes | None, record: type[R]) -> R | None:

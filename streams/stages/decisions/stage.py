@@ -37,12 +37,12 @@ from tamiyo.schemas.identity import decision_id, kernel_id, sampling_seed
 from tamiyo.schemas.record import Tensor
 from tamiyo.schemas.topics import CHECKPOINTS, CONTROL, DECISIONS, GRAPHS, OUTCOMES, Topic
 from tamiyo.streams.settings import DecisionSettings
-from tamiyo.streams.stages.base import Incoming, Output, Reject, Said, View
+from tamiyo.streams.stages.base import Incoming, Output, PriorOutput, Reject, Stage, View
 from tamiyo.streams.stages.decisions.explanation import explain_decision
 from tamiyo.streams.stages.decisions.history import INTERVAL, History
-from tamiyo.streams.stages.decisions.policy_server import Policies, Served
+from tamiyo.streams.stages.decisions.policy_server import PolicyServer, ServedPolicy
 from tamiyo.streams.stages.decisions.recorded_policies import RecordedPolicies
-from tamiyo.streams.stages.recent_ids import Recent
+from tamiyo.streams.stages.recent_ids import RecentIds
 
 TICK_MS = 1000
 UNKNOWN = 2**63  # the offset of a graph that a decision does not tell of: it may always come again
@@ -50,7 +50,7 @@ REMEMBERED = 20_000  # decided graphs; more than are ever read again after a res
 
 
 @dataclass(frozen=True, slots=True)
-class Orders:
+class StandingOrders:
     """The standing orders for one run: those for all runs and its own together."""
 
     paused: bool = False
@@ -61,8 +61,8 @@ class Orders:
     """Whom each is for, and when it was given: what a replay needs to find them again."""
 
     @classmethod
-    def of(cls, commands: Sequence[ControlCommand | None]) -> "Orders":
-        """Return what holds if every one of `commands` does."""
+    def of(cls, commands: Sequence[ControlCommand | None]) -> "StandingOrders":
+        """Return what blocking_vetoes if every one of `commands` does."""
         given = [command for command in commands if command is not None]
         return cls(
             paused=any(command.paused for command in given),
@@ -73,7 +73,7 @@ class Orders:
         )
 
 
-class DecisionsStage:
+class DecisionsStage(Stage):
     """The decisions of one partition."""
 
     name: ClassVar[str] = "decisions"
@@ -99,23 +99,21 @@ class DecisionsStage:
         self._recorded: RecordedPolicies | None = None
         if settings.recorded is not None:
             self._recorded = RecordedPolicies(settings.recorded, store, partition, settings.recorded_version)
-        self._policies = self._recorded or Policies(views[CHECKPOINTS.name], store, settings.policy)
+        self._policies = self._recorded or PolicyServer(views[CHECKPOINTS.name], store, settings.policy)
         self._waiting: OrderedDict[str, Incoming] = OrderedDict()
         """By decision id, until there is a policy."""
         self._runs: dict[str, History] = {}
         self._recalled: OrderedDict[str, tuple[AdaptationDecision, int]] = OrderedDict()
         """Said before the restart, with their graphs' offsets: these may be read again."""
-        self._decided = Recent(REMEMBERED)
+        self._decided = RecentIds(REMEMBERED)
         self._early: dict[str, Incoming] = {}
         """Outcomes read again before the graph whose decision they answer."""
         self._ticked_ms = 0
-        self.backlog: int | None = None
-        """Records that wait on the log, where somebody knows and says so."""
 
-    def recall(self, said: Iterable[Said]) -> None:
+    def restore(self, said: Iterable[PriorOutput]) -> None:
         """Learn which graphs have been answered: what was decided under one policy is not decided under the next."""
         for each in said:
-            # The first under an id holds.
+            # The first under an id blocking_vetoes.
             self._recalled.setdefault(each.record.decision_id, (each.record, each.sources.get(GRAPHS.name, UNKNOWN)))
 
     def feed(self, batch: Sequence[Incoming]) -> Sequence[Output | Reject]:
@@ -127,7 +125,7 @@ class DecisionsStage:
             else:
                 self._take_outcome(incoming)
             if history := self._runs.get(incoming.record.run_id):
-                history.silence.hear(incoming.timestamp_ms)
+                history.silence.record(incoming.timestamp_ms)
         return said
 
     def tick(self, now_ms: int) -> Sequence[Output | Reject]:
@@ -135,7 +133,7 @@ class DecisionsStage:
         if now_ms - self._ticked_ms >= TICK_MS:
             self._ticked_ms = now_ms
             for run_id, history in list(self._runs.items()):
-                silent_ms = history.silence.lasted_ms(now_ms, backlog=self.backlog)
+                silent_ms = history.silence.idle_ms(now_ms, backlog=self.backlog)
                 if silent_ms >= 1000 * self.settings.idle_timeout_s:
                     del self._runs[run_id]
         self._policies.current()  # a new policy is read now rather than while a graph waits for its decision
@@ -221,7 +219,7 @@ class DecisionsStage:
 
     # Deciding
 
-    def _answer(self, incoming: Incoming, served: Served) -> Output | Reject:
+    def _answer(self, incoming: Incoming, served: ServedPolicy) -> Output | Reject:
         graph: ModelGraph = incoming.record
         if graph.feature_version != FEATURE_VERSION:
             return Reject(
@@ -232,14 +230,14 @@ class DecisionsStage:
                 decision = self._decide(graph, served)
                 break
             except PolicyError as error:
-                following = self._policies.current(graph) if self._policies.distrust(served, error) else None
+                following = self._policies.current(graph) if self._policies.reject(served, error) else None
                 if following is None:
                     return Reject(incoming, f"no policy can read this graph: {error}")
                 served = following
         self._note(graph, incoming.offset, decision)
         return Output(DECISIONS, decision, decision.decision_id, incoming)
 
-    def _holds(self, graph: ModelGraph, orders: Orders, history: History) -> list[Veto]:
+    def _holds(self, graph: ModelGraph, orders: StandingOrders, history: History) -> list[Veto]:
         """Return what forbids any adaptation at this graph."""
         settings = self.settings
         found: list[Veto] = []
@@ -275,17 +273,22 @@ class DecisionsStage:
             return self._recorded.orders(graph)
         return [self._control.get(ALL_RUNS), self._control.get(graph.run_id)]
 
-    def _decide(self, graph: ModelGraph, served: Served) -> AdaptationDecision:
-        orders = Orders.of(self._commands(graph))
+    def _decide(self, graph: ModelGraph, served: ServedPolicy) -> AdaptationDecision:
+        orders = StandingOrders.of(self._commands(graph))
         history = self._runs.get(graph.run_id) or History()
-        holds = self._holds(graph, orders, history)
+        blocking_vetoes = self._holds(graph, orders, history)
         protected = orders.protected | frozenset(self.settings.protected_layers)
         since = history.steps_since(graph)
         name = decision_id(graph.graph_id)
         seed = sampling_seed(name)
         kinds = served.policy.kinds
         mask = legal_actions(
-            graph, kinds, limits=self._limits.masks, paused=bool(holds), protected=protected, steps_since_decision=since
+            graph,
+            kinds,
+            limits=self._limits.masks,
+            paused=bool(blocking_vetoes),
+            protected=protected,
+            steps_since_decision=since,
         )
         choice = choose(served.policy, graph, mask, seed=seed)
         action = to_action(choice.index, graph.layer_id, kinds)
@@ -294,7 +297,7 @@ class DecisionsStage:
             action,
             confidence,
             graph,
-            paused=bool(holds),
+            paused=bool(blocking_vetoes),
             protected=protected,
             steps_since_decision=since,
             recent_adaptations=history.recent(graph, self.settings.rate_steps),
@@ -312,7 +315,7 @@ class DecisionsStage:
             blueprint=executed.blueprint,
             kernel_id=kernel_id(name) if load else None,
             proposed=action,
-            vetoes=[*holds, *vetoes],
+            vetoes=[*blocking_vetoes, *vetoes],
             dry_run=orders.dry_run,
             orders=dict(orders.given_ms),
             confidence=confidence,
@@ -341,7 +344,7 @@ class DecisionsStage:
                 predicted_reward=choice.predicted_reward,
                 uncertainty=choice.uncertainty,
                 vetoes=vetoes,
-                holds=holds,
+                blocking_vetoes=blocking_vetoes,
                 dry_run=orders.dry_run,
             ),
         )

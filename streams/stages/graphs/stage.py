@@ -16,7 +16,7 @@ from tamiyo.schemas.errors import TamiyoError
 from tamiyo.schemas.telemetry import ModelTopology
 from tamiyo.schemas.topics import GRAPHS, TOPOLOGY, WINDOWS, Topic
 from tamiyo.streams.settings import GraphSettings
-from tamiyo.streams.stages.base import Incoming, Output, Reject, Said, View
+from tamiyo.streams.stages.base import Incoming, Output, PriorOutput, Reject, Stage, View
 
 Build = Callable[[HealthWindow, ModelTopology, Sequence[HealthWindow]], ModelGraph]
 
@@ -35,7 +35,7 @@ class _Run:
     held_since_ms: int | None = None
 
 
-class GraphsStage:
+class GraphsStage(Stage):
     """One partition of the log of windows."""
 
     name: ClassVar[str] = "graphs"
@@ -63,7 +63,7 @@ class GraphsStage:
         """By run, the last window with a graph as recalled; those before it were answered, one way or another."""
         self._newest = -1
 
-    def recall(self, said: Iterable[Said]) -> None:
+    def restore(self, said: Iterable[PriorOutput]) -> None:
         """Learn which windows have their graph."""
         for one in said:
             offset = one.sources.get(WINDOWS.name, -1)

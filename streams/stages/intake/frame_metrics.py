@@ -57,7 +57,7 @@ MODEL = tuple(name for name in ModelPerformance.model_fields if name not in Fram
 
 
 @dataclass(slots=True)
-class Reading:
+class FrameMetrics:
     """One telemetry record as metrics.
 
     `scored` is [rows, metrics], NaN where not measured: the values whose deviation makes the priority. `errors` marks
@@ -72,7 +72,7 @@ class Reading:
     kept: tuple[str, ...] = ()
 
 
-def read(record: Frame) -> Reading:
+def read(record: Frame) -> FrameMetrics:
     """Return what a telemetry record says.
 
     Raises:
@@ -89,13 +89,13 @@ def read(record: Frame) -> Reading:
     return reading
 
 
-def _execution(record: KernelPerformance) -> Reading:
+def _execution(record: KernelPerformance) -> FrameMetrics:
     health = health_score(
         record.execution_latency_ms, record.error_count, record.total_executions, record.cache_hit_rate
     )
     metrics = {name: getattr(record, name) for name in EXECUTION}
     scored = np.array([*(metrics[name] for name in EXECUTION_SCORED), health], dtype=np.float64)
-    return Reading(
+    return FrameMetrics(
         layer_id=record.layer_id,
         metrics={**metrics, "health": health.tolist()},
         scored=scored.T,
@@ -103,10 +103,10 @@ def _execution(record: KernelPerformance) -> Reading:
     )
 
 
-def _learning(record: LayerHealth) -> Reading:
+def _learning(record: LayerHealth) -> FrameMetrics:
     metrics = {name: getattr(record, name) for name in (*MEASURED, *STATE)}
     scored = np.array([metrics[name] for name in LEARNING_SCORED], dtype=np.float64)
-    return Reading(
+    return FrameMetrics(
         layer_id=record.layer_id,
         metrics=metrics,
         scored=scored.T,
@@ -115,8 +115,8 @@ def _learning(record: LayerHealth) -> Reading:
     )
 
 
-def _recovery(record: ErrorRecoveryEvent) -> Reading:
-    return Reading(
+def _recovery(record: ErrorRecoveryEvent) -> FrameMetrics:
+    return FrameMetrics(
         layer_id=[record.layer_id],
         metrics={
             "recovery_errors": [1.0],
@@ -127,13 +127,13 @@ def _recovery(record: ErrorRecoveryEvent) -> Reading:
     )
 
 
-def _model(record: ModelPerformance) -> Reading:
+def _model(record: ModelPerformance) -> FrameMetrics:
     values = {name: getattr(record, name) for name in MODEL}
-    return Reading(model_metrics={name: float(value) for name, value in values.items() if value is not None})
+    return FrameMetrics(model_metrics={name: float(value) for name, value in values.items() if value is not None})
 
 
-def _cache(record: CacheHitRates) -> Reading:
-    return Reading(
+def _cache(record: CacheHitRates) -> FrameMetrics:
+    return FrameMetrics(
         model_metrics={
             "cache_hit_rate": record.hit_rate,
             "cache_entries": float(record.entries),
@@ -142,7 +142,7 @@ def _cache(record: CacheHitRates) -> Reading:
     )
 
 
-_READERS: dict[type[Frame], Callable[[Any], Reading]] = {
+_READERS: dict[type[Frame], Callable[[Any], FrameMetrics]] = {
     KernelPerformance: _execution,
     LayerHealth: _learning,
     ErrorRecoveryEvent: _recovery,

@@ -24,9 +24,9 @@ from tamiyo.schemas.record import MAX_LAYERS
 from tamiyo.schemas.telemetry import ErrorRecoveryEvent, Frame
 from tamiyo.schemas.topics import SIGNALS, TELEMETRY, Topic
 from tamiyo.streams.settings import IntakeSettings
-from tamiyo.streams.stages.base import Incoming, Output, Reject, Said, View
+from tamiyo.streams.stages.base import Incoming, Output, PriorOutput, Reject, Stage, View
 from tamiyo.streams.stages.intake.anomaly import HIGHEST, RollingDeviation
-from tamiyo.streams.stages.intake.frame_metrics import Reading, read
+from tamiyo.streams.stages.intake.frame_metrics import FrameMetrics, read
 from tamiyo.streams.stages.intake.shedding import draws, survival
 
 SOURCES = frozenset(topic.name for topic in TELEMETRY)
@@ -36,13 +36,13 @@ SOURCES = frozenset(topic.name for topic in TELEMETRY)
 class _Scored:
     source: Incoming
     signal_id: str
-    reading: Reading
+    reading: FrameMetrics
     priority: npt.NDArray[np.float64]
     wanted: npt.NDArray[np.bool_]
     """What the filter lets through."""
 
 
-class IntakeStage:
+class IntakeStage(Stage):
     """One partition of the five telemetry topics."""
 
     name: ClassVar[str] = "intake"
@@ -53,7 +53,6 @@ class IntakeStage:
     def __init__(self, partition: int, settings: IntakeSettings, views: Mapping[str, View[Any]]) -> None:
         self.partition = partition
         self.settings = settings
-        self.backlog = 0
         """Records known to wait behind the next batch; set from outside, it counts towards the buffer."""
         self.counts: Counter[str] = Counter()
         """received, rejected and repeated frames; layer-signals processed, filtered and shed."""
@@ -66,7 +65,7 @@ class IntakeStage:
         """By run, the time of the tick before its newest frame; the longest silent first."""
         self._now_ms: int | None = None
 
-    def recall(self, said: Iterable[Said]) -> None:
+    def restore(self, said: Iterable[PriorOutput]) -> None:
         """Learn which frames were published already."""
         for one in said:
             self._repeated(one.record.run_id, one.identity)
@@ -143,7 +142,7 @@ class IntakeStage:
                 f"companions names {sorted(strange)}, which no stage reads; the watermark would wait for it"
             )
 
-    def _wanted(self, reading: Reading, priority: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
+    def _wanted(self, reading: FrameMetrics, priority: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
         wanted = priority >= self.settings.minimum_priority
         if self.settings.ignored_layers:
             wanted &= [not any(fnmatchcase(n, p) for p in self.settings.ignored_layers) for n in reading.layer_id]
@@ -154,7 +153,7 @@ class IntakeStage:
         """Return each frame's survival probabilities, by signal id; nothing at all where everything fits."""
         settings = self.settings
         rows = sum(len(one.priority) for one in frames)
-        waiting = self.backlog * rows / len(frames) if frames else 0.0
+        waiting = (self.backlog or 0) * rows / len(frames) if frames else 0.0
         if rows <= settings.batch_signals or rows + waiting <= settings.buffer_signals:
             return {}
         # This batch keeps the share of itself that would make everything waiting fit the buffer.
@@ -200,7 +199,7 @@ class IntakeStage:
         )
         return Output(SIGNALS, record, one.signal_id, one.source)
 
-    def _deviation(self, key: tuple[str, str], reading: Reading) -> npt.NDArray[np.float64]:
+    def _deviation(self, key: tuple[str, str], reading: FrameMetrics) -> npt.NDArray[np.float64]:
         assert reading.scored is not None
         settings = self.settings
         tracked = self._deviations.pop(key, None)
@@ -251,7 +250,7 @@ def signal_id(incoming: Incoming) -> str:
 
 
 def _drop(
-    reading: Reading, kept: npt.NDArray[np.bool_]
+    reading: FrameMetrics, kept: npt.NDArray[np.bool_]
 ) -> tuple[list[str], dict[str, Sequence[float | None]], npt.NDArray[np.intp]]:
     """Return the layers and metrics left, and which rows they are; state that graphs need stays in any case."""
     if reading.kept:

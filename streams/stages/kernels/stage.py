@@ -22,8 +22,8 @@ from tamiyo.schemas.identity import kernel_id
 from tamiyo.schemas.telemetry import ModelTopology
 from tamiyo.schemas.topics import DECISIONS, KERNELS, TOPOLOGY, Topic
 from tamiyo.streams.settings import KernelSettings
-from tamiyo.streams.stages.base import Incoming, Output, Reject, Said, View
-from tamiyo.streams.stages.recent_ids import Recent
+from tamiyo.streams.stages.base import Incoming, Output, PriorOutput, Reject, Stage, View
+from tamiyo.streams.stages.recent_ids import RecentIds
 
 log = structlog.get_logger(__name__)
 
@@ -37,7 +37,7 @@ class _Waiting:
     since_ms: int | None = None
 
 
-class KernelsStage:
+class KernelsStage(Stage):
     """The kernels of one partition."""
 
     name: ClassVar[str] = "kernels"
@@ -53,9 +53,9 @@ class KernelsStage:
         self._topologies: View[ModelTopology] = views[TOPOLOGY.name]
         self._store = KernelStore(settings.store_url)
         self._waiting: OrderedDict[str, _Waiting] = OrderedDict()
-        self._told = Recent(REMEMBERED)
+        self._told = RecentIds(REMEMBERED)
 
-    def recall(self, said: Iterable[Said]) -> None:
+    def restore(self, said: Iterable[PriorOutput]) -> None:
         """Learn which kernels were told of: they are neither built nor stored again."""
         for each in said:
             self._told.add(each.record.kernel_id)

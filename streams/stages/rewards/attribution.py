@@ -20,7 +20,7 @@ from statistics import median
 from tamiyo.schemas.learning import SpanReward
 from tamiyo.streams.stages.rewards import components as rc
 from tamiyo.streams.stages.rewards.projection import MAD_TO_SIGMA, Projection
-from tamiyo.streams.stages.rewards.window_summary import WindowFacts
+from tamiyo.streams.stages.rewards.window_summary import WindowSummary
 
 SPAN_WEIGHTS = {"immediate": 0.3, "short_term": 0.4, "medium_term": 0.25, "long_term": 0.05}
 
@@ -50,10 +50,10 @@ def make_spans(ends: Sequence[float]) -> tuple[Span, ...]:
 
 
 @dataclass(frozen=True, slots=True)
-class Case:
+class ExecutedAdaptation:
     """An executed adaptation, as far as its reward depends on it."""
 
-    anchor: float
+    effective_at: float
     """Clock value at which it took effect."""
     layer_id: str | None
     gated: bool
@@ -61,12 +61,12 @@ class Case:
     parameters_added: int
     parameter_budget: int
     uncertainty: float
-    cut: float = math.inf
+    next_adaptation_at: float = math.inf
     """Clock value of the run's next executed adaptation."""
 
 
 @dataclass(frozen=True, slots=True)
-class Judgement:
+class RewardEstimate:
     """What is known of an adaptation's worth."""
 
     spans: tuple[SpanReward, ...]
@@ -78,7 +78,7 @@ class Judgement:
     """Relative loss reduction; None where no span was seen."""
     success: bool | None
     """Whether the improvement is above what noise alone would show; None where no span was seen."""
-    last: WindowFacts | None
+    last: WindowSummary | None
     """The last window used."""
 
 
@@ -90,23 +90,27 @@ class _Gain:
     """Of the projection; None where there was none."""
 
 
-def judge(
-    case: Case, windows: Sequence[WindowFacts], spans: Sequence[Span], closed: int, baseline_windows: int
-) -> Judgement:
+def estimate_reward(
+    case: ExecutedAdaptation,
+    windows: Sequence[WindowSummary],
+    spans: Sequence[Span],
+    closed: int,
+    baseline_windows: int,
+) -> RewardEstimate:
     """Judge `case` by the run's windows in order; spans from index `closed` on have not begun to be looked at."""
-    before = [window for window in windows if window.end <= case.anchor][-baseline_windows:]
-    after = [window for window in windows if window.start >= case.anchor]
+    before = [window for window in windows if window.end <= case.effective_at][-baseline_windows:]
+    after = [window for window in windows if window.start >= case.effective_at]
     rewards: list[SpanReward] = []
     gains: list[tuple[float, _Gain]] = []
-    last: WindowFacts | None = None
+    last: WindowSummary | None = None
     for index, span in enumerate(spans):
-        inside = [w for w in after if span.start <= w.middle - case.anchor < span.end] if index < closed else []
+        inside = [w for w in after if span.start <= w.middle - case.effective_at < span.end] if index < closed else []
         gain = _gain(case, before, inside)
         components: dict[str, float] = {}
         if gain is not None:
             gains.append((span.weight, gain))
             last = inside[-1]
-            so_far = [w for w in after if w.middle - case.anchor < span.end]
+            so_far = [w for w in after if w.middle - case.effective_at < span.end]
             components = _components(case, gain.value, before, so_far, inside)
         rewards.append(
             SpanReward(
@@ -123,11 +127,11 @@ def judge(
     seen = [reward for reward in rewards if reward.seen]
     weight = sum(reward.weight for reward in seen)
     if not seen:
-        return Judgement(tuple(rewards), {}, 0.0, 0.0, None, None, None)
+        return RewardEstimate(tuple(rewards), {}, 0.0, 0.0, None, None, None)
     mean = {name: sum(r.weight * r.components[name] for r in seen) / weight for name in rc.WEIGHTS}
     gain_mean = sum(w * g.value for w, g in gains) / weight
     improvement = -math.expm1(-gain_mean)
-    return Judgement(
+    return RewardEstimate(
         spans=tuple(rewards),
         components=mean,
         total=rc.total(mean),
@@ -144,11 +148,11 @@ def _trust(gain: _Gain) -> float:
     return 1.0 / (1.0 + gain.noise / NOISE_AT_HALF_CONFIDENCE)
 
 
-def _gain(case: Case, before: Sequence[WindowFacts], inside: Sequence[WindowFacts]) -> _Gain | None:
+def _gain(case: ExecutedAdaptation, before: Sequence[WindowSummary], inside: Sequence[WindowSummary]) -> _Gain | None:
     """Return the smaller of the two measured gains over a span's windows, or None where neither is known."""
     for series in ("validation_loss", "train_loss"):
         history = [(w.middle, loss) for w in before if (loss := getattr(w, series)) is not None]
-        projection = Projection.fit([time for time, _ in history], [loss for _, loss in history], case.anchor)
+        projection = Projection.fit([time for time, _ in history], [loss for _, loss in history], case.effective_at)
         points = [(w, loss) for w in inside if (loss := getattr(w, series)) is not None and loss > 0]
         if projection is None or not points:
             continue
@@ -171,7 +175,9 @@ def _agreed(projected: float, gated: float) -> float:
     return max(0.0, min(projected, gated)) if gated > 0 else min(projected, gated)
 
 
-def _contribution(case: Case, before: Sequence[WindowFacts], window: WindowFacts, layer: str) -> float | None:
+def _contribution(
+    case: ExecutedAdaptation, before: Sequence[WindowSummary], window: WindowSummary, layer: str
+) -> float | None:
     """What a layer's kernels gained in contribution since the adaptation; None where not measured."""
     if window.contribution is None or layer not in window.contribution:
         return None
@@ -179,7 +185,9 @@ def _contribution(case: Case, before: Sequence[WindowFacts], window: WindowFacts
     return window.contribution[layer] - (earlier[-1] if earlier else 0.0)
 
 
-def _counterfactual(case: Case, before: Sequence[WindowFacts], inside: Sequence[WindowFacts]) -> float | None:
+def _counterfactual(
+    case: ExecutedAdaptation, before: Sequence[WindowSummary], inside: Sequence[WindowSummary]
+) -> float | None:
     if not case.gated or case.layer_id is None:
         return None
     held_out = [w.validation_loss for w in inside if w.validation_loss is not None]
@@ -195,9 +203,9 @@ def _counterfactual(case: Case, before: Sequence[WindowFacts], inside: Sequence[
     return median(gains) if gains else None
 
 
-def _share(case: Case, before: Sequence[WindowFacts], window: WindowFacts) -> float | None:
+def _share(case: ExecutedAdaptation, before: Sequence[WindowSummary], window: WindowSummary) -> float | None:
     """Return the part of a window's gain against the projection that is this adaptation's; None: no telling."""
-    if window.end <= case.cut:
+    if window.end <= case.next_adaptation_at:
         return 1.0
     if not case.gated or case.layer_id is None:
         return None
@@ -210,14 +218,14 @@ def _share(case: Case, before: Sequence[WindowFacts], window: WindowFacts) -> fl
 
 
 def _components(
-    case: Case,
+    case: ExecutedAdaptation,
     gain: float,
-    before: Sequence[WindowFacts],
-    so_far: Sequence[WindowFacts],
-    inside: Sequence[WindowFacts],
+    before: Sequence[WindowSummary],
+    so_far: Sequence[WindowSummary],
+    inside: Sequence[WindowSummary],
 ) -> dict[str, float]:
     # Another adaptation's latency is not this one's: only what was measured until then counts.
-    alone = [w for w in so_far if w.end <= case.cut]
+    alone = [w for w in so_far if w.end <= case.next_adaptation_at]
     slow_before, slow_after, noise, allowance = _latencies(before, alone)
     errors_before, errors_after = _error_rate(case, before), _error_rate(case, inside)
     layer = case.layer_id or ""
@@ -237,7 +245,7 @@ def _components(
     }
 
 
-def _latencies(before: Sequence[WindowFacts], after: Sequence[WindowFacts]) -> tuple[float, float, float, float]:
+def _latencies(before: Sequence[WindowSummary], after: Sequence[WindowSummary]) -> tuple[float, float, float, float]:
     """Return (before, after, relative noise, allowance): medians over windows of their fastest step, in ms.
 
     The minimum inside a window leaves out what other processes add, the median over windows what is left of it. The
@@ -254,13 +262,13 @@ def _latencies(before: Sequence[WindowFacts], after: Sequence[WindowFacts]) -> t
     return 0.0, 0.0, MIN_LATENCY_NOISE, 0.0
 
 
-def _variances(before: Sequence[WindowFacts], after: Sequence[WindowFacts]) -> tuple[float, float]:
+def _variances(before: Sequence[WindowSummary], after: Sequence[WindowSummary]) -> tuple[float, float]:
     old = [w.latency_variance for w in before if w.latency_variance is not None]
     new = [w.latency_variance for w in after if w.latency_variance is not None]
     return (median(old), median(new)) if old and new else (0.0, 0.0)
 
 
-def _error_rate(case: Case, windows: Sequence[WindowFacts]) -> float:
+def _error_rate(case: ExecutedAdaptation, windows: Sequence[WindowSummary]) -> float:
     if not windows or case.layer_id is None:
         return 0.0
     return sum((w.errors or {}).get(case.layer_id, 0.0) for w in windows) / len(windows)

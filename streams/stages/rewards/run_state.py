@@ -7,8 +7,8 @@ from tamiyo.schemas.adaptation import AdaptationDecision, AdaptationOutcome, Dec
 from tamiyo.schemas.analysis import ModelGraph
 from tamiyo.schemas.topics import DECISIONS, GRAPHS, OUTCOMES, WINDOWS
 from tamiyo.streams.stages.base import Incoming
-from tamiyo.streams.stages.idle_timer import Silence
-from tamiyo.streams.stages.rewards.window_summary import WindowFacts
+from tamiyo.streams.stages.idle_timer import IdleTimer
+from tamiyo.streams.stages.rewards.window_summary import WindowSummary
 
 
 @dataclass(slots=True)
@@ -32,7 +32,7 @@ class Pending:
 class Run:
     """Everything held of one run. Dictionaries are keyed by decision id."""
 
-    windows: list[WindowFacts] = field(default_factory=list)
+    windows: list[WindowSummary] = field(default_factory=list)
     graphs: dict[str, Incoming] = field(default_factory=dict)
     """Waiting for their decision."""
     outcomes: dict[str, Incoming] = field(default_factory=dict)
@@ -47,7 +47,7 @@ class Run:
     ended: bool = False
     final_answered: bool = False
     """Whether the decision for the run's last graph came: then nothing more will."""
-    silence: Silence = field(default_factory=Silence)
+    silence: IdleTimer = field(default_factory=IdleTimer)
 
     def position(self, record: AdaptationDecision | AdaptationOutcome | ModelGraph) -> float:
         """Return where a record stands on the run's clock."""
@@ -58,12 +58,12 @@ class Run:
         """The end of the newest window on the run's clock."""
         return self.windows[-1].end if self.windows else 0.0
 
-    def cut(self, decision_id: str, anchor: float) -> float:
-        """Return the clock value of the next executed adaptation after `anchor`, infinity where there is none."""
+    def next_adaptation_at(self, decision_id: str, effective_at: float) -> float:
+        """Return the clock value of the next executed adaptation after `effective_at`, infinity where there is none."""
         later = [
             position
             for other, outcome in self.executed.items()
-            if other != decision_id and (position := self.position(outcome.record)) >= anchor
+            if other != decision_id and (position := self.position(outcome.record)) >= effective_at
         ]
         return min(later, default=float("inf"))
 

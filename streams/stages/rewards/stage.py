@@ -19,13 +19,19 @@ from tamiyo.schemas.identity import analysis_id, decision_id, identity
 from tamiyo.schemas.learning import Experience, RewardAnalysis, SpanReward
 from tamiyo.schemas.topics import DECISIONS, EXPERIENCE, GRAPHS, OUTCOMES, REWARDS, WINDOWS, Topic
 from tamiyo.streams.settings import RewardSettings
-from tamiyo.streams.stages.base import Incoming, Output, Reject, Said, View
-from tamiyo.streams.stages.recent_ids import Recent
+from tamiyo.streams.stages.base import Incoming, Output, PriorOutput, Reject, Stage, View
+from tamiyo.streams.stages.recent_ids import RecentIds
 from tamiyo.streams.stages.rewards import components as rc
-from tamiyo.streams.stages.rewards.attribution import Case, Judgement, Span, judge, make_spans
+from tamiyo.streams.stages.rewards.attribution import (
+    ExecutedAdaptation,
+    RewardEstimate,
+    Span,
+    estimate_reward,
+    make_spans,
+)
 from tamiyo.streams.stages.rewards.explanation import explain_reward
 from tamiyo.streams.stages.rewards.run_state import Pending, Run, is_executed, parameters_added
-from tamiyo.streams.stages.rewards.window_summary import WindowFacts
+from tamiyo.streams.stages.rewards.window_summary import WindowSummary
 
 MINUTE_MS = 60_000
 TICK_MS = 1000  # what ticks look for takes minutes; the shell ticks many times a second
@@ -34,7 +40,7 @@ REMEMBERED = 20_000  # decisions done with; more than are ever read again after 
 _RISKS = {"refused": rc.REFUSED_RISK, "failed": rc.FAILED_RISK, "vetoed": rc.VETOED_RISK}
 
 
-class RewardsStage:
+class RewardsStage(Stage):
     """The rewards of one partition."""
 
     name: ClassVar[str] = "rewards"
@@ -50,12 +56,10 @@ class RewardsStage:
             "time": make_spans([minutes * MINUTE_MS for minutes in settings.span_minutes]),
         }
         self._runs: dict[str, Run] = {}
-        self._done = Recent(REMEMBERED)
+        self._done = RecentIds(REMEMBERED)
         self._ticked_ms = 0
-        self.backlog: int | None = None
-        """Records that wait on the log, where somebody knows and says so."""
 
-    def recall(self, said: Iterable[Said]) -> None:
+    def restore(self, said: Iterable[PriorOutput]) -> None:
         """Learn which decisions have had their last word: they are not judged again."""
         analysed: dict[str, RewardAnalysis] = {}
         learned: set[str] = set()
@@ -73,7 +77,7 @@ class RewardsStage:
         said: list[Output | Reject] = []
         for incoming in batch:
             run = self._runs.setdefault(incoming.record.run_id, Run())
-            run.silence.hear(incoming.timestamp_ms)
+            run.silence.record(incoming.timestamp_ms)
             match incoming.record:
                 case HealthWindow():
                     self._take_window(run, incoming)
@@ -95,7 +99,7 @@ class RewardsStage:
         self._ticked_ms = now_ms
         said: list[Output | Reject] = []
         for run_id, run in list(self._runs.items()):
-            quiet_s = run.silence.lasted_ms(now_ms, backlog=self.backlog) / 1000
+            quiet_s = run.silence.idle_ms(now_ms, backlog=self.backlog) / 1000
             if not run.ended and quiet_s >= self.settings.idle_timeout_s:
                 run.ended = True
             if run.ended and quiet_s >= min(self.settings.outcome_timeout_s, self.settings.idle_timeout_s):
@@ -123,7 +127,7 @@ class RewardsStage:
         if run.windows and window.start <= run.windows[-1].start:
             return  # the same window twice
         run.clock = window.clock
-        run.windows.append(WindowFacts.of(window, incoming.offset))
+        run.windows.append(WindowSummary.of(window, incoming.offset))
         run.ended = window.final
 
     def _take_graph(self, run: Run, incoming: Incoming) -> None:
@@ -209,25 +213,25 @@ class RewardsStage:
         spans = self._spans_of(run)
         graph: ModelGraph = pending.graph.record
         decision = pending.decision
-        anchor = run.position(outcome)
+        effective_at = run.position(outcome)
         while pending.closed < len(spans):
-            boundary = anchor + spans[pending.closed].end
+            boundary = effective_at + spans[pending.closed].end
             if run.now < boundary and not run.ended:
                 break
             pending.closed += 1
             # Not the windows beyond the boundary, so that the judgement is the same however many have come.
             known = [window for window in run.windows if window.start < boundary]
-            cut = run.cut(decision.decision_id, anchor)
-            case = Case(
-                anchor=anchor,
+            next_adaptation_at = run.next_adaptation_at(decision.decision_id, effective_at)
+            case = ExecutedAdaptation(
+                effective_at=effective_at,
                 layer_id=decision.layer_id,
                 gated=decision.type == DecisionType.LOAD_KERNEL,
                 parameters_added=parameters_added(decision, graph, outcome),
                 parameter_budget=graph.parameter_budget,
                 uncertainty=decision.uncertainty,
-                cut=cut if cut < boundary else float("inf"),
+                next_adaptation_at=next_adaptation_at if next_adaptation_at < boundary else float("inf"),
             )
-            judgement = judge(case, known, spans, pending.closed, self.settings.baseline_windows)
+            judgement = estimate_reward(case, known, spans, pending.closed, self.settings.baseline_windows)
             beyond = not run.ended or any(window.middle >= boundary for window in run.windows)
             more = beyond and pending.closed < len(spans)
             said += self._tell(pending, "executed", "", judgement, pending.closed - 1, not more, source)
@@ -249,7 +253,7 @@ class RewardsStage:
             for span in self._spans_of(run)
         )
         confidence = 0.0 if status == "dry_run" else 1.0
-        judgement = Judgement(spans, components, rc.total(components), confidence, None, None, None)
+        judgement = RewardEstimate(spans, components, rc.total(components), confidence, None, None, None)
         self._done.add(pending.decision.decision_id)
         return self._tell(pending, status, reason, judgement, 0, True, source)
 
@@ -269,7 +273,7 @@ class RewardsStage:
         pending: Pending,
         status: str,
         reason: str,
-        judgement: Judgement,
+        judgement: RewardEstimate,
         revision: int,
         complete: bool,
         source: Incoming | None,

@@ -8,7 +8,7 @@ from tamiyo.schemas.analysis import HealthWindow, LayerStats
 
 
 @dataclass(frozen=True, slots=True)
-class WindowFacts:
+class WindowSummary:
     """One final window of a run. Losses in nats, latencies in ms; None: not measured, which is not zero."""
 
     offset: int
@@ -38,7 +38,7 @@ class WindowFacts:
         return (self.start + self.end) / 2
 
     @classmethod
-    def of(cls, window: HealthWindow, offset: int) -> "WindowFacts":
+    def of(cls, window: HealthWindow, offset: int) -> "WindowSummary":
         """Take what matters from a window."""
         model = window.model_metrics
         step_time = model.get("step_time_ms")

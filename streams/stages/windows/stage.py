@@ -21,10 +21,10 @@ from tamiyo.schemas.identity import identity, window_id
 from tamiyo.schemas.record import MAX_LAYERS
 from tamiyo.schemas.topics import SIGNALS, WINDOWS, Topic
 from tamiyo.streams.settings import WindowSettings
-from tamiyo.streams.stages.base import SHORT_ID, Incoming, Output, Reject, Said, View
+from tamiyo.streams.stages.base import SHORT_ID, Incoming, Output, PriorOutput, Reject, Stage, View
 from tamiyo.streams.stages.intake.frame_metrics import LARGEST
-from tamiyo.streams.stages.recent_ids import Recent
-from tamiyo.streams.stages.windows.watermark import Closings, Progress
+from tamiyo.streams.stages.recent_ids import RecentIds
+from tamiyo.streams.stages.windows.watermark import FinalizedWindows, RunWatermark
 from tamiyo.streams.stages.windows.window_stats import Contribution, layer_statistics, model_statistics
 
 MAX_CLOSINGS = 100_000  # runs whose last window is remembered, so that a straggler of theirs is late, not a new window
@@ -45,7 +45,7 @@ class _Open:
 @dataclass(slots=True)
 class _Run:
     last: Incoming
-    progress: Progress = field(default_factory=Progress)
+    progress: RunWatermark = field(default_factory=RunWatermark)
     passed: int = 0
     """Windows that end here or before are final by the watermark, whether they ever held anything or not."""
     windows: dict[int, _Open] = field(default_factory=dict)
@@ -53,7 +53,7 @@ class _Run:
     rows: int = 0
 
 
-class WindowsStage:
+class WindowsStage(Stage):
     """One partition of the log of signals."""
 
     name: ClassVar[str] = "windows"
@@ -68,8 +68,8 @@ class WindowsStage:
         """received, late, repeated and rejected signals; opened and published windows, idle and forced among them."""
         self._runs: OrderedDict[str, _Run] = OrderedDict()
         """Those with open windows, the longest silent first."""
-        self._closings: OrderedDict[str, Closings] = OrderedDict()
-        self._inside = Recent(MAX_INSIDE)
+        self._closings: OrderedDict[str, FinalizedWindows] = OrderedDict()
+        self._inside = RecentIds(MAX_INSIDE)
         """Short ids of the signals in closed windows."""
         self._rows = 0
         self._first_offsets: list[tuple[int, str, int]] = []
@@ -77,11 +77,11 @@ class WindowsStage:
         self._newest_ms = 0
         self._quiet_since_ms: int | None = None
 
-    def recall(self, said: Iterable[Said]) -> None:
+    def restore(self, said: Iterable[PriorOutput]) -> None:
         """Learn which windows were final already, and which input had closed each."""
         newest = -1
         for one in said:
-            self._remember(one.inside)
+            self._remember(one.member_ids)
             newest = max(newest, one.sources.get(SIGNALS.name, newest))
             if one.record.clock == self.settings.clock:
                 self._closed(one.record.run_id).add(one.record.end, one.sources.get(SIGNALS.name, newest))
@@ -280,8 +280,8 @@ class WindowsStage:
                 (w.offset, name, w.start) for name, run in self._runs.items() for w in run.windows.values()
             )
 
-    def _closed(self, run_id: str) -> Closings:
-        closings = self._closings.pop(run_id, None) or Closings()
+    def _closed(self, run_id: str) -> FinalizedWindows:
+        closings = self._closings.pop(run_id, None) or FinalizedWindows()
         self._closings[run_id] = closings
         if len(self._closings) > MAX_CLOSINGS:
             self._closings.popitem(last=False)

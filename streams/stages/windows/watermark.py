@@ -7,7 +7,7 @@ from tamiyo.schemas.topics import PERIODIC_NAMES
 REMEMBERED = 64  # closings of a run; a record older than all of them was answered long ago
 
 
-class Progress:
+class RunWatermark:
     """The watermark of one run: the slowest of the sources that tell of every sampled step."""
 
     __slots__ = ("_companions", "_final", "_highest")
@@ -42,7 +42,7 @@ class Progress:
         return self._companions or {source for source in self._highest if source in PERIODIC_NAMES}
 
 
-class Closings:
+class FinalizedWindows:
     """Up to where one run's windows were final, and since which input offset.
 
     After a restart records are fed again that had their answer. What was final when a record first came, and what

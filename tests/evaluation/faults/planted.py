@@ -17,8 +17,8 @@ from collections.abc import Iterable
 from typing import Any
 
 from tamiyo.streams.process.logs import configure
-from tamiyo.streams.runtime.partition_task import Memory, Tenure
-from tamiyo.streams.runtime.stage_runner import Shell
+from tamiyo.streams.runtime.partition_task import PartitionTask, RestoredState
+from tamiyo.streams.runtime.stage_runner import StageRunner
 from tamiyo.streams.runtime.worker import run_worker
 from tamiyo.streams.stages.base import Output
 from tamiyo.streams.stages.decisions import stage as decisions
@@ -33,19 +33,19 @@ class Plant:
         self.crash_at = crash_at
         self.stage = stage
         self.outputs = 0
-        publish, recall, observe = Tenure._publish, Shell._recall, Tenure._observe
+        publish, recall, observe = PartitionTask._publish, StageRunner._recall, PartitionTask._observe
 
-        async def publishing(tenure: Tenure, said: Iterable[Any]) -> None:
+        async def publishing(tenure: PartitionTask, said: Iterable[Any]) -> None:
             said = list(said)
             if tenure.stage_name == stage and any(isinstance(each, Output) for each in said):
                 await self._before(tenure, said, acknowledge=bug == "acknowledge")
             await publish(tenure, said)
 
-        async def forgetting(shell: Shell, *arguments: Any) -> Any:
+        async def forgetting(shell: StageRunner, *arguments: Any) -> Any:
             memory, said = await recall(shell, *arguments)
-            return (Memory(memory.positions), []) if shell.name == stage else (memory, said)
+            return (RestoredState(memory.positions), []) if shell.name == stage else (memory, said)
 
-        def observing(tenure: Tenure, each: Any, received: float | None) -> None:
+        def observing(tenure: PartitionTask, each: Any, received: float | None) -> None:
             observe(tenure, each, received)
             if tenure.stage_name == stage:
                 self.outputs += 1
@@ -55,13 +55,13 @@ class Plant:
         if bug == "identity":
             decisions.decision_id = lambda graph: uuid.uuid4().hex  # type: ignore[assignment]
         if bug == "recall":
-            Shell._recall = forgetting  # type: ignore[method-assign]
+            StageRunner._recall = forgetting  # type: ignore[method-assign]
         if stage == "decisions":
-            Tenure._observe = observing  # type: ignore[method-assign]
+            PartitionTask._observe = observing  # type: ignore[method-assign]
         else:
-            Tenure._publish = publishing  # type: ignore[method-assign]
+            PartitionTask._publish = publishing  # type: ignore[method-assign]
 
-    async def _before(self, tenure: Tenure, said: list[Any], *, acknowledge: bool) -> None:
+    async def _before(self, tenure: PartitionTask, said: list[Any], *, acknowledge: bool) -> None:
         """Acknowledge too early, if that is the bug; crash, if it is time, with all that is acknowledged committed."""
         self.outputs += sum(isinstance(each, Output) for each in said)
         crash = 0 < self.crash_at <= self.outputs

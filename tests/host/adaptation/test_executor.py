@@ -13,7 +13,7 @@ from tamiyo.host.adaptation.limits import Limits
 from tamiyo.host.kernels.cache import KernelCache
 from tamiyo.host.kernels.store import KernelStore
 from tamiyo.host.layers.kasmina_layer import KasminaLayer
-from tamiyo.host.probes.counterfactual import HeldOut
+from tamiyo.host.probes.counterfactual import HeldOutBatch
 from tamiyo.schemas.adaptation import AdaptationOutcome, KernelStatus, OutcomeStatus
 from tamiyo.schemas.identity import outcome_id
 from tests.support.runs import RUN, STORE, compiled, decision, order, settings
@@ -46,7 +46,7 @@ class Bench:
                 blueprints={"0": ("parallel_expansion", "bottleneck", "low_rank")},
             ),
             settings=self.settings,
-            held_out=HeldOut(self.model, F.cross_entropy, inputs, labels) if held_out else None,
+            held_out=HeldOutBatch(self.model, F.cross_entropy, inputs, labels) if held_out else None,
             publish=self.outcomes.append,
             clock=lambda: self.now,
         )

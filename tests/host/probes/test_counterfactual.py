@@ -7,15 +7,15 @@ from torch.nn import functional as F
 
 from tamiyo.host.layers.kasmina_layer import KasminaLayer
 from tamiyo.host.layers.seed import SeedState
-from tamiyo.host.probes.counterfactual import HeldOut, active_seeds, evaluating, latency_ms
+from tamiyo.host.probes.counterfactual import HeldOutBatch, active_seeds, evaluating, latency_ms
 from tests.support.layers import kernel
 
 
-def grown() -> tuple[nn.Sequential, KasminaLayer, HeldOut]:
+def grown() -> tuple[nn.Sequential, KasminaLayer, HeldOutBatch]:
     torch.manual_seed(0)
     layer = KasminaLayer(layer_id="0", input_size=5, output_size=7, num_seeds=2, ramp_steps=0)
     model = nn.Sequential(layer, nn.Dropout(0.5), nn.Linear(7, 3))
-    return model, layer, HeldOut(model, F.cross_entropy, torch.randn(20, 5), torch.randint(0, 3, (20,)))
+    return model, layer, HeldOutBatch(model, F.cross_entropy, torch.randn(20, 5), torch.randint(0, 3, (20,)))
 
 
 def load(layer: KasminaLayer, seed: int = 1) -> int:
@@ -63,7 +63,7 @@ def test_a_permanent_kernel_is_part_of_the_layer() -> None:
 def test_a_loss_that_is_not_finite_is_not_measured() -> None:
     model, layer, _ = grown()
     load(layer)
-    held_out = HeldOut(model, lambda output, _: output.sum() * torch.nan, torch.randn(2, 5), None)
+    held_out = HeldOutBatch(model, lambda output, _: output.sum() * torch.nan, torch.randn(2, 5), None)
     assert held_out.loss() is None
     assert held_out.contributions([layer]) == {}
 
@@ -100,4 +100,4 @@ def test_a_batch_may_be_several_arguments() -> None:
     layer = nn.Bilinear(2, 3, 4)
     inputs = (torch.ones(5, 2), torch.ones(5, 3))
     expected = float(layer(*inputs).sum().detach())
-    assert HeldOut(layer, lambda output, _: output.sum(), inputs, None).loss() == pytest.approx(expected)
+    assert HeldOutBatch(layer, lambda output, _: output.sum(), inputs, None).loss() == pytest.approx(expected)

@@ -5,16 +5,16 @@ from collections.abc import Iterator
 
 import pytest
 
-from tamiyo.schemas.connection import Connection, Trouble
+from tamiyo.schemas.connection import Connection, ConnectionFailure
 from tamiyo.schemas.errors import BrokerError, BrokerRefused
 from tamiyo.schemas.kafka import KafkaSettings
-from tamiyo.streams.admin.broker_wait import reach
+from tamiyo.streams.admin.broker_wait import wait_for_broker
 from tamiyo.streams.admin.brokers import EmbeddedBroker
 
 NOWHERE = KafkaSettings(bootstrap_servers="127.0.0.1:1")
 
 
-def answers(monkeypatch: pytest.MonkeyPatch, *found: Trouble | None) -> Iterator[Trouble | None]:
+def answers(monkeypatch: pytest.MonkeyPatch, *found: ConnectionFailure | None) -> Iterator[ConnectionFailure | None]:
     left = iter(found)
     monkeypatch.setattr(Connection, "trouble", lambda self, timeout_s: next(left))
     return left
@@ -23,24 +23,24 @@ def answers(monkeypatch: pytest.MonkeyPatch, *found: Trouble | None) -> Iterator
 def test_a_broker_that_answers_is_not_waited_for(embedded: EmbeddedBroker) -> None:
     told: list[str] = []
     kafka = KafkaSettings(bootstrap_servers=embedded.bootstrap_servers)
-    assert reach(kafka, 0.0, tell=told.append) is kafka
+    assert wait_for_broker(kafka, 0.0, tell=told.append) is kafka
     assert told == []
 
 
 def test_one_that_comes_up_meanwhile_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[str] = []
-    away = Trouble("Connection refused", False)
+    away = ConnectionFailure("Connection refused", False)
     answers(monkeypatch, away, away, None)
-    assert reach(NOWHERE, 60, tell=told.append) is NOWHERE
+    assert wait_for_broker(NOWHERE, 60, tell=told.append) is NOWHERE
     assert len(told) == 2
     assert told[0].startswith("no broker answers yet at 127.0.0.1:1 (Connection refused); giving up in ")
 
 
 def test_a_refusal_is_not_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[str] = []
-    left = answers(monkeypatch, Trouble("wrong password", True), None)
+    left = answers(monkeypatch, ConnectionFailure("wrong password", True), None)
     with pytest.raises(BrokerRefused, match="wrong password"):
-        reach(NOWHERE, 60, tell=told.append)
+        wait_for_broker(NOWHERE, 60, tell=told.append)
     assert told == []
     assert list(left) == [None]
 
@@ -49,6 +49,6 @@ def test_patience_ends_and_is_a_setting(monkeypatch: pytest.MonkeyPatch, capsys:
     monkeypatch.setenv("TAMIYO_COMMAND_PATIENCE_S", "3")
     began = time.monotonic()
     with pytest.raises(BrokerError, match=r"no broker answers at 127\.0\.0\.1:1"):
-        reach(NOWHERE)
+        wait_for_broker(NOWHERE)
     assert 2.5 < time.monotonic() - began < 15
     assert "tamiyo: no broker answers yet at 127.0.0.1:1" in capsys.readouterr().err

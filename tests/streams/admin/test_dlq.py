@@ -14,7 +14,7 @@ from tamiyo.schemas.errors import BrokerError
 from tamiyo.schemas.kafka import KafkaSettings, TopicNames
 from tamiyo.schemas.topics import CACHE_HIT_RATES, SIGNALS, Topic
 from tamiyo.streams import cli
-from tamiyo.streams.admin.dead_letter import Box, Letter
+from tamiyo.streams.admin.dead_letter import DeadLetter, DeadLetterPartition
 from tamiyo.streams.admin.dead_letters import DeadLetters
 from tamiyo.streams.admin.redrive import CLAIM_S, REDRIVEN_HEADER, Redrive
 from tamiyo.streams.admin.topics import Topics
@@ -158,7 +158,7 @@ class Dies(Redrive):
     at = "receipt"
     after = False
 
-    def _note(self, box: Box, kind: str, batch: Sequence[Letter], **facts: Any) -> int:
+    def _note(self, box: DeadLetterPartition, kind: str, batch: Sequence[DeadLetter], **facts: Any) -> int:
         if kind == self.at and not self.after:
             raise KeyboardInterrupt
         offset = super()._note(box, kind, batch, **facts)
@@ -214,7 +214,7 @@ def test_of_two_calls_at_once_each_letter_is_of_one(
         class Interrupted(Redrive):
             """Claims; before it looks who else has, the other call is through."""
 
-            def _note(self, box: Box, kind: str, batch: Sequence[Letter], **facts: Any) -> int:
+            def _note(self, box: DeadLetterPartition, kind: str, batch: Sequence[DeadLetter], **facts: Any) -> int:
                 offset = super()._note(box, kind, batch, **facts)
                 if kind == "claim":
                     with Redrive(yours, where) as theirs:

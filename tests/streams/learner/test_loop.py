@@ -16,7 +16,7 @@ from tamiyo.schemas.learning import CheckpointStatus, Experience, PolicyCheckpoi
 from tamiyo.schemas.topics import CHECKPOINTS, EXPERIENCE
 from tamiyo.streams.learner import loop as module
 from tamiyo.streams.learner.loop import LearnerLoop
-from tamiyo.streams.learner.releases import Releases
+from tamiyo.streams.learner.releases import CheckpointReleases
 from tamiyo.streams.settings import LearnerSettings
 from tests.support.experiences import BLUEPRINTS, make_experience
 from tests.support.kafka_log import KafkaLog
@@ -105,14 +105,14 @@ def test_what_is_learned_is_stored_and_announced_with_its_offsets(bench: Bench) 
 
 def kill_at(monkeypatch: pytest.MonkeyPatch, where: str, version: int) -> None:
     """Make the release of a version end the process before its store or its announcement."""
-    real: Any = getattr(Releases, where)
+    real: Any = getattr(CheckpointReleases, where)
 
-    def killed(self: Releases, header: Any, data: bytes) -> Any:
+    def killed(self: CheckpointReleases, header: Any, data: bytes) -> Any:
         if header.version == version:
             raise Killed
         return real(self, header, data)
 
-    monkeypatch.setattr(Releases, where, killed)
+    monkeypatch.setattr(CheckpointReleases, where, killed)
 
 
 @pytest.mark.parametrize(("where", "stored"), [("release", [0]), ("announce", [0, 1])])
@@ -142,17 +142,17 @@ def test_killed_before_or_after_the_checkpoint_is_written_each_experience_counts
 def test_of_two_learners_one_releases(bench: Bench, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
     """One sleeps before or after its policy is stored; another takes its place, goes on, and is there when it wakes."""
     bench.tell(0)
-    real: Any = getattr(Releases, where)
+    real: Any = getattr(CheckpointReleases, where)
     asleep = threading.Event()
 
-    def sleep(self: Releases, header: Any, data: bytes) -> Any:
+    def sleep(self: CheckpointReleases, header: Any, data: bytes) -> Any:
         if header.version == 1 and not asleep.is_set():
             asleep.set()
             bench.tell(BATCH)
             bench.learn(2 * BATCH)
         return real(self, header, data)
 
-    monkeypatch.setattr(Releases, where, sleep)
+    monkeypatch.setattr(CheckpointReleases, where, sleep)
     with pytest.raises(PolicyError, match="another learner of 'tamiyo' works too"):
         bench.run(lambda _: False)
     bench.tell(2 * BATCH)

@@ -6,7 +6,7 @@ from tamiyo.models.checkpoint import CheckpointHeader, CheckpointStore, save
 from tamiyo.schemas.errors import ConfigurationError, PolicyError
 from tamiyo.schemas.kafka import KafkaSettings, TopicNames
 from tamiyo.schemas.learning import PolicyCheckpoint
-from tamiyo.streams.learner.releases import Releases
+from tamiyo.streams.learner.releases import CheckpointReleases
 from tests.support.experiences import BLUEPRINTS, small_policy
 
 
@@ -15,7 +15,7 @@ def store(tmp_path: Path) -> CheckpointStore:
     return CheckpointStore(f"file://{tmp_path}")
 
 
-def put(releases: Releases, *versions: int, name: str = "tamiyo") -> None:
+def put(releases: CheckpointReleases, *versions: int, name: str = "tamiyo") -> None:
     for version in versions:
         policy = small_policy(seed=version)
         header = CheckpointHeader.of(policy, version=version, name=name, offsets={"0": version})
@@ -25,7 +25,7 @@ def put(releases: Releases, *versions: int, name: str = "tamiyo") -> None:
 def test_the_newest_is_found_and_only_so_many_are_kept(
     store: CheckpointStore, kafka: KafkaSettings, names: TopicNames
 ) -> None:
-    releases = Releases("tamiyo", store, kafka, names, keep=2)
+    releases = CheckpointReleases("tamiyo", store, kafka, names, keep=2)
     assert releases.find(BLUEPRINTS).newest == -1
     put(releases, 0, 1, 2)
     assert store.versions() == [1, 2]
@@ -38,7 +38,7 @@ def test_the_newest_is_found_and_only_so_many_are_kept(
 def test_a_broken_file_gives_way_to_the_one_before_and_keeps_its_number(
     store: CheckpointStore, kafka: KafkaSettings, names: TopicNames, tmp_path: Path
 ) -> None:
-    releases = Releases("tamiyo", store, kafka, names)
+    releases = CheckpointReleases("tamiyo", store, kafka, names)
     put(releases, 0, 1)
     path = tmp_path / store.file_name(1)
     path.write_bytes(path.read_bytes()[:-1])
@@ -50,7 +50,7 @@ def test_a_broken_file_gives_way_to_the_one_before_and_keeps_its_number(
 def test_other_blueprints_keep_the_weights_and_not_the_optimiser(
     store: CheckpointStore, kafka: KafkaSettings, names: TopicNames
 ) -> None:
-    releases = Releases("tamiyo", store, kafka, names)
+    releases = CheckpointReleases("tamiyo", store, kafka, names)
     put(releases, 0)
     found = releases.find((*BLUEPRINTS, "squeeze_excite"))
     assert found.policy is not None
@@ -59,15 +59,15 @@ def test_other_blueprints_keep_the_weights_and_not_the_optimiser(
 
 
 def test_a_store_of_another_policy_is_refused(store: CheckpointStore, kafka: KafkaSettings, names: TopicNames) -> None:
-    put(Releases("other", store, kafka, names), 0, name="other")
+    put(CheckpointReleases("other", store, kafka, names), 0, name="other")
     with pytest.raises(ConfigurationError, match="holds policy 'other'"):
-        Releases("tamiyo", store, kafka, names).find(BLUEPRINTS)
+        CheckpointReleases("tamiyo", store, kafka, names).find(BLUEPRINTS)
 
 
 def test_who_slept_before_announcing_says_that_another_went_on(
     store: CheckpointStore, kafka: KafkaSettings, names: TopicNames, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sleeper, other = (Releases("tamiyo", store, kafka, names) for _ in range(2))
+    sleeper, other = (CheckpointReleases("tamiyo", store, kafka, names) for _ in range(2))
     put(sleeper, 0)
     announce = sleeper.announce
 

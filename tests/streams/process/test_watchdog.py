@@ -19,12 +19,12 @@ from faust.types import TP
 from tamiyo.schemas.errors import BrokerError
 from tamiyo.schemas.kafka import KafkaSettings, TopicNames
 from tamiyo.streams.admin.topics import Topics
-from tamiyo.streams.process.exit_codes import EXIT_AGAIN
-from tamiyo.streams.process.watchdog import LoopWatch, Stillness
+from tamiyo.streams.process.exit_codes import EXIT_TEMPFAIL
+from tamiyo.streams.process.watchdog import LoopWatch, StallDetector
 from tamiyo.streams.runtime import liveness as watches
 from tamiyo.streams.runtime import stage_runner as shells
 from tamiyo.streams.runtime.faust.app import StageConsumerThread
-from tamiyo.streams.runtime.stage_runner import Shell
+from tamiyo.streams.runtime.stage_runner import StageRunner
 from tamiyo.streams.runtime.views import Views
 from tamiyo.streams.settings import WatchdogSettings, WorkerSettings
 from tests.support.kafka_log import KafkaLog
@@ -33,11 +33,11 @@ from tests.support.workers import TOPICS, Process, enough, expected, numbers, su
 
 
 def test_stillness_counts_looks_that_found_the_same() -> None:
-    still = Stillness()
-    assert [still.look(sign) for sign in ("a", "a", "a", "b", "b", "a")] == [0, 1, 2, 0, 1, 0]
-    still.look("a")
+    still = StallDetector()
+    assert [still.check(sign) for sign in ("a", "a", "a", "b", "b", "a")] == [0, 1, 2, 0, 1, 0]
+    still.check("a")
     still.reset()
-    assert still.look("a") == 1
+    assert still.check("a") == 1
 
 
 def test_a_blocked_loop_is_found_by_its_thread(capfd: pytest.CaptureFixture[str]) -> None:
@@ -61,7 +61,7 @@ def test_a_blocked_loop_is_found_by_its_thread(capfd: pytest.CaptureFixture[str]
         return blocked
 
     assert asyncio.run(scene())
-    assert ends == [(EXIT_AGAIN, "watchdog: the event loop has not come round for 0 s")]
+    assert ends == [(EXIT_TEMPFAIL, "watchdog: the event loop has not come round for 0 s")]
     assert "test_watchdog.py" in capfd.readouterr().err  # where it hangs
 
 
@@ -86,9 +86,9 @@ class Reader:
         return self._found
 
 
-def make_shell(watchdog: WatchdogSettings, **more: Any) -> Shell:
+def make_shell(watchdog: WatchdogSettings, **more: Any) -> StageRunner:
     kafka, names = KafkaSettings(), TopicNames()
-    return Shell(
+    return StageRunner(
         PairStage,
         PairSettings(),
         group="g",
@@ -134,7 +134,7 @@ def test_a_gap_is_fine_where_nothing_lies_or_what_lies_there_was_acknowledged(
 
     shell = make_shell(WatchdogSettings())
     monkeypatch.setattr(shells, "TailReader", Reader(lies_there))
-    monkeypatch.setattr(Shell, "thread", SimpleNamespace(committed=look))
+    monkeypatch.setattr(StageRunner, "thread", SimpleNamespace(committed=look))
     with contextlib.nullcontext() if fine else pytest.raises(BrokerError, match="skipped from offset 5 to 7"):
         asyncio.run(shell.verify_gap(NUMBERS.name, 0, 5, 7))
 
@@ -220,7 +220,7 @@ def test_a_refusal_is_heeded_and_one_that_lasts_ends_the_process(
 
     async def scene() -> None:
         shell = make_shell(WatchdogSettings(coordination_s=0.2), end_process=ends.append)
-        monkeypatch.setattr(Shell, "thread", property(lambda self: thread))
+        monkeypatch.setattr(StageRunner, "thread", property(lambda self: thread))
         thread.heed_coordination = heed
         watching = asyncio.create_task(watches.watch_coordination(shell))
         await asyncio.sleep(0.5)
@@ -232,7 +232,7 @@ def test_a_refusal_is_heeded_and_one_that_lasts_ends_the_process(
 
     asyncio.run(scene())
     assert len(heeds) == (6 if lasting else 1)
-    assert (EXIT_AGAIN in ends) is lasting
+    assert (EXIT_TEMPFAIL in ends) is lasting
 
 
 @pytest.mark.flow
@@ -254,7 +254,7 @@ def test_a_stage_that_hangs_ends_its_process(
     Topics(kafka, names, TOPICS).touch()
     worker = start(kafka, *arguments, TAMIYO_WATCHDOG_LOOP_S=2, TAMIYO_WATCHDOG_PROGRESS_S=8).wait_until_ready(4)
     kafka_log.say(NUMBERS, [number("run", 0, 1), number("run", 1, 888)])
-    assert worker.process.wait(40) == EXIT_AGAIN
+    assert worker.process.wait(40) == EXIT_TEMPFAIL
     assert words in worker.log.read_text().splitlines()[-1]
     assert "acknowledges nothing more" in worker.log.read_text().splitlines()[-1]
     assert kafka_log.committed("tamiyo_pairs", NUMBERS.name) == {}

@@ -27,7 +27,7 @@ from tamiyo.streams.recording.topic_reader import Selection, TopicReader
 from tamiyo.streams.replay.cleanup import discard
 from tamiyo.streams.replay.compare import RecordingSide, TopicsSide, compare
 from tamiyo.streams.replay.flow import Flow
-from tamiyo.streams.replay.levels import Level, Target
+from tamiyo.streams.replay.levels import ReplaySource, ReplayTarget
 from tamiyo.streams.replay.replayer import Plan, Replayed, Replayer
 
 pytestmark = [pytest.mark.kafka, pytest.mark.flow, pytest.mark.timeout(600)]
@@ -83,9 +83,9 @@ def ends(kafka: KafkaSettings, names: TopicNames) -> list[object]:
 
 
 def replayer(recorded: Recorded, prefix: str, **options: object) -> Replayer:
-    level = options.pop("level", Level.TELEMETRY)
+    level = options.pop("level", ReplaySource.TELEMETRY)
     recording = options.pop("recording", Recording(recorded.folder))
-    plan = Plan(Flow.between(level, Target.DECISIONS), TopicNames(prefix=prefix), **options)  # type: ignore[arg-type]
+    plan = Plan(Flow.between(level, ReplayTarget.DECISIONS), TopicNames(prefix=prefix), **options)  # type: ignore[arg-type]
     return Replayer(recording, plan, recorded.kafka, recorded.names, observer=Quiet())  # type: ignore[arg-type]
 
 
@@ -97,11 +97,11 @@ def replayed(recorded: Recorded, prefix: str, **options: object) -> Replayed:
 
 @pytest.mark.parametrize(
     ("speed", "count", "level"),
-    [(1.0, 1, Level.TELEMETRY), (100.0, 4, Level.TELEMETRY), (None, 1, Level.SIGNALS)],
+    [(1.0, 1, ReplaySource.TELEMETRY), (100.0, 4, ReplaySource.TELEMETRY), (None, 1, ReplaySource.SIGNALS)],
     ids=["1x-one-worker", "100x-four-workers", "max-from-signals"],
 )
 def test_a_replay_says_the_same_to_the_byte(
-    recorded: Recorded, names: TopicNames, speed: float | None, count: int, level: Level
+    recorded: Recorded, names: TopicNames, speed: float | None, count: int, level: ReplaySource
 ) -> None:
     before = ends(recorded.kafka, recorded.names)
     result = replayed(recorded, names.prefix, speed=speed, workers=count, level=level)
@@ -124,11 +124,11 @@ def test_a_replay_says_the_same_to_the_byte(
 
 def test_other_workers_and_another_policy(recorded: Recorded, names: TopicNames, tmp_path: Path) -> None:
     """Workers that somebody else starts; one policy for all, where two had decided."""
-    each = replayer(recorded, names.prefix, workers=0, policy_version=1, level=Level.GRAPHS)
+    each = replayer(recorded, names.prefix, workers=0, policy_version=1, level=ReplaySource.GRAPHS)
     each.check()
     with Children(tmp_path, each.environment()) as children:
         # The topics are not there yet: the worker would give up.
-        Topics(recorded.kafka, names, Flow.between(Level.GRAPHS, Target.DECISIONS).topics).create(
+        Topics(recorded.kafka, names, Flow.between(ReplaySource.GRAPHS, ReplayTarget.DECISIONS).topics).create(
             partitions=4, retention_ms=-1
         )
         children.start("worker", ["worker", "--stage", "decisions"])

@@ -9,8 +9,8 @@ from tamiyo.schemas.codec import encode
 from tamiyo.schemas.telemetry import CacheHitRates
 from tamiyo.streams.headers import END_HEADER, END_MARKER
 from tamiyo.streams.messages import is_end
-from tamiyo.streams.runtime.end_of_stream import Endings
-from tamiyo.streams.runtime.partition_task import Memory, Tenure
+from tamiyo.streams.runtime.end_of_stream import EndTracker
+from tamiyo.streams.runtime.partition_task import PartitionTask, RestoredState
 from tamiyo.streams.settings import WorkerSettings
 from tamiyo.streams.stages.base import Incoming, Output
 from tests.streams.runtime.test_partition_task import FakeKafka
@@ -31,14 +31,14 @@ class FlushingStage(PairStage):
         return [Output(SUMS, last.record, "flushed", last)]
 
 
-class Desk:
+class TaskHarness:
     """A tenure of the flushing stage, and what was acknowledged of each topic."""
 
     def __init__(self, kafka: FakeKafka, positions: Mapping[str, int] | None = None) -> None:
         self.acknowledged: dict[str, list[int]] = {NUMBERS.name: [], LETTERS.name: []}
-        self.tenure = Tenure("pairs", (NUMBERS, LETTERS), 1, kafka)
+        self.tenure = PartitionTask("pairs", (NUMBERS, LETTERS), 1, kafka)
         stage = FlushingStage(1, PairSettings(), {FACTORS.name: SimpleNamespace(get=lambda key: None)})  # type: ignore[dict-item]
-        self.tenure.begin(stage, Memory(dict(positions or {NUMBERS.name: 0, LETTERS.name: 0}), set()))
+        self.tenure.begin(stage, RestoredState(dict(positions or {NUMBERS.name: 0, LETTERS.name: 0}), set()))
 
     async def take(self, topic: str, offset: int, record: CacheHitRates | None) -> None:
         event = SimpleNamespace(
@@ -59,7 +59,7 @@ def replaying(**fields: Any) -> FakeKafka:
 def test_a_stage_flushes_and_passes_the_mark_on_once_all_its_inputs_have_ended() -> None:
     async def scene() -> None:
         kafka = replaying()
-        desk = Desk(kafka)
+        desk = TaskHarness(kafka)
         await desk.take(NUMBERS.name, 0, number("a", 0, 1))
         await desk.take(NUMBERS.name, 1, None)
         assert kafka.sent == []  # the letters may go on
@@ -86,7 +86,7 @@ def test_a_stage_flushes_and_passes_the_mark_on_once_all_its_inputs_have_ended()
 def test_a_mark_that_waits_for_another_holds_nothing_before_it_back() -> None:
     async def scene() -> None:
         kafka = replaying()
-        desk = Desk(kafka)
+        desk = TaskHarness(kafka)
         await desk.take(NUMBERS.name, 0, number("a", 0, 1))
         await desk.take(NUMBERS.name, 1, number("a", 1, 2))
         await desk.take(NUMBERS.name, 2, None)
@@ -99,7 +99,7 @@ def test_a_mark_that_waits_for_another_holds_nothing_before_it_back() -> None:
 def test_without_a_replay_a_mark_is_an_unusable_message() -> None:
     async def scene() -> None:
         kafka = FakeKafka()
-        desk = Desk(kafka)
+        desk = TaskHarness(kafka)
         await desk.take(NUMBERS.name, 0, None)
         await desk.take(LETTERS.name, 0, None)
         assert [each.topic for each in kafka.sent] == ["p.test.numbers.dlq", "p.test.letters.dlq"]
@@ -116,7 +116,7 @@ def test_a_mark_has_no_value_and_says_so_in_its_headers() -> None:
 
 
 def test_endings_are_due_once() -> None:
-    endings = Endings(["a", "b"])
+    endings = EndTracker(["a", "b"])
     endings.note("a", 7)
     assert not endings.due()
     assert endings.bound("a", 9) == 7

@@ -6,7 +6,7 @@ import pytest
 from confluent_kafka import Producer
 
 from tamiyo.schemas.kafka import KafkaSettings, TopicNames
-from tamiyo.streams.runtime.output_log import PIECE, TailReader, Told
+from tamiyo.streams.runtime.output_log import PIECE, OutputLogReader, Told
 
 
 def told(positions: str, source: str = "") -> Told:
@@ -38,18 +38,18 @@ def test_the_tail_reaches_back_to_a_whole_piece_below(kafka: KafkaSettings, name
     assert producer.flush(20) == 0
 
     async def read() -> None:
-        async with TailReader(kafka, fetch_wait_ms=10) as reader:
+        async with OutputLogReader(kafka, fetch_wait_ms=10) as reader:
             wanted = {(topic, 2): {"in": 1900}, (topic, 0): {"in": 7}, (topic, 1): {"in": 0}}
-            tails = await reader.tails(wanted)
+            tails = await reader.read_back(wanted)
             values = [int(each.value or b"") for each in tails[topic, 2]]
             assert values == list(range(values[0], 3000))
             # Pieces of 500, 500, 1000, 1000: the third holds 1100, and so is not below; the fourth begins the log.
             assert values[0] == 0
             assert [each.value for each in tails[topic, 0]] == [b"x"]
             assert tails[topic, 1] == []
-            tail = (await reader.tails({(topic, 2): {"in": 2500}}))[topic, 2]
+            tail = (await reader.read_back({(topic, 2): {"in": 2500}}))[topic, 2]
             assert (tail[0].offset, len(tail)) == (3000 - 2 * PIECE, 2 * PIECE)
-            tail = (await reader.tails({(topic, 2): {"in": 3000}}))[topic, 2]
+            tail = (await reader.read_back({(topic, 2): {"in": 3000}}))[topic, 2]
             assert len(tail) == PIECE
             assert await reader.begins([(topic, 2)]) == {(topic, 2): 0}
             assert await reader.ends([(topic, 2)]) == {(topic, 2): 3000}
@@ -68,7 +68,7 @@ def test_what_no_stage_said_does_not_end_the_reading(kafka: KafkaSettings, names
     assert producer.flush(20) == 0
 
     async def read() -> list[Told]:
-        async with TailReader(kafka, fetch_wait_ms=10) as reader:
-            return (await reader.tails({(topic, 1): {"in": 5}}))[topic, 1]
+        async with OutputLogReader(kafka, fetch_wait_ms=10) as reader:
+            return (await reader.read_back({(topic, 1): {"in": 5}}))[topic, 1]
 
     assert asyncio.run(read())[0].source == ("in", 8)

@@ -14,7 +14,7 @@ from tamiyo.schemas.kafka import TopicNames
 from tamiyo.schemas.telemetry import CacheHitRates
 from tamiyo.streams.runtime.encoding import Headers
 from tamiyo.streams.runtime.output_log import Told
-from tamiyo.streams.runtime.partition_task import Memory, Tenure
+from tamiyo.streams.runtime.partition_task import PartitionTask, RestoredState
 from tamiyo.streams.settings import WorkerSettings
 from tests.support.pairs import FACTORS, LETTERS, NUMBERS, SUMS, PairSettings, PairStage, number
 
@@ -50,7 +50,7 @@ class FakeKafka:
             delivered.set_result(None)
         return delivered
 
-    async def may_publish(self, tenure: Tenure) -> bool:
+    async def may_publish(self, tenure: PartitionTask) -> bool:
         return self.ours and not tenure.closed
 
     async def verify_gap(self, topic: str, partition: int, expected: int, found: int) -> None:
@@ -63,15 +63,15 @@ class FakeKafka:
         self.failed.append(error)
 
 
-class Desk:
+class TaskHarness:
     """A tenure of the pair stage on partition 1, with what happened to its events."""
 
     def __init__(self, kafka: FakeKafka, *, first: int = 0, said: set[tuple[str, str]] | None = None) -> None:
         self.kafka = kafka
         self.acknowledged: list[int] = []
-        self.tenure = Tenure("pairs", (NUMBERS, LETTERS), 1, kafka)
+        self.tenure = PartitionTask("pairs", (NUMBERS, LETTERS), 1, kafka)
         stage = PairStage(1, PairSettings(), {FACTORS.name: SimpleNamespace(get=lambda key: None)})  # type: ignore[dict-item]
-        self.tenure.begin(stage, Memory({NUMBERS.name: first, LETTERS.name: 0}, said or set()))
+        self.tenure.begin(stage, RestoredState({NUMBERS.name: first, LETTERS.name: 0}, said or set()))
 
     async def take(self, offset: int, record: CacheHitRates | bytes) -> Any:
         value = encode(record) if isinstance(record, CacheHitRates) else record
@@ -92,7 +92,7 @@ class Desk:
 def test_positions_do_not_fall_back_behind_what_was_said_before_a_restart() -> None:
     async def scene() -> None:
         kafka = FakeKafka()
-        desk = Desk(kafka)
+        desk = TaskHarness(kafka)
         # The worker before this one had read on to 40, and its commit stayed at 0.
         desk.tenure._memory.reached = {NUMBERS.name: 40}
         await desk.take(0, number("a", 0, 1))
@@ -110,7 +110,7 @@ def test_positions_do_not_fall_back_behind_what_was_said_before_a_restart() -> N
 def test_an_input_is_acknowledged_once_what_it_closed_is_delivered() -> None:
     async def scene() -> None:
         kafka = FakeKafka(held_back=True)
-        desk = Desk(kafka)
+        desk = TaskHarness(kafka)
         first = await desk.take(0, number("a", 0, 1))
         await desk.take(1, number("b", 0, 10))
         await desk.take(2, number("a", 1, 2))
@@ -121,7 +121,7 @@ def test_an_input_is_acknowledged_once_what_it_closed_is_delivered() -> None:
         assert sent.headers["tamiyo-source"] == "test.numbers:1:2"
         assert sent.headers["tamiyo-positions"] == "test.numbers=3,test.letters=0"
         inside = [identity("number", "a", step)[:16] for step in (0, 1)]
-        assert Told(0, 0, sent.value, sent.headers).inside == tuple(inside)
+        assert Told(0, 0, sent.value, sent.headers).member_ids == tuple(inside)
         assert desk.acknowledged == []
         assert first.value is first.message.value is None  # what is held for minutes does not hold its bytes
         sent.delivered.set_result(None)
@@ -141,7 +141,7 @@ def test_an_input_is_acknowledged_once_what_it_closed_is_delivered() -> None:
 def test_deliveries_are_awaited_in_order_while_feeding_goes_on() -> None:
     async def scene() -> None:
         kafka = FakeKafka(held_back=True)
-        desk = Desk(kafka)
+        desk = TaskHarness(kafka)
         for offset in range(4):
             await desk.take(offset, number("a", offset, 1))
             await desk.settle()
@@ -160,7 +160,7 @@ def test_deliveries_are_awaited_in_order_while_feeding_goes_on() -> None:
 def test_what_was_said_is_not_said_again_and_still_acknowledged() -> None:
     async def scene() -> None:
         kafka = FakeKafka()
-        first = Desk(kafka)
+        first = TaskHarness(kafka)
         await first.take(0, number("a", 0, 1))
         await first.take(1, number("a", 1, 2))
         await first.take(2, b"rubbish")
@@ -171,7 +171,7 @@ def test_what_was_said_is_not_said_again_and_still_acknowledged() -> None:
             (NUMBERS.dead_letters, "test.numbers:2"),
         }
         again = FakeKafka()
-        second = Desk(again, said=said)
+        second = TaskHarness(again, said=said)
         await second.take(0, number("a", 0, 1))
         await second.take(1, number("a", 1, 2))
         await second.take(2, b"rubbish")
@@ -186,7 +186,7 @@ def test_what_was_said_is_not_said_again_and_still_acknowledged() -> None:
 def test_a_record_is_fed_once_and_a_gap_is_looked_into() -> None:
     async def scene() -> None:
         kafka = FakeKafka()
-        desk = Desk(kafka, first=5)
+        desk = TaskHarness(kafka, first=5)
         await desk.take(4, number("a", 0, 100))  # below where the tenure began
         await desk.take(5, number("a", 1, 1))
         await desk.take(5, number("a", 1, 1))  # sought back within the generation
@@ -204,7 +204,7 @@ def test_a_record_is_fed_once_and_a_gap_is_looked_into() -> None:
 def test_unusable_messages_are_set_aside_as_they_came() -> None:
     async def scene() -> None:
         kafka = FakeKafka()
-        desk = Desk(kafka)
+        desk = TaskHarness(kafka)
         await desk.take(0, b"rubbish")
         await desk.take(1, number("a", 0, 666))
         await desk.settle()
@@ -222,7 +222,7 @@ def test_unusable_messages_are_set_aside_as_they_came() -> None:
 @pytest.mark.parametrize(("replay", "known"), [(False, 999), (True, 0)])
 def test_a_stage_that_asks_is_told_what_waits_behind_its_batch_but_not_in_a_replay(replay: bool, known: int) -> None:
     async def scene() -> None:
-        desk = Desk(FakeKafka(worker=WorkerSettings(max_batch=100, replay=replay)))
+        desk = TaskHarness(FakeKafka(worker=WorkerSettings(max_batch=100, replay=replay)))
         stage: Any = desk.tenure.stage
         stage.backlog = 0
         await desk.take(0, number("a", 0, 1))
@@ -236,7 +236,7 @@ def test_a_stage_that_asks_is_told_what_waits_behind_its_batch_but_not_in_a_repl
 def test_a_bug_acknowledges_nothing() -> None:
     async def scene() -> None:
         kafka = FakeKafka()
-        desk = Desk(kafka)
+        desk = TaskHarness(kafka)
         await desk.take(0, number("a", 0, 999))
         await desk.settle()
         (error,) = kafka.failed
@@ -250,7 +250,7 @@ def test_a_bug_acknowledges_nothing() -> None:
 def test_a_lost_partition_is_neither_published_to_nor_acknowledged(how: str) -> None:
     async def scene() -> None:
         kafka = FakeKafka(held_back=True, ours=how == "closed")
-        desk = Desk(kafka)
+        desk = TaskHarness(kafka)
         await desk.take(0, number("a", 0, 1))
         await desk.take(1, number("a", 1, 2))
         await desk.settle()
@@ -271,7 +271,7 @@ def test_a_lost_partition_is_neither_published_to_nor_acknowledged(how: str) -> 
 def test_draining_waits_for_deliveries_and_feeds_nothing_more() -> None:
     async def scene() -> None:
         kafka = FakeKafka(held_back=True)
-        desk = Desk(kafka)
+        desk = TaskHarness(kafka)
         await desk.take(0, number("a", 0, 1))
         await desk.take(1, number("a", 1, 2))
         await desk.settle()
@@ -291,7 +291,7 @@ def test_draining_waits_for_deliveries_and_feeds_nothing_more() -> None:
 def test_a_full_inbox_makes_the_stream_wait() -> None:
     async def scene() -> None:
         kafka = FakeKafka(worker=WorkerSettings(max_batch=2))
-        tenure = Tenure("pairs", (NUMBERS, LETTERS), 1, kafka)
+        tenure = PartitionTask("pairs", (NUMBERS, LETTERS), 1, kafka)
         events = [SimpleNamespace(message=SimpleNamespace(offset=each)) for each in range(5)]
         for event in events[:4]:
             await tenure.take(NUMBERS.name, event)

@@ -16,11 +16,11 @@ from tamiyo.schemas.kafka import KafkaSettings, TopicNames
 from tamiyo.schemas.telemetry import CacheHitRates
 from tamiyo.streams.admin.topics import Topics
 from tamiyo.streams.headers import POISON_HEADER
-from tamiyo.streams.process.exit_codes import EXIT_BUG
-from tamiyo.streams.runtime.partition_task import Memory, Tenure
-from tamiyo.streams.runtime.poison import Suspects
+from tamiyo.streams.process.exit_codes import EXIT_SOFTWARE
+from tamiyo.streams.runtime.partition_task import PartitionTask, RestoredState
+from tamiyo.streams.runtime.poison import PoisonTracker
 from tamiyo.streams.stages.base import Incoming, Output, Reject
-from tests.streams.runtime.test_partition_task import Desk, FakeKafka
+from tests.streams.runtime.test_partition_task import FakeKafka, TaskHarness
 from tests.support.kafka_log import KafkaLog
 from tests.support.pairs import FACTORS, LETTERS, NUMBERS, SUMS, PairSettings, PairStage, number
 from tests.support.workers import TOPICS, Process, enough
@@ -34,26 +34,26 @@ def incoming(*offsets: int, topic: str = "t") -> list[Incoming]:
 
 def test_a_batch_is_suspected_and_one_that_fails_alone_is_condemned(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "group-0.json"
-    Suspects(path, attempts=2).blame(incoming(4, 5, 6), BUG)
+    PoisonTracker(path, attempts=2).record_failure(incoming(4, 5, 6), BUG)
     for failures in (0, 1):
-        suspects = Suspects(path, attempts=2)
-        assert [suspects.alone("t", offset) for offset in (3, 4, 5, 6, 7)] == [False, True, True, True, False]
-        assert [suspects.condemned("t", offset) for offset in (4, 5, 6)] == [None] * 3, failures
-        suspects.blame(incoming(5), BUG)
-    suspects = Suspects(path, attempts=2)
-    reason = suspects.condemned("t", 5)
+        suspects = PoisonTracker(path, attempts=2)
+        assert [suspects.isolate("t", offset) for offset in (3, 4, 5, 6, 7)] == [False, True, True, True, False]
+        assert [suspects.is_poison("t", offset) for offset in (4, 5, 6)] == [None] * 3, failures
+        suspects.record_failure(incoming(5), BUG)
+    suspects = PoisonTracker(path, attempts=2)
+    reason = suspects.is_poison("t", 5)
     assert reason == "poison: alone, it ended the process 2 times; last ZeroDivisionError: a bug"
-    assert suspects.condemned("t", 4) is None
-    assert suspects.condemned("other", 5) is None
+    assert suspects.is_poison("t", 4) is None
+    assert suspects.is_poison("other", 5) is None
 
 
 def test_what_lies_before_the_committed_offset_is_forgotten() -> None:
-    suspects = Suspects(attempts=1)
-    suspects.blame(incoming(4), BUG)
-    suspects.blame(incoming(9), BUG)
+    suspects = PoisonTracker(attempts=1)
+    suspects.record_failure(incoming(4), BUG)
+    suspects.record_failure(incoming(9), BUG)
     suspects.forget_below({"t": 5})
-    assert not suspects.alone("t", 4)
-    assert suspects.condemned("t", 9)
+    assert not suspects.isolate("t", 4)
+    assert suspects.is_poison("t", 9)
     suspects.forget_below({"t": 10})
     assert not suspects
 
@@ -62,15 +62,15 @@ def test_what_lies_before_the_committed_offset_is_forgotten() -> None:
 def test_a_damaged_file_is_not_heeded(tmp_path: Path, text: str) -> None:
     path = tmp_path / "file"
     path.write_text(text)
-    suspects = Suspects(path)
+    suspects = PoisonTracker(path)
     assert not suspects
-    suspects.blame(incoming(1), BUG)
+    suspects.record_failure(incoming(1), BUG)
     assert json.loads(path.read_text())["failures"] == {"t:1": 1}
 
 
 def test_a_full_disk_does_not_hide_the_bug(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("where a folder should be")
-    Suspects(tmp_path / "file" / "group-0.json").blame(incoming(1), BUG)
+    PoisonTracker(tmp_path / "file" / "group-0.json").record_failure(incoming(1), BUG)
 
 
 class Recording(PairStage):
@@ -86,19 +86,21 @@ class Recording(PairStage):
 
 
 def life(
-    suspects: Suspects, error: Exception = BUG, *, poison: set[tuple[str, int]] | None = None
+    suspects: PoisonTracker, error: Exception = BUG, *, poison: set[tuple[str, int]] | None = None
 ) -> tuple[list[list[int]], FakeKafka, list[int]]:
     """Feed five numbers of which the third is a bug; return the batches, what was sent, and what was acknowledged."""
 
     async def scene() -> tuple[list[list[int]], FakeKafka, list[int]]:
         kafka = FakeKafka()
-        desk = Desk.__new__(Desk)
+        desk = TaskHarness.__new__(TaskHarness)
         desk.kafka, desk.acknowledged = kafka, []
-        desk.tenure = Tenure("pairs", (NUMBERS, LETTERS), 1, kafka)
+        desk.tenure = PartitionTask("pairs", (NUMBERS, LETTERS), 1, kafka)
         stage = Recording(1, PairSettings(), {FACTORS.name: SimpleNamespace(get=lambda key: None)})  # type: ignore[dict-item]
         stage.error = error
         said = {(NUMBERS.dead_letters, f"{topic}:{offset}") for topic, offset in poison or ()}
-        desk.tenure.begin(stage, Memory({NUMBERS.name: 0, LETTERS.name: 0}, said, poison=poison or set()), suspects)
+        desk.tenure.begin(
+            stage, RestoredState({NUMBERS.name: 0, LETTERS.name: 0}, said, poison=poison or set()), suspects
+        )
         for offset, value in enumerate((1, 2, 999, 4, 5)):
             await desk.take(offset, number("a" if value != 999 else "b", offset, value))
         await desk.settle()
@@ -109,7 +111,7 @@ def life(
 
 
 def test_lives_of_a_stage_with_a_poisoned_record() -> None:
-    suspects = Suspects(attempts=2)
+    suspects = PoisonTracker(attempts=2)
     batches, kafka, acknowledged = life(suspects)
     assert (batches, kafka.failed, acknowledged) == ([[0, 1, 2, 3, 4]], [BUG], [])
     for _ in range(2):
@@ -124,14 +126,14 @@ def test_lives_of_a_stage_with_a_poisoned_record() -> None:
 
 
 def test_what_the_dead_letters_call_poison_is_not_fed_and_not_said_again() -> None:
-    batches, kafka, acknowledged = life(Suspects(), poison={(NUMBERS.name, 2)})
+    batches, kafka, acknowledged = life(PoisonTracker(), poison={(NUMBERS.name, 2)})
     assert (batches, kafka.failed, acknowledged) == ([[0, 1, 3, 4]], [], [0, 1, 2, 3, 4])
     assert [each.topic for each in kafka.sent] == [f"p.{SUMS.name}"] * 2
 
 
 @pytest.mark.parametrize("error", [OSError("disk full"), BrokerError("away"), MemoryError()])
 def test_what_is_not_the_records_fault_suspects_none(error: Exception) -> None:
-    suspects = Suspects()
+    suspects = PoisonTracker()
     _, kafka, _ = life(suspects, error)
     assert kafka.failed == [error]
     assert not suspects
@@ -151,7 +153,7 @@ def test_a_poisoned_record_is_set_aside_over_restarts(
         worker = start(kafka, poison_attempts=2)
         ends.append(worker.process.wait(60))
         assert kafka_log.hear(NUMBERS.dead_letters) == []
-    assert ends == [EXIT_BUG] * 3
+    assert ends == [EXIT_SOFTWARE] * 3
     worker = start(kafka, poison_attempts=2)
     heard = kafka_log.wait_for(SUMS.name, enough(2))
     assert [each.record(CacheHitRates).hits for each in heard] == [3, 9]

@@ -9,9 +9,9 @@ import pytest
 
 from tamiyo.schemas.errors import BrokerError
 from tamiyo.schemas.kafka import KafkaSettings, TopicNames
-from tamiyo.streams.process.exit_codes import EXIT_AGAIN, EXIT_BUG
+from tamiyo.streams.process.exit_codes import EXIT_SOFTWARE, EXIT_TEMPFAIL
 from tamiyo.streams.runtime import liveness as watches
-from tamiyo.streams.runtime.stage_runner import Shell
+from tamiyo.streams.runtime.stage_runner import StageRunner
 from tamiyo.streams.runtime.views import Views
 from tamiyo.streams.settings import WorkerSettings
 from tests.support.pairs import PairSettings, PairStage
@@ -21,12 +21,12 @@ class Ended(Exception):
     """Instead of the process."""
 
 
-def make_shell() -> Shell:
+def make_shell() -> StageRunner:
     def end(status: int) -> None:
         raise Ended(status)
 
     kafka, names = KafkaSettings(), TopicNames()
-    return Shell(
+    return StageRunner(
         PairStage,
         PairSettings(),
         group="g",
@@ -41,7 +41,11 @@ def make_shell() -> Shell:
 
 @pytest.mark.parametrize(
     ("error", "status"),
-    [(ZeroDivisionError("a bug"), EXIT_BUG), (BrokerError("away"), EXIT_AGAIN), (TimeoutError(), EXIT_AGAIN)],
+    [
+        (ZeroDivisionError("a bug"), EXIT_SOFTWARE),
+        (BrokerError("away"), EXIT_TEMPFAIL),
+        (TimeoutError(), EXIT_TEMPFAIL),
+    ],
 )
 def test_a_bug_and_a_broken_broker_end_differently(error: Exception, status: int) -> None:
     async def scene() -> None:
@@ -52,7 +56,9 @@ def test_a_bug_and_a_broken_broker_end_differently(error: Exception, status: int
     asyncio.run(scene())
 
 
-@pytest.mark.parametrize(("error", "status"), [(KeyError("a bug"), EXIT_BUG), (BrokerError("away"), EXIT_AGAIN)])
+@pytest.mark.parametrize(
+    ("error", "status"), [(KeyError("a bug"), EXIT_SOFTWARE), (BrokerError("away"), EXIT_TEMPFAIL)]
+)
 def test_a_process_whose_views_stand_still_ends(monkeypatch: pytest.MonkeyPatch, error: Exception, status: int) -> None:
     async def scene() -> None:
         shell = make_shell()
@@ -71,7 +77,7 @@ def test_who_slept_past_the_session_waits_for_a_heartbeat(monkeypatch: pytest.Mo
     async def scene() -> None:
         shell = make_shell()
         thread = SimpleNamespace(last_heartbeat=time.monotonic())
-        monkeypatch.setattr(Shell, "thread", property(lambda self: thread))
+        monkeypatch.setattr(StageRunner, "thread", property(lambda self: thread))
         shell._generation = shell.app.consumer_generation_id = 3
         tenure: Any = SimpleNamespace(closed=False)
         assert await shell.may_publish(tenure)

@@ -3,12 +3,12 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tamiyo.streams.stages.recent_ids import BLOCK, Recent
+from tamiyo.streams.stages.recent_ids import BLOCK, RecentIds
 
 
 @given(st.integers(1, 3 * BLOCK), st.integers(0, 6 * BLOCK))
 def test_the_last_names_are_known_and_no_others(most: int, count: int) -> None:
-    recent = Recent(most)
+    recent = RecentIds(most)
     for number in range(count):
         recent.add(f"name-{number}")
     known = [number for number in range(count + 5) if f"name-{number}" in recent]
@@ -17,7 +17,7 @@ def test_the_last_names_are_known_and_no_others(most: int, count: int) -> None:
 
 
 def test_a_name_that_comes_again_and_again_does_not_push_others_out() -> None:
-    recent = Recent(2)
+    recent = RecentIds(2)
     recent.add("other")
     for _ in range(5 * BLOCK):
         recent.add("again")

@@ -18,7 +18,7 @@ from tamiyo.streams.admin.doctor import examine
 from tamiyo.streams.admin.topic_tail import follow
 from tamiyo.streams.learner.loop import LearnerLoop
 from tamiyo.streams.runtime.faust.app import create_app
-from tamiyo.streams.runtime.output_log import TailReader
+from tamiyo.streams.runtime.output_log import OutputLogReader
 from tamiyo.streams.runtime.views import Views
 from tamiyo.streams.runtime.worker import Worker
 from tamiyo.streams.settings import LearnerSettings, StoreSettings, WorkerSettings
@@ -72,7 +72,7 @@ def wrong(name: str) -> object:
 
 async def read_end(kafka: KafkaSettings) -> None:
     """Connect as the readers of tails do."""
-    async with TailReader(kafka, fetch_wait_ms=50):
+    async with OutputLogReader(kafka, fetch_wait_ms=50):
         await asyncio.sleep(0.01)  # aiokafka cannot be stopped before its tasks have begun
 
 

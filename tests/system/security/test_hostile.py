@@ -23,7 +23,7 @@ from tamiyo.schemas.identity import decision_id
 from tamiyo.schemas.record import Record
 from tamiyo.schemas.telemetry import ErrorRecoveryEvent, KernelPerformance
 from tamiyo.schemas.topics import DECISIONS
-from tamiyo.streams.admin.topic_tail import Line, readable
+from tamiyo.streams.admin.topic_tail import TopicLine, to_json_values
 from tamiyo.streams.demo.display import Display
 from tamiyo.streams.runtime.faust.decompression_limit import MAX_BATCH_BYTES, limit
 from tamiyo.streams.settings import IntakeSettings, KernelSettings
@@ -194,7 +194,7 @@ ESCAPES = "\x1b]0;owned\x07\x1b[31m[/bold][red]\u202e\r\n"
 def test_no_terminal_obeys_a_record() -> None:
     event: ErrorRecoveryEvent = error_recovery(1, message=ESCAPES, error_type=ESCAPES[:30])
     decoded = decode(encode(event), ErrorRecoveryEvent)
-    line = Line("t", 0, 0, 0, {"h": ESCAPES}, readable(decoded))
+    line = TopicLine("t", 0, 0, 0, {"h": ESCAPES}, to_json_values(decoded))
     assert line.row().isprintable()
     assert line.json().isprintable()
     page = io.StringIO()

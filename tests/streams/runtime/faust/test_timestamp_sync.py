@@ -11,15 +11,15 @@ from faust.types import TP
 
 from tamiyo.schemas.kafka import PRODUCER, KafkaSettings, TopicNames
 from tamiyo.streams.runtime.faust.app import StageConsumerThread, create_app
-from tamiyo.streams.runtime.faust.timestamp_sync import SLACK_MS, Synchronization
+from tamiyo.streams.runtime.faust.timestamp_sync import SLACK_MS, TimestampSynchronization
 from tamiyo.streams.settings import WorkerSettings
 
 A0, B0, C0, A1, B1 = (TP(name, int(name[1])) for name in ("a0", "b0", "c0", "a1", "b1"))
 ALL = {A0, B0, C0, A1, B1}
 
 
-def read_to(**reached_ms: int) -> Synchronization:
-    known = Synchronization()
+def read_to(**reached_ms: int) -> TimestampSynchronization:
+    known = TimestampSynchronization()
     known.note({TP(name, int(name[1])): [SimpleNamespace(timestamp=each)] for name, each in reached_ms.items()})
     return known
 

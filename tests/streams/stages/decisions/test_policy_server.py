@@ -6,7 +6,7 @@ import pytest
 from tamiyo.models.checkpoint import CheckpointStore
 from tamiyo.schemas.errors import PolicyError
 from tamiyo.schemas.learning import CheckpointStatus, PolicyCheckpoint
-from tamiyo.streams.stages.decisions.policy_server import RETRY_S, Policies, _reading
+from tamiyo.streams.stages.decisions.policy_server import RETRY_S, PolicyServer, _reading
 from tests.support.released import release
 from tests.support.stage_log import FixedView
 
@@ -18,7 +18,7 @@ class Followed:
         self.url = url
         self.view = FixedView()
         self.now = 0.0
-        self.policies = Policies(self.view, CheckpointStore(f"file://{url}"), "tamiyo", clock=lambda: self.now)
+        self.policies = PolicyServer(self.view, CheckpointStore(f"file://{url}"), "tamiyo", clock=lambda: self.now)
 
     def announce(self, checkpoint: PolicyCheckpoint) -> None:
         self.view.records["tamiyo"] = checkpoint
@@ -51,7 +51,7 @@ def test_partitions_of_a_process_share_what_was_read(followed: Followed) -> None
     followed.announce(release(followed.url, 0))
     other = Followed(followed.url)
     other.view = followed.view
-    other.policies = Policies(other.view, CheckpointStore(f"file://{other.url}"), "tamiyo")
+    other.policies = PolicyServer(other.view, CheckpointStore(f"file://{other.url}"), "tamiyo")
     mine, theirs = followed.policies.current(), other.policies.current()
     assert mine is not None
     assert theirs is not None
@@ -128,7 +128,7 @@ def test_a_policy_that_does_not_work_is_not_served_again(followed: Followed) -> 
     followed.announce(release(followed.url, 1))
     served = followed.policies.current()
     assert served is not None
-    assert followed.policies.distrust(served, PolicyError("not finite"))
+    assert followed.policies.reject(served, PolicyError("not finite"))
     assert followed.version == 0
     followed.announce(release(followed.url, 2))
     assert followed.version == 2

@@ -15,7 +15,7 @@ from tamiyo.streams.stages.decisions.stage import DecisionsStage
 from tests.streams.stages.decisions.test_stage import GRAPH, Bench, graph
 from tests.support.recordings import make_recording, message
 from tests.support.released import make_policy, release
-from tests.support.stage_log import FixedView, Log, Shell
+from tests.support.stage_log import FixedView, Log, StageHarness
 
 PAUSE = ControlCommand(run_id="*", time_ms=10, paused=True, reason="lunch")
 PROTECT = ControlCommand(run_id="run-1", time_ms=20, protected_layers=[GRAPH.layer_id[0]], dry_run=True)
@@ -49,12 +49,12 @@ def recorded(folder: Path, decisions: list[AdaptationDecision], *orders: Control
     return folder
 
 
-def again(url: Path, folder: Path, graphs: list[ModelGraph], version: int | None = None) -> Shell:
+def again(url: Path, folder: Path, graphs: list[ModelGraph], version: int | None = None) -> StageHarness:
     """Decide `graphs` as a replay does: nothing is announced, and no order is on the topic."""
     settings = DecisionSettings(checkpoint_url=f"file://{url}", recorded=str(folder), recorded_version=version)
     log = Log()
     views = {CHECKPOINTS.name: FixedView(), CONTROL.name: FixedView({"*": PAUSE})}
-    shell = Shell(lambda: DecisionsStage(0, settings, views), log.messages)
+    shell = StageHarness(lambda: DecisionsStage(0, settings, views), log.messages)
     for each in graphs:
         log.add(DecisionsStage.inputs[0], each)
     return shell.run()

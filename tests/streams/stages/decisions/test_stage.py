@@ -16,11 +16,11 @@ from tamiyo.schemas.codec import encode
 from tamiyo.schemas.identity import decision_id, graph_id, kernel_id, outcome_id, sampling_seed
 from tamiyo.schemas.topics import CHECKPOINTS, CONTROL, DECISIONS, GRAPHS, OUTCOMES
 from tamiyo.streams.settings import DecisionSettings
-from tamiyo.streams.stages.base import Incoming, Said
+from tamiyo.streams.stages.base import Incoming, PriorOutput
 from tamiyo.streams.stages.decisions.stage import DecisionsStage
 from tests.support.factories import make_graph
 from tests.support.released import make_policy, release
-from tests.support.stage_log import FixedView, Log, Shell
+from tests.support.stage_log import FixedView, Log, StageHarness
 
 GRAPH = make_graph(6)
 
@@ -51,7 +51,7 @@ class Bench:
         self.control = FixedView()
         self.settings = DecisionSettings(checkpoint_url=f"file://{url}", **fields)
         self.log = Log()
-        self.shell = Shell(self.make, self.log.messages)
+        self.shell = StageHarness(self.make, self.log.messages)
 
     def make(self) -> DecisionsStage:
         return DecisionsStage(0, self.settings, {CHECKPOINTS.name: self.checkpoints, CONTROL.name: self.control})
@@ -361,7 +361,7 @@ def test_an_answer_to_what_was_decided_before_a_restart_holds_nothing(
     run_id, _ = first_adaptation(bench)
     decision = bench.shell.records(DECISIONS)[-1]
     stage = bench.make()
-    stage.recall([Said(DECISIONS.name, 0, decision, decision.decision_id, {GRAPHS.name: 7})])
+    stage.restore([PriorOutput(DECISIONS.name, 0, decision, decision.decision_id, {GRAPHS.name: 7})])
     answer = Incoming(OUTCOMES.name, 0, 3, 0, outcome(decision.decision_id, run_id, OutcomeStatus.EXECUTED))
     # Reading goes on behind the decision's graph, which had been acknowledged.
     batch = [answer, Incoming(GRAPHS.name, 0, 8, 0, graph(0, run_id="another"))]

@@ -110,7 +110,7 @@ def test_what_was_published_before_a_restart_is_not_published_again() -> None:
     frames = partition([kernel_performance(step) for step in range(10)], KERNEL_PERFORMANCE.name)
     before = outputs(stage().feed(frames))
     again = stage()
-    again.recall(as_said(before[:6]))
+    again.restore(as_said(before[:6]))
     assert [one.record.step for one in outputs(again.feed(frames))] == [6, 7, 8, 9]
 
 

@@ -15,7 +15,7 @@ from tamiyo.schemas.topics import DECISIONS, KERNELS, TOPOLOGY
 from tamiyo.streams.settings import KernelSettings
 from tamiyo.streams.stages.kernels.stage import KernelsStage
 from tests.support.factories import make_topology
-from tests.support.stage_log import FixedView, Log, Shell
+from tests.support.stage_log import FixedView, Log, StageHarness
 
 SPEC = LayerSpec.of("layer.0", torch.nn.Conv1d(1, 6, 5, 2, 1), torch.zeros(1, 1, 40))
 
@@ -66,7 +66,7 @@ class Bench:
         self.settings = KernelSettings(store_url=f"file://{url}")
         self.store = KernelStore(self.settings.store_url)
         self.log = Log()
-        self.shell = Shell(lambda: KernelsStage(0, self.settings, {TOPOLOGY.name: self.view}), self.log.messages)
+        self.shell = StageHarness(lambda: KernelsStage(0, self.settings, {TOPOLOGY.name: self.view}), self.log.messages)
 
     def decide(self, *decisions: AdaptationDecision) -> list[Any]:
         for decision in decisions:

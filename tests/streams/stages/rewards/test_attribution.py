@@ -7,14 +7,16 @@ from dataclasses import replace
 import pytest
 
 from tamiyo.streams.stages.rewards import components as rc
-from tamiyo.streams.stages.rewards.attribution import Case, Judgement, judge, make_spans
+from tamiyo.streams.stages.rewards.attribution import ExecutedAdaptation, RewardEstimate, estimate_reward, make_spans
 from tamiyo.streams.stages.rewards.projection import DAMPING
-from tamiyo.streams.stages.rewards.window_summary import WindowFacts
+from tamiyo.streams.stages.rewards.window_summary import WindowSummary
 from tests.support.factories import make_window
 
 ANCHOR = 800.0
 SPANS = make_spans((100, 400, 1000, 2000))
-CASE = Case(anchor=ANCHOR, layer_id="conv1", gated=True, parameters_added=1300, parameter_budget=6000, uncertainty=0.2)
+CASE = ExecutedAdaptation(
+    effective_at=ANCHOR, layer_id="conv1", gated=True, parameters_added=1300, parameter_budget=6000, uncertainty=0.2
+)
 
 Curve = Callable[[float], float | None]
 
@@ -31,13 +33,13 @@ def grown(step: float) -> float:
 
 def run(
     loss: Curve, contribution: Curve | None = None, *, steps: int = 2800, step_time_ms: Curve | None = None
-) -> list[WindowFacts]:
+) -> list[WindowSummary]:
     facts = []
     for index in range(steps // 50):
         middle = 50.0 * index + 25
         value = contribution(middle) if contribution and middle >= ANCHOR else None
         facts.append(
-            WindowFacts(
+            WindowSummary(
                 offset=index,
                 start=50.0 * index,
                 end=50.0 * index + 50,
@@ -51,8 +53,8 @@ def run(
     return facts
 
 
-def verdict(windows: list[WindowFacts], case: Case = CASE, closed: int = 4) -> Judgement:
-    return judge(case, windows, SPANS, closed, baseline_windows=12)
+def verdict(windows: list[WindowSummary], case: ExecutedAdaptation = CASE, closed: int = 4) -> RewardEstimate:
+    return estimate_reward(case, windows, SPANS, closed, baseline_windows=12)
 
 
 def test_spans_are_the_specifications() -> None:
@@ -165,7 +167,7 @@ def test_a_noisy_baseline_lowers_confidence() -> None:
 
 
 def test_without_a_baseline_the_counterfactual_counts_with_half_the_confidence() -> None:
-    case = replace(CASE, anchor=0.0)
+    case = replace(CASE, effective_at=0.0)
     windows = [replace(window, contribution={"conv1": 0.3}) for window in run(plateau)]
     found = verdict(windows, case)
     assert found.spans[3].components[rc.ACCURACY] == pytest.approx(math.log(1.205 / 0.905) / math.log(1.25), abs=0.01)
@@ -179,7 +181,7 @@ def test_only_what_was_added_to_a_layer_that_had_kernels_counts() -> None:
 
 def test_after_another_adaptation_the_gain_is_shared_by_contribution() -> None:
     shared = [replace(w, contribution={"conv1": 0.3, "conv2": 0.9}) if w.start >= ANCHOR else w for w in run(grown)]
-    case = replace(CASE, cut=1200.0)
+    case = replace(CASE, next_adaptation_at=1200.0)
     whole = verdict([replace(w, contribution={"conv1": 5.0} if w.start >= ANCHOR else None) for w in run(grown)], case)
     quarter = verdict(shared, case)
     assert quarter.spans[3].components[rc.ACCURACY] == pytest.approx(
@@ -188,12 +190,12 @@ def test_after_another_adaptation_the_gain_is_shared_by_contribution() -> None:
 
 
 def test_after_another_adaptation_an_ungated_one_is_not_judged() -> None:
-    case = replace(CASE, gated=False, cut=1200.0)
+    case = replace(CASE, gated=False, next_adaptation_at=1200.0)
     assert [span.seen for span in verdict(run(grown), case).spans] == [True, True, False, False]
 
 
 def test_windows_that_began_before_the_adaptation_do_not_count_after_it() -> None:
-    case = replace(CASE, anchor=820.0)
+    case = replace(CASE, effective_at=820.0)
     found = verdict(run(grown, lambda step: 0.9), case, closed=1)
     assert found.spans[0].windows == 1
 
@@ -221,7 +223,7 @@ def test_facts_of_a_window() -> None:
         recovery_success=[None, 0.4],
         model={"train_loss": 1.1, "validation_loss": None, "step_time_ms": 2.5},
     )
-    facts = WindowFacts.of(window, offset=7)
+    facts = WindowSummary.of(window, offset=7)
     assert (facts.offset, facts.start, facts.end, facts.middle) == (7, 150, 200, 175)
     assert (facts.train_loss, facts.validation_loss, facts.step_time_ms) == (1.1, None, 2.5)
     assert facts.layers_ms == pytest.approx(0.5)
@@ -231,5 +233,5 @@ def test_facts_of_a_window() -> None:
 
 
 def test_a_step_time_that_was_not_measured_is_unknown() -> None:
-    facts = WindowFacts.of(make_window(0, model={"step_time_ms": 0.0}), offset=0)
+    facts = WindowSummary.of(make_window(0, model={"step_time_ms": 0.0}), offset=0)
     assert facts.step_time_ms is None

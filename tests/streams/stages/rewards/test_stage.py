@@ -15,7 +15,7 @@ from tamiyo.schemas.topics import DECISIONS, EXPERIENCE, GRAPHS, OUTCOMES, REWAR
 from tamiyo.streams.settings import RewardSettings
 from tamiyo.streams.stages.rewards.stage import RewardsStage
 from tests.support.factories import make_graph, make_window
-from tests.support.stage_log import Log, Shell
+from tests.support.stage_log import Log, StageHarness
 
 GRAPH = make_graph(2)
 LAYER = GRAPH.layer_id[0]
@@ -132,7 +132,7 @@ def whole_run(
     return log
 
 
-def of(shell: Shell, decision: str) -> list[Any]:
+def of(shell: StageHarness, decision: str) -> list[Any]:
     return [record for record in shell.records(REWARDS) if record.decision_id == decision]
 
 
@@ -142,7 +142,7 @@ def loaded(log: Log) -> AdaptationDecision:
 
 def test_every_decision_has_a_reward_and_an_experience() -> None:
     log = whole_run()
-    shell = Shell(stage, log.messages).run()
+    shell = StageHarness(stage, log.messages).run()
     decisions = {message.record.decision_id for message in log.messages if message.topic == DECISIONS.name}
     assert {record.decision_id for record in shell.records(REWARDS) if record.complete} == decisions
     assert {record.experience_id for record in shell.records(EXPERIENCE) if record.complete} == decisions
@@ -150,7 +150,7 @@ def test_every_decision_has_a_reward_and_an_experience() -> None:
 
 
 def test_waiting_pays_exactly_nothing() -> None:
-    shell = Shell(stage, whole_run(loads=()).messages).run()
+    shell = StageHarness(stage, whole_run(loads=()).messages).run()
     for record in shell.records(REWARDS):
         assert record.status == "none"
         assert record.total == 0
@@ -161,7 +161,7 @@ def test_waiting_pays_exactly_nothing() -> None:
 
 def test_a_load_is_told_again_as_each_span_closes() -> None:
     log = whole_run()
-    shell = Shell(stage, log.messages).run()
+    shell = StageHarness(stage, log.messages).run()
     decision = loaded(log)
     revisions = of(shell, decision.decision_id)
     assert [record.revision for record in revisions] == [0, 1, 2, 3]
@@ -185,7 +185,7 @@ def test_a_load_is_told_again_as_each_span_closes() -> None:
 
 def test_a_span_closes_with_the_window_that_reaches_its_end() -> None:
     log = whole_run()
-    shell = Shell(stage, log.messages).run()
+    shell = StageHarness(stage, log.messages).run()
     # Executed at step 12 * 50 + 40 + 10 = 650: the immediate span ends at 750, with window 14.
     first = next(each for each in shell.published if each.identity == of(shell, loaded(log).decision_id)[0].analysis_id)
     assert first.source is not None
@@ -195,7 +195,7 @@ def test_a_span_closes_with_the_window_that_reaches_its_end() -> None:
 
 def test_a_run_that_ends_closes_its_spans_early() -> None:
     log = whole_run(windows=20)
-    shell = Shell(stage, log.messages).run()
+    shell = StageHarness(stage, log.messages).run()
     revisions = of(shell, loaded(log).decision_id)
     assert [record.complete for record in revisions] == [False, True]
     assert [span.seen for span in revisions[-1].spans] == [True, True, False, False]
@@ -212,7 +212,7 @@ def test_the_host_that_refuses_or_fails_has_an_analysis_a_little_below_nothing()
         log.add(GRAPHS, graph)
         log.add(DECISIONS, decision)
         log.add(OUTCOMES, answer(decision, status, reason=reason))
-    shell = Shell(stage, log.messages).run()
+    shell = StageHarness(stage, log.messages).run()
     refused, failed = shell.records(REWARDS)
     assert (refused.status, failed.status) == ("refused", "failed")
     assert refused.total == pytest.approx(math.tanh(-0.05))
@@ -229,7 +229,7 @@ def test_a_vetoed_decision_costs_a_little() -> None:
     veto = Veto(by="uncertainty", reason="too uncertain")
     log.add(GRAPHS, graph)
     log.add(DECISIONS, decide(graph, proposed=proposed, action_index=1, vetoes=[veto]))
-    (record,) = Shell(stage, log.messages).run().records(REWARDS)
+    (record,) = StageHarness(stage, log.messages).run().records(REWARDS)
     assert (record.status, record.action) == ("vetoed", proposed)
     assert record.total == pytest.approx(math.tanh(-0.05))
     assert "too uncertain" in record.explanation
@@ -240,11 +240,11 @@ def test_a_dry_run_teaches_nothing() -> None:
     graph = graph_of(window(0))
     log.add(GRAPHS, graph)
     log.add(DECISIONS, decide(graph, "load_kernel", dry_run=True))
-    shell = Shell(stage, log.messages).run()
+    shell = StageHarness(stage, log.messages).run()
     (record,) = shell.records(REWARDS)
     assert (record.status, record.confidence, record.complete) == ("dry_run", 0, True)
     assert shell.records(EXPERIENCE) == []
-    assert Shell(stage, log.messages, shell.published).run().committed[DECISIONS.name] == 1
+    assert StageHarness(stage, log.messages, shell.published).run().committed[DECISIONS.name] == 1
 
 
 def test_a_host_that_never_answers_failed() -> None:
@@ -255,7 +255,7 @@ def test_a_host_that_never_answers_failed() -> None:
         log.add(WINDOWS, record)
         log.add(GRAPHS, graph)
         log.add(DECISIONS, decide(graph, "load_kernel" if index == 2 else "no_op"))
-    shell = Shell(stage, log.messages).run()
+    shell = StageHarness(stage, log.messages).run()
     (record,) = [each for each in shell.records(REWARDS) if each.status != "none"]
     assert record.status == "failed"
     assert "never answered" in record.explanation
@@ -269,7 +269,7 @@ def test_after_the_runs_end_an_answer_is_waited_for_but_not_for_ever() -> None:
     log.add(GRAPHS, graph)
     decision = decide(graph, "load_kernel")
     log.add(DECISIONS, decision)
-    shell = Shell(stage, log.messages).run()
+    shell = StageHarness(stage, log.messages).run()
     for now_s in (0, 30, 59):
         shell.take(shell.stage.tick(10_000_000 + now_s * 1000))
     assert shell.records(REWARDS) == []
@@ -281,7 +281,7 @@ def test_after_the_runs_end_an_answer_is_waited_for_but_not_for_ever() -> None:
 
 def test_a_run_that_falls_silent_is_closed() -> None:
     log = whole_run(windows=20, ends=False)
-    shell = Shell(stage, log.messages).run()
+    shell = StageHarness(stage, log.messages).run()
     assert len(of(shell, loaded(log).decision_id)) == 1
     shell.take(shell.stage.tick(10_000))
     shell.take(shell.stage.tick(10_000 + int(SETTINGS.idle_timeout_s) * 1000))
@@ -291,7 +291,7 @@ def test_a_run_that_falls_silent_is_closed() -> None:
 
 def test_a_run_that_was_silent_before_a_restart_is_closed_after_it() -> None:
     log = whole_run(windows=20, ends=False)
-    shell = Shell(stage, log.messages).run()
+    shell = StageHarness(stage, log.messages).run()
     shell.take(shell.stage.tick(10**15))
     assert shell.stage.open_offsets()  # records may wait that are the run's
     shell.stage.backlog = 0
@@ -305,7 +305,7 @@ def test_what_never_came_is_set_aside() -> None:
     decision = decide(graph_of(window(0)), "load_kernel")
     log.add(DECISIONS, decision)
     log.add(OUTCOMES, answer(decide(graph_of(window(1)), "load_kernel")))
-    shell = Shell(stage, log.messages).run()
+    shell = StageHarness(stage, log.messages).run()
     assert shell.stage.open_offsets() == {DECISIONS.name: 0, OUTCOMES.name: 0}
     shell.take(shell.stage.tick(10_000))
     shell.take(shell.stage.tick(20_000 + int(SETTINGS.join_timeout_s) * 1000))
@@ -315,18 +315,18 @@ def test_what_never_came_is_set_aside() -> None:
 
 def test_repeats_change_nothing() -> None:
     log = whole_run()
-    once = Shell(stage, log.messages).run()
+    once = StageHarness(stage, log.messages).run()
     twice = Log()
     for message in log.messages:
         topic = next(topic for topic in RewardsStage.inputs if topic.name == message.topic)
         twice.add(topic, message.record)
         twice.add(topic, message.record)
-    assert Shell(stage, twice.messages).run().records(REWARDS) == once.records(REWARDS)
+    assert StageHarness(stage, twice.messages).run().records(REWARDS) == once.records(REWARDS)
 
 
 def test_held_records_are_bounded_by_the_longest_span() -> None:
     log = whole_run(windows=200, ends=False, loads=(12, 100))
-    shell = Shell(stage, log.messages).run()
+    shell = StageHarness(stage, log.messages).run()
     held = 200 - shell.committed[WINDOWS.name]
     assert held == SETTINGS.baseline_windows + 1  # the newest is the next decision's own
     assert shell.committed[GRAPHS.name] == 200
@@ -346,8 +346,8 @@ def test_the_order_among_topics_does_not_show(seed: int) -> None:
         shuffled.append(queues[topic].pop(0))
         if not queues[topic]:
             del queues[topic]
-    ordered = Shell(stage, log.messages).run()
-    other = Shell(stage, shuffled).run()
+    ordered = StageHarness(stage, log.messages).run()
+    other = StageHarness(stage, shuffled).run()
     assert {each.identity: each.record for each in other.published} == {
         each.identity: each.record for each in ordered.published
     }
@@ -357,8 +357,8 @@ def test_the_order_among_topics_does_not_show(seed: int) -> None:
 @settings(max_examples=15, deadline=None)
 def test_a_crash_anywhere_changes_nothing(crashes: list[int], batch: int) -> None:
     log = whole_run(loads=(12, 20), refused=(16,))
-    whole = Shell(stage, log.messages).run()
-    shell = Shell(stage, log.messages)
+    whole = StageHarness(stage, log.messages).run()
+    shell = StageHarness(stage, log.messages)
     for crash in sorted(crashes):
         shell.run(crash, batch=batch)
     shell.run(batch=batch)
@@ -370,8 +370,8 @@ def test_a_crash_anywhere_changes_nothing(crashes: list[int], batch: int) -> Non
 
 def test_a_crash_between_analysis_and_experience_loses_neither() -> None:
     log = whole_run(windows=1, loads=())
-    whole = Shell(stage, log.messages).run()
-    half = Shell(stage, log.messages, published=[each for each in whole.published if each.topic is REWARDS])
+    whole = StageHarness(stage, log.messages).run()
+    half = StageHarness(stage, log.messages, published=[each for each in whole.published if each.topic is REWARDS])
     assert half.run().records(EXPERIENCE) == whole.records(EXPERIENCE)
 
 
@@ -394,7 +394,7 @@ def test_spans_follow_the_clock_of_the_run() -> None:
         log.add(DECISIONS, decision)
         if index == 12:
             log.add(OUTCOMES, answer(decision))
-    revisions = of(Shell(stage, log.messages).run(), loaded(log).decision_id)
+    revisions = of(StageHarness(stage, log.messages).run(), loaded(log).decision_id)
     assert [span.end for span in revisions[0].spans] == [300_000, 1_800_000, 7_200_000, 14_400_000]
     assert [record.revision for record in revisions] == [0, 1]
     assert revisions[-1].complete
@@ -403,9 +403,9 @@ def test_spans_follow_the_clock_of_the_run() -> None:
 @pytest.mark.parametrize("order", [*itertools.permutations((WINDOWS, GRAPHS, DECISIONS, OUTCOMES))], ids=lambda _: "")
 def test_what_is_read_again_may_come_topic_by_topic(order: tuple[Topic, ...]) -> None:
     log = whole_run(40, (12, 15), ends=True)
-    expected = Shell(stage, log.messages).run()
+    expected = StageHarness(stage, log.messages).run()
     middle = next(n for n, each in enumerate(log.messages) if each.topic == WINDOWS.name and each.offset == 20)
-    shell = Shell(stage, log.messages).run(middle)
+    shell = StageHarness(stage, log.messages).run(middle)
     names = [topic.name for topic in order]
     shell.log = sorted(log.messages[:middle], key=lambda each: names.index(each.topic)) + log.messages[middle:]
     shell.run()

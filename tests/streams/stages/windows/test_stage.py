@@ -12,7 +12,7 @@ from tamiyo.schemas.topics import (
     ERROR_RECOVERY,
     SIGNALS,
 )
-from tamiyo.streams.stages.base import Said
+from tamiyo.streams.stages.base import PriorOutput
 from tests.support.telemetry import (
     BEGAN_MS,
     COMPANIONS,
@@ -212,14 +212,14 @@ def test_a_last_frame_is_not_late_where_idleness_closed_its_window() -> None:
     assert [one.source.offset for one in rejects(said)] == [9]
     # A restart that reads all of it again says nothing new, and refuses the same straggler.
     again = windows_stage(idle_timeout_s=30)
-    again.recall(as_said([*published, last]))
+    again.restore(as_said([*published, last]))
     said = again.feed(log)
     assert not outputs(said)
     assert [one.source.offset for one in rejects(said)] == [9]
     assert again.open_offsets() == {}
     # One that had not heard of the last window finds it again, to the bit.
     third = windows_stage(idle_timeout_s=30)
-    third.recall(as_said(published))
+    third.restore(as_said(published))
     (found,) = outputs(third.feed(log))
     assert encode(found.record) == encode(last.record)
 
@@ -280,7 +280,7 @@ def test_recall_without_sources_still_keeps_what_was_final() -> None:
     log = partition([*frames(0), *frames(50)])
     (output,) = outputs(windows_stage().feed(log))
     again = windows_stage()
-    again.recall([Said("tamiyo.health.windows", 0, output.record, output.identity)])
+    again.restore([PriorOutput("tamiyo.health.windows", 0, output.record, output.identity)])
     assert not outputs(again.feed(log))
 
 
@@ -291,7 +291,7 @@ def test_repeats_are_known_after_a_restart_and_after_the_runs_end() -> None:
     again = [incoming(one.record, offset=len(log) + number) for number, one in enumerate(log)]
     for first in (0, len(log)):  # the restart reads everything again, or begins behind what was committed
         restarted = windows_stage()
-        restarted.recall(as_said(outputs(said)))
+        restarted.restore(as_said(outputs(said)))
         assert restarted.feed([*log[first:], *again]) == []
         assert restarted.counts["repeated"] == len(log) - first + len(again)
     stranger = incoming(signal(KERNEL, 20), offset=2 * len(log))

@@ -3,13 +3,13 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tamiyo.streams.stages.windows.watermark import Closings
+from tamiyo.streams.stages.windows.watermark import FinalizedWindows
 
 offsets = st.integers(0, 60)
 
 
 def test_what_was_final_before_an_input() -> None:
-    closings = Closings()
+    closings = FinalizedWindows()
     for end, offset in ((50, 3), (100, 7)):
         closings.add(end, offset)
     assert [closings.before(offset) for offset in (3, 4, 7, 8)] == [0, 50, 50, 100]
@@ -18,7 +18,7 @@ def test_what_was_final_before_an_input() -> None:
 
 @given(st.lists(st.tuples(st.integers(0, 1000), offsets), max_size=20), offsets)
 def test_settling_changes_no_answer_to_what_is_still_asked(entries: list[tuple[int, int]], settled: int) -> None:
-    whole, settling = Closings(), Closings()
+    whole, settling = FinalizedWindows(), FinalizedWindows()
     for end, offset in entries:
         whole.add(end, offset)
         settling.add(end, offset)
@@ -31,7 +31,7 @@ def test_settling_changes_no_answer_to_what_is_still_asked(entries: list[tuple[i
 
 
 def test_settling_keeps_one() -> None:
-    closings = Closings()
+    closings = FinalizedWindows()
     for number in range(10):
         closings.add(50 * number, number)
     closings.settle(9)
