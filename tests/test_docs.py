@@ -88,3 +88,15 @@ def test_the_reference_pages_are_current() -> None:
         [sys.executable, "-m", "scripts.reference", "--check"], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_sections_of_the_design_that_code_cites_exist() -> None:
+    sections = set(re.findall(r"^## (\d+)\. ", (ROOT / "docs" / "design.md").read_text(encoding="utf-8"), re.MULTILINE))
+    sources = [path for folder in FOLDERS[:5] for path in (ROOT / folder).rglob("*.py")]
+    cited = {
+        number
+        for path in sources
+        for number in re.findall(r"design,? section (\d+)", path.read_text(encoding="utf-8"), re.IGNORECASE)
+    }
+    assert cited
+    assert cited <= sections
