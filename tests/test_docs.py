@@ -1,10 +1,12 @@
 """What README and docs/ name exists: links, files, modules, commands, environment variables, make's targets."""
 
+import ast
 import re
 import shlex
 import subprocess
 import sys
 import tomllib
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -55,6 +57,15 @@ def test_commands_are_accepted_by_the_program(page: Path) -> None:
             assert words[1] in targets, line
         if words[:1] in (["tamiyo"], [".venv/bin/tamiyo"]) and words[1:] != ["--help"] and page.name != "cli.md":
             assert command_problem(words[1:]) is None, line
+
+
+@each_page
+def test_python_on_a_page_parses_and_imports_what_exists(page: Path) -> None:
+    for block in re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL):
+        for node in ast.walk(ast.parse(block)):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("tamiyo"):
+                module = import_module(str(node.module))
+                assert all(hasattr(module, alias.name) for alias in node.names), ast.unparse(node)
 
 
 @each_page
