@@ -30,7 +30,7 @@ def open_store(url: str) -> tuple[Any, str]:
         files, root = fsspec.core.url_to_fs(url)
     except ImportError as error:
         extra = EXTRAS.get(url.partition("://")[0])
-        advice = f"install esper-tamiyo with the extra [{extra}]" if extra else str(error)
+        advice = f"install esper-tamiyo with its extra '{extra}'" if extra else str(error)
         raise ConfigurationError(f"no file system is installed for {without_secrets(url)}: {advice}") from error
     except ValueError as error:
         told = str(error).replace(url, without_secrets(url))

@@ -169,7 +169,7 @@ def bench(
             note(found)
     console.print(table(results))
     if find_spec("quixstreams") is None:
-        console.print("The peer was left out: pip install 'esper-tamiyo[bench]' brings Quix Streams.")
+        console.print("The peer was left out: the extra bench of esper-tamiyo installs Quix Streams.")
     console.print(f"{facts['processor']}, {facts['cores']} cores, load average {facts['load_average'][0]} at the start")
     if json_file is not None:
         report = {
