@@ -33,6 +33,6 @@ def open_store(url: str) -> tuple[Any, str]:
         advice = f"install esper-tamiyo with its extra '{extra}'" if extra else str(error)
         raise ConfigurationError(f"no file system is installed for {without_secrets(url)}: {advice}") from error
     except ValueError as error:
-        told = str(error).replace(url, without_secrets(url))
-        raise ConfigurationError(f"{without_secrets(url)} is not the URL of a store: {told}") from error
+        reason = str(error).replace(url, without_secrets(url))
+        raise ConfigurationError(f"{without_secrets(url)} is not the URL of a store: {reason}") from error
     return files, root

@@ -22,8 +22,8 @@ FOLDERS = ("schemas", "models", "host", "streams", "evaluation", "deploy", "docs
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 
 
-def shell_lines(text: str) -> list[str]:
-    """Return the lines of a page's shell blocks, comments removed, continued lines joined."""
+def command_lines(text: str) -> list[str]:
+    """Return the lines of a page's command blocks, comments removed, continued lines joined."""
     blocks = re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
     return [line.strip() for block in blocks for line in block.replace("\\\n", " ").splitlines()]
 
@@ -49,7 +49,7 @@ def test_files_and_modules_that_are_named_exist(page: Path) -> None:
 @each_page
 def test_commands_are_accepted_by_the_program(page: Path) -> None:
     targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
-    for line in shell_lines(page.read_text(encoding="utf-8")):
+    for line in command_lines(page.read_text(encoding="utf-8")):
         words = shlex.split(line.partition("|")[0], comments=True)
         while words and re.match(r"\w+=", words[0]):
             words.pop(0)
@@ -73,7 +73,7 @@ def test_environment_variables_are_read(page: Path) -> None:
     known = {*settings()}
     for name in re.findall(r"`(TAMIYO_\w+[A-Z])(?:=[^`]*)?`", page.read_text(encoding="utf-8")):
         assert name in known, name
-    for line in shell_lines(page.read_text(encoding="utf-8")):
+    for line in command_lines(page.read_text(encoding="utf-8")):
         for name in re.findall(r"(TAMIYO_\w+)=", line):
             assert name in known, name
 

@@ -32,7 +32,7 @@ def source(tracked: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path
     return copy
 
 
-def test_the_wheel_holds_the_tree_and_the_licence(tracked: list[str], source: Path, tmp_path: Path) -> None:
+def test_the_wheel_contains_the_tree_and_the_licence(tracked: list[str], source: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-q", "-w", str(tmp_path)]
     subprocess.run([*command, "."], cwd=source, check=True, capture_output=True)
     (built,) = tmp_path.glob("*.whl")
@@ -48,7 +48,7 @@ def test_the_wheel_holds_the_tree_and_the_licence(tracked: list[str], source: Pa
     }
 
 
-def test_the_source_distribution_holds_the_licence(source: Path, tmp_path: Path) -> None:
+def test_the_source_distribution_contains_the_licence(source: Path, tmp_path: Path) -> None:
     code = "import sys; from setuptools import build_meta; build_meta.build_sdist(sys.argv[1])"
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=source, check=True, capture_output=True)
     (built,) = tmp_path.glob("*.tar.gz")
