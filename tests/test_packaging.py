@@ -35,7 +35,9 @@ def test_the_wheel_holds_the_tree(tracked: list[str], tmp_path: Path) -> None:
     with zipfile.ZipFile(built) as wheel:
         shipped = {name for name in wheel.namelist() if name.startswith("tamiyo/")}
     assert shipped == {
-        f"tamiyo/{name}" for name in tracked if name.startswith(FOLDERS) and name.endswith((".py", ".avsc"))
+        f"tamiyo/{name}"
+        for name in tracked
+        if name.startswith(FOLDERS) and name.endswith((".py", ".avsc", "/py.typed"))
     }
 
 
@@ -45,7 +47,8 @@ def test_the_training_side_needs_no_pipeline() -> None:
         "import sys\n"
         "for name in ('faust', 'torch_geometric', 'aiokafka', 'typer', 'tamiyo.streams', 'tamiyo.models'):\n"
         "    sys.modules[name] = None\n"
-        "import tamiyo.host.attachment, tamiyo.host.layers.export, tamiyo.host.kernels.compiler\n"
+        "import tamiyo.host.kernels.compiler, tamiyo.host.testing\n"
+        "from tamiyo.host import Blueprint, Handle, HostSettings, attach, export, register\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 
