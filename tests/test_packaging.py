@@ -44,7 +44,9 @@ def test_the_wheel_contains_the_tree_and_the_licence(tracked: list[str], source:
         assert {b"License-Expression: Apache-2.0", b"License-File: LICENSE"} <= set(wheel.read(metadata).splitlines())
     shipped = {name for name in names if name.startswith("tamiyo/")}
     assert shipped == {
-        f"tamiyo/{name}" for name in tracked if name.startswith(FOLDERS) and name.endswith((".py", ".avsc"))
+        f"tamiyo/{name}"
+        for name in tracked
+        if name.startswith(FOLDERS) and name.endswith((".py", ".avsc", "/py.typed"))
     }
 
 
@@ -63,6 +65,7 @@ def test_the_training_side_needs_no_pipeline() -> None:
         "import sys\n"
         "for name in ('faust', 'torch_geometric', 'aiokafka', 'typer', 'tamiyo.streams', 'tamiyo.models'):\n"
         "    sys.modules[name] = None\n"
-        "import tamiyo.host.attachment, tamiyo.host.layers.export, tamiyo.host.kernels.compiler\n"
+        "import tamiyo.host.kernels.compiler, tamiyo.host.testing\n"
+        "from tamiyo.host import Blueprint, Handle, HostSettings, attach, export, register\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
