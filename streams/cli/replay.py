@@ -45,9 +45,10 @@ def register(app: typer.Typer) -> None:
         "`tamiyo replay one --prefix slow. --speed 1 --workers 4` · "
         "`tamiyo replay --topics --since 2026-05-01 --prefix p2. --from graphs --policy-version 12 --save judged`"
     )(replay)
-    app.command(epilog="Examples: `tamiyo diff one judged` · `tamiyo diff topics: topics:replay1. --run mnist1d-0`")(
-        diff
-    )
+    app.command(
+        epilog="Examples: `tamiyo diff one judged` · `tamiyo diff topics: topics:replay1. --run mnist1d-0` · "
+        "`tamiyo diff old new --ignore explanation`"
+    )(diff)
     app.command(epilog="Example: `tamiyo discard replay1.`")(discard)
 
 
@@ -178,6 +179,9 @@ def diff(
         list[str] | None, typer.Option(help="Of the catalogue; repeat [default: windows, graphs and decisions]")
     ] = None,
     run: Runs = None,
+    ignore: Annotated[
+        list[str] | None, typer.Option(help="A field that may differ, e.g. explanation; repeat for several")
+    ] = None,
     bootstrap: Bootstrap = None,
 ) -> None:
     """Compare what two runs said, byte by byte under each id; exit 1 where they differ."""
@@ -191,7 +195,14 @@ def diff(
         TextColumn("{task.description}"), TextColumn("{task.completed:,} messages"), console=console, transient=True
     ) as progress:
         task = progress.add_task("comparing", total=None)
-        found = compare(one, other, chosen, runs=run or (), progress=lambda count: progress.advance(task, count))
+        found = compare(
+            one,
+            other,
+            chosen,
+            runs=run or (),
+            ignore=ignore or (),
+            progress=lambda count: progress.advance(task, count),
+        )
     table = Table("topic", "same", "differ", "only left", "only right", "contradictions")
     for each in found:
         numbers = (each.same, each.differ, each.left_only, each.right_only, each.contradictions)
@@ -208,7 +219,7 @@ def diff(
         raise typer.Exit(1)
     if not any(each.same for each in found):
         raise ConfigurationError("neither side holds anything to compare")
-    console.print("the same, to the byte")
+    console.print(f"the same in every field but {', '.join(ignore)}" if ignore else "the same, to the byte")
 
 
 def discard(
