@@ -12,12 +12,12 @@ from typing import Protocol
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
 from tamiyo.schemas.adaptation import ALL_RUNS, AdaptationDecision, CompiledKernel, ControlCommand
+from tamiyo.schemas.client.connection import explain
+from tamiyo.schemas.client.stalls import Stalls
 from tamiyo.schemas.codec import decode
-from tamiyo.schemas.connection import explain
 from tamiyo.schemas.errors import BrokerError, RegistryError, SchemaError
 from tamiyo.schemas.kafka import KafkaSettings, TopicNames
 from tamiyo.schemas.record import Record
-from tamiyo.schemas.stalls import Stalls
 from tamiyo.schemas.topics import CONTROL, DECISIONS, KERNELS, Topic
 
 log = logging.getLogger(__name__)
@@ -131,7 +131,7 @@ class KafkaReceiver:
     def _look(self) -> None:
         """Take up again the partitions where what waited at the last look still does."""
         self._look_at = time.monotonic() + _LOOK_S
-        stalled = self._stalls.look(_RETRY_S)
+        stalled = self._stalls.check(_RETRY_S)
         if stalled:
             self._say(f"{stalled[0].topic} was not read on from offset {stalled[0].offset}: it is taken up again")
             self._consumer.incremental_unassign(stalled)
