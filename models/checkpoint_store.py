@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import re
-import uuid
 from pathlib import Path
 
 from fsspec.implementations.local import LocalFileSystem
 
 from tamiyo.schemas.display import without_secrets
 from tamiyo.schemas.errors import PolicyError
+from tamiyo.schemas.files import write_atomically
 from tamiyo.schemas.stores import open_store
 
 _FILE = re.compile(r"policy-(\d{6,12})\.safetensors")
@@ -42,15 +41,7 @@ class CheckpointStore:
         if not isinstance(self._files, LocalFileSystem):
             self._files.pipe_file(path, data, mode="create")
             return name
-        temporary = Path(self._path(f".{name}.{uuid.uuid4().hex}"))
-        try:
-            with temporary.open("wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())  # the name must not reach the disk before the content
-            os.link(temporary, path)  # unlike a rename, never over another file
-        finally:
-            temporary.unlink(missing_ok=True)
+        write_atomically(Path(path), data, replace=False)
         return name
 
     def read(self, file: str) -> bytes:

@@ -6,17 +6,16 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
-from confluent_kafka import Producer
-
 from tamiyo.evaluation.common.simulated_runs import EPOCH_MS, STEP_MS, Load, frames, layer_names, topology
 from tamiyo.host.blueprints import names as blueprint_names
 from tamiyo.models.checkpoint import CheckpointHeader, CheckpointStore, checksum, save
 from tamiyo.models.features import FEATURE_VERSION
 from tamiyo.models.policy import PolicyConfig, TamiyoPolicy
 from tamiyo.schemas.adaptation import ControlCommand
+from tamiyo.schemas.client.awaited_producer import AwaitedProducer
 from tamiyo.schemas.codec import encode
 from tamiyo.schemas.errors import BrokerError
-from tamiyo.schemas.kafka import PRODUCER, KafkaSettings, TopicNames
+from tamiyo.schemas.kafka import KafkaSettings, TopicNames
 from tamiyo.schemas.learning import CheckpointStatus, PolicyCheckpoint
 from tamiyo.schemas.record import Record
 from tamiyo.schemas.telemetry import CacheHitRates, ErrorRecoveryEvent
@@ -48,17 +47,15 @@ class Live:
         self.names = names
         self._checkpoints = CheckpointStore(f"{store}/checkpoints")
         self._partitions: dict[bytes | None, int] = {}
-        self._producer: Any = Producer(kafka.librdkafka(**PRODUCER))
+        self._producer = AwaitedProducer(kafka, timeout_s=PATIENCE_S)
 
     def say(self, topic: Topic, record: Record, key: str) -> None:
         """Publish a record now."""
         self._producer.produce(self.names.full(topic.name), encode(record), key)
-        self._producer.poll(0)
 
     def flush(self) -> None:
         """Await all deliveries."""
-        if self._producer.flush(PATIENCE_S):
-            raise BrokerError("the broker does not take what is published")
+        self._producer.flush()
 
     def release(self, version: int) -> None:
         """Put a policy into the store and announce it; each version has weights of its own."""
@@ -115,7 +112,7 @@ class Live:
                     partition = self._partition(key)
                     message = Message(topic.name, partition, 0, 0, key, value)
                     order.before(message, self.flush)
-                    self._producer.produce(self.names.full(topic.name), value, key, partition)
+                    self._producer.produce(self.names.full(topic.name), value, key, partition=partition)
                     order.after(message)
                 self.flush()
                 time.sleep(seconds / load.frames)
@@ -126,16 +123,16 @@ class Live:
         counts = {}
         with closing(TopicReader(self.kafka, self.names)) as reader:
             for topic in (GRAPHS, DECISIONS):
-                stretches = reader.resolve(Selection(topics=(topic.name,)))
-                counts[topic] = sum(1 for _ in reader.messages(stretches, runs=runs))
+                ranges = reader.resolve(Selection(topics=(topic.name,)))
+                counts[topic] = sum(1 for _ in reader.messages(ranges, runs=runs))
         return counts[GRAPHS] == counts[DECISIONS] >= windows
 
     def _partition(self, key: bytes) -> int:
         """Return where the common partitioner puts a run: asked of what it did with the topology."""
         if key not in self._partitions:
             with closing(TopicReader(self.kafka, self.names)) as reader:
-                stretches = reader.resolve(Selection(topics=(TOPOLOGY.name,)))
-                self._partitions = {message.key: message.partition for message in reader.messages(stretches)}
+                ranges = reader.resolve(Selection(topics=(TOPOLOGY.name,)))
+                self._partitions = {message.key: message.partition for message in reader.messages(ranges)}
         return self._partitions[key]
 
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import posixpath
 import re
-import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Self
 
 import torch
@@ -23,6 +22,7 @@ from tamiyo.host.blueprints import Kernel, blueprint
 from tamiyo.host.blueprints.layer_spec import LayerSpec
 from tamiyo.schemas.display import without_secrets
 from tamiyo.schemas.errors import KernelCorrupt, KernelError, KernelIncompatible
+from tamiyo.schemas.files import write_atomically
 from tamiyo.schemas.stores import open_store
 
 # The largest kernel worth the name; a message that names a larger one is refused before a byte is read.
@@ -171,16 +171,7 @@ class KernelStore:
             self._fs.pipe_file(path, data)  # object stores make an object visible whole or not at all
             return
         self._fs.makedirs(self._root, exist_ok=True)
-        partial = f"{path}.{uuid.uuid4().hex}.partial"
-        try:
-            with open(partial, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(partial, path)
-        finally:
-            if os.path.exists(partial):
-                os.unlink(partial)
+        write_atomically(Path(path), data)
 
 
 def _decode(kernel_id: str, data: bytes) -> tuple[Kernel, KernelMetadata]:

@@ -27,7 +27,7 @@ from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
 from yarl import URL
 
-from tamiyo.schemas.connection import explain
+from tamiyo.schemas.client.connection import explain
 from tamiyo.schemas.errors import BrokerError, ConfigurationError
 from tamiyo.schemas.kafka import KafkaSettings
 from tamiyo.streams.runtime.faust.decompression_limit import limit

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
-from tamiyo.schemas.stalls import Stalls
+from tamiyo.schemas.client.stalls import Stalls
 
 
 class Consumer:
@@ -44,23 +44,23 @@ def stalls(consumer: Consumer) -> Stalls:
 
 
 def test_what_waits_at_two_looks_has_stalled_and_all_is_asked_in_one_request(consumer: Consumer) -> None:
-    looking = stalls(consumer)
-    assert looking.look(1.0) == []
-    assert [(each.topic, each.offset) for each in looking.look(1.0)] == [("waits", 5), ("fresh", 1)]
+    stalled = stalls(consumer)
+    assert stalled.check(1.0) == []
+    assert [(each.topic, each.offset) for each in stalled.check(1.0)] == [("waits", 5), ("fresh", 1)]
     assert consumer.requests == 2
 
 
 def test_what_moves_has_not_stalled(consumer: Consumer) -> None:
-    looking = stalls(consumer)
-    looking.look(1.0)
+    stalled = stalls(consumer)
+    stalled.check(1.0)
     consumer.at.update(waits=6, fresh=2)
-    assert looking.look(1.0) == []
+    assert stalled.check(1.0) == []
 
 
 def test_a_broker_that_is_away_is_no_stall(consumer: Consumer) -> None:
-    looking = stalls(consumer)
-    looking.look(1.0)
+    stalled = stalls(consumer)
+    stalled.check(1.0)
     consumer.away = True
-    assert looking.look(1.0) == []
+    assert stalled.check(1.0) == []
     consumer.away = False
-    assert looking.look(1.0) == []  # what it does not say at two looks in a row is not known to have waited
+    assert stalled.check(1.0) == []  # what it does not say at two looks in a row is not known to have waited

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from tamiyo.schemas.connection import explain
+from tamiyo.schemas.client.connection import explain
 from tamiyo.schemas.kafka import KafkaSettings
 
 HINT = "does TAMIYO_KAFKA_SECURITY_PROTOCOL=PLAINTEXT fit the broker's listener?"
