@@ -11,6 +11,8 @@ import tamiyo.host
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTED = ("host", "models", "streams/stages", "streams/cli")
+OVERRIDDEN = {"forward", "extra_repr"}
+"""Methods that torch documents."""
 
 Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 
@@ -39,11 +41,13 @@ def parameters(function: ast.FunctionDef | ast.AsyncFunctionDef) -> list[str]:
 
 @pytest.mark.parametrize("folder", DOCUMENTED)
 def test_every_public_definition_has_a_docstring(folder: str) -> None:
+    """A method may leave it to the class that declares it: `make` of a blueprint to `Blueprint`."""
+    found = [(file, *each) for file, module in modules(folder) for each in public_definitions(module.body)]
+    documented = {name.partition(".")[2] for _, name, node in found if ast.get_docstring(node)} - {""}
     bare = [
         f"{file}:{node.lineno}: {name}"
-        for file, module in modules(folder)
-        for name, node in public_definitions(module.body)
-        if not ast.get_docstring(node)
+        for file, name, node in found
+        if not ast.get_docstring(node) and name.partition(".")[2] not in documented | OVERRIDDEN
     ]
     assert not bare, "without a docstring:\n" + "\n".join(bare)
 
