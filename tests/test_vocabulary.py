@@ -52,7 +52,6 @@ IDENTIFIERS = {
     "say": "publish, print",
     "shell": "runner",
     "shells": "runners",
-    "silence": "idle timer, idle time",
     "suspects": "poison tracker",
     "tell": "report",
     "unusable": "failure",
@@ -73,10 +72,13 @@ KEPT = {
     "heed_outcomes": "TAMIYO_DECISION_HEED_OUTCOMES",
     "history_stretch": "TAMIYO_GRAPH_HISTORY_STRETCH",
     "patience_s": "TAMIYO_COMMAND_PATIENCE_S",
+    "bbox_to_anchor": "an argument of matplotlib's legend",
 }
-"""Identifiers that stay, since users set them by these names."""
+"""Identifiers that stay: settings that users set by these names, and names of other packages."""
 
 EXCEPTIONS: dict[str, set[str]] = {
+    "evaluation/hostile/__main__.py": {"said"},  # a key of its report
+    "evaluation/soak/trends.py": {"stretches"},  # a key of its report
     "tests/test_vocabulary.py": {*IDENTIFIERS, *PHRASES},
 }
 """File to the words that it may use."""
@@ -122,7 +124,7 @@ def test_retired_words_are_not_used(folder: str) -> None:
         ('"""The first line.\n\nIt says so all the same."""', [(3, "says"), (3, "all the same")]),
         ("x = 1  # Heard from it", [(1, "heard")]),
         ("heed_outcomes = 'TAMIYO_DECISION_HEED_OUTCOMES'", []),
-        ("x = 'a look at the shell, where silence holds'", []),
+        ("x = 'a look at the shell, where the law holds'", []),
         ("f'{x} was asked for'", [(1, "asked for")]),
         ("shellfish = recaller = tale = 'retold'", []),
     ],
