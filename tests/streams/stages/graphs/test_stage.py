@@ -20,7 +20,7 @@ from tamiyo.streams.stages.base import Incoming
 from tamiyo.streams.stages.graphs.stage import GraphsStage
 from tamiyo.streams.stages.windows.stage import WindowsStage
 from tests.support.restarts import with_crashes, without_crashes
-from tests.support.telemetry import COMPANIONS, DictView, as_said, outputs, partition, rejects, signal, topology
+from tests.support.telemetry import COMPANIONS, DictView, outputs, partition, prior_outputs, rejects, signal, topology
 
 KERNEL, LAYER, MODEL = COMPANIONS
 LAYERS = ["a", "b"]
@@ -209,7 +209,7 @@ def test_a_topology_that_changes_gives_no_second_graph() -> None:
     log = fed(windows(4))
     before = outputs(stage({"run": topology(LAYERS)}).feed(log[:3]))
     again = stage({"run": topology([*LAYERS, "c"])})
-    again.restore(as_said(before))
+    again.restore(prior_outputs(before))
     assert [one.source.offset for one in outputs(again.feed(log)) if one.source] == [3]
 
 
@@ -217,7 +217,7 @@ def test_what_was_answered_is_not_held_where_its_topology_is_gone() -> None:
     log = fed(windows(3))
     before = outputs(stage({"run": topology(LAYERS)}).feed(log))
     again = stage({})
-    again.restore(as_said(before))
+    again.restore(prior_outputs(before))
     assert not again.feed(log)
     assert not again.tick(0)
     assert not again.tick(10**9)
