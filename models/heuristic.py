@@ -11,8 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tamiyo.models.actions import blueprint_of
-from tamiyo.models.features import global_value, node_column
-from tamiyo.models.graph import HISTORY_WINDOWS
+from tamiyo.models.features import HISTORY_WINDOWS, global_value, node_column
 from tamiyo.schemas.adaptation import DecisionType
 from tamiyo.schemas.analysis import ModelGraph
 
@@ -110,7 +109,7 @@ def _loads(graph: ModelGraph, kinds: Sequence[str], table: npt.NDArray[np.bool_]
     weight = np.maximum(growth, 1e-3) * 0.5 ** (DEPTH_HALVINGS * node_column(graph, "depth"))
     weight = np.where(_outputs(graph), OUTPUT_WORTH * weight, weight)
     # A layer that has just lost its kernel would only get the same one again.
-    taken = _active(graph) | (np.array(graph.fossilized_seeds) > 0) | (node_column(graph, "tenure") > 0)
+    taken = _active(graph) | (np.array(graph.fossilized_seeds) > 0) | (node_column(graph, "active_windows") > 0)
     taken |= node_column(graph, "error_share") > 0
     return np.asarray(table * _worth(kinds) * weight[:, None] * ~taken[:, None])
 
