@@ -33,6 +33,23 @@ def build_graph(window: HealthWindow, topology: ModelTopology, history: Sequence
 
     Raises:
         RecordError: Window, topology and history are not of one run.
+
+    Example:
+        >>> from tamiyo.models.features import node_column
+        >>> from tamiyo.schemas.telemetry import LayerNode
+        >>> layer = LayerNode(
+        ...     layer_id="fc", type="linear", parameters=72, input_shape=[8], output_shape=[8], seeds=1
+        ... )
+        >>> topology = ModelTopology(
+        ...     run_id="run-1", topology_id="t", time_ms=0, layers=[layer], edges=[], parameters=72, parameter_budget=50
+        ... )
+        >>> window = HealthWindow(
+        ...     run_id="run-1", window_id="w", clock="step", start=0, end=50, first_step=0, last_step=40, time_ms=0,
+        ...     layer_id=[], metrics={}, model_metrics={}, signals=0, frames=0, signals_digest="none",
+        ... )
+        >>> graph = build_graph(window, topology, history=[])
+        >>> graph.layer_id, node_column(graph, "log_parameters").round(2).tolist()
+        (['fc'], [1.8600000143051147])
     """
     past = list(history)[-HISTORY_WINDOWS:]
     if {topology.run_id, *(record.run_id for record in past)} != {window.run_id}:
