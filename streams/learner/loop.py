@@ -195,7 +195,7 @@ class LearnerLoop:
             self._turned = self._clock()
             # What cannot be decoded went to the dead letters the first time.
             with contextlib.suppress(SchemaError):
-                learner.recall(decode(message.value(), Experience))
+                learner.restore_experience(decode(message.value(), Experience))
             if self._stop.is_set():
                 return
         log.info("replay is filled again", experiences=len(learner.replay))
