@@ -39,7 +39,9 @@ class ConnectionFailure:
         """Return the error to raise."""
         if self.final:
             return BrokerRefused(f"{servers} refuses the connection: {self.reason}")
-        return BrokerError(f"cannot connect to Kafka at {servers}: {self.reason}")
+        return BrokerError(
+            f"cannot connect to Kafka at {servers}: {self.reason}; start a broker or set TAMIYO_KAFKA_BOOTSTRAP_SERVERS"
+        )
 
 
 class Connection:

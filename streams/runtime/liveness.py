@@ -6,7 +6,7 @@ import structlog
 from aiokafka.errors import KafkaError
 
 from tamiyo.schemas.errors import BrokerError
-from tamiyo.streams.process.watchdog import LOOKS, StallDetector
+from tamiyo.streams.process.watchdog import CHECKS, StallDetector
 from tamiyo.streams.runtime.stage_runner import StageRunner
 
 log = structlog.get_logger(__name__)
@@ -38,13 +38,13 @@ async def watch_coordination(shell: StageRunner) -> None:
     still = StallDetector()
     heeded = 0
     while True:
-        await asyncio.sleep(shell.worker.watchdog.coordination_s / LOOKS)
+        await asyncio.sleep(shell.worker.watchdog.coordination_s / CHECKS)
         trouble = shell.thread.coordination_trouble
         if still.check(trouble) < 2 or shell.stopping:
             continue  # Faust heeds it by itself where it is fetching
         if trouble is None:
             heeded = 0 if shell.assigned else heeded
-        elif heeded < LOOKS - 2:
+        elif heeded < CHECKS - 2:
             heeded += 1
             log.warning("the group refused this consumer, which tries again", stage=shell.name, error=repr(trouble))
             await shell.thread.heed_coordination()
@@ -58,15 +58,15 @@ async def watch_progress(shell: StageRunner) -> None:
     still = StallDetector()
     patience_s = shell.worker.watchdog.progress_s
     while True:
-        await asyncio.sleep(patience_s / LOOKS)
+        await asyncio.sleep(patience_s / CHECKS)
         sign = shell.progress
         looks = still.check(sign)
-        if looks < LOOKS // 2 or shell.stopping:
+        if looks < CHECKS // 2 or shell.stopping:
             continue  # an idle stage asks the broker now and then only
         waiting = await _waiting(shell)
         if waiting is None:
             still.reset()
-        elif looks >= LOOKS and sign == shell.progress:
+        elif looks >= CHECKS and sign == shell.progress:
             words = f"watchdog: nothing has moved for {patience_s:.0f} s, though {waiting}"
             shell.fail(BrokerError(words), at={"stage": shell.name, "partitions": shell.partitions})
 

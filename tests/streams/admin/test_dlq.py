@@ -14,9 +14,9 @@ from tamiyo.schemas.errors import BrokerError
 from tamiyo.schemas.kafka import KafkaSettings, TopicNames
 from tamiyo.schemas.topics import CACHE_HIT_RATES, SIGNALS, Topic
 from tamiyo.streams import cli
+from tamiyo.streams.admin import redrive
 from tamiyo.streams.admin.dead_letter import DeadLetter, DeadLetterPartition
 from tamiyo.streams.admin.dead_letters import DeadLetters
-from tamiyo.streams.admin import redrive
 from tamiyo.streams.admin.redrive import CLAIM_S, REDRIVEN_HEADER, Redrive
 from tamiyo.streams.admin.topics import Topics
 from tamiyo.streams.headers import POISON_HEADER, REASON_HEADER, SOURCE_HEADER, STAGE_HEADER, TIME_HEADER
@@ -57,9 +57,7 @@ def reject(
             TIME_HEADER: b"1700000000000",
             **({POISON_HEADER: b"1"} if reason.startswith("poison") else {}),
         }
-        producer.produce(
-            names.full(topic.dead_letters), value, b"run-7", partition=partition, headers=headers.items()
-        )
+        producer.produce(names.full(topic.dead_letters), value, b"run-7", partition=partition, headers=headers.items())
     producer.flush()
 
 

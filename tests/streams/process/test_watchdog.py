@@ -61,7 +61,7 @@ def test_a_blocked_loop_is_found_by_its_thread(capfd: pytest.CaptureFixture[str]
         return blocked
 
     assert asyncio.run(scene())
-    assert ends == [(EXIT_TEMPFAIL, "watchdog: the event loop has not come round for 0 s")]
+    assert ends == [(EXIT_TEMPFAIL, "watchdog: the event loop has not turned for 0 s")]
     assert "test_watchdog.py" in capfd.readouterr().err  # where it hangs
 
 
@@ -239,7 +239,7 @@ def test_a_refusal_is_heeded_and_one_that_lasts_ends_the_process(
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ((), "watchdog: the event loop has not come round for 2 s"),
+        ((), "watchdog: the event loop has not turned for 2 s"),
         (("offload",), "watchdog: nothing has moved for 8 s, though records of partition"),
     ],
 )
@@ -256,7 +256,7 @@ def test_a_stage_that_hangs_ends_its_process(
     kafka_log.say(NUMBERS, [number("run", 0, 1), number("run", 1, 888)])
     assert worker.process.wait(40) == EXIT_TEMPFAIL
     assert words in worker.log.read_text().splitlines()[-1]
-    assert "acknowledges nothing more" in worker.log.read_text().splitlines()[-1]
+    assert "without further commits" in worker.log.read_text().splitlines()[-1]
     assert kafka_log.committed("tamiyo_pairs", NUMBERS.name) == {}
 
 
