@@ -91,7 +91,7 @@ class CheckpointReleases:
                 return ResumePoint(newest=newest)
             if header.name != self._name:
                 raise ConfigurationError(
-                    f"the checkpoint store holds policy {header.name!r}, but this learner's is {self._name!r}: give each "
+                    f"the checkpoint store holds policy {header.name!r}, this learner has {self._name!r}: give each "
                     "policy its own store (TAMIYO_LEARNER_CHECKPOINT_URL)"
                 )
             same = same and header.config.blueprints == blueprints
