@@ -1,7 +1,7 @@
-"""Why a broker does not let a client in, in words, with the setting to look at.
+"""Explains why a client cannot connect to a broker, and names the setting to check.
 
-librdkafka tells it by callback, and says the same of an expired certificate, a foreign authority and a wrong host name.
-So where TLS fails, one handshake by Python's own ssl finds out which it was.
+librdkafka reports connection errors by callback, with one message for an expired certificate, an unknown authority and
+a wrong host name. If TLS fails, a handshake by Python's own ssl module distinguishes them.
 """
 
 import socket
@@ -15,82 +15,94 @@ from confluent_kafka.admin import AdminClient
 from tamiyo.schemas.errors import BrokerError, BrokerRefused
 from tamiyo.schemas.kafka import KafkaSettings
 
-FIRST_TRY_S = 0.5  # tries grow, so that a slow broker still gets the time it needs
-ALERT_S = 0.3  # TLS 1.3: a broker refuses the client's certificate after the handshake
+FIRST_TRY_S = 0.5  # doubled with every attempt, so that a slow broker gets enough time in the end
+ALERT_S = 0.3  # in TLS 1.3 a broker rejects the client's certificate only after the handshake
 LOGIN = "see TAMIYO_KAFKA_SASL_MECHANISM, TAMIYO_KAFKA_SASL_USERNAME and TAMIYO_KAFKA_SASL_PASSWORD"
 UNREACHED = ("Connect to ", "Failed to resolve ")
 HINTS = (
-    ("expired", "the broker's certificate has to be renewed"),
-    ("not yet valid", "compare the clocks of this machine and of who made the certificate"),
-    ("mismatch", "TAMIYO_KAFKA_BOOTSTRAP_SERVERS must name hosts as the certificate does"),
-    ("", "TAMIYO_KAFKA_SSL_CA_FILE must hold the authority that signed the broker's certificate"),
+    ("expired", "renew the broker's certificate"),
+    ("not yet valid", "compare this machine's clock with that of the certificate's issuer"),
+    ("mismatch", "TAMIYO_KAFKA_BOOTSTRAP_SERVERS must use the host names of the certificate"),
+    ("", "TAMIYO_KAFKA_SSL_CA_FILE must contain the authority that signed the broker's certificate"),
 )
 
 
 @dataclass(frozen=True, slots=True)
 class ConnectionFailure:
-    """Why there is no connection."""
+    """The reason for a failed connection."""
 
     reason: str
     final: bool
-    """Whether the settings are wrong, so that another try cannot help."""
+    """Whether the settings are wrong, so that another attempt cannot succeed."""
 
     def error(self, servers: str) -> BrokerError:
-        """Return it as the error to raise."""
+        """Return the failure as an error to raise; `servers` are the bootstrap servers, for the message."""
         if self.final:
             return BrokerRefused(f"{servers} refuses the connection: {self.reason}")
-        return BrokerError(f"no broker answers at {servers}: {self.reason}")
+        return BrokerError(f"no broker is reachable at {servers}: {self.reason}")
 
 
 class Connection:
-    """An admin client, and what librdkafka told about its connection."""
+    """An admin client with the errors that librdkafka reports about its connection."""
 
     def __init__(self, kafka: KafkaSettings) -> None:
+        """Make a client; it connects in the background.
+
+        Args:
+            kafka: How to reach the broker.
+        """
         self._kafka = kafka
-        self._told: list[KafkaError] = []
-        self.admin = AdminClient(kafka.librdkafka(log_level=0, error_cb=self._told.append))
+        self._errors: list[KafkaError] = []
+        self.admin = AdminClient(kafka.librdkafka(log_level=0, error_cb=self._errors.append))
 
     def probe(self, timeout_s: float) -> ConnectionFailure | None:
-        """Return why the broker does not answer, or None if it does; returns early where settings are wrong."""
-        self._told.clear()
+        """Try to reach the broker.
+
+        Args:
+            timeout_s: Seconds until it gives up; it returns earlier if the settings are wrong.
+
+        Returns:
+            Why it failed, or None if the broker responds.
+        """
+        self._errors.clear()
         deadline = time.monotonic() + timeout_s
-        patience = FIRST_TRY_S
+        attempt_s = FIRST_TRY_S
         while True:
             try:
-                self.admin.list_topics(timeout=max(0.05, min(patience, deadline - time.monotonic())))
+                self.admin.list_topics(timeout=max(0.05, min(attempt_s, deadline - time.monotonic())))
             except KafkaException as error:
-                self.admin.poll(0)  # the callback is served here
+                self.admin.poll(0)  # calls error_cb
                 found = self._explain(error.args[0])
                 if found.final or time.monotonic() >= deadline:
                     return found
-                patience *= 2
+                attempt_s *= 2
             else:
                 return None
 
     def _explain(self, error: KafkaError) -> ConnectionFailure:
-        told = [each for each in self._told if each.code() != KafkaError._ALL_BROKERS_DOWN]
-        refused = [each for each in told if each.code() == KafkaError._AUTHENTICATION]
+        reported = [each for each in self._errors if each.code() != KafkaError._ALL_BROKERS_DOWN]
+        refused = [each for each in reported if each.code() == KafkaError._AUTHENTICATION]
         if refused:
-            return ConnectionFailure(f"{_words(refused[0])}; {LOGIN}", True)
-        found = _handshake(self._kafka) if self._kafka.tls and told else None
+            return ConnectionFailure(f"{_message(refused[0])}; {LOGIN}", True)
+        found = _handshake(self._kafka) if self._kafka.tls and reported else None
         if found is not None:
             return found
-        reason = _words(told[-1]) if told else error.str()
-        unreached = told and all(any(word in each.str() for word in UNREACHED) for each in told)
-        if not unreached:  # somebody was there, and broke off: librdkafka has many words for that
+        reason = _message(reported[-1]) if reported else error.str()
+        unreached = reported and all(any(word in each.str() for word in UNREACHED) for each in reported)
+        if not unreached:  # the connection was made and then closed, for which librdkafka has many messages
             reason += (
                 f"; does TAMIYO_KAFKA_SECURITY_PROTOCOL={self._kafka.security_protocol} fit the broker's listener?"
             )
         return ConnectionFailure(reason, False)
 
 
-def _words(error: KafkaError) -> str:
-    """Leave out the state machine's notes: `ssl://host:9093/bootstrap: Connect failed (after 0ms in state CONNECT)`."""
+def _message(error: KafkaError) -> str:
+    """Return librdkafka's message without its internal state, as in `Connect failed (after 0ms in state CONNECT)`."""
     return str(error.str()).split(" (after ", 1)[0]
 
 
 def _handshake(kafka: KafkaSettings) -> ConnectionFailure | None:
-    """Shake hands with each bootstrap server; return what TLS has against the first that has something."""
+    """Perform a TLS handshake with each bootstrap server; return the first failure, or None."""
     context = kafka.ssl_context()
     assert context is not None
     for server in kafka.bootstrap_servers.split(","):
@@ -103,27 +115,40 @@ def _handshake(kafka: KafkaSettings) -> ConnectionFailure | None:
                 secure.settimeout(ALERT_S)
                 secure.recv(1)
         except ssl.SSLCertVerificationError as error:
-            said = error.verify_message
-            hint = next(hint for word, hint in HINTS if word in said)
-            return ConnectionFailure(f"the certificate of {server} does not hold: {said}; {hint}", True)
+            message = error.verify_message
+            hint = next(hint for word, hint in HINTS if word in message)
+            return ConnectionFailure(f"the certificate of {server} is not valid: {message}; {hint}", True)
         except ssl.SSLError as error:
             if "alert" in str(error).lower():
-                what = f"{server} does not take this client's certificate, or wants one ({error.reason})"
-                return ConnectionFailure(f"{what}: see TAMIYO_KAFKA_SSL_CERT_FILE and TAMIYO_KAFKA_SSL_KEY_FILE", True)
+                rejected = f"{server} rejects this client's certificate, or requires one ({error.reason})"
+                return ConnectionFailure(
+                    f"{rejected}: see TAMIYO_KAFKA_SSL_CERT_FILE and TAMIYO_KAFKA_SSL_KEY_FILE", True
+                )
         except (OSError, ValueError):
-            continue  # librdkafka has words for it
+            continue  # librdkafka reports it
     return None
 
 
 def explain(kafka: KafkaSettings, timeout_s: float = 5.0) -> BrokerError | None:
-    """Connect once, and return as an error why that fails; None where it works."""
-    trouble = Connection(kafka).probe(timeout_s)
-    return None if trouble is None else trouble.error(kafka.bootstrap_servers)
+    """Connect once.
+
+    Args:
+        kafka: How to reach the broker.
+        timeout_s: Seconds until it gives up.
+
+    Returns:
+        The error to raise, or None if the broker responds.
+    """
+    failure = Connection(kafka).probe(timeout_s)
+    return None if failure is None else failure.error(kafka.bootstrap_servers)
 
 
 def of_the_group(error: KafkaError) -> bool:
-    """Return whether an error is only about the group of a consumer that has none but in name.
+    """Return whether an error concerns only the group of a consumer that does not use it.
 
-    librdkafka looks for its coordinator even where partitions are assigned by hand. To be refused that costs nothing.
+    librdkafka requests the group's coordinator even if partitions are assigned by hand. A refusal then does no harm.
+
+    Args:
+        error: An error from a consumer with assigned partitions.
     """
     return bool(error.code() == KafkaError.GROUP_AUTHORIZATION_FAILED)

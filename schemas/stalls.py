@@ -1,7 +1,7 @@
-"""Partitions that a consumer has stopped to fetch without a word.
+"""Detects partitions that a consumer has silently stopped fetching.
 
-librdkafka's can, after a broker was away for one (its issue 5153): nothing is raised, and nothing more comes until the
-partition is assigned again. So whoever reads by confluent-kafka without a group looks now and then.
+After a broker outage, librdkafka's consumer may stop fetching a partition without an error, until the partition is
+assigned again (librdkafka issue 5153). Readers that use confluent-kafka without a group therefore check periodically.
 """
 
 from collections.abc import Iterable
@@ -11,32 +11,42 @@ from confluent_kafka import OFFSET_END, KafkaException, TopicPartition
 
 
 class Stalls:
-    """Tells what waits unread, of the partitions that a consumer was assigned."""
+    """Finds stalled partitions among those assigned to a consumer."""
 
     def __init__(self, consumer: Any, assigned: Iterable[TopicPartition]) -> None:
-        """`assigned`: as they were given to the consumer, each with the offset to begin at."""
+        """Watch a consumer.
+
+        Args:
+            consumer: A confluent-kafka consumer.
+            assigned: The partitions as assigned to it, each with its first offset.
+        """
         self._consumer = consumer
         self._starts = {(place.topic, place.partition): place.offset for place in assigned}
         self._waiting: dict[tuple[str, int], int] = {}
 
     def places(self) -> list[TopicPartition]:
-        """Return what is assigned, each with the next offset to read."""
+        """Return the assigned partitions, each with the next offset to read."""
         places = self._consumer.position(self._consumer.assignment())
         for place in places:
-            if place.offset < 0:  # nothing came yet
+            if place.offset < 0:  # nothing was read yet
                 place.offset = self._starts[place.topic, place.partition]
         return list(places)
 
-    def look(self, timeout_s: float) -> list[TopicPartition]:
-        """Return the places, each with the next offset to read, where what waited at the last look still does.
+    def check(self, timeout_s: float) -> list[TopicPartition]:
+        """Find partitions whose next record was available at the last check and is still unread.
 
-        Empty where the broker does not answer within `timeout_s`: that is another matter.
+        Args:
+            timeout_s: Seconds to wait for the broker.
+
+        Returns:
+            The stalled partitions, each with the next offset to read; empty if the broker does not respond, which is
+            another failure.
         """
         before, self._waiting = self._waiting, {}
         stalled = []
         try:
             places = self.places()
-            # One request for all. The watermarks of one after another would each wait behind a fetch.
+            # One request for all partitions: one for each would wait behind a fetch every time.
             latest = [TopicPartition(place.topic, place.partition, OFFSET_END) for place in places]
             ends = self._consumer.offsets_for_times(latest, timeout=timeout_s)
         except KafkaException:

@@ -71,7 +71,7 @@ class Reader:
     def _look(self) -> None:
         """Go on with another consumer where this one has stalled: what it missed would be called lost."""
         self._look_at = time.monotonic() + LOOK_S
-        if self._stalls.look(REQUEST_S):
+        if self._stalls.check(REQUEST_S):
             places = self._stalls.places()
             self._consumer.close()
             self._begin(places)

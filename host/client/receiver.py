@@ -131,7 +131,7 @@ class KafkaReceiver:
     def _look(self) -> None:
         """Take up again the partitions where what waited at the last look still does."""
         self._look_at = time.monotonic() + _LOOK_S
-        stalled = self._stalls.look(_RETRY_S)
+        stalled = self._stalls.check(_RETRY_S)
         if stalled:
             self._say(f"{stalled[0].topic} was not read on from offset {stalled[0].offset}: it is taken up again")
             self._consumer.incremental_unassign(stalled)

@@ -45,22 +45,22 @@ def stalls(consumer: Consumer) -> Stalls:
 
 def test_what_waits_at_two_looks_has_stalled_and_all_is_asked_in_one_request(consumer: Consumer) -> None:
     looking = stalls(consumer)
-    assert looking.look(1.0) == []
-    assert [(each.topic, each.offset) for each in looking.look(1.0)] == [("waits", 5), ("fresh", 1)]
+    assert looking.check(1.0) == []
+    assert [(each.topic, each.offset) for each in looking.check(1.0)] == [("waits", 5), ("fresh", 1)]
     assert consumer.requests == 2
 
 
 def test_what_moves_has_not_stalled(consumer: Consumer) -> None:
     looking = stalls(consumer)
-    looking.look(1.0)
+    looking.check(1.0)
     consumer.at.update(waits=6, fresh=2)
-    assert looking.look(1.0) == []
+    assert looking.check(1.0) == []
 
 
 def test_a_broker_that_is_away_is_no_stall(consumer: Consumer) -> None:
     looking = stalls(consumer)
-    looking.look(1.0)
+    looking.check(1.0)
     consumer.away = True
-    assert looking.look(1.0) == []
+    assert looking.check(1.0) == []
     consumer.away = False
-    assert looking.look(1.0) == []  # what it does not say at two looks in a row is not known to have waited
+    assert looking.check(1.0) == []  # what it does not say at two looks in a row is not known to have waited

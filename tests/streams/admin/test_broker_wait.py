@@ -48,7 +48,7 @@ def test_a_refusal_is_not_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_patience_ends_and_is_a_setting(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("TAMIYO_COMMAND_PATIENCE_S", "3")
     began = time.monotonic()
-    with pytest.raises(BrokerError, match=r"no broker answers at 127\.0\.0\.1:1"):
+    with pytest.raises(BrokerError, match=r"no broker is reachable at 127\.0\.0\.1:1"):
         wait_for_broker(NOWHERE)
     assert 2.5 < time.monotonic() - began < 15
     assert "tamiyo: no broker answers yet at 127.0.0.1:1" in capsys.readouterr().err
