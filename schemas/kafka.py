@@ -136,8 +136,8 @@ def _plain(secret: SecretStr | None) -> str | None:
 
 
 PRODUCER = {"partitioner": "murmur2_random", "enable.idempotence": True, "linger.ms": 5, "compression.type": "lz4"}
-"""Settings of every librdkafka producer: order without repeats within a session, and the partitioner (murmur2) of the
-Java and aiokafka producers, so that a run's key maps to the same partition number of every topic with every producer."""
+"""Settings of every librdkafka producer: order without repeats within a session, and the partitioner (murmur2) of Java
+and aiokafka producers, so that a run's key maps to the same partition number of every topic with every producer."""
 
 
 class TopicNames(BaseSettings):

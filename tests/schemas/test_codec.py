@@ -30,14 +30,15 @@ def test_every_record_survives_the_wire(record: type[Record], data: st.DataObjec
 
 @settings(max_examples=300, deadline=None)
 @given(
-    flips=st.lists(st.tuples(st.integers(0, 200), st.integers(0, 255)), min_size=1, max_size=4), cut=st.integers(0, 5)
+    flips=st.lists(st.tuples(st.integers(0, 200), st.integers(0, 255)), min_size=1, max_size=4),
+    missing=st.integers(0, 5),
 )
-def test_mutated_bytes_are_refused_or_valid(flips: list[tuple[int, int]], cut: int) -> None:
+def test_mutated_bytes_are_refused_or_valid(flips: list[tuple[int, int]], missing: int) -> None:
     data = bytearray(encode(PERFORMANCE))
     for place, value in flips:
         data[place % len(data)] = value
     try:
-        decoded = decode(bytes(data[: len(data) - cut]), KernelPerformance)
+        decoded = decode(bytes(data[: len(data) - missing]), KernelPerformance)
     except (DecodeError, RecordError):
         return
     assert len(decoded.execution_latency_ms) == len(decoded.layer_id)

@@ -242,7 +242,7 @@ def test_views_wait_for_a_registry_that_is_away(kafka: KafkaSettings, names: Top
         views = Views([CONTROL], kafka, names, fetch_wait_ms=10)
         await views.start()
         try:
-            assert await asyncio.to_thread(server.heard.wait, 30)
+            assert await asyncio.to_thread(server.requested.wait, 30)
             assert not views.caught_up
             server.failure = None
             await views.wait(30)
@@ -257,7 +257,7 @@ def test_views_wait_for_a_registry_that_is_away(kafka: KafkaSettings, names: Top
         registry.connect(names, settings)
         kafka_log.say(CONTROL, [order])
         registry.connect(names, settings)  # a process that has seen no schema yet
-        server.heard.clear()
+        server.requested.clear()
         server.failure = (503, b"down")
         assert asyncio.run(read(server)) == order
 
