@@ -197,7 +197,7 @@ class LearnerLoop:
             self._turned = self._clock()
             # A message that cannot be decoded was dead-lettered when it was first read.
             with contextlib.suppress(SchemaError):
-                learner.recall(decode(message.value(), Experience))
+                learner.restore_experience(decode(message.value(), Experience))
             if self._stop.is_set():
                 return
         log.info("replay refilled", experiences=len(learner.replay))

@@ -96,7 +96,7 @@ def test_what_is_not_registered_is_dropped_and_asked_for_once(
         publish(publisher, 50)
         assert publisher.flush(20)
         assert (publisher.published, publisher.dropped) == (0, 50)
-    assert len(server.asked) == 1
+    assert len(server.requests) == 1
 
 
 def test_decisions_wait_for_a_registry_that_is_away(
@@ -109,8 +109,8 @@ def test_decisions_wait_for_a_registry_that_is_away(
         server.failure = (503, b"down")
         kafka_log.say_raw(DECISIONS, [(RUN.encode(), data)])
         deadline = time.monotonic() + 20
-        asked = len(server.asked)
-        while len(server.asked) == asked and time.monotonic() < deadline:
+        requests = len(server.requests)
+        while len(server.requests) == requests and time.monotonic() < deadline:
             time.sleep(0.01)
         assert list(receiver.receive()) == []
         server.failure = None

@@ -191,7 +191,7 @@ def test_a_stage_between_foreign_clients(
     context = SerializationContext(names.full(SIGNALS.name), MessageField.VALUE)
     assert AvroDeserializer(foreign)(signal.value(), context)["layer_id"] == ["a"]
     assert rejected.value()[:5] == b"\0\0\0\xff\xff"
-    assert b"schema 65535 the registry knows nothing" in dict(rejected.headers())["tamiyo-reason"]
+    assert b"schema 65535 is not in the registry" in dict(rejected.headers())["tamiyo-reason"]
 
 
 def _now() -> int:
@@ -220,7 +220,7 @@ def test_a_start_waits_for_an_unreachable_registry(names: TopicNames, monkeypatc
     with RegistryServer() as server:
         port, patient = server.server_port, RegistrySettings(url=server.url, startup_timeout_s=30)
         brief = RegistrySettings(url=server.url, startup_timeout_s=0.3)
-    with pytest.raises(RegistryError, match="does not answer") as away:
+    with pytest.raises(RegistryError, match="gives no valid response") as away:
         registry.prepare(names, brief)
     assert away.value.temporary
     with RegistryServer(port) as server:
@@ -242,7 +242,7 @@ def test_views_wait_for_an_unreachable_registry(kafka: KafkaSettings, names: Top
         views = Views([CONTROL], kafka, names, fetch_wait_ms=10)
         await views.start()
         try:
-            assert await asyncio.to_thread(server.heard.wait, 30)
+            assert await asyncio.to_thread(server.requested.wait, 30)
             assert not views.caught_up
             server.failure = None
             await views.wait(30)
@@ -257,7 +257,7 @@ def test_views_wait_for_an_unreachable_registry(kafka: KafkaSettings, names: Top
         registry.connect(names, settings)
         kafka_log.publish(CONTROL, [order])
         registry.connect(names, settings)  # a process that has seen no schema yet
-        server.heard.clear()
+        server.requested.clear()
         server.failure = (503, b"down")
         assert asyncio.run(read(server)) == order
 
@@ -268,4 +268,4 @@ def test_a_worker_without_its_registry_exits_with_one_line(
     monkeypatch.setenv("TAMIYO_REGISTRY_URL", "http://127.0.0.1:1")
     monkeypatch.setenv("TAMIYO_REGISTRY_STARTUP_TIMEOUT_S", "0.2")
     assert run(monkeypatch, "worker", "--no-supervise", "--stage", "intake") == 1
-    assert "tamiyo: the schema registry at http://127.0.0.1:1 does not answer" in capsys.readouterr().err
+    assert "tamiyo: the schema registry at http://127.0.0.1:1 gives no valid response" in capsys.readouterr().err

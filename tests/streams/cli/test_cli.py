@@ -71,16 +71,20 @@ def test_the_version_is_printed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.
         (["worker", "--stage", "coffee"], 1, "there is no stage 'coffee'; choose from intake"),
         (["worker", "--http-port", "70000"], 2, "less than or equal to 65535"),
         (["tail", "no.such.topic"], 1, "no topic 'no.such.topic' in the catalogue"),
-        (["topics", "check", "-b", NOWHERE], 1, f"cannot connect to Kafka at {NOWHERE}"),
+        (["topics", "check", "-b", NOWHERE], 1, f"no broker is reachable at {NOWHERE}"),
         (["schemas", "check"], 1, "set TAMIYO_REGISTRY_URL"),
-        (["schemas", "register", "--url", f"http://{NOWHERE}"], 1, f"registry at http://{NOWHERE} does not answer"),
-        (["schemas", "register", "--url", "ftp://registry"], 1, "must begin http:// or https://"),
-        (["schemas", "register", "--url", "http://me:secret@registry"], 1, "must not hold credentials"),
+        (
+            ["schemas", "register", "--url", f"http://{NOWHERE}"],
+            1,
+            f"registry at http://{NOWHERE} gives no valid response",
+        ),
+        (["schemas", "register", "--url", "ftp://registry"], 1, "must begin with http:// or https://"),
+        (["schemas", "register", "--url", "http://me:secret@registry"], 1, "must not contain credentials"),
         (["doctor", "-b", NOWHERE], 1, "set TAMIYO_KAFKA_BOOTSTRAP_SERVERS"),
         (["topics", "acls", "--role", "coffee"], 1, "there is no role 'coffee'; choose from intake"),
         (["topics", "acls", "--principal", "it's"], 1, "must be like User:{role}"),
         (["control", "run 1\n", "-b", NOWHERE], 1, "run_id"),
-        (["record", "new", "-b", NOWHERE], 1, f"cannot connect to Kafka at {NOWHERE}"),
+        (["record", "new", "-b", NOWHERE], 1, f"no broker is reachable at {NOWHERE}"),
         (["record", "new", "--topic", "coffee"], 1, "no topic 'coffee' in the catalogue"),
         (["record", "new", "--since", "yesterday"], 1, "--since yesterday: expected a time like 2026-05-01T10:00"),
         (["record", "new", "--since", "2026-05-02", "--until", "2026-05-01"], 1, "does not lie before --until"),
@@ -103,7 +107,7 @@ def test_the_version_is_printed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.
         ),
         (["replay", ".", "--prefix", "r.", "--save", "."], 1, "--save . exists already"),
         (["replay", ".", "--prefix", "r.", "--workers", "65"], 2, "less than or equal to 64"),
-        (["dlq", "list", "-b", NOWHERE], 1, f"cannot connect to Kafka at {NOWHERE}"),
+        (["dlq", "list", "-b", NOWHERE], 1, f"no broker is reachable at {NOWHERE}"),
         (["dlq", "show", "coffee"], 1, "no topic 'coffee' in the catalogue"),
         (["dlq", "redrive", "tamiyo.rewards", "--at", "5"], 1, "--at 5: expected PARTITION:OFFSET"),
         (["dlq", "show", "--at", "0:5"], 1, "--at needs exactly one topic"),
@@ -137,7 +141,7 @@ def test_commands_report_each_failed_connection_and_give_up(
     assert 2.5 < time.monotonic() - began < 15
     first, *_, last = capsys.readouterr().err.splitlines()
     assert first.startswith(f"tamiyo: no connection to Kafka at {NOWHERE} yet (")
-    assert last.startswith(f"tamiyo: cannot connect to Kafka at {NOWHERE}: ")
+    assert last.startswith(f"tamiyo: no broker is reachable at {NOWHERE}: ")
 
 
 def test_a_wrong_environment_variable_is_named(

@@ -51,11 +51,11 @@ WRONG: dict[str, tuple[Make, str]] = {
     "unknown user": (lambda k: k.user("nobody"), "TAMIYO_KAFKA_SASL_USERNAME"),
     "expired": (
         lambda k: k.tls(bootstrap_servers=k.node.servers["EXPIRED"]),
-        "certificate has expired; the broker's certificate has to be renewed",
+        "certificate has expired; renew the broker's certificate",
     ),
     "host name": (
         lambda k: k.user(bootstrap_servers=wrong_host(k.node.servers["SASLTLS"])),
-        "mismatch.*TAMIYO_KAFKA_BOOTSTRAP_SERVERS must name hosts as the certificate does",
+        "mismatch.*TAMIYO_KAFKA_BOOTSTRAP_SERVERS must use the host names of the certificate",
     ),
     "authority": (lambda k: k.user(ssl_ca_file=str(k.folder / "other-ca.pem")), "TAMIYO_KAFKA_SSL_CA_FILE"),
     "no client certificate": (lambda k: k.tls(ssl_cert_file=None), "TAMIYO_KAFKA_SSL_CERT_FILE"),

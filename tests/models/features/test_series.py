@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tamiyo.models.series import Series, newest, relative_slope, slope, streak
+from tamiyo.models.features.series import Series, newest, relative_slope, slope, streak
 from tests.support.factories import make_window
 
 NAN = float("nan")
