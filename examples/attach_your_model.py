@@ -35,18 +35,13 @@ def main() -> None:
 
     # Without `transport`, attach connects to TAMIYO_KAFKA_BOOTSTRAP_SERVERS and a policy decides.
     transport = MemoryTransport()
-    settings = HostSettings(
-        store_url="memory://example",
-        parameter_budget=1_000,
-        drain_s=0.0,  # nobody decides about the last window here, so closing need not wait for a decision
-    )
     handle = attach(
         model,
         optimizer,
         example_input=inputs[:32],
         loss_fn=F.cross_entropy,
         held_out=held_out,
-        settings=settings,
+        settings=HostSettings(parameter_budget=1_000),
         transport=transport,
     )
 

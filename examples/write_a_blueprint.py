@@ -7,9 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tamiyo.host import Blueprint, HostSettings, attach, register
-from tamiyo.host.blueprints import Kernel
-from tamiyo.host.blueprints.layer_spec import LayerSpec
+from tamiyo.host import Blueprint, HostSettings, Kernel, LayerSpec, attach, register
 from tamiyo.host.testing import MemoryTransport
 
 
@@ -60,7 +58,7 @@ def main() -> None:
     model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 1))
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
     transport = MemoryTransport()
-    settings = HostSettings(store_url="memory://blueprint", parameter_budget=1_000, drain_s=0.0)
+    settings = HostSettings(parameter_budget=1_000)
     handle = attach(model, optimizer, example_input=inputs, settings=settings, transport=transport)
 
     def train(steps: int) -> float:

@@ -34,7 +34,7 @@ class CheckpointStore:
             url: A folder's path, or an fsspec URL such as s3://bucket/policies.
 
         Raises:
-            ConfigurationError: The URL's file system is unknown or not installed.
+            ConfigurationError: The URL's file system is unknown, or needs an extra that is not installed.
         """
         self.url = without_secrets(url)  # for messages
         self._files, self._root = open_store(url)

@@ -22,8 +22,8 @@ class LearningSettings(BaseModel):
     max_importance: float = Field(
         2.0, ge=1, description="Largest weight proximal / behaviour of an experience, which bounds the variance"
     )
-    vf_coef: float = Field(0.5, ge=0, description="Of the value loss; the specification's")
-    ent_coef: float = Field(0.01, ge=0, description="Of the entropy, which is maximised; the specification's")
+    vf_coef: float = Field(0.5, ge=0, description="Of the value loss")
+    ent_coef: float = Field(0.01, ge=0, description="Of the entropy, which is maximised")
     reward_coef: float = Field(1.0, ge=0, description="Of the reward heads")
     safety_coef: float = Field(0.1, ge=0, description="Of each part of the safety term")
     safe_uncertainty: float = Field(
@@ -37,15 +37,13 @@ class LearningSettings(BaseModel):
     )
 
     # Steps.
-    learning_rate: float = Field(3e-4, gt=0, description="Of AdamW, at the start of the cosine; the specification's")
+    learning_rate: float = Field(3e-4, gt=0, description="Of AdamW, at the start of the cosine")
     minimum_learning_rate: float = Field(
         3e-5, ge=0, description="At the end of the cosine and after it: a learner that runs for weeks must not freeze"
     )
-    weight_decay: float = Field(1e-4, ge=0, description="Of AdamW; the specification's")
+    weight_decay: float = Field(1e-4, ge=0, description="Of AdamW")
     t_max: int = Field(10_000, ge=1, description="Updates of the cosine's decay")
-    max_grad_norm: float = Field(
-        0.5, gt=0, description="Gradients with a larger L2 norm are scaled down to it; the specification's"
-    )
+    max_grad_norm: float = Field(0.5, gt=0, description="Gradients with a larger L2 norm are scaled down to it")
     ewma_decay: float = Field(
         0.889,
         ge=0,

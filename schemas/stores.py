@@ -30,9 +30,9 @@ def open_store(url: str) -> tuple[Any, str]:
         files, root = fsspec.core.url_to_fs(url)
     except ImportError as error:
         extra = EXTRAS.get(url.partition("://")[0])
-        advice = f"install esper-tamiyo with the extra [{extra}]" if extra else str(error)
+        advice = f"install esper-tamiyo with its extra '{extra}'" if extra else str(error)
         raise ConfigurationError(f"no file system is installed for {without_secrets(url)}: {advice}") from error
     except ValueError as error:
-        told = str(error).replace(url, without_secrets(url))
-        raise ConfigurationError(f"{without_secrets(url)} is not the URL of a store: {told}") from error
+        reason = str(error).replace(url, without_secrets(url))
+        raise ConfigurationError(f"{without_secrets(url)} is not the URL of a store: {reason}") from error
     return files, root

@@ -1,10 +1,12 @@
 """What README and docs/ name exists: links, files, modules, commands, environment variables, make's targets."""
 
+import ast
 import re
 import shlex
 import subprocess
 import sys
 import tomllib
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -20,8 +22,8 @@ FOLDERS = ("schemas", "models", "host", "streams", "evaluation", "deploy", "docs
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 
 
-def shell_lines(text: str) -> list[str]:
-    """Return the lines of a page's shell blocks, comments removed, continued lines joined."""
+def command_lines(text: str) -> list[str]:
+    """Return the lines of a page's command blocks, comments removed, continued lines joined."""
     blocks = re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
     return [line.strip() for block in blocks for line in block.replace("\\\n", " ").splitlines()]
 
@@ -47,7 +49,7 @@ def test_files_and_modules_that_are_named_exist(page: Path) -> None:
 @each_page
 def test_commands_are_accepted_by_the_program(page: Path) -> None:
     targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
-    for line in shell_lines(page.read_text(encoding="utf-8")):
+    for line in command_lines(page.read_text(encoding="utf-8")):
         words = shlex.split(line.partition("|")[0], comments=True)
         while words and re.match(r"\w+=", words[0]):
             words.pop(0)
@@ -58,11 +60,20 @@ def test_commands_are_accepted_by_the_program(page: Path) -> None:
 
 
 @each_page
+def test_python_on_a_page_parses_and_imports_what_exists(page: Path) -> None:
+    for block in re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL):
+        for node in ast.walk(ast.parse(block)):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("tamiyo"):
+                module = import_module(str(node.module))
+                assert all(hasattr(module, alias.name) for alias in node.names), ast.unparse(node)
+
+
+@each_page
 def test_environment_variables_are_read(page: Path) -> None:
     known = {*settings()}
     for name in re.findall(r"`(TAMIYO_\w+[A-Z])(?:=[^`]*)?`", page.read_text(encoding="utf-8")):
         assert name in known, name
-    for line in shell_lines(page.read_text(encoding="utf-8")):
+    for line in command_lines(page.read_text(encoding="utf-8")):
         for name in re.findall(r"(TAMIYO_\w+)=", line):
             assert name in known, name
 

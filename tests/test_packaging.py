@@ -32,7 +32,7 @@ def source(tracked: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path
     return copy
 
 
-def test_the_wheel_holds_the_tree_and_the_licence(tracked: list[str], source: Path, tmp_path: Path) -> None:
+def test_the_wheel_contains_the_tree_and_the_licence(tracked: list[str], source: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-q", "-w", str(tmp_path)]
     subprocess.run([*command, "."], cwd=source, check=True, capture_output=True)
     (built,) = tmp_path.glob("*.whl")
@@ -44,11 +44,13 @@ def test_the_wheel_holds_the_tree_and_the_licence(tracked: list[str], source: Pa
         assert {b"License-Expression: Apache-2.0", b"License-File: LICENSE"} <= set(wheel.read(metadata).splitlines())
     shipped = {name for name in names if name.startswith("tamiyo/")}
     assert shipped == {
-        f"tamiyo/{name}" for name in tracked if name.startswith(FOLDERS) and name.endswith((".py", ".avsc"))
+        f"tamiyo/{name}"
+        for name in tracked
+        if name.startswith(FOLDERS) and name.endswith((".py", ".avsc", "/py.typed"))
     }
 
 
-def test_the_source_distribution_holds_the_licence(source: Path, tmp_path: Path) -> None:
+def test_the_source_distribution_contains_the_licence(source: Path, tmp_path: Path) -> None:
     code = "import sys; from setuptools import build_meta; build_meta.build_sdist(sys.argv[1])"
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=source, check=True, capture_output=True)
     (built,) = tmp_path.glob("*.tar.gz")
@@ -63,6 +65,7 @@ def test_the_training_side_needs_no_pipeline() -> None:
         "import sys\n"
         "for name in ('faust', 'torch_geometric', 'aiokafka', 'typer', 'tamiyo.streams', 'tamiyo.models'):\n"
         "    sys.modules[name] = None\n"
-        "import tamiyo.host.attachment, tamiyo.host.layers.export, tamiyo.host.kernels.compiler\n"
+        "import tamiyo.host.kernels.compiler, tamiyo.host.testing\n"
+        "from tamiyo.host import Blueprint, Handle, HostSettings, attach, export, register\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -22,9 +22,9 @@ NAMES = [name for topic in CATALOGUE for name in (topic.name, topic.dead_letters
 
 
 class Collector:
-    """Reads topics and commits of one installation, without joining a group.
+    """Reads topics and committed offsets of one installation without joining a group.
 
-    Methods raise KafkaException, as librdkafka does, while the broker is away.
+    Methods raise KafkaException, as librdkafka does, while the broker is down.
     """
 
     def __init__(self, kafka: KafkaSettings, names: TopicNames) -> None:
@@ -44,7 +44,7 @@ class Collector:
         return self._readers[group]
 
     def partitions(self) -> list[Place]:
-        """Return every partition of every topic of the installation."""
+        """Return all partitions of all topics of the installation."""
         present = self._reader().list_topics(timeout=TIMEOUT_S).topics
         return [
             (name, number) for name in NAMES for full in (self._names.full(name),) if full in present
@@ -52,7 +52,7 @@ class Collector:
         ]  # fmt: skip
 
     def ends(self, places: Iterable[Place]) -> dict[Place, int]:
-        """Return the offset that each partition's next message will have."""
+        """Return the end offset of each partition."""
         return {
             (name, number): self._reader().get_watermark_offsets(
                 TopicPartition(self._names.full(name), number), timeout=TIMEOUT_S
@@ -61,18 +61,18 @@ class Collector:
         }
 
     def committed(self, partitions: int) -> dict[Held, int]:
-        """Return what the stages' groups have committed of their inputs, where they have."""
+        """Return the offsets that the stages' groups have committed for their inputs."""
         found: dict[Held, int] = {}
         for stage in STAGES.values():
             inputs = [topic.name for topic in stage.load().inputs]
-            asked = [TopicPartition(self._names.full(name), n) for name in inputs for n in range(partitions)]
-            for each in self._reader(stage.group).committed(asked, timeout=TIMEOUT_S):
+            places = [TopicPartition(self._names.full(name), n) for name in inputs for n in range(partitions)]
+            for each in self._reader(stage.group).committed(places, timeout=TIMEOUT_S):
                 if each.offset >= 0:
                     found[stage.group, self._names.bare(each.topic), each.partition] = each.offset
         return found
 
     def sample(self, places: list[Place]) -> Sample:
-        """Return what is committed now, and where topics end right after."""
+        """Return the committed offsets, and the topics' ends read right after them."""
         committed = self.committed(1 + max(number for _, number in places))
         return Sample(committed, self.ends(places))
 
@@ -108,7 +108,7 @@ def collect(kafka: KafkaSettings, names: TopicNames, store: str, ledger: Ledger)
 
 
 def save(evidence: Evidence, folder: Path) -> None:
-    """Write every topic's messages as JSON lines, for a person who wants to know why."""
+    """Write the messages of every topic as JSON lines, for the analysis of a violation."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, messages in evidence.messages.items():
         records = evidence.entries(BY_NAME[name]) if name in BY_NAME else [Entry(each, None) for each in messages]
@@ -128,7 +128,7 @@ def save(evidence: Evidence, folder: Path) -> None:
 
 
 def checkpoints(url: str) -> list[Checkpoint]:
-    """Return what every checkpoint in a store says of itself."""
+    """Return the headers and checksums of all checkpoints in a store."""
     store = CheckpointStore(url)
     found = []
     for version in store.versions():

@@ -1,4 +1,4 @@
-"""What intake shed, as the signals themselves tell: how much, and whether the least telling went first."""
+"""The shedding of intake, from the signals: how much was shed, and whether the lowest priorities were shed first."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -11,30 +11,30 @@ from tamiyo.schemas.codec import decode
 from tamiyo.schemas.kafka import KafkaSettings, TopicNames
 from tamiyo.schemas.topics import KERNEL_PERFORMANCE, LAYER_HEALTH, SIGNALS
 
-SLACK = 1e-6  # survival is written as it was computed; the order of equal priorities says nothing
+SLACK = 1e-6  # rounding of survival; the order of equal priorities is arbitrary
 
 
 @dataclass
 class Shed:
     """Sums over signals.
 
-    A kernel_performance frame loses the layers that are shed: what is left, weighted by 1 / survival, estimates what
-    there was. A layer_health frame keeps every layer's priority and survival, and only its metrics are emptied.
+    A kernel_performance frame loses the shed layers: those left, weighted by 1 / survival, estimate the original
+    number. A layer_health frame keeps every layer's priority and survival; only its metrics are emptied.
     """
 
     layer_signals: int = 0
     offered: int = 0
     signals: int = 0
-    """Frames of which something was shed."""
+    """Frames with shed layers."""
     out_of_order: int = 0
-    """Pairs of neighbours by priority in one frame of which the more telling had the lower survival."""
+    """Pairs of neighbours by priority in one frame in which the higher priority had the lower survival."""
     kept: int = 0
     estimated: float = 0.0
     known: int = 0
     quarters: dict[str, list[float]] = field(default_factory=lambda: {"lowest": [], "highest": []})
 
     def add(self, signal: HealthSignals) -> None:
-        """Take one signal."""
+        """Add one signal."""
         rows = len(signal.layer_id)
         performance = signal.source == KERNEL_PERFORMANCE.name
         self.offered += rows + (signal.shed + signal.filtered if performance else 0)

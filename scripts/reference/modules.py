@@ -18,7 +18,8 @@ def modules() -> str:
             tree = ast.parse(path.read_text(encoding="utf-8"))
             edges |= {(package, other) for other in imported_packages(tree, folder) if other not in (package, folder)}
             purpose = (ast.get_docstring(tree) or "").partition("\n\n")[0]
-            listed.setdefault(package, []).append((code(path.name), prose(" ".join(purpose.split()))))
+            if path.name != "__init__.py" or purpose:
+                listed.setdefault(package, []).append((code(path.name), prose(" ".join(purpose.split()))))
         parts = [
             f"{'#' * (2 + (name != folder))} {name}\n\n{table(('module', 'purpose'), rows)}"
             for name, rows in listed.items()

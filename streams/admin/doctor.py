@@ -48,7 +48,7 @@ def _package(package: str) -> Finding:
     try:
         return Finding(package, "ok", version(package))
     except PackageNotFoundError:
-        return Finding(package, "problem", "not installed", "pip install 'esper-tamiyo[pipeline]'")
+        return Finding(package, "problem", "not installed", "install esper-tamiyo with its extra 'pipeline'")
 
 
 def _schemas() -> Finding:

@@ -94,7 +94,7 @@ def train(
 
     import torch
 
-    from tamiyo.host.handle import Handle
+    from tamiyo.host import Handle, KafkaTransport
     from tamiyo.host.reference.tasks import load_task
     from tamiyo.host.reference.train import Progress, Workload
     from tamiyo.host.reference.train import train as run
@@ -114,7 +114,7 @@ def train(
     endpoint = ExitStack()
 
     def attached(workload: Workload) -> Handle:
-        handle = workload.attach(run_id=run_id, kafka=kafka, topics=names)
+        handle = workload.attach(run_id=run_id, transport=KafkaTransport(kafka, names))
         if http_port is not None:
             from tamiyo.streams.process.host_metrics import served
             from tamiyo.streams.settings import WorkerSettings

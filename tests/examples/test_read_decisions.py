@@ -29,7 +29,7 @@ BARE = TopicNames(prefix="")
 ALONE = (
     "import runpy, sys; sys.modules['tamiyo'] = None; sys.argv.pop(0); runpy.run_path(sys.argv[0], run_name='__main__')"
 )
-PATIENCE_S = 60.0
+TIMEOUT_S = 60.0
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def servers() -> Iterator[str]:
         yield broker.bootstrap_servers
 
 
-def say_decisions(servers: str) -> None:
+def publish_decisions(servers: str) -> None:
     """Write one decision in each of the two framings."""
     kafka = KafkaSettings(bootstrap_servers=servers)
     with closing(KafkaLog(kafka, BARE)) as log, RegistryServer() as server:
@@ -53,10 +53,10 @@ def say_decisions(servers: str) -> None:
 
 
 def test_the_example_reads_decisions(servers: str) -> None:
-    say_decisions(servers)
+    publish_decisions(servers)
     command = [sys.executable, "-c", ALONE, str(EXAMPLE), servers]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as consumer:
-        deadline = threading.Timer(PATIENCE_S, consumer.kill)
+        deadline = threading.Timer(TIMEOUT_S, consumer.kill)
         deadline.start()
         assert consumer.stdout is not None
         assert consumer.stderr is not None
@@ -81,9 +81,9 @@ def test_ours_cannot_be_imported_there(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(shutil.which("kcat") is None, reason="kcat is not installed")
 def test_kcat_and_fastavro_read_decisions(servers: str) -> None:
-    say_decisions(servers)
+    publish_decisions(servers)
     command = ["kcat", "-C", "-b", servers, "-t", DECISIONS.name, "-o", "0", "-c", "1", "-q", "-D", "", "-f", "%s"]
-    done = subprocess.run(command, capture_output=True, check=True, timeout=PATIENCE_S)
+    done = subprocess.run(command, capture_output=True, check=True, timeout=TIMEOUT_S)
     schema = fastavro.schema.load_schema(str(FOLDER / "AdaptationDecision.avsc"))
     values = fastavro.schemaless_reader(io.BytesIO(done.stdout[HEADER:]), schema, None)
     assert values == decision("first", step=3).model_dump()

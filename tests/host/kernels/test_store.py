@@ -193,7 +193,7 @@ def forge(store: KernelStore, edit: Callable[[dict[str, Any], dict[str, torch.Te
     ("edit", "error", "message"),
     [
         (lambda m, t: m.update(kernel_id="f" * 16), KernelCorrupt, "says it is 'ffff"),
-        (lambda m, t: m.update(blueprint="rootkit"), KernelError, "no blueprint is called 'rootkit'"),
+        (lambda m, t: m.update(blueprint="rootkit"), KernelError, "there is no blueprint 'rootkit'"),
         (lambda m, t: m.update(blueprint="low_rank"), KernelIncompatible, "low_rank does not support a conv1d"),
         (lambda m, t: m.update(blueprint="squeeze_excite"), KernelCorrupt, "its blueprint 58"),
         (lambda m, t: m.update(version=2), KernelIncompatible, "version 2, this is 1"),

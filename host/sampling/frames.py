@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 from tamiyo.host.adaptation.executor import Executor
-from tamiyo.host.client.publisher import Publisher
+from tamiyo.host.client.transport import Transport
 from tamiyo.host.kernels.cache import KernelCache
 from tamiyo.host.layers.kasmina_layer import KasminaLayer
 from tamiyo.host.layers.recovery import RecoveryEvent
@@ -61,10 +61,10 @@ class Moment:
 class Frames:
     """Publishes an attached run's frames. Values are read here, in the training thread; records are made elsewhere."""
 
-    def __init__(self, layers: Mapping[str, KasminaLayer], executor: Executor, publisher: Publisher) -> None:
+    def __init__(self, layers: Mapping[str, KasminaLayer], executor: Executor, transport: Transport) -> None:
         self._layers = layers
         self._executor = executor
-        self._publisher = publisher
+        self._transport = transport
         self._parameters = {layer_id: layer.base_parameters for layer_id, layer in layers.items()}
         self._executions = dict.fromkeys(layers, 0)
         self._errors = dict.fromkeys(layers, 0)
@@ -80,19 +80,19 @@ class Frames:
         header = moment.header(COMPANIONS)
         performance = {**header, **self._performance(measured)}
         health = {**header, **self._health(measured, contributions)}
-        self._publisher.publish(KERNEL_PERFORMANCE, partial(KernelPerformance, **performance))
-        self._publisher.publish(LAYER_HEALTH, partial(LayerHealth, **health))
-        self._publisher.publish(MODEL_PERFORMANCE, partial(ModelPerformance, **header, **model))
+        self._transport.publish(KERNEL_PERFORMANCE, partial(KernelPerformance, **performance))
+        self._transport.publish(LAYER_HEALTH, partial(LayerHealth, **health))
+        self._transport.publish(MODEL_PERFORMANCE, partial(ModelPerformance, **header, **model))
 
     def final(self, moment: Moment, model: Mapping[str, Any]) -> None:
         """The run's last frame on each companion; layers are not measured again, so none is in it."""
         header = moment.header(COMPANIONS, final=True)
         columns: dict[str, list[Any]] = {name: [] for name in HEALTH_COLUMNS}
-        self._publisher.publish(
+        self._transport.publish(
             KERNEL_PERFORMANCE, partial(KernelPerformance, **header, layer_id=[], execution_latency_ms=[])
         )
-        self._publisher.publish(LAYER_HEALTH, partial(LayerHealth, **header, **columns))
-        self._publisher.publish(MODEL_PERFORMANCE, partial(ModelPerformance, **header, **model))
+        self._transport.publish(LAYER_HEALTH, partial(LayerHealth, **header, **columns))
+        self._transport.publish(MODEL_PERFORMANCE, partial(ModelPerformance, **header, **model))
 
     def cache(self, moment: Moment, cache: KernelCache) -> None:
         """How the kernel cache has done since the run began."""
@@ -106,7 +106,7 @@ class Frames:
             "entries": stats.entries,
             "capacity": cache.capacity,
         }
-        self._publisher.publish(CACHE_HIT_RATES, partial(CacheHitRates, **frame))
+        self._transport.publish(CACHE_HIT_RATES, partial(CacheHitRates, **frame))
 
     def error(self, moment: Moment, event: RecoveryEvent) -> None:
         """One error of a kernel and what was done about it."""
@@ -121,7 +121,7 @@ class Frames:
             "success": event.success,
             "recovery_time_ms": event.recovery_time_ms,
         }
-        self._publisher.publish(ERROR_RECOVERY, partial(ErrorRecoveryEvent, **frame))
+        self._transport.publish(ERROR_RECOVERY, partial(ErrorRecoveryEvent, **frame))
 
     def _performance(self, measured: Measurements) -> dict[str, Any]:
         rows = list(measured.activations.items())

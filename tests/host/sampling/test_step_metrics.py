@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from tamiyo.host.common.device import memory_bytes
-from tamiyo.host.step_metrics import DIVERGED_LOSS, StepMetrics
+from tamiyo.host.sampling.step_metrics import DIVERGED_LOSS, StepMetrics
 
 
 def test_means_are_over_the_steps_since_the_last_frame() -> None:
