@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import re
-import uuid
 from pathlib import Path
 
-import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from tamiyo.schemas.display import without_secrets
 from tamiyo.schemas.errors import PolicyError
+from tamiyo.schemas.files import write_atomically
+from tamiyo.schemas.stores import open_store
 
 _FILE = re.compile(r"policy-(\d{6,12})\.safetensors")
 MAX_BYTES = 1 << 30  # a thousand times a policy's size: a larger file is not one
@@ -35,11 +34,10 @@ class CheckpointStore:
             url: A folder's path, or an fsspec URL such as s3://bucket/policies.
 
         Raises:
-            ValueError: fsspec has no such file system.
-            ImportError: The file system needs a package that is not installed.
+            ConfigurationError: The URL's file system is unknown, or needs an extra that is not installed.
         """
         self.url = without_secrets(url)  # for messages
-        self._files, self._root = fsspec.core.url_to_fs(url)
+        self._files, self._root = open_store(url)
 
     @staticmethod
     def file_name(version: int) -> str:
@@ -66,15 +64,7 @@ class CheckpointStore:
         if not isinstance(self._files, LocalFileSystem):
             self._files.pipe_file(path, data, mode="create")
             return name
-        temporary = Path(self._path(f".{name}.{uuid.uuid4().hex}"))
-        try:
-            with temporary.open("wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())  # the name must not reach the disk before the content
-            os.link(temporary, path)  # unlike a rename, it never replaces a file
-        finally:
-            temporary.unlink(missing_ok=True)
+        write_atomically(Path(path), data, replace=False)
         return name
 
     def read(self, file: str) -> bytes:

@@ -135,7 +135,16 @@ def _plain(secret: SecretStr | None) -> str | None:
     return secret.get_secret_value() if secret is not None else None
 
 
-PRODUCER = {"partitioner": "murmur2_random", "enable.idempotence": True, "linger.ms": 5, "compression.type": "lz4"}
+MAX_MESSAGE_BYTES = 4 * 1024 * 1024
+"""The largest message that a producer sends, before compression."""
+
+PRODUCER = {
+    "partitioner": "murmur2_random",
+    "enable.idempotence": True,
+    "linger.ms": 5,
+    "compression.type": "lz4",
+    "message.max.bytes": MAX_MESSAGE_BYTES,
+}
 """Settings of every librdkafka producer: order without repeats within a session, and the partitioner (murmur2) of Java
 and aiokafka producers, so that a run's key maps to the same partition number of every topic with every producer."""
 

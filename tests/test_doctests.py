@@ -12,8 +12,8 @@ import pytest
 from tests.support.experiences import make_experience
 from tests.support.factories import make_graph
 
-PACKAGES = ("models", "schemas", "host", "streams.stages")
-WITH_EXAMPLES = ("models", "schemas")
+PACKAGES = ("models", "schemas", "host", "streams")
+WITH_EXAMPLES = ("models", "schemas", "host")
 
 
 def modules(package: str) -> Iterator[ModuleType]:

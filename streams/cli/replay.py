@@ -45,9 +45,10 @@ def register(app: typer.Typer) -> None:
         "`tamiyo replay one --prefix slow. --speed 1 --workers 4` · "
         "`tamiyo replay --topics --since 2026-05-01 --prefix p2. --from graphs --policy-version 12 --save judged`"
     )(replay)
-    app.command(epilog="Examples: `tamiyo diff one judged` · `tamiyo diff topics: topics:replay1. --run mnist1d-0`")(
-        diff
-    )
+    app.command(
+        epilog="Examples: `tamiyo diff one judged` · `tamiyo diff topics: topics:replay1. --run mnist1d-0` · "
+        "`tamiyo diff old new --ignore explanation`"
+    )(diff)
     app.command(epilog="Example: `tamiyo discard replay1.`")(discard)
 
 
@@ -71,7 +72,13 @@ def record(
     stop = stop_flag()
     url = StoreSettings().checkpoints if checkpoints else None
     complete = _record(
-        folder, settings_of.kafka(bootstrap), settings_of.names(), selection, stop, follow=follow, checkpoint_url=url
+        folder,
+        settings_of.connected_kafka(bootstrap),
+        settings_of.names(),
+        selection,
+        stop,
+        follow=follow,
+        checkpoint_url=url,
     )
     if not complete:
         console.print("stopped before the end; the same command goes on with it", style="yellow")
@@ -107,10 +114,10 @@ def replay(
     import tempfile
 
     from tamiyo.schemas.kafka import TopicNames
-    from tamiyo.streams.admin.broker_wait import wait_for_broker
     from tamiyo.streams.recording.recording import Recording
     from tamiyo.streams.replay.flow import Flow
-    from tamiyo.streams.replay.replayer import Interrupted, Plan, Replayer
+    from tamiyo.streams.replay.plan import Plan
+    from tamiyo.streams.replay.replayer import Interrupted, Replayer
 
     if (folder is None) != topics:
         raise ConfigurationError("give a recording's folder, or --topics to replay from the installation's topics")
@@ -133,6 +140,7 @@ def replay(
             # A replay may take as long as the training did; by then the topics may have let go of it.
             folder = Path(temporary) / "recording"
             selection = _selection(None, run, since, until, offsets)
+            settings_of.connected_kafka(bootstrap)
             if not _record(folder, kafka, live, selection, stop):
                 raise typer.Exit(130)
         recording = Recording(folder)
@@ -142,7 +150,7 @@ def replay(
             recording.count(plan.flow.inputs), recording.count(plan.flow.last.outputs), plan.flow.last.name
         )
         replayer = Replayer(recording, plan, kafka, live, stopped=stop, observer=display)
-        wait_for_broker(kafka)
+        settings_of.connected_kafka(bootstrap)
         replayer.check()
         if not workers:
             for name, value in replayer.environment().items():
@@ -159,7 +167,7 @@ def replay(
         f"complete: {result.published:,} messages replayed in {result.seconds:.1f} s, every stage has drained",
         highlight=False,
     )
-    for name, count in result.said.items():
+    for name, count in result.computed.items():
         console.print(f"  {count:>8,}  {prefix}{name}", highlight=False)
     for name, count in result.rejected.items():
         console.print(f"  {count:>8,}  {prefix}{name}", style="yellow", highlight=False)
@@ -178,20 +186,29 @@ def diff(
         list[str] | None, typer.Option(help="Of the catalogue; repeat [default: windows, graphs and decisions]")
     ] = None,
     run: Runs = None,
+    ignore: Annotated[
+        list[str] | None, typer.Option(help="A field that may differ, e.g. explanation; repeat for several")
+    ] = None,
     bootstrap: Bootstrap = None,
 ) -> None:
     """Compare what two runs said, byte by byte under each id; exit 1 where they differ."""
     from tamiyo.schemas.topics import BY_NAME
-    from tamiyo.streams.admin.broker_wait import wait_for_broker
     from tamiyo.streams.replay.compare import COMPARED, compare, side
 
     chosen = [BY_NAME[name] for name in _topics(topic)] if topic else list(COMPARED)
-    one, other = (side(text, lambda: wait_for_broker(settings_of.kafka(bootstrap))) for text in (left, right))
+    one, other = (side(text, lambda: settings_of.connected_kafka(bootstrap)) for text in (left, right))
     with Progress(
         TextColumn("{task.description}"), TextColumn("{task.completed:,} messages"), console=console, transient=True
     ) as progress:
         task = progress.add_task("comparing", total=None)
-        found = compare(one, other, chosen, runs=run or (), progress=lambda count: progress.advance(task, count))
+        found = compare(
+            one,
+            other,
+            chosen,
+            runs=run or (),
+            ignore=ignore or (),
+            progress=lambda count: progress.advance(task, count),
+        )
     table = Table("topic", "same", "differ", "only left", "only right", "contradictions")
     for each in found:
         numbers = (each.same, each.differ, each.left_only, each.right_only, each.contradictions)
@@ -208,7 +225,7 @@ def diff(
         raise typer.Exit(1)
     if not any(each.same for each in found):
         raise ConfigurationError("neither side holds anything to compare")
-    console.print("the same, to the byte")
+    console.print(f"the same in every field but {', '.join(ignore)}" if ignore else "the same, to the byte")
 
 
 def discard(
@@ -216,7 +233,9 @@ def discard(
     bootstrap: Bootstrap = None,
 ) -> None:
     """Remove a replay's topics and consumer groups; an installation's own are refused."""
-    _discard(prefix, settings_of.kafka(bootstrap))
+    if not prefix or prefix == settings_of.names().prefix:
+        raise ConfigurationError(f"the prefix {prefix!r} is the installation's own: nothing is removed")
+    _discard(prefix, settings_of.connected_kafka(bootstrap))
 
 
 def _discard(prefix: str, kafka: Any) -> None:
@@ -231,10 +250,8 @@ def _record(
     checkpoint_url: str | None = None,
 ) -> bool:  # fmt: skip
     """Record with a progress bar; return whether everything is there."""
-    from tamiyo.streams.admin.broker_wait import wait_for_broker
     from tamiyo.streams.recording.recorder import Recorder
 
-    wait_for_broker(kafka)
     progress = Progress(
         TextColumn("recording"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), console=console
     )
@@ -277,13 +294,13 @@ class _Display:
         # As many as were recorded is what to expect; a recording need not hold any.
         self._out: TaskID = self.progress.add_task(last, total=expected or None)
 
-    def stage(self, words: str) -> None:
-        self.progress.console.print(f"{words} ...", highlight=False)
+    def phase(self, description: str) -> None:
+        self.progress.console.print(f"{description} ...", highlight=False)
 
     def published(self, count: int) -> None:
         self.progress.update(self._in, completed=count)
 
-    def said(self, count: int) -> None:
+    def computed(self, count: int) -> None:
         self.progress.update(self._out, completed=count)
 
 

@@ -1,7 +1,7 @@
 """`tamiyo diff`: whether two runs said the same, to the byte, under the same ids."""
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -110,18 +110,39 @@ def compare(
     topics: Sequence[Topic] = COMPARED,
     *,
     runs: Sequence[str] = (),
+    ignore: Collection[str] = (),
     progress: Callable[[int], None] = lambda _: None,
 ) -> list[Difference]:
-    """Compare topic by topic; memory is what the ids take, not the records. Tells `progress` of messages read."""
-    return [_compare(left, right, topic, {run.encode() for run in runs}, progress) for topic in topics]
+    """Compare topic by topic; memory grows with the number of ids, not with the size of the records.
+
+    Args:
+        left: One side.
+        right: The other side.
+        topics: What to compare.
+        runs: Compare only these runs; all when empty.
+        ignore: Fields that may differ. Records that have one are compared by their other fields' values, all others
+            by their bytes.
+        progress: Called with the number of messages read since the last call.
+
+    Raises:
+        ConfigurationError: `ignore` names a field that no record of `topics` has.
+    """
+    for field in ignore:
+        if not any(field in topic.record.model_fields for topic in topics):
+            names = ", ".join(topic.name for topic in topics)
+            raise ConfigurationError(f"cannot ignore field {field!r}: no record of {names} has it")
+    return [_compare(left, right, topic, {run.encode() for run in runs}, set(ignore), progress) for topic in topics]
 
 
-def _compare(left: Side, right: Side, topic: Topic, runs: set[bytes], progress: Callable[[int], None]) -> Difference:
-    ours, again_left = _digests(left, topic, runs, progress)
-    theirs, again_right = _digests(right, topic, runs, progress)
+def _compare(
+    left: Side, right: Side, topic: Topic, runs: set[bytes], ignore: set[str], progress: Callable[[int], None]
+) -> Difference:
+    ignored = ignore & set(topic.record.model_fields)
+    ours, again_left = _digests(left, topic, runs, ignored, progress)
+    theirs, again_right = _digests(right, topic, runs, ignored, progress)
     common = [name for name in ours if name in theirs]
     differ = [name for name in common if ours[name] != theirs[name]]
-    first = _place(left, right, topic, differ[0]) if differ else None
+    first = _place(left, right, topic, differ[0], ignored) if differ else None
     return Difference(
         topic.name,
         len(common) - len(differ),
@@ -134,7 +155,7 @@ def _compare(left: Side, right: Side, topic: Topic, runs: set[bytes], progress: 
 
 
 def _digests(
-    side: Side, topic: Topic, runs: set[bytes], progress: Callable[[int], None]
+    side: Side, topic: Topic, runs: set[bytes], ignored: set[str], progress: Callable[[int], None]
 ) -> tuple[dict[str, bytes], int]:
     found: dict[str, bytes] = {}
     again: set[str] = set()
@@ -143,10 +164,20 @@ def _digests(
         if message.value is None or (runs and message.key not in runs):
             continue
         name = _identity(message, topic)
-        digest = hashlib.blake2b(message.value, digest_size=16).digest()
+        digest = hashlib.blake2b(_compared_bytes(message.value, topic, ignored), digest_size=16).digest()
         if found.setdefault(name, digest) != digest:
             again.add(name)
     return found, len(again)
+
+
+def _compared_bytes(value: bytes, topic: Topic, ignored: set[str]) -> bytes:
+    """Return a record's bytes, or, where it has ignored fields, the values of its other fields."""
+    if not ignored:
+        return value
+    try:
+        return decode(value, topic.record).model_dump_json(exclude=ignored).encode()
+    except SchemaError:
+        return value
 
 
 def _identity(message: Message, topic: Topic) -> str:
@@ -160,13 +191,16 @@ def _identity(message: Message, topic: Topic) -> str:
     return str(next((getattr(record, field) for field in ID_FIELDS if hasattr(record, field)), message.place))
 
 
-def _place(left: Side, right: Side, topic: Topic, name: str) -> Place:
+def _place(left: Side, right: Side, topic: Topic, name: str, ignored: set[str]) -> Place:
     values = [next(m for m in side.messages(topic) if _identity(m, topic) == name) for side in (left, right)]
     run_id = (values[0].key or b"").decode("utf-8", "replace")
     try:
         records = [to_json_values(decode(each.value, topic.record)) for each in values]
     except SchemaError as error:
         return Place(name, run_id, "(bytes)", "?", f"cannot be read: {error}"[:SHOWN])
+    for record in records:
+        for field in ignored:
+            del record[field]
     path, a, b = first_difference(records[0], records[1]) or ("(bytes)", "the same values", "in another encoding")
     return Place(name, run_id, path, _short(a), _short(b))
 

@@ -7,8 +7,8 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from tamiyo.host.client.publisher import Make
-from tamiyo.host.client.receiver import Arrival
+from tamiyo.host.client.transport import InboundRecord, Make
+from tamiyo.host.common.settings import HostSettings
 from tamiyo.schemas import topics
 from tamiyo.schemas.codec import decode, encode
 from tamiyo.schemas.record import Record
@@ -41,11 +41,13 @@ class Chain:
         self.rejected: list[Reject] = []
         self.views: dict[str, Shelf] = defaultdict(Shelf)
         self.stages: list[Stage] = []
-        self.arrivals: deque[Arrival] = deque()
+        self.arrivals: deque[InboundRecord] = deque()
         self.published = 0
         self.busy_seconds = 0.0
         self.dropped = 0
         self.connected = True
+        self.awaits_decisions = False
+        self.store_url: str | None = None
         self._said: set[tuple[str, str]] = set()
 
     def add(self, make: Callable[[int, Any], Stage], settings: Any) -> Stage:
@@ -81,7 +83,10 @@ class Chain:
                 self._said.add((result.topic.name, result.identity))
                 self.send(result.topic, result.record, result.record.run_id)
 
-    # As a host's Publisher and Receiver:
+    # As a host's Transport:
+
+    def open(self, run_id: str, settings: HostSettings, on_kernel: Callable[[Any], None]) -> None:
+        """Nothing to connect."""
 
     def publish(self, topic: Topic, make: Make) -> None:
         """Take a host's record."""
@@ -90,15 +95,11 @@ class Chain:
         self.send(topic, record, record.run_id)
         self.tick()
 
-    def receive(self) -> Sequence[Arrival]:
+    def receive(self) -> Sequence[InboundRecord]:
         """Return what came for the host."""
         arrived = list(self.arrivals)
         self.arrivals.clear()
         return arrived
 
-    def flush(self, timeout_s: float) -> bool:
-        """Everything was delivered when it was published."""
-        return True
-
-    def close(self, timeout_s: float = 0) -> None:
+    def close(self, timeout_s: float) -> None:
         """Nothing to close."""

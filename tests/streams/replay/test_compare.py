@@ -81,6 +81,32 @@ def test_bytes_without_a_record_are_compared_too(tmp_path: Path) -> None:
     assert "expected a ModelGraph" in found.first.right
 
 
+def test_an_ignored_field_may_differ_and_no_other(tmp_path: Path) -> None:
+    left, right = graphs("a", "b"), graphs("a", "b", step=GRAPH.step + 7)
+    assert compared(tmp_path / "1", left, right, ignore=["step"]).equal
+    found = compared(tmp_path / "2", left, graphs("a", "b", step=0, time_ms=1), ignore=["step"])
+    assert (found.same, found.differ) == (0, 2)
+    assert found.first is not None
+    assert found.first.field == "time_ms"
+
+
+def test_an_ignored_field_does_not_hide_a_contradiction_in_another(tmp_path: Path) -> None:
+    left = [*graphs("a"), *graphs("a", step=0)]
+    left = [message(each.topic, n, each.value, headers=each.headers, key=each.key) for n, each in enumerate(left)]
+    assert compared(tmp_path / "1", left, graphs("a"), ignore=["step"]).contradictions == 0
+    assert compared(tmp_path / "2", left, graphs("a"), ignore=["time_ms"]).contradictions == 1
+
+
+def test_bytes_without_a_record_differ_whatever_is_ignored(tmp_path: Path) -> None:
+    found = compared(tmp_path, [message(GRAPHS.name, 0, b"one")], [message(GRAPHS.name, 0, b"two")], ignore=["step"])
+    assert found.differ == 1
+
+
+def test_an_unknown_field_cannot_be_ignored(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="cannot ignore field 'wording'"):
+        compared(tmp_path, graphs("a"), graphs("a"), ignore=["step", "wording"])
+
+
 @pytest.mark.parametrize(
     ("left", "right", "expected"),
     [
