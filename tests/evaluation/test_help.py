@@ -1,7 +1,6 @@
 """Every evaluation program explains itself with an example."""
 
 import runpy
-import warnings
 
 import pytest
 
@@ -10,12 +9,12 @@ PROGRAMS = (
 )  # fmt: skip
 
 
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # another test may have imported the program
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_help_has_an_example(program: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr("sys.argv", [program, "--help"])
     monkeypatch.setenv("COLUMNS", "200")
-    with warnings.catch_warnings(), pytest.raises(SystemExit) as ended:
-        warnings.simplefilter("ignore", RuntimeWarning)  # another test may have imported the program
+    with pytest.raises(SystemExit) as ended:
         runpy.run_module(f"tamiyo.evaluation.{program}", run_name="__main__", alter_sys=True)
     assert ended.value.code == 0
     assert "Example" in capsys.readouterr().out

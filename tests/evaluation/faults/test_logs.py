@@ -31,6 +31,7 @@ from tamiyo.schemas.topics import (
     Topic,
 )
 from tamiyo.streams.messages import Message
+from tamiyo.streams.stages.registry import STAGES
 from tests.system.test_specification import start
 
 LOAD = Load(runs=2, layers=3, frames=45, name="judged")
@@ -125,6 +126,17 @@ def rejected(topic: Topic, name: str, index: int = 0) -> Callable[[Messages], ob
     return change
 
 
+def late(topic: str | None) -> Callable[[Messages], object]:
+    """Return a change that appends a signal of the first step, new and too late, to the log and to `topic`."""
+
+    def change(messages: Messages) -> None:
+        again(SIGNALS, 0, signal_id="0" * 32)(messages)
+        if topic is not None:
+            rejected(SIGNALS, topic, -1)(messages)
+
+    return change
+
+
 def without_history(messages: Messages) -> None:
     """Build the sixth graph as a worker would that did not restore the run's windows."""
     message = messages[GRAPHS.name][5]
@@ -153,6 +165,9 @@ def test_a_repeat_is_no_violation(right: Evidence, topic: Topic) -> None:
         ("a frame was lost", lost(SIGNALS, -1)),
         ("a signal without a frame", again(SIGNALS, 3, signal_id="0" * 32)),
         ("a signal is wrong", rewritten(SIGNALS, 6, layer_id=["another", "layers.1", "layers.2"])),
+        ("a run did not end", lost(SIGNALS, -1)),
+        ("a late signal was lost", late(None)),
+        ("a source fell behind itself", late(SIGNALS.late)),
         ("a window is missing", lost(WINDOWS, 2)),
         ("a window without signals", again(WINDOWS, 2, window_id="0" * 32)),
         ("a window is wrong", rewritten(WINDOWS, 2, frames=4)),
@@ -165,6 +180,7 @@ def test_a_repeat_is_no_violation(right: Evidence, topic: Topic) -> None:
         ("a decision is missing", lost(DECISIONS, 2)),
         ("several decision ids", again(DECISIONS, 2, decision_id="0" * 32)),
         ("two contents under one id", again(DECISIONS, 2, policy_version=9)),
+        ("a decision is wrong", rewritten(DECISIONS, 2, step=7)),
         ("a decision without a graph", again(DECISIONS, 2, graph_id="0" * 32)),
         ("a kernel is missing", lost(KERNELS, 0)),
         ("a kernel is wrong", rewritten(KERNELS, 0, checksum="0" * 64)),
@@ -175,6 +191,17 @@ def test_a_repeat_is_no_violation(right: Evidence, topic: Topic) -> None:
 )
 def test_each_error_in_a_log_is_found(right: Evidence, expected: str, change: Callable[[Messages], object]) -> None:
     assert expected in kinds(changed(right, change))
+
+
+def test_a_late_signal_on_its_topic_is_not_lost(right: Evidence) -> None:
+    assert "a late signal was lost" not in kinds(changed(right, late(SIGNALS.late)))
+
+
+def test_a_signal_on_another_partition_than_its_frame_is_found(right: Evidence) -> None:
+    def change(messages: Messages) -> None:
+        messages[SIGNALS.name][0] = replace(messages[SIGNALS.name][0], partition=1)
+
+    assert "a signal is wrong" in kinds(changed(right, change))
 
 
 def test_a_mean_that_is_off_by_a_millionth_is_found(right: Evidence) -> None:
@@ -193,6 +220,52 @@ def test_a_commit_may_not_pass_the_outputs_of_its_time(right: Evidence, ahead: i
     held = ("tamiyo_decisions", GRAPHS.name, 0)
     sample = Sample({held: graph.message.offset + 1 + ahead}, ends)
     assert kinds(replace(right, ledger=Ledger(samples=[sample]), _entries={})) == found
+
+
+@pytest.mark.parametrize(
+    ("stage", "topic", "output"),
+    [
+        ("intake", KERNEL_PERFORMANCE, SIGNALS),
+        ("windows", SIGNALS, WINDOWS),
+        ("graphs", WINDOWS, GRAPHS),
+        ("decisions", GRAPHS, DECISIONS),
+        ("kernels", DECISIONS, KERNELS),
+        ("rewards", DECISIONS, REWARDS),
+    ],
+)
+def test_a_commit_of_every_stage_is_checked_against_its_output(
+    right: Evidence, stage: str, topic: Topic, output: Topic
+) -> None:
+    held = (STAGES[stage].group, topic.name, 0)
+    end = len(right.messages[topic.name])
+    ends = {(name, 0): len(found) for name, found in right.messages.items()}
+    for sample, found in (
+        (Sample({held: end}, ends), set()),
+        (Sample({held: end}, {**ends, (output.name, 0): 0}), {"a commit passed an input without an output"}),
+    ):
+        assert kinds(replace(right, ledger=Ledger(samples=[sample]), _entries={})) == found
+
+
+def test_a_commit_beyond_the_end_is_found(right: Evidence) -> None:
+    end = len(right.messages[GRAPHS.name])
+    held = ("tamiyo_decisions", GRAPHS.name, 0)
+    assert kinds(replace(right, committed={held: end}, _entries={})) == set()
+    assert kinds(replace(right, committed={held: end + 1}, _entries={})) == {"a commit is beyond the end"}
+
+
+def test_two_decisions_executed_for_one_graph_are_found(right: Evidence) -> None:
+    (one, *_) = right.ledger.executions
+    ledger = Ledger(executions=[one, replace(one, decision_id="another")])
+    assert kinds(replace(right, ledger=ledger, _entries={})) == {"executed twice"}
+
+
+@pytest.mark.parametrize(("value", "found"), [(None, set()), (b"other bytes", {"the broker lost a message"})])
+def test_the_bytes_at_an_acknowledged_offset_are_those_sent(
+    right: Evidence, value: bytes | None, found: set[str]
+) -> None:
+    message = right.messages[KERNEL_PERFORMANCE.name][3]
+    sent = Sent(message.topic, message.partition, message.offset, b"key", value or message.value or b"")
+    assert kinds(replace(right, ledger=Ledger(sent=[sent]), _entries={})) == found
 
 
 def test_errors_that_only_the_ledger_shows_are_found(right: Evidence) -> None:
@@ -218,3 +291,17 @@ def test_a_checkpoint_counts_the_experiences_before_its_offsets(
     assert len(set(ids[:offset])) == offset
     checkpoint = Checkpoint(1, experiences, 1, {"0": offset}, "0" * 64)
     assert kinds(replace(right, checkpoints=[*right.checkpoints, checkpoint], _entries={})) == found
+
+
+def test_a_policy_that_learned_less_than_the_one_before_it_is_found(right: Evidence) -> None:
+    first, second = (Checkpoint(version, 5, updates, {"0": 5}, "0" * 64) for version, updates in ((1, 2), (2, 1)))
+    assert kinds(replace(right, checkpoints=[*right.checkpoints, first, second], _entries={})) == {
+        "learning went backwards"
+    }
+
+
+def test_a_policy_other_than_the_announced_one_is_found(right: Evidence) -> None:
+    (stored,) = right.checkpoints
+    other = replace(stored, checksum="0" * 64)
+    assert kinds(replace(right, checkpoints=[other], _entries={})) == {"a policy differs from its announcement"}
+    assert kinds(replace(right, checkpoints=[], _entries={})) == {"a policy differs from its announcement"}
