@@ -1,4 +1,4 @@
-"""What is shipped is what is in the tree, and what the README says is so."""
+"""The wheel contains the tree, and the README's facts are true."""
 
 import re
 import subprocess
@@ -23,7 +23,7 @@ def tracked() -> list[str]:
     return [name for name in listed.stdout.splitlines() if (ROOT / name).is_file()]
 
 
-def test_the_wheel_holds_the_tree(tracked: list[str], tmp_path: Path) -> None:
+def test_the_wheel_contains_the_tree(tracked: list[str], tmp_path: Path) -> None:
     source, target = tmp_path / "source", tmp_path / "wheel"
     for name in tracked:
         if not name.startswith(("tests/", "typings/")):

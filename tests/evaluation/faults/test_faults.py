@@ -34,7 +34,7 @@ def test_twenty_faults(tmp_path: Path) -> None:
     assert course.counts["different decisions"] == course.counts["different graphs"] > 50
 
 
-def test_a_plan_follows_from_its_seed_and_holds_every_kind() -> None:
+def test_a_plan_follows_from_its_seed_and_contains_every_kind() -> None:
     chosen = plan(55, random.Random(3))
     assert chosen == plan(55, random.Random(3)) != plan(55, random.Random(4))
     assert len(chosen) == 55
