@@ -4,7 +4,7 @@ VENV ?= .venv
 ARGS ?=
 BIN := $(VENV)/bin
 
-.PHONY: help demo test planted check format bench replay outage faults soak overload audit clean
+.PHONY: help demo test planted check format docs bench replay outage faults soak overload audit clean
 .DEFAULT_GOAL := help
 
 help:  ## List the targets
@@ -26,6 +26,10 @@ $(VENV)/.bench: $(VENV)/.dev
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[pipeline,dev,bench]'
 	@touch $@
 
+$(VENV)/.docs: $(VENV)/.dev
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[pipeline,dev,docs]'
+	@touch $@
+
 demo: $(VENV)/.pipeline  ## Train a real network with Tamiyo beside its static twin; ARGS="--task digits --seed 1"
 	@$(BIN)/tamiyo demo $(ARGS)
 
@@ -36,17 +40,24 @@ test: $(VENV)/.dev  ## Run the test suite in four processes; ARGS="-k windows", 
 planted: $(VENV)/.dev  ## Plant small wrong changes one at a time; a test must fail for each; ARGS="host --jobs 4"
 	@$(BIN)/python -m tests.planted_changes $(ARGS)
 
-check: $(VENV)/.dev  ## Check format, lint, strict types, and that the wire contracts are up to date
+check: $(VENV)/.dev  ## Check format, lint, strict types, and that wire contracts and reference pages are up to date
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
-	@$(BIN)/mypy -p tamiyo.schemas -p tamiyo.models -p tamiyo.streams -p tamiyo.host -p tamiyo.evaluation
+	@$(BIN)/mypy -p tamiyo.schemas -p tamiyo.models -p tamiyo.streams -p tamiyo.host -p tamiyo.evaluation -p scripts
 	@$(BIN)/python -m tamiyo.schemas.avro_schema --check
 	@$(BIN)/python -m tamiyo.schemas.compatibility
 	@$(BIN)/python -m tamiyo.schemas.asyncapi --check
+	@$(BIN)/python -m scripts.reference --check
 
 format: $(VENV)/.dev  ## Rewrite the files in the project's format
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
+
+# Strict covers links and anchors; what griffe reports about docstrings only goes to standard error.
+docs: $(VENV)/.docs  ## Write the reference pages from the code and build the documentation into site/, strictly
+	@$(BIN)/python -m scripts.reference
+	@$(BIN)/zensical build --clean --strict 2>&1 | tee $(VENV)/docs.log
+	@grep -q "No issues found" $(VENV)/docs.log && ! grep -q "^griffe: " $(VENV)/docs.log
 
 bench: $(VENV)/.bench  ## Measure throughput, latency and host overhead; ARGS="--quick"
 	@$(BIN)/python -m tamiyo.evaluation.bench $(ARGS)
@@ -74,4 +85,4 @@ audit:  ## Look up known vulnerabilities of the pinned versions; fails if the se
 	{ echo "vulnerable versions are listed above, or the service was unreachable and NOTHING WAS AUDITED" >&2; exit 1; }
 
 clean:  ## Remove the virtual environment, builds and caches
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist site .cache *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,5 +1,38 @@
-"""The training side: seeds and kernels, probes, and the client that `attach` makes. Silent unless asked to log."""
+"""The SDK of the training side: attach a model, and let decisions adapt it while it trains.
+
+The public names are those of `__all__`, and `tamiyo.host.testing` for tests of your own. The SDK logs to the standard
+library's `tamiyo.host` loggers and prints nothing by itself, except one line per run on whether it is connected.
+"""
 
 import logging
+from importlib.metadata import PackageNotFoundError, version
+
+from tamiyo.host.attachment import attach
+from tamiyo.host.blueprints import Blueprint, Kernel, register
+from tamiyo.host.blueprints.layer_spec import LayerSpec
+from tamiyo.host.client.kafka_transport import KafkaTransport
+from tamiyo.host.client.transport import Transport
+from tamiyo.host.common.settings import HostSettings
+from tamiyo.host.handle import Handle, HandleStats
+from tamiyo.host.layers.export import export
+
+__all__ = [
+    "Blueprint",
+    "Handle",
+    "HandleStats",
+    "HostSettings",
+    "KafkaTransport",
+    "Kernel",
+    "LayerSpec",
+    "Transport",
+    "attach",
+    "export",
+    "register",
+]
+
+try:
+    __version__ = version("esper-tamiyo")
+except PackageNotFoundError:  # run from a source tree that is not installed
+    __version__ = "0+unknown"
 
 logging.getLogger(__name__).addHandler(logging.NullHandler())

@@ -20,10 +20,14 @@ class KafkaSettings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="TAMIYO_KAFKA_", extra="ignore", hide_input_in_errors=True)
 
     bootstrap_servers: str = Field("127.0.0.1:9092", description="host:port, several separated by commas")
-    security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
-    sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] | None = None
-    sasl_username: str | None = None
-    sasl_password: SecretStr | None = None
+    security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = Field(
+        "PLAINTEXT", description="Whether connections are encrypted, and whether a user logs in"
+    )
+    sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] | None = Field(
+        None, description="How the user logs in; required with SASL"
+    )
+    sasl_username: str | None = Field(None, description="Required with SASL")
+    sasl_password: SecretStr | None = Field(None, description="Required with SASL")
     ssl_ca_file: str | None = Field(None, description="PEM file of the authorities to trust; unset: the system's")
     ssl_cert_file: str | None = Field(None, description="PEM file of the client's certificate")
     ssl_key_file: str | None = Field(None, description="PEM file of the client's key; unset: in the certificate's")
@@ -116,7 +120,16 @@ def _plain(secret: SecretStr | None) -> str | None:
     return secret.get_secret_value() if secret is not None else None
 
 
-PRODUCER = {"partitioner": "murmur2_random", "enable.idempotence": True, "linger.ms": 5, "compression.type": "lz4"}
+MAX_MESSAGE_BYTES = 4 * 1024 * 1024
+"""The largest message that a producer of ours sends, before compression."""
+
+PRODUCER = {
+    "partitioner": "murmur2_random",
+    "enable.idempotence": True,
+    "linger.ms": 5,
+    "compression.type": "lz4",
+    "message.max.bytes": MAX_MESSAGE_BYTES,
+}
 """What every librdkafka producer of ours adds: order and no repeats within a session, and the common partitioner."""
 
 

@@ -31,7 +31,7 @@ class RegistrySettings(BaseSettings):
 
     url: str | None = Field(None, description="Where the registry speaks Confluent's API; unset: no registry")
     username: str | None = Field(None, description="For HTTP basic authentication; an API key")
-    password: SecretStr | None = None
+    password: SecretStr | None = Field(None, description="For HTTP basic authentication; an API secret")
     ssl_ca_file: str | None = Field(None, description="PEM file of the certificate authorities to trust")
     ssl_cert_file: str | None = Field(None, description="PEM file of the client's certificate")
     ssl_key_file: str | None = Field(None, description="PEM file of the client's key")

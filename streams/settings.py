@@ -11,6 +11,7 @@ from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from tamiyo.models.hyperparameters import LearningSettings
+from tamiyo.schemas.kafka import MAX_MESSAGE_BYTES
 
 
 class StoreSettings(BaseSettings):
@@ -101,7 +102,7 @@ class WorkerSettings(BaseSettings):
     fetch_wait_ms: int = Field(500, ge=1, description="How long a broker may hold a fetch that finds nothing, ms")
     linger_ms: int = Field(0, ge=0, description="How long the producer gathers a batch, ms")
     max_message_bytes: int = Field(
-        4_194_304, ge=1024, description="Largest record published; a broker's limit may be lower"
+        MAX_MESSAGE_BYTES, ge=1024, description="Largest record published; a broker's limit may be lower"
     )
     http_host: str = Field("127.0.0.1", description="Where /metrics, /healthz and /readyz listen")
     http_port: int = Field(0, ge=0, le=65535, description="0: any free port, named in the log")

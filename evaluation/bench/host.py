@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from tamiyo.evaluation.common.measure import Result
-from tamiyo.host.common.settings import HostSettings
-from tamiyo.host.handle import Handle
+from tamiyo.host import Handle, HostSettings, KafkaTransport
 from tamiyo.host.reference.tasks import load_task
 from tamiyo.host.reference.train import Workload, steps
 from tamiyo.schemas.kafka import KafkaSettings
@@ -29,7 +28,7 @@ def overhead(bootstrap_servers: str, *, task: str, blocks: int, repeats: int) ->
     includes all threads, librdkafka's too, whether or not training waited for them.
     """
     prepared = load_task(task)
-    kafka = KafkaSettings(bootstrap_servers=bootstrap_servers)
+    transport = KafkaTransport(KafkaSettings(bootstrap_servers=bootstrap_servers))
     with tempfile.TemporaryDirectory(prefix="tamiyo-bench-") as folder:
         settings = HostSettings(store_url=f"file://{folder}", drain_s=0.0)
 
@@ -37,7 +36,7 @@ def overhead(bootstrap_servers: str, *, task: str, blocks: int, repeats: int) ->
             return Workload.of(prepared, seed=0, steps=(repeats * blocks + 3) * BLOCK)
 
         attached = workload()
-        handle = attached.attach(run_id=f"bench-host-{uuid.uuid4().hex[:8]}", settings=settings, kafka=kafka)
+        handle = attached.attach(run_id=f"bench-host-{uuid.uuid4().hex[:8]}", settings=settings, transport=transport)
         without, with_sdk = _Side(steps(workload(), None), handle), _Side(steps(attached, handle), None)
         try:
             without.block(), with_sdk.block(OFFSET), with_sdk.block(2 * BLOCK)  # warm-up; the governor settles

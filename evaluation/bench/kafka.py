@@ -16,12 +16,13 @@ from pathlib import Path
 from typing import Literal
 
 import psutil
-from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
+from confluent_kafka import Consumer, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
 
 from tamiyo.evaluation.common.measure import Spent, cpu_seconds
+from tamiyo.schemas.client.awaited_producer import AwaitedProducer
 from tamiyo.schemas.errors import BrokerError, ConfigurationError
-from tamiyo.schemas.kafka import PRODUCER, KafkaSettings, TopicNames
+from tamiyo.schemas.kafka import KafkaSettings, TopicNames
 from tamiyo.streams.admin.brokers import EmbeddedBroker, LocalKafka, kafka_home
 from tamiyo.streams.admin.topics import Topics
 
@@ -140,23 +141,11 @@ def worker(where: Broker, stages: Sequence[str], store: str) -> Iterator[Measure
 
 
 def publish(where: Broker, messages: Iterable[Message]) -> None:
-    """Publish messages, in order within a partition, and wait until the broker has them all."""
-    failed: list[str] = []
-    producer = Producer(
-        where.kafka.librdkafka(**PRODUCER, **{"queue.buffering.max.messages": 1_000_000, "log_level": 0})
-    )
+    """Publish messages, in order a partition, and wait until the broker has them all."""
+    producer = AwaitedProducer(where.kafka, timeout_s=TIMEOUT_S, options={"queue.buffering.max.messages": 1_000_000})
     for each in messages:
-        producer.produce(
-            each.topic,
-            each.value,
-            each.key,
-            each.partition,
-            timestamp=each.time_ms,
-            on_delivery=lambda error, _: failed.append(str(error)) if error else None,
-        )
-        producer.poll(0)
-    if producer.flush(TIMEOUT_S) or failed:
-        raise BrokerError(f"the load could not be published: {failed[:1] or 'delivery timed out'}")
+        producer.produce(each.topic, each.value, each.key, partition=each.partition, timestamp_ms=each.time_ms)
+    producer.flush()
 
 
 class Counter:

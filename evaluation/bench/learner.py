@@ -22,7 +22,7 @@ def updates(seen: Sequence[Experience], *, repeats: int) -> list[Result]:
         each.model_copy(update={"experience_id": identity("bench", number)}) for number, each in enumerate(cycle(seen))
     )
     for each in islice(endless, settings.batch_size):
-        learner.recall(each)
+        learner.restore_experience(each)
     values: list[float] = []
     reports: list[UpdateReport] = []
     for _ in range(1 + repeats):

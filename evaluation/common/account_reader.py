@@ -10,10 +10,10 @@ from confluent_kafka import Consumer, TopicPartition
 
 from tamiyo.evaluation.common.account import Ledger
 from tamiyo.schemas.analysis import HealthSignals
+from tamiyo.schemas.client.stalls import Stalls
 from tamiyo.schemas.codec import decode
 from tamiyo.schemas.kafka import KafkaSettings, TopicNames
 from tamiyo.schemas.record import Record
-from tamiyo.schemas.stalls import Stalls
 from tamiyo.schemas.topics import (
     BY_NAME,
     CATALOGUE,
@@ -71,7 +71,7 @@ class Reader:
     def _check_for_stalls(self) -> None:
         """Replace the consumer if it has stalled: records that it misses would count as lost."""
         self._check_at = time.monotonic() + CHECK_S
-        if self._stalls.look(REQUEST_S):
+        if self._stalls.check(REQUEST_S):
             places = self._stalls.places()
             self._consumer.close()
             self._begin(places)

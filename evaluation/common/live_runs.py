@@ -6,14 +6,13 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
-from confluent_kafka import Producer
-
 from tamiyo.evaluation.common.policies import release
 from tamiyo.evaluation.common.simulated_runs import EPOCH_MS, STEP_MS, TOPICS, Load, frames, layer_names, topology
 from tamiyo.schemas.adaptation import ControlCommand
+from tamiyo.schemas.client.awaited_producer import AwaitedProducer
 from tamiyo.schemas.codec import encode
 from tamiyo.schemas.errors import BrokerError
-from tamiyo.schemas.kafka import PRODUCER, KafkaSettings, TopicNames
+from tamiyo.schemas.kafka import KafkaSettings, TopicNames
 from tamiyo.schemas.record import Record
 from tamiyo.schemas.telemetry import CacheHitRates, ErrorRecoveryEvent
 from tamiyo.schemas.topics import (
@@ -44,17 +43,15 @@ class Live:
         self.names = names
         self._store = store
         self._partitions: dict[bytes | None, int] = {}
-        self._producer: Any = Producer(kafka.librdkafka(**PRODUCER))
+        self._producer = AwaitedProducer(kafka, timeout_s=TIMEOUT_S)
 
     def publish(self, topic: Topic, record: Record, key: str) -> None:
         """Publish a record now."""
         self._producer.produce(self.names.full(topic.name), encode(record), key)
-        self._producer.poll(0)
 
     def flush(self) -> None:
-        """Wait for all deliveries."""
-        if left := self._producer.flush(TIMEOUT_S):
-            raise BrokerError(f"{left} records were not delivered within {TIMEOUT_S:.0f} s")
+        """Await all deliveries."""
+        self._producer.flush()
 
     def release(self, version: int) -> None:
         """Write an untrained policy into the store and announce it."""
@@ -102,7 +99,7 @@ class Live:
                     partition = self._partition(key)
                     message = Message(topic.name, partition, 0, 0, key, value)
                     order.before(message, self.flush)
-                    self._producer.produce(self.names.full(topic.name), value, key, partition)
+                    self._producer.produce(self.names.full(topic.name), value, key, partition=partition)
                     order.after(message)
                 self.flush()
                 time.sleep(seconds / load.frames)

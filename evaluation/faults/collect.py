@@ -2,24 +2,22 @@
 
 import hashlib
 import json
-import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import fsspec
-from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaException, TopicPartition
+from confluent_kafka import Consumer, TopicPartition
 
 from tamiyo.evaluation.faults.ledger import Checkpoint, Entry, Evidence, Held, Ledger, Place, Sample
 from tamiyo.models.checkpoint import CheckpointStore, checksum, load
-from tamiyo.schemas.errors import BrokerError
+from tamiyo.schemas.client.partition_reader import OffsetRange, PartitionReader
 from tamiyo.schemas.kafka import KafkaSettings, TopicNames
 from tamiyo.schemas.topics import BY_NAME, CATALOGUE
 from tamiyo.streams.messages import Message
 from tamiyo.streams.stages.registry import STAGES
 
 TIMEOUT_S = 10.0
-READ_TIMEOUT_S = 120.0
 NAMES = [name for topic in CATALOGUE for name in (topic.name, topic.dead_letters, topic.late)]
 
 
@@ -79,21 +77,13 @@ class Collector:
         return Sample(committed, self.ends(places))
 
     def messages(self) -> dict[str, list[Message]]:
-        """Return all messages of all topics; raise BrokerError if that takes more than two minutes."""
-        places = self.partitions()
-        left = {place: end for place, end in self.ends(places).items() if end > 0}
-        reader = self._reader()
-        reader.assign([TopicPartition(self._names.full(name), number, OFFSET_BEGINNING) for name, number in left])
-        found: dict[str, list[Message]] = {name: [] for name, _ in places}
-        deadline = time.monotonic() + READ_TIMEOUT_S
-        while left:
-            if time.monotonic() > deadline:
-                raise BrokerError(
-                    f"{len(left)} partitions were not read within {READ_TIMEOUT_S:.0f} s: {list(left)[:3]}"
-                )
-            for each in reader.consume(500, 0.2):
-                if each.error():
-                    raise KafkaException(each.error())
+        """Return everything on every topic; raises BrokerError where it cannot be read."""
+        ends = self.ends(self.partitions())
+        found: dict[str, list[Message]] = {name: [] for name, _ in ends}
+        ranges = [OffsetRange(self._names.full(name), number, 0, end) for (name, number), end in ends.items()]
+        with PartitionReader(self._kafka) as reader:
+            each: Any
+            for each in reader.read(ranges):
                 name = self._names.bare(each.topic())
                 headers = tuple((key, value) for key, value in each.headers() or ())
                 found[name].append(
@@ -101,10 +91,6 @@ class Collector:
                         name, each.partition(), each.offset(), each.timestamp()[1], each.key(), each.value(), headers
                     )
                 )
-            for place in reader.position([TopicPartition(self._names.full(name), number) for name, number in left]):
-                key = (self._names.bare(place.topic), place.partition)
-                if place.offset >= left[key]:
-                    del left[key]
         for messages in found.values():
             messages.sort(key=lambda each: (each.partition, each.offset))
         return found

@@ -29,7 +29,7 @@ from tamiyo.evaluation.bench.host import BLOCK
 from tamiyo.evaluation.common.installation import end_by_signal
 from tamiyo.evaluation.common.measure import machine, versions
 from tamiyo.evaluation.common.report import require_folder, write_report
-from tamiyo.host.common.settings import HostSettings
+from tamiyo.host import HostSettings, KafkaTransport
 from tamiyo.host.reference.tasks import load_task
 from tamiyo.host.reference.train import Workload, steps
 from tamiyo.schemas.errors import BrokerError
@@ -98,8 +98,8 @@ def _train(pipe: Connection, task: str, bootstrap_servers: str, folder: str) -> 
     torch.set_num_threads(1)
     workload = Workload.of(load_task(task), seed=0, steps=1_000_000)
     settings = HostSettings(store_url=f"file://{folder}", drain_s=0.0, flush_timeout_s=1.0)
-    kafka = KafkaSettings(bootstrap_servers=bootstrap_servers)
-    with workload.attach(run_id=f"outage-{Path(folder).name}", settings=settings, kafka=kafka) as handle:
+    transport = KafkaTransport(KafkaSettings(bootstrap_servers=bootstrap_servers))
+    with workload.attach(run_id=f"outage-{Path(folder).name}", settings=settings, transport=transport) as handle:
         training = steps(workload, handle)
         while length := pipe.recv():
             longest, began = 0.0, time.perf_counter()

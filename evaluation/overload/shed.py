@@ -5,10 +5,8 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
-from confluent_kafka import OFFSET_BEGINNING, Consumer, TopicPartition
-
-from tamiyo.evaluation.common.installation import PARTITIONS
 from tamiyo.schemas.analysis import HealthSignals
+from tamiyo.schemas.client.partition_reader import PartitionReader
 from tamiyo.schemas.codec import decode
 from tamiyo.schemas.kafka import KafkaSettings, TopicNames
 from tamiyo.schemas.topics import KERNEL_PERFORMANCE, LAYER_HEALTH, SIGNALS
@@ -78,22 +76,9 @@ def shed_of(signals: Iterable[HealthSignals]) -> Shed:
 
 
 def shed(kafka: KafkaSettings, names: TopicNames) -> dict[str, Any]:
-    """Read all signals of an installation and return the sums."""
-    consumer = Consumer(kafka.librdkafka(**{"group.id": "tamiyo-overload-shed", "enable.auto.commit": False}))
-    topic = names.full(SIGNALS.name)
-    ends = {
-        number: consumer.get_watermark_offsets(TopicPartition(topic, number), timeout=10)[1]
-        for number in range(PARTITIONS)
-    }
-    consumer.assign([TopicPartition(topic, number, OFFSET_BEGINNING) for number, end in ends.items() if end])
-    left = sum(ends.values())
+    """Read the signals of an installation, all of them, and return the sums."""
     found = Shed()
-    while left > 0:
-        messages = [each for each in consumer.consume(1_000, 10.0) if not each.error()]
-        if not messages:
-            break
-        left -= len(messages)
-        for message in messages:
+    with PartitionReader(kafka) as reader:
+        for message in reader.read(reader.ranges(names.full(SIGNALS.name))):
             found.add(decode(message.value(), HealthSignals))
-    consumer.close()
     return found.to_dict()

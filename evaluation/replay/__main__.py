@@ -34,7 +34,8 @@ from tamiyo.streams.replay.cleanup import discard
 from tamiyo.streams.replay.compare import Difference, RecordingSide, compare
 from tamiyo.streams.replay.flow import Flow
 from tamiyo.streams.replay.levels import ReplaySource, ReplayTarget
-from tamiyo.streams.replay.replayer import Plan, Replayed, Replayer
+from tamiyo.streams.replay.plan import Plan
+from tamiyo.streams.replay.replayer import Replayed, Replayer
 
 FORMAT = 1
 LIVE = TopicNames(prefix="live.")
@@ -62,13 +63,13 @@ class Case:
 class Quiet:
     """An observer of a replay that prints nothing."""
 
-    def stage(self, words: str) -> None:
+    def phase(self, description: str) -> None:
         """Say nothing."""
 
     def published(self, count: int) -> None:
         """Say nothing."""
 
-    def said(self, count: int) -> None:
+    def computed(self, count: int) -> None:
         """Say nothing."""
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from tamiyo.host.adaptation.growing_optimizer import GrowingOptimizer
 from tamiyo.host.adaptation.limits import Limits
-from tamiyo.host.client.receiver import Arrival
+from tamiyo.host.client.transport import InboundRecord
 from tamiyo.host.common.settings import HostSettings
 from tamiyo.host.kernels.cache import KernelCache
 from tamiyo.host.layers.kasmina_layer import KasminaLayer
@@ -114,18 +114,18 @@ class Executor:
         """Steps since the last executed adaptation; None before the first."""
         return None if self.last_step is None else step - self.last_step
 
-    def seen_batch(self, batch: int) -> None:
+    def record_batch(self, batch: int) -> None:
         """Tell the size of a training batch, on which latencies before and after are measured."""
         self._batch = max(1, batch)
 
-    def take(self, arrival: Arrival, step: int) -> None:
+    def take(self, record: InboundRecord, step: int) -> None:
         """Take one record; a decision that is not allowed is answered at once."""
-        if isinstance(arrival, ControlCommand):
-            self._limits.order(arrival)
-        elif isinstance(arrival, CompiledKernel):
-            self._kernels[arrival.kernel_id] = arrival
+        if isinstance(record, ControlCommand):
+            self._limits.order(record)
+        elif isinstance(record, CompiledKernel):
+            self._kernels[record.kernel_id] = record
         else:
-            self._decide(arrival, step)
+            self._decide(record, step)
 
     def run(self, step: int) -> bool:
         """Execute what is ready and give up what has waited too long; whether the network was changed."""

@@ -1,4 +1,4 @@
-"""The catalogue of blueprints, by their names on the wire."""
+"""The catalogue of blueprints, by name."""
 
 from __future__ import annotations
 
@@ -18,31 +18,51 @@ CATALOGUE: dict[str, Blueprint] = {}
 
 
 def register(cls: type[B]) -> type[B]:
-    """Class decorator: put a blueprint into the catalogue. Raises KernelError where the name is taken."""
+    """Add a blueprint to the catalogue; a class decorator.
+
+    Args:
+        cls: A concrete subclass of Blueprint; its `name` is its key.
+
+    Returns:
+        `cls` itself.
+
+    Raises:
+        KernelError: The name is taken.
+
+    Example:
+        >>> from tamiyo.host import register
+        >>> from tamiyo.host.blueprints import CATALOGUE
+        >>> from tamiyo.host.blueprints.output_side import Bottleneck
+        >>> @register
+        ... class WideBottleneck(Bottleneck):
+        ...     name = "wide_bottleneck"
+        ...     floor = 64
+        >>> del CATALOGUE["wide_bottleneck"]  # only so that the example leaves no trace
+    """
     taken = CATALOGUE.get(cls.name)
     if taken is not None:
-        raise KernelError(f"blueprint {cls.name!r} is {type(taken).__name__} already: choose another name")
+        raise KernelError(f"blueprint {cls.name!r} is registered by {type(taken).__name__}: choose another name")
     CATALOGUE[cls.name] = cls()
     return cls
 
 
-# The order is part of the policy's action space: new ones go to the end.
+# The order is part of the policy's action space: add new ones at the end.
 for _blueprint in (ParallelExpansion, LowRank, Bottleneck, DepthwiseSeparable, SqueezeExcite):
     register(_blueprint)
 
 
 def names() -> tuple[str, ...]:
-    """Every blueprint's name, in catalogue order."""
+    """Return the name of every blueprint, in catalogue order."""
     return tuple(CATALOGUE)
 
 
 def blueprint(name: str) -> Blueprint:
-    """The blueprint of that name. Raises KernelError with the names there are."""
+    """Return the blueprint called `name`. Raises KernelError if there is none."""
     if name not in CATALOGUE:
-        raise KernelError(f"no blueprint is called {name!r}: there are {', '.join(CATALOGUE)}")
+        raise KernelError(f"there is no blueprint {name!r}; there are {', '.join(CATALOGUE)}")
     return CATALOGUE[name]
 
 
 def for_layer(spec: LayerSpec) -> tuple[str, ...]:
-    """Names of the blueprints that can sit at such a layer, in catalogue order."""
+    """Return the names of the blueprints that support a layer, in catalogue order."""
     return tuple(name for name, entry in CATALOGUE.items() if entry.supports(spec))

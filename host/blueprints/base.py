@@ -1,4 +1,4 @@
-"""What a kernel and a blueprint are."""
+"""The base classes of kernels and blueprints."""
 
 from __future__ import annotations
 
@@ -11,16 +11,19 @@ from torch import Tensor, nn
 
 from tamiyo.host.blueprints.layer_spec import LayerSpec
 
+__all__ = ["PRESERVING", "Blueprint", "Kernel", "conv", "seed_of"]
+
 PRESERVING = 1e-6
-"""Loading a kernel may change no output of its layer by more than this."""
+"""Largest change of any output value that loading a kernel may cause."""
 
 
 class Kernel(nn.Module, ABC):
-    """A small trainable module beside a layer: delta = `last`(`hidden`(layer input, layer output)).
+    """A small trainable module beside a layer: delta = last(hidden(layer input, layer output)).
 
-    The delta, of the shape of the layer's output, is added to it. `last` starts at zero, so a fresh kernel
-    changes nothing. Parts are torch.nn modules only and the code is traceable by torch.fx, which is what lets a
-    grown model be exported without Tamiyo. No batch statistics and no dropout: train and eval mode agree.
+    The delta has the shape of the layer's output and is added to it. `last` starts at zero, so a fresh kernel changes
+    nothing (a zero-initialised residual branch). A subclass sets `last`, implements `hidden`, and keeps to three rules:
+    its parts are torch.nn modules; its code is traceable by torch.fx, so that a grown model can be exported; and it has
+    no batch statistics and no dropout, so that train and eval mode agree.
     """
 
     last: nn.Module
@@ -28,21 +31,26 @@ class Kernel(nn.Module, ABC):
 
     @abstractmethod
     def hidden(self, layer_input: Tensor, layer_output: Tensor) -> Tensor:
-        """The features that `last` projects (what the growth score measures)."""
+        """Return the features that `last` projects; the growth score measures such features.
+
+        Args:
+            layer_input: Input of the layer, [batch, ...].
+            layer_output: Output of the layer itself, without any kernel, [batch, ...].
+        """
 
     def forward(self, layer_input: Tensor, layer_output: Tensor) -> Tensor:
-        """The delta, of the shape of `layer_output`."""
+        """Return the delta, in the shape of `layer_output`; arguments as in `hidden`."""
         delta: Tensor = self.last(self.hidden(layer_input, layer_output))
         return delta
 
     def zero_last(self) -> None:
-        """Make the delta 0 everywhere."""
+        """Set the parameters of `last` to zero, so that the delta is 0 everywhere."""
         with torch.no_grad():
             for parameter in self.last.parameters():
                 parameter.zero_()
 
     def reset(self, *, seed: int = 0) -> None:
-        """Fresh parameters with a zero delta, in place; the global random state is left alone."""
+        """Initialise the parameters anew, in place, with a zero delta; the global random state stays as it is."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             for module in self.modules():
@@ -53,36 +61,81 @@ class Kernel(nn.Module, ABC):
 
     @property
     def parameter_count(self) -> int:
-        """Trainable numbers in this kernel."""
+        """Number of trainable values in this kernel."""
         return sum(p.numel() for p in self.parameters())
 
 
 class Blueprint(ABC):
-    """A recipe for kernels. Adding one to the catalogue is one subclass with `@register`."""
+    """A recipe for kernels. To add one, write a subclass and decorate it with `@register`.
+
+    The training process and the kernels stage must both import the subclass: the stage builds kernels from it, the host
+    rebuilds them from the store. The policy's actions follow the catalogue, so a new blueprint takes a new policy.
+
+    Example:
+        A blueprint for Linear layers that adds a scaled copy of the input's mean to every output:
+
+        >>> import torch
+        >>> from torch import Tensor, nn
+        >>> from tamiyo.host import Blueprint, Kernel, LayerSpec
+        >>> class MeanShiftKernel(Kernel):
+        ...     def __init__(self, features: int) -> None:
+        ...         super().__init__()
+        ...         self.last = nn.Linear(1, features)
+        ...
+        ...     def hidden(self, layer_input: Tensor, layer_output: Tensor) -> Tensor:
+        ...         return layer_input.mean(dim=-1, keepdim=True)
+        >>> class MeanShift(Blueprint):
+        ...     name = "mean_shift"
+        ...
+        ...     def supports(self, spec: LayerSpec) -> bool:
+        ...         return spec.type == "linear"
+        ...
+        ...     def parameters(self, spec: LayerSpec) -> int:
+        ...         return 2 * spec.out_features
+        ...
+        ...     def flops(self, spec: LayerSpec) -> int:
+        ...         return spec.out_features * spec.positions
+        ...
+        ...     def make(self, spec: LayerSpec) -> Kernel:
+        ...         return MeanShiftKernel(spec.out_features)
+        >>> spec = LayerSpec.of("fc", nn.Linear(3, 5), torch.zeros(1, 3))
+        >>> kernel = MeanShift().build(spec, seed=0)
+        >>> kernel.parameter_count == MeanShift().parameters(spec)
+        True
+    """
 
     name: ClassVar[str]
-    """On the wire, in decisions and in features: never reuse a name for another thing."""
+    """Identifies the blueprint in decisions, features and stored kernels: never reuse a name for another recipe."""
     version: ClassVar[int] = 1
-    """Raise it when stored kernels of the old recipe no longer load."""
+    """Increase it when stored kernels of the old recipe no longer load."""
 
     @abstractmethod
     def supports(self, spec: LayerSpec) -> bool:
-        """Whether a kernel of this kind can sit at such a layer."""
+        """Return whether a kernel of this kind can be built for a layer of this geometry."""
 
     @abstractmethod
     def parameters(self, spec: LayerSpec) -> int:
-        """Exactly how many parameters `build` would make."""
+        """Return the exact number of parameters that `build` creates for `spec`."""
 
     @abstractmethod
     def flops(self, spec: LayerSpec) -> int:
-        """Multiply-adds a sample, forward, of the kernel's matrix products and convolutions."""
+        """Return the multiply-adds per sample of one forward pass through matrix products and convolutions."""
 
     @abstractmethod
     def make(self, spec: LayerSpec) -> Kernel:
-        """The kernel's modules; `build` adds the seed, the zero and the dtype."""
+        """Return the kernel's modules; `build` handles the random seed, the zero projection and the dtype."""
 
     def build(self, spec: LayerSpec, *, seed: int) -> Kernel:
-        """A kernel for `spec` in its dtype on the CPU: same seed, same parameters; global random state untouched."""
+        """Return a kernel for a layer.
+
+        Args:
+            spec: Geometry of the layer.
+            seed: Decides the initial parameters; the same seed gives the same ones. The global random state stays as it
+                is.
+
+        Returns:
+            The kernel on the CPU, in the layer's dtype, with a zero delta.
+        """
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             kernel = self.make(spec)
@@ -91,11 +144,11 @@ class Blueprint(ABC):
 
 
 def conv(spec: LayerSpec, in_channels: int, out_channels: int, **geometry: Any) -> nn.Module:
-    """A convolution of the spec's dimension; `geometry` as torch takes it."""
+    """Return a Conv1d or Conv2d, by the spec's type; `geometry` is passed on to torch."""
     kind: type[nn.Conv1d] | type[nn.Conv2d] = nn.Conv1d if spec.type == "conv1d" else nn.Conv2d
     return kind(in_channels, out_channels, **geometry)
 
 
 def seed_of(kernel_id: str) -> int:
-    """The seed a kernel id stands for, so a recompiled kernel is the same kernel."""
+    """Return the random seed of a kernel id, so that a kernel compiled again is the same kernel."""
     return zlib.crc32(kernel_id.encode())

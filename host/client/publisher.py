@@ -1,4 +1,4 @@
-"""Records to Kafka from a background thread: the training loop never waits for a broker."""
+"""Publish records to Kafka from a background thread: the training loop never waits for a broker."""
 
 from __future__ import annotations
 
@@ -6,57 +6,40 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 from confluent_kafka import KafkaError, Producer
 
+from tamiyo.host.client.transport import Make
 from tamiyo.schemas.codec import encode
 from tamiyo.schemas.errors import RegistryError
 from tamiyo.schemas.kafka import PRODUCER, KafkaSettings, TopicNames
 from tamiyo.schemas.record import Record
 from tamiyo.schemas.topics import Topic
 
+__all__ = ["KafkaPublisher"]
+
 log = logging.getLogger(__name__)
 
-Make = Callable[[], Record]
-
-_RETRY_S = 1.0  # between two questions to a schema registry that does not answer
-
-
-class Publisher(Protocol):
-    """Where an attached run's records go."""
-
-    @property
-    def published(self) -> int:
-        """Records delivered."""
-
-    @property
-    def dropped(self) -> int:
-        """Records given up: the queue was full, the broker never took them, or they broke their contract."""
-
-    @property
-    def busy_seconds(self) -> float:
-        """Processor time that making and sending records has taken beside the training loop."""
-
-    def publish(self, topic: Topic, make: Make) -> None:
-        """Hand over a record, made in the background; returns at once and never raises."""
-
-    def flush(self, timeout_s: float) -> bool:
-        """Wait, at most so long, until everything handed over was delivered or dropped; whether it was."""
-
-    def close(self, timeout_s: float) -> None:
-        """Flush, give up the rest, stop."""
+_RETRY_S = 1.0  # between two requests to an unreachable schema registry
 
 
 class KafkaPublisher:
-    """A bounded queue, one thread that makes, encodes and produces, and a confluent-kafka producer.
+    """A bounded queue, a thread that makes, encodes and produces records, and a confluent-kafka producer.
 
-    The key of every record is the run's id. A broker or a schema registry that is down or slow costs records, never
-    time: they wait in the queue, further ones are dropped and counted, and the log says so once.
+    The key of every record is the run's id. If the broker or the schema registry is down or slow, records wait in the
+    queue; once it is full, further ones are dropped and counted, with one warning.
     """
 
     def __init__(self, run_id: str, kafka: KafkaSettings, topics: TopicNames, *, capacity: int) -> None:
+        """Start the thread.
+
+        Args:
+            run_id: Key of every record.
+            kafka: How to reach the brokers.
+            topics: Full names of the topics.
+            capacity: Records that may wait here, and as many again in librdkafka's queue.
+        """
         self._key = run_id.encode()
         self._topics = topics
         self._queue: queue.Queue[tuple[Topic, Make] | None] = queue.Queue(maxsize=capacity)
@@ -64,14 +47,14 @@ class KafkaPublisher:
         self._dropped = 0  # by the training thread
         self._failed = 0  # by the background thread
         self._busy_seconds = 0.0
-        self._said: set[str] = set()
+        self._warned: set[str] = set()
         self._closed = False
         self._abandoned = threading.Event()
         settings = {
             **PRODUCER,
             "queue.buffering.max.messages": capacity,
             "error_cb": self._on_error,
-            "log_level": 0,  # the callback above tells; librdkafka itself would write to stderr
+            "log_level": 0,  # errors reach the callback above; librdkafka itself would write to stderr
             "client.id": "tamiyo-host",
         }
         self._producer = Producer(kafka.librdkafka(**settings))
@@ -80,17 +63,21 @@ class KafkaPublisher:
 
     @property
     def published(self) -> int:
+        """Number of records that Kafka has acknowledged."""
         return self._published
 
     @property
     def dropped(self) -> int:
+        """Number of records lost: the queue was full, delivery failed, or the record was invalid."""
         return self._dropped + self._failed
 
     @property
     def busy_seconds(self) -> float:
+        """Processor time of the background thread, seconds."""
         return self._busy_seconds
 
     def publish(self, topic: Topic, make: Make) -> None:
+        """Queue a record; returns at once and never raises."""
         if self._closed:
             self._dropped += 1
             return
@@ -98,9 +85,10 @@ class KafkaPublisher:
             self._queue.put_nowait((topic, make))
         except queue.Full:
             self._dropped += 1
-            self._say("full", "%d records wait for Kafka already: further ones are dropped", self._queue.maxsize)
+            self._warn_once("full", "the queue of %d records is full: dropping further ones", self._queue.maxsize)
 
     def flush(self, timeout_s: float) -> bool:
+        """Wait at most `timeout_s` seconds until every queued record was delivered or dropped; return whether so."""
         deadline = time.monotonic() + timeout_s
         while self._queue.unfinished_tasks or len(self._producer):
             if time.monotonic() >= deadline:
@@ -109,6 +97,7 @@ class KafkaPublisher:
         return True
 
     def close(self, timeout_s: float) -> None:
+        """Flush for at most `timeout_s` seconds, drop the rest, and stop the thread."""
         if self._closed:
             return
         self._closed = True
@@ -118,7 +107,7 @@ class KafkaPublisher:
         self._thread.join(timeout=2.0)
 
     def _abandon(self) -> None:
-        """Drop what is still waiting: here, and in librdkafka's own queue (whose drops are told as failed)."""
+        """Drop what is queued here and in librdkafka, which reports its drops as failed deliveries."""
         self._abandoned.set()
         while True:
             try:
@@ -142,9 +131,9 @@ class KafkaPublisher:
                     self._producer.poll(0)
                     return
                 self._send(*item)
-            except Exception as error:  # a record that cannot be made must cost no other record, let alone the run
+            except Exception as error:  # one invalid record must not stop the thread
                 self._failed += 1
-                self._say("record", "a record could not be published: %s: %s", type(error).__name__, error)
+                self._warn_once("record", "a record was dropped: %s: %s", type(error).__name__, error)
             finally:
                 self._queue.task_done()
             self._producer.poll(0)
@@ -155,14 +144,14 @@ class KafkaPublisher:
         self._producer.produce(self._topics.full(topic.name), value, key=self._key, on_delivery=self._on_delivery)
 
     def _encode(self, record: Record) -> bytes:
-        """Encode a record, with the patience that the schema registry needs where there is one."""
+        """Encode a record, retrying while the schema registry is unreachable."""
         while True:
             try:
                 return encode(record)
             except RegistryError as error:
                 if not error.temporary or self._abandoned.wait(_RETRY_S):
                     raise
-                self._say("registry", "records wait: %s; training goes on without it", error)
+                self._warn_once("registry", "records wait for the schema registry: %s; training continues", error)
                 self._producer.poll(0)
 
     def _on_delivery(self, error: KafkaError | None, _message: Any) -> None:
@@ -170,12 +159,12 @@ class KafkaPublisher:
             self._published += 1
         else:
             self._failed += 1
-            self._say("delivery", "records were not delivered: %s", error)
+            self._warn_once("delivery", "records were not delivered: %s", error)
 
     def _on_error(self, error: KafkaError) -> None:
-        self._say("broker", "Kafka cannot be reached; training goes on without it: %s", error)
+        self._warn_once("broker", "Kafka is unreachable; training continues without it: %s", error)
 
-    def _say(self, what: str, message: str, *values: object) -> None:
-        if what not in self._said:
-            self._said.add(what)
+    def _warn_once(self, subject: str, message: str, *values: object) -> None:
+        if subject not in self._warned:
+            self._warned.add(subject)
             log.warning(message, *values)

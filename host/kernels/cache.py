@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import threading
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -12,7 +13,10 @@ from torch import Tensor
 from tamiyo.host.blueprints import Kernel, blueprint
 from tamiyo.host.blueprints.layer_spec import LayerSpec
 from tamiyo.host.kernels.store import KernelMetadata, KernelStore
+from tamiyo.schemas.adaptation import CompiledKernel, KernelStatus
 from tamiyo.schemas.errors import KernelError, KernelIncompatible
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +85,14 @@ class KernelCache:
     def prefetch(self, kernel_id: str, checksum: str) -> None:
         """Bring a kernel in ahead of its use: a miss where it was not there, nothing where it was."""
         self._lookup(kernel_id, checksum, count_hit=False)
+
+    def fetch_ahead(self, compiled: CompiledKernel) -> None:
+        """Prefetch the kernel of a record as soon as it arrives; a failure surfaces when the kernel is loaded."""
+        if compiled.status is KernelStatus.COMPILED:
+            try:
+                self.prefetch(compiled.kernel_id, compiled.checksum)
+            except KernelError as error:
+                log.info("kernel %s could not be prefetched: %s", compiled.kernel_id, error)
 
     def pristine(self, kernel_id: str) -> dict[str, Tensor]:
         """The parameters a kernel was stored with, from memory (for `ErrorRecovery.source`). Raises KernelError."""

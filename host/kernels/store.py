@@ -5,15 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import posixpath
 import re
-import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Self
 
-import fsspec
 import torch
 from fsspec.implementations.local import LocalFileSystem
 from safetensors import SafetensorError
@@ -24,6 +22,8 @@ from tamiyo.host.blueprints import Kernel, blueprint
 from tamiyo.host.blueprints.layer_spec import LayerSpec
 from tamiyo.schemas.display import without_secrets
 from tamiyo.schemas.errors import KernelCorrupt, KernelError, KernelIncompatible
+from tamiyo.schemas.files import write_atomically
+from tamiyo.schemas.stores import open_store
 
 # The largest kernel worth the name; a message that names a larger one is refused before a byte is read.
 MAX_BYTES = 64 * 1024 * 1024
@@ -93,13 +93,10 @@ class KernelStore:
     """`put` and `get` kernels under an fsspec URL (a folder, memory://, s3://...). Threads may share it."""
 
     def __init__(self, url: str, *, max_bytes: int = MAX_BYTES) -> None:
-        """Raises KernelError where fsspec knows no such URL."""
+        """Raise ConfigurationError for a URL whose file system is unknown or not installed."""
         self.url = without_secrets(url)  # for messages
         self.max_bytes = max_bytes
-        try:
-            self._fs, self._root = fsspec.core.url_to_fs(url)
-        except (ValueError, ImportError) as error:
-            raise KernelError(f"kernel store {url!r} cannot be opened: {error}") from error
+        self._fs, self._root = open_store(url)
 
     def put(self, kernel_id: str, kernel: Kernel, spec: LayerSpec, blueprint_name: str) -> StoredKernel:
         """Store a kernel whole or not at all, over one of the same id; the same kernel gives the same bytes.
@@ -174,16 +171,7 @@ class KernelStore:
             self._fs.pipe_file(path, data)  # object stores make an object visible whole or not at all
             return
         self._fs.makedirs(self._root, exist_ok=True)
-        partial = f"{path}.{uuid.uuid4().hex}.partial"
-        try:
-            with open(partial, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(partial, path)
-        finally:
-            if os.path.exists(partial):
-                os.unlink(partial)
+        write_atomically(Path(path), data)
 
 
 def _decode(kernel_id: str, data: bytes) -> tuple[Kernel, KernelMetadata]:

@@ -21,6 +21,7 @@ from pydantic import ValidationError
 from rich.console import Console
 
 from tamiyo.schemas.errors import ConfigurationError, TamiyoError
+from tamiyo.schemas.files import write_atomically
 from tamiyo.streams.cli import dlq as dlq_commands
 from tamiyo.streams.cli import options as settings_of
 from tamiyo.streams.cli import replay as replay_cli
@@ -224,7 +225,7 @@ def train(
 
     import torch
 
-    from tamiyo.host.handle import Handle
+    from tamiyo.host import Handle, KafkaTransport
     from tamiyo.host.reference.tasks import load_task
     from tamiyo.host.reference.train import Progress, Workload
     from tamiyo.host.reference.train import train as run
@@ -244,7 +245,7 @@ def train(
     endpoint = ExitStack()
 
     def attached(workload: Workload) -> Handle:
-        handle = workload.attach(run_id=run_id, kafka=kafka, topics=names)
+        handle = workload.attach(run_id=run_id, transport=KafkaTransport(kafka, names))
         if http_port is not None:
             from tamiyo.streams.process.host_metrics import served
             from tamiyo.streams.settings import WorkerSettings
@@ -264,9 +265,7 @@ def train(
         )
     console.print_json(data=asdict(result))
     if report is not None:
-        partial = report.with_suffix(report.suffix + ".part")
-        partial.write_text(json.dumps(asdict(result), indent=2) + "\n")
-        partial.replace(report)
+        write_atomically(report, json.dumps(asdict(result), indent=2) + "\n")
     if stop.is_set():
         raise typer.Exit(130)
 
@@ -285,14 +284,17 @@ def tail(
     bootstrap: Bootstrap = None,
 ) -> None:
     """Show a topic's records, decoded, one JSON object a line."""
+    from tamiyo.streams.admin.topic_tail import catalogue_name
     from tamiyo.streams.admin.topic_tail import follow as records
 
     stop = threading.Event()
     on_signals(stop.set)
+    names = settings_of.names()
+    catalogue_name(topic, names)  # a wrong name is reported without waiting for the broker
     lines = records(
         topic,
-        settings_of.kafka(bootstrap),
-        settings_of.names(),
+        settings_of.connected_kafka(bootstrap),
+        names,
         beginning=beginning,
         forever=follow,
         limit=limit,
@@ -329,7 +331,7 @@ def control(
         issued_by=getpass.getuser(),
         reason=reason,
     )
-    give(order, settings_of.kafka(bootstrap), settings_of.names())
+    give(order, settings_of.connected_kafka(bootstrap), settings_of.names())
     console.print_json(order.model_dump_json())
 
 

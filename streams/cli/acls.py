@@ -41,15 +41,14 @@ def acls(
 ) -> None:
     """List the permissions that each process needs on Kafka, and no more. Needs no broker unless --check is given."""
     from tamiyo.streams.admin.acls import ROLES, grants, missing
-    from tamiyo.streams.admin.broker_wait import wait_for_broker
 
     if any(character in principal for character in "'\n\\") or not principal.partition(":")[2]:
         raise ConfigurationError(f"--principal {principal!r} must be like User:{{role}}, without quotes")
     names, console = settings_of.names(), Console()
     wanted = {each: grants(each, names) for each in dict.fromkeys(role or ROLES)}
     if check:
-        kafka = settings_of.kafka(bootstrap)
-        wanted = {each: missing(listed, wait_for_broker(kafka)) for each, listed in wanted.items()}
+        kafka = settings_of.connected_kafka(bootstrap)
+        wanted = {each: missing(listed, kafka) for each, listed in wanted.items()}
     rows = [(each, principal.replace("{role}", each), grant) for each, listed in wanted.items() for grant in listed]
     if format is Format.JSON:
         print(json.dumps([{"role": each, "principal": who, **asdict(grant)} for each, who, grant in rows], indent=2))

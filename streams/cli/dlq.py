@@ -36,7 +36,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="As JSON")]
 def _opened(bootstrap: str | None) -> tuple[Any, KafkaSettings]:
     from tamiyo.streams.admin.dead_letters import DeadLetters
 
-    kafka = settings_of.kafka(bootstrap)
+    kafka = settings_of.connected_kafka(bootstrap)
     return DeadLetters(kafka, settings_of.names()), kafka
 
 
@@ -70,10 +70,10 @@ def list_letters(topics: TopicArgument = None, as_json: AsJson = False, bootstra
     chosen = _chosen(topics)
     letters, _ = _opened(bootstrap)
     with letters:
-        boxes = letters.boxes(chosen)
+        boxes = letters.partitions(chosen)
     counted: dict[tuple[str, str], Counter[str]] = {}
     for box in boxes:
-        for letter in box.letters:
+        for letter in box.dead_letters:
             count = counted.setdefault((box.topic.name, letter.kind), Counter())
             count["letters"] += 1
             count["redriven"] += letter.offset in box.redriven
@@ -110,9 +110,9 @@ def show(
     chosen = _chosen(topics)
     letters, _ = _opened(bootstrap)
     with letters:
-        boxes = letters.boxes(chosen)
+        boxes = letters.partitions(chosen)
     for box in boxes:
-        for letter in [each for each in box.letters if wanted(each)][:limit]:
+        for letter in [each for each in box.dead_letters if wanted(each)][:limit]:
             redriven = letter.offset in box.redriven
             if as_json:
                 sys.stdout.write(json.dumps({**letter.described(), "redriven": redriven}) + "\n")
@@ -143,7 +143,7 @@ def redrive(
     chosen = _chosen(topics)
     letters, kafka = _opened(bootstrap)
     with letters:
-        boxes = letters.boxes(chosen, _say)
+        boxes = letters.partitions(chosen, _say)
         selected = [(box, [each for each in box.waiting if wanted(each)][:limit]) for box in boxes]
         counts = Counter((each.topic.name, each.kind) for _, batch in selected for each in batch)
         total = sum(counts.values())
@@ -158,11 +158,11 @@ def redrive(
         if not yes:
             typer.confirm(f"Send {total:,} letters back?", abort=True)
         done: Counter[str] = Counter()
-        with Redrive(letters, kafka) as sending:
-            for box, batch in selected:
-                for what, count in sending.send(box, batch):
-                    done[what] += count
-                    _say(f"{done.total():,} of {total:,}: {box.topic.name}/{box.partition}")
+        sending = Redrive(letters, kafka)
+        for box, batch in selected:
+            for what, count in sending.send(box, batch):
+                done[what] += count
+                _say(f"{done.total():,} of {total:,}: {box.topic.name}/{box.partition}")
     words = {
         "sent": "sent back",
         "found": "had gone back by a call that did not end",

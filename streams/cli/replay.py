@@ -72,7 +72,13 @@ def record(
     stop = stop_flag()
     url = StoreSettings().checkpoints if checkpoints else None
     complete = _record(
-        folder, settings_of.kafka(bootstrap), settings_of.names(), selection, stop, follow=follow, checkpoint_url=url
+        folder,
+        settings_of.connected_kafka(bootstrap),
+        settings_of.names(),
+        selection,
+        stop,
+        follow=follow,
+        checkpoint_url=url,
     )
     if not complete:
         console.print("stopped before the end; the same command goes on with it", style="yellow")
@@ -108,10 +114,10 @@ def replay(
     import tempfile
 
     from tamiyo.schemas.kafka import TopicNames
-    from tamiyo.streams.admin.broker_wait import wait_for_broker
     from tamiyo.streams.recording.recording import Recording
     from tamiyo.streams.replay.flow import Flow
-    from tamiyo.streams.replay.replayer import Interrupted, Plan, Replayer
+    from tamiyo.streams.replay.plan import Plan
+    from tamiyo.streams.replay.replayer import Interrupted, Replayer
 
     if (folder is None) != topics:
         raise ConfigurationError("give a recording's folder, or --topics to replay from the installation's topics")
@@ -134,6 +140,7 @@ def replay(
             # A replay may take as long as the training did; by then the topics may have let go of it.
             folder = Path(temporary) / "recording"
             selection = _selection(None, run, since, until, offsets)
+            settings_of.connected_kafka(bootstrap)
             if not _record(folder, kafka, live, selection, stop):
                 raise typer.Exit(130)
         recording = Recording(folder)
@@ -143,7 +150,7 @@ def replay(
             recording.count(plan.flow.inputs), recording.count(plan.flow.last.outputs), plan.flow.last.name
         )
         replayer = Replayer(recording, plan, kafka, live, stopped=stop, observer=display)
-        wait_for_broker(kafka)
+        settings_of.connected_kafka(bootstrap)
         replayer.check()
         if not workers:
             for name, value in replayer.environment().items():
@@ -160,7 +167,7 @@ def replay(
         f"complete: {result.published:,} messages replayed in {result.seconds:.1f} s, every stage has drained",
         highlight=False,
     )
-    for name, count in result.said.items():
+    for name, count in result.computed.items():
         console.print(f"  {count:>8,}  {prefix}{name}", highlight=False)
     for name, count in result.rejected.items():
         console.print(f"  {count:>8,}  {prefix}{name}", style="yellow", highlight=False)
@@ -186,11 +193,10 @@ def diff(
 ) -> None:
     """Compare what two runs said, byte by byte under each id; exit 1 where they differ."""
     from tamiyo.schemas.topics import BY_NAME
-    from tamiyo.streams.admin.broker_wait import wait_for_broker
     from tamiyo.streams.replay.compare import COMPARED, compare, side
 
     chosen = [BY_NAME[name] for name in _topics(topic)] if topic else list(COMPARED)
-    one, other = (side(text, lambda: wait_for_broker(settings_of.kafka(bootstrap))) for text in (left, right))
+    one, other = (side(text, lambda: settings_of.connected_kafka(bootstrap)) for text in (left, right))
     with Progress(
         TextColumn("{task.description}"), TextColumn("{task.completed:,} messages"), console=console, transient=True
     ) as progress:
@@ -227,7 +233,9 @@ def discard(
     bootstrap: Bootstrap = None,
 ) -> None:
     """Remove a replay's topics and consumer groups; an installation's own are refused."""
-    _discard(prefix, settings_of.kafka(bootstrap))
+    if not prefix or prefix == settings_of.names().prefix:
+        raise ConfigurationError(f"the prefix {prefix!r} is the installation's own: nothing is removed")
+    _discard(prefix, settings_of.connected_kafka(bootstrap))
 
 
 def _discard(prefix: str, kafka: Any) -> None:
@@ -242,10 +250,8 @@ def _record(
     checkpoint_url: str | None = None,
 ) -> bool:  # fmt: skip
     """Record with a progress bar; return whether everything is there."""
-    from tamiyo.streams.admin.broker_wait import wait_for_broker
     from tamiyo.streams.recording.recorder import Recorder
 
-    wait_for_broker(kafka)
     progress = Progress(
         TextColumn("recording"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), console=console
     )
@@ -288,13 +294,13 @@ class _Display:
         # As many as were recorded is what to expect; a recording need not hold any.
         self._out: TaskID = self.progress.add_task(last, total=expected or None)
 
-    def stage(self, words: str) -> None:
-        self.progress.console.print(f"{words} ...", highlight=False)
+    def phase(self, description: str) -> None:
+        self.progress.console.print(f"{description} ...", highlight=False)
 
     def published(self, count: int) -> None:
         self.progress.update(self._in, completed=count)
 
-    def said(self, count: int) -> None:
+    def computed(self, count: int) -> None:
         self.progress.update(self._out, completed=count)
 
 

@@ -27,10 +27,9 @@ def create(
     bootstrap: Bootstrap = None,
 ) -> None:
     """Create every topic of the catalogue that is missing."""
-    from tamiyo.streams.admin.broker_wait import wait_for_broker
     from tamiyo.streams.admin.topics import Topics
 
-    made = Topics(wait_for_broker(settings_of.kafka(bootstrap)), settings_of.names()).create(
+    made = Topics(settings_of.connected_kafka(bootstrap), settings_of.names()).create(
         partitions=partitions, replication=replication
     )
     for name in made:
@@ -58,10 +57,9 @@ def list_topics() -> None:
 @app.command("check", epilog="Example: `tamiyo topics check && echo fine`")
 def check(bootstrap: Bootstrap = None) -> None:
     """Compare the broker's topics with the catalogue; exit 1 where they differ."""
-    from tamiyo.streams.admin.broker_wait import wait_for_broker
     from tamiyo.streams.admin.topics import Topics
 
-    problems = Topics(wait_for_broker(settings_of.kafka(bootstrap)), settings_of.names()).check()
+    problems = Topics(settings_of.connected_kafka(bootstrap), settings_of.names()).check()
     for problem in problems:
         console.print(problem, highlight=False, soft_wrap=True)
     console.print("topics are as the catalogue says" if not problems else f"{len(problems)} problems")

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from tamiyo.schemas import topics
 from tamiyo.schemas.adaptation import OutcomeStatus
+from tamiyo.schemas.files import write_atomically
 from tamiyo.streams.demo.observer import Observer
 
 LATENCIES = {
@@ -38,7 +39,7 @@ class Report:
 
     def write(self, path: Path) -> None:
         """Write the report as JSON."""
-        path.write_text(json.dumps(asdict(self), indent=2, allow_nan=False) + "\n")
+        write_atomically(path, json.dumps(asdict(self), indent=2, allow_nan=False) + "\n")
 
 
 def counts(observer: Observer) -> dict[str, int]:

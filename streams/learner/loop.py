@@ -14,15 +14,17 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import structlog
-from confluent_kafka import Message, Producer
+from confluent_kafka import Message
 
 from tamiyo.host import blueprints
 from tamiyo.models.checkpoint import CheckpointStore
 from tamiyo.models.learner import Learner, Taken, UpdateReport
 from tamiyo.models.policy import PolicyConfig, TamiyoPolicy
+from tamiyo.schemas.client.awaited_producer import AwaitedProducer
+from tamiyo.schemas.client.broker_wait import wait_for_broker
 from tamiyo.schemas.codec import decode
 from tamiyo.schemas.errors import BrokerError, SchemaError, TamiyoError
-from tamiyo.schemas.kafka import PRODUCER, KafkaSettings, TopicNames
+from tamiyo.schemas.kafka import KafkaSettings, TopicNames
 from tamiyo.schemas.learning import Experience
 from tamiyo.schemas.topics import CHECKPOINTS, EXPERIENCE
 from tamiyo.streams.admin.acls import grants, require
@@ -42,7 +44,6 @@ __all__ = ["Learner", "LearnerLoop", "run_learner"]
 
 log = structlog.get_logger(__name__)
 
-RETRY_S = 2.0
 REFRESH_S = 30.0  # how often partitions are counted again, and the lag is measured
 
 
@@ -114,7 +115,7 @@ class LearnerLoop:
             keep=settings.keep_checkpoints,
             delivery_timeout_s=settings.delivery_timeout_s,
         )
-        self._letters = Producer(self._kafka.librdkafka(**PRODUCER))
+        self._dead_letters = AwaitedProducer(self._kafka, timeout_s=settings.delivery_timeout_s)
         self._experiences = ExperienceTopic(self._kafka, self._names)
         try:
             learner = self._begin()
@@ -126,26 +127,25 @@ class LearnerLoop:
         finally:
             self.ready = False
             self._experiences.close()
-            self._letters.flush(settings.delivery_timeout_s)
+            with contextlib.suppress(BrokerError):  # they are read, and rejected, again after a restart
+                self._dead_letters.flush()
         log.info("stopped", version=learner.version, not_yet_learned=learner.waiting)
 
     # Beginning
 
     def _wait_for_topics(self) -> bool:
         """Wait for the broker and the learner's topics; returns False where it was stopped meanwhile."""
-        topics = Topics(self._kafka, self._names, [EXPERIENCE, CHECKPOINTS])
-        deadline = self._clock() + self._settings.startup_timeout_s
-        while (reason := topics.reachable()) is not None:
-            if self._stop.is_set():
-                return False
-            if self._clock() > deadline:
-                raise BrokerError(
-                    f"no Kafka at {self._kafka.bootstrap_servers} within {self._settings.startup_timeout_s:.0f} s "
-                    f"({reason}); start one (`tamiyo broker`) or set TAMIYO_KAFKA_BOOTSTRAP_SERVERS"
-                )
-            log.warning("the broker does not answer yet", servers=self._kafka.bootstrap_servers, reason=reason)
+
+        def report(reason: str, left_s: float) -> None:
             self._turned = self._clock()
-            self._stop.wait(RETRY_S)
+            log.warning(
+                "no connection to Kafka yet",
+                servers=self._kafka.bootstrap_servers, reason=reason, giving_up_in_s=round(left_s),
+            )  # fmt: skip
+
+        if not wait_for_broker(self._kafka, self._settings.startup_timeout_s, report=report, stopped=self._stop.is_set):
+            return False
+        topics = Topics(self._kafka, self._names, [EXPERIENCE, CHECKPOINTS])
         if topics.embedded():
             topics.touch()
         else:
@@ -195,7 +195,7 @@ class LearnerLoop:
             self._turned = self._clock()
             # What cannot be decoded went to the dead letters the first time.
             with contextlib.suppress(SchemaError):
-                learner.recall(decode(message.value(), Experience))
+                learner.restore_experience(decode(message.value(), Experience))
             if self._stop.is_set():
                 return
         log.info("replay is filled again", experiences=len(learner.replay))
@@ -208,7 +208,7 @@ class LearnerLoop:
         room = max(1, self._settings.fresh_batch - learner.waiting)
         for message in self._experiences.read(room):
             self._take(learner, message)
-        self._letters.poll(0)
+        self._dead_letters.poll()
         if learner.waiting and self._waiting_since is None:
             self._waiting_since = now
         overdue = self._waiting_since is not None and now - self._waiting_since >= self._settings.max_wait_s
@@ -253,7 +253,7 @@ class LearnerLoop:
         where = (EXPERIENCE.name, message.partition(), message.offset())
         source = Incoming(*where, timestamp_ms=0, record=None, raw=message.value() or b"", key=message.key())
         topic, key, value, headers = message_of(Reject(source, reason), "learner")
-        self._letters.produce(self._names.full(topic), value, key, headers=headers)
+        self._dead_letters.produce(self._names.full(topic), value, key, headers=headers)
 
     def _update(self, learner: Learner, *, overdue: bool) -> None:
         parent = learner.version
@@ -275,8 +275,7 @@ class LearnerLoop:
             parent=parent,
         )
         # A bad message before these offsets will not be read again: it must be with the dead letters by now.
-        if self._letters.flush(self._settings.delivery_timeout_s):
-            raise BrokerError(f"dead letters were not delivered within {self._settings.delivery_timeout_s:.0f} s")
+        self._dead_letters.flush()
         self._releases.release(header, learner.checkpoint(header))
         metrics.VERSION.set(learner.version)
 

@@ -1,25 +1,22 @@
 """Where policies are released: the newest checkpoint to go on from, and the next one stored and announced."""
 
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import structlog
-from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaException, Producer, TopicPartition
 
 from tamiyo.models.checkpoint import CheckpointHeader, CheckpointStore, checksum, load
 from tamiyo.models.policy import TamiyoPolicy
+from tamiyo.schemas.client.awaited_producer import AwaitedProducer
+from tamiyo.schemas.client.partition_reader import PartitionReader
 from tamiyo.schemas.codec import decode, encode
 from tamiyo.schemas.errors import BrokerError, CheckpointCorrupt, ConfigurationError, PolicyError, SchemaError
-from tamiyo.schemas.kafka import PRODUCER, KafkaSettings, TopicNames
+from tamiyo.schemas.kafka import KafkaSettings, TopicNames
 from tamiyo.schemas.learning import CheckpointStatus, PolicyCheckpoint
 from tamiyo.schemas.topics import CHECKPOINTS
 
 log = structlog.get_logger(__name__)
-
-READ_TIMEOUT_S = 30.0
-POLL_S = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,10 +58,7 @@ class CheckpointReleases:
         self._kafka = kafka
         self._topic = names.full(CHECKPOINTS.name)
         self._keep = keep
-        self._timeout = delivery_timeout_s
-        self._producer = Producer(
-            kafka.librdkafka(**PRODUCER, **{"message.timeout.ms": int(delivery_timeout_s * 1000)})
-        )
+        self._producer = AwaitedProducer(kafka, timeout_s=delivery_timeout_s)
 
     def find(self, blueprints: tuple[str, ...]) -> ResumePoint:
         """Return the newest checkpoint that can be gone on from, its actions those of `blueprints`.
@@ -101,39 +95,15 @@ class CheckpointReleases:
 
     def announced(self) -> PolicyCheckpoint | None:
         """Return the newest announcement of this policy. Raises BrokerError where the topic cannot be read."""
-        consumer = Consumer(
-            self._kafka.librdkafka(log_level=0, **{"group.id": "tamiyo-learner-releases", "enable.auto.commit": False})
-        )
-        try:
-            metadata = consumer.list_topics(self._topic, timeout=READ_TIMEOUT_S).topics[self._topic]
-            left = {}
-            for number in metadata.partitions:
-                low, high = consumer.get_watermark_offsets(TopicPartition(self._topic, number), timeout=READ_TIMEOUT_S)
-                if high > low:
-                    left[number] = high
-            consumer.assign([TopicPartition(self._topic, number, OFFSET_BEGINNING) for number in left])
-            return self._newest(consumer, left)
-        except KafkaException as error:
-            raise BrokerError(f"{self._topic} cannot be read: {error}") from error
-        finally:
-            consumer.close()
-
-    def _newest(self, consumer: Consumer, left: dict[int, int]) -> PolicyCheckpoint | None:
         found: PolicyCheckpoint | None = None
-        deadline = time.monotonic() + READ_TIMEOUT_S
-        while left:
-            if time.monotonic() > deadline:
-                raise BrokerError(f"{self._topic} was not read within {READ_TIMEOUT_S:.0f} s")
-            message = consumer.poll(POLL_S)
-            if message is not None and not message.error() and message.key() == self._name.encode():
+        with PartitionReader(self._kafka, "tamiyo-learner-releases") as reader:
+            for message in reader.read(reader.ranges(self._topic)):
+                if message.key() != self._name.encode():
+                    continue
                 try:
                     found = decode(message.value(), PolicyCheckpoint)
                 except SchemaError as error:
                     log.error("an announcement cannot be read", offset=message.offset(), error=str(error))
-            # The position passes what compaction and transactions left out, where no message ends a partition.
-            for place in consumer.position([TopicPartition(self._topic, number) for number in left]):
-                if place.offset >= left[place.partition]:
-                    del left[place.partition]
         return found
 
     def release(self, header: CheckpointHeader, data: bytes) -> PolicyCheckpoint:
@@ -178,18 +148,10 @@ class CheckpointReleases:
             updates=header.updates,
             metrics=header.metrics,
         )
-        failures: list[str] = []
-        self._producer.produce(
-            self._topic,
-            encode(announcement),
-            self._name.encode(),
-            on_delivery=lambda error, _: failures.append(error.str()) if error is not None else None,
-        )
-        undelivered = self._producer.flush(self._timeout + 1)
-        if failures or undelivered:
-            raise BrokerError(
-                f"policy {header.version} was stored but not announced on {self._topic}: "
-                f"{failures[0] if failures else f'no answer within {self._timeout:.0f} s'}"
-            )
+        try:
+            self._producer.produce(self._topic, encode(announcement), self._name)
+            self._producer.flush()
+        except BrokerError as error:
+            raise BrokerError(f"policy {header.version} was stored but not announced: {error}") from error
         log.info("policy released", version=header.version, experiences=header.experiences, bytes=len(data))
         return announcement

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from prometheus_client import REGISTRY
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
-from tamiyo.host.handle import Handle
+from tamiyo.host import Handle
 from tamiyo.streams.process.http_endpoint import HealthServer
 
 START_TIMEOUT_S = 10.0

@@ -39,7 +39,7 @@ async def watch_coordination(shell: StageRunner) -> None:
     heeded = 0
     while True:
         await asyncio.sleep(shell.worker.watchdog.coordination_s / LOOKS)
-        trouble = shell.thread.coordination_trouble
+        trouble = shell.thread.group_failure
         if still.check(trouble) < 2 or shell.stopping:
             continue  # Faust heeds it by itself where it is fetching
         if trouble is None:
@@ -47,7 +47,7 @@ async def watch_coordination(shell: StageRunner) -> None:
         elif heeded < LOOKS - 2:
             heeded += 1
             log.warning("the group refused this consumer, which tries again", stage=shell.name, error=repr(trouble))
-            await shell.thread.heed_coordination()
+            await shell.thread.clear_group_failure()
         else:
             words = f"watchdog: the consumer's coordination with its group has failed: {trouble!r}"
             shell.fail(BrokerError(words), at={"stage": shell.name})

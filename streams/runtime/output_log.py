@@ -16,7 +16,7 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from tamiyo.schemas.errors import BrokerError
 from tamiyo.schemas.kafka import KafkaSettings
 from tamiyo.streams.headers import INSIDE_HEADER, POSITIONS_HEADER, SOURCE_HEADER
-from tamiyo.streams.runtime.faust.app import aiokafka_settings, start_reader
+from tamiyo.streams.runtime.faust.clients import aiokafka_settings, start_reader
 from tamiyo.streams.stages.base import SHORT_ID
 
 PIECE = 500  # also how much disorder two workers that overlapped in time may have left

@@ -16,6 +16,7 @@ from typing import Any
 
 import structlog
 
+from tamiyo.schemas.files import write_atomically
 from tamiyo.streams.stages.base import Incoming
 
 log = structlog.get_logger(__name__)
@@ -89,6 +90,4 @@ class PoisonTracker:
         if self._path is None:
             return
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        partial = self._path.with_suffix(".part")
-        partial.write_text(json.dumps({"failures": self._failures, "reason": self._reason}))
-        partial.replace(self._path)
+        write_atomically(self._path, json.dumps({"failures": self._failures, "reason": self._reason}))

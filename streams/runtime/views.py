@@ -18,7 +18,7 @@ from tamiyo.schemas.kafka import KafkaSettings, TopicNames
 from tamiyo.schemas.record import Record
 from tamiyo.schemas.topics import Topic
 from tamiyo.streams.runtime import metrics
-from tamiyo.streams.runtime.faust.app import aiokafka_settings, start_reader
+from tamiyo.streams.runtime.faust.clients import aiokafka_settings, start_reader
 
 log = structlog.get_logger(__name__)
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import structlog
 
+from tamiyo.schemas.client.broker_wait import wait_for_broker
 from tamiyo.schemas.errors import BrokerError, TamiyoError
 from tamiyo.schemas.kafka import KafkaSettings, TopicNames
 from tamiyo.schemas.topics import Topic
@@ -29,7 +30,6 @@ from tamiyo.streams.stages.registry import StageEntry, entry
 log = structlog.get_logger(__name__)
 
 EMBEDDED_FETCH_WAIT_MS = 10  # the mock cluster answers a fetch that found nothing only when this is over
-RETRY_S = 2.0
 LOOP_PATIENCE_S = 5.0  # without a turn of the loop for this long, something blocks it
 
 
@@ -133,20 +133,20 @@ class Worker:
         """Wait until the broker answers and the topics are there; return how long fetches may wait there, ms."""
         needed = {topic.name: topic for stage in stages.values() for topic in _topics(stage)}
         topics = Topics(self._kafka, self._names, list(needed.values()))
-        deadline = time.monotonic() + self._worker.startup_timeout_s
-        while (reason := await asyncio.to_thread(topics.reachable, RETRY_S)) is not None and not self._stop.is_set():
-            left = deadline - time.monotonic()
-            if left <= 0:
-                raise BrokerError(
-                    f"no Kafka at {self._kafka.bootstrap_servers} within {self._worker.startup_timeout_s:.0f} s "
-                    f"({reason}); start one (`tamiyo broker`) or set TAMIYO_KAFKA_BOOTSTRAP_SERVERS"
-                )
+
+        def report(reason: str, left_s: float) -> None:
             log.warning(
-                "the broker does not answer yet",
-                servers=self._kafka.bootstrap_servers, reason=reason, giving_up_in_s=round(left),
+                "no connection to Kafka yet",
+                servers=self._kafka.bootstrap_servers, reason=reason, giving_up_in_s=round(left_s),
             )  # fmt: skip
-            await asyncio.sleep(min(RETRY_S, left))
-        if self._stop.is_set():
+
+        if not await asyncio.to_thread(
+            wait_for_broker,
+            self._kafka,
+            self._worker.startup_timeout_s,
+            report=report,
+            stopped=self._stop.is_set,
+        ):
             return self._worker.fetch_wait_ms
         embedded = await asyncio.to_thread(topics.embedded)
         if embedded:

@@ -29,10 +29,10 @@ def load_yaml(path: str) -> Any:
 def modules_with(text: str) -> list[str]:
     """Name the program's modules whose source holds `text`."""
     return [
-        f"tamiyo.{package}.{path.stem}"
+        ".".join(("tamiyo", *path.relative_to(ROOT).with_suffix("").parts)).removesuffix(".__init__")
         for package in PACKAGES
-        for path in sorted((ROOT / package).glob("*.py"))
-        if text in path.read_text(encoding="utf-8") and path.stem != "__init__"
+        for path in sorted((ROOT / package).rglob("*.py"))
+        if text in path.read_text(encoding="utf-8") and path.stem != "__main__"
     ]
 
 

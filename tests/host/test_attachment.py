@@ -17,7 +17,7 @@ from tests.support.runs import RUN, Run, data, network, run
 
 
 def topology(attached: Run) -> ModelTopology:
-    (record,) = attached.publisher.records(TOPOLOGY)
+    (record,) = attached.records(TOPOLOGY)
     assert isinstance(record, ModelTopology)
     return record
 

@@ -10,10 +10,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from tamiyo.host.attachment import attach
-from tamiyo.host.frames import COMPANIONS
+from tamiyo.host import KafkaTransport, attach
 from tamiyo.host.layers.kasmina_layer import KasminaLayer
 from tamiyo.host.layers.seed import SeedState
+from tamiyo.host.sampling.frames import COMPANIONS
+from tamiyo.host.testing import MemoryTransport
 from tamiyo.schemas.adaptation import AdaptationDecision, AdaptationOutcome, OutcomeStatus
 from tamiyo.schemas.kafka import KafkaSettings, TopicNames
 from tamiyo.schemas.telemetry import CacheHitRates, ErrorRecoveryEvent, KernelPerformance, LayerHealth, ModelPerformance
@@ -31,7 +32,7 @@ from tamiyo.schemas.topics import (
 from tamiyo.streams.admin.topics import Topics
 from tests.support.kafka_log import KafkaLog
 from tests.support.layers import FaultyKernel
-from tests.support.runs import RUN, MemoryReceiver, Run, compiled, data, decision, network, run, settings
+from tests.support.runs import RUN, Run, compiled, data, decision, network, run, settings
 
 
 @pytest.fixture
@@ -47,7 +48,7 @@ def trained() -> Run:
 def frames(
     of: Run, *, final: bool = False
 ) -> tuple[list[KernelPerformance], list[LayerHealth], list[ModelPerformance]]:
-    found = [of.publisher.records(topic) for topic in (KERNEL_PERFORMANCE, LAYER_HEALTH, MODEL_PERFORMANCE)]
+    found = [of.records(topic) for topic in (KERNEL_PERFORMANCE, LAYER_HEALTH, MODEL_PERFORMANCE)]
     return tuple([f for f in column if f.final is final] for column in found)  # type: ignore[return-value]
 
 
@@ -66,8 +67,7 @@ def test_the_run_ends_with_a_final_frame_on_each_companion(trained: Run) -> None
     performance, health, model = (column[0] for column in frames(trained, final=True))
     assert (performance.layer_id, health.layer_id) == ([], [])
     assert model.train_loss == pytest.approx(trained.losses[-1])
-    assert trained.publisher.closed
-    assert trained.receiver.closed
+    assert trained.transport.closed
 
 
 def test_frames_say_what_was_measured(trained: Run) -> None:
@@ -102,7 +102,7 @@ def test_growth_scores_come_at_their_own_interval(trained: Run) -> None:
 
 
 def test_the_cache_has_a_frame_without_companions(trained: Run) -> None:
-    found: list[CacheHitRates] = trained.publisher.records(CACHE_HIT_RATES)
+    found: list[CacheHitRates] = trained.records(CACHE_HIT_RATES)
     assert [(f.step, f.hits, f.misses, f.hit_rate, f.companions) for f in found] == [
         (4, 0, 0, 1.0, []),
         (8, 0, 0, 1.0, []),
@@ -145,9 +145,9 @@ def test_a_load_preserves_the_function_and_the_optimisers_state_and_then_learns(
     inputs = data(seed=99)[0]
     before = made.model(inputs).detach()
     moments = {p: made.optimizer.state[p]["exp_avg"].clone() for p in made.model.parameters()}
-    made.ask(decision())
+    made.load()
     made.train(1)
-    (outcome,) = made.publisher.outcomes
+    (outcome,) = made.outcomes
     assert outcome.status is OutcomeStatus.EXECUTED
     after_one_step = made.model(inputs).detach()
     with made.layer().gated_off(0):
@@ -166,7 +166,7 @@ def test_a_load_preserves_the_function_and_the_optimisers_state_and_then_learns(
 def test_contributions_and_seeds_show_in_the_frames() -> None:
     made = run()
     made.train(2)
-    made.ask(decision())
+    made.load()
     made.train(6)
     made.handle.close()
     health, model = frames(made)[1:]
@@ -182,9 +182,9 @@ def test_contributions_and_seeds_show_in_the_frames() -> None:
 
 def test_an_unloaded_kernel_leaves_model_and_optimiser() -> None:
     made = run()
-    made.ask(decision())
+    made.load()
     made.train(6)
-    made.ask(decision("d2", type="unload_kernel"))
+    made.transport.decide("unload_kernel", layer="0")
     made.train(6)
     assert len(made.layer().kernels) == 0
     trained = {id(p) for group in made.optimizer.param_groups for p in group["params"]}
@@ -202,7 +202,7 @@ def test_a_kernel_that_fails_is_told_and_training_goes_on() -> None:
     faulty.faults = 1
     made.train(4)
     made.handle.close()
-    events: list[ErrorRecoveryEvent] = made.publisher.records(ERROR_RECOVERY)
+    events: list[ErrorRecoveryEvent] = made.records(ERROR_RECOVERY)
     assert [(e.layer_id, e.error_type, e.strategy, e.success, e.companions) for e in events] == [
         ("3", "RuntimeError", "retry", True, [])
     ]
@@ -219,32 +219,32 @@ def test_a_diverged_run_still_has_frames() -> None:
     assert frames(made)[0][0].layer_id == []
 
 
-class Faulty(MemoryReceiver):
+class FaultyTransport(MemoryTransport):
     def receive(self) -> Any:
         raise RuntimeError("out of luck")
 
 
 def test_an_error_of_ours_does_not_end_training(caplog: pytest.LogCaptureFixture) -> None:
-    made = run()
-    faulty = Faulty()
-    object.__setattr__(made.handle._parts, "receiver", faulty)
+    made = run(transport=FaultyTransport())
     made.train(4)
     made.handle.close()
     assert len(made.losses) == 4
     assert made.handle.stats.errors == 5
-    assert "training goes on" in caplog.text
+    assert "training continues" in caplog.text
+
+
+class AwaitingTransport(MemoryTransport):
+    awaits_decisions = True
 
 
 def test_the_end_answers_what_is_open_and_waits_for_the_last_decision() -> None:
-    made = run(drain_s=20.0)
+    made = run(drain_s=20.0, transport=AwaitingTransport())
     made.train(3)
-    made.receiver.put(decision("open"))  # its kernel never comes
+    made.transport.send(decision("open"))  # its kernel never comes
     made.train(1)
-    made.receiver.put(decision("late", step=3), decision("last", step=4))
+    made.transport.send(decision("late", step=3), decision("last", step=4))
     made.handle.close()
-    assert [(o.status, o.reason.split(":")[0]) for o in made.publisher.outcomes] == [
-        (OutcomeStatus.REFUSED, "run_ended")
-    ] * 3
+    assert [(o.status, o.reason.split(":")[0]) for o in made.outcomes] == [(OutcomeStatus.REFUSED, "run_ended")] * 3
     stats = made.handle.stats
     assert (stats.decisions, stats.refused, stats.executed, stats.failed) == (3, 3, 0, 0)
 
@@ -253,16 +253,16 @@ def test_nothing_happens_after_the_end() -> None:
     made = run()
     made.train(2)
     made.handle.close()
-    told = made.publisher.published
+    told = made.transport.published
     made.train(4)
     made.handle.close()
-    assert made.publisher.published == told
+    assert made.transport.published == told
     assert made.handle.stats.step == 2
 
 
 def test_detach_puts_plain_layers_back_where_nothing_grew() -> None:
     made = run()
-    made.ask(decision())
+    made.load()
     made.train(3)
     made.handle.detach()
     assert isinstance(made.model.get_submodule("0"), KasminaLayer)
@@ -275,9 +275,9 @@ def test_detach_puts_plain_layers_back_where_nothing_grew() -> None:
 
 def test_a_grown_run_goes_on_from_its_state() -> None:
     first = run()
-    first.ask(decision())
+    first.load()
     first.train(3)
-    first.ask(decision("slow", type="optimize_parameters", layer="3"))
+    first.transport.decide("optimize_parameters", layer="3")
     first.train(2)
     first.handle.close()
     saved = first.handle.state_dict()
@@ -288,8 +288,8 @@ def test_a_grown_run_goes_on_from_its_state() -> None:
     assert second.handle.stats.step == 5
     second.losses = list(first.losses)  # the same data from here on
     second.train(3)
-    assert second.publisher.records(LAYER_HEALTH)[0].learning_rate_scale == [1.0, 0.5, 1.0]
-    assert second.publisher.records(LAYER_HEALTH)[0].active_seeds == [1, 0, 0]
+    assert second.records(LAYER_HEALTH)[0].learning_rate_scale == [1.0, 0.5, 1.0]
+    assert second.records(LAYER_HEALTH)[0].active_seeds == [1, 0, 0]
     assert second.handle.stats.errors == 0
     second.handle.close()
 
@@ -298,7 +298,7 @@ def test_the_context_manager_ends_the_run() -> None:
     made = run()
     with made.handle as handle:
         made.train(2)
-    assert made.publisher.closed
+    assert made.transport.closed
     assert handle.stats.step == 2
 
 
@@ -309,7 +309,12 @@ def test_over_kafka_a_repeated_decision_is_executed_once_and_answered(
     model = network()
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
     handle = attach(
-        model, optimizer, run_id=RUN, example_input=data(2)[0], settings=settings(), kafka=kafka, topics=names
+        model,
+        optimizer,
+        run_id=RUN,
+        example_input=data(2)[0],
+        settings=settings(),
+        transport=KafkaTransport(kafka, names),
     )
     with closing(handle):
         asked = decision()
@@ -349,8 +354,7 @@ def test_without_a_broker_training_goes_on_and_drops_are_counted(names: TopicNam
         optimizer,
         example_input=data(2)[0],
         settings=settings(connect_timeout_s=0.1, flush_timeout_s=0.2, drain_s=60.0),
-        kafka=nowhere,
-        topics=names,
+        transport=KafkaTransport(nowhere, names),
     ) as handle:
         for seed in range(6):
             inputs, labels = data(seed=seed)

@@ -186,7 +186,7 @@ def test_the_store_keeps_files_by_version(store):
 )
 def test_no_other_file_is_opened(store, name):
     store.write(12, b"twelve")
-    with pytest.raises(PolicyError, match="not the name of a checkpoint"):
+    with pytest.raises(PolicyError, match="expected the name of a checkpoint"):
         store.read(name)
 
 

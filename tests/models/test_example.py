@@ -82,7 +82,7 @@ def test_bootstrap_counts_follow_from_the_id():
     assert bootstrap_weights("a", 5) == bootstrap_weights("a", 5)
     assert bootstrap_weights("a", 10)[:5] == bootstrap_weights("a", 5)
     assert bootstrap_weights("a", 10) != bootstrap_weights("b", 10)
-    with pytest.raises(PolicyError, match="33 reward heads"):
+    with pytest.raises(PolicyError, match="32 reward heads, got 33"):
         bootstrap_weights("a", MAX_HEADS + 1)
 
 

@@ -81,7 +81,7 @@ def test_what_does_not_fit_is_counted_by_reason_and_changes_nothing():
 
 
 def test_only_so_many_ids_are_remembered(monkeypatch):
-    monkeypatch.setattr(module, "REMEMBERED", 3)
+    monkeypatch.setattr(module, "KNOWN_IDS", 3)
     made = learner(fresh_batch=100)
     for each in stream(5):
         made.take(each)
@@ -140,7 +140,7 @@ def test_an_update_that_must_not_act_leaves_the_incumbent_and_keeps_what_it_saw(
     made._updater.settings = SETTINGS.model_copy(update={"max_loss": 1e-9})
     report = made.learn(stream(4, start=4))
     assert not report.accepted
-    assert "minibatches had a loss above" in report.reason
+    assert "minibatches had a loss that was above" in report.reason
     assert (made.version, made.updates, made.rolled_back, made.waiting, len(made.replay)) == (1, 1, 1, 0, 8)
     was, _, state = load(before)
     now, header, state_now = load(checkpoint(made))
@@ -210,12 +210,12 @@ def plain(state):
     return state.tolist() if isinstance(state, torch.Tensor) else state
 
 
-def test_what_is_recalled_fills_replay_and_counts_no_second_time():
+def test_a_restored_experience_fills_replay_and_counts_no_second_time():
     made = learner()
     made.learn(stream(4))
     resumed = resume(checkpoint(made, {"0": 4}))
     for each in stream(4):
-        assert resumed.recall(each) == Taken.FRESH
+        assert resumed.restore_experience(each) == Taken.FRESH
     assert (resumed.experiences, resumed.updates, resumed.waiting, len(resumed.replay)) == (4, 1, 0, 4)
     assert not resumed.taken
     assert [resumed.take(each) for each in stream(4)] == [Taken.REPEATED] * 4

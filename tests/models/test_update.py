@@ -275,20 +275,20 @@ def without_confidence(updater, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("trouble", "reason"),
+    ("damage", "reason"),
     [
-        (with_a_reward_of_nan, "all 6 minibatches had a loss above 50.0 or not finite"),
+        (with_a_reward_of_nan, "all 6 minibatches had a loss that was above 50.0 or not finite"),
         (with_a_broken_gradient, "all 6 minibatches"),
-        (with_a_loss_bound, "all 6 minibatches had a loss above 1e-09"),
-        (with_a_kl_bound, "nats, more than 1e-09"),
+        (with_a_loss_bound, "all 6 minibatches had a loss that was above 1e-09"),
+        (with_a_kl_bound, "nats, more than the limit of 1e-09"),
         (with_an_entropy_floor, "the entropy fell from"),
         (with_weights_of_nan, "weights are not finite"),
         (with_an_output_that_overflows, "output is not finite"),
-        (without_confidence, "no experience of this batch has any confidence"),
+        (without_confidence, "no experience of the batch has a confidence above 0"),
     ],
 )
-def test_a_bad_update_is_taken_back_whole(updater, monkeypatch, trouble, reason):
-    examples = trouble(updater, monkeypatch)
+def test_a_bad_update_is_taken_back_whole(updater, monkeypatch, damage, reason):
+    examples = damage(updater, monkeypatch)
     before = everything(updater)
     with pytest.raises(UpdateRejected, match=reason):
         update(updater, examples, version=1)
@@ -337,11 +337,11 @@ def test_a_state_goes_on_where_it_was(updater):
 @pytest.mark.parametrize("broken", [{}, {"proximal": {}}, {"optimizer": {}}, {"scheduler": {"last_epoch": "soon"}}])
 def test_a_state_of_something_else_is_refused(updater, broken):
     state = {**updater.state(), **broken} if broken else {}
-    with pytest.raises(PolicyError, match="not of this policy"):
+    with pytest.raises(PolicyError, match="does not fit this policy"):
         Updater(small_policy(), settings(), state)
     wider = Updater(small_policy(hidden=16), settings())
     update(wider)
-    with pytest.raises(PolicyError, match="not of this policy"):
+    with pytest.raises(PolicyError, match="does not fit this policy"):
         Updater(small_policy(), settings(), wider.state())
 
 

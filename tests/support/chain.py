@@ -7,8 +7,8 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from tamiyo.host.client.publisher import Make
-from tamiyo.host.client.receiver import Arrival
+from tamiyo.host.client.transport import InboundRecord, Make
+from tamiyo.host.common.settings import HostSettings
 from tamiyo.schemas import topics
 from tamiyo.schemas.codec import decode, encode
 from tamiyo.schemas.record import Record
@@ -27,11 +27,13 @@ class Chain:
         self.rejected: list[Reject] = []
         self.views: dict[str, FixedView] = defaultdict(FixedView)
         self.stages: list[Stage] = []
-        self.arrivals: deque[Arrival] = deque()
+        self.arrivals: deque[InboundRecord] = deque()
         self.published = 0
         self.busy_seconds = 0.0
         self.dropped = 0
         self.connected = True
+        self.awaits_decisions = False
+        self.store_url: str | None = None
         self._published_ids: set[tuple[str, str]] = set()
 
     def add(self, make: Callable[[int, Any], Stage], settings: Any) -> Stage:
@@ -67,7 +69,10 @@ class Chain:
                 self._published_ids.add((result.topic.name, result.identity))
                 self.send(result.topic, result.record, result.record.run_id)
 
-    # The host's Publisher and Receiver:
+    # The host's Transport:
+
+    def open(self, run_id: str, settings: HostSettings, on_kernel: Callable[[Any], None]) -> None:
+        """Do nothing: there is no connection."""
 
     def publish(self, topic: Topic, make: Make) -> None:
         """Publish a host's record."""
@@ -76,15 +81,11 @@ class Chain:
         self.send(topic, record, record.run_id)
         self.tick()
 
-    def receive(self) -> Sequence[Arrival]:
+    def receive(self) -> Sequence[InboundRecord]:
         """Return the records that have arrived for the host."""
         arrived = list(self.arrivals)
         self.arrivals.clear()
         return arrived
 
-    def flush(self, timeout_s: float) -> bool:
-        """Return True: every record is delivered when it is published."""
-        return True
-
-    def close(self, timeout_s: float = 0) -> None:
+    def close(self, timeout_s: float) -> None:
         """Do nothing: there is no connection."""

@@ -1,6 +1,5 @@
 """Factories: small runs attached to a transport in memory, and the records that reach them."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -8,15 +7,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tamiyo.host.attachment import attach
+from tamiyo.host import Handle, HostSettings, attach
 from tamiyo.host.blueprints.layer_spec import LayerSpec
-from tamiyo.host.client.publisher import Make
-from tamiyo.host.client.receiver import Arrival
-from tamiyo.host.common.settings import HostSettings
-from tamiyo.host.handle import Handle
 from tamiyo.host.kernels.compiler import compile_kernel
 from tamiyo.host.kernels.store import KernelStore
 from tamiyo.host.layers.kasmina_layer import KasminaLayer
+from tamiyo.host.testing import MemoryTransport
 from tamiyo.schemas.adaptation import (
     Action,
     AdaptationDecision,
@@ -26,61 +22,11 @@ from tamiyo.schemas.adaptation import (
     KernelStatus,
 )
 from tamiyo.schemas.identity import decision_id, kernel_id
-from tamiyo.schemas.record import Record
 from tamiyo.schemas.record import Tensor as RecordTensor
 from tamiyo.schemas.topics import OUTCOMES, Topic
 
 RUN = "run-1"
 STORE = "memory://runs"
-
-
-class MemoryPublisher:
-    """Keeps what is published."""
-
-    def __init__(self) -> None:
-        self.made: list[tuple[Topic, Make]] = []
-        self.closed = False
-        self.dropped = 0
-        self.busy_seconds = 0.0
-
-    @property
-    def published(self) -> int:
-        return len(self.made)
-
-    def publish(self, topic: Topic, make: Make) -> None:
-        self.made.append((topic, make))
-
-    def flush(self, timeout_s: float) -> bool:
-        return True
-
-    def close(self, timeout_s: float) -> None:
-        self.closed = True
-
-    def records(self, topic: Topic) -> list[Any]:
-        return [make() for at, make in self.made if at is topic]
-
-    @property
-    def outcomes(self) -> list[AdaptationOutcome]:
-        return self.records(OUTCOMES)
-
-
-class MemoryReceiver:
-    """Hands on what a test puts into it."""
-
-    def __init__(self) -> None:
-        self.waiting: list[Record] = []
-        self.connected = True
-        self.closed = False
-
-    def put(self, *records: Record) -> None:
-        self.waiting += records
-
-    def receive(self) -> Sequence[Arrival]:
-        arrived, self.waiting = self.waiting, []
-        return arrived  # type: ignore[return-value]
-
-    def close(self) -> None:
-        self.closed = True
 
 
 def decision(
@@ -121,18 +67,18 @@ def decision(
     return AdaptationDecision(**values | more)
 
 
-def compiled(asked: AdaptationDecision, spec: LayerSpec, **more: Any) -> CompiledKernel:
-    """What the kernels stage answers to a decision, the kernel in the store."""
-    assert asked.kernel_id is not None
-    assert asked.blueprint is not None
-    assert asked.layer_id is not None
-    stored = compile_kernel(spec, asked.blueprint, asked.kernel_id, KernelStore(STORE), parameter_budget=10**6)
+def compiled(request: AdaptationDecision, spec: LayerSpec, **more: Any) -> CompiledKernel:
+    """Compile the kernel of a decision into STORE, and return the kernels stage's record of it."""
+    assert request.kernel_id is not None
+    assert request.blueprint is not None
+    assert request.layer_id is not None
+    stored = compile_kernel(spec, request.blueprint, request.kernel_id, KernelStore(STORE), parameter_budget=10**6)
     values: dict[str, Any] = {
         "run_id": RUN,
-        "kernel_id": asked.kernel_id,
-        "decision_id": asked.decision_id,
-        "layer_id": asked.layer_id,
-        "blueprint": asked.blueprint,
+        "kernel_id": request.kernel_id,
+        "decision_id": request.decision_id,
+        "layer_id": request.layer_id,
+        "blueprint": request.blueprint,
         "status": KernelStatus.COMPILED,
         "checksum": stored.checksum,
         "size_bytes": stored.size_bytes,
@@ -183,8 +129,7 @@ class Run:
     model: nn.Module
     optimizer: torch.optim.Optimizer
     handle: Handle
-    publisher: MemoryPublisher
-    receiver: MemoryReceiver
+    transport: MemoryTransport
     losses: list[float] = field(default_factory=list)
 
     def train(self, steps: int) -> None:
@@ -202,19 +147,30 @@ class Run:
         assert isinstance(found, KasminaLayer)
         return found
 
-    def ask(self, asked: AdaptationDecision) -> AdaptationDecision:
-        """Put a decision, and its kernel where it needs one, before the host."""
-        self.receiver.put(asked)
-        if asked.type == "load_kernel" and asked.layer_id is not None:
-            self.receiver.put(compiled(asked, self.layer(asked.layer_id).spec))
-        return asked
+    def load(self, layer: str = "0", blueprint: str = "parallel_expansion") -> AdaptationDecision:
+        """Decide to load a kernel; its record arrives too."""
+        return self.transport.decide("load_kernel", layer=layer, blueprint=blueprint)
+
+    def records(self, topic: Topic) -> list[Any]:
+        return self.transport.records(topic.name)
+
+    @property
+    def outcomes(self) -> list[AdaptationOutcome]:
+        return self.records(OUTCOMES)
 
 
-def run(model: nn.Module | None = None, *, held_out: bool = True, lr: float = 0.01, **more: Any) -> Run:
+def run(
+    model: nn.Module | None = None,
+    *,
+    held_out: bool = True,
+    lr: float = 0.01,
+    transport: MemoryTransport | None = None,
+    **more: Any,
+) -> Run:
     """Attach a network; `more` are settings, or what `attach` takes."""
     model = model or network()
     optimizer = torch.optim.Adam(model.parameters(), lr=lr)
-    publisher, receiver = MemoryPublisher(), MemoryReceiver()
+    transport = transport or MemoryTransport()
     options = {name: more.pop(name) for name in ("layers", "protected", "num_seeds", "example_input") if name in more}
     handle = attach(
         model,
@@ -223,8 +179,7 @@ def run(model: nn.Module | None = None, *, held_out: bool = True, lr: float = 0.
         loss_fn=F.cross_entropy if held_out else None,
         held_out=data(32, seed=10_000) if held_out else None,
         settings=settings(**more),
-        publisher=publisher,
-        receiver=receiver,
+        transport=transport,
         **{"example_input": data(2)[0]} | options,
     )
-    return Run(model, optimizer, handle, publisher, receiver)
+    return Run(model, optimizer, handle, transport)

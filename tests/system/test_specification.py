@@ -15,9 +15,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from tamiyo.evaluation.lab.bandit import BLUEPRINTS, GrowthBandit, expected_reward, no_op_share, play
-from tamiyo.host.attachment import attach
+from tamiyo.host import HostSettings, attach
 from tamiyo.host.blueprints import names
-from tamiyo.host.common.settings import HostSettings
 from tamiyo.host.layers.kasmina_layer import KasminaLayer
 from tamiyo.models.behaviour import choose
 from tamiyo.models.checkpoint import CheckpointHeader, CheckpointStore, checksum, save
@@ -97,8 +96,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Chain, KasminaLayer]:
         loss_fn=F.cross_entropy,
         held_out=held_out,
         settings=HostSettings(store_url=f"file://{folder}/kernels", drain_s=0.0, overhead_budget=1.0),
-        publisher=chain,
-        receiver=chain,
+        transport=chain,
     ) as handle:
         layer = model[0]
         assert isinstance(layer, KasminaLayer)

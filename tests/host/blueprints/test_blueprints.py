@@ -148,7 +148,7 @@ def test_adding_a_blueprint_is_one_class(monkeypatch: pytest.MonkeyPatch) -> Non
 
     assert names()[-1] == "shift"
     assert blueprint("shift").build(spec_of("linear"), seed=0).parameter_count == 56
-    with pytest.raises(KernelError, match="'shift' is ShiftBlueprint already"):
+    with pytest.raises(KernelError, match="'shift' is registered by ShiftBlueprint"):
         register(ShiftBlueprint)
 
 

@@ -8,7 +8,8 @@ import pytest
 from confluent_kafka import Consumer, Message, TopicPartition
 
 from tamiyo.host.client import receiver as receiver_module
-from tamiyo.host.client.receiver import Arrival, KafkaReceiver
+from tamiyo.host.client.receiver import KafkaReceiver
+from tamiyo.host.client.transport import InboundRecord
 from tamiyo.schemas.adaptation import AdaptationDecision, CompiledKernel, ControlCommand, KernelStatus
 from tamiyo.schemas.kafka import KafkaSettings, TopicNames
 from tamiyo.schemas.topics import CONTROL, DECISIONS, KERNELS
@@ -53,8 +54,8 @@ class Deaf:
         return getattr(self._consumer, name)
 
 
-def wait_for(receiver: KafkaReceiver, count: int) -> list[Arrival]:
-    arrived: list[Arrival] = []
+def wait_for(receiver: KafkaReceiver, count: int) -> list[InboundRecord]:
+    arrived: list[InboundRecord] = []
     deadline = time.monotonic() + 20
     while len(arrived) < count and time.monotonic() < deadline:
         arrived += receiver.receive()
@@ -121,7 +122,7 @@ def test_a_partition_that_is_not_fetched_any_more_is_taken_up_again(
     heard: int,
 ) -> None:
     kafka_log.say(DECISIONS, [decision("before")])
-    monkeypatch.setattr(receiver_module, "_LOOK_S", 0.5)
+    monkeypatch.setattr(receiver_module, "_STALL_CHECK_S", 0.5)
     receivers.append(connect(kafka, names))
     said = [decision(f"{number}") for number in range(heard + 2)]
     kafka_log.say(DECISIONS, said[:heard])

@@ -68,7 +68,7 @@ def test_a_gigantic_request_is_refused_before_anything_is_built(store: KernelSto
 
 
 def test_what_cannot_be_asked_for(store: KernelStore) -> None:
-    with pytest.raises(KernelError, match="no blueprint is called 'attention'"):
+    with pytest.raises(KernelError, match="there is no blueprint 'attention'"):
         compile_kernel(spec_of("linear"), "attention", ID, store, parameter_budget=1000)
     with pytest.raises(KernelIncompatible, match="squeeze_excite does not support linear layer 'head': use parallel_"):
         compile_kernel(spec_of("linear", "head"), "squeeze_excite", ID, store, parameter_budget=1000)

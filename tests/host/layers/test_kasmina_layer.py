@@ -358,7 +358,7 @@ def test_a_state_that_is_not_ours_is_refused(monkeypatch: pytest.MonkeyPatch) ->
 def test_a_kernel_of_an_unregistered_blueprint_cannot_be_saved() -> None:
     wrapped = layer("linear")
     wrapped.load_kernel(FaultyKernel(7), kernel_id="aa", blueprint="home_made", step=0)
-    with pytest.raises(KernelError, match="no blueprint is called 'home_made'"):
+    with pytest.raises(KernelError, match="there is no blueprint 'home_made'"):
         pack(wrapped.spec, wrapped.seeds)
 
 

@@ -3,13 +3,13 @@
 import pytest
 import torch
 
-from tamiyo.host.handle import Handle
-from tamiyo.host.layers.kasmina_layer import KasminaLayer
+from tamiyo.host import Handle
 from tamiyo.host.reference.tasks import load_task
 from tamiyo.host.reference.train import Progress, Workload, evaluate, train
+from tamiyo.host.testing import MemoryTransport
 from tamiyo.schemas.telemetry import LayerHealth
-from tamiyo.schemas.topics import LAYER_HEALTH, TOPOLOGY
-from tests.support.runs import RUN, MemoryPublisher, MemoryReceiver, compiled, decision, settings
+from tamiyo.schemas.topics import LAYER_HEALTH, OUTCOMES, TOPOLOGY
+from tests.support.runs import RUN, settings
 
 
 class Watched:
@@ -17,23 +17,18 @@ class Watched:
 
     def __init__(self, plan: dict[int, str] | None = None, **more: object) -> None:
         self.plan = plan or {}
-        self.publisher, self.receiver = MemoryPublisher(), MemoryReceiver()
+        self.transport = MemoryTransport()
         self.settings = settings(**{"growth_interval": 10, "sample_interval": 10} | more)
         self.progress: list[Progress] = []
-        self.workload: Workload | None = None
 
     def attach(self, workload: Workload) -> Handle:
-        self.workload = workload
-        return workload.attach(run_id=RUN, publisher=self.publisher, receiver=self.receiver, settings=self.settings)
+        return workload.attach(run_id=RUN, transport=self.transport, settings=self.settings)
 
     def follow(self, progress: Progress) -> None:
         self.progress.append(progress)
         layer_id = self.plan.get(progress.step)
-        if layer_id is not None and self.workload is not None:
-            layer = self.workload.model.get_submodule(layer_id)
-            assert isinstance(layer, KasminaLayer)
-            asked = decision(str(progress.step), layer=layer_id, step=progress.step)
-            self.receiver.put(asked, compiled(asked, layer.spec))
+        if layer_id is not None:
+            self.transport.decide("load_kernel", layer=layer_id, blueprint="parallel_expansion")
 
 
 def test_watching_changes_nothing_the_static_twin_ends_bit_for_bit_the_same() -> None:
@@ -44,7 +39,7 @@ def test_watching_changes_nothing_the_static_twin_ends_bit_for_bit_the_same() ->
     assert [getattr(with_tamiyo, f) for f in fields] == [getattr(static, f) for f in fields]
     assert (static.overhead_ratio, static.dropped_records) == (0.0, 0)
     assert with_tamiyo.overhead_ratio > 0
-    (topology,) = watched.publisher.records(TOPOLOGY)
+    (topology,) = watched.transport.records(TOPOLOGY.name)
     assert (topology.task, topology.planned_steps, topology.parameters) == ("mnist1d", 120, 574)
 
 
@@ -59,7 +54,7 @@ def test_a_grown_network_beats_its_static_twin() -> None:
     watched = Watched({100: "0", 200: "2", 300: "4"}, sample_interval=20, overhead_budget=0.08)
     grown = train(task, seed=0, steps=900, attach_with=watched.attach, on_progress=watched.follow)
     static = train(task, seed=0, steps=900)
-    assert [outcome.status for outcome in watched.publisher.outcomes] == ["executed"] * 3
+    assert [outcome.status for outcome in watched.transport.records(OUTCOMES.name)] == ["executed"] * 3
     assert grown.parameters == 574 + 582 + 1206 + 1206
     assert grown.validation_loss < static.validation_loss - 0.15
     assert grown.test_accuracy > static.test_accuracy
@@ -68,7 +63,9 @@ def test_a_grown_network_beats_its_static_twin() -> None:
 def test_growth_scores_put_the_first_layer_first() -> None:
     watched = Watched()
     train(load_task("mnist1d"), seed=0, steps=600, attach_with=watched.attach)
-    frames: list[LayerHealth] = [f for f in watched.publisher.records(LAYER_HEALTH) if f.step > 300 and not f.final]
+    frames: list[LayerHealth] = [
+        f for f in watched.transport.records(LAYER_HEALTH.name) if f.step > 300 and not f.final
+    ]
     assert frames[0].layer_id == ["0", "2", "4", "7"]
     means = [sum(f.growth_score[i] or 0.0 for f in frames) / len(frames) for i in range(3)]
     assert means[0] == max(means)
@@ -97,7 +94,7 @@ def test_an_error_in_the_loop_still_ends_the_run() -> None:
 
     with pytest.raises(KeyboardInterrupt):
         train(load_task("digits"), steps=100, attach_with=watched.attach, on_progress=fail)
-    assert watched.publisher.closed
+    assert watched.transport.closed
 
 
 def test_evaluation_is_in_eval_mode_and_leaves_no_trace() -> None:

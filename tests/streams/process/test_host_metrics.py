@@ -9,12 +9,12 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tamiyo.schemas.errors import ConfigurationError
 from tamiyo.streams.process.host_metrics import served
-from tests.support.runs import decision, run
+from tests.support.runs import run
 
 
 def test_a_runs_counts_are_served_while_it_trains() -> None:
     made = run(sample_interval=1)
-    made.ask(decision("slow", type="optimize_parameters", layer="3"))
+    made.transport.decide("optimize_parameters", layer="3")
     made.train(3)
     with served(made.handle, host="127.0.0.1", port=0) as port:
         page = httpx.get(f"http://127.0.0.1:{port}/metrics").text

@@ -107,7 +107,7 @@ async def watched(
     """Return what ended a shell within four patiences of its watch over its progress."""
     failures: list[BaseException] = []
     shell = make_shell(WatchdogSettings(progress_s=0.2))
-    monkeypatch.setattr(shells, "TailReader", reader)
+    monkeypatch.setattr(shells, "OutputLogReader", reader)
     monkeypatch.setattr(shell, "fail", lambda error, at: failures.append(error))
     shell.assigned = assigned
     held: Any = SimpleNamespace(**{"stage": 1, "busy": False, "positions": {NUMBERS.name: 5}, "progress": 0, **tenure})
@@ -133,7 +133,7 @@ def test_a_gap_is_fine_where_nothing_lies_or_what_lies_there_was_acknowledged(
         return dict.fromkeys(places, committed)
 
     shell = make_shell(WatchdogSettings())
-    monkeypatch.setattr(shells, "TailReader", Reader(lies_there))
+    monkeypatch.setattr(shells, "OutputLogReader", Reader(lies_there))
     monkeypatch.setattr(StageRunner, "thread", SimpleNamespace(committed=look))
     with contextlib.nullcontext() if fine else pytest.raises(BrokerError, match="skipped from offset 5 to 7"):
         asyncio.run(shell.verify_gap(NUMBERS.name, 0, 5, 7))
@@ -180,7 +180,7 @@ def test_a_dead_or_unheeded_coordination_is_seen() -> None:
         raise refused
 
     async def scene() -> None:
-        idle: Any = StageConsumerThread.coordination_trouble
+        idle: Any = StageConsumerThread.group_failure
         trouble: Callable[[Any], BaseException | None] = idle.fget
         running = asyncio.create_task(asyncio.sleep(60))
         dead = asyncio.create_task(die())
@@ -212,20 +212,20 @@ def test_a_refusal_is_heeded_and_one_that_lasts_ends_the_process(
 ) -> None:
     ends: list[int] = []
     heeds: list[BaseException | None] = []
-    thread = SimpleNamespace(coordination_trouble=None)
+    thread = SimpleNamespace(group_failure=None)
 
     async def heed() -> None:
-        heeds.append(thread.coordination_trouble)
-        thread.coordination_trouble = thread.coordination_trouble if lasting else None
+        heeds.append(thread.group_failure)
+        thread.group_failure = thread.group_failure if lasting else None
 
     async def scene() -> None:
         shell = make_shell(WatchdogSettings(coordination_s=0.2), end_process=ends.append)
         monkeypatch.setattr(StageRunner, "thread", property(lambda self: thread))
-        thread.heed_coordination = heed
+        thread.clear_group_failure = heed
         watching = asyncio.create_task(watches.watch_coordination(shell))
         await asyncio.sleep(0.5)
         assert (ends, heeds) == ([], [])
-        thread.coordination_trouble = KafkaError("InvalidRequestError()")
+        thread.group_failure = KafkaError("InvalidRequestError()")
         await asyncio.sleep(0.6)
         watching.cancel()
         await asyncio.gather(watching, return_exceptions=True)

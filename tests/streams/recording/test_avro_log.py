@@ -96,7 +96,7 @@ def test_damage_is_an_error_that_says_where(path: Path) -> None:
     with pytest.raises(RecordingError, match="is damaged at its beginning"):
         list(read(path, TOPIC, 0))
     path.unlink()
-    with pytest.raises(RecordingError, match="is missing: the recording is not whole"):
+    with pytest.raises(RecordingError, match="is missing: the recording is incomplete"):
         list(read(path, TOPIC, 0))
 
 
@@ -116,7 +116,7 @@ def test_random_damage_never_raises_anything_else(path: Path) -> None:
 
 def test_offsets_that_run_back_are_refused(path: Path) -> None:
     write(path, [*messages(3), message(TOPIC, 2)]).finish()
-    with pytest.raises(RecordingError, match="offset 2 comes after 6"):
+    with pytest.raises(RecordingError, match="offset 2 follows 6"):
         list(read(path, TOPIC, 0))
 
 

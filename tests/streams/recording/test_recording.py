@@ -52,7 +52,7 @@ def test_files_that_changed_are_refused(tmp_path: Path) -> None:
     whole = bytearray(path.read_bytes())
     whole[-20] ^= 1  # deflate alone would not notice
     path.write_bytes(bytes(whole))
-    with pytest.raises(RecordingError, match=r"is not as it was recorded \(its content\)"):
+    with pytest.raises(RecordingError, match=r"was changed after it was recorded \(its content\)"):
         recording.verify([WINDOWS])
     path.write_bytes(bytes(whole[:-30]))
     with pytest.raises(RecordingError, match=r"\(\d+ bytes instead of \d+\)"):
@@ -66,7 +66,7 @@ def test_another_schema_version_is_refused_but_a_bad_message_is_not(tmp_path: Pa
     good = encode(kernel_performance(10))
     older = good[:2] + b"\x01\x02\x03\x04\x05\x06\x07\x08" + good[10:]
     make_recording(tmp_path / "older", [message(KERNEL_PERFORMANCE.name, n, older) for n in range(30)])
-    with pytest.raises(RecordingError, match=r"can be read by this release, it was recorded by 0\.1\.0: "):
+    with pytest.raises(RecordingError, match=r"can be read by this release; it was recorded by 0\.1\.0: "):
         Recording(tmp_path / "older").probe([KERNEL_PERFORMANCE])
     make_recording(
         tmp_path / "mixed", [message(KERNEL_PERFORMANCE.name, n, good if n == 3 else b"garbage") for n in range(30)]
@@ -77,10 +77,10 @@ def test_another_schema_version_is_refused_but_a_bad_message_is_not(tmp_path: Pa
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
-        (lambda path: path.unlink(), "is no recording: it has no manifest.json"),
+        (lambda path: path.unlink(), "is not a recording: it has no manifest.json"),
         (lambda path: path.write_text("{"), "manifest.json is damaged"),
-        (lambda path: path.write_text("[]"), "is of format None, this release reads 1"),
-        (lambda path: path.write_text(path.read_text().replace('"format": 1', '"format": 2')), "is of format 2"),
+        (lambda path: path.write_text("[]"), "has format None, this release reads 1"),
+        (lambda path: path.write_text(path.read_text().replace('"format": 1', '"format": 2')), "has format 2"),
         (
             lambda path: path.write_text(path.read_text().replace(WINDOWS.name, "../../etc/passwd")),
             "damaged at parts.0.topic",

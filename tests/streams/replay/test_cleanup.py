@@ -56,7 +56,7 @@ def test_a_member_that_stays_is_an_error(
 def test_what_is_no_replays_is_left_alone(real_kafka: str, names: TopicNames) -> None:
     kafka = KafkaSettings(bootstrap_servers=real_kafka)
     Topics(kafka, names).create(partitions=1)
-    with pytest.raises(ConfigurationError, match="was not made by a replay"):
+    with pytest.raises(ConfigurationError, match="was not created by a replay"):
         discard(names.prefix, kafka, LIVE)
     with pytest.raises(ConfigurationError, match="the installation's own"):
         discard(LIVE.prefix, kafka, LIVE)

@@ -1,10 +1,10 @@
 """When a replay's telemetry may be published, with intake's commits in a test's hand."""
 
-from types import SimpleNamespace
-from typing import Any
+from collections.abc import Iterable
 
 import pytest
 
+from tamiyo.schemas.client.partition_reader import Place
 from tamiyo.schemas.codec import encode
 from tamiyo.schemas.kafka import KafkaSettings, TopicNames
 from tamiyo.schemas.record import Record
@@ -22,14 +22,11 @@ class Intake:
 
     def __init__(self) -> None:
         self.committed_offsets: dict[str, int] = {}
-        self.asked = 0
+        self.requests = 0
 
-    def committed(self, places: list[Any], timeout: float) -> list[Any]:
-        self.asked += 1
-        return [
-            SimpleNamespace(topic=p.topic, partition=p.partition, offset=self.committed_offsets.get(p.topic, -1001))
-            for p in places
-        ]
+    def committed(self, places: Iterable[Place]) -> dict[Place, int]:
+        self.requests += 1
+        return {place: self.committed_offsets[place[0]] for place in places if place[0] in self.committed_offsets}
 
 
 @pytest.fixture
@@ -41,7 +38,7 @@ def intake() -> Intake:
 def order(intake: Intake) -> IntakeOrder:
     order = IntakeOrder(KafkaSettings(), TopicNames(prefix="r."), "r.intake", WindowSettings(width=50))
     order.close()
-    order._consumer = intake
+    order._reader = intake  # type: ignore[assignment]
     return order
 
 
@@ -105,7 +102,7 @@ def test_no_more_is_published_than_windows_can_hold(
     assert one.value is not None
     monkeypatch.setattr(replay_order, "MAX_AHEAD_BYTES", 10 * len(one.value))
     publish(order, *[one] * 11)
-    assert intake.asked == 0
+    assert intake.requests == 0
     turns = 0
 
     def commit() -> None:

@@ -28,7 +28,8 @@ from tamiyo.streams.replay.cleanup import discard
 from tamiyo.streams.replay.compare import RecordingSide, TopicsSide, compare
 from tamiyo.streams.replay.flow import Flow
 from tamiyo.streams.replay.levels import ReplaySource, ReplayTarget
-from tamiyo.streams.replay.replayer import Plan, Replayed, Replayer
+from tamiyo.streams.replay.plan import Plan
+from tamiyo.streams.replay.replayer import Replayed, Replayer
 
 pytestmark = [pytest.mark.kafka, pytest.mark.flow, pytest.mark.timeout(600)]
 
@@ -117,7 +118,7 @@ def test_a_replay_says_the_same_to_the_byte(
     # The run that was killed had a window open when it was recorded; the replay's end closes it.
     cut = compare(*sides, runs=CUT.run_ids)
     assert [(each.same, each.differ, each.left_only, each.right_only) for each in cut] == [(1, 0, 0, 1)] * 3
-    assert result.said[DECISIONS.name] == LOAD.windows(50) + 2
+    assert result.computed[DECISIONS.name] == LOAD.windows(50) + 2
     assert discard(names.prefix, recorded.kafka, recorded.names) > 0
     assert Topics(recorded.kafka, names).present() == []
 
@@ -133,7 +134,7 @@ def test_other_workers_and_another_policy(recorded: Recorded, names: TopicNames,
         )
         children.start("worker", ["worker", "--stage", "decisions"])
         result = each.run()
-    assert result.said == {DECISIONS.name: LOAD.windows(50) + 1}
+    assert result.computed == {DECISIONS.name: LOAD.windows(50) + 1}
     (found,) = compare(RecordingSide(Recording(recorded.folder)), TopicsSide(recorded.kafka, names), [DECISIONS])
     assert found.differ > 0
     assert found.left_only == found.right_only == 0
@@ -149,11 +150,11 @@ def test_what_cannot_be_replayed_is_refused_before_anything_is_made(
         with pytest.raises(error, match=words):
             replayer(recorded, prefix, **options).check()
 
-    refused("", ConfigurationError, "needs a topic prefix of its own")
-    refused("live.", ConfigurationError, "is the installation's; a replay needs one of its own")
+    refused("", ConfigurationError, "needs its own topic prefix")
+    refused("live.", ConfigurationError, "is the installation's; a replay needs its own topic prefix")
     Topics(recorded.kafka, names, [WINDOWS]).create(partitions=1)
-    refused(names.prefix, BrokerError, "is in use: there is a topic")
-    with pytest.raises(ConfigurationError, match="was not made by a replay: nothing is removed"):
+    refused(names.prefix, BrokerError, "is in use by topic")
+    with pytest.raises(ConfigurationError, match="was not created by a replay: nothing is removed"):
         discard(names.prefix, recorded.kafka, recorded.names)
     monkeypatch.setenv("TAMIYO_STORE_URL", recorded.store)
     refused("new.", ConfigurationError, "there is no policy 99: .* holds versions 0 to 1", policy_version=99)
@@ -164,7 +165,12 @@ def test_what_cannot_be_replayed_is_refused_before_anything_is_made(
     )
     none = Selection(topics=tuple(topic.name for topic in CATALOGUE if topic != DECISIONS))
     Recorder(tmp_path / "none", recorded.kafka, recorded.names, none).run()
-    refused("new.", ConfigurationError, "holds no decisions, so nothing says", recording=Recording(tmp_path / "none"))
+    refused(
+        "new.",
+        ConfigurationError,
+        "holds no decisions, which name the policies",
+        recording=Recording(tmp_path / "none"),
+    )
     monkeypatch.setenv("TAMIYO_WINDOW_WIDTH", "10")
     refused("new.", ConfigurationError, "the recorded windows are 50 wide by step, but TAMIYO_WINDOW_WIDTH is 10")
     assert Topics(recorded.kafka, TopicNames(prefix="new.")).present() == []

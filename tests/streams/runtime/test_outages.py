@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 from confluent_kafka import Producer
 
-from tamiyo.host.client.receiver import Arrival, KafkaReceiver
+from tamiyo.host.client.receiver import KafkaReceiver
+from tamiyo.host.client.transport import InboundRecord
 from tamiyo.schemas.codec import encode
 from tamiyo.schemas.kafka import PRODUCER, KafkaSettings, TopicNames
 from tamiyo.schemas.topics import DECISIONS
@@ -83,7 +84,7 @@ def test_a_host_hears_each_decision_once_before_and_after_an_outage(
                 outage(own_kafka, down_s=2.0)
             said = [decision(f"{life}-{number}") for number in range(3)]
             log.say(DECISIONS, said)
-            heard: list[Arrival] = []
+            heard: list[InboundRecord] = []
             deadline = time.monotonic() + 30
             while len(heard) < len(said) and time.monotonic() < deadline:
                 heard += receiver.receive()

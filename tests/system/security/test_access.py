@@ -9,7 +9,7 @@ import pytest
 
 from tamiyo.host.client.publisher import KafkaPublisher
 from tamiyo.host.client.receiver import KafkaReceiver
-from tamiyo.schemas.connection import explain
+from tamiyo.schemas.client.connection import explain
 from tamiyo.schemas.errors import BrokerError, BrokerRefused, ConfigurationError
 from tamiyo.schemas.kafka import KafkaSettings, TopicNames
 from tamiyo.schemas.registry import RegistrySettings

@@ -25,7 +25,7 @@ from tamiyo.schemas.telemetry import ErrorRecoveryEvent, KernelPerformance
 from tamiyo.schemas.topics import DECISIONS
 from tamiyo.streams.admin.topic_tail import TopicLine, to_json_values
 from tamiyo.streams.demo.display import Display
-from tamiyo.streams.runtime.faust.decompression_limit import MAX_BATCH_BYTES, limit
+from tamiyo.streams.runtime.faust.decompression_limit import MAX_BATCH_BYTES, limit_decompression
 from tamiyo.streams.settings import IntakeSettings, KernelSettings
 from tamiyo.streams.stages.base import Incoming, Reject
 from tamiyo.streams.stages.intake.stage import IntakeStage
@@ -97,7 +97,7 @@ def test_too_many_bytes_are_refused_unread() -> None:
 
 @pytest.mark.parametrize(("codec", "number"), [("gzip", 1), ("lz4", 3), ("zstd", 4)])
 def test_a_decompression_bomb_is_defused(codec: str, number: int) -> None:
-    limit()
+    limit_decompression()
     good, bomb = batch(b"good" * 1000, number), batch(bytes(2 * MAX_BATCH_BYTES), number)
     assert [record.value for record in DefaultRecordBatch(good)] == [b"good" * 1000]
     assert len(bomb) < MAX_BATCH_BYTES / 50

@@ -13,7 +13,6 @@ from tamiyo.streams.stages.intake.anomaly import HIGHEST
 from tamiyo.streams.stages.intake.frame_metrics import MEASURED, STATE
 from tamiyo.streams.stages.intake.stage import IntakeStage
 from tests.support.telemetry import (
-    as_said,
     cache_hit_rates,
     error_recovery,
     incoming,
@@ -22,6 +21,7 @@ from tests.support.telemetry import (
     model_performance,
     outputs,
     partition,
+    prior_outputs,
     rejects,
 )
 
@@ -110,7 +110,7 @@ def test_what_was_published_before_a_restart_is_not_published_again() -> None:
     frames = partition([kernel_performance(step) for step in range(10)], KERNEL_PERFORMANCE.name)
     before = outputs(stage().feed(frames))
     again = stage()
-    again.restore(as_said(before[:6]))
+    again.restore(prior_outputs(before[:6]))
     assert [one.record.step for one in outputs(again.feed(frames))] == [6, 7, 8, 9]
 
 

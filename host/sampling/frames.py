@@ -1,0 +1,193 @@
+"""Telemetry frames: what was measured at a step, as records made in the publisher's thread."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from tamiyo.host.adaptation.executor import Executor
+from tamiyo.host.client.transport import Transport
+from tamiyo.host.kernels.cache import KernelCache
+from tamiyo.host.layers.kasmina_layer import KasminaLayer
+from tamiyo.host.layers.recovery import RecoveryEvent
+from tamiyo.host.layers.seed import SeedState
+from tamiyo.host.probes.probes import Measurements
+from tamiyo.schemas.telemetry import (
+    CacheHitRates,
+    ErrorRecoveryEvent,
+    Frame,
+    KernelPerformance,
+    LayerHealth,
+    ModelPerformance,
+)
+from tamiyo.schemas.topics import (
+    CACHE_HIT_RATES,
+    ERROR_RECOVERY,
+    KERNEL_PERFORMANCE,
+    LAYER_HEALTH,
+    MODEL_PERFORMANCE,
+    PERIODIC,
+)
+
+COMPANIONS = [topic.name for topic in PERIODIC]
+"""Topics with a frame for every sampled step."""
+
+HEALTH_COLUMNS = [name for name in LayerHealth.model_fields if name not in Frame.model_fields]
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """When a frame was measured."""
+
+    run_id: str
+    step: int
+    epoch: int
+
+    def header(self, companions: Sequence[str] = (), *, final: bool = False) -> dict[str, Any]:
+        """The fields that every frame begins with."""
+        return {
+            "run_id": self.run_id,
+            "step": self.step,
+            "epoch": self.epoch,
+            "time_ms": int(time.time() * 1000),
+            "companions": list(companions),
+            "final": final,
+        }
+
+
+class Frames:
+    """Publishes an attached run's frames. Values are read here, in the training thread; records are made elsewhere."""
+
+    def __init__(self, layers: Mapping[str, KasminaLayer], executor: Executor, transport: Transport) -> None:
+        self._layers = layers
+        self._executor = executor
+        self._transport = transport
+        self._parameters = {layer_id: layer.base_parameters for layer_id, layer in layers.items()}
+        self._executions = dict.fromkeys(layers, 0)
+        self._errors = dict.fromkeys(layers, 0)
+
+    def sampled(
+        self,
+        moment: Moment,
+        measured: Measurements,
+        contributions: Mapping[str, float],
+        model: Mapping[str, Any],
+    ) -> None:
+        """The three companions of a sampled step; `model` as ModelPerformance's fields."""
+        header = moment.header(COMPANIONS)
+        performance = {**header, **self._performance(measured)}
+        health = {**header, **self._health(measured, contributions)}
+        self._transport.publish(KERNEL_PERFORMANCE, partial(KernelPerformance, **performance))
+        self._transport.publish(LAYER_HEALTH, partial(LayerHealth, **health))
+        self._transport.publish(MODEL_PERFORMANCE, partial(ModelPerformance, **header, **model))
+
+    def final(self, moment: Moment, model: Mapping[str, Any]) -> None:
+        """The run's last frame on each companion; layers are not measured again, so none is in it."""
+        header = moment.header(COMPANIONS, final=True)
+        columns: dict[str, list[Any]] = {name: [] for name in HEALTH_COLUMNS}
+        self._transport.publish(
+            KERNEL_PERFORMANCE, partial(KernelPerformance, **header, layer_id=[], execution_latency_ms=[])
+        )
+        self._transport.publish(LAYER_HEALTH, partial(LayerHealth, **header, **columns))
+        self._transport.publish(MODEL_PERFORMANCE, partial(ModelPerformance, **header, **model))
+
+    def cache(self, moment: Moment, cache: KernelCache) -> None:
+        """How the kernel cache has done since the run began."""
+        stats = cache.stats()
+        frame = {
+            **moment.header(),
+            "hits": stats.hits,
+            "misses": stats.misses,
+            "evictions": stats.evictions,
+            "hit_rate": stats.hit_rate,
+            "entries": stats.entries,
+            "capacity": cache.capacity,
+        }
+        self._transport.publish(CACHE_HIT_RATES, partial(CacheHitRates, **frame))
+
+    def error(self, moment: Moment, event: RecoveryEvent) -> None:
+        """One error of a kernel and what was done about it."""
+        frame = {
+            **moment.header(),
+            "layer_id": event.layer_id,
+            "seed_id": event.seed_id,
+            "kernel_id": event.kernel_id or None,
+            "error_type": event.error_type,
+            "message": event.message[:2000],
+            "strategy": event.strategy,
+            "success": event.success,
+            "recovery_time_ms": event.recovery_time_ms,
+        }
+        self._transport.publish(ERROR_RECOVERY, partial(ErrorRecoveryEvent, **frame))
+
+    def _performance(self, measured: Measurements) -> dict[str, Any]:
+        rows = list(measured.activations.items())
+        executions, errors = [], []
+        for layer_id, _ in rows:
+            counters = self._layers[layer_id].performance
+            executions.append(counters.total_executions - self._executions[layer_id])
+            errors.append(counters.errors - self._errors[layer_id])
+            self._executions[layer_id], self._errors[layer_id] = counters.total_executions, counters.errors
+        return {
+            "layer_id": [layer_id for layer_id, _ in rows],
+            "seed_id": [_newest_seed(self._layers[layer_id]) for layer_id, _ in rows],
+            "chunk_id": [0] * len(rows),
+            "execution_latency_ms": [row.latency_ms for _, row in rows],
+            "cache_hit_rate": [self._executor.hit_rate(layer_id) for layer_id, _ in rows],
+            "error_count": errors,
+            "total_executions": executions,
+            "activation_variance": [row.variance for _, row in rows],
+            "dead_neuron_ratio": [row.dead_ratio for _, row in rows],
+            "avg_correlation": [row.correlation for _, row in rows],
+        }
+
+    def _health(self, measured: Measurements, contributions: Mapping[str, float]) -> dict[str, Any]:
+        rows = [
+            {
+                "layer_id": layer_id,
+                "gradient_norm": row.gradient_norm,
+                "update_ratio": row.update_ratio,
+                "growth_score": measured.growth.get(layer_id),
+                "contribution": contributions.get(layer_id),
+                "learning_rate_scale": self._executor.scale(layer_id),
+                "parameters": self._parameters[layer_id],
+                **_seeds(self._layers[layer_id]),
+            }
+            for layer_id, row in measured.learning.items()
+        ]
+        return {name: [row[name] for row in rows] for name in HEALTH_COLUMNS}
+
+
+def _seeds(layer: KasminaLayer) -> dict[str, Any]:
+    loaded = [seed for seed in layer.seeds if seed.loaded]
+    if not loaded:
+        return {**_UNGROWN, "dormant_seeds": len(layer.seeds)}
+    states = [seed.state for seed in layer.seeds]
+    return {
+        "kernel_load": len(loaded) / len(states),
+        "alpha": sum(seed.alpha for seed in loaded) / len(loaded),
+        "dormant_seeds": states.count(SeedState.DORMANT),
+        "active_seeds": states.count(SeedState.LOADING) + states.count(SeedState.ACTIVE),
+        "fossilized_seeds": states.count(SeedState.FOSSILIZED),
+        "error_seeds": states.count(SeedState.ERROR_RECOVERY),
+        "kernel_parameters": layer.kernel_parameters,
+    }
+
+
+_UNGROWN = {
+    "kernel_load": 0.0,
+    "alpha": 0.0,
+    "dormant_seeds": 0,
+    "active_seeds": 0,
+    "fossilized_seeds": 0,
+    "error_seeds": 0,
+    "kernel_parameters": 0,
+}
+
+
+def _newest_seed(layer: KasminaLayer) -> int:
+    loaded = [seed for seed in layer.seeds if seed.loaded]
+    return max(loaded, key=lambda s: (s.loaded_step, s.index)).index if loaded else 0

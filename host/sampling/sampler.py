@@ -1,0 +1,176 @@
+"""When to measure a step, what to measure in it, and the frames that come from it."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+
+from tamiyo.host.adaptation.executor import Executor
+from tamiyo.host.client.transport import Transport
+from tamiyo.host.common.device import memory_bytes
+from tamiyo.host.common.settings import HostSettings
+from tamiyo.host.kernels.cache import KernelCache
+from tamiyo.host.layers.attached_model import AttachedModel
+from tamiyo.host.layers.kasmina_layer import wrapping_seconds
+from tamiyo.host.layers.recovery import RecoveryEvent
+from tamiyo.host.probes.counterfactual import HeldOutBatch
+from tamiyo.host.probes.overhead import Governor, OverheadMeter
+from tamiyo.host.probes.probes import Probes
+from tamiyo.host.sampling.frames import Frames, Moment
+from tamiyo.host.sampling.step_metrics import StepMetrics
+
+_GROWTH, _CONTRIBUTION = "growth", "contribution"
+
+
+class Sampler:
+    """Measures a step now and then, as often as the overhead budget allows, and publishes what it shows.
+
+    Between sampled steps nothing here waits for the device or reads a tensor.
+    """
+
+    def __init__(
+        self,
+        run_id: str,
+        model: AttachedModel,
+        optimizer: torch.optim.Optimizer,
+        executor: Executor,
+        cache: KernelCache,
+        transport: Transport,
+        settings: HostSettings,
+        *,
+        held_out: HeldOutBatch | None,
+        meter: OverheadMeter,
+    ) -> None:
+        """Hook into the layers and the optimiser; `arm` decides whether the hooks measure the next step."""
+        self.metrics = StepMetrics()
+        """Losses and accuracies since the last frame."""
+        self._run_id = run_id
+        self._model = model
+        self._optimizer = optimizer
+        self._executor = executor
+        self._cache = cache
+        self._transport = transport
+        self._cache_interval = settings.cache_interval
+        self._held_out = held_out
+        self._meter = meter
+        self._probes = Probes(model.layers, optimizer, meter)
+        self._frames = Frames(model.layers, executor, transport)
+        self._governor = Governor(
+            meter,
+            settings.overhead_budget,
+            {
+                Governor.FRAMES: settings.sample_interval,
+                _GROWTH: settings.growth_interval,
+                _CONTRIBUTION: settings.contribution_interval,
+            },
+        )
+        self._batch = 0
+        self._last_frame_step = 0
+        self._last_training_seconds = 0.0
+        self._last_cache_step = 0
+        self._memory: tuple[int, int] = (-1, 0)  # the model's revision, and the bytes at it
+        self._charged_executions = 0
+        self._charged_busy_seconds = 0.0
+
+    @property
+    def armed(self) -> bool:
+        """Whether the step under way is measured."""
+        return self._probes.armed
+
+    @property
+    def interval(self) -> float:
+        """Steps between two frames, as the overhead budget allows now."""
+        return self._governor.interval(Governor.FRAMES)
+
+    @property
+    def errors(self) -> int:
+        """Number of errors in the probes that training has survived."""
+        return self._probes.errors
+
+    def arm(self, step: int) -> None:
+        """Measure `step`, which begins now, if a frame is due at it."""
+        if self._governor.due(Governor.FRAMES, step):
+            self._probes.arm(growth=self._governor.due(_GROWTH, step))
+
+    def sample(self, step: int, epoch: int) -> None:
+        """Publish what the armed `step`, just completed, has shown."""
+        started = time.perf_counter()
+        measured = self._probes.collect()
+        if measured is None:
+            return
+        if measured.growth:
+            self._governor.spent(_GROWTH, step, measured.growth_seconds)
+        contributions, contribution_seconds = self._contributions(step)
+        if measured.batch:
+            self._batch = measured.batch
+            self._executor.record_batch(measured.batch)
+        moment = Moment(self._run_id, step, epoch)
+        self._frames.sampled(moment, measured, contributions, self._model_performance(step))
+        if step - self._last_cache_step >= self._cache_interval:
+            self._last_cache_step = step
+            self._frames.cache(moment, self._cache)
+        published = self._charge_untimed()
+        hooks = self._probes.take_seconds()
+        elapsed = time.perf_counter() - started
+        separate = measured.growth_seconds + contribution_seconds
+        self._governor.spent(Governor.FRAMES, step, elapsed - separate + hooks + published)
+        self._begin_interval(step)
+
+    def finish(self, step: int, epoch: int) -> None:
+        """Publish the run's final frames."""
+        self._frames.final(Moment(self._run_id, step, epoch), self._model_performance(step))
+
+    def publish_error(self, step: int, epoch: int, event: RecoveryEvent) -> None:
+        """Publish a kernel's error and its recovery."""
+        self._frames.error(Moment(self._run_id, step, epoch), event)
+
+    def close(self) -> None:
+        """Remove all hooks from layers and optimiser."""
+        self._probes.close()
+
+    def _contributions(self, step: int) -> tuple[dict[str, float], float]:
+        """Return the counterfactual of each grown layer, nats, if one is due at `step`, and the seconds it took."""
+        if self._held_out is None or not self._model.grown or not self._governor.due(_CONTRIBUTION, step):
+            return {}, 0.0
+        started = time.perf_counter()
+        contributions = self._held_out.contributions(self._model.grown)
+        seconds = time.perf_counter() - started
+        self._governor.spent(_CONTRIBUTION, step, seconds)
+        return contributions, seconds
+
+    def _charge_untimed(self) -> float:
+        """Charge what no hook has timed; return the transport's part of it since the last call, seconds."""
+        executions = sum(layer.performance.total_executions for layer in self._model.layers.values())
+        busy_seconds = self._transport.busy_seconds
+        wrapping = (executions - self._charged_executions) * wrapping_seconds()
+        published = busy_seconds - self._charged_busy_seconds
+        self._charged_executions, self._charged_busy_seconds = executions, busy_seconds
+        self._meter.charge(wrapping + published)
+        return published
+
+    def _begin_interval(self, step: int) -> None:
+        trained = self._meter.training_seconds
+        if step > self._last_frame_step:
+            self._governor.adjust((trained - self._last_training_seconds) / (step - self._last_frame_step))
+        self._last_training_seconds, self._last_frame_step = trained, step
+
+    def _model_performance(self, step: int) -> dict[str, Any]:
+        """Return ModelPerformance's own fields, and begin new means."""
+        if self._memory[0] != self._model.revision:
+            self._memory = (self._model.revision, memory_bytes(self._model.model, self._optimizer))
+        means = self.metrics.take(
+            batch=self._batch,
+            steps=step - self._last_frame_step,
+            seconds=self._meter.training_seconds - self._last_training_seconds,
+        )
+        return {
+            **means,
+            "memory_bytes": self._memory[1],
+            "parameters": self._model.base_parameters + self._model.kernel_parameters,
+            "base_parameters": self._model.base_parameters,
+            "overhead_ratio": self._meter.ratio,
+            "dropped_records": self._transport.dropped,
+            "steps_since_adaptation": self._executor.steps_since(step),
+        }
