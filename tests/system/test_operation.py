@@ -71,8 +71,8 @@ def installation(tmp_path: Path) -> Iterator[Installation]:
 
 def decided(log: KafkaLog) -> tuple[set[str], Counter[str]]:
     """Return the ids of all graphs, and the number of different decisions on each."""
-    graphs = {each.record(ModelGraph).graph_id for each in log.hear(GRAPHS.name)}
-    decisions = {(decode(each.value, DECISIONS.record).graph_id, each.value) for each in log.hear(DECISIONS.name)}  # type: ignore[attr-defined]
+    graphs = {each.record(ModelGraph).graph_id for each in log.read(GRAPHS.name)}
+    decisions = {(decode(each.value, DECISIONS.record).graph_id, each.value) for each in log.read(DECISIONS.name)}  # type: ignore[attr-defined]
     return graphs, Counter(graph for graph, _ in decisions)
 
 
@@ -109,7 +109,7 @@ def test_an_installation_recovers_from_an_outage_and_killed_processes(installati
         fleet.wait_ready()
         assert [fleet.pid("worker"), fleet.pid("learner")] == supervisors
         assert fleet.ends == []
-        assert [each for topic in CATALOGUE for each in log.hear(topic.dead_letters)] == []
+        assert [each for topic in CATALOGUE for each in log.read(topic.dead_letters)] == []
 
 
 @pytest.mark.timeout(420)

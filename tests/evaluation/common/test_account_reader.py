@@ -43,11 +43,11 @@ def test_a_stalled_consumer_is_replaced_where_it_stopped(
         while not done() and time.monotonic() < deadline:
             list(reader.poll(0.05))
 
-    kafka_log.say(DECISIONS, [decision("first")])
+    kafka_log.publish(DECISIONS, [decision("first")])
     read_until(lambda: ledger.verdict().decisions == 1)
     stalled = Stalled(reader._consumer)
     reader._consumer = stalled  # type: ignore[assignment]
-    kafka_log.say(DECISIONS, [decision("second")])
+    kafka_log.publish(DECISIONS, [decision("second")])
     read_until(lambda: ledger.verdict().decisions == 2)
     reader.close()
 

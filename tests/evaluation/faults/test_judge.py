@@ -20,7 +20,7 @@ from tamiyo.schemas.kafka import KafkaSettings, TopicNames
 from tamiyo.schemas.topics import DECISIONS, TOPOLOGY, WINDOWS
 from tamiyo.streams.admin.topics import Topics
 from tests.evaluation.faults.planted import CRASHED
-from tests.support.kafka_log import Heard, KafkaLog
+from tests.support.kafka_log import KafkaLog, LoggedMessage
 
 ROOT = Path(__file__).parents[3]
 LOAD = Load(runs=2, layers=3, frames=40, name="planted")
@@ -101,10 +101,9 @@ def test_bugs_of_a_stage_that_crashes_are_found(
     publish(kafka, names)
     scene = Scene(kafka, names, tmp_path, bug, stages)
 
-    def over(heard: list[Heard]) -> bool:
-        return {each.record(WINDOWS.record).run_id for each in heard if each.record(WINDOWS.record).final} == set(
-            LOAD.run_ids
-        )
+    def over(messages: list[LoggedMessage]) -> bool:
+        windows = [each.record(WINDOWS.record) for each in messages]
+        return {each.run_id for each in windows if each.final} == set(LOAD.run_ids)
 
     scene.run(7, lambda: kafka_log.wait_for(WINDOWS.name, over))
     found = kinds(kafka, names, scene, stages)
@@ -123,8 +122,8 @@ def test_a_random_id_is_found(
     publish(kafka, names)
     graphs = LOAD.windows(WIDTH)
 
-    def over(heard: list[Heard]) -> bool:
-        return len({each.record(DECISIONS.record).graph_id for each in heard}) == graphs
+    def over(messages: list[LoggedMessage]) -> bool:
+        return len({each.record(DECISIONS.record).graph_id for each in messages}) == graphs
 
     scene.run(5, lambda: kafka_log.wait_for(DECISIONS.name, over))
     found = kinds(kafka, names, scene, stages)
