@@ -97,6 +97,8 @@ def test_the_larger_tolerance_applies() -> None:
 def test_the_longest_life_is_judged_without_its_warm_up() -> None:
     lives = [(t, 1, 0.0) for t in (0.0, 10.0)] + [(t, 2, 1.0) for t in (20.0, 20 + WARM_S, 500.0)] + [(510.0, 3, 2.0)]
     assert longest_life(lives) == [(20 + WARM_S, 1.0), (500.0, 1.0)]
+    restarted = [(t, 1, 0.0) for t in (0.0, 500.0)] + [(t, 2, 1.0) for t in (1000.0, 1200.0, 1000 + WARM_S, 2000.0)]
+    assert longest_life(restarted) == [(1000 + WARM_S, 1.0), (2000.0, 1.0)]
     assert longest_life([]) == []
 
 
