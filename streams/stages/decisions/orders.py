@@ -43,7 +43,7 @@ class ControlOrders:
     """The orders in force now, from the view of `tamiyo.control`."""
 
     def __init__(self, control: View[ControlCommand]) -> None:
-        """Read orders from `control`, which holds the newest command per key."""
+        """Read orders from `control`, the newest command per key."""
         self._control = control
 
     def orders(self, graph: ModelGraph) -> StandingOrders:

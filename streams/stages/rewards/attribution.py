@@ -3,7 +3,7 @@
 Two estimators measure what the adaptation gained: against the projected trend (`projection.py`) and against the
 network with the layer's kernels gated off (`counterfactual.py`). `combine()` (`gain.py`) states which of them counts.
 
-A span holds the windows whose middle lies in it, counted from where the adaptation took effect. A span without a
+A span contains the windows whose middle is in it, counted from where the adaptation took effect. A span without a
 measured gain is unseen: unknown, never 0.
 """
 
@@ -122,7 +122,7 @@ def _span_reward(span: Span, components: dict[str, float], windows: int) -> Span
 def _mean(
     rewards: Sequence[SpanReward], gains: Sequence[tuple[float, Gain]], last: WindowSummary | None
 ) -> RewardEstimate:
-    """Return the mean over the spans seen; `gains` holds the weight and gain of each of them."""
+    """Return the mean over the spans seen; `gains` has the weight and gain of each of them."""
     seen = [reward for reward in rewards if reward.seen]
     if not seen:
         return RewardEstimate(tuple(rewards), {}, 0.0, 0.0, None, None, None)

@@ -15,7 +15,7 @@ from tamiyo.streams.stages.rewards.status import RewardStatus
 
 PREDICTED = "predicted_reward"
 SERIES = (*WEIGHTS, PREDICTED)
-MIN_ADAPTATIONS = 10  # at 10, chance alone reaches a correlation of .63 in one case of twenty
+MIN_ADAPTATIONS = 10  # at 10, chance alone exceeds a correlation of .63 in 5 % of samples
 LATEST = 200  # adaptations; at 200, chance reaches .14, and a change of the policy shows within a day of runs
 
 

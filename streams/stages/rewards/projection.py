@@ -21,7 +21,7 @@ from tamiyo.streams.stages.rewards.counterfactual import CounterfactualEstimator
 from tamiyo.streams.stages.rewards.gain import Gain
 from tamiyo.streams.stages.rewards.window_summary import WindowSummary
 
-MIN_POINTS = 3  # two points always lie on a line, so the noise would be unknown
+MIN_POINTS = 3  # two points always define a line, so the noise would be unknown
 DAMPING = 0.7  # of 1, .7, .5, .35 and .25 the one with the least bias that does not credit drift on average
 MAD_TO_SIGMA = 1.4826  # median absolute deviation to standard deviation, for a normal distribution
 
@@ -81,7 +81,7 @@ class ProjectionEstimator:
 
     The validation loss is used where it was measured before the adaptation and in the span, else the training loss.
     After the run's next executed adaptation, the gain is shared in proportion to the layers' contributions; windows
-    without a contribution are left out, since the two adaptations' effects cannot be told apart.
+    without a contribution are left out, since the two adaptations' effects cannot be separated.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""What the rewards stage holds of one run: its windows, and the decisions whose reward is not final."""
+"""The state that the rewards stage keeps of one run: its windows, and the decisions whose reward is not final."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field

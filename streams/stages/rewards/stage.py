@@ -4,7 +4,7 @@ An executed adaptation is rewarded each time one of its spans closes. Spans are 
 the adaptation took effect, and close with the window that ends at or after the span's end, or with the run's last.
 What changed nothing (no_op, vetoed, refused, failed) has its only, final reward at once.
 
-The stage holds pending decisions with their graph and outcome, graphs without a decision, and windows from
+The stage keeps pending decisions with their graph and outcome, graphs without a decision, and windows from
 `baseline_windows` before the oldest of these on. Their offsets are not committed: a restarted stage reads them again,
 computes the same rewards, and publishes none of them twice.
 """
