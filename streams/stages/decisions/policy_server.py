@@ -83,30 +83,25 @@ class PolicyServer:
         return self._served is not None
 
     def _follow(self, announced: PolicyCheckpoint) -> None:
+        """Serve what is announced, if it can be."""
         served = self._served
         if announced.status == CheckpointStatus.ROLLED_BACK:
             if served is not None and served.version == announced.version and self._previous is not None:
                 log.warning("policy rolled back", version=served.version, to=self._previous.version)
                 self._step_back()
             return
-        if served is not None and (served.version, served.checksum) == (announced.version, announced.checksum):
-            return
-        if announced.checksum in self._rejected:
-            return
-        checksum, when = self._failed or ("", 0.0)
-        if checksum == announced.checksum and self._clock() - when < RETRY_S:
-            return
-        if not _loading.acquire(blocking=served is None):
-            return  # another partition is loading a policy; this one decides with its current policy meanwhile
+        if not self._is_loadable(announced) or not _loading.acquire(blocking=served is None):
+            return  # if another partition is loading a policy, this one decides with its current policy meanwhile
         try:
             self._previous, self._served = served, self._load(announced)
         except PolicyError as error:
             self._failed = (announced.checksum, self._clock())
+            serving = served.version if served is not None else None
             log.error(
                 "policy load failed",
                 version=announced.version,
                 file=announced.file,
-                serving=served.version if served is not None else None,
+                serving=serving,
                 error=str(error),
             )
             return
@@ -114,6 +109,16 @@ class PolicyServer:
             _loading.release()
         self._failed = None
         log.info("policy loaded", version=announced.version, experiences=announced.experiences)
+
+    def _is_loadable(self, announced: PolicyCheckpoint) -> bool:
+        """Return whether a checkpoint is not served yet, was not rejected, and did not fail within RETRY_S."""
+        served = self._served
+        if served is not None and (served.version, served.checksum) == (announced.version, announced.checksum):
+            return False
+        if announced.checksum in self._rejected:
+            return False
+        checksum, when = self._failed or ("", 0.0)
+        return not (checksum == announced.checksum and self._clock() - when < RETRY_S)
 
     def _load(self, announced: PolicyCheckpoint) -> ServedPolicy:
         policy, version = _read(self._store.url, announced.file, announced.checksum)
