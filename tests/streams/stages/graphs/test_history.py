@@ -68,8 +68,8 @@ def test_history_reaches_a_number_of_offsets_back_from_each_window() -> None:
     assert produced[5] == build_graph(one[2], topologies["one"], one[:2])
     assert produced[13] == build_graph(one[3], topologies["one"], [])
     log = fed([one[0], *other[:3], one[1], other[3], one[2]])
-    produced = outputs(stage(topologies, history_stretch=5).feed(log))
-    assert produced[-1].record == build_graph(one[2], topologies["one"], one[1:2])
+    last = outputs(stage(topologies, history_stretch=5).feed(log))[-1]
+    assert last.record == build_graph(one[2], topologies["one"], one[1:2])
 
 
 def test_a_topology_that_changes_gives_no_second_graph() -> None:

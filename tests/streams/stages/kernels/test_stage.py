@@ -102,7 +102,10 @@ def test_a_repeated_decision_gives_the_same_bytes(tmp_path: Path) -> None:
 
 
 def test_a_repeated_decision_is_compiled_once(bench: KernelBench) -> None:
-    assert len(bench.decide(decide(), decide())) == 1
+    assert len(bench.decide(decide())) == 1
+    assert not bench.harness.stage.feed([bench.log.add(DECISIONS, decide())])
+    failing = decide(1, blueprint="perpetual_motion")
+    assert len(bench.harness.stage.feed([bench.log.add(DECISIONS, failing), bench.log.add(DECISIONS, failing)])) == 1
 
 
 @pytest.mark.parametrize(
