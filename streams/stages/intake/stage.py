@@ -171,7 +171,8 @@ class IntakeStage(Stage):
         """Return which rows the filter lets through: errors always."""
         passing = priority >= self.settings.minimum_priority
         if self.settings.ignored_layers:
-            passing &= [not any(fnmatchcase(n, p) for p in self.settings.ignored_layers) for n in content.layer_id]
+            ignored = [any(fnmatchcase(n, p) for p in self.settings.ignored_layers) for n in content.layer_id]
+            passing &= ~np.array(ignored, dtype=bool)  # typed, since a frame may have no layers
         passing |= content.errors
         return passing
 

@@ -175,7 +175,7 @@ def build(decision: AdaptationDecision, topology: ModelTopology | None, store: K
         store: Where the kernel is put.
 
     Returns:
-        What the store holds: id, checksum, bytes and parameters.
+        The stored kernel: its id, checksum, size in bytes and number of parameters.
 
     Raises:
         KernelError: The kernel cannot or must not be built; the message is the reason.

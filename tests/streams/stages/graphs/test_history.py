@@ -46,17 +46,17 @@ def test_offsets_are_held_for_history_until_the_run_ends() -> None:
 
 
 def test_an_idle_run_keeps_no_offset_beyond_the_reach_of_history() -> None:
-    silent, going = windows(3, "silent"), windows(40, "going")
-    topologies = {name: topology(LAYERS, name) for name in ("going", "silent")}
+    idle, going = windows(3, "idle"), windows(40, "going")
+    topologies = {name: topology(LAYERS, name) for name in ("going", "idle")}
     graphs = stage(topologies, history_stretch=20)
-    log = fed([*silent[:2], *going, silent[2]])
+    log = fed([*idle[:2], *going, idle[2]])
     graphs.feed(log[:20])
     assert graphs.open_offsets() == {WINDOWS.name: 0}
     graphs.feed(log[20:42])
     assert graphs.open_offsets() == {WINDOWS.name: 34}
     assert list(graphs._runs) == ["going"]
     (back,) = outputs(graphs.feed(log[42:]))
-    assert back.record == build_graph(silent[2], topologies["silent"], [])
+    assert back.record == build_graph(idle[2], topologies["idle"], [])
 
 
 def test_history_reaches_a_number_of_offsets_back_from_each_window() -> None:

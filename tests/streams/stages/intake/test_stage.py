@@ -150,6 +150,11 @@ def test_a_day_ahead_is_allowed_and_a_record_without_a_timestamp_is_not_checked(
     assert len(outputs(stage().feed([day, none]))) == 2
 
 
+def test_the_largest_step_is_still_accepted() -> None:
+    frames = partition([kernel_performance(5), kernel_performance(6)], KERNEL_PERFORMANCE.name)
+    assert [output.record.step for output in outputs(stage(max_step=5).feed(frames))] == [5]
+
+
 def test_an_unusual_layer_has_a_high_priority() -> None:
     intake = stage(deviation_minimum=8)
     rng = np.random.default_rng(0)
@@ -185,6 +190,8 @@ def test_the_filter_drops_by_layer_and_by_priority_but_never_errors_or_state() -
     assert learning.record.layer_id == ["layer.0", "layer.1"]
     assert learning.record.metrics["gradient_norm"] == [None, 0.2]
     assert learning.record.metrics["active_seeds"] == [1.0, 1.0]
+    (model,) = outputs(intake.feed(partition([model_performance(1)], MODEL_PERFORMANCE.name)))
+    assert model.record.model_metrics["train_loss"] == 1.0
     quiet = stage(minimum_priority=2.0)
     (ordinary,) = outputs(quiet.feed(partition([kernel_performance(1)], KERNEL_PERFORMANCE.name)))
     assert (ordinary.record.layer_id, ordinary.record.filtered) == ([], 2)
