@@ -171,8 +171,8 @@ class GraphsStage(Stage):
     def _is_repeat(self, incoming: Incoming) -> bool:
         """Return whether the same or a later window of the run was read before, at a lower offset.
 
-        A window with a graph may be repeated after its run was dropped; only its id identifies it then. A window that is
-        read again after a restart has its old offset and is no repeat: the history needs it.
+        A window with a graph may be repeated after its run was dropped; only its id identifies it then. A window read
+        again after a restart has its old offset and is no repeat: the history needs it.
         """
         window: HealthWindow = incoming.record
         if 0 <= self._published.get(window.window_id, -1) < incoming.offset:

@@ -239,6 +239,15 @@ def test_overload_sheds_the_lowest_priority_with_known_probability() -> None:
     assert intake.counts["shed"] == 1000 - kept
 
 
+def test_the_filter_works_under_overload_too_and_is_not_counted_as_shedding() -> None:
+    intake, frames = overloaded(ignored_layers=["layer.0"])
+    produced = [output.record for output in outputs(intake.feed(frames))]
+    assert not any("layer.0" in record.layer_id for record in produced)
+    assert all(record.filtered == 1 for record in produced)
+    assert all(len(record.layer_id) + record.shed == 9 for record in produced)
+    assert sum(record.shed for record in produced) > 500
+
+
 def test_shedding_is_reproducible() -> None:
     first, frames = overloaded()
     second, _ = overloaded()
