@@ -1,4 +1,4 @@
-"""What `attach` wraps, refuses, and tells of the network."""
+"""The layers that `attach` wraps or refuses, and the topology that it publishes."""
 
 import json
 from collections.abc import Iterator
@@ -92,7 +92,7 @@ class Shared(nn.Module):
         return output
 
 
-def test_a_layer_under_two_names_is_one_layer_and_what_does_not_run_is_left_alone() -> None:
+def test_a_layer_under_two_names_is_one_layer_and_idle_layers_are_not_wrapped() -> None:
     model = Shared()
     example = torch.randn(2, 3, 4)
     before = model(example)
@@ -127,7 +127,7 @@ def test_the_global_random_state_is_left_alone() -> None:
         (Shared(), {"example_input": torch.ones(2, 3, 4), "layers": ["idle"]}, "do not run"),
     ],
 )
-def test_what_cannot_be_attached_is_said(model: nn.Module, more: dict[str, object], message: str) -> None:
+def test_a_model_that_cannot_be_attached_is_an_error(model: nn.Module, more: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigurationError, match=message):
         run(model, **more)  # type: ignore[arg-type]
 
