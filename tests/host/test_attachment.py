@@ -9,10 +9,12 @@ from torch import Tensor, nn
 
 from tamiyo.host.blueprints import CATALOGUE
 from tamiyo.host.blueprints.layer_spec import LayerSpec
+from tamiyo.host.client.transport import Make
 from tamiyo.host.layers.kasmina_layer import KasminaLayer
+from tamiyo.host.testing import MemoryTransport
 from tamiyo.schemas.errors import ConfigurationError
 from tamiyo.schemas.telemetry import ModelTopology
-from tamiyo.schemas.topics import TOPOLOGY
+from tamiyo.schemas.topics import TOPOLOGY, Topic
 from tests.support.runs import RUN, Run, data, network, run
 
 
@@ -138,3 +140,34 @@ def test_a_model_is_attached_once() -> None:
         run(made.model)
     made.handle.detach()
     run(made.model).handle.close()
+
+
+def test_layers_protected_by_the_settings_are_protected_too() -> None:
+    made = run(protected=["5"], protected_layers=["0", "elsewhere"])
+    assert [node.protected for node in topology(made).layers] == [True, False, True]
+    made.load("0")
+    made.train(1)
+    assert [outcome.reason.split(":")[0] for outcome in made.outcomes] == ["protected_layer"]
+    made.handle.close()
+
+
+class StrictTransport(MemoryTransport):
+    """Accepts records of a connected run only."""
+
+    def publish(self, topic: Topic, make: Make) -> None:
+        assert self.connected
+        super().publish(topic, make)
+
+
+def test_the_transport_is_open_before_the_topology_is_published() -> None:
+    made = run(transport=StrictTransport())
+    assert topology(made).run_id == RUN
+    made.handle.close()
+
+
+def test_a_model_whose_run_cannot_be_opened_stays_as_it_was() -> None:
+    model, first = network(), run()
+    with pytest.raises(ConfigurationError, match="carries run"):
+        run(model, transport=first.transport)
+    assert not any(isinstance(module, KasminaLayer) for module in model.modules())
+    first.handle.close()

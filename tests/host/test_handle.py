@@ -243,7 +243,9 @@ def test_closing_refuses_open_decisions_and_waits_for_the_last_one() -> None:
     made.transport.send(decision("open"))  # its kernel never arrives
     made.train(1)
     made.transport.send(decision("late", step=3), decision("last", step=4))
+    started = time.monotonic()
     made.handle.close()
+    assert time.monotonic() - started < 10.0
     assert [(o.status, o.reason.split(":")[0]) for o in made.outcomes] == [(OutcomeStatus.REFUSED, "run_ended")] * 3
     stats = made.handle.stats
     assert (stats.decisions, stats.refused, stats.executed, stats.failed) == (3, 3, 0, 0)
@@ -271,6 +273,15 @@ def test_detach_puts_plain_layers_back_where_nothing_grew() -> None:
     assert not any(type(module).__module__.startswith("tamiyo") for module in plain.modules())
     inputs = data()[0]
     assert torch.allclose(plain(inputs), made.model(inputs), atol=1e-6)
+
+
+def test_detach_releases_the_optimiser() -> None:
+    made = run()
+    made.transport.decide("optimize_parameters", layer="3")
+    made.train(1)
+    assert len(made.optimizer._optimizer_step_pre_hooks) == 2
+    made.handle.detach()
+    assert len(made.optimizer._optimizer_step_pre_hooks) == len(made.optimizer._optimizer_step_post_hooks) == 0
 
 
 def test_a_grown_run_resumes_from_its_state() -> None:

@@ -1,4 +1,4 @@
-"""Decisions, kernels and orders from Kafka."""
+"""Decisions, kernels and control commands from Kafka."""
 
 import time
 from collections.abc import Iterator
@@ -33,21 +33,21 @@ def kernel(run_id: str = RUN) -> CompiledKernel:
     )
 
 
-class Deaf:
-    """A consumer whose fetcher has stalled: it hands out nothing until a partition is taken up again."""
+class StalledConsumer:
+    """A consumer whose fetcher has stalled: it returns nothing until a partition is assigned again."""
 
     def __init__(self, consumer: Consumer) -> None:
         self._consumer = consumer
-        self._deaf = True
+        self._stalled = True
 
     def poll(self, timeout: float) -> Message | None:
-        if not self._deaf:
+        if not self._stalled:
             return self._consumer.poll(timeout)
         time.sleep(timeout)
         return None
 
     def incremental_assign(self, places: list[TopicPartition]) -> None:
-        self._deaf = False
+        self._stalled = False
         self._consumer.incremental_assign(places)
 
     def __getattr__(self, name: str) -> Any:
@@ -127,7 +127,7 @@ def test_a_stalled_partition_is_assigned_again(
     sent = [decision(f"{number}") for number in range(received + 2)]
     kafka_log.say(DECISIONS, sent[:received])
     assert wait_for(receivers[0], received) == sent[:received]
-    receivers[0]._consumer = Deaf(receivers[0]._consumer)  # type: ignore[assignment]
+    receivers[0]._consumer = StalledConsumer(receivers[0]._consumer)  # type: ignore[assignment]
     kafka_log.say(DECISIONS, sent[received:])
     assert wait_for(receivers[0], 2) == sent[received:]
 
