@@ -181,7 +181,7 @@ class StageRunner:
         return len(outputs)
 
     def _poison_tracker(self, number: int) -> PoisonTracker:
-        # One file a partition: nobody else writes it while the partition is held here.
+        # One file a partition: nobody else writes it while the partition is held here. The folder keeps its first name.
         path = Path(self.worker.state_dir) / "suspects" / f"{self._group}-{number}.json"
         return PoisonTracker(path, attempts=self.worker.poison_attempts)
 

@@ -27,12 +27,12 @@ from tests.support.runners import make_runner
 from tests.support.workers import TOPICS, Process, enough, expected, numbers, sums
 
 
-def test_stillness_counts_looks_that_found_the_same() -> None:
-    still = StallDetector()
-    assert [still.check(sign) for sign in ("a", "a", "a", "b", "b", "a")] == [0, 1, 2, 0, 1, 0]
-    still.check("a")
-    still.reset()
-    assert still.check("a") == 1
+def test_a_stall_detector_counts_checks_that_found_the_same() -> None:
+    detector = StallDetector()
+    assert [detector.check(value) for value in ("a", "a", "a", "b", "b", "a")] == [0, 1, 2, 0, 1, 0]
+    detector.check("a")
+    detector.reset()
+    assert detector.check("a") == 1
 
 
 def test_a_blocked_loop_is_found_by_its_thread(capfd: pytest.CaptureFixture[str]) -> None:
@@ -40,8 +40,8 @@ def test_a_blocked_loop_is_found_by_its_thread(capfd: pytest.CaptureFixture[str]
     found = threading.Event()
     turns = 0
 
-    def end(status: int, words: str) -> None:
-        ends.append((status, words))
+    def end(status: int, message: str) -> None:
+        ends.append((status, message))
         found.set()
 
     async def scene() -> bool:
@@ -61,7 +61,7 @@ def test_a_blocked_loop_is_found_by_its_thread(capfd: pytest.CaptureFixture[str]
 
 
 class Reader:
-    """Instead of an OutputLogReader: the first offset after a position, or no broker at all."""
+    """Stands in for OutputLogReader: the first offset after a position, or no broker at all."""
 
     def __init__(self, found: int | None, error: Exception | None = None) -> None:
         self._found, self._error = found, error
@@ -201,7 +201,7 @@ def test_a_refused_consumer_tries_again_and_one_refused_for_long_ends_the_proces
 
 @pytest.mark.flow
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("arguments", "message"),
     [
         ((), "watchdog: the event loop has not come round for 2 s"),
         (("offload",), "watchdog: nothing has moved for 8 s, though records of partition"),
@@ -213,13 +213,13 @@ def test_a_stage_that_hangs_ends_its_process(
     kafka_log: KafkaLog,
     start: Callable[..., Process],
     arguments: tuple[str, ...],
-    words: str,
+    message: str,
 ) -> None:
     Topics(kafka, names, TOPICS).touch()
     worker = start(kafka, *arguments, TAMIYO_WATCHDOG_LOOP_S=2, TAMIYO_WATCHDOG_PROGRESS_S=8).wait_until_ready(4)
     kafka_log.say(NUMBERS, [number("run", 0, 1), number("run", 1, 888)])
     assert worker.process.wait(40) == EXIT_TEMPFAIL
-    assert words in worker.log.read_text().splitlines()[-1]
+    assert message in worker.log.read_text().splitlines()[-1]
     assert "acknowledges nothing more" in worker.log.read_text().splitlines()[-1]
     assert kafka_log.committed("tamiyo_pairs", NUMBERS.name) == {}
 

@@ -142,7 +142,7 @@ def test_a_poison_record_is_dead_lettered_over_restarts(
     kafka: KafkaSettings, names: TopicNames, kafka_log: KafkaLog, start: Callable[..., Process], tmp_path: Path
 ) -> None:
     Topics(kafka, names, TOPICS).touch()
-    # On the same partition, and open to the end: every process reads from here.
+    # On the same partition, and open to the end: every process begins to read here.
     kafka_log.say_raw(NUMBERS, [(b"run", encode(number("open", 0, 50)))])
     kafka_log.say(NUMBERS, [number("run", step, value) for step, value in enumerate((1, 2, 999, 4, 5))])
     ends = []
