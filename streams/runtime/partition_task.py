@@ -57,11 +57,10 @@ class PartitionTask:
         self._wake = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
 
-    def begin(self, stage: Stage, restored: RestoredState, poison: PoisonTracker | None = None) -> None:
-        """Start to feed `stage`, which has been restored."""
+    def begin(self, stage: Stage, restored: RestoredState, poison: PoisonTracker) -> None:
+        """Start to feed `stage`, which has been restored; `poison` contains failures of earlier processes."""
         if self.closed:
             return
-        poison = PoisonTracker() if poison is None else poison
         poison.forget_below(restored.positions)
         self._inputs.start(restored.positions, poison)
         backlog = None if self._replay else lambda: self._input_log.backlog(self._inputs.positions)

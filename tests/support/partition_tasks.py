@@ -98,7 +98,7 @@ class TaskHarness:
         self.stage = stage or pair_stage()
         fake: Any = kafka
         self.task = PartitionTask(type(self.stage), PARTITION, kafka.worker, fake, fake, kafka.fail)
-        self.task.begin(self.stage, restored or start_of_log(), poison)
+        self.task.begin(self.stage, restored or start_of_log(), PoisonTracker() if poison is None else poison)
 
     async def take(self, offset: int, record: CacheHitRates | bytes | None, topic: str = NUMBERS.name) -> Any:
         """Hand an event to the task; None is an end marker."""
