@@ -21,9 +21,9 @@ from tamiyo.streams.process.watchdog import LoopWatch, StallDetector
 from tamiyo.streams.runtime import liveness, stage_runner
 from tamiyo.streams.runtime.faust.app import StageApp, StageConsumerThread
 from tamiyo.streams.settings import WatchdogSettings
+from tests.streams.runtime.runners import make_runner
 from tests.support.kafka_log import KafkaLog
 from tests.support.pairs import NUMBERS, SUMS, number
-from tests.support.runners import make_runner
 from tests.support.workers import TOPICS, Process, enough, expected, numbers, sums
 
 

@@ -9,8 +9,8 @@ from tamiyo.streams.messages import is_end
 from tamiyo.streams.runtime.end_of_stream import EndTracker
 from tamiyo.streams.settings import WorkerSettings
 from tamiyo.streams.stages.base import Incoming, Output
+from tests.streams.runtime.harness import FakeKafka, TaskHarness, pair_stage, settle
 from tests.support.pairs import LETTERS, NUMBERS, SUMS, PairStage, number
-from tests.support.partition_tasks import FakeKafka, TaskHarness, pair_stage, settle
 
 
 class FlushingStage(PairStage):

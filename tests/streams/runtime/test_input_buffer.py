@@ -14,8 +14,8 @@ from tamiyo.streams.runtime.input_buffer import GAPS_VERIFIED, InputBuffer
 from tamiyo.streams.runtime.poison import PoisonTracker
 from tamiyo.streams.settings import WorkerSettings
 from tamiyo.streams.stages.base import Incoming
+from tests.streams.runtime.harness import PARTITION, FakeKafka, settle
 from tests.support.pairs import LETTERS, NUMBERS, PairStage
-from tests.support.partition_tasks import PARTITION, FakeKafka, settle
 
 BUG = ZeroDivisionError("a bug")
 

@@ -16,8 +16,8 @@ from tamiyo.streams.runtime.poison import PoisonTracker
 from tamiyo.streams.runtime.restore import RestoredState
 from tamiyo.streams.settings import WorkerSettings
 from tamiyo.streams.stages.base import Incoming, Output, Reject
+from tests.streams.runtime.harness import PARTITION, FakeKafka, settle
 from tests.support.pairs import LETTERS, NUMBERS, SUMS, PairStage, number
-from tests.support.partition_tasks import PARTITION, FakeKafka, settle
 
 
 def output(name: str, source: Incoming | None = None) -> Output:

@@ -13,8 +13,8 @@ from tamiyo.streams.runtime.output_log import LogMessage
 from tamiyo.streams.runtime.partition_task import PartitionTask
 from tamiyo.streams.runtime.restore import RestoredState
 from tamiyo.streams.settings import WorkerSettings
+from tests.streams.runtime.harness import FakeKafka, Sent, TaskHarness, settle, start_of_log
 from tests.support.pairs import LETTERS, NUMBERS, SUMS, PairStage, number
-from tests.support.partition_tasks import FakeKafka, Sent, TaskHarness, settle, start_of_log
 
 
 def on_log(sent: Sent) -> LogMessage:

@@ -18,9 +18,9 @@ from tamiyo.streams.headers import POISON_HEADER
 from tamiyo.streams.process.exit_codes import EXIT_SOFTWARE
 from tamiyo.streams.runtime.poison import PoisonTracker
 from tamiyo.streams.stages.base import Incoming, Output, Reject
+from tests.streams.runtime.harness import FakeKafka, TaskHarness, pair_stage, settle, start_of_log
 from tests.support.kafka_log import KafkaLog
 from tests.support.pairs import NUMBERS, SUMS, PairStage, number
-from tests.support.partition_tasks import FakeKafka, TaskHarness, pair_stage, settle, start_of_log
 from tests.support.workers import TOPICS, Process, enough
 
 BUG = ZeroDivisionError("a bug")

@@ -12,8 +12,8 @@ from tamiyo.schemas.errors import BrokerError
 from tamiyo.streams.runtime.poison import PoisonTracker
 from tamiyo.streams.runtime.stage_call import StageCall
 from tamiyo.streams.stages.base import Incoming, Output, Reject
+from tests.streams.runtime.harness import PARTITION, pair_stage
 from tests.support.pairs import NUMBERS, PairStage, number
-from tests.support.partition_tasks import PARTITION, pair_stage
 
 BUG = ZeroDivisionError("a bug")
 

@@ -8,7 +8,7 @@ from tamiyo.schemas.errors import BrokerError
 from tamiyo.streams.process.exit_codes import EXIT_SOFTWARE, EXIT_TEMPFAIL
 from tamiyo.streams.runtime import liveness
 from tamiyo.streams.runtime.views import Views
-from tests.support.runners import make_runner
+from tests.streams.runtime.runners import make_runner
 
 
 class Ended(Exception):
