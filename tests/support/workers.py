@@ -13,7 +13,7 @@ import httpx
 from tamiyo.schemas.kafka import KafkaSettings, TopicNames
 from tamiyo.schemas.telemetry import CacheHitRates
 from tamiyo.streams.admin.brokers import free_ports
-from tests.support.kafka_log import Heard
+from tests.support.kafka_log import LoggedMessage
 from tests.support.pairs import FACTORS, LETTERS, NUMBERS, SUMS, number
 
 ROOT = Path(__file__).parents[2]
@@ -84,7 +84,7 @@ def numbers(first: int, last: int, runs: list[str] = RUNS) -> list[CacheHitRates
     return [number(run, step, step % ORDINARY) for step in range(first, last) for run in runs]
 
 
-def sums(messages: list[Heard]) -> dict[tuple[str, int], int]:
+def sums(messages: list[LoggedMessage]) -> dict[tuple[str, int], int]:
     """Return the sum of each pair; a pair that was published with two different sums fails."""
     found: dict[tuple[str, int], int] = {}
     for each in messages:
@@ -97,5 +97,5 @@ def expected(last: int, runs: list[str] = RUNS) -> dict[tuple[str, int], int]:
     return {(run, step): 2 * (step % ORDINARY) + 1 for step in range(0, last - 1, 2) for run in runs}
 
 
-def enough(count: int) -> Callable[[list[Heard]], bool]:
+def enough(count: int) -> Callable[[list[LoggedMessage]], bool]:
     return lambda messages: len({each.identity for each in messages}) >= count

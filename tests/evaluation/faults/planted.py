@@ -3,9 +3,9 @@
 The stages and the runner are the real ones, with one thing about them changed. At the CRASH_AT-th output of the last
 stage the process ends as `kill -9` would end it; 0: never.
 
-- `none`: nothing is changed, and the crash comes all the same.
+- `none`: nothing is changed, and the crash still comes.
 - `acknowledge`: inputs are acknowledged and committed before what they close is published.
-- `recall`: what the stage said before a restart is not read back.
+- `restore`: what the stage published before a restart is not read back.
 - `identity`: a decision's id is drawn, not computed.
 """
 
@@ -58,7 +58,7 @@ class Plant:
 
         if bug == "identity":
             decisions.decision_id = lambda graph: uuid.uuid4().hex  # type: ignore[assignment]
-        if bug == "recall":
+        if bug == "restore":
             Restore.read = forgetting  # type: ignore[method-assign]
         if stage == "decisions":
             metrics.observe_delivery = observing

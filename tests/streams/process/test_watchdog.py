@@ -217,7 +217,7 @@ def test_a_stage_that_hangs_ends_its_process(
 ) -> None:
     Topics(kafka, names, TOPICS).touch()
     worker = start(kafka, *arguments, TAMIYO_WATCHDOG_LOOP_S=2, TAMIYO_WATCHDOG_PROGRESS_S=8).wait_until_ready(4)
-    kafka_log.say(NUMBERS, [number("run", 0, 1), number("run", 1, 888)])
+    kafka_log.publish(NUMBERS, [number("run", 0, 1), number("run", 1, 888)])
     assert worker.process.wait(40) == EXIT_TEMPFAIL
     assert message in worker.log.read_text().splitlines()[-1]
     assert "without further commits" in worker.log.read_text().splitlines()[-1]
@@ -230,13 +230,13 @@ def test_an_idle_or_a_frozen_process_is_not_taken_for_a_hung_one(
 ) -> None:
     Topics(kafka, names, TOPICS).touch()
     worker = start(kafka, TAMIYO_WATCHDOG_LOOP_S=2, TAMIYO_WATCHDOG_PROGRESS_S=8).wait_until_ready(4)
-    kafka_log.say(NUMBERS, numbers(0, 3))  # the last of each run stays open, unacknowledged
+    kafka_log.publish(NUMBERS, numbers(0, 3))  # the last of each run stays open, unacknowledged
     kafka_log.wait_for(SUMS.name, enough(8))
     time.sleep(10)
     worker.process.send_signal(signal.SIGSTOP)
     time.sleep(4)
     worker.process.send_signal(signal.SIGCONT)
-    kafka_log.say(NUMBERS, numbers(3, 4))
+    kafka_log.publish(NUMBERS, numbers(3, 4))
     assert sums(kafka_log.wait_for(SUMS.name, enough(16))) == expected(4)
     time.sleep(1)
     assert worker.end(signal.SIGTERM) == 0, worker.log.read_text()

@@ -20,7 +20,7 @@ from tamiyo.schemas.topics import DECISIONS
 from tamiyo.streams.admin.brokers import LocalKafka
 from tamiyo.streams.admin.topics import Topics
 from tamiyo.streams.settings import WorkerSettings
-from tests.support.kafka_log import Heard, KafkaLog
+from tests.support.kafka_log import LoggedMessage, KafkaLog
 from tests.support.pairs import NUMBERS, SUMS, number
 from tests.support.runs import RUN, decision
 from tests.support.workers import ORDINARY, ROOT, RUNS, TOPICS, Process, enough, expected, numbers, sums
@@ -58,10 +58,10 @@ def test_stages_wait_for_a_broker_that_is_down_and_go_on(
     Topics(kafka, names, TOPICS).create(partitions=2)
     log = open_log(kafka)
     worker = start(kafka).wait_until_ready(2)
-    log.say(NUMBERS, numbers(0, 51))
+    log.publish(NUMBERS, numbers(0, 51))
     log.wait_for(SUMS.name, enough(50))  # in the middle of its work
     outage(own_kafka)
-    log.say(NUMBERS, numbers(51, 101))
+    log.publish(NUMBERS, numbers(51, 101))
     messages = log.wait_for(SUMS.name, enough(400), timeout_s=90)
     assert sums(messages) == expected(101)
     assert worker.process.poll() is None, worker.log.read_text()
@@ -83,7 +83,7 @@ def test_a_host_receives_each_decision_once_before_and_after_an_outage(
             if life == "second":
                 outage(own_kafka, down_s=2.0)
             published = [decision(f"{life}-{number}") for number in range(3)]
-            log.say(DECISIONS, published)
+            log.publish(DECISIONS, published)
             received: list[InboundRecord] = []
             deadline = time.monotonic() + 30
             while len(received) < len(published) and time.monotonic() < deadline:
@@ -121,7 +121,7 @@ def test_a_worker_whose_delivery_timed_out_is_restarted_by_its_supervisor(
             cwd=ROOT, env=environment, stdout=file, stderr=file,
         )  # fmt: skip
     try:
-        log.say(NUMBERS, numbers(0, 51))
+        log.publish(NUMBERS, numbers(0, 51))
         log.wait_for(SUMS.name, enough(200))
         # Some records are on their way to the broker when it goes down.
         producer = Producer(kafka.librdkafka(**PRODUCER))
@@ -166,7 +166,7 @@ class Load(threading.Thread):
         assert self._producer.flush(20) == 0
 
 
-def reached(messages: list[Heard]) -> dict[int, int]:
+def reached(messages: list[LoggedMessage]) -> dict[int, int]:
     """Return by partition how far the numbers had been read, by the headers of outputs."""
     found: dict[int, int] = {}
     for each in messages:
@@ -192,7 +192,7 @@ def test_a_stop_under_load_drains_and_commits_and_the_next_worker_repeats_no_bat
     took = time.monotonic() - began
     assert took < STOP_S
     committed = log.committed("tamiyo_pairs", NUMBERS.name)
-    before = log.hear(SUMS.name)
+    before = log.read(SUMS.name)
     again = {partition: offset - committed[partition] for partition, offset in reached(before).items()}
     # The first of a pair is open until its second arrives: one record per run that shares the partition.
     batch = WorkerSettings().max_poll_records

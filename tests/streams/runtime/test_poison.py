@@ -143,13 +143,13 @@ def test_a_poison_record_is_dead_lettered_over_restarts(
 ) -> None:
     Topics(kafka, names, TOPICS).touch()
     # On the same partition, and open to the end: every process begins to read here.
-    kafka_log.say_raw(NUMBERS, [(b"run", encode(number("open", 0, 50)))])
-    kafka_log.say(NUMBERS, [number("run", step, value) for step, value in enumerate((1, 2, 999, 4, 5))])
+    kafka_log.publish_bytes(NUMBERS, [(b"run", encode(number("open", 0, 50)))])
+    kafka_log.publish(NUMBERS, [number("run", step, value) for step, value in enumerate((1, 2, 999, 4, 5))])
     ends = []
     for _ in range(3):  # as a batch, and twice alone
         worker = start(kafka, poison_attempts=2)
         ends.append(worker.process.wait(60))
-        assert kafka_log.hear(NUMBERS.dead_letters) == []
+        assert kafka_log.read(NUMBERS.dead_letters) == []
     assert ends == [EXIT_SOFTWARE] * 3
     worker = start(kafka, poison_attempts=2)
     outputs = kafka_log.wait_for(SUMS.name, enough(2))
@@ -163,11 +163,11 @@ def test_a_poison_record_is_dead_lettered_over_restarts(
     worker.wait_until_ready(4)
     assert worker.end(signal.SIGKILL) == -signal.SIGKILL
     shutil.rmtree(tmp_path / "state")
-    kafka_log.say(NUMBERS, [number("run", 5, 6), number("run", 6, 7)])
+    kafka_log.publish(NUMBERS, [number("run", 5, 6), number("run", 6, 7)])
     worker = start(kafka, poison_attempts=2)
     outputs = kafka_log.wait_for(SUMS.name, enough(3))
     assert outputs[-1].record(CacheHitRates).hits == 13
     worker.wait_until_ready(4)
-    assert len(kafka_log.hear(NUMBERS.dead_letters)) == 1
+    assert len(kafka_log.read(NUMBERS.dead_letters)) == 1
     assert worker.metric("tamiyo_records_repeated_total{") == 3  # two sums, and the dead letter
     assert worker.end(signal.SIGTERM) == 0, worker.log.read_text()

@@ -70,8 +70,8 @@ def test_views_are_complete_before_they_are_ready_and_then_follow(
     kafka: KafkaSettings, names: TopicNames, kafka_log: KafkaLog
 ) -> None:
     Topics(kafka, names, (FACTORS, LETTERS)).touch()
-    kafka_log.say(FACTORS, [number(f"run-{index}", 0, index) for index in range(200)])
-    kafka_log.say_raw(FACTORS, [(b"run-0", b"rubbish")])
+    kafka_log.publish(FACTORS, [number(f"run-{index}", 0, index) for index in range(200)])
+    kafka_log.publish_bytes(FACTORS, [(b"run-0", b"rubbish")])
 
     async def read() -> None:
         views = Views((FACTORS, LETTERS), kafka, names, fetch_wait_ms=10)
@@ -80,7 +80,7 @@ def test_views_are_complete_before_they_are_ready_and_then_follow(
         factors = views.by_name[FACTORS.name]
         assert len(factors) == 200
         assert len(views.by_name[LETTERS.name]) == 0
-        kafka_log.say(FACTORS, [number("run-7", 0, 70)])
+        kafka_log.publish(FACTORS, [number("run-7", 0, 70)])
         await until(lambda: factors.get("run-7").hits == 70)  # type: ignore[union-attr]
         await views.stop()
 

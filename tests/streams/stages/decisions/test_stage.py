@@ -354,7 +354,7 @@ def test_open_offsets_are_bounded_by_the_rate_steps(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize("outcome_first", [False, True])
-def test_an_outcome_of_a_decision_before_a_restart_holds_no_offset(
+def test_an_outcome_of_a_decision_before_a_restart_keeps_no_offset(
     make_bench: Callable[..., Bench], outcome_first: bool
 ) -> None:
     bench = make_bench(heed_outcomes=True)
@@ -369,7 +369,7 @@ def test_an_outcome_of_a_decision_before_a_restart_holds_no_offset(
     assert OUTCOMES.name not in stage.open_offsets()
 
 
-def test_a_run_that_was_idle_before_a_restart_holds_no_offset_after_it(bench: Bench) -> None:
+def test_a_run_that_was_idle_before_a_restart_keeps_no_offset_after_it(bench: Bench) -> None:
     first_adaptation(bench)
     stage = bench.harness.stage
     stage.tick(10**15)
@@ -379,7 +379,7 @@ def test_a_run_that_was_idle_before_a_restart_holds_no_offset_after_it(bench: Be
     assert stage.open_offsets() == {}
 
 
-def test_a_run_that_is_over_or_idle_holds_no_offset(bench: Bench) -> None:
+def test_a_run_that_is_over_or_idle_keeps_no_offset(bench: Bench) -> None:
     run_id, at = first_adaptation(bench)
     stage = bench.harness.stage
     assert stage.open_offsets()
