@@ -1,8 +1,15 @@
 """Prometheus metrics of the stages: prefix `tamiyo_`, base units."""
 
+import time
+from typing import Any
+
 from prometheus_client import Counter, Gauge, Histogram
 
-# Finest around the budgets: 50 ms for intake, 100 ms for a decision.
+from tamiyo.schemas.topics import DECISIONS, SIGNALS
+from tamiyo.streams.runtime.end_of_stream import EndOfStream
+from tamiyo.streams.stages.base import Output, Reject
+
+# Narrow around the budgets: 50 ms for intake, 100 ms for a decision.
 LATENCY_BUCKETS = (
     0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.04, 0.05,
     0.065, 0.08, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1.0, 2.0, 5.0, 10.0,
@@ -48,3 +55,18 @@ BATCH_RECORDS = Histogram(
 FEED_SECONDS = Counter("tamiyo_stage_busy_seconds_total", "Computing time of a stage.", ["stage"])
 VIEW_KEYS = Gauge("tamiyo_view_keys", "Keys in the view of a compacted topic.", ["topic"])
 POLICY_VERSION = Gauge("tamiyo_policy_version", "Policy version of the newest decision.")
+
+
+def observe_delivery(stage: str, each: Output | Reject | EndOfStream, received: float | None) -> None:
+    """Count a delivered output; `received` is when the input that closed it arrived (`time.perf_counter()`)."""
+    if not isinstance(each, Output):
+        return
+    if received is not None:
+        STAGE_LATENCY.labels(stage).observe(time.perf_counter() - received)
+    PUBLISHED.labels(stage, each.topic.name).inc()
+    record: Any = each.record
+    if each.topic is SIGNALS:
+        SHED.inc(record.shed)
+    elif each.topic is DECISIONS:
+        END_TO_END_LATENCY.observe(max(0.0, time.time() - record.time_ms / 1000))
+        POLICY_VERSION.set(record.policy_version)
