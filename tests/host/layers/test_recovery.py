@@ -206,6 +206,16 @@ def test_a_kernel_that_fails_in_a_diverged_network_is_not_an_error(diverged: str
     assert not events
 
 
+def test_a_snapshot_is_of_healthy_parameters_only() -> None:
+    wrapped, built, _ = faulty(snapshot_every=2)
+    wrapped.advance(2)
+    built.last.bias.data.fill_(torch.nan)  # type: ignore[union-attr, operator]
+    wrapped.advance(4)
+    snapshot = wrapped.seeds[0].snapshot
+    assert snapshot is not None
+    assert all(bool(torch.isfinite(value).all()) for value in snapshot.values())
+
+
 def test_a_reset_kernel_has_no_snapshot() -> None:
     wrapped, built, events = faulty(max_errors=1, quarantine_steps=5, snapshot_every=2)
     wrapped.advance(2)
