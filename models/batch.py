@@ -1,4 +1,4 @@
-"""Many graphs as one set of tensors, and a softmax over each graph's own actions."""
+"""Several graphs as one set of tensors, and a softmax over each graph's own actions."""
 
 from __future__ import annotations
 
@@ -20,26 +20,26 @@ from tamiyo.schemas.errors import PolicyError
 
 @dataclass(frozen=True, slots=True)
 class GraphBatch:
-    """`graphs` graphs of together N nodes, E edges (each in both directions) and A actions."""
+    """Several graphs with together N nodes, E edges (each in both directions) and A actions."""
 
     x: Tensor
-    """[N, node features] float32."""
+    """[N, NODE_FEATURES] float32."""
     edge_index: Tensor
     """[2, E] int64: source, target."""
     edge_attr: Tensor
-    """[E, 8] float32; the last one is 1 on reversed edges."""
+    """[E, EDGE_FEATURES] float32; the last feature is 1 on reversed edges."""
     globals: Tensor
-    """[graphs, global features] float32."""
+    """[graphs, GLOBAL_FEATURES] float32."""
     node_graph: Tensor
     """[N] int64: the graph of each node."""
     prior: Tensor
     """[A] float32: the heuristic's logits."""
     mask: Tensor
-    """[A] bool: legal."""
+    """[A] bool: which actions are legal."""
     action_graph: Tensor
     """[A] int64: the graph of each action."""
     action_row: Tensor
-    """[A] int64: where the action stands in cat([no_op a graph], [kinds a node] flattened)."""
+    """[A] int64: the row of each action's score in cat([graphs no_ops, N x kinds])."""
     offsets: Tensor
     """[graphs + 1] int64: each graph's first action, and A; offsets[g] + action_index is a flat position."""
 
@@ -49,16 +49,22 @@ class GraphBatch:
     ) -> GraphBatch:
         """Stack graphs with the masks of their actions.
 
-        Raises PolicyError where there are none, a mask has another length, or the features are another catalogue's.
+        Args:
+            graphs: At least one graph.
+            kinds: Kinds of action at one layer.
+            masks: For each graph, which entries of its action list are legal, bool [1 + nodes x kinds].
+
+        Raises:
+            PolicyError: There is no graph, a mask does not fit its graph, or another catalogue built the features.
         """
         if not graphs or len(graphs) != len(masks):
-            raise PolicyError(f"a batch needs graphs and a mask for each, got {len(graphs)} and {len(masks)}")
+            raise PolicyError(f"expected graphs and a mask for each, got {len(graphs)} graphs and {len(masks)} masks")
         for graph, mask in zip(graphs, masks, strict=True):
             require_catalogue(graph)
             if mask.shape != (size(len(graph.layer_id), kinds),) or not mask[0]:
                 raise PolicyError(
-                    f"graph {graph.graph_id} has {size(len(graph.layer_id), kinds)} actions, of which no_op is always "
-                    f"legal; its mask has shape {mask.shape}"
+                    f"expected a mask of {size(len(graph.layer_id), kinds)} actions with no_op legal for graph "
+                    f"{graph.graph_id}, got shape {mask.shape}"
                 )
         nodes = np.array([len(graph.layer_id) for graph in graphs])
         first = np.concatenate([[0], np.cumsum(nodes)])
@@ -68,7 +74,7 @@ class GraphBatch:
         ]
         edges = np.concatenate(ends, axis=1)
         attributes = np.concatenate([graph.edge_features.numpy() for graph in graphs])
-        # Messages flow both ways: what a layer should do depends on what comes after it too.
+        # Messages flow both ways: the best action at a layer depends on the layers after it too.
         backward = attributes.copy()
         backward[:, -1] = 1.0
         length = len(kinds)
@@ -93,14 +99,25 @@ class GraphBatch:
 
     @property
     def graphs(self) -> int:
-        """How many graphs there are."""
+        """Number of graphs."""
         return int(self.globals.shape[0])
 
 
 def masked_log_softmax(logits: Tensor, mask: Tensor, action_graph: Tensor) -> Tensor:
-    """Return log-probabilities [A], normalised within each graph; -inf where `mask` is False.
+    """Return log-probabilities, normalised within each graph. Gradients at illegal actions are 0, never NaN.
 
-    Every graph must have a legal action (no_op always is). Gradients at illegal actions are 0, never NaN.
+    Args:
+        logits: Float [A].
+        mask: Bool [A]; every graph has a legal action, since no_op always is.
+        action_graph: The graph of each action, int64 [A], ascending.
+
+    Returns:
+        Nats [A]; -inf where `mask` is False.
+
+    Example:
+        >>> legal = torch.tensor([True, True, False])
+        >>> masked_log_softmax(torch.zeros(3), legal, torch.zeros(3, dtype=torch.int64)).exp().tolist()
+        [0.5, 0.5, 0.0]
     """
     graphs = int(action_graph[-1]) + 1
     legal = logits.detach().masked_fill(~mask, -torch.inf)
@@ -112,7 +129,16 @@ def masked_log_softmax(logits: Tensor, mask: Tensor, action_graph: Tensor) -> Te
 
 
 def graph_entropy(log_probabilities: Tensor, action_graph: Tensor, graphs: int) -> Tensor:
-    """Return the entropy of each graph's distribution, nats, [graphs]; masked actions contribute 0."""
+    """Return the entropy of each graph's distribution; masked actions contribute 0.
+
+    Args:
+        log_probabilities: From `masked_log_softmax`, [A].
+        action_graph: The graph of each action, int64 [A].
+        graphs: Number of graphs.
+
+    Returns:
+        Nats, [graphs].
+    """
     finite = torch.where(torch.isneginf(log_probabilities), 0.0, log_probabilities)
     terms = torch.where(torch.isneginf(log_probabilities), 0.0, -finite.exp() * finite)
     return terms.new_zeros(graphs).index_add(0, action_graph, terms)

@@ -1,8 +1,9 @@
-"""Samples a decision: the policy where its ensemble agrees, the baseline where it does not (SPIBB).
+"""Samples a decision: from the policy where its ensemble agrees, from the baseline elsewhere (SPIBB).
 
-After Laroche, Trichelair and Tachet des Combes (2019), with the ensemble's disagreement in place of visit counts: an
-action the ensemble is unsure of keeps the baseline's probability, and the policy divides what is left among the rest.
-The disagreement decides and not the calibrated half-width, which holds noise that no experience would take away.
+Laroche, Trichelair and Tachet des Combes, "Safe policy improvement with baseline bootstrapping" (2019), with the
+ensemble's spread in place of visit counts: an action that the ensemble is unsure of keeps the baseline's probability,
+and the policy divides the remaining mass among the other actions. The criterion is the spread and not the calibrated
+half-width, because the half-width includes noise that no amount of experience removes.
 """
 
 from __future__ import annotations
@@ -27,16 +28,17 @@ __all__ = ["BehaviourSettings", "Choice", "choose", "recompute"]
 Array = npt.NDArray[np.float64]
 
 FLOOR = 1e-6
-"""Least probability of a legal action, so that no importance weight is ever infinite."""
+"""Smallest probability of a legal action, so that every importance weight is finite."""
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """One sampled action and everything to record about it."""
+    """One sampled action with everything that its decision records."""
 
     index: int
+    """Position in the graph's action list."""
     probabilities: npt.NDArray[np.float32]
-    """[actions]: exactly what was sampled from; 0 where illegal, above 0 where legal."""
+    """[actions]: exactly the distribution sampled from; 0 where illegal, above 0 where legal."""
     log_probability: float
     """Of the sampled action, nats."""
     entropy: float
@@ -46,9 +48,11 @@ class Choice:
     predicted_reward: float
     """Ensemble mean at the action, in [-1, 1]."""
     value: float
+    """The value head's estimate of the graph's reward."""
     method: str
-    """policy or baseline: whose probability prevailed at the action."""
+    """"policy" or "baseline": which of them set the action's probability."""
     temperature: float
+    """Of the softmax."""
 
 
 def choose(
@@ -60,11 +64,28 @@ def choose(
     settings: BehaviourSettings | None = None,
     calibration: Calibration | None = None,
 ) -> Choice:
-    """Sample one action; the same inputs give the same bytes. One graph a forward pass, dropout off.
+    """Sample one action. Pure: the same inputs give the same bytes.
 
-    `settings` and `calibration` default to the policy's own, which its checkpoint carries: only then can the
-    probabilities be recomputed from the policy version alone (the temperature stands in the decision).
-    Raises PolicyError where the network's output is not finite, or the mask is not the graph's.
+    Args:
+        policy: The policy; evaluated on this graph alone, with dropout off.
+        graph: The graph to decide on.
+        mask: Legal actions, bool [1 + nodes x kinds], from `legal_actions`.
+        seed: The random draw, 0 <= seed < 2**128; decisions use a hash of their id.
+        settings: Temperature and limits; by default those of the policy's checkpoint. Only with the default can
+            `recompute` reproduce the probabilities, except for the temperature, which the decision records.
+        calibration: By default the policy's own.
+
+    Raises:
+        PolicyError: The network's output is not finite, or the mask does not fit the graph.
+
+    Example:
+        >>> from tamiyo.models.masks import MaskLimits, legal_actions
+        >>> from tamiyo.models.policy import PolicyConfig, TamiyoPolicy
+        >>> policy = TamiyoPolicy(PolicyConfig(blueprints=("low_rank",), hidden=8, layers=1))
+        >>> mask = legal_actions(graph, policy.kinds, limits=MaskLimits())
+        >>> choice = choose(policy, graph, mask, seed=7)
+        >>> choice.index, choice.method, round(float(choice.probabilities.sum()), 3)
+        (0, 'baseline', 1.0)
     """
     settings = settings or policy.config.behaviour
     output, prior = _evaluate(policy, graph, mask)
@@ -88,14 +109,29 @@ def choose(
 
 
 def recompute(policy: TamiyoPolicy, graph: ModelGraph, decision: AdaptationDecision) -> npt.NDArray[np.float32]:
-    """Return the distribution that `decision` was sampled from, [actions], within 1e-5 of what it logged.
+    """Return the distribution that a decision was sampled from.
 
-    Raises PolicyError where the decision answers another graph, or its actions are not the policy's.
+    Args:
+        policy: The policy version that the decision names.
+        graph: The graph that the decision names.
+        decision: A recorded decision.
+
+    Returns:
+        Probabilities [actions], within 1e-5 of the recorded ones.
+
+    Raises:
+        PolicyError: The decision is about another graph, or its kinds of action are not the policy's.
     """
     if decision.graph_id != graph.graph_id or decision.layers != graph.layer_id:
-        raise PolicyError(f"decision {decision.decision_id} answers graph {decision.graph_id}, not {graph.graph_id}")
+        raise PolicyError(
+            f"expected a decision on graph {graph.graph_id}, but decision {decision.decision_id} is on graph "
+            f"{decision.graph_id}"
+        )
     if tuple(decision.kinds) != policy.kinds:
-        raise PolicyError(f"decision {decision.decision_id} chose among other kinds of action than this policy's")
+        raise PolicyError(
+            f"expected a decision among {', '.join(policy.kinds)}, but decision {decision.decision_id} was made among "
+            f"{', '.join(decision.kinds)}: use the policy version that made it"
+        )
     settings = policy.config.behaviour.model_copy(update={"temperature": decision.temperature})
     mask = np.frombuffer(decision.mask, np.uint8).astype(np.bool_)
     output, prior = _evaluate(policy, graph, mask)
@@ -104,10 +140,10 @@ def recompute(policy: TamiyoPolicy, graph: ModelGraph, decision: AdaptationDecis
 
 
 def _evaluate(policy: TamiyoPolicy, graph: ModelGraph, mask: npt.NDArray[np.bool_]) -> tuple[PolicyOutput, Array]:
-    """The output and the heuristic's logits, of one graph alone: another batch would round differently."""
+    """Return the output and the heuristic's logits for one graph alone: a larger batch would round differently."""
     batch = GraphBatch.of([graph], policy.kinds, [mask])
     training = policy.training
-    if training:  # else not: to tell every module its mode takes a fifth of a decision
+    if training:  # only then: eval() visits every module and takes a fifth of a decision's time
         policy.eval()
     try:
         with torch.inference_mode():
@@ -128,15 +164,15 @@ def _distribution(
     uncertainty: npt.NDArray[np.float32],
     settings: BehaviourSettings,
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
-    """The distribution to sample from, and where the policy's part of it is."""
+    """Return the distribution to sample from, and the actions whose probability the policy sets."""
     probabilities = _softmax(prior / settings.temperature, mask)
     confident: npt.NDArray[np.bool_] = mask & (spread <= settings.max_spread)
     if confident.any():
-        wishes = output.logits.numpy().astype(np.float64) + settings.exploration_bonus * uncertainty
+        preferences = output.logits.numpy().astype(np.float64) + settings.exploration_bonus * uncertainty
         entrusted = probabilities[confident].sum()
-        policy = _softmax(wishes / settings.temperature, confident)
+        policy = _softmax(preferences / settings.temperature, confident)
         probabilities = np.where(confident, entrusted * policy, probabilities)
-    floor = min(FLOOR, 1e-3 / mask.sum())  # never more than a thousandth of the mass in all
+    floor = min(FLOOR, 1e-3 / mask.sum())  # at most a thousandth of the mass in total
     probabilities = np.where(mask, np.maximum(probabilities, floor), 0.0)
     return (probabilities / probabilities.sum()).astype(np.float32), confident
 
@@ -147,6 +183,6 @@ def _softmax(logits: Array, mask: npt.NDArray[np.bool_]) -> Array:
 
 
 def _uniform(seed: int) -> float:
-    """A number in [0, 1) that follows from the seed on any platform and any library's version."""
+    """Return a number in [0, 1) that depends on the seed alone, on every platform and with every library version."""
     digest = hashlib.blake2b(seed.to_bytes(16, "big"), digest_size=8).digest()
     return (int.from_bytes(digest, "big") >> 11) * 2.0**-53

@@ -1,8 +1,8 @@
-"""Policies as files: safetensors with a JSON header, read only where every byte is as it was written.
+"""Policies as files: safetensors with a JSON header, verified by checksum before they are used.
 
 A file holds the policy's weights under `policy/`, the tensors of the learner's state under `state/`, and two JSON texts
-in the safetensors metadata: `header`, and `state`, the learner's state with a reference in the place of each tensor.
-Both stand under one key, since safetensors writes several in an order that changes from call to call.
+in the safetensors metadata: `header`, and `state`, the learner's state with a reference in place of each tensor. Both
+texts share one metadata key, because safetensors writes several keys in an order that changes from call to call.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ __all__ = ["CheckpointHeader", "CheckpointStore", "checksum", "load", "save"]
 
 METADATA_KEY = "tamiyo"
 
-# Parameters with one entry a kind of action, and the axis of it.
+# Parameters with one entry per kind of action, and the axis of that entry.
 KIND_AXIS = {
     "node_actions.3.weight": 0,
     "node_actions.3.bias": 0,
@@ -42,25 +42,31 @@ KIND_AXIS = {
 
 
 class CheckpointHeader(BaseModel):
-    """What a checkpoint says about itself; the learner resumes from its offsets."""
+    """Metadata of a checkpoint: its version, the network's shape, and where the learner resumes."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    name: str = Field("tamiyo", min_length=1, max_length=200)
-    version: int = Field(ge=0)
-    parent_version: int | None = Field(None, ge=0)
-    time_ms: int = Field(0, ge=0)
-    feature_version: int
+    name: str = Field("tamiyo", min_length=1, max_length=200, description="The policy's name")
+    version: int = Field(ge=0, description="Rises by one with every release")
+    parent_version: int | None = Field(None, ge=0, description="Version it was learned from; none for the first")
+    time_ms: int = Field(0, ge=0, description="When it was made, ms since the epoch, UTC")
+    feature_version: int = Field(description="Version of the feature catalogue that it reads")
     config: PolicyConfig
     calibration: Calibration = Calibration()
     offsets: dict[str, int] = Field({}, description="Next offset of the experience topic, by partition")
-    experiences: int = Field(0, ge=0)
-    updates: int = Field(0, ge=0)
-    metrics: dict[str, float] = {}
+    experiences: int = Field(0, ge=0, description="Experiences learned from so far")
+    updates: int = Field(0, ge=0, description="Updates accepted so far")
+    metrics: dict[str, float] = Field({}, description="losses/... and charts/... of the last accepted update")
 
     @classmethod
     def of(cls, policy: TamiyoPolicy, *, version: int, **fields: Any) -> CheckpointHeader:
-        """Return a header with the policy's own config and calibration."""
+        """Return a header with the policy's own config and calibration.
+
+        Args:
+            policy: The policy to describe.
+            version: Its version, >= 0.
+            **fields: Any other field of the header.
+        """
         return cls(
             version=version,
             feature_version=FEATURE_VERSION,
@@ -71,16 +77,31 @@ class CheckpointHeader(BaseModel):
 
 
 def save(policy: TamiyoPolicy, optimizer_state: Mapping[str, Any] | None, header: CheckpointHeader) -> bytes:
-    """Return the file's bytes: the same state gives the same bytes.
+    """Return the bytes of a checkpoint file; the same state gives the same bytes.
 
-    `optimizer_state` may be any nesting of dict (str or int keys), list, tuple, str, number, bool, None and tensors:
-    a torch optimiser's state_dict, or several under names of the learner's choosing (a tuple comes back as a list).
-    Raises PolicyError for anything else in it, or where a weight is not finite.
+    Args:
+        policy: The policy; its weights must be finite.
+        optimizer_state: The learner's state, such as a torch optimiser's state_dict: any nesting of dict (str or int
+            keys), list, tuple, str, number, bool, None and tensors. `load` returns a tuple as a list.
+        header: Metadata, from `CheckpointHeader.of`.
+
+    Raises:
+        PolicyError: The state contains anything else, or a weight is not finite.
+
+    Example:
+        >>> from tamiyo.models.policy import PolicyConfig
+        >>> policy = TamiyoPolicy(PolicyConfig(blueprints=("low_rank",), hidden=8, layers=1))
+        >>> data = save(policy, None, CheckpointHeader.of(policy, version=3))
+        >>> restored, header, state = load(data, checksum(data))
+        >>> header.version, restored.config == policy.config
+        (3, True)
     """
     tensors = {f"policy/{name}": _own(value) for name, value in policy.state_dict().items()}
     broken = [name for name, value in tensors.items() if not bool(torch.isfinite(value).all())]
     if broken:
-        raise PolicyError(f"a policy whose weights are not finite is not saved: {', '.join(broken)}")
+        raise PolicyError(
+            f"expected finite weights, but these are not, so the policy is not saved: {', '.join(broken)}"
+        )
     texts = {
         "header": json.dumps(header.model_dump(mode="json"), sort_keys=True, allow_nan=False),
         "state": json.dumps(_pack(optimizer_state, "state", tensors), sort_keys=True, allow_nan=False),
@@ -96,14 +117,24 @@ def checksum(data: bytes) -> str:
 def load(
     data: bytes, checksum: str | None = None, *, blueprints: Sequence[str] | None = None
 ) -> tuple[TamiyoPolicy, CheckpointHeader, Any]:
-    """Return (policy in eval mode, header, optimizer_state) from a file's bytes.
+    """Return the policy of a checkpoint file.
 
-    With `blueprints` other than the file's, action rows are mapped by name: known kinds keep what they learned, new
-    ones start as the heuristic, and the optimiser's state is None, since it fits other shapes.
-    Raises CheckpointCorrupt for bytes that are not what was saved, PolicyError for another feature catalogue.
+    Args:
+        data: The file's bytes.
+        checksum: The SHA-256 they must have, hex; None skips the check.
+        blueprints: Blueprints that the policy shall choose among; None keeps the file's. Others map the action rows by
+            name: known kinds keep their weights, new ones start as the heuristic.
+
+    Returns:
+        The policy in eval mode, the header, and the learner's state. The state is None where `blueprints` changed the
+        shapes that it fits.
+
+    Raises:
+        CheckpointCorrupt: The bytes are not those that were saved.
+        PolicyError: The policy reads another version of the feature catalogue.
     """
     if checksum is not None and hashlib.sha256(data).hexdigest() != checksum:
-        raise CheckpointCorrupt(f"checkpoint of {len(data)} bytes does not have the checksum {checksum} it should")
+        raise CheckpointCorrupt(f"expected SHA-256 {checksum}, but the checkpoint of {len(data)} bytes has another")
     try:
         texts = json.loads(_metadata(data)[METADATA_KEY])
         tensors = safetensors.load(data)
@@ -113,17 +144,17 @@ def load(
         raise CheckpointCorrupt(f"checkpoint of {len(data)} bytes cannot be read: {error}") from error
     if header.feature_version != FEATURE_VERSION:
         raise PolicyError(
-            f"checkpoint {header.version} reads feature version {header.feature_version}, this program writes "
-            f"{FEATURE_VERSION}: let the learner start anew, or run the release that made it"
+            f"checkpoint {header.version} reads feature version {header.feature_version}, but this program writes "
+            f"{FEATURE_VERSION}: start a new policy, or run the release that made the checkpoint"
         )
     weights = {name.removeprefix("policy/"): v for name, v in tensors.items() if name.startswith("policy/")}
     policy = copy.deepcopy(_blank(header.config))
     try:
         policy.load_state_dict(weights)
     except RuntimeError as error:
-        raise CheckpointCorrupt(f"checkpoint {header.version} does not hold its own network: {error}") from error
+        raise CheckpointCorrupt(f"the weights of checkpoint {header.version} do not fit its config: {error}") from error
     if not all(bool(torch.isfinite(value).all()) for value in weights.values()):
-        raise CheckpointCorrupt(f"checkpoint {header.version} holds weights that are not finite")
+        raise CheckpointCorrupt(f"checkpoint {header.version} has weights that are not finite")
     if blueprints is not None and tuple(blueprints) != header.config.blueprints:
         policy, state = _with_blueprints(policy, tuple(blueprints)), None
     policy.calibration = header.calibration
@@ -132,32 +163,32 @@ def load(
 
 @lru_cache(maxsize=4)
 def _blank(config: PolicyConfig) -> TamiyoPolicy:
-    # Building one takes torch-geometric most of a decision's latency budget, copying one a tenth of that.
+    # torch-geometric takes most of a decision's latency budget to build one; a copy takes a tenth of that.
     return TamiyoPolicy(config)
 
 
 def _with_blueprints(old: TamiyoPolicy, blueprints: tuple[str, ...]) -> TamiyoPolicy:
-    """The same policy over other kinds of action; kinds it did not know are as in a new policy."""
+    """Return the same policy over other kinds of action; new kinds start as in a new policy."""
     new = TamiyoPolicy(old.config.model_copy(update={"blueprints": blueprints}))
     shared = [kind for kind in new.kinds if kind in old.kinds]
     to = torch.tensor([new.kinds.index(kind) for kind in shared])
-    come_from = torch.tensor([old.kinds.index(kind) for kind in shared])
+    origin = torch.tensor([old.kinds.index(kind) for kind in shared])
     weights = new.state_dict()
     for name, value in old.state_dict().items():
         axis = KIND_AXIS.get(name)
         if axis is None:
             weights[name] = value
         else:
-            weights[name] = weights[name].index_copy(axis, to, value.index_select(axis, come_from))
+            weights[name] = weights[name].index_copy(axis, to, value.index_select(axis, origin))
     new.load_state_dict(weights)
     return new
 
 
 def _metadata(data: bytes) -> dict[str, str]:
-    """The metadata of safetensors bytes, which its torch reader does not return."""
+    """Return the metadata of safetensors bytes, which safetensors' torch reader leaves out."""
     length = int.from_bytes(data[:8], "little")
     if len(data) < 8 or length > len(data) - 8:
-        raise ValueError("the header is cut off")
+        raise ValueError("the header is truncated")
     found = json.loads(data[8 : 8 + length])["__metadata__"]
     if not isinstance(found, dict):
         raise ValueError("there is no metadata")
@@ -165,27 +196,27 @@ def _metadata(data: bytes) -> dict[str, str]:
 
 
 def _own(tensor: Tensor) -> Tensor:
-    """A contiguous copy on the CPU: safetensors refuses shared memory."""
+    """Return a contiguous copy on the CPU: safetensors refuses tensors that share storage."""
     return tensor.detach().cpu().contiguous().clone()
 
 
 def _pack(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
-    """`value` as JSON, its tensors put into `tensors` under the path they stand at.
+    """Return `value` as JSON values, with its tensors moved into `tensors` under their path.
 
-    JSON keys are text and torch numbers its parameters, so a dict becomes a list of pairs.
+    A dict becomes a list of pairs, because JSON keys are text and torch numbers its parameters.
     """
     if isinstance(value, Tensor):
         tensors[path] = _own(value)
         return {"tensor": path}
     if isinstance(value, Mapping):
         if not all(isinstance(key, str | int) for key in value):
-            raise PolicyError(f"{path} has keys that are neither text nor whole numbers")
+            raise PolicyError(f"expected text or whole numbers as keys of {path}")
         return {"dict": [[key, _pack(item, f"{path}/{key}", tensors)] for key, item in value.items()]}
     if isinstance(value, list | tuple):
         return [_pack(item, f"{path}/{index}", tensors) for index, item in enumerate(value)]
     if value is None or isinstance(value, str | bool | int) or (isinstance(value, float) and math.isfinite(value)):
         return value
-    raise PolicyError(f"{path} is a {type(value).__name__} ({value!r}): a checkpoint holds plain values and tensors")
+    raise PolicyError(f"expected plain values and tensors, but {path} is a {type(value).__name__} ({value!r})")
 
 
 def _unpack(value: Any, tensors: Mapping[str, Tensor]) -> Any:

@@ -1,40 +1,62 @@
-"""Where checkpoint files are kept."""
+"""The store of checkpoint files: a folder, or any fsspec file system."""
 
 from __future__ import annotations
 
-import os
 import re
-import uuid
 from pathlib import Path
 
-import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from tamiyo.schemas.display import without_secrets
 from tamiyo.schemas.errors import PolicyError
+from tamiyo.schemas.files import write_atomically
+from tamiyo.schemas.stores import open_store
 
 _FILE = re.compile(r"policy-(\d{6,12})\.safetensors")
-MAX_BYTES = 1 << 30  # a thousand times the policy's size: what is larger is not a policy
+MAX_BYTES = 1 << 30  # a thousand times a policy's size: a larger file is not one
 
 
 class CheckpointStore:
-    """Checkpoint files below an fsspec URL; names are `policy-000012.safetensors`, nothing else is opened."""
+    """Checkpoint files below an fsspec URL, named `policy-000012.safetensors`; other files are never opened.
+
+    Example:
+        >>> store = CheckpointStore("memory://doctest")
+        >>> store.write(12, b"weights")
+        'policy-000012.safetensors'
+        >>> store.read("policy-000012.safetensors"), store.versions()
+        (b'weights', [12])
+    """
 
     def __init__(self, url: str) -> None:
-        """Raises ValueError or ImportError, as fsspec does, for a URL of no known file system."""
+        """Open the store; nothing is created before the first write.
+
+        Args:
+            url: A folder's path, or an fsspec URL such as s3://bucket/policies.
+
+        Raises:
+            ConfigurationError: The URL's file system is unknown, or needs an extra that is not installed.
+        """
         self.url = without_secrets(url)  # for messages
-        self._files, self._root = fsspec.core.url_to_fs(url)
+        self._files, self._root = open_store(url)
 
     @staticmethod
     def file_name(version: int) -> str:
-        """Return the name of a version's file."""
+        """Return the file name of a version."""
         return f"policy-{version:06d}.safetensors"
 
     def write(self, version: int, data: bytes) -> str:
-        """Store `data` as a new file, whole or not at all; returns the file's name.
+        """Store a version as a new file, completely or not at all.
 
-        Raises FileExistsError where there is one of that version: of two learners that go on from the same policy, one
-        writes the next. How well a remote file system tells that is its own affair; object stores do.
+        Args:
+            version: The policy's version, >= 0.
+            data: The file's bytes, from `save`.
+
+        Returns:
+            The file's name.
+
+        Raises:
+            FileExistsError: The version exists. If two learners continue the same policy, only one writes the next
+                version. Local folders and object stores detect this; another remote file system may not.
         """
         name = self.file_name(version)
         self._files.makedirs(self._root, exist_ok=True)
@@ -42,32 +64,31 @@ class CheckpointStore:
         if not isinstance(self._files, LocalFileSystem):
             self._files.pipe_file(path, data, mode="create")
             return name
-        temporary = Path(self._path(f".{name}.{uuid.uuid4().hex}"))
-        try:
-            with temporary.open("wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())  # the name must not reach the disk before the content
-            os.link(temporary, path)  # unlike a rename, never over another file
-        finally:
-            temporary.unlink(missing_ok=True)
+        write_atomically(Path(path), data, replace=False)
         return name
 
     def read(self, file: str) -> bytes:
-        """Return a file's bytes. Raises PolicyError for a name that is no checkpoint's, or where there is none."""
+        """Return a file's bytes.
+
+        Args:
+            file: A name as `write` returns it.
+
+        Raises:
+            PolicyError: The name is not a checkpoint's, there is no such file, or it is too large for a policy.
+        """
         if _FILE.fullmatch(file) is None:
-            raise PolicyError(f"{file!r} is not the name of a checkpoint, which is like {self.file_name(12)}")
+            raise PolicyError(f"expected the name of a checkpoint such as {self.file_name(12)}, got {file!r}")
         path = self._path(file)
         try:
             if (self._files.size(path) or 0) > MAX_BYTES:
-                raise PolicyError(f"{file} in {self.url} is larger than {MAX_BYTES} bytes: it is no policy")
+                raise PolicyError(f"{file} in {self.url} is larger than {MAX_BYTES} bytes: it is not a policy")
             content: bytes = self._files.cat_file(path)
         except FileNotFoundError as error:
             raise PolicyError(f"there is no {file} in {self.url}: do learner and workers share this store?") from error
         return content
 
     def versions(self) -> list[int]:
-        """Return the versions there are, ascending."""
+        """Return the stored versions, ascending."""
         self._files.invalidate_cache(self._root)
         if not self._files.exists(self._root):
             return []
@@ -75,7 +96,7 @@ class CheckpointStore:
         return sorted(int(match[1]) for name in names if (match := _FILE.fullmatch(name)))
 
     def delete(self, version: int) -> None:
-        """Remove a version's file, if it is there."""
+        """Remove a version's file, if it exists."""
         path = self._path(self.file_name(version))
         if self._files.exists(path):
             self._files.rm_file(path)

@@ -1,7 +1,8 @@
-"""Reward heads that agree where they have seen data, and only there (Osband et al., 2018: randomised priors).
+"""Reward heads that agree only where they have seen data.
 
-Each head is a small network plus a fixed random function of the raw features. Training makes network + prior fit the
-rewards seen; elsewhere the priors, which nothing ever moves, keep the heads apart.
+Randomised priors, after Osband, Aslanides and Cassirer, "Randomized prior functions for deep reinforcement learning"
+(2018): each head is a small network plus a fixed random function of the raw features. Training fits network + prior to
+the rewards seen; elsewhere the priors, which are never trained, keep the heads apart.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ PRIOR_WIDTH = 32
 
 
 class RewardEnsemble(nn.Module):
-    """`heads` predictions of the reward of every action, all heads in one matrix product."""
+    """Several predictions of the reward of every action; all heads are computed in one matrix product."""
 
     prior_node_first: Tensor
     prior_node_last: Tensor
@@ -26,7 +27,15 @@ class RewardEnsemble(nn.Module):
     prior_no_op_last: Tensor
 
     def __init__(self, *, heads: int, hidden: int, inputs: tuple[int, int], kinds: int, prior_scale: float) -> None:
-        """`inputs` are the widths of node and global features, which the priors read."""
+        """Draw the weights and the priors from torch's random state.
+
+        Args:
+            heads: Number of predictions, >= 2.
+            hidden: Width of the embeddings that the heads read.
+            inputs: Widths of the node and the global features, which the priors read.
+            kinds: Kinds of action at one layer.
+            prior_scale: Standard deviation over the untrained heads, in units of reward.
+        """
         super().__init__()
         nodes, whole = inputs
         self.prior_scale = prior_scale
@@ -47,9 +56,15 @@ class RewardEnsemble(nn.Module):
             self.register_buffer(name, torch.randn(shape) / math.sqrt(shape[1]))
 
     def forward(self, placed: Tensor, whole: Tensor, batch: GraphBatch) -> Tensor:
-        """Return [heads, graphs + nodes x kinds]: no_op of each graph, then every kind at every node.
+        """Predict the reward of every action.
 
-        `placed` is [N, 2 hidden], `whole` [graphs, hidden].
+        Args:
+            placed: Embedding of each node beside that of its graph, [N, 2 hidden].
+            whole: Embedding of each graph, [graphs, hidden].
+            batch: The graphs, whose raw features the priors read.
+
+        Returns:
+            [heads, graphs + N x kinds]: no_op of each graph, then every kind at every node.
         """
         at_nodes = torch.relu(placed @ self.node_first + self.node_first_bias) @ self.node_last + self.node_last_bias
         no_op = torch.relu(whole @ self.no_op_first + self.no_op_first_bias) @ self.no_op_last + self.no_op_last_bias
@@ -58,10 +73,16 @@ class RewardEnsemble(nn.Module):
 
     @torch.no_grad()
     def prior(self, batch: GraphBatch) -> Tensor:
-        """Return the fixed part, [heads, graphs + nodes x kinds].
+        """Return the fixed part of the predictions.
 
-        Standardised over the heads: mean 0 and spread `prior_scale` at every action, so an untrained ensemble
-        predicts 0 and is equally unsure of everything.
+        It is standardised over the heads, with mean 0 and standard deviation `prior_scale` at every action: an
+        untrained ensemble predicts 0 and is equally uncertain about every action.
+
+        Args:
+            batch: The graphs.
+
+        Returns:
+            [heads, graphs + N x kinds], without gradients.
         """
         raw = torch.cat([batch.x, batch.globals[batch.node_graph]], dim=1)
         at_nodes = torch.tanh(raw @ self.prior_node_first) @ self.prior_node_last
@@ -72,6 +93,6 @@ class RewardEnsemble(nn.Module):
 
 
 def _uniform(heads: int, inputs: int, outputs: int) -> Tensor:
-    """As nn.Linear starts, another draw for every head."""
+    """Return weights as nn.Linear initialises them, drawn separately for every head."""
     bound = 1 / math.sqrt(inputs)
     return torch.empty(heads, inputs, outputs).uniform_(-bound, bound)

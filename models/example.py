@@ -1,4 +1,4 @@
-"""An experience as the learner computes with it: checked once, its graph already tensors."""
+"""An experience prepared for learning: validated once, its graph already as tensors."""
 
 from __future__ import annotations
 
@@ -16,16 +16,22 @@ from tamiyo.models.features import require_catalogue
 from tamiyo.schemas.errors import PolicyError, RecordError
 from tamiyo.schemas.learning import Experience
 
-SUM_TOLERANCE = 1e-3  # float32 sums over thousands of actions
-MAX_HEADS = 32
+SUM_TOLERANCE = 1e-3  # of probabilities: float32 sums over thousands of actions
+MAX_HEADS = 32  # 64 bytes of hash, two per head
 # Cumulative Poisson(1): how often a bootstrap resample of a long stream holds one record (Oza and Russell, 2001).
 POISSON = np.cumsum([0.36787944, 0.36787944, 0.18393972, 0.06131324])
 
 
 class ExperienceRejected(RecordError):
-    """An experience that must not be learned from; `reason` is one word for counting."""
+    """An experience that must not be learned from."""
 
     def __init__(self, reason: str, message: str) -> None:
+        """Reject an experience.
+
+        Args:
+            reason: One word for counting: feature_version, kinds, mask, action, propensity or graph.
+            message: The reason in full.
+        """
         super().__init__(message)
         self.reason = reason
 
@@ -36,29 +42,47 @@ class Example:
 
     experience_id: str
     revision: int
+    """Revision of its reward; a higher one replaces it."""
     policy_version: int
+    """Version of the policy that decided."""
     graph: GraphBatch
-    """A batch of the one graph."""
+    """A batch of one graph."""
     action: int
+    """Position of the executed action in the graph's action list."""
     log_propensity: float
     """Of the action under the behaviour distribution, nats."""
     choices: int
-    """Legal actions; 1 means there was none but no_op."""
+    """Number of legal actions; 1 means no_op alone."""
     reward: float
+    """In [-1, 1]."""
     value: float
-    """What the policy that decided expected of the graph; the first guess of an advantage."""
+    """Reward that the deciding policy expected of the graph; reward - value is the first estimate of the advantage."""
     confidence: float
+    """Of the reward, in [0, 1]."""
     success: bool | None
+    """Whether the executed adaptation improved the run; None where nothing was executed."""
     complete: bool
+    """Whether no later revision of the reward will come."""
     bootstrap: tuple[float, ...]
-    """How often each reward head sees it."""
+    """[heads]: how often each reward head sees the experience."""
 
     @classmethod
     def of(cls, experience: Experience, kinds: Sequence[str], heads: int) -> Example:
-        """Check an experience and make it tensors.
+        """Validate an experience and convert it to tensors.
 
-        Raises ExperienceRejected (feature_version, kinds, mask, action, propensity) where it does not fit this
-        program's features, the policy's `kinds`, or contradicts itself.
+        Args:
+            experience: A record from the experience topic.
+            kinds: Kinds of action of the policy that learns.
+            heads: Reward heads of that policy, at most MAX_HEADS.
+
+        Raises:
+            ExperienceRejected: The experience does not fit this program's features or the policy's kinds of action, or
+                contradicts itself.
+
+        Example:
+            >>> example = Example.of(experience, experience.kinds, heads=5)
+            >>> example.action, example.choices, len(example.bootstrap)
+            (1, 11, 5)
         """
         mask, propensity = _checked(experience, kinds)
         try:
@@ -83,7 +107,7 @@ class Example:
 
 
 def _checked(experience: Experience, kinds: Sequence[str]) -> tuple[np.ndarray[tuple[int], np.dtype[np.bool_]], float]:
-    """Return (mask, probability of the action), or raise ExperienceRejected."""
+    """Return the mask and the action's probability, or raise ExperienceRejected."""
 
     def refuse(reason: str, message: str) -> ExperienceRejected:
         return ExperienceRejected(reason, f"experience {experience.experience_id}: {message}")
@@ -93,51 +117,69 @@ def _checked(experience: Experience, kinds: Sequence[str]) -> tuple[np.ndarray[t
     except PolicyError as error:
         raise refuse("feature_version", str(error)) from error
     if tuple(experience.kinds) != tuple(kinds):
-        raise refuse("kinds", f"its actions are {list(experience.kinds)}, the policy's are {list(kinds)}")
+        raise refuse("kinds", f"expected the policy's actions {list(kinds)}, got {list(experience.kinds)}")
     size = actions.size(len(experience.graph.layer_id), kinds)
     mask = np.frombuffer(experience.mask, np.uint8)
     if mask.shape != (size,) or mask.max() > 1 or not mask[0]:
-        raise refuse("mask", f"its mask is not {size} bytes of 0 and 1 with no_op legal")
+        raise refuse("mask", f"expected a mask of {size} bytes, 0 or 1, with no_op legal")
     if experience.action_index >= size or not mask[experience.action_index]:
-        raise refuse("action", f"its action {experience.action_index} is not among the legal ones of {size}")
+        raise refuse("action", f"expected a legal action of {size}, got {experience.action_index}")
     probabilities = experience.probabilities.numpy()
     if probabilities.shape != (size,):
-        raise refuse("propensity", f"its probabilities are {list(probabilities.shape)}, expected [{size}]")
+        raise refuse("propensity", f"expected probabilities of shape [{size}], got {list(probabilities.shape)}")
     if (
         probabilities.min() < 0
         or abs(float(probabilities.sum(dtype=np.float64)) - 1) > SUM_TOLERANCE
         or probabilities[mask == 0].any()
     ):
-        raise refuse("propensity", "its probabilities are no distribution over the legal actions")
+        raise refuse("propensity", "expected probabilities that are a distribution over the legal actions")
     propensity = float(probabilities[experience.action_index])
     if propensity <= 0:
-        raise refuse("propensity", f"its action {experience.action_index} had probability 0")
+        raise refuse("propensity", f"expected a sampled action, but action {experience.action_index} has probability 0")
     return mask.astype(np.bool_), propensity
 
 
 def bootstrap_weights(experience_id: str, heads: int) -> tuple[float, ...]:
-    """Return how often each of `heads` heads sees an experience: Poisson(1) cut at 4, from a hash of its id.
+    """Return how often each reward head sees an experience: Poisson(1), at most 4, from a hash of its id.
 
-    Whenever and wherever it comes round again, a head sees it as often, so that the heads stay different.
+    The online bootstrap of Oza and Russell (2001). A head sees the same experience equally often on every draw from
+    replay and after every restart, which keeps the heads different.
+
+    Args:
+        experience_id: The experience's id.
+        heads: Number of heads, at most MAX_HEADS.
+
+    Raises:
+        PolicyError: There are more heads than one hash can serve.
+
+    Example:
+        >>> bootstrap_weights("decision-1", heads=4) == bootstrap_weights("decision-1", heads=5)[:4]
+        True
     """
     if heads > MAX_HEADS:
-        raise PolicyError(f"{heads} reward heads are more than the {MAX_HEADS} that a hash serves")
+        raise PolicyError(f"expected at most {MAX_HEADS} reward heads, got {heads}")
     digest = hashlib.blake2b(experience_id.encode(), digest_size=64, person=b"bootstrap").digest()
     uniform = np.frombuffer(digest, "<u2")[:heads] / 65536
     return tuple(float(count) for count in np.searchsorted(POISSON, uniform, side="right"))
 
 
 def stack(examples: Sequence[Example]) -> tuple[GraphBatch, Tensor]:
-    """Return the examples' graphs as one batch, and their actions as flat positions, int64 [G].
+    """Combine examples into one batch.
 
-    The same as `GraphBatch.of` over all of them, without asking the heuristic again.
+    The result equals `GraphBatch.of` over all graphs, but reuses the heuristic's logits.
+
+    Args:
+        examples: At least one example.
+
+    Returns:
+        The batch of G graphs, and the position of each example's action in the batch's flat list, int64 [G].
     """
     graphs = [example.graph for example in examples]
     nodes = np.cumsum([0, *(graph.x.shape[0] for graph in graphs)]).tolist()
     offsets = torch.tensor(np.cumsum([0, *(graph.mask.shape[0] for graph in graphs)]), dtype=torch.int64)
     rows = []
     for index, graph in enumerate(graphs):
-        # A lone graph's no_op is row 0 and its layers' actions follow; among G graphs the first G rows are no_ops.
+        # In a batch of one graph row 0 is no_op and the layers' actions follow; with G graphs the first G rows are.
         per_node = (graph.action_row.shape[0] - 1) // max(1, graph.x.shape[0])
         inner = graph.action_row - 1 + len(graphs) + nodes[index] * per_node
         rows.append(torch.where(graph.action_row == 0, torch.full_like(inner, index), inner))

@@ -1,8 +1,9 @@
-"""The baseline: what a sensible engineer would do without having learned anything.
+"""The baseline: what a sensible engineer would do, without anything learned.
 
-It is a distribution, written down as logits: most of the mass on what the situation asks for, a little on its
-alternatives, and a trace on everything else that is legal, so that no propensity is ever 0. Growth goes where the
-growth score is highest among the layers without a kernel, one layer after another (design, section 11).
+The baseline is a distribution over the legal actions, expressed as logits: most of the mass on the action that the
+situation calls for, a little on its alternatives, and a trace on every other legal action, so that no propensity is 0.
+It grows the layer with the highest growth score among those without a kernel, one layer after another (design,
+section 11).
 """
 
 from collections.abc import Sequence
@@ -11,8 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tamiyo.models.actions import blueprint_of
-from tamiyo.models.features import global_value, node_column
-from tamiyo.models.graph import HISTORY_WINDOWS
+from tamiyo.models.features import HISTORY_WINDOWS, global_value, node_column
 from tamiyo.schemas.adaptation import DecisionType
 from tamiyo.schemas.analysis import ModelGraph
 
@@ -25,23 +25,23 @@ WORTH = {
     "depthwise_separable": 0.2,
     "squeeze_excite": 0.05,
 }
-"""How much each blueprint was worth beside the best one (design, section 11)."""
-UNKNOWN_WORTH = 0.2
-WORTHWHILE = 0.35  # of a blueprint: below it the gain is doubtful
+"""Gain of each blueprint relative to the best one (design, section 11)."""
+UNKNOWN_WORTH = 0.2  # of a blueprint that was not measured
+WORTHWHILE = 0.35  # worth of a blueprint below which its gain is doubtful
 OUTPUT_WORTH = 0.01
-"""Of a kernel at an output layer. The last layer's gradient, and so its score, is always large, but a kernel there only
-reads the same features again, and takes most of the budget: it comes after all others."""
-DEPTH_HALVINGS = 1.0  # from first to last layer: growing first to last ended lower than last to first (section 11)
+"""Weight of a kernel at an output layer, which comes after all others: the last layer's gradient, and so its growth
+score, is always large, but a kernel there only reads the same features again and takes most of the budget."""
+DEPTH_HALVINGS = 1.0  # from first to last layer: growing from first to last reached a lower loss (section 11)
 
-WARM_UP = 4  # windows before the first growth: scores of an untrained network say little
-PATIENCE = 4  # windows in a row without a positive contribution before a kernel is taken out
-SETTLED = 6  # windows in a row with one before a kernel may be made permanent
-LATE = 0.85  # of the planned steps: a kernel loaded after it has no time to pay its rent
-SOLVED = 0.995  # validation accuracy that leaves nothing to gain
-RUNAWAY = 2.0  # log_update_ratio, that is |change| > 0.1 |parameters| in one step: a rate far too high
+WARM_UP = 4  # windows before the first growth: scores of an untrained network mean little
+USELESS_WINDOWS = 4  # windows in a row without a positive contribution before a kernel is unloaded
+PROVEN_WINDOWS = 6  # windows in a row with a positive contribution before a kernel may be made permanent
+LATE = 0.85  # share of the planned steps after which a new kernel has no time to pay off
+SOLVED = 0.995  # validation accuracy above which nothing is left to gain
+RUNAWAY = 2.0  # log_update_ratio: |change| > 0.1 |parameters| in one step is a far too high learning rate
 OVERFIT = 0.35  # loss_gap while the validation loss rises: more capacity would overfit more
 
-# Shares of the mass. What an empty share leaves over goes to no_op; "rest" keeps every legal action possible.
+# Shares of the mass; a share without any action goes to no_op. "rest" keeps every legal action possible.
 GROW = {"best": 0.90, "loads": 0.05, "rest": 0.003}
 HESITATE = {"best": 0.01, "loads": 0.003, "rest": 0.002}
 PRUNE = {"unload": 0.75, "rest": 0.003}
@@ -50,10 +50,19 @@ IDLE = {"loads": 0.003, "fossilize": 0.01, "rest": 0.002}
 
 
 def baseline_logits(graph: ModelGraph, kinds: Sequence[str], mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.float32]:
-    """Return the heuristic as logits over the flat list, [actions]; finite, and lowest where illegal.
+    """Return the baseline as logits over the flat action list.
 
-    Over the legal actions they are log-probabilities that sum to one. Raises PolicyError for another feature
-    catalogue's graph.
+    Args:
+        graph: The graph to decide on.
+        kinds: Kinds of action at one layer.
+        mask: Legal actions, bool [1 + nodes x kinds]; entry 0 is True.
+
+    Returns:
+        Float32 [1 + nodes x kinds], finite: the log-probabilities of the legal actions, whose probabilities sum to one.
+        An illegal action has the lowest of them.
+
+    Raises:
+        PolicyError: Another feature catalogue built the graph.
     """
     table = mask[1:].reshape(len(graph.layer_id), len(kinds))
     proposals: dict[str, Array] = {
@@ -79,7 +88,7 @@ def baseline_logits(graph: ModelGraph, kinds: Sequence[str], mask: npt.NDArray[n
 
 
 def _situation(graph: ModelGraph, kinds: Sequence[str], proposals: dict[str, Array]) -> dict[str, float]:
-    """Which shares the moment calls for: stop harm first, then grow, else wait."""
+    """Return the shares for the current situation: stop harm first, then grow, else wait."""
     if proposals["unload"].any():
         return PRUNE
     if proposals["optimize"].any():
@@ -93,7 +102,7 @@ def _situation(graph: ModelGraph, kinds: Sequence[str], proposals: dict[str, Arr
 
 
 def _doubtful(graph: ModelGraph) -> bool:
-    """Whether one more kernel would hardly pay: too late, nothing left to gain, overfitting, or the last one idles."""
+    """Return whether one more kernel would hardly pay off: too late, solved, overfitting, or the last one is idle."""
     late = global_value(graph, "progress") > LATE
     solved = global_value(graph, "validation_accuracy") >= SOLVED
     overfitting = global_value(graph, "loss_gap") > OVERFIT and global_value(graph, "validation_loss_trend") > 0
@@ -102,57 +111,57 @@ def _doubtful(graph: ModelGraph) -> bool:
 
 
 def _loads(graph: ModelGraph, kinds: Sequence[str], table: npt.NDArray[np.bool_]) -> Array:
-    """Weight of each load, [nodes, kinds]: growth score, place and blueprint, at layers that lately had no kernel."""
+    """Return the weight of each load, [nodes, kinds]: growth score x place x blueprint, at layers without a kernel."""
     growth = node_column(graph, "growth_share").astype(np.float64)
     if not growth.any():
         growth = np.ones_like(growth)
-    # A trace for a score of 0: the layer can be grown, only not first.
+    # A layer with a score of 0 keeps a trace: it can grow, after all others.
     weight = np.maximum(growth, 1e-3) * 0.5 ** (DEPTH_HALVINGS * node_column(graph, "depth"))
     weight = np.where(_outputs(graph), OUTPUT_WORTH * weight, weight)
-    # A layer that has just lost its kernel would only get the same one again.
-    taken = _active(graph) | (np.array(graph.fossilized_seeds) > 0) | (node_column(graph, "tenure") > 0)
+    # A layer that has just lost its kernel would get the same one again.
+    taken = _active(graph) | (np.array(graph.fossilized_seeds) > 0) | (node_column(graph, "active_windows") > 0)
     taken |= node_column(graph, "error_share") > 0
     return np.asarray(table * _worth(kinds) * weight[:, None] * ~taken[:, None])
 
 
 def _worth(kinds: Sequence[str]) -> Array:
-    """Of each kind's blueprint, [kinds]; 0 where it loads none."""
+    """Return the worth of each kind's blueprint, [kinds]; 0 where it loads none."""
     names = [blueprint_of(kind) for kind in kinds]
     return np.array([0.0 if name is None else WORTH.get(name, UNKNOWN_WORTH) for name in names])
 
 
 def _spent(graph: ModelGraph) -> npt.NDArray[np.bool_]:
-    """Layers whose kernels have contributed nothing for long, or fail."""
-    useless = node_column(graph, "contribution_negative") * HISTORY_WINDOWS >= PATIENCE
+    """Return the layers whose kernels have contributed nothing for long, or fail, bool [nodes]."""
+    useless = node_column(graph, "contribution_negative") * HISTORY_WINDOWS >= USELESS_WINDOWS
     failing = node_column(graph, "recovery_failures") > 0.5
     return np.asarray(_active(graph) & (useless | failing))
 
 
 def _everything(graph: ModelGraph, kinds: Sequence[str]) -> Array:
-    """Weight of each action of last resort, [nodes, kinds]; least for taking out a kernel that would be missed."""
-    missed = _useful(graph)[:, None] & (_column(kinds, DecisionType.UNLOAD_KERNEL) > 0)
-    return np.where(missed, 0.05, 1.0)
+    """Return the weight of each action within "rest", [nodes, kinds]; lowest for unloading a useful kernel."""
+    useful = _useful(graph)[:, None] & (_column(kinds, DecisionType.UNLOAD_KERNEL) > 0)
+    return np.where(useful, 0.05, 1.0)
 
 
 def _useful(graph: ModelGraph) -> npt.NDArray[np.bool_]:
-    """Layers whose kernels the network would miss."""
+    """Return the layers whose kernels lower the loss, bool [nodes]."""
     return np.asarray(_active(graph) & (node_column(graph, "contribution") > 0))
 
 
 def _proven(graph: ModelGraph) -> npt.NDArray[np.bool_]:
-    """Layers whose kernels have contributed for long, late in training."""
+    """Return the layers whose kernels have lowered the loss for long, late in training, bool [nodes]."""
     late = global_value(graph, "progress") > LATE
-    return np.asarray(late & (node_column(graph, "contribution_positive") * HISTORY_WINDOWS >= SETTLED))
+    return np.asarray(late & (node_column(graph, "contribution_positive") * HISTORY_WINDOWS >= PROVEN_WINDOWS))
 
 
 def _runaway(graph: ModelGraph) -> npt.NDArray[np.bool_]:
-    """Layers that are changed wildly while the loss rises."""
+    """Return the layers whose parameters change far too fast while the loss rises, bool [nodes]."""
     rising = global_value(graph, "train_loss_trend") > 0
     return np.asarray(rising & (node_column(graph, "log_update_ratio") > RUNAWAY))
 
 
 def _outputs(graph: ModelGraph) -> npt.NDArray[np.bool_]:
-    """Layers that no other layer reads from, where others do have readers."""
+    """Return the layers that no other layer reads from, bool [nodes]."""
     outputs = np.ones(len(graph.layer_id), dtype=np.bool_)
     outputs[np.array(graph.edge_source, dtype=np.int64)] = False
     return outputs

@@ -1,4 +1,4 @@
-"""The learner without Kafka: takes experiences, keeps replay, updates the policy, counts everything."""
+"""The learner without Kafka: collects experiences, keeps replay, updates the policy and counts."""
 
 from __future__ import annotations
 
@@ -19,41 +19,55 @@ from tamiyo.models.update import Updater
 from tamiyo.schemas.errors import UpdateRejected
 from tamiyo.schemas.learning import Experience
 
-REMEMBERED = 200_000  # experience ids whose newest revision is known, twice the replay
-RECENT = 100  # experiences that mean reward and success rate are taken over
+KNOWN_IDS = 200_000  # experience ids whose newest revision is known, twice the replay
+RECENT = 100  # experiences that mean reward and success rate cover
 
 
 class Taken(StrEnum):
-    """What became of an experience."""
+    """How an experience was used."""
 
     FRESH = "fresh"
-    """Never seen, or now complete: counts towards an update."""
+    """The first revision of an experience, or the one that completes it: counts towards an update."""
     REVISED = "revised"
-    """A newer revision, but not the last word: replaces what is held, waits for its turn in replay."""
+    """A newer revision that is not the last: replaces the older one in replay."""
     REPEATED = "repeated"
-    """This revision or a newer one came before."""
+    """This revision or a newer one is known already."""
     REJECTED = "rejected"
+    """The experience does not fit the policy, or contradicts itself."""
 
 
 @dataclass(frozen=True, slots=True)
 class UpdateReport:
-    """One attempt to learn."""
+    """One attempt to update the policy."""
 
     accepted: bool
     version: int
-    """Of the policy in force afterwards."""
+    """Version of the policy in force afterwards."""
     fresh: int
+    """Fresh experiences in the batch."""
     replayed: int
+    """Experiences drawn from replay."""
     metrics: dict[str, float] = field(default_factory=dict)
+    """losses/... and charts/..., named as in cleanrl."""
     reason: str = ""
-    """Why it was rolled back."""
+    """Why the update was rolled back; empty if it was accepted."""
 
 
 class Learner:
-    """Learns one policy. An experience counts once per revision: a newer one replaces it, a repeat is dropped.
+    """Learns one policy. Each revision of an experience counts once: a newer one replaces it, a repeat is dropped.
 
-    Fresh is the first sight of an experience, and the revision that completes it; those set off updates. The ones
-    between sharpen the reward of what replay holds.
+    The first revision of an experience and the one that completes it are fresh: they trigger updates. The revisions
+    between them refine the reward of the experience in replay.
+
+    Example:
+        >>> from tamiyo.models.policy import PolicyConfig
+        >>> policy = TamiyoPolicy(PolicyConfig(blueprints=("parallel_expansion", "low_rank"), hidden=8, layers=1))
+        >>> learner = Learner(policy, LearningSettings(fresh_batch=1, minimum_batch=1, update_epochs=1))
+        >>> learner.take(experience)
+        <Taken.FRESH: 'fresh'>
+        >>> report = learner.learn()
+        >>> report.accepted, learner.version, learner.take(experience)
+        (True, 1, <Taken.REPEATED: 'repeated'>)
     """
 
     def __init__(
@@ -67,9 +81,19 @@ class Learner:
         updates: int = 0,
         state: Mapping[str, Any] | None = None,
     ) -> None:
-        """Begin with a policy, or go on with a checkpoint's policy, counts and optimiser state.
+        """Start with a new policy, or resume from a checkpoint.
 
-        `newest` is the highest version ever given out, where that is not the checkpoint's: numbers are not used twice.
+        Args:
+            policy: The policy to learn.
+            settings: Hyperparameters.
+            version: Version of `policy`, >= 0.
+            newest: Highest version ever released, if it is above `version`: no number is used twice.
+            experiences: Experiences learned from before, from the checkpoint's header.
+            updates: Updates accepted before, from the checkpoint's header.
+            state: Optimiser and proximal policy, from the checkpoint; None starts anew.
+
+        Raises:
+            PolicyError: `state` does not fit `policy`.
         """
         self.settings = settings or LearningSettings()
         self.version = version
@@ -99,80 +123,105 @@ class Learner:
 
     @property
     def waiting(self) -> int:
-        """Fresh experiences that no update has seen."""
+        """Number of fresh experiences that no update has used."""
         return len(self._fresh)
 
     def take(self, experience: Experience) -> Taken:
-        """Take one experience, whatever it is; never raises for what is wrong with it."""
+        """Take one experience.
+
+        Args:
+            experience: Any experience; an invalid one is counted and rejected, never an error.
+
+        Returns:
+            How it is used.
+        """
         return self._take(experience, count=True)
 
-    def recall(self, experience: Experience) -> Taken:
-        """Take an experience that the checkpoint has counted already: it fills replay and is not fresh."""
+    def restore_experience(self, experience: Experience) -> Taken:
+        """Take an experience that the checkpoint has counted already: it goes to replay and triggers no update.
+
+        Args:
+            experience: An experience from before the checkpoint's offsets.
+
+        Returns:
+            As for `take`; nothing is counted.
+        """
         return self._take(experience, count=False)
 
     def _take(self, experience: Experience, *, count: bool) -> Taken:
         revision, complete = self._known.get(experience.experience_id, (-1, False))
         if experience.revision <= revision:
-            return self._tell(Taken.REPEATED, count)
+            return self._count(Taken.REPEATED, count)
         try:
             example = Example.of(experience, self.policy.kinds, self.policy.config.heads)
         except ExperienceRejected as rejection:
             if count:
                 self.rejected[rejection.reason] += 1
-            return self._tell(Taken.REJECTED, count)
+            return self._count(Taken.REJECTED, count)
         first = revision < 0
         self._known[example.experience_id] = (example.revision, example.complete)
         self._known.move_to_end(example.experience_id)
-        while len(self._known) > REMEMBERED:
+        while len(self._known) > KNOWN_IDS:
             self._known.popitem(last=False)
         if not count:
-            self._remember([example])
-            return self._tell(Taken.FRESH, count)
+            self._replay([example])
+            return Taken.FRESH
         self.experiences += first
         if first or (example.complete and not complete) or example.experience_id in self._fresh:
             self._fresh[example.experience_id] = example
         else:
-            self._remember([example])
-            return self._tell(Taken.REVISED, count)
-        return self._tell(Taken.FRESH, count)
+            self._replay([example])
+            return self._count(Taken.REVISED, count)
+        return self._count(Taken.FRESH, count)
 
-    def _tell(self, what: Taken, count: bool) -> Taken:
+    def _count(self, taken: Taken, count: bool) -> Taken:
         if count:
-            self.taken[what] += 1
-        return what
+            self.taken[taken] += 1
+        return taken
 
-    def _remember(self, examples: list[Example]) -> None:
-        """Put examples into replay, except those of policies too old."""
+    def _replay(self, examples: list[Example]) -> None:
+        """Add examples to replay, except those of too old policies."""
         for example in examples:
             if self.version - example.policy_version <= self.settings.max_age:
                 self.replay.add(example, example.reward - example.value)
 
     def ready(self, *, overdue: bool = False) -> bool:
-        """Return whether there is enough to learn from; `overdue`: some have waited too long for a whole batch."""
+        """Return whether there is enough to learn from.
+
+        Args:
+            overdue: Whether a fresh experience has waited so long that an incomplete batch is enough.
+        """
         if len(self._fresh) >= self.settings.fresh_batch:
             return True
         return overdue and bool(self._fresh) and len(self._fresh) + len(self.replay) >= self.settings.minimum_batch
 
     def learn(self, experiences: Iterable[Experience] = (), *, overdue: bool = False) -> UpdateReport | None:
-        """Take `experiences`; update if there is enough to learn from, else return None.
+        """Take experiences, and update the policy if there is enough to learn from.
 
-        An update sees all fresh experiences, filled up from replay. One that must not act is rolled back: the
-        incumbent stays, its experiences stay in replay.
+        An update uses all fresh experiences, and others from replay up to the batch size. An update that fails its
+        checks is rolled back: the policy stays as it was, and the experiences go to replay.
+
+        Args:
+            experiences: Experiences to take first.
+            overdue: As for `ready`.
+
+        Returns:
+            The report of the update, or None if there was too little to learn from.
         """
         for experience in experiences:
             self.take(experience)
         if not self.ready(overdue=overdue):
             return None
         fresh = list(self._fresh.values())
-        # Before anything is learned from them: afterwards the ensemble has seen the answers.
+        # Predict before learning: afterwards the ensemble has seen these rewards.
         prediction = self._updater.predict(fresh)
         rewards = np.array([example.reward for example in fresh])
         errors = np.abs(prediction.reward - rewards)
         covered = errors <= self.policy.calibration.half_width(prediction.spread)
         self.policy.calibration = self.policy.calibration.update(prediction.reward, prediction.spread, rewards)
-        self._note(fresh)
+        self._record(fresh)
 
-        # Restarted or not, the same update of the same experiences draws the same ones.
+        # After a restart, the same update of the same experiences draws the same ones from replay.
         rng = np.random.default_rng([self.settings.seed, self.updates, self.rolled_back])
         self.replay.expire(self.version - self.settings.max_age)
         replayed, corrections = self.replay.sample(
@@ -189,13 +238,13 @@ class Learner:
             update = self._updater.update(examples, [*np.ones(len(fresh)), *corrections], version=self.version, rng=rng)
         except UpdateRejected as rejection:
             self.rolled_back += 1
-            self._remember(fresh)
+            self._replay(fresh)
             self.last = UpdateReport(False, self.version, len(fresh), len(replayed), calibration, str(rejection))
             return self.last
         self._newest += 1
         self.version = self._newest
         self.updates += 1
-        self._remember(fresh)
+        self._replay(fresh)
         self.replay.reprioritise(examples, update.advantages)
         self.last = UpdateReport(
             True, self.version, len(fresh), len(replayed), {**update.metrics, **calibration, **self.statistics()}
@@ -203,34 +252,44 @@ class Learner:
         return self.last
 
     def renumber(self) -> None:
-        """Give the policy in force a version of its own: it is to act, and the number it had is another's."""
+        """Give the policy in force the next unused version, because another policy has its present number."""
         self._newest += 1
         self.version = self._newest
 
-    def _note(self, fresh: list[Example]) -> None:
+    def _record(self, fresh: list[Example]) -> None:
+        """Add fresh examples to the statistics."""
         self._episodes += sum(example.complete for example in fresh)
         self._rewards.extend(example.reward for example in fresh)
         self._successes.extend(example.success for example in fresh if example.success is not None)
 
     def statistics(self) -> dict[str, float]:
-        """Return what the specification asks a learner to know of itself, over the recent experiences.
+        """Return the specification's learning statistics, over the last RECENT experiences.
 
-        An episode is one decision with its whole reward; success is that of executed adaptations.
+        Returns:
+            charts/... by name. An episode is one decision with its complete reward; the success rate covers executed
+            adaptations. A mean without any experience is left out.
         """
-        found = {
+        values = {
             "charts/episodes": float(self._episodes),
             "charts/replay": float(len(self.replay)),
             "charts/experiences": float(self.experiences),
             "charts/rolled_back": float(self.rolled_back),
         }
         if self._rewards:
-            found["charts/mean_reward"] = float(np.mean(self._rewards))
+            values["charts/mean_reward"] = float(np.mean(self._rewards))
         if self._successes:
-            found["charts/success_rate"] = float(np.mean(self._successes))
-        return found
+            values["charts/success_rate"] = float(np.mean(self._successes))
+        return values
 
     def header(self, *, name: str, offsets: Mapping[str, int], time_ms: int, parent: int | None) -> CheckpointHeader:
-        """Return the header of the policy in force."""
+        """Return the checkpoint header of the policy in force.
+
+        Args:
+            name: The policy's name.
+            offsets: Next offset of the experience topic, by partition.
+            time_ms: When the checkpoint is made, ms since the epoch, UTC.
+            parent: Version the policy was learned from; None for the first.
+        """
         return CheckpointHeader.of(
             self.policy,
             version=self.version,
@@ -244,5 +303,12 @@ class Learner:
         )
 
     def checkpoint(self, header: CheckpointHeader) -> bytes:
-        """Return the checkpoint's bytes: policy, optimiser and proximal average together."""
+        """Return the checkpoint's bytes: policy, optimiser and proximal policy together.
+
+        Args:
+            header: From `header`.
+
+        Raises:
+            PolicyError: A weight is not finite.
+        """
         return save(self.policy, self._updater.state(), header)

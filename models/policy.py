@@ -1,4 +1,4 @@
-"""The network: message passing over layers, and heads for what to do, what it is worth and how sure that is."""
+"""The network: message passing over layers, with heads for actions, the value and the reward with its uncertainty."""
 
 from __future__ import annotations
 
@@ -22,20 +22,22 @@ class BehaviourSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     temperature: float = Field(1.0, gt=0, description="Of the softmax")
-    exploration_bonus: float = Field(0.1, ge=0, description="Added to an action's logit, times its uncertainty")
-    max_spread: float = Field(0.15, ge=0, description="Where the ensemble disagrees more, the baseline acts (SPIBB)")
+    exploration_bonus: float = Field(0.1, ge=0, description="Weight of an action's uncertainty in its logit")
+    max_spread: float = Field(
+        0.15, ge=0, description="Spread above which an action keeps the baseline's probability (SPIBB)"
+    )
 
 
 class PolicyConfig(BaseModel):
-    """Shape of the network; what a checkpoint needs to build it again."""
+    """Shape of the network: what a checkpoint needs to rebuild it."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    blueprints: tuple[str, ...] = Field(description="In the order of the action list")
-    hidden: int = Field(128, ge=1, le=4096)
+    blueprints: tuple[str, ...] = Field(description="Blueprints that it can load, in the order of the action list")
+    hidden: int = Field(128, ge=1, le=4096, description="Width of the embeddings")
     layers: int = Field(4, ge=1, le=64, description="Message-passing layers")
     heads: int = Field(5, ge=2, le=100, description="Reward heads in the ensemble")
-    dropout: float = Field(0.1, ge=0, lt=1, description="While learning only")
+    dropout: float = Field(0.1, ge=0, lt=1, description="In training mode only")
     prior_scale: float = Field(0.25, ge=0, description="Spread of an untrained ensemble, in units of reward")
     seed: int = Field(0, ge=0, le=2**62, description="Of the initial weights and the randomised priors")
     behaviour: BehaviourSettings = BehaviourSettings()
@@ -43,12 +45,12 @@ class PolicyConfig(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class PolicyOutput:
-    """For G graphs with together N nodes and A actions."""
+    """Output for G graphs with together N nodes and A actions."""
 
     logits: Tensor
-    """[A], unmasked: the heuristic's plus the network's."""
+    """[A], unmasked: the heuristic's logits plus the network's."""
     value: Tensor
-    """[G]."""
+    """[G]: expected reward of the graph's decision."""
     ensemble: Tensor
     """[heads, A]: each head's prediction of the reward, its randomised prior included."""
     node_embeddings: Tensor
@@ -56,7 +58,7 @@ class PolicyOutput:
     global_embedding: Tensor
     """[G, hidden]."""
     action_graph: Tensor
-    """[A] int64."""
+    """[A] int64: the graph of each action."""
 
     @property
     def predicted_reward(self) -> Tensor:
@@ -65,14 +67,23 @@ class PolicyOutput:
 
     @property
     def spread(self) -> Tensor:
-        """Population standard deviation over the heads, [A]; what a Calibration turns into an uncertainty."""
+        """Population standard deviation over the heads, [A]; a Calibration converts it into an uncertainty."""
         return self.ensemble.std(dim=0, correction=0)
 
 
 class MessagePassing(nn.Module):
-    """One GINE convolution with LayerNorm, ReLU, dropout and a residual."""
+    """One GINE convolution with LayerNorm, ReLU, dropout and a residual connection.
+
+    GINE: Hu et al., "Strategies for pre-training graph neural networks" (2020).
+    """
 
     def __init__(self, hidden: int, dropout: float) -> None:
+        """Make the layer.
+
+        Args:
+            hidden: Width of the node embeddings.
+            dropout: Probability of dropping an element, in training mode only.
+        """
         super().__init__()
         inner = nn.Sequential(nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, hidden))
         self.convolution = GINEConv(inner, edge_dim=len(EDGE_FEATURES))
@@ -80,19 +91,44 @@ class MessagePassing(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, edge_index: Tensor, edge_attr: Tensor) -> Tensor:
-        """Return [N, hidden] from [N, hidden]."""
+        """Pass one round of messages.
+
+        Args:
+            x: Node embeddings, [N, hidden].
+            edge_index: Source and target of each edge, int64 [2, E].
+            edge_attr: Edge features, [E, EDGE_FEATURES].
+
+        Returns:
+            Node embeddings, [N, hidden].
+        """
         update: Tensor = self.dropout(torch.relu(self.norm(self.convolution(x, edge_index, edge_attr))))
         return x + update
 
 
 class TamiyoPolicy(nn.Module):
-    """Logits = the heuristic's + a head whose last layer starts at zero: version 0 is the heuristic."""
+    """The policy network. Its logits are the heuristic's plus a head that starts at zero: version 0 is the heuristic.
+
+    Nodes are encoded, exchange messages (GINE) and are pooled by attention (Li et al., "Graph matching networks", 2019)
+    into one embedding of the graph, from which the heads read.
+
+    Example:
+        >>> import numpy as np
+        >>> policy = TamiyoPolicy(PolicyConfig(blueprints=("low_rank",), hidden=8, layers=1)).eval()
+        >>> batch = GraphBatch.of([graph], policy.kinds, [np.ones(1 + 4 * len(graph.layer_id), dtype=bool)])
+        >>> output = policy(batch)
+        >>> bool((output.logits == batch.prior).all()), output.ensemble.shape
+        (True, torch.Size([5, 13]))
+    """
 
     calibration: Calibration
-    """Of the ensemble's spread; the learner replaces it, a checkpoint carries it."""
+    """Calibration of the ensemble's spread; the learner replaces it, and a checkpoint stores it."""
 
     def __init__(self, config: PolicyConfig) -> None:
-        """The same config gives the same weights; torch's global random state is left as it was."""
+        """Build the network. The same config gives the same weights; torch's global random state stays as it is.
+
+        Args:
+            config: Shape, blueprints and seed.
+        """
         super().__init__()
         self.config = config
         self.kinds = kinds(config.blueprints)
@@ -116,7 +152,11 @@ class TamiyoPolicy(nn.Module):
             )
 
     def forward(self, batch: GraphBatch) -> PolicyOutput:
-        """Score every action of every graph."""
+        """Score every action of every graph.
+
+        Args:
+            batch: Graphs whose masks were made for the policy's `kinds`.
+        """
         nodes = torch.relu(self.encoder(batch.x))
         for convolution in self.convolutions:
             nodes = convolution(nodes, batch.edge_index, batch.edge_attr)
@@ -135,7 +175,7 @@ class TamiyoPolicy(nn.Module):
 
 
 def _head(inputs: int, width: int, outputs: int, dropout: float) -> nn.Sequential:
-    """A two-layer head that says 0 to everything until it has learned."""
+    """Return a two-layer head whose output is 0 until it is trained."""
     last = nn.Linear(width, outputs)
     nn.init.zeros_(last.weight)
     nn.init.zeros_(last.bias)

@@ -1,11 +1,13 @@
-"""Decoupled PPO over graphs: the loss, and nothing that steps, samples or stores.
+"""The loss of decoupled PPO over graphs. Nothing here steps, samples or stores.
 
-Three policies appear in it (Hilton, Cobbe and Schulman, "Batch size-invariance for policy optimization", 2022):
-- behaviour: whose probabilities are in the experience; it may be many versions old, and a mixture (SPIBB);
-- proximal: an exponential moving average of recent policies, from which a step may go only so far;
-- the policy that learns.
-The importance weight proximal / behaviour corrects what was sampled; the clipped ratio policy / proximal limits a step.
-A decision's reward is already its long-term worth, so its advantage is reward - value and nothing is bootstrapped.
+The clipped objective is that of Schulman et al., "Proximal policy optimization algorithms" (2017), decoupled after
+Hilton, Cobbe and Schulman, "Batch size-invariance for policy optimization" (2022). It involves three policies:
+- behaviour: the distribution recorded in the experience; it may be many versions old, and a mixture (SPIBB);
+- proximal: an exponential moving average of recent policies, which bounds how far a step may go;
+- current: the policy that learns.
+The importance weight proximal / behaviour corrects for how actions were sampled; the clipped ratio current / proximal
+limits a step. A decision's reward already covers its long-term effect, so the advantage is reward - value, without
+bootstrapping from later values.
 """
 
 from dataclasses import dataclass
@@ -17,30 +19,37 @@ from tamiyo.models.batch import GraphBatch, graph_entropy, masked_log_softmax
 from tamiyo.models.hyperparameters import LearningSettings
 from tamiyo.models.policy import PolicyOutput
 
-# An infinite ratio has a NaN for its gradient even where clipping or a weight of 0 keeps it out of the loss.
-MAX_LOG_RATIO = 20.0
+MAX_LOG_RATIO = 20.0  # nats: an infinite ratio has a NaN gradient even if clipping or a weight of 0 removes it
 
 
 @dataclass(frozen=True, slots=True)
 class Targets:
-    """What a minibatch of G experiences is learned from; float32 [G] unless said otherwise."""
+    """Targets and weights of a minibatch of G experiences; float32 [G] unless noted."""
 
     action: Tensor
     """int64: the sampled actions as positions in the batch's flat list."""
     behaviour_logprob: Tensor
+    """Of the action under the behaviour policy, nats."""
     proximal_logprob: Tensor
+    """Of the action under the proximal policy, nats."""
     advantage: Tensor
-    """Normalised."""
+    """Normalised reward - value."""
     reward: Tensor
+    """In [-1, 1]."""
     weight: Tensor
-    """Confidence x correction for how replay chose; weighs every loss of the experience."""
+    """Confidence of the reward x importance correction of replay; weighs every loss of the experience."""
     actor: Tensor
-    """1 where the policy learns from it; 0 where there was no choice, or its policy is too old."""
+    """1 where the policy learns from the experience; 0 where there was no choice, or its policy is too old."""
     bootstrap: Tensor
     """[heads, G]: how often each reward head sees the experience."""
 
     def minibatch(self, inds: Tensor, action: Tensor) -> "Targets":
-        """Return the targets of the experiences `inds`, whose actions stand at `action` in their own batch."""
+        """Return the targets of some of the experiences.
+
+        Args:
+            inds: Which experiences, int64 [g].
+            action: Positions of their actions in the minibatch's own flat list, int64 [g].
+        """
         return Targets(
             action=action,
             behaviour_logprob=self.behaviour_logprob[inds],
@@ -55,17 +64,22 @@ class Targets:
 
 @dataclass(frozen=True, slots=True)
 class Losses:
-    """Scalars of one minibatch; `total` carries the gradient of them all."""
+    """Scalars of one minibatch; `total` carries the gradient of all of them."""
 
     total: Tensor
     policy: Tensor
+    """Clipped policy loss."""
     value: Tensor
+    """Mean squared error of the value head."""
     entropy: Tensor
-    """Mean over the graphs with a choice, nats; 0 where there is none."""
+    """Mean over the graphs with a choice, nats; 0 if there is none."""
     safety: Tensor
+    """Penalty for uncertainty or entropy below its threshold."""
     reward: Tensor
+    """Mean squared error of the reward heads, under their bootstrap weights."""
     approx_kl: Tensor
-    """Of the sampled actions, proximal against now: mean((ratio - 1) - log ratio); Schulman, "Approximating KL"."""
+    """KL(proximal || current) at the sampled actions: mean((ratio - 1) - log ratio); Schulman, "Approximating KL
+    divergence" (2020)."""
     clipfrac: Tensor
     """Share of ratios outside the clip range."""
     importance: Tensor
@@ -73,12 +87,28 @@ class Losses:
 
 
 def importance_weight(proximal_logprob: Tensor, behaviour_logprob: Tensor, maximum: float) -> Tensor:
-    """Return proximal / behaviour at the sampled actions, truncated at `maximum`."""
+    """Return proximal / behaviour at the sampled actions.
+
+    Args:
+        proximal_logprob: Nats, [G].
+        behaviour_logprob: Nats, [G].
+        maximum: Largest weight.
+
+    Example:
+        >>> importance_weight(torch.tensor([0.0, 0.0]), torch.tensor([0.0, -5.0]), maximum=2.0).tolist()
+        [1.0, 2.0]
+    """
     return (proximal_logprob - behaviour_logprob).exp().clamp(max=maximum)
 
 
 def normalise_advantage(advantage: Tensor, weight: Tensor, minimum_scale: float) -> Tensor:
-    """Return (advantage - mean) / max(standard deviation, `minimum_scale`), both under `weight`; 0 without weight."""
+    """Return (advantage - mean) / max(standard deviation, minimum scale), with both weighted; 0 without any weight.
+
+    Args:
+        advantage: [G].
+        weight: >= 0, [G].
+        minimum_scale: > 0; a smaller spread is not scaled up.
+    """
     total = weight.sum()
     if total <= 0:
         return torch.zeros_like(advantage)
@@ -88,20 +118,38 @@ def normalise_advantage(advantage: Tensor, weight: Tensor, minimum_scale: float)
 
 
 def weighted_mean(values: Tensor, weight: Tensor) -> Tensor:
-    """Return the mean of `values` under `weight`; 0, with a gradient of 0, where the weights sum to 0."""
-    # An experience of weight 0 must not speak, not even with an infinity.
+    """Return the weighted mean; 0, with a gradient of 0, if the weights sum to 0.
+
+    Args:
+        values: [G].
+        weight: >= 0, [G].
+    """
+    # An experience of weight 0 must not count, even if its value is infinite.
     kept = torch.where(weight > 0, values, torch.zeros_like(values))
     return (weight * kept).sum() / weight.sum().clamp(min=1e-8)
 
 
 def choices(mask: Tensor, action_graph: Tensor, graphs: int) -> Tensor:
-    """Return how many actions are legal in each graph, int64 [graphs]."""
+    """Return the number of legal actions of each graph, int64 [graphs].
+
+    Args:
+        mask: Bool [A].
+        action_graph: The graph of each action, int64 [A].
+        graphs: Number of graphs.
+    """
     return torch.zeros(graphs, dtype=torch.int64).index_add_(0, action_graph, mask.to(torch.int64))
 
 
 def divergence(before: Tensor, now: Tensor, action_graph: Tensor, graphs: int) -> Tensor:
-    """Return KL(before || now) of each graph's distribution from log-probabilities [A], exactly, nats, [graphs]."""
-    # Where both are -inf the action is masked and adds nothing; exp(-inf) * (-inf + inf) would be NaN.
+    """Return the exact KL(before || now) of each graph's distribution, nats, [graphs].
+
+    Args:
+        before: Log-probabilities, [A].
+        now: Log-probabilities with the same mask, [A].
+        action_graph: The graph of each action, int64 [A].
+        graphs: Number of graphs.
+    """
+    # A masked action is -inf in both and adds nothing; exp(-inf) * (-inf + inf) would be NaN.
     terms = torch.where(before > -torch.inf, before.exp() * (before - now), torch.zeros_like(before))
     return torch.zeros(graphs, dtype=terms.dtype).index_add_(0, action_graph, terms)
 
@@ -117,8 +165,17 @@ def ppo_loss(
 ) -> Losses:
     """Return the losses of a minibatch.
 
-    `multiplier` and `noise_floor` are the calibration's: half-width = multiplier x (spread + noise floor) is the
-    uncertainty that a decision carries, and so the one that the specification's safety term is about.
+    total = policy + vf_coef value - ent_coef entropy + safety + reward_coef reward. The policy loss is
+    mean(rho max(-A ratio, -A clip(ratio))) with rho = min(proximal / behaviour, max_importance).
+
+    Args:
+        output: The policy's output for `batch`, with gradients.
+        batch: The minibatch's graphs.
+        b: Targets of the G experiences.
+        settings: Coefficients and thresholds.
+        multiplier: Of the calibration: uncertainty = multiplier x (spread + noise floor) is the half-width that a
+            decision carries, to which the specification's safety term applies.
+        noise_floor: Of the calibration.
     """
     log_probabilities = masked_log_softmax(output.logits, batch.mask, batch.action_graph)
     logratio = (log_probabilities[b.action] - b.proximal_logprob).clamp(max=MAX_LOG_RATIO)
@@ -133,7 +190,7 @@ def ppo_loss(
     v_loss = weighted_mean((output.value - b.reward).square(), b.weight)
 
     entropies = graph_entropy(log_probabilities, batch.action_graph, batch.graphs)
-    # A graph where only no_op is legal has no entropy to keep.
+    # A graph in which only no_op is legal has no entropy.
     choosing = (choices(batch.mask, batch.action_graph, batch.graphs) > 1).to(entropies.dtype)
     entropy_loss = weighted_mean(entropies, choosing)
 

@@ -1,4 +1,4 @@
-"""Recent experiences to learn from again: the surprising ones more often, with a correction for that."""
+"""Prioritised replay: recent experiences, drawn more often the more surprising they are, with a correction for that."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from tamiyo.models.example import Example
 
-SMALLEST_PRIORITY = 1e-3  # rewards lie in [-1, 1]; what was predicted to the third digit still comes round
+SMALLEST_PRIORITY = 1e-3  # in units of reward: a perfectly predicted experience is still drawn sometimes
 
 
 @dataclass(slots=True)
@@ -19,13 +19,22 @@ class _Entry:
 
 
 class Replay:
-    """At most `capacity` examples by experience id; the highest revision of an experience is the one held.
+    """The most recent examples by experience id, each in its highest revision.
 
-    Sampling is proportional to (|advantage| + SMALLEST_PRIORITY) ** exponent (Schaul et al., "Prioritized experience
-    replay", 2016). Sums over all entries at each draw: 100,000 take a few milliseconds, an update a hundred times that.
+    Proportional prioritisation of Schaul et al., "Prioritized experience replay" (2016): the first draw has probability
+    P = priority / sum of priorities with priority = (|advantage| + SMALLEST_PRIORITY) ** exponent, and an example's
+    importance correction is (N P) ** -correction / the largest of the sample. Here examples are drawn without
+    replacement. Each sample sums over all entries: a few milliseconds for 100,000, a hundredth of an update.
     """
 
     def __init__(self, capacity: int = 100_000, *, exponent: float = 0.6, correction: float = 0.4) -> None:
+        """Make an empty replay.
+
+        Args:
+            capacity: Most examples kept, >= 1; the oldest is dropped first.
+            exponent: 0 draws uniformly, 1 in proportion to |advantage|.
+            correction: 0 corrects nothing, 1 fully.
+        """
         self._capacity = capacity
         self._exponent = exponent
         self._correction = correction
@@ -35,15 +44,23 @@ class Replay:
         return len(self._entries)
 
     def get(self, experience_id: str) -> Example | None:
-        """Return what is held of an experience, or None."""
+        """Return the stored example of an experience, or None."""
         entry = self._entries.get(experience_id)
         return entry.example if entry else None
 
     def add(self, example: Example, advantage: float) -> bool:
-        """Hold an example, in place of an older revision; returns False where this or a newer one is held already."""
-        held = self._entries.get(example.experience_id)
-        if held is not None:
-            if held.example.revision >= example.revision:
+        """Store an example in place of an older revision.
+
+        Args:
+            example: The example; it becomes the newest entry.
+            advantage: First estimate of reward - value, which sets its priority.
+
+        Returns:
+            False if this revision or a newer one is stored already.
+        """
+        stored = self._entries.get(example.experience_id)
+        if stored is not None:
+            if stored.example.revision >= example.revision:
                 return False
             del self._entries[example.experience_id]
         self._entries[example.experience_id] = _Entry(example, advantage)
@@ -52,21 +69,37 @@ class Replay:
         return True
 
     def expire(self, oldest_version: int) -> int:
-        """Drop what policies older than `oldest_version` decided; returns how many."""
+        """Drop the examples of old policies.
+
+        Args:
+            oldest_version: Oldest policy version to keep.
+
+        Returns:
+            The number of dropped examples.
+        """
         old = [key for key, entry in self._entries.items() if entry.example.policy_version < oldest_version]
         for key in old:
             del self._entries[key]
         return len(old)
 
     def reprioritise(self, examples: Sequence[Example], advantages: npt.ArrayLike) -> None:
-        """Give examples still held their newest advantage."""
+        """Update the priorities of those examples that are still stored.
+
+        Args:
+            examples: The examples of an update.
+            advantages: reward - value of each under the new policy, [examples].
+        """
         for example, advantage in zip(examples, np.asarray(advantages, dtype=float).tolist(), strict=True):
             entry = self._entries.get(example.experience_id)
             if entry is not None:
                 entry.advantage = advantage
 
     def probabilities(self, exclude: Collection[str] = ()) -> tuple[list[Example], npt.NDArray[np.float64]]:
-        """Return everything that may be drawn, and the probability of each to be the first that is."""
+        """Return the examples that may be drawn, and each one's probability of being drawn first.
+
+        Args:
+            exclude: Experience ids that must not be drawn.
+        """
         entries = [entry for key, entry in self._entries.items() if key not in exclude]
         magnitudes = np.abs(np.array([entry.advantage for entry in entries], dtype=np.float64))
         priorities = (magnitudes + SMALLEST_PRIORITY) ** self._exponent
@@ -75,7 +108,16 @@ class Replay:
     def sample(
         self, count: int, rng: np.random.Generator, *, exclude: Collection[str] = ()
     ) -> tuple[list[Example], npt.NDArray[np.float64]]:
-        """Draw up to `count` different examples; returns them with their importance corrections, the largest 1."""
+        """Draw different examples.
+
+        Args:
+            count: Number of examples; fewer if replay has fewer.
+            rng: The random draw.
+            exclude: Experience ids that must not be drawn.
+
+        Returns:
+            The examples and their importance corrections, in (0, 1], of which the largest is 1.
+        """
         examples, probabilities = self.probabilities(exclude)
         count = min(count, len(examples))
         if count <= 0:

@@ -1,4 +1,4 @@
-"""The safety monitor: asks again, independently of how a decision was sampled, whether it may be executed."""
+"""The safety monitor: checks, independently of how a decision was sampled, whether it may be executed."""
 
 from __future__ import annotations
 
@@ -19,21 +19,35 @@ TYPES = frozenset(str(member) for member in DecisionType)
 
 
 class SafetyLimits(BaseModel):
-    """What no decision may exceed."""
+    """Limits that no decision may exceed."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    max_decision_uncertainty: float = Field(0.8, ge=0, le=1, description="Above it only no_op is executed")
-    max_adaptations: int = Field(20, ge=0, description="Adaptations of a run within rate_steps")
-    rate_steps: int = Field(1000, ge=1, description="Stretch of training in which max_adaptations are counted, steps")
+    max_decision_uncertainty: float = Field(
+        0.8, ge=0, le=1, description="Uncertainty above which only no_op is executed"
+    )
+    max_adaptations: int = Field(20, ge=0, description="Most adaptations of a run within rate_steps")
+    rate_steps: int = Field(1000, ge=1, description="Range of training, in steps, over which adaptations are counted")
     masks: MaskLimits = MaskLimits()
 
 
 class SafetyMonitor:
-    """Stateless: what it needs to know of the past, the caller tells."""
+    """Checks decisions against the limits. Stateless: the caller passes the run's recent past.
+
+    Example:
+        >>> monitor = SafetyMonitor(protected=["layer.0"])
+        >>> action = Action(type="optimize_parameters", layer_id="layer.0")
+        >>> [veto.reason for veto in monitor.validate(action, confidence=0.9, graph=graph)]
+        ['layer layer.0 is protected']
+    """
 
     def __init__(self, limits: SafetyLimits | None = None, *, protected: Collection[str] = ()) -> None:
-        """`protected` are layers that no run may have adapted, whatever its topology says."""
+        """Make a monitor.
+
+        Args:
+            limits: Limits of this installation.
+            protected: Layers that must not be adapted in any run.
+        """
         self.limits = limits or SafetyLimits()
         self.protected = frozenset(protected)
 
@@ -48,18 +62,29 @@ class SafetyMonitor:
         steps_since_decision: int | None = None,
         recent_adaptations: int = 0,
     ) -> list[Veto]:
-        """Return every reason not to execute `action`; an empty list means it may be.
+        """Return every reason not to execute an action.
 
-        `recent_adaptations` counts the run's decisions other than no_op that were not vetoed, within
-        `limits.rate_steps` before the graph's step. no_op is never refused. Confidence excuses nothing: it is one more
-        thing that can be too low. Without a graph only no_op passes, since nothing else can be checked.
+        no_op always passes. High confidence overrides no other check. Without a graph, only no_op passes.
+
+        Args:
+            action: The sampled action.
+            confidence: 1 - uncertainty of its reward, in [0, 1].
+            graph: The graph that the decision is about.
+            paused: Whether the run is paused.
+            protected: Layers protected by a standing order, in addition to the run's own and the monitor's.
+            steps_since_decision: Steps since the run's last decision other than no_op; None if there was none.
+            recent_adaptations: The run's decisions other than no_op that were not vetoed, within `limits.rate_steps`
+                before the graph's step.
+
+        Returns:
+            The vetoes; an empty list means that the action may be executed.
         """
         if action.type == DecisionType.NO_OP:
             return []
         guarded = self.protected | frozenset(protected)
         reasons: list[str] = []
         if action.type not in TYPES:
-            reasons.append(f"{action.type} is no known type of adaptation: expected one of {', '.join(sorted(TYPES))}")
+            reasons.append(f"{action.type} is not a type of adaptation: expected one of {', '.join(sorted(TYPES))}")
         if action.layer_id is None:
             reasons.append(f"{action.type} names no layer")
         elif action.layer_id in guarded or (graph is not None and _own_protection(graph, action.layer_id)):
@@ -83,7 +108,7 @@ class SafetyMonitor:
         return vetoes
 
     def _illegal(self, action: Action, graph: ModelGraph, paused: bool, steps_since_decision: int | None) -> list[str]:
-        """The masks again, for this one action."""
+        """Return why the masks forbid this action; empty if they allow it."""
         names = kinds([] if action.blueprint is None else [action.blueprint])
         mask = legal_actions(
             graph, names, limits=self.limits.masks, paused=paused, steps_since_decision=steps_since_decision
@@ -101,5 +126,5 @@ class SafetyMonitor:
 
 
 def _own_protection(graph: ModelGraph, layer_id: str) -> bool:
-    """Whether the run's own topology protects the layer."""
+    """Return whether the run's own topology protects the layer."""
     return layer_id in graph.layer_id and graph.protected[graph.layer_id.index(layer_id)]

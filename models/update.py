@@ -1,4 +1,4 @@
-"""One update of the policy: epochs of minibatches, then an examination, and back to the last safe state if it fails."""
+"""One update of the policy: epochs of minibatches, then checks, and a rollback if they fail."""
 
 from __future__ import annotations
 
@@ -25,11 +25,14 @@ from tamiyo.schemas.errors import PolicyError, UpdateRejected
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """What the policy expected of each example's action, [examples], before it learns from them."""
+    """The policy's predictions for some examples, from before it learns from them."""
 
     reward: npt.NDArray[np.float32]
+    """[examples]: ensemble mean at the executed action."""
     spread: npt.NDArray[np.float32]
+    """[examples]: standard deviation over the heads at that action."""
     value: npt.NDArray[np.float32]
+    """[examples]: the value head's estimate of the graph's reward."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,18 +42,27 @@ class Update:
     metrics: dict[str, float]
     """`losses/...` as means over the gradient steps, as cleanrl names them."""
     advantages: npt.NDArray[np.float32]
-    """Of each example under the new policy: the new priorities."""
+    """[examples]: reward - value under the new policy, which sets the new priorities."""
 
 
 class Updater:
-    """A policy, its optimiser and its proximal average: what an update changes, and a rollback restores.
+    """A policy, its optimiser and its proximal policy: what an update changes and a rollback restores.
 
-    Dropout stays off: with it, the ratio of a policy to itself would not be 1, and the KL bound would measure noise.
-    On the bandit of graphs it learned no faster with it (evaluation/lab/bandit.py, three seeds).
+    Dropout stays off: with it, the ratio of a policy to itself would differ from 1, and the KL bound would measure
+    noise. On the bandit of graphs, learning was no faster with it (evaluation/lab/bandit.py, three seeds).
     """
 
     def __init__(self, policy: TamiyoPolicy, settings: LearningSettings, state: dict[str, Any] | None = None) -> None:
-        """`state` is that of `state()`, from the checkpoint that `policy` is from."""
+        """Start with a new policy, or resume.
+
+        Args:
+            policy: The policy to learn; it is changed in place.
+            settings: Hyperparameters.
+            state: A `state()` from the same checkpoint as `policy`.
+
+        Raises:
+            PolicyError: `state` does not fit `policy`.
+        """
         self.policy = policy.eval()
         self.settings = settings
         self.proximal = copy.deepcopy(policy).eval().requires_grad_(False)
@@ -64,7 +76,7 @@ class Updater:
             self.restore({"policy": policy.state_dict(), **state})
 
     def state(self) -> dict[str, Any]:
-        """Return what a checkpoint holds beside the policy's weights."""
+        """Return what a checkpoint stores in addition to the policy's weights."""
         return {
             "optimizer": self.optimizer.state_dict(),
             "scheduler": {"last_epoch": self.scheduler.last_epoch},
@@ -72,18 +84,29 @@ class Updater:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go back to a `state()` with the policy's weights under "policy". Raises PolicyError if it does not fit."""
+        """Restore an earlier state.
+
+        Args:
+            state: A `state()`, with the policy's weights under "policy".
+
+        Raises:
+            PolicyError: The state does not fit the policy.
+        """
         try:
             self.policy.load_state_dict(state["policy"])
             self.proximal.load_state_dict(state["proximal"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.scheduler.last_epoch = int(state["scheduler"]["last_epoch"])
         except (KeyError, ValueError, TypeError, RuntimeError) as error:
-            raise PolicyError(f"this learner's state is not of this policy: {error}") from error
+            raise PolicyError(f"the learner's state does not fit this policy: {error}") from error
 
     @torch.no_grad()
     def predict(self, examples: Sequence[Example]) -> Prediction:
-        """Return what the policy expects of these examples."""
+        """Predict the rewards of examples.
+
+        Args:
+            examples: At least one example.
+        """
         batch, action = stack(examples)
         output: PolicyOutput = self.policy(batch)
         return Prediction(output.predicted_reward[action].numpy(), output.spread[action].numpy(), output.value.numpy())
@@ -96,9 +119,19 @@ class Updater:
         version: int,
         rng: np.random.Generator,
     ) -> Update:
-        """Learn from `examples`, whose importance corrections come from replay, as policy `version`.
+        """Learn from a batch, or leave everything unchanged.
 
-        Raises UpdateRejected, with everything as it was, where the result must not act.
+        Args:
+            examples: The batch; its order does not matter.
+            corrections: Importance corrections from replay, in (0, 1], [examples]; 1 for fresh ones.
+            version: Version of the present policy, from which the age of an example is counted.
+            rng: Draws the minibatches.
+
+        Returns:
+            Metrics and new advantages.
+
+        Raises:
+            UpdateRejected: The new policy is not fit to act. The policy is as it was before.
         """
         safe = copy.deepcopy({"policy": self.policy.state_dict(), **self.state()})
         try:
@@ -118,7 +151,7 @@ class Updater:
         proximal, _ = self._distribution(self.proximal, batch)
         b = self._targets(examples, corrections, version, action, proximal, value)
         if float(b.weight.sum()) <= 0:
-            raise UpdateRejected("no experience of this batch has any confidence")
+            raise UpdateRejected("no experience of the batch has a confidence above 0")
 
         parts = torch.split(before, batch.offsets.diff().tolist())
         history: list[Losses] = []
@@ -135,24 +168,26 @@ class Updater:
                     history.append(losses)
                 stopped |= kl > settings.target_kl
         if not history:
-            raise UpdateRejected(f"all {skipped} minibatches had a loss above {settings.max_loss} or not finite")
-        metrics, advantages = self._examine(batch, before, b)
+            raise UpdateRejected(
+                f"all {skipped} minibatches had a loss that was above {settings.max_loss} or not finite"
+            )
+        checks, advantages = self._check(batch, before, b)
         if self.scheduler.last_epoch < settings.t_max:
             self.scheduler.step()
         means = {
             name: float(np.mean([float(getattr(losses, field).detach()) for losses in history]))
             for name, field in LOSSES.items()
         }
-        found = {
+        metrics = {
             **means,
-            **metrics,
+            **checks,
             "losses/explained_variance": _explained_variance(value.numpy(), b.reward.numpy()),
             "charts/learning_rate": float(self.optimizer.param_groups[0]["lr"]),
             "charts/gradient_steps": float(len(history)),
             "charts/minibatches_skipped": float(skipped),
             "charts/stopped_early": float(stopped),
         }
-        return Update(found, advantages)
+        return Update(metrics, advantages)
 
     def _targets(
         self,
@@ -165,7 +200,7 @@ class Updater:
     ) -> Targets:
         reward = torch.tensor([example.reward for example in examples])
         weight = torch.tensor([example.confidence for example in examples]) * torch.from_numpy(corrections)
-        # Where nothing could be chosen there is nothing to choose better; rewards and values still are facts.
+        # Without a choice there is nothing for the actor to improve; the reward and value heads still learn.
         actor = torch.tensor(
             [float(each.choices > 1 and version - each.policy_version <= self.settings.max_age) for each in examples]
         )
@@ -183,10 +218,17 @@ class Updater:
     def _step(
         self, examples: Sequence[Example], mb_inds: npt.NDArray[np.int64], b: Targets, before: Tensor, *, frozen: bool
     ) -> tuple[Losses | None, float]:
-        """Take one gradient step; returns its losses, or None where they are not to be trusted, and KL(before || now).
+        """Take one gradient step.
 
-        `before` has the log-probabilities of the minibatch's actions before the update. `frozen`: what the policy
-        shares stays as it is, and only values and rewards are learned further.
+        Args:
+            examples: The whole batch.
+            mb_inds: Examples of the minibatch, [g].
+            b: Targets of the whole batch.
+            before: Log-probabilities, before the update, of the minibatch's actions, [A].
+            frozen: Whether only the value and the reward heads may learn.
+
+        Returns:
+            The losses, or None if the step was skipped; and KL(before || now), nats.
         """
         batch, action = stack([examples[index] for index in mb_inds])
         output: PolicyOutput = self.policy(batch)
@@ -228,10 +270,8 @@ class Updater:
         return float(weighted_mean(divergence(before, now, batch.action_graph, batch.graphs), actor))
 
     @torch.no_grad()
-    def _examine(
-        self, batch: GraphBatch, before: Tensor, b: Targets
-    ) -> tuple[dict[str, float], npt.NDArray[np.float32]]:
-        """Raise UpdateRejected where the new policy must not act; else return its metrics and advantages."""
+    def _check(self, batch: GraphBatch, before: Tensor, b: Targets) -> tuple[dict[str, float], npt.NDArray[np.float32]]:
+        """Return the new policy's metrics and advantages, or raise UpdateRejected if it is not fit to act."""
         parameters = [*self.policy.parameters(), *self.proximal.parameters()]
         if not all(bool(torch.isfinite(parameter).all()) for parameter in parameters):
             raise UpdateRejected("the new weights are not finite")
@@ -241,22 +281,23 @@ class Updater:
         now = masked_log_softmax(output.logits, batch.mask, batch.action_graph)
         kl = self._divergence(before, now, batch, b.actor)
         if kl > self.settings.max_kl:
-            raise UpdateRejected(f"the policy moved by {kl:.3f} nats, more than {self.settings.max_kl}")
+            raise UpdateRejected(f"the policy moved by {kl:.3f} nats, more than the limit of {self.settings.max_kl}")
         choosing = (choices(batch.mask, batch.action_graph, batch.graphs) > 1).float()
-        was, is_now = (
+        entropy_before, entropy_now = (
             float(weighted_mean(graph_entropy(each, batch.action_graph, batch.graphs), choosing))
             for each in (before, now)
         )
-        # A heuristic may be surer than the floor by itself; then an update must only not make it worse.
-        if choosing.any() and is_now < self.settings.entropy_floor and is_now < was:
+        # The heuristic itself may lie below the floor; then an update must not lower the entropy further.
+        if choosing.any() and entropy_now < self.settings.entropy_floor and entropy_now < entropy_before:
             raise UpdateRejected(
-                f"the entropy fell from {was:.3f} to {is_now:.3f} nats, below {self.settings.entropy_floor}"
+                f"the entropy fell from {entropy_before:.3f} to {entropy_now:.3f} nats, below the floor of "
+                f"{self.settings.entropy_floor}"
             )
-        return {"losses/kl": kl, "losses/entropy_after": is_now}, (b.reward - output.value).numpy()
+        return {"losses/kl": kl, "losses/entropy_after": entropy_now}, (b.reward - output.value).numpy()
 
 
 CRITICS = ("rewards.", "value.")
-"""Parameters that only predict: they may go on learning when the policy has moved far enough."""
+"""Prefixes of the parameters that only predict: they continue to learn after the policy has reached `target_kl`."""
 
 LOSSES = {
     "losses/total": "total",
@@ -272,6 +313,6 @@ LOSSES = {
 
 
 def _explained_variance(predicted: npt.NDArray[np.float32], observed: npt.NDArray[np.float32]) -> float:
-    """1 - Var(observed - predicted) / Var(observed): 1 is perfect, 0 no better than a constant; 0 if nothing varies."""
+    """Return 1 - Var(observed - predicted) / Var(observed): 1 is perfect, 0 a constant's; 0 if nothing varies."""
     variance = float(np.var(observed))
     return 0.0 if variance < 1e-12 else 1 - float(np.var(observed - predicted)) / variance

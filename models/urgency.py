@@ -1,4 +1,4 @@
-"""How soon a layer needs attention, from its health, its trend and its neighbours."""
+"""Urgency: how soon a layer needs attention, from its health, its trend and its neighbours."""
 
 import numpy as np
 
@@ -8,17 +8,27 @@ from tamiyo.schemas.errors import PolicyError
 HEALTH_WEIGHT = 0.6
 TREND_WEIGHT = 0.25
 NEIGHBOUR_WEIGHT = 0.15
-FULL_TREND = 0.1  # a loss of this much health a window is as urgent as a trend can be
+FULL_TREND = 0.1  # loss of health per window at which the trend's urgency is highest
 
 
 def urgency(graph: ModelGraph, layer_id: str | None) -> float:
-    """Return the urgency at a layer, in [0, 1]; for None (no_op) that of the layer that needs it most.
+    """Return the urgency of an action at a layer.
 
-    0.6 (1 - health) + 0.25 min(1, lost health a window / 0.1) + 0.15 (1 - mean health of the layers that share an edge
-    with it; its own where none does). Raises PolicyError for a layer that is not in the graph.
+    urgency = 0.6 (1 - health) + 0.25 min(1, health lost per window / 0.1) + 0.15 (1 - health of the neighbours), where
+    the last is the mean over the layers that share an edge with the layer, and its own health if there are none.
+
+    Args:
+        graph: The graph of the decision.
+        layer_id: A layer of the graph; None (no_op) means the most urgent one.
+
+    Returns:
+        The urgency, in [0, 1].
+
+    Raises:
+        PolicyError: The graph has no such layer.
     """
     if layer_id is not None and layer_id not in graph.layer_id:
-        raise PolicyError(f"there is no layer {layer_id!r} in graph {graph.graph_id}")
+        raise PolicyError(f"expected a layer of graph {graph.graph_id}, got {layer_id!r}")
     illness = 1.0 - np.array(graph.health)
     falling = np.clip(-np.array(graph.health_trend) / FULL_TREND, 0.0, 1.0)
     total, neighbours = np.zeros_like(illness), np.zeros_like(illness)

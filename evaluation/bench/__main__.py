@@ -1,8 +1,8 @@
-"""`make bench`: everything that is claimed about speed, measured on this machine in one run.
+"""`make bench`: measure throughput, latency and host overhead on this machine.
 
-Throughput is in layer-signals a second and core: one layer-signal is one layer's row of one telemetry frame, and a
-core's second is a processor second of the processes measured, so a busy neighbour changes little. Latencies are wall
-time. Every line is the minimum, median and maximum of its repeats after a warm-up.
+Throughput is in layer-signals per second and core: one layer-signal is one layer's row of one telemetry frame, and a
+core's second is a processor second of the measured processes, so that a busy machine changes little. Latencies are
+wall time. Every row is the minimum, median and maximum of its repeats after a warm-up.
 """
 
 import json
@@ -28,6 +28,7 @@ from tamiyo.evaluation.bench.learner import updates
 from tamiyo.evaluation.bench.policy import decisions
 from tamiyo.evaluation.common import stage_bench as bench_stages
 from tamiyo.evaluation.common.measure import Result, machine, versions
+from tamiyo.evaluation.common.report import require_folder
 from tamiyo.evaluation.common.simulated_runs import Load
 from tamiyo.streams.process.logs import configure
 
@@ -36,14 +37,14 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class Plan:
-    """How much is measured. A network of 50 layers is a ResNet-50; windows of 50 steps hold 5 sampled steps."""
+    """The sizes of the measurements. 50 layers are a ResNet-50; a window of 50 steps contains 5 sampled steps."""
 
     repeats: int
     stages: Load
     flow: Load
-    """Sized so that no partition of the embedded broker, which keeps 5 MiB, loses a message before it is read."""
+    """Fits the embedded broker, which keeps 5 MiB a partition, so that no message is lost before it is read."""
     single: Load | None
-    """Frames of one layer: what the chain costs where framing does not help."""
+    """Frames of one layer: the cost of the chain without the advantage of framing."""
     decision_seconds: float
     host_blocks: int
     host_repeats: int
@@ -73,7 +74,7 @@ QUICK = Plan(
 
 
 def in_memory(plan: Plan) -> Iterator[list[Result]]:
-    """Measure what needs no broker."""
+    """Measure codec, stages, decisions and learner, which need no broker."""
     yield codec(layers=50, records=500, repeats=max(plan.repeats, 3))
     with tempfile.TemporaryDirectory(prefix="tamiyo-bench-") as folder:
         bench = bench_stages.Bench(plan.stages, f"file://{folder}")
@@ -86,7 +87,7 @@ def in_memory(plan: Plan) -> Iterator[list[Result]]:
 
 
 def on_a_broker(plan: Plan, where: Broker) -> Iterator[list[Result]]:
-    """Measure the SDK, the chain, and the peer beside the same part of the chain."""
+    """Measure the SDK, the chain, and the peer against the same part of the chain."""
     for task in ("mnist1d", "digits", "mnist5k"):
         yield overhead(where.bootstrap_servers, task=task, blocks=plan.host_blocks, repeats=plan.host_repeats)
     yield [bench_chain.chain(where, plan.flow, repeats=plan.repeats)]
@@ -102,9 +103,9 @@ def on_a_broker(plan: Plan, where: Broker) -> Iterator[list[Result]]:
 
 
 def table(results: list[Result]) -> Table:
-    """Return the report for people."""
+    """Return the report as a table."""
     shown = Table(title="Tamiyo, measured", title_justify="left")
-    for column in ("of", "what", "unit"):
+    for column in ("group", "quantity", "unit"):
         shown.add_column(column, overflow="fold")
     for column in ("minimum", "median", "maximum"):
         shown.add_column(column, justify="right", no_wrap=True)
@@ -130,9 +131,9 @@ def _remark(result: Result) -> str:
     if "inputs_per_second" in extra:
         return f"{extra['inputs_per_second']:,} records/s"
     if "step_ms_with" in extra:
-        return f"{extra['step_ms_without']:.2f} ms a step without, {extra['step_ms_with']:.2f} with"
+        return f"{extra['step_ms_without']:.2f} ms per step without, {extra['step_ms_with']:.2f} with"
     if "per_second" in extra:
-        return f"{max(extra['per_second']):,.0f}/s by the clock, {extra['broker']} broker"
+        return f"{max(extra['per_second']):,.0f}/s wall time, {extra['broker']} broker"
     if "bytes" in extra:
         return f"{extra['bytes']:,} bytes"
     if "replayed" in extra:
@@ -141,26 +142,30 @@ def _remark(result: Result) -> str:
 
 
 def bench(
-    quick: Annotated[bool, typer.Option("--quick", help="Small loads, one repeat: under a minute")] = False,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write everything measured to this file")] = None,
-    kind: Annotated[BrokerKind, typer.Option("--broker", help="auto: Kafka from KAFKA_HOME if set")] = "auto",
+    quick: Annotated[bool, typer.Option("--quick", help="Small loads and one repeat; takes under a minute")] = False,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write all results as JSON to this file")] = None,
+    kind: Annotated[
+        BrokerKind, typer.Option("--broker", help="auto: Kafka from KAFKA_HOME if set, else embedded")
+    ] = "auto",
 ) -> None:
-    """Measure codec, stages, decisions, learner, SDK, the whole chain, and Quix Streams beside it."""
+    """Measure codec, stages, decisions, learner, SDK, the whole chain, and Quix Streams on the same load.
+
+    Examples: `make bench` · `make bench ARGS="--quick"` · `make bench ARGS="--json bench.json --broker local"`
+    """
     torch.set_num_threads(1)
     configure("WARNING")
-    # A pipe has no width of its own, and 80 columns fold every cell.
+    # A pipe has no width, and the default of 80 columns would fold every cell.
     console, progress = (Console(stderr=err, width=None if sys.stdout.isatty() else 130) for err in (False, True))
-    if json_file is not None and not json_file.parent.is_dir():
-        raise typer.BadParameter(f"there is no folder {json_file.parent}", param_hint="--json")
+    require_folder(json_file, "--json")
     plan = QUICK if quick else FULL
-    started, facts = time.monotonic(), machine()
+    started, where_measured = time.monotonic(), machine()
     results: list[Result] = []
 
     def note(found: list[Result]) -> None:
         results.extend(found)
         for result in found:
-            line = f"{time.monotonic() - started:5.0f} s  {result.group}: {result.name}  {_number(result.median)}"
-            progress.print(f"{line} {result.unit}", highlight=False)
+            words = f"{time.monotonic() - started:5.0f} s  {result.group}: {result.name}  {_number(result.median)}"
+            progress.print(f"{words} {result.unit}", highlight=False)
 
     for found in in_memory(plan):
         note(found)
@@ -169,14 +174,15 @@ def bench(
             note(found)
     console.print(table(results))
     if find_spec("quixstreams") is None:
-        console.print("The peer was left out: pip install 'esper-tamiyo[bench]' brings Quix Streams.")
-    console.print(f"{facts['processor']}, {facts['cores']} cores, load average {facts['load_average'][0]} at the start")
+        console.print("The peer was not measured: Quix Streams is missing; install the extra [bench].")
+    processor, cores, load = (where_measured[name] for name in ("processor", "cores", "load_average"))
+    console.print(f"{processor}, {cores} cores, load average {load[0]} at the start")
     if json_file is not None:
         report = {
             "format": FORMAT,
             "quick": quick,
             "seconds": round(time.monotonic() - started, 1),
-            "machine": facts,
+            "machine": where_measured,
             "versions": versions(),
             "results": [result.to_dict() for result in results],
         }

@@ -1,4 +1,4 @@
-"""The stages as they run: Faust workers on a broker, telemetry in, decisions out; and the peer on the same broker."""
+"""The stages in a Faust worker on a broker, telemetry in, decisions out; and the peer on the same broker."""
 
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -17,11 +17,12 @@ from tamiyo.evaluation.bench.kafka import (
     worker,
 )
 from tamiyo.evaluation.common.measure import Result, Spent
-from tamiyo.evaluation.common.simulated_runs import Load, frames, topology
-from tamiyo.evaluation.common.stage_bench import release
+from tamiyo.evaluation.common.policies import release
+from tamiyo.evaluation.common.simulated_runs import TOPICS, Load, frames, topology
 from tamiyo.schemas.codec import decode, encode
 from tamiyo.schemas.record import Record
-from tamiyo.schemas.topics import CHECKPOINTS, DECISIONS, TELEMETRY, TOPOLOGY, WINDOWS, Topic
+from tamiyo.schemas.telemetry import ModelTopology
+from tamiyo.schemas.topics import CHECKPOINTS, DECISIONS, TOPOLOGY, WINDOWS, Topic
 from tamiyo.streams.settings import WindowSettings
 
 CHAIN = ("intake", "windows", "graphs", "decisions")
@@ -30,8 +31,8 @@ PEER_SOURCE, PEER_TARGET = "bench.peer.signals", "bench.peer.windows"
 
 
 def messages(load: Load) -> Iterator[Message]:
-    """Yield topologies and then all telemetry, runs taking turns; a run keeps to one partition, all equally full."""
-    topics = {topic.record: topic for topic in (*TELEMETRY, TOPOLOGY)}
+    """Yield all topologies, then the telemetry of all runs interleaved; runs are spread evenly over the partitions."""
+    topics: dict[type[Record], Topic] = {**TOPICS, ModelTopology: TOPOLOGY}
 
     def message(record: Record, run: int) -> Message:
         topic = topics[type(record)]
@@ -46,7 +47,7 @@ def messages(load: Load) -> Iterator[Message]:
 
 
 def peer_messages(load: Load) -> Iterator[Message]:
-    """Yield the layer frames' content one signal a message, in the same order and on the same partitions."""
+    """Yield the content of the layer frames, one signal a message, in the same order and on the same partitions."""
     for together in zip(*(quix_peer.signals(load, run) for run in range(load.runs)), strict=True):
         for run, (key, signal) in enumerate(together):
             yield Message(PEER_SOURCE, run % PARTITIONS, key, quix_peer.encode(signal), signal["time_ms"])
@@ -62,9 +63,9 @@ def rounds(
     identify: Callable[[bytes], str],
     where: Broker,
 ) -> list[Spent]:
-    """Publish the load again and again under new run ids, wait for all that follows from it, and return the costs.
+    """Publish the load repeatedly under new run ids, wait for all of its outputs, and return the costs.
 
-    The first round warms up and is left out. Messages are made before the clock starts.
+    The first round is the warm-up. Messages are made before the clock starts.
     """
     spent = []
     for number in range(repeats + 1):
@@ -80,7 +81,7 @@ def rounds(
 
 
 def ours(where: Broker, load: Load, stages: Sequence[str], target: Topic, *, name: str, repeats: int) -> Result:
-    """Measure stages in one worker process, from telemetry published to the last record on `target` read."""
+    """Measure stages in one worker process, from publishing telemetry to reading the last record of `target`."""
     width = WindowSettings().width
 
     def identify(value: bytes) -> str:
@@ -89,7 +90,7 @@ def ours(where: Broker, load: Load, stages: Sequence[str], target: Topic, *, nam
 
     load = replace(load, name=name.replace(" ", "-").replace(",", ""))
     with tempfile.TemporaryDirectory(prefix="tamiyo-bench-") as store:
-        # Published again for every worker: its store is a new one, and so is the file it is told of.
+        # Every worker has a new store, so the policy is released and announced again.
         announced = release(f"file://{store}")
         publish(where, [Message(CHECKPOINTS.name, 0, announced.name, encode(announced), announced.time_ms)])
         counter = Counter(where, target.name)
@@ -107,14 +108,14 @@ def chain(where: Broker, load: Load, *, repeats: int) -> Result:
 
 
 def aggregation(where: Broker, load: Load, *, repeats: int, name: str = "telemetry to window") -> Result:
-    """Measure what the peer is compared with: telemetry frames to windows."""
+    """Measure telemetry frames to windows, the part that the peer is compared with."""
     return ours(where, load, AGGREGATION, WINDOWS, name=name, repeats=repeats)
 
 
 def peer(where: Broker, load: Load, *, repeats: int) -> Result:
     """Measure Quix Streams on the same content, one signal a message, from signals to windows.
 
-    Its windows close when a later signal of the same key comes, so it is spared the last one of every key.
+    Its windows close when a later signal of the same key arrives, so it does not compute the last window of every key.
     """
     width = WindowSettings().width
     load = replace(load, name="peer")
@@ -128,14 +129,14 @@ def peer(where: Broker, load: Load, *, repeats: int) -> Result:
         arguments += ["--state", state, "--width", str(width)]
         counter = Counter(where, PEER_TARGET)
         with running("Quix Streams", "tamiyo.evaluation.bench.quix_peer", arguments, {}) as process:
-            # It has no readiness to ask for: the first round waits for it, and is not counted.
+            # The peer reports no readiness: the warm-up round waits for it.
             spent = rounds(process, counter, load, repeats, peer_messages, expected, _peer_identity, where)
         counter.close()
     return _result("Quix Streams, signal to window", load, spent, {"processes": 1, "broker": where.kind})
 
 
 def ratio(mine: Result, other: Result) -> Result:
-    """Return how many times more layer-signals `mine` takes for the same processor time; medians, and the extremes."""
+    """Return how many times more layer-signals `mine` processes per processor second: lowest, median, highest."""
     values = (mine.minimum / other.maximum, mine.median / other.median, mine.maximum / other.minimum)
     extra = {"ours": mine.median, "peer": other.median}
     return Result("peer", "ours / Quix Streams, a core", "ratio", values, "higher", extra)

@@ -1,4 +1,4 @@
-"""What a record costs on the wire: our codec, and beside it confluent-kafka's AvroSerializer on the same record."""
+"""The cost of encoding and decoding a record, and confluent-kafka's AvroSerializer on the same record."""
 
 import json
 import warnings
@@ -12,7 +12,7 @@ from tamiyo.schemas.record import Record
 
 
 def codec(*, layers: int, records: int, repeats: int) -> list[Result]:
-    """Encode and decode telemetry frames of `layers` layers `records` times; return microseconds a record."""
+    """Encode and decode a telemetry frame of `layers` layers `records` times; return microseconds per record."""
     frame, _, _ = list(frames(Load(runs=1, layers=layers, frames=1), 0))
     data = encode(frame)
     size = {"layers": layers, "bytes": len(data)}
@@ -32,14 +32,14 @@ def codec(*, layers: int, records: int, repeats: int) -> list[Result]:
 
 
 def _confluent(frame: Record, *, records: int, repeats: int, size: dict[str, Any]) -> list[Result]:
-    """The same record through confluent-kafka's own serializer, against its in-memory mock registry."""
+    """Encode the same record with confluent-kafka's serializer and its in-memory mock registry."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of what it imports, about what that imports
+            warnings.simplefilter("ignore")  # deprecations inside its dependencies
             from confluent_kafka.schema_registry import SchemaRegistryClient
             from confluent_kafka.schema_registry.avro import AvroSerializer
             from confluent_kafka.serialization import MessageField, SerializationContext
-    except ImportError:  # its registry extra is not installed: ours is still measured
+    except ImportError:  # its registry extra is not installed
         return []
     serializer = AvroSerializer(
         SchemaRegistryClient.new_client({"url": "mock://bench"}),

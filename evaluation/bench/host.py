@@ -1,4 +1,4 @@
-"""What the SDK costs a training step: the reference host with it and without, in turns."""
+"""The overhead of the SDK on a training step: the reference host with it and without it, in turns."""
 
 import tempfile
 import time
@@ -16,16 +16,16 @@ from tamiyo.host.reference.train import Workload, steps
 from tamiyo.schemas.kafka import KafkaSettings
 
 BLOCK = 100
-"""Steps in a turn: a multiple of every probe's interval, so that every block holds the same work."""
+"""Steps in a turn: a multiple of every probe's interval, so that every turn contains the same work."""
 OFFSET = 10
-"""Steps before the first turn, so that no turn ends with a frame that is then sent in the next."""
+"""Steps before the first turn, so that no turn ends with a frame that the next one sends."""
 
 
 def overhead(bootstrap_servers: str, *, task: str, blocks: int, repeats: int) -> list[Result]:
-    """Train two equal networks in turns of `BLOCK` steps, `blocks` turns a repeat; nobody answers, so none grows.
+    """Train two equal networks in turns of `BLOCK` steps, `blocks` turns a repeat; no decisions arrive, so none grows.
 
-    What else the machine does hits neighbouring blocks alike. Wall time is what a user waits for; processor time
-    holds every thread's, librdkafka's too, whether or not training waited for it.
+    Other load on the machine affects neighbouring turns alike. Wall time is what a user waits for; processor time
+    includes all threads, librdkafka's too, whether or not training waited for them.
     """
     prepared = load_task(task)
     transport = KafkaTransport(KafkaSettings(bootstrap_servers=bootstrap_servers))
@@ -45,7 +45,7 @@ def overhead(bootstrap_servers: str, *, task: str, blocks: int, repeats: int) ->
                 for _ in range(repeats)
                 for before, during in [_turns(without, with_sdk, blocks)]
             ]
-            told, interval = handle.stats.overhead_ratio, handle.sample_interval
+            reported, interval = handle.stats.overhead_ratio, handle.sample_interval
         finally:
             handle.close()
     extra = {
@@ -53,7 +53,7 @@ def overhead(bootstrap_servers: str, *, task: str, blocks: int, repeats: int) ->
         "steps": blocks * BLOCK,
         "step_ms_without": min(each.wall_s for each, _ in pairs) / (blocks * BLOCK) * 1000,
         "step_ms_with": min(each.wall_s for _, each in pairs) / (blocks * BLOCK) * 1000,
-        "told_by_the_sdk": told,
+        "told_by_the_sdk": reported,
         "steps_between_frames": interval,
         "dropped_records": handle.stats.dropped_records,
         "budget": 0.10,
@@ -73,7 +73,7 @@ class _Spent:
 
 
 class _Side:
-    """One of the two networks; time on it is not the other one's training."""
+    """One of the two networks; the time of its turns does not count as the other one's training."""
 
     def __init__(self, training: Iterator[Tensor], other: Handle | None) -> None:
         self._training = training

@@ -1,4 +1,4 @@
-"""A broker and processes to measure: start them, publish to them, wait for what they publish, read their cost."""
+"""A broker and processes to measure: start them, publish to them, wait for their outputs, read their cost."""
 
 import os
 import signal
@@ -16,18 +16,19 @@ from pathlib import Path
 from typing import Literal
 
 import psutil
-from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
+from confluent_kafka import Consumer, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
 
 from tamiyo.evaluation.common.measure import Spent, cpu_seconds
+from tamiyo.schemas.client.awaited_producer import AwaitedProducer
 from tamiyo.schemas.errors import BrokerError, ConfigurationError
-from tamiyo.schemas.kafka import PRODUCER, KafkaSettings, TopicNames
+from tamiyo.schemas.kafka import KafkaSettings, TopicNames
 from tamiyo.streams.admin.brokers import EmbeddedBroker, LocalKafka, kafka_home
 from tamiyo.streams.admin.topics import Topics
 
-PARTITIONS = 4  # what the embedded broker gives every topic
-START_S = 90.0  # a process imports torch and joins a group, on a machine that does other things too
-PATIENCE_S = 120.0
+PARTITIONS = 4  # of every topic of the embedded broker
+START_S = 90.0  # a process imports torch and joins a group, on a machine that may be busy
+TIMEOUT_S = 120.0
 BrokerKind = Literal["auto", "embedded", "local"]
 
 
@@ -44,21 +45,21 @@ class Message:
 
 @dataclass(frozen=True)
 class Broker:
-    """A broker that runs."""
+    """A running broker."""
 
     kind: str
     bootstrap_servers: str
 
     @property
     def kafka(self) -> KafkaSettings:
-        """Return how to reach it."""
+        """Return the settings that reach it."""
         return KafkaSettings(bootstrap_servers=self.bootstrap_servers)
 
     def add_topics(self, names: Sequence[str]) -> None:
-        """Make topics that are not in the catalogue, with `PARTITIONS` each."""
+        """Create topics that are not in the catalogue, with `PARTITIONS` each."""
         admin = AdminClient(self.kafka.librdkafka())
         if self.kind == "embedded":
-            for name in names:  # named is made
+            for name in names:  # the embedded broker creates a topic when it is named
                 admin.list_topics(name, timeout=10)
             return
         for future in admin.create_topics([NewTopic(name, PARTITIONS, 1) for name in names]).values():
@@ -67,10 +68,10 @@ class Broker:
 
 @contextmanager
 def broker(kind: BrokerKind) -> Iterator[Broker]:
-    """Run a broker with the catalogue's topics; auto: Kafka from KAFKA_HOME where that is set, else the embedded."""
+    """Run a broker with the catalogue's topics; auto: Kafka from KAFKA_HOME if that is set, else the embedded one."""
     home = kafka_home()
     if kind == "local" and home is None:
-        raise ConfigurationError("--broker local needs KAFKA_HOME to name an unpacked Kafka release")
+        raise ConfigurationError("--broker local needs KAFKA_HOME, the folder of an unpacked Kafka release; set it")
     real = home is not None and kind != "embedded"
     with LocalKafka(home) if real and home is not None else EmbeddedBroker() as running:
         started = Broker("local" if real else "embedded", running.bootstrap_servers)
@@ -80,27 +81,27 @@ def broker(kind: BrokerKind) -> Iterator[Broker]:
 
 @dataclass(frozen=True)
 class Measured:
-    """A process under measurement."""
+    """A measured process."""
 
     name: str
     process: "subprocess.Popen[bytes]"
     log: Path
 
     def check(self) -> None:
-        """Raise BrokerError with its last words if it has ended."""
+        """Raise BrokerError with the end of its log if it has ended."""
         if self.process.poll() is not None:
             words = "\n".join(self.log.read_text(errors="replace").splitlines()[-15:])
             raise BrokerError(f"{self.name} ended with status {self.process.returncode}:\n{words}")
 
     @property
     def cpu_s(self) -> float:
-        """Processor seconds spent so far, by it and its threads."""
+        """Return the processor seconds of all its threads so far."""
         return cpu_seconds([psutil.Process(self.process.pid)])
 
 
 @contextmanager
 def running(name: str, module: str, arguments: Sequence[str], environment: Mapping[str, str]) -> Iterator[Measured]:
-    """Run `python -m module arguments` until the block ends, then stop it, by force if it must be."""
+    """Run `python -m module arguments` until the block ends, then stop it, with SIGKILL if SIGTERM does not."""
     with tempfile.TemporaryDirectory(prefix="tamiyo-bench-") as folder:
         log = Path(folder) / "log"
         with log.open("wb") as output:
@@ -110,7 +111,7 @@ def running(name: str, module: str, arguments: Sequence[str], environment: Mappi
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 env={**os.environ, **environment},
-                cwd=folder,  # what frameworks leave behind goes with it
+                cwd=folder,  # files that frameworks leave are removed with it
                 start_new_session=True,
             )
         try:
@@ -135,32 +136,20 @@ def worker(where: Broker, stages: Sequence[str], store: str) -> Iterator[Measure
     for stage in stages:
         arguments += ["--stage", stage]
     with running(f"worker ({', '.join(stages)})", "tamiyo.streams.cli", arguments, environment) as process:
-        _wait_until(lambda: _answers(f"http://127.0.0.1:{port}/readyz"), process, START_S, "ready")
+        _wait_until(lambda: _is_ready(f"http://127.0.0.1:{port}/readyz"), process, START_S, "ready")
         yield process
 
 
 def publish(where: Broker, messages: Iterable[Message]) -> None:
     """Publish messages, in order a partition, and wait until the broker has them all."""
-    failed: list[str] = []
-    producer = Producer(
-        where.kafka.librdkafka(**PRODUCER, **{"queue.buffering.max.messages": 1_000_000, "log_level": 0})
-    )
+    producer = AwaitedProducer(where.kafka, timeout_s=TIMEOUT_S, options={"queue.buffering.max.messages": 1_000_000})
     for each in messages:
-        producer.produce(
-            each.topic,
-            each.value,
-            each.key,
-            each.partition,
-            timestamp=each.time_ms,
-            on_delivery=lambda error, _: failed.append(str(error)) if error else None,
-        )
-        producer.poll(0)
-    if producer.flush(PATIENCE_S) or failed:
-        raise BrokerError(f"the load could not be published: {failed[:1] or 'time is up'}")
+        producer.produce(each.topic, each.value, each.key, partition=each.partition, timestamp_ms=each.time_ms)
+    producer.flush()
 
 
 class Counter:
-    """Reads a topic from where it ends now and counts the messages of the runs asked for, repeats left out."""
+    """Reads a topic from its current end and counts the different messages of requested runs."""
 
     def __init__(self, where: Broker, topic: str) -> None:
         self._consumer = Consumer(
@@ -168,7 +157,7 @@ class Counter:
                 **{"group.id": "tamiyo-bench", "enable.auto.commit": False, "fetch.wait.max.ms": 20, "log_level": 0}
             )
         )
-        # Numbers, not OFFSET_END: that is looked up at the first fetch, when the load may be there already.
+        # Offsets, not OFFSET_END: that is resolved at the first fetch, when the load may already be published.
         self._consumer.assign([TopicPartition(topic, number, self._end(topic, number)) for number in range(PARTITIONS)])
         self._seen: set[tuple[str, str]] = set()
 
@@ -178,19 +167,21 @@ class Counter:
             try:
                 _, end = self._consumer.get_watermark_offsets(TopicPartition(topic, partition), timeout=10)
                 return int(end)
-            except KafkaException:  # a topic just made may not have elected its leaders yet
+            except KafkaException:  # a new topic may not have elected its leaders yet
                 if time.monotonic() > deadline:
                     raise
                 time.sleep(0.1)
 
     def wait(self, process: Measured, runs: Sequence[str], expected: int, identify: Callable[[bytes], str]) -> None:
-        """Return when `expected` different messages of `runs` have come.
+        """Wait until `expected` different messages of `runs` have arrived.
 
-        A message belongs to the run that its key begins with, up to a slash. Raises BrokerError when the process ends
-        or nothing comes for `PATIENCE_S`.
+        A message belongs to the run that its key begins with, up to a slash.
+
+        Raises:
+            BrokerError: the process ended, or no message arrived for `TIMEOUT_S`.
         """
         wanted = set(runs)
-        deadline = time.monotonic() + PATIENCE_S
+        deadline = time.monotonic() + TIMEOUT_S
         while (found := sum(run in wanted for run, _ in self._seen)) < expected:
             messages = self._consumer.consume(500, 0.2)
             process.check()
@@ -200,7 +191,7 @@ class Counter:
                 key = message.key().decode()
                 self._seen.add((key.split("/")[0], identify(message.value())))
             if messages:
-                deadline = time.monotonic() + PATIENCE_S
+                deadline = time.monotonic() + TIMEOUT_S
             elif time.monotonic() > deadline:
                 raise BrokerError(f"{process.name} published {found} of {expected} records and then nothing more")
 
@@ -210,7 +201,7 @@ class Counter:
 
 
 def measure(process: Measured, work: Callable[[], None]) -> Spent:
-    """Return what `process` spent while `work`, here, drove it and waited for it."""
+    """Return the cost of `process` while `work` runs in this process and waits for it."""
     wall, cpu = time.perf_counter(), process.cpu_s
     work()
     return Spent(time.perf_counter() - wall, process.cpu_s - cpu)
@@ -225,7 +216,7 @@ def _wait_until(condition: Callable[[], bool], process: Measured, timeout_s: flo
         time.sleep(0.1)
 
 
-def _answers(url: str) -> bool:
+def _is_ready(url: str) -> bool:
     try:
         with urllib.request.urlopen(url, timeout=5):  # noqa: S310 (the loopback)
             return True

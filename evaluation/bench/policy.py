@@ -1,10 +1,10 @@
-"""How long a decision takes: mask and choice for 1, 8 and 32 graphs that wait together."""
+"""The latency of a decision: mask and choice for 1, 8 and 32 graphs that wait together."""
 
 import time
 from collections.abc import Sequence
 
 from tamiyo.evaluation.common.measure import Result, percentile
-from tamiyo.evaluation.common.stage_bench import policy
+from tamiyo.evaluation.common.policies import untrained_policy
 from tamiyo.models.behaviour import choose
 from tamiyo.models.masks import MaskLimits, legal_actions
 from tamiyo.schemas.analysis import ModelGraph
@@ -14,13 +14,13 @@ BATCHES = (1, 8, 32)
 
 
 def decisions(waiting: Sequence[ModelGraph], *, seconds: float, repeats: int) -> list[Result]:
-    """Measure for each size of batch how long it takes until its last graph has its decision.
+    """Measure for each batch size the time until the last graph of a batch has its decision.
 
-    Graphs pass the network one by one, since a batch's composition would show in the last bits of its probabilities;
-    so a batch is as slow as its graphs together. Each repeat lasts `seconds`; values are the repeats' medians, and the
-    percentiles are those of all batches together.
+    Graphs pass through the network one by one, since the composition of a batch would change the last bits of the
+    probabilities. Each repeat lasts `seconds`; the values are the medians of the repeats, and the percentiles are those
+    of all batches together.
     """
-    chooser, limits = policy(), MaskLimits()
+    chooser, limits = untrained_policy(), MaskLimits()
     results = []
     for size in BATCHES:
         latencies: list[float] = []
@@ -35,7 +35,7 @@ def decisions(waiting: Sequence[ModelGraph], *, seconds: float, repeats: int) ->
                     mask = legal_actions(graph, chooser.kinds, limits=limits)
                     choose(chooser, graph, mask, seed=sampling_seed(decision_id(graph.graph_id)))
                 mine.append(1000 * (time.perf_counter() - started))
-            if number:  # the first one warms up
+            if number:  # the first is the warm-up
                 latencies += mine
                 medians.append(percentile(mine, 0.5))
         extra = {

@@ -1,11 +1,11 @@
-"""The peer: the same telemetry, one signal a message, through Quix Streams to the same window statistics.
+"""The peer: Quix Streams computes the same window statistics from the same telemetry, one signal a message.
 
-It does what intake and windows do to a layer-signal: checks its ranges, computes the health score, and keeps per
-layer, source and metric the statistics of an event-time tumbling window, emitted once when the window is final. It is
-spared what they do beyond that: deviations and priorities, deterministic ids, dead letters, and a changelog
-of its state (with which Quix survives the loss of its disk).
+It processes a layer-signal as intake and windows do: checks its ranges, computes the health score, and keeps per layer,
+source and metric the statistics of an event-time tumbling window, published once when the window is final. It omits
+deviations and priorities, deterministic ids, dead letters, and a changelog of its state (with which Quix survives the
+loss of its disk).
 
-Run as `python -m tamiyo.evaluation.bench.quix_peer` with a broker, two topics and a folder; SIGTERM ends it.
+Run `python -m tamiyo.evaluation.bench.quix_peer` with a broker, two topics and a folder; SIGTERM ends it.
 """
 
 import json
@@ -22,12 +22,12 @@ from tamiyo.schemas.telemetry import Frame, KernelPerformance, LayerHealth
 
 Signal = dict[str, Any]
 Moments = list[float]
-"""Of one metric in one window: count, mean, M2, minimum, maximum, last, mean of time, M2 of time, co-moment."""
+"""One metric in one window: count, mean, M2, minimum, maximum, last, mean of time, M2 of time, co-moment."""
 FIXED = {*Frame.model_fields, "layer_id", "seed_id", "chunk_id"}
 
 
 def signals(load: Load, run: int) -> Iterator[tuple[str, Signal]]:
-    """Yield one run's layer-signals in order, as (key, message): the rows of its layer frames."""
+    """Yield one run's layer-signals in order, as (key, message); each is a row of a layer frame."""
     for frame in frames(load, run):
         if not isinstance(frame, KernelPerformance | LayerHealth):
             continue
@@ -46,12 +46,12 @@ def signals(load: Load, run: int) -> Iterator[tuple[str, Signal]]:
 
 
 def encode(message: Signal) -> bytes:
-    """Return a message as it goes over the wire."""
+    """Encode a message as JSON."""
     return json.dumps(message, separators=(",", ":")).encode()
 
 
 def valid(signal: Signal) -> bool:
-    """Return whether every value is a finite number or not measured, none negative but where it may be."""
+    """Return whether every value is None or a finite number, and negative only where the metric allows it."""
     return signal["step"] >= 0 and all(
         value is None or (math.isfinite(value) and (value >= 0 or name in ("contribution", "avg_correlation")))
         for name, value in signal["metrics"].items()
@@ -59,7 +59,7 @@ def valid(signal: Signal) -> bool:
 
 
 def score(signal: Signal) -> Signal:
-    """Add the health score to a signal about execution."""
+    """Add the health score to a kernel_performance signal."""
     metrics = signal["metrics"]
     if "execution_latency_ms" in metrics:
         execution = 1 - min(metrics["execution_latency_ms"] / 10, 1)
@@ -69,12 +69,12 @@ def score(signal: Signal) -> Signal:
 
 
 def begin(signal: Signal) -> dict[str, Moments]:
-    """Return the moments of a window that holds one signal."""
+    """Return the moments of a window with one signal."""
     return fold({}, signal)
 
 
 def fold(window: dict[str, Moments], signal: Signal) -> dict[str, Moments]:
-    """Take a signal into a window's moments (Welford's update, for time and value together)."""
+    """Add a signal to a window's moments (Welford's update, for time and value together)."""
     time = float(signal["step"])
     for name, value in signal["metrics"].items():
         if value is None:
@@ -102,7 +102,7 @@ def fold(window: dict[str, Moments], signal: Signal) -> dict[str, Moments]:
 
 
 def statistics(window: dict[str, Moments]) -> dict[str, dict[str, float | None]]:
-    """Return what a final window tells of each metric, as HealthWindow does."""
+    """Return the statistics of each metric of a final window, as in HealthWindow."""
     return {
         name: {
             "count": count,
@@ -119,17 +119,21 @@ def statistics(window: dict[str, Moments]) -> dict[str, dict[str, float | None]]
 
 def main(
     bootstrap_servers: Annotated[str, typer.Option(help="host:port of Kafka")],
-    source: Annotated[str, typer.Option(help="Topic to read; it must exist")],
-    target: Annotated[str, typer.Option(help="Topic to write; it must exist")],
-    state: Annotated[Path, typer.Option(help="Folder for its state")],
-    width: Annotated[int, typer.Option(help="Of a window, steps")] = 50,
+    source: Annotated[str, typer.Option(help="Existing topic to read")],
+    target: Annotated[str, typer.Option(help="Existing topic to write")],
+    state: Annotated[Path, typer.Option(help="Folder of the state")],
+    width: Annotated[int, typer.Option(help="Width of a window, steps")] = 50,
 ) -> None:
-    """Aggregate signals into windows until SIGTERM."""
+    """Aggregate signals into windows until SIGTERM.
+
+    Example: `python -m tamiyo.evaluation.bench.quix_peer --bootstrap-servers localhost:9092 --source signals
+    --target windows --state /tmp/peer`
+    """
     from quixstreams import Application
     from quixstreams.models import TopicAdmin, TopicConfig, TopicManager
 
     class Admin(TopicAdmin):  # type: ignore[misc]
-        """Asks for metadata only: the embedded broker cannot describe a topic's configuration."""
+        """Requests metadata only: the embedded broker cannot describe a topic's configuration."""
 
         def inspect_topics(self, topic_names: list[str], timeout: float = 30) -> dict[str, Any]:
             known = self.list_topics(timeout=timeout)

@@ -1,4 +1,4 @@
-"""Reads what an installation says while it runs, and keeps the account of it."""
+"""Reads the topics of a running installation and keeps its account."""
 
 import time
 from collections import Counter
@@ -10,10 +10,10 @@ from confluent_kafka import Consumer, TopicPartition
 
 from tamiyo.evaluation.common.account import Ledger
 from tamiyo.schemas.analysis import HealthSignals
+from tamiyo.schemas.client.stalls import Stalls
 from tamiyo.schemas.codec import decode
 from tamiyo.schemas.kafka import KafkaSettings, TopicNames
 from tamiyo.schemas.record import Record
-from tamiyo.schemas.stalls import Stalls
 from tamiyo.schemas.topics import (
     BY_NAME,
     CATALOGUE,
@@ -28,12 +28,12 @@ from tamiyo.schemas.topics import (
 )
 
 READ = (GRAPHS, DECISIONS, KERNELS, REWARDS, EXPERIENCE, CHECKPOINTS)
-LOOK_S = 30.0  # what has waited unread from one look to the next is stalled
+CHECK_S = 30.0  # a partition whose records stay unread from one check to the next has stalled
 REQUEST_S = 5.0
 
 
 class Reader:
-    """Reads what the pipeline says, and keeps the account; polled from the one thread that also publishes."""
+    """Reads the pipeline's outputs and keeps the account; polled from the thread that also publishes."""
 
     def __init__(self, kafka: KafkaSettings, names: TopicNames, ledger: Ledger) -> None:
         self.counts: Counter[str] = Counter()
@@ -44,19 +44,19 @@ class Reader:
         self._ledger = ledger
         self._config = kafka.librdkafka(
             **{
-                "group.id": "tamiyo-soak",  # librdkafka wants one; no coordinator is asked, nothing is committed
+                "group.id": "tamiyo-soak",  # librdkafka requires one; nothing is committed
                 "enable.auto.commit": False,
                 "auto.offset.reset": "earliest",
                 "fetch.wait.max.ms": 50,
                 "log_level": 0,
             }
         )
-        self._look_at = time.monotonic() + LOOK_S
+        self._check_at = time.monotonic() + CHECK_S
         self._begin(self._beginnings())
 
     def _beginnings(self) -> list[TopicPartition]:
-        aside = [name for topic in CATALOGUE for name in (topic.dead_letters, topic.late)]
-        wanted = {self._names.full(name) for name in (*(each.name for each in READ), *aside)}
+        rejected = [name for topic in CATALOGUE for name in (topic.dead_letters, topic.late)]
+        wanted = {self._names.full(name) for name in (*(each.name for each in READ), *rejected)}
         with closing(Consumer(self._config)) as consumer:
             topics = consumer.list_topics(timeout=REQUEST_S).topics
         return [
@@ -68,22 +68,22 @@ class Reader:
         self._consumer.assign(places)
         self._stalls = Stalls(self._consumer, places)
 
-    def _look(self) -> None:
-        """Go on with another consumer where this one has stalled: what it missed would be called lost."""
-        self._look_at = time.monotonic() + LOOK_S
-        if self._stalls.look(REQUEST_S):
+    def _check_for_stalls(self) -> None:
+        """Replace the consumer if it has stalled: records that it misses would count as lost."""
+        self._check_at = time.monotonic() + CHECK_S
+        if self._stalls.check(REQUEST_S):
             places = self._stalls.places()
             self._consumer.close()
             self._begin(places)
             self.counts["stalled"] += 1
 
     def poll(self, timeout_s: float) -> Iterator[Record]:
-        """Take what has come; yield what is for hosts."""
-        if time.monotonic() >= self._look_at:
-            self._look()
+        """Read the records that have arrived; yield those for hosts (decisions and kernels)."""
+        if time.monotonic() >= self._check_at:
+            self._check_for_stalls()
         for message in self._consumer.consume(500, timeout_s):
             if message.error():
-                continue  # the broker is away; the client keeps asking
+                continue  # the broker is down; the client reconnects
             name = self._names.bare(message.topic())
             self.counts[name] += 1
             if name.endswith(".dlq"):
@@ -106,10 +106,10 @@ class Reader:
                 self.learned, self.policy_version = record.offsets, record.version
 
     def _late(self, name: str, value: bytes) -> None:
-        """Count a late signal; of a source that tells of no other step, being late is nobody's fault.
+        """Count a late signal: a failure only if the watermark waits for its source.
 
         There is no order among the telemetry topics: after a restart, errors and cache frames may be read after the
-        windows that they belong to were completed by the sources that the watermark waits for.
+        sources that the watermark waits for have completed their windows.
         """
         sporadic = name == SIGNALS.late and decode(value, HealthSignals).source not in PERIODIC_NAMES
         self._ledger.counts["late_sporadic" if sporadic else "late"] += 1

@@ -1,8 +1,7 @@
-"""The processes of one installation: started, made to fail, and started again when they end.
+"""The processes of one installation: start them, make them fail, restart them when they end.
 
-Every process has a folder of its own (its working directory), a log file that goes on over its restarts, and a port
-that serves /metrics and /readyz. A watcher starts again what ended without having been told to stay down, as a
-supervisor would, and keeps how each life ended.
+Every process has its own working directory, a log file that continues over restarts, and a port that serves /metrics
+and /readyz. A watcher restarts processes that end unrequested, as a supervisor would, and records each exit.
 """
 
 import signal
@@ -23,33 +22,33 @@ from tamiyo.streams.admin.brokers import free_ports
 from tamiyo.streams.process.children import GRACE_S, Children
 
 POLL_S = 0.2
-RESTART_DELAY_S = 1.0  # what a supervisor waits before it tries again
-READY_S = 120.0  # a process imports torch and joins its groups, on a machine that does other things too
+RESTART_DELAY_S = 1.0  # as a supervisor waits before it restarts a process
+READY_S = 120.0  # a process imports torch and joins its groups, on a machine that may be busy
 LEARNER = "learner"
 
 
 def worker_arguments(stages: Sequence[str], port: int) -> list[str]:
-    """Return the command line of a worker; as the learner's, without a supervisor, which a fleet is itself."""
+    """Return the arguments of a worker without a supervisor: the fleet is its supervisor."""
     named = [word for stage in stages for word in ("--stage", stage)]
     return ["worker", "--no-supervise", "--http-port", str(port), *named]
 
 
 def learner_arguments(port: int) -> list[str]:
-    """Return the command line of a learner."""
+    """Return the arguments of a learner without a supervisor."""
     return ["learner", "--no-supervise", "--http-port", str(port)]
 
 
 @dataclass(frozen=True, slots=True)
 class End:
-    """How one life of a process ended."""
+    """One exit of a process."""
 
     name: str
     time: float
     """Seconds since the epoch."""
     code: int
-    """Exit status; minus a signal's number where one ended it."""
+    """Exit status; minus the signal's number if a signal ended it."""
     meant: bool
-    """Whether it was killed or stopped from here, rather than by itself."""
+    """Whether the fleet killed or stopped it."""
 
 
 @dataclass(slots=True)
@@ -58,9 +57,9 @@ class _Member:
     environment: Mapping[str, str]
     port: int
     wanted: bool = False
-    """Whether it is to be started again when it ends."""
+    """Whether to restart it when it ends."""
     meant: bool = False
-    """Whether its next end comes from here."""
+    """Whether the fleet causes its next exit."""
     down_since: float | None = None
     delay_s: float = RESTART_DELAY_S
     paused: bool = False
@@ -68,18 +67,18 @@ class _Member:
 
 @dataclass(slots=True)
 class Fleet:
-    """Workers and learners by name. A context manager: whatever happens, none outlives the block.
+    """Workers and learners by name. A context manager: all processes end with the block.
 
-    `environment` is every process's; `folder` takes `NAME/` (working directory) and `NAME.log`.
+    `environment` applies to every process; `folder` receives `NAME/` (working directory) and `NAME.log`.
     """
 
     folder: Path
     environment: Mapping[str, str]
     clock: Callable[[], float] = time.monotonic
     ends: list[End] = field(default_factory=list)
-    """Every end so far, in order."""
+    """Every exit so far, in order."""
     restarts: Counter[str] = field(default_factory=Counter)
-    """How often each process was started again after an end."""
+    """Restarts of each process."""
     _members: dict[str, _Member] = field(default_factory=dict)
     _lock: threading.RLock = field(default_factory=threading.RLock)
     _over: threading.Event = field(default_factory=threading.Event)
@@ -103,28 +102,35 @@ class Fleet:
             self.resume(name)
         self._children.stop()
 
-    # Who belongs to it
+    # Members
 
     def add_worker(self, name: str, stages: Sequence[str] = (), environment: Mapping[str, str] | None = None) -> None:
-        """Start a worker with `stages` (none: all), and again whenever it ends."""
+        """Start a worker with `stages` (none: all) and restart it whenever it ends."""
         port = free_ports(1)[0]
         self.add(name, worker_arguments(stages, port), port, environment)
 
     def add_learner(self, name: str = LEARNER, environment: Mapping[str, str] | None = None) -> None:
-        """Start a learner, and again whenever it ends."""
+        """Start a learner and restart it whenever it ends."""
         port = free_ports(1)[0]
         self.add(name, learner_arguments(port), port, environment)
 
     def add(self, name: str, arguments: Sequence[str], port: int, environment: Mapping[str, str] | None = None) -> None:
-        """Start `tamiyo ARGUMENTS`, which serves `port`, and again whenever it ends."""
+        """Start `tamiyo ARGUMENTS`, which serves `port`, and restart it whenever it ends."""
         with self._lock:
             self._members[name] = _Member(arguments, dict(environment or {}), port)
             self.folder_of(name).mkdir(parents=True, exist_ok=True)
             self.start(name)
 
+    def start_all(self, workers: Mapping[str, Sequence[str]]) -> None:
+        """Start workers with their stages (none: all) and a learner, and wait until all are ready."""
+        for name, stages in workers.items():
+            self.add_worker(name, stages)
+        self.add_learner()
+        self.wait_ready()
+
     @property
     def names(self) -> list[str]:
-        """Return the names of all, running or not."""
+        """Return the names of all members, running or not."""
         with self._lock:
             return list(self._members)
 
@@ -133,7 +139,7 @@ class Fleet:
         return self.folder / name
 
     def port(self, name: str) -> int:
-        """Return the port of a process's /metrics and /readyz, the same in every life."""
+        """Return the port of a process's /metrics and /readyz; it stays the same over restarts."""
         return self._members[name].port
 
     def pid(self, name: str) -> int | None:
@@ -141,7 +147,7 @@ class Fleet:
         with self._lock:
             return self._children.pid(name) if self.alive(name) else None
 
-    # How it fares
+    # State
 
     def alive(self, name: str) -> bool:
         """Return whether a process runs, frozen or not."""
@@ -149,7 +155,7 @@ class Fleet:
             return name in self._children.names() and self._children.exit_code(name) is None
 
     def ready(self, name: str) -> bool:
-        """Return whether a process says that it does its work."""
+        """Return whether a process reports itself ready."""
         if self._members[name].paused or not self.alive(name):
             return False
         try:
@@ -159,24 +165,24 @@ class Fleet:
             return False
 
     def wait_ready(self, names: Sequence[str] | None = None, timeout_s: float = READY_S) -> None:
-        """Return once all of `names` (everybody by default) are ready; raises BrokerError with a log's end if not."""
+        """Wait until all of `names` (default: all members) are ready; raise BrokerError with a log's end on timeout."""
         deadline = self.clock() + timeout_s
         waiting = list(self.names if names is None else names)
         while waiting := [name for name in waiting if not self.ready(name)]:
             if self.clock() > deadline:
                 raise BrokerError(
-                    f"{waiting[0]} was not ready within {timeout_s:.0f} s:\n{self._children.last_words(waiting[0])}"
+                    f"{waiting[0]} was not ready within {timeout_s:.0f} s:\n{self._children.log_end(waiting[0])}"
                 )
             time.sleep(POLL_S)
 
     def last_words(self, name: str) -> str:
         """Return the end of a process's log."""
-        return self._children.last_words(name)
+        return self._children.log_end(name)
 
-    # What can happen to it
+    # Actions
 
     def start(self, name: str) -> None:
-        """Start a process that is down; from now on it is started again whenever it ends."""
+        """Start a process that is down; from now on restart it whenever it ends."""
         with self._lock:
             member = self._members[name]
             member.wanted, member.down_since, member.delay_s = True, None, RESTART_DELAY_S
@@ -184,7 +190,7 @@ class Fleet:
                 self._launch(name)
 
     def kill(self, name: str, number: int = signal.SIGKILL, *, restart_after_s: float | None = RESTART_DELAY_S) -> None:
-        """Send a deadly signal and wait for the end; None: it stays down until `start`."""
+        """Send a terminating signal and wait for the exit; with `restart_after_s` None it stays down until `start`."""
         with self._lock:
             member = self._members[name]
             member.wanted = restart_after_s is not None
@@ -194,7 +200,7 @@ class Fleet:
                 return
             self._children.signal(name, number)
         if number != signal.SIGKILL:
-            self.resume(name)  # a frozen process takes no other signal
+            self.resume(name)  # a frozen process handles no other signal
         try:
             self._children.wait(name, GRACE_S)
         except subprocess.TimeoutExpired:
@@ -203,7 +209,7 @@ class Fleet:
         self._note_end(name)
 
     def stop(self, name: str) -> None:
-        """Stop a process as an operator does, with SIGTERM; it stays down until `start`."""
+        """Stop a process with SIGTERM, as an operator does; it stays down until `start`."""
         self.kill(name, signal.SIGTERM, restart_after_s=None)
 
     def restart(self, name: str) -> None:
@@ -213,14 +219,14 @@ class Fleet:
         self.start(name)
 
     def pause(self, name: str) -> None:
-        """Freeze a process: it keeps its connections and does nothing."""
+        """Freeze a process with SIGSTOP: it keeps its connections and does nothing."""
         with self._lock:
             if self.alive(name):
                 self._members[name].paused = True
                 self._children.signal(name, signal.SIGSTOP)
 
     def resume(self, name: str) -> None:
-        """Let a frozen process go on."""
+        """Continue a frozen process."""
         with self._lock:
             self._members[name].paused = False
             if self.alive(name):
@@ -258,7 +264,7 @@ class Fleet:
         )
 
     def running(self) -> Iterator[tuple[str, int]]:
-        """Yield name and process id of all that run."""
+        """Yield name and process id of all running processes."""
         for name in self.names:
             pid = self.pid(name)
             if pid is not None:

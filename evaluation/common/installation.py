@@ -1,4 +1,4 @@
-"""A whole installation on this machine: a real Kafka with its topics, and the processes that work on it.
+"""A whole installation on this machine: a real Kafka with its topics, and the processes that use it.
 
     with Installation(required_kafka_home(), folder) as installation:
         installation.fleet.add_worker("worker-1")
@@ -7,8 +7,7 @@
         installation.fleet.kill("worker-1")
         installation.restart_broker(down_s=5)
 
-What it starts ends with the block, whether that ends by itself, by an error, or by Ctrl-C; `end_by_signal` makes a
-SIGTERM a Ctrl-C.
+Everything ends with the block, also after an error or Ctrl-C; `end_by_signal` makes SIGTERM behave like Ctrl-C.
 """
 
 import signal
@@ -31,14 +30,16 @@ PARTITIONS = 4
 
 
 def end_by_signal() -> None:
-    """Make SIGTERM what Ctrl-C is, so that every block it passes through is left properly."""
+    """Make SIGTERM raise KeyboardInterrupt like Ctrl-C, so that every context manager is left."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 def refuse_used(keep: Path | None) -> None:
-    """Make the folder `keep` where it is named and missing.
+    """Create the folder `keep` if it is given.
 
-    Raises BadParameter where something lies in it: the learner would go on from another installation's checkpoints.
+    Raises:
+        BadParameter: the folder is not empty (the learner would continue from another installation's checkpoints) or
+            cannot be created.
     """
     if keep is None:
         return
@@ -53,7 +54,7 @@ def refuse_used(keep: Path | None) -> None:
 
 @contextmanager
 def working_folder(keep: Path | None, prefix: str) -> Iterator[Path]:
-    """Yield `keep`, or else a new folder that is removed in the end. Raises BadParameter as `refuse_used` does."""
+    """Yield `keep`, or a temporary folder if it is None. Raises BadParameter as `refuse_used` does."""
     refuse_used(keep)
     if keep is not None:
         yield keep
@@ -63,7 +64,7 @@ def working_folder(keep: Path | None, prefix: str) -> Iterator[Path]:
 
 
 class Installation:
-    """One Kafka node and one fleet; `folder` takes the store, the logs and each process's working directory."""
+    """One Kafka node and one fleet; `folder` receives the store, the logs and each process's working directory."""
 
     def __init__(
         self,
@@ -74,7 +75,15 @@ class Installation:
         settings: Mapping[str, str] | None = None,
         broker_properties: Mapping[str, str] | None = None,
     ) -> None:
-        """`home`: an unpacked Kafka; `settings`: environment of every process, e.g. {"TAMIYO_WINDOW_WIDTH": "20"}."""
+        """Prepare the installation; the block starts it.
+
+        Args:
+            home: An unpacked Kafka release.
+            folder: Where everything is written.
+            partitions: Of every topic.
+            settings: Environment of every process, e.g. {"TAMIYO_WINDOW_WIDTH": "20"}.
+            broker_properties: Added to the node's server.properties.
+        """
         self.folder = folder
         self.names = TopicNames(prefix="")
         self.broker = LocalKafka(home, properties=broker_properties)
@@ -112,7 +121,7 @@ class Installation:
         self._stack.close()
 
     def restart_broker(self, *, down_s: float = 0.0, power_cut: bool = False) -> None:
-        """Stop the broker (`power_cut`: kill it), and start it again after `down_s` on the same data and port."""
+        """Stop the broker (`power_cut`: kill it) and restart it after `down_s` on the same data and port."""
         (self.broker.kill if power_cut else self.broker.stop)()
         time.sleep(down_s)
         self.broker.start()

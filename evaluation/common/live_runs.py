@@ -1,4 +1,4 @@
-"""A live installation to record: workers, runs, policies that change and orders that are given while they decide."""
+"""A live installation to record: workers, simulated runs, policy releases and standing orders."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -6,18 +6,13 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
-from confluent_kafka import Producer
-
-from tamiyo.evaluation.common.simulated_runs import EPOCH_MS, STEP_MS, Load, frames, layer_names, topology
-from tamiyo.host.blueprints import names as blueprint_names
-from tamiyo.models.checkpoint import CheckpointHeader, CheckpointStore, checksum, save
-from tamiyo.models.features import FEATURE_VERSION
-from tamiyo.models.policy import PolicyConfig, TamiyoPolicy
+from tamiyo.evaluation.common.policies import release
+from tamiyo.evaluation.common.simulated_runs import EPOCH_MS, STEP_MS, TOPICS, Load, frames, layer_names, topology
 from tamiyo.schemas.adaptation import ControlCommand
+from tamiyo.schemas.client.awaited_producer import AwaitedProducer
 from tamiyo.schemas.codec import encode
 from tamiyo.schemas.errors import BrokerError
-from tamiyo.schemas.kafka import PRODUCER, KafkaSettings, TopicNames
-from tamiyo.schemas.learning import CheckpointStatus, PolicyCheckpoint
+from tamiyo.schemas.kafka import KafkaSettings, TopicNames
 from tamiyo.schemas.record import Record
 from tamiyo.schemas.telemetry import CacheHitRates, ErrorRecoveryEvent
 from tamiyo.schemas.topics import (
@@ -36,66 +31,55 @@ from tamiyo.streams.replay.ordering import IntakeOrder
 from tamiyo.streams.settings import WindowSettings
 from tamiyo.streams.stages.registry import STAGES
 
-PATIENCE_S = 120.0
+TIMEOUT_S = 120.0
 POLL_S = 0.2
 
 
 class Live:
-    """What happens on the topics of one installation."""
+    """Publishes telemetry, policies and orders to the topics of one installation."""
 
     def __init__(self, kafka: KafkaSettings, names: TopicNames, store: str) -> None:
         self.kafka = kafka
         self.names = names
-        self._checkpoints = CheckpointStore(f"{store}/checkpoints")
+        self._store = store
         self._partitions: dict[bytes | None, int] = {}
-        self._producer: Any = Producer(kafka.librdkafka(**PRODUCER))
+        self._producer = AwaitedProducer(kafka, timeout_s=TIMEOUT_S)
 
-    def say(self, topic: Topic, record: Record, key: str) -> None:
+    def publish(self, topic: Topic, record: Record, key: str) -> None:
         """Publish a record now."""
         self._producer.produce(self.names.full(topic.name), encode(record), key)
-        self._producer.poll(0)
 
     def flush(self) -> None:
-        """Await all deliveries."""
-        if self._producer.flush(PATIENCE_S):
-            raise BrokerError("the broker does not take what is published")
+        """Wait for all deliveries."""
+        self._producer.flush()
 
     def release(self, version: int) -> None:
-        """Put a policy into the store and announce it; each version has weights of its own."""
-        policy = TamiyoPolicy(PolicyConfig(blueprints=blueprint_names(), seed=version)).eval()
-        data = save(policy, None, CheckpointHeader.of(policy, version=version))
-        announced = PolicyCheckpoint(
-            name="tamiyo",
-            version=version,
-            time_ms=EPOCH_MS,
-            status=CheckpointStatus.RELEASED,
-            file=self._checkpoints.write(version, data),
-            checksum=checksum(data),
-            size_bytes=len(data),
-            feature_version=FEATURE_VERSION,
-            blueprints=list(policy.config.blueprints),
-            offsets={},
-        )
-        self.say(CHECKPOINTS, announced, announced.name)
+        """Write an untrained policy into the store and announce it."""
+        announced = release(self._store, version)
+        self.publish(CHECKPOINTS, announced, announced.name)
         self.flush()
 
     def order(self, run_id: str, **fields: Any) -> None:
-        """Give a standing order; decisions some tenths of a second later follow it."""
+        """Give a standing order; it applies to decisions made some tenths of a second later."""
         order = ControlCommand(run_id=run_id, time_ms=time.time_ns() // 1_000_000, **fields)
         give(order, self.kafka, self.names)
 
     def simulate(
         self, load: Load, *, seconds: float, events: Sequence[Callable[[], None]] = (), cut: bool = False
     ) -> None:
-        """Publish simulated runs over `seconds`, with cache frames and errors; `events` happen at even distances.
+        """Publish simulated runs, with cache frames and errors, as a training would.
 
-        With `cut` the last frames do not come, as of runs that are killed.
         Errors are read before their window closes, as in a training, whose windows take seconds.
+
+        Args:
+            load: The runs.
+            seconds: How long publishing takes.
+            events: Called at equal intervals.
+            cut: Omit the last frames, as if the runs were killed.
         """
         for run_id in load.run_ids:
-            self.say(TOPOLOGY, topology(run_id, load.layers), run_id)
+            self.publish(TOPOLOGY, topology(run_id, load.layers), run_id)
         self.flush()
-        topics = {topic.record: topic for topic in TELEMETRY}
         due = {(number + 1) * load.frames // (len(events) + 1): event for number, event in enumerate(events)}
         group = self.names.full(STAGES["intake"].group)
         with closing(TopicReader(self.kafka, self.names)) as reader:
@@ -110,37 +94,37 @@ class Live:
                 if cut and number == load.frames - 1:
                     break
                 for record in (record for each in together for record in each):
-                    topic = topics[type(record)]
+                    topic = TOPICS[type(record)]
                     value, key = encode(record), record.run_id.encode()  # type: ignore[attr-defined]
                     partition = self._partition(key)
                     message = Message(topic.name, partition, 0, 0, key, value)
                     order.before(message, self.flush)
-                    self._producer.produce(self.names.full(topic.name), value, key, partition)
+                    self._producer.produce(self.names.full(topic.name), value, key, partition=partition)
                     order.after(message)
                 self.flush()
                 time.sleep(seconds / load.frames)
         self.flush()
 
     def drained(self, runs: Sequence[str], *, windows: int) -> bool:
-        """Return whether there are `windows` graphs of `runs`, or more, and a decision for each."""
+        """Return whether there are at least `windows` graphs of `runs`, and a decision for each."""
         counts = {}
         with closing(TopicReader(self.kafka, self.names)) as reader:
             for topic in (GRAPHS, DECISIONS):
-                stretches = reader.resolve(Selection(topics=(topic.name,)))
-                counts[topic] = sum(1 for _ in reader.messages(stretches, runs=runs))
+                ranges = reader.resolve(Selection(topics=(topic.name,)))
+                counts[topic] = sum(1 for _ in reader.messages(ranges, runs=runs))
         return counts[GRAPHS] == counts[DECISIONS] >= windows
 
     def _partition(self, key: bytes) -> int:
-        """Return where the common partitioner puts a run: asked of what it did with the topology."""
+        """Return a run's partition, as the broker's partitioner chose it for the topology."""
         if key not in self._partitions:
             with closing(TopicReader(self.kafka, self.names)) as reader:
-                stretches = reader.resolve(Selection(topics=(TOPOLOGY.name,)))
-                self._partitions = {message.key: message.partition for message in reader.messages(stretches)}
+                ranges = reader.resolve(Selection(topics=(TOPOLOGY.name,)))
+                self._partitions = {message.key: message.partition for message in reader.messages(ranges)}
         return self._partitions[key]
 
 
 def sampled_steps(load: Load, run: int) -> Iterator[list[Record]]:
-    """Yield the frames of each sampled step: three, now and then a cache frame, now and then errors."""
+    """Yield the frames of each sampled step: three, before them at some steps a cache frame or errors."""
     step: list[Record] = []
     for record in frames(load, run):
         step.append(record)
@@ -167,7 +151,7 @@ def sampled_steps(load: Load, run: int) -> Iterator[list[Record]]:
 
 @contextmanager
 def workers(live: Live, logs: Path, store: str, stages: Sequence[str]) -> Iterator[Children]:
-    """Run one live worker with `stages` until the block ends."""
+    """Run one live worker with `stages`, logging to `logs`, until the block ends."""
     environment = {
         "TAMIYO_KAFKA_BOOTSTRAP_SERVERS": live.kafka.bootstrap_servers,
         "TAMIYO_TOPIC_PREFIX": live.names.prefix,
@@ -181,11 +165,11 @@ def workers(live: Live, logs: Path, store: str, stages: Sequence[str]) -> Iterat
 
 
 def wait(done: Callable[[], bool], children: Children, what: str) -> None:
-    """Return once `done`; raises BrokerError when that takes too long, TamiyoError when a process has failed."""
-    deadline = time.monotonic() + PATIENCE_S
+    """Wait until `done`; raise BrokerError on timeout, TamiyoError if a process has failed."""
+    deadline = time.monotonic() + TIMEOUT_S
     while not done():
         for name in children.names():
             children.running(name)
         if time.monotonic() > deadline:
-            raise BrokerError(f"waited {PATIENCE_S:.0f} s for {what}, in vain")
+            raise BrokerError(f"timed out after {TIMEOUT_S:.0f} s waiting for {what}")
         time.sleep(POLL_S)

@@ -1,7 +1,7 @@
-"""How the benchmark measures: warm-up, repeats, and processor seconds beside wall seconds.
+"""Measurement for the benchmarks: warm-up, repeats, and processor seconds beside wall seconds.
 
-Throughput is counted a core: work done / processor seconds that the measured processes spent (user and system).
-On a machine that others use too, wall time says how busy they are, processor time what the work costs.
+Throughput is per core: work done / processor seconds (user and system) of the measured processes. On a shared machine
+wall time depends on the other users, processor time on the work alone.
 """
 
 import os
@@ -24,30 +24,30 @@ PACKAGES = (
 
 @dataclass(frozen=True)
 class Result:
-    """One line of the report: a quantity measured in every repeat."""
+    """One row of the report: a quantity measured in every repeat."""
 
     group: str
     name: str
     unit: str
     values: tuple[float, ...]
-    """One value a repeat, in order, warm-up left out."""
+    """One value per repeat, in order, without the warm-up."""
     better: str = "higher"
     extra: dict[str, Any] = field(default_factory=dict)
-    """What else belongs to the number: percentiles, sizes, counts."""
+    """Details: percentiles, sizes, counts."""
 
     @property
     def minimum(self) -> float:
-        """The smallest value."""
+        """Return the smallest value."""
         return min(self.values)
 
     @property
     def median(self) -> float:
-        """The middle value; the mean of the middle two where their number is even."""
+        """Return the median."""
         return statistics.median(self.values)
 
     @property
     def maximum(self) -> float:
-        """The largest value."""
+        """Return the largest value."""
         return max(self.values)
 
     def to_dict(self) -> dict[str, Any]:
@@ -58,11 +58,11 @@ class Result:
 
 @dataclass(frozen=True)
 class Spent:
-    """What a piece of work cost."""
+    """The cost of a piece of work."""
 
     wall_s: float
     cpu_s: float
-    """User and system time of the processes measured, all their threads."""
+    """User and system time of all threads of the measured processes."""
 
 
 def spend(work: Callable[[], object]) -> Spent:
@@ -73,14 +73,14 @@ def spend(work: Callable[[], object]) -> Spent:
 
 
 def repeat(work: Callable[[], Spent], *, repeats: int, warm_up: int = 1) -> list[Spent]:
-    """Call `work` `warm_up` times unseen, then `repeats` times; return the latter's costs."""
+    """Call `work` `warm_up` times unmeasured, then `repeats` times; return the costs of the repeats."""
     for _ in range(warm_up):
         work()
     return [work() for _ in range(repeats)]
 
 
 def cpu_seconds(processes: Sequence[psutil.Process]) -> float:
-    """Return the user and system seconds that running processes have spent so far, all their threads."""
+    """Return the user and system seconds of all threads of running processes so far."""
     total = 0.0
     for process in processes:
         times = process.cpu_times()
@@ -98,13 +98,13 @@ def percentile(values: Sequence[float], q: float) -> float:
 
 
 def command(module: str, arguments: Sequence[str]) -> str:
-    """Return how a program was called; files by their names alone, since folders are the caller's own."""
-    told = [Path(argument).name if os.sep in argument else argument for argument in arguments]
-    return " ".join(["python -m", module, *told])
+    """Return how a program was called; of paths only the file name, since folders are private to the caller."""
+    shown = [Path(argument).name if os.sep in argument else argument for argument in arguments]
+    return " ".join(["python -m", module, *shown])
 
 
 def machine() -> dict[str, Any]:
-    """Return what the numbers depend on; nothing that names the machine."""
+    """Return the properties of the machine that numbers depend on, without its name."""
     return {
         "platform": platform.platform(terse=True),
         "processor": _processor(),
@@ -115,15 +115,22 @@ def machine() -> dict[str, Any]:
     }
 
 
-def versions() -> dict[str, str]:
-    """Return the versions of what was measured; a package that is not there is left out."""
+def versions(kafka_home: Path | None = None) -> dict[str, str]:
+    """Return the versions of the installed packages that are measured, and of an unpacked Kafka if one is given."""
     found = {}
     for package in PACKAGES:
         try:
             found[package] = version(package)
         except PackageNotFoundError:
             continue
+    if kafka_home is not None:
+        found["kafka"] = _kafka_version(kafka_home)
     return found
+
+
+def _kafka_version(home: Path) -> str:
+    jars = sorted((home / "libs").glob("kafka-clients-*.jar"))
+    return jars[0].stem.removeprefix("kafka-clients-") if jars else "unknown"
 
 
 def _processor() -> str:

@@ -1,4 +1,4 @@
-"""Samples of an installation that runs: what its processes hold, how far its groups are behind."""
+"""Samples of a running installation: memory, handles and processor time of its processes, lag of its groups."""
 
 import gzip
 import json
@@ -22,7 +22,7 @@ LEARNER = "learner"
 
 
 class ProcessSampler:
-    """Reads processes by name; one that has just ended is left out."""
+    """Samples processes by name; processes that have just ended are omitted."""
 
     def __init__(self) -> None:
         self._known: dict[int, psutil.Process] = {}
@@ -48,10 +48,10 @@ class ProcessSampler:
 
 
 class LagSampler:
-    """How many records each group has not acknowledged: the log's end less the committed offset, all partitions.
+    """The lag of each group: the log's end minus the committed offset, summed over all partitions.
 
-    It is never 0 while runs go on, since a stage acknowledges nothing that an open window, an open span or a run's
-    history still needs; what matters is that it does not grow.
+    It is never 0 while runs go on, since a stage commits nothing that an open window, an open reward span or a run's
+    history still needs. A lag that grows shows a stage that is too slow.
     """
 
     def __init__(self, kafka: KafkaSettings, names: TopicNames, partitions: int) -> None:
@@ -68,23 +68,23 @@ class LagSampler:
         self._experience = [TopicPartition(names.full(EXPERIENCE.name), number) for number in numbers]
 
     def read(self, learned: Mapping[str, int]) -> dict[str, int] | None:
-        """Return the lag by stage, and the learner's after the offsets it has `learned`; None without a broker."""
+        """Return the lag by stage, and the learner's behind the offsets in `learned`; None while the broker is down."""
         try:
             return self._read(learned)
         except KafkaException:
-            # Seen with librdkafka 2: after a broker's restart an old client's calls go on failing, a new one's do not.
+            # With librdkafka 2 an old client's calls keep failing after a broker restart; a new client works.
             self._admin = AdminClient(self._settings)
             return None
 
     def _read(self, learned: Mapping[str, int]) -> dict[str, int]:
-        wanted = {each for _, inputs in self._inputs.values() for each in inputs} | set(self._experience)
-        futures = self._admin.list_offsets({each: OffsetSpec.latest() for each in wanted}, request_timeout=5)
+        places = {each for _, inputs in self._inputs.values() for each in inputs} | set(self._experience)
+        futures = self._admin.list_offsets({each: OffsetSpec.latest() for each in places}, request_timeout=5)
         ends = {(each.topic, each.partition): int(future.result().offset) for each, future in futures.items()}
         lag = {}
         for name, (group, inputs) in self._inputs.items():
-            asked = [ConsumerGroupTopicPartitions(group, inputs)]
-            result = self._admin.list_consumer_group_offsets(asked, request_timeout=5)[group].result()
-            # Nothing committed (-1001) is nothing acknowledged.
+            wanted = [ConsumerGroupTopicPartitions(group, inputs)]
+            result = self._admin.list_consumer_group_offsets(wanted, request_timeout=5)[group].result()
+            # Offset -1001 means that nothing is committed.
             lag[name] = sum(ends[each.topic, each.partition] - max(each.offset, 0) for each in result.topic_partitions)
         lag[LEARNER] = sum(
             ends[each.topic, each.partition] - learned.get(str(each.partition), 0) for each in self._experience
@@ -93,7 +93,7 @@ class LagSampler:
 
 
 class SampleFile:
-    """One JSON object a line, each written out at once: a cut leaves everything before it."""
+    """One JSON object a line, each flushed at once: an interrupted soak keeps everything before the interruption."""
 
     def __init__(self, path: Path) -> None:
         self._file: TextIO = path.open("w", encoding="utf-8")
@@ -101,11 +101,11 @@ class SampleFile:
 
     @property
     def elapsed(self) -> float:
-        """Seconds since the file was begun."""
+        """Return the seconds since the file was created."""
         return time.monotonic() - self._began
 
     def write(self, kind: str, **fields: Any) -> None:
-        """Append one line: its kind, the time in seconds since the beginning, and what it says."""
+        """Append one line: its kind, the seconds since the file was created, and its fields."""
         line = {"kind": kind, "t": round(self.elapsed, 2), **fields}
         self._file.write(json.dumps(line, separators=(",", ":")) + "\n")
         self._file.flush()
@@ -116,9 +116,10 @@ class SampleFile:
 
 
 def read_samples(path: Path) -> list[dict[str, Any]]:
-    """Return the lines of a file, gzipped where its name says so; a last one that was cut is left out.
+    """Return the lines of a file, unpacked if its name ends in .gz; an incomplete last line is omitted.
 
-    Raises ConfigurationError where a file is not gzipped though its name says so.
+    Raises:
+        ConfigurationError: a file named .gz is not gzip data.
     """
     lines: list[dict[str, Any]] = []
     try:

@@ -1,7 +1,7 @@
-"""Simulated training runs: the same telemetry, to the bit, from the same arguments.
+"""Simulated training runs: the same arguments give the same telemetry, bit for bit.
 
-Values move as a training run's do (losses fall, gradients shrink, noise on everything), so that deviations,
-windows and features do the work they do in earnest.
+Values move as in a training run (losses fall, gradients shrink, everything is noisy), so that deviations, windows and
+features do realistic work.
 """
 
 import json
@@ -25,10 +25,12 @@ from tamiyo.schemas.telemetry import (
     ModelPerformance,
     ModelTopology,
 )
-from tamiyo.schemas.topics import PERIODIC
+from tamiyo.schemas.topics import PERIODIC, TELEMETRY, Topic
 
+TOPICS: dict[type[Record], Topic] = {topic.record: topic for topic in TELEMETRY}
+"""The telemetry topic of each record type."""
 COMPANIONS = [topic.name for topic in PERIODIC]
-EPOCH_MS = 1_700_000_000_000  # any fixed time: event time must not depend on when the benchmark runs
+EPOCH_MS = 1_700_000_000_000  # any fixed time: event time must not depend on the wall clock
 STEP_MS = 10
 WIDTH = 64  # features of every simulated layer
 PARAMETERS = WIDTH * WIDTH + WIDTH
@@ -45,30 +47,30 @@ class Load:
     """Training steps between two sampled steps."""
     seed: int = 0
     name: str = "bench"
-    """Begins the runs' names: what is measured one after the other on one broker must not be taken for each other."""
+    """Prefix of the runs' names: loads measured one after the other on one broker must not share a run."""
 
     @property
     def layer_signals(self) -> int:
-        """Rows of all layer frames: one kernel_performance and one health_signals row a layer and sampled step."""
+        """Return the rows of all layer frames: two (kernel_performance, health_signals) a layer and sampled step."""
         return 2 * self.runs * self.layers * self.frames
 
     @property
     def run_ids(self) -> list[str]:
-        """Names of the runs."""
+        """Return the names of the runs."""
         return [f"{self.name}-{self.seed}-{run}" for run in range(self.runs)]
 
     def windows(self, width: int) -> int:
-        """Return how many windows of `width` steps the whole load fills, all runs together."""
+        """Return how many windows of `width` steps all runs together fill."""
         return self.runs * len({frame * self.interval // width for frame in range(self.frames)})
 
 
 def layer_names(layers: int) -> list[str]:
-    """Name the layers in topology order."""
+    """Return the layers' names in topology order."""
     return [f"layers.{index}" for index in range(layers)]
 
 
 def topology(run_id: str, layers: int) -> ModelTopology:
-    """Return a chain of Linear layers with a skip over every fourth, and what could be loaded into each."""
+    """Return a chain of Linear layers with a skip over every fourth, and the blueprints that fit each layer."""
     names = layer_names(layers)
     spec = LayerSpec.of(names[0], nn.Linear(WIDTH, WIDTH), ones(1, WIDTH))
     offers = [
@@ -91,7 +93,7 @@ def topology(run_id: str, layers: int) -> ModelTopology:
 
 
 def frames(load: Load, run: int) -> Iterator[Record]:
-    """Yield one run's telemetry in order: three frames a sampled step, the last three final."""
+    """Yield one run's telemetry in order: three frames a sampled step; the last three are final."""
     random = np.random.default_rng((load.seed, run))
     names, n = layer_names(load.layers), load.layers
     run_id = load.run_ids[run]

@@ -1,4 +1,4 @@
-"""Each stage's core alone: records in memory go in, records in memory come out, no Kafka and no codec."""
+"""Each stage on its own: records in memory in, records in memory out, without Kafka and codec."""
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -7,14 +7,11 @@ from itertools import pairwise
 from typing import Any
 
 from tamiyo.evaluation.common.measure import Result, Spent, repeat, spend
-from tamiyo.evaluation.common.simulated_runs import EPOCH_MS, STEP_MS, WIDTH, Load, frames, topology
-from tamiyo.host.blueprints import names as blueprint_names
-from tamiyo.models.checkpoint import CheckpointHeader, CheckpointStore, checksum, save
-from tamiyo.models.features import FEATURE_VERSION
-from tamiyo.models.policy import PolicyConfig, TamiyoPolicy
+from tamiyo.evaluation.common.policies import release
+from tamiyo.evaluation.common.simulated_runs import EPOCH_MS, STEP_MS, TOPICS, WIDTH, Load, frames, topology
 from tamiyo.schemas.adaptation import AdaptationDecision, AdaptationOutcome, DecisionType, KernelStatus, OutcomeStatus
 from tamiyo.schemas.identity import identity, outcome_id
-from tamiyo.schemas.learning import CheckpointStatus, Experience, PolicyCheckpoint
+from tamiyo.schemas.learning import Experience
 from tamiyo.schemas.record import Record
 from tamiyo.schemas.topics import (
     CATALOGUE,
@@ -22,7 +19,6 @@ from tamiyo.schemas.topics import (
     DECISIONS,
     GRAPHS,
     OUTCOMES,
-    TELEMETRY,
     TOPOLOGY,
     WINDOWS,
     Topic,
@@ -30,12 +26,12 @@ from tamiyo.schemas.topics import (
 from tamiyo.streams.stages.base import Incoming, Output, Reject, Stage
 from tamiyo.streams.stages.registry import STAGES
 
-BATCH = 100  # records fed at once, as the shell's default allows
+BATCH = 100  # records fed at once, the default limit of a worker
 CHAIN = ("intake", "windows", "graphs", "decisions")
 
 
 class FixedView:
-    """A compacted topic whose records stand from the beginning."""
+    """A compacted topic with fixed records."""
 
     def __init__(self, records: Mapping[str, Any] | None = None) -> None:
         self._records = dict(records or {})
@@ -51,7 +47,7 @@ class FixedView:
 
 @dataclass
 class Log:
-    """What the topics hold: one partition, offsets counted up, in order of arrival."""
+    """Topics of one partition each, their messages in order of arrival."""
 
     messages: list[Incoming] = field(default_factory=list)
     _offsets: dict[str, int] = field(default_factory=dict)
@@ -65,28 +61,27 @@ class Log:
 
 
 def telemetry(load: Load) -> Log:
-    """Return the telemetry of all runs, taking turns step by step as they would on a broker."""
+    """Return the telemetry of all runs, interleaved step by step as on a broker."""
     log = Log()
-    topics = {topic.record: topic for topic in TELEMETRY}
     for together in zip(*(frames(load, run) for run in range(load.runs)), strict=True):
         for frame in together:
-            log.add(topics[type(frame)], frame)
+            log.add(TOPICS[type(frame)], frame)
     return log
 
 
 def feed_all(stage: Stage, messages: Sequence[Incoming]) -> list[Output]:
-    """Feed a stage everything in batches; return its outputs. Raises RuntimeError if it rejected any."""
+    """Feed messages to a stage in batches and return its outputs; raise RuntimeError if it rejects one."""
     outputs: list[Output] = []
     for start in range(0, len(messages), BATCH):
         for each in stage.feed(messages[start : start + BATCH]):
             if isinstance(each, Reject):
-                raise RuntimeError(f"{stage.name} rejected what it should take: {each.reason}")
+                raise RuntimeError(f"{stage.name} rejected a valid record: {each.reason}")
             outputs.append(each)
     return outputs
 
 
 class Bench:
-    """Stages for partition 0 with their default settings, and the compacted topics as they find them."""
+    """Stages for partition 0 with their default settings, and the compacted topics that they read."""
 
     def __init__(self, load: Load, store: str) -> None:
         """Put version 0 of the policy into `store`, an fsspec URL, and announce it."""
@@ -97,11 +92,11 @@ class Bench:
         self._views[CHECKPOINTS.name] = FixedView({announced.name: announced})
 
     def view(self, topic: Topic) -> FixedView:
-        """Return a compacted topic as the stages find it."""
+        """Return a compacted topic as the stages see it."""
         return self._views[topic.name]
 
     def stage(self, name: str, views: Mapping[str, Any] | None = None) -> Stage:
-        """Make a stage that has seen nothing yet, over `views` in the place of the fixed ones."""
+        """Create a stage; `views` replace the fixed compacted topics."""
         places = {
             "decisions": {"checkpoint_url": f"{self._store}/checkpoints"},
             "kernels": {"store_url": f"{self._store}/kernels"},
@@ -112,32 +107,8 @@ class Bench:
         return stage
 
 
-def release(store: str) -> PolicyCheckpoint:
-    """Write version 0 of the policy below `store` and return its announcement."""
-    chosen = policy()
-    data = save(chosen, None, CheckpointHeader.of(chosen, version=0))
-    checkpoints = CheckpointStore(f"{store}/checkpoints")
-    return PolicyCheckpoint(
-        name="tamiyo",
-        version=0,
-        time_ms=EPOCH_MS,
-        status=CheckpointStatus.RELEASED,
-        file=checkpoints.write(0, data),
-        checksum=checksum(data),
-        size_bytes=len(data),
-        feature_version=FEATURE_VERSION,
-        blueprints=list(chosen.config.blueprints),
-        offsets={},
-    )
-
-
-def policy() -> TamiyoPolicy:
-    """Return the untrained policy over the whole catalogue of blueprints: version 0."""
-    return TamiyoPolicy(PolicyConfig(blueprints=blueprint_names())).eval()
-
-
 def outcome(decision: AdaptationDecision) -> AdaptationOutcome:
-    """Return what a host says that executed a decision."""
+    """Return the outcome of an executed decision, as a host reports it."""
     return AdaptationOutcome(
         run_id=decision.run_id,
         outcome_id=outcome_id(decision.decision_id),
@@ -155,18 +126,18 @@ def outcome(decision: AdaptationDecision) -> AdaptationOutcome:
 
 
 def stage_inputs(load: Load, bench: Bench) -> dict[str, Log]:
-    """Run the load through the stages once; return what each is fed. Kernels are apart: see `kernels`."""
+    """Run the load through the stages once and return each one's inputs; those of kernels are made by `kernels`."""
     inputs = {"intake": telemetry(load)}
     for name, following in pairwise(CHAIN):
         log = inputs[following] = Log()
         for output in feed_all(bench.stage(name), inputs[name].messages):
             log.add(output.topic, output.record)
-    inputs["rewards"] = _judged(inputs, bench)
+    inputs["rewards"] = _rewards_inputs(inputs, bench)
     return inputs
 
 
-def _judged(inputs: Mapping[str, Log], bench: Bench) -> Log:
-    """Windows, graphs, decisions and outcomes as they come to the rewards stage."""
+def _rewards_inputs(inputs: Mapping[str, Log], bench: Bench) -> Log:
+    """Return windows, graphs, decisions and outcomes in the order in which the rewards stage reads them."""
     decisions = {
         output.record.graph_id: output.record  # type: ignore[attr-defined]
         for output in feed_all(bench.stage("decisions"), inputs["decisions"].messages)
@@ -185,20 +156,20 @@ def _judged(inputs: Mapping[str, Log], bench: Bench) -> Log:
 
 
 def experiences(inputs: Mapping[str, Log], bench: Bench) -> list[Experience]:
-    """Return what the rewards stage hands to the learner."""
+    """Return the experiences that the rewards stage publishes."""
     outputs = feed_all(bench.stage("rewards"), inputs["rewards"].messages)
     return [output.record for output in outputs if isinstance(output.record, Experience)]
 
 
 def stages(load: Load, bench: Bench, inputs: Mapping[str, Log], *, repeats: int) -> list[Result]:
-    """Measure every stage's `feed` over the whole load, in layer-signals a second and core."""
+    """Measure every stage's `feed` over the whole load, in layer-signals per second and core."""
     results = []
     for name, log in inputs.items():
         counts: list[int] = []
 
         def once(name: str = name, log: Log = log, counts: list[int] = counts) -> Spent:
             stage = bench.stage(name)
-            stage.feed(log.messages[:1])  # what a stage reads once (a checkpoint) is not the load's to pay
+            stage.feed(log.messages[:1])  # what a stage reads only once (a checkpoint) is not measured
             outputs: list[Output] = []
             spent = spend(lambda: outputs.extend(feed_all(stage, log.messages[1:])))
             counts.append(len(outputs))
@@ -217,20 +188,20 @@ def stages(load: Load, bench: Bench, inputs: Mapping[str, Log], *, repeats: int)
 
 
 def kernels(inputs: Mapping[str, Log], bench: Bench, *, count: int, repeats: int) -> list[Result]:
-    """Measure the kernels stage: one decision after another asks for a kernel, the blueprints taking turns."""
+    """Measure the kernels stage: one decision after another requests a kernel, cycling through the blueprints."""
     decision: Any = next(each.record for each in inputs["rewards"].messages if each.topic == DECISIONS.name)
     offered = [offer.name for offer in topology(decision.run_id, 1).layers[0].blueprints]
     values = []
     for number in range(repeats + 1):
         log = Log()
         for place in range(count):
-            told = {
+            request = {
                 "decision_id": identity("bench", number, place),
                 "type": DecisionType.LOAD_KERNEL,
                 "layer_id": decision.layers[place % len(decision.layers)],
                 "blueprint": offered[place % len(offered)],
             }
-            log.add(DECISIONS, decision.model_copy(update=told))
+            log.add(DECISIONS, decision.model_copy(update=request))
         stage = bench.stage("kernels")
         outputs: list[Any] = []
         started = time.perf_counter()
@@ -238,7 +209,7 @@ def kernels(inputs: Mapping[str, Log], bench: Bench, *, count: int, repeats: int
         wall = time.perf_counter() - started
         refused = [each.record.reason for each in outputs if each.record.status != KernelStatus.COMPILED]
         if len(outputs) != count or refused:
-            raise RuntimeError(f"{count} kernels were asked for, {len(outputs) - len(refused)} came: {refused[:1]}")
+            raise RuntimeError(f"expected {count} kernels, got {len(outputs) - len(refused)}; refused: {refused[:1]}")
         values.append(1000 * wall / count)
     extra = {"kernels": count, "blueprints": offered, "layer": f"linear {WIDTH} to {WIDTH}"}
     return [Result("stage alone", "kernels, wall time of one", "ms", tuple(values[1:]), "lower", extra)]

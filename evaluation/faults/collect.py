@@ -2,31 +2,29 @@
 
 import hashlib
 import json
-import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import fsspec
-from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaException, TopicPartition
+from confluent_kafka import Consumer, TopicPartition
 
 from tamiyo.evaluation.faults.ledger import Checkpoint, Entry, Evidence, Held, Ledger, Place, Sample
 from tamiyo.models.checkpoint import CheckpointStore, checksum, load
-from tamiyo.schemas.errors import BrokerError
+from tamiyo.schemas.client.partition_reader import OffsetRange, PartitionReader
 from tamiyo.schemas.kafka import KafkaSettings, TopicNames
 from tamiyo.schemas.topics import BY_NAME, CATALOGUE
 from tamiyo.streams.messages import Message
 from tamiyo.streams.stages.registry import STAGES
 
 TIMEOUT_S = 10.0
-PATIENCE_S = 120.0
 NAMES = [name for topic in CATALOGUE for name in (topic.name, topic.dead_letters, topic.late)]
 
 
 class Collector:
-    """Reads topics and commits of one installation, without joining a group.
+    """Reads topics and committed offsets of one installation without joining a group.
 
-    Methods raise KafkaException, as librdkafka does, while the broker is away.
+    Methods raise KafkaException, as librdkafka does, while the broker is down.
     """
 
     def __init__(self, kafka: KafkaSettings, names: TopicNames) -> None:
@@ -46,7 +44,7 @@ class Collector:
         return self._readers[group]
 
     def partitions(self) -> list[Place]:
-        """Return every partition of every topic of the installation."""
+        """Return all partitions of all topics of the installation."""
         present = self._reader().list_topics(timeout=TIMEOUT_S).topics
         return [
             (name, number) for name in NAMES for full in (self._names.full(name),) if full in present
@@ -54,7 +52,7 @@ class Collector:
         ]  # fmt: skip
 
     def ends(self, places: Iterable[Place]) -> dict[Place, int]:
-        """Return the offset that each partition's next message will have."""
+        """Return the end offset of each partition."""
         return {
             (name, number): self._reader().get_watermark_offsets(
                 TopicPartition(self._names.full(name), number), timeout=TIMEOUT_S
@@ -63,35 +61,29 @@ class Collector:
         }
 
     def committed(self, partitions: int) -> dict[Held, int]:
-        """Return what the stages' groups have committed of their inputs, where they have."""
+        """Return the offsets that the stages' groups have committed for their inputs."""
         found: dict[Held, int] = {}
         for stage in STAGES.values():
             inputs = [topic.name for topic in stage.load().inputs]
-            asked = [TopicPartition(self._names.full(name), n) for name in inputs for n in range(partitions)]
-            for each in self._reader(stage.group).committed(asked, timeout=TIMEOUT_S):
+            places = [TopicPartition(self._names.full(name), n) for name in inputs for n in range(partitions)]
+            for each in self._reader(stage.group).committed(places, timeout=TIMEOUT_S):
                 if each.offset >= 0:
                     found[stage.group, self._names.bare(each.topic), each.partition] = each.offset
         return found
 
     def sample(self, places: list[Place]) -> Sample:
-        """Return what is committed now, and where topics end right after."""
+        """Return the committed offsets, and the topics' ends read right after them."""
         committed = self.committed(1 + max(number for _, number in places))
         return Sample(committed, self.ends(places))
 
     def messages(self) -> dict[str, list[Message]]:
-        """Return everything on every topic; raises BrokerError where that takes more than two minutes."""
-        places = self.partitions()
-        left = {place: end for place, end in self.ends(places).items() if end > 0}
-        reader = self._reader()
-        reader.assign([TopicPartition(self._names.full(name), number, OFFSET_BEGINNING) for name, number in left])
-        found: dict[str, list[Message]] = {name: [] for name, _ in places}
-        deadline = time.monotonic() + PATIENCE_S
-        while left:
-            if time.monotonic() > deadline:
-                raise BrokerError(f"{len(left)} partitions were not read within {PATIENCE_S:.0f} s: {list(left)[:3]}")
-            for each in reader.consume(500, 0.2):
-                if each.error():
-                    raise KafkaException(each.error())
+        """Return all messages of all topics; raise BrokerError if they cannot be read."""
+        ends = self.ends(self.partitions())
+        found: dict[str, list[Message]] = {name: [] for name, _ in ends}
+        ranges = [OffsetRange(self._names.full(name), number, 0, end) for (name, number), end in ends.items()]
+        with PartitionReader(self._kafka) as reader:
+            each: Any
+            for each in reader.read(ranges):
                 name = self._names.bare(each.topic())
                 headers = tuple((key, value) for key, value in each.headers() or ())
                 found[name].append(
@@ -99,10 +91,6 @@ class Collector:
                         name, each.partition(), each.offset(), each.timestamp()[1], each.key(), each.value(), headers
                     )
                 )
-            for place in reader.position([TopicPartition(self._names.full(name), number) for name, number in left]):
-                key = (self._names.bare(place.topic), place.partition)
-                if place.offset >= left[key]:
-                    del left[key]
         for messages in found.values():
             messages.sort(key=lambda each: (each.partition, each.offset))
         return found
@@ -120,7 +108,7 @@ def collect(kafka: KafkaSettings, names: TopicNames, store: str, ledger: Ledger)
 
 
 def save(evidence: Evidence, folder: Path) -> None:
-    """Write every topic's messages as JSON lines, for a person who wants to know why."""
+    """Write the messages of every topic as JSON lines, for the analysis of a violation."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, messages in evidence.messages.items():
         records = evidence.entries(BY_NAME[name]) if name in BY_NAME else [Entry(each, None) for each in messages]
@@ -140,7 +128,7 @@ def save(evidence: Evidence, folder: Path) -> None:
 
 
 def checkpoints(url: str) -> list[Checkpoint]:
-    """Return what every checkpoint in a store says of itself."""
+    """Return the headers and checksums of all checkpoints in a store."""
     store = CheckpointStore(url)
     found = []
     for version in store.versions():

@@ -1,8 +1,8 @@
-"""Disks that are full: a folder of the store takes not a byte more, until it does again.
+"""Full disks: a folder of the store takes no more bytes for a while.
 
-Where this process may mount, each folder is a small file system of its own (tmpfs), which shrinks to what it holds:
-the writer gets the kernel's own "no space left on device". Where it may not, the processes that write there get a
-limit on the size of a file, and "file too large" after some bytes: as sudden, and in the middle of a file too.
+If this process may mount, each folder is a small tmpfs that shrinks to its content, and writers get "no space left on
+device" from the kernel. Otherwise the writing processes get a limit on the size of a file, and "file too large" in the
+middle of one.
 """
 
 import contextlib
@@ -14,42 +14,42 @@ import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-ROOMY = "2g"
-SPARE_BYTES = 16_384  # what a full folder still takes: a file is begun, and cannot be finished
-LIMIT_BYTES = 65_536  # below a kernel's size, above that of what processes log in a minute
+NORMAL_SIZE = "2g"
+SPARE_BYTES = 16_384  # free in a full folder: a file can be begun and not finished
+LIMIT_BYTES = 65_536  # less than a kernel, more than a process logs in a minute
 
 
 class Disk:
-    """One folder whose room is ours to give. A context manager: what was mounted is unmounted."""
+    """One folder that can be made full. A context manager: it unmounts what it has mounted."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
-        self.mounted = _mount(folder, f"size={ROOMY}")
+        self.mounted = _mount(folder, f"size={NORMAL_SIZE}")
 
     def __enter__(self) -> "Disk":
         return self
 
     def __exit__(self, *_: object) -> None:
         if self.mounted:
-            # Lazily: a process that was killed a moment ago may still be counted as its user.
+            # Lazily: a process killed a moment ago may still count as its user.
             subprocess.run(["umount", "-l", str(self.folder)], check=False, capture_output=True)  # noqa: S603, S607
 
     @property
     def means(self) -> str:
-        """Say how it is made full."""
-        return "tmpfs without room" if self.mounted else "RLIMIT_FSIZE of the processes"
+        """Describe how it is made full."""
+        return "full tmpfs" if self.mounted else "RLIMIT_FSIZE of the processes"
 
     @contextlib.contextmanager
     def full(self, processes: Iterable[int]) -> Iterator[None]:
-        """Give no room inside the block; `processes` are those that write there."""
+        """Make the folder full inside the block; `processes` are the ids of its writers."""
         if self.mounted:
             used = shutil.disk_usage(self.folder).used + SPARE_BYTES
             _mount(self.folder, f"remount,size={used}")
             try:
                 yield
             finally:
-                _mount(self.folder, f"remount,size={ROOMY}")
+                _mount(self.folder, f"remount,size={NORMAL_SIZE}")
             return
         limited = [pid for pid in processes if _limit(pid, LIMIT_BYTES)]
         try:
@@ -71,5 +71,5 @@ def _limit(pid: int, size: int) -> bool:
         _, hard = resource.prlimit(pid, resource.RLIMIT_FSIZE)
         resource.prlimit(pid, resource.RLIMIT_FSIZE, (size, hard))
     except (OSError, ValueError):
-        return False  # it has ended meanwhile
+        return False  # it has just ended
     return True

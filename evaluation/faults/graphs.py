@@ -1,8 +1,7 @@
-"""Graphs against their windows: one each, joined with the run's topology and the windows before it.
+"""Checks of graphs: every window has one, joined with the run's topology and the windows before it.
 
-What a graph copies from its window is computed anew here. Its other features are a pure function
-(`models/graph.py`); what faults could break is what that function is given, so it is given the right windows again and
-must return the same bytes.
+Values that a graph copies from its window are recomputed here. All features are a pure function (`models/graph.py`);
+faults could only change its inputs, so it is called again with the right windows and must return the same bytes.
 """
 
 from collections import defaultdict
@@ -10,26 +9,26 @@ from collections.abc import Iterator
 from typing import Any
 
 from tamiyo.evaluation.faults.ledger import Evidence
-from tamiyo.evaluation.faults.signals import close
+from tamiyo.evaluation.faults.signals import is_close
 from tamiyo.models.graph import build_graph
 from tamiyo.schemas.codec import encode
 from tamiyo.schemas.identity import graph_id
 from tamiyo.schemas.topics import GRAPHS, TOPOLOGY, WINDOWS
 
-HISTORY = 8  # windows before its own that a graph may look at
+HISTORY = 8  # earlier windows that a graph uses
 FLOAT32 = 1e-6  # relative: features are float32
 
 
 def graphs(evidence: Evidence) -> Iterator[tuple[str, str, str]]:
-    """Yield what is wrong with the graphs."""
+    """Yield the violations of graphs."""
     topologies = evidence.first(TOPOLOGY, "run_id")
-    told = evidence.first(GRAPHS, "graph_id")
+    published = evidence.first(GRAPHS, "graph_id")
     ids: dict[str, set[str]] = defaultdict(set)
-    for entry in told.values():
+    for entry in published.values():
         ids[entry.record.window_id].add(entry.record.graph_id)
     windows = evidence.first(WINDOWS, "window_id")
     for name in ids.keys() - windows.keys():
-        yield "a graph of nothing", name, f"there is no window {name}"
+        yield "a graph without a window", name, f"there is no window {name}"
     history: dict[str, list[Any]] = defaultdict(list)
     for name, entry in windows.items():
         window = entry.record
@@ -44,17 +43,17 @@ def graphs(evidence: Evidence) -> Iterator[tuple[str, str, str]]:
         elif ids[name] != {expected}:
             yield "several graph ids", entry.place, f"window {name}: {sorted(ids[name])}, not {expected}"
         else:
-            graph = told[expected]
+            graph = published[expected]
             wrong = _copied(window, graph.record)
             if wrong is None and encode(build_graph(window, topology.record, before[-HISTORY:])) != graph.message.value:
-                wrong = f"it was not built upon the {len(before[-HISTORY:])} windows before it"
+                wrong = f"it was not built from the {len(before[-HISTORY:])} windows before it"
             if wrong is not None:
                 yield "a graph is wrong", graph.place, wrong
         before.append(window)
 
 
 def _copied(window: Any, graph: Any) -> str | None:
-    """Return which direct copy of the window is not one."""
+    """Return which value copied from the window differs."""
     row = {layer: number for number, layer in enumerate(window.layer_id)}
 
     def mean(metric: str, layer: str, default: float) -> float:
@@ -64,7 +63,7 @@ def _copied(window: Any, graph: Any) -> str | None:
 
     features = graph.node_features.numpy()
     for node, layer in enumerate(graph.layer_id):
-        if not close(min(max(mean("health", layer, 1.0), 0.0), 1.0), graph.health[node]):
+        if not is_close(min(max(mean("health", layer, 1.0), 0.0), 1.0), graph.health[node]):
             return f"health of {layer} is {graph.health[node]}"
         latency = min(mean("execution_latency_ms", layer, 0.0) / 10, 10.0)
         if abs(latency - float(features[node, 1])) > FLOAT32 * max(latency, 1.0):
@@ -72,7 +71,7 @@ def _copied(window: Any, graph: Any) -> str | None:
     means = {name: stats.mean for name, stats in window.model_metrics.items()}
     copies = (window.run_id, window.last_step, window.time_ms, window.final, window.signals)
     if (graph.run_id, graph.step, graph.time_ms, graph.final, graph.signals) != copies:
-        return f"run, step, time, end or signals are not those of window {window.window_id}"
-    if any(name not in means or not close(means[name], value) for name, value in graph.model_metrics.items()):
-        return "the model's metrics are not the window's means"
+        return f"run, step, time, end or signals differ from window {window.window_id}"
+    if any(name not in means or not is_close(means[name], value) for name, value in graph.model_metrics.items()):
+        return "the model's metrics differ from the window's means"
     return None

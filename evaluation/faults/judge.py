@@ -1,19 +1,26 @@
-"""The verdict on a fault run: what design section 7 says must always hold, checked on what lies on the topics.
+"""The judge of a fault run: checks the laws of design section 7 on the records of the topics.
 
-Every check is a function of the evidence alone and yields violations: a `kind`, where, and what is wrong. The first
-record under an id counts, as it does for every reader; a repeat is allowed, and must say the same.
+Every check is a function of the evidence alone and yields violations: a kind, a place, and what is wrong. The first
+record under an id counts, as for every reader; a repeat is allowed if it has the same content.
 """
 
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from tamiyo.evaluation.faults.commits import commits
 from tamiyo.evaluation.faults.graphs import graphs
 from tamiyo.evaluation.faults.ledger import Entry, Evidence
-from tamiyo.evaluation.faults.signals import Cut, close, cut, differs, reading, signal_id
+from tamiyo.evaluation.faults.signals import (
+    ExpectedWindows,
+    differs,
+    expected_windows,
+    frame_metrics,
+    is_close,
+    signal_id,
+)
 from tamiyo.schemas.adaptation import DecisionType, KernelStatus
 from tamiyo.schemas.identity import decision_id, kernel_id
 from tamiyo.schemas.topics import (
@@ -43,8 +50,8 @@ IDENTITIES: dict[Topic, Callable[[Any], str]] = {
     EXPERIENCE: lambda record: f"{record.experience_id}:{record.revision}",
 }
 MAY_DIFFER = {SIGNALS: {"priority"}, KERNELS: {"compile_time_ms"}}
-"""Measured anew each time, and nothing that follows reads it: how unusual a signal was among those read since the last
-restart (which decides only what is shed), and how long a compilation took."""
+"""Fields measured anew each time, which no later stage reads: how unusual a signal was among those read since the last
+restart (it only decides what is shed), and how long a compilation took."""
 
 
 Found = Iterator[tuple[str, str, str]]
@@ -52,23 +59,23 @@ Found = Iterator[tuple[str, str, str]]
 
 @dataclass(frozen=True, slots=True)
 class Violation:
-    """Something that must never be."""
+    """A broken law."""
 
     kind: str
     where: str
     what: str
 
     def to_dict(self) -> dict[str, str]:
-        """Return it for a report."""
+        """Return it as JSON-able values."""
         return asdict(self)
 
 
 def judge(evidence: Evidence, *, width: int, stages: Collection[str] = tuple(STAGES)) -> list[Violation]:
-    """Return every violation of a run in which `stages` took part; windows are `width` steps wide."""
-    cuts = {number: cut(entries, width) for number, entries in evidence.by_partition(SIGNALS).items()}
+    """Return all violations of a run in which `stages` took part; windows are `width` steps wide."""
+    expected = {n: expected_windows(entries, width) for n, entries in evidence.by_partition(SIGNALS).items()}
     by_stage: dict[str, Callable[[Evidence], Found]] = {
         "intake": signals,
-        "windows": lambda each: windows(each, cuts),
+        "windows": lambda each: windows(each, expected),
         "graphs": graphs,
         "decisions": decisions,
         "kernels": kernels,
@@ -76,21 +83,21 @@ def judge(evidence: Evidence, *, width: int, stages: Collection[str] = tuple(STA
     }
     checks = [kept, repeats, dead_letters, *(check for stage, check in by_stage.items() if stage in stages)]
     found = [Violation(*each) for check in (*checks, executed, learned) for each in check(evidence)]
-    found += [Violation(*each) for each in commits(evidence, cuts)]
+    found += [Violation(*each) for each in commits(evidence, expected)]
     return found + [Violation("a bug ended a process", "", words) for words in evidence.ledger.crashes]
 
 
 def kept(evidence: Evidence) -> Found:
-    """What the broker took is there, where it said."""
-    there = {each.place: each.value for topic in TELEMETRY for each in evidence.messages.get(topic.name, ())}
+    """Every acknowledged message is at its offset."""
+    present = {each.place: each.value for topic in TELEMETRY for each in evidence.messages.get(topic.name, ())}
     for sent in evidence.ledger.sent:
         place = f"{sent.topic}:{sent.partition}:{sent.offset}"
-        if BY_NAME[sent.topic] in TELEMETRY and there.get(place) != sent.value:
+        if BY_NAME[sent.topic] in TELEMETRY and present.get(place) != sent.value:
             yield "the broker lost a message", place, "it was acknowledged when it was sent"
 
 
 def repeats(evidence: Evidence) -> Found:
-    """No two different contents under one id."""
+    """No id has two contents."""
     for topic, identify in IDENTITIES.items():
         first: dict[str, Entry] = {}
         for entry in evidence.records(topic):
@@ -103,75 +110,75 @@ def repeats(evidence: Evidence) -> Found:
 
 
 def signals(evidence: Evidence) -> Found:
-    """Every valid frame has its signal, with the metrics that it tells of, and no signal is of anything else."""
-    told = evidence.first(SIGNALS, "signal_id")
+    """Every valid frame has its signal with its metrics, and every signal has its frame."""
+    published = evidence.first(SIGNALS, "signal_id")
     expected: dict[str, Entry] = {}
     for topic in TELEMETRY:
         for entry in evidence.records(topic):
             expected.setdefault(signal_id(topic.name, entry.record), entry)
-    for name in told.keys() - expected.keys():
-        yield "a signal of nothing", told[name].place, f"no frame is called {name}"
+    for name in published.keys() - expected.keys():
+        yield "a signal without a frame", published[name].place, f"no frame has signal id {name}"
     for name, entry in expected.items():
-        if name not in told:
+        if name not in published:
             yield "a frame was lost", entry.place, f"there is no signal {name}"
             continue
-        signal = told[name].record
-        layers, metrics, model = reading(entry.record)
+        signal = published[name].record
+        layers, metrics, model = frame_metrics(entry.record)
         wrong = signal.layer_id != layers or signal.model_metrics != model or signal.metrics.keys() != metrics.keys()
         if wrong or not all(_columns(metrics[key], signal.metrics[key]) for key in metrics):
-            yield "a signal is wrong", told[name].place, f"it is not what {entry.place} says"
-        if told[name].message.partition != entry.message.partition:
-            yield "a signal is wrong", told[name].place, f"its frame is on partition {entry.message.partition}"
+            yield "a signal is wrong", published[name].place, f"it differs from frame {entry.place}"
+        if published[name].message.partition != entry.message.partition:
+            yield "a signal is wrong", published[name].place, f"its frame is on partition {entry.message.partition}"
 
 
-def _columns(expected: Sequence[float | None], told: Sequence[float | None]) -> bool:
-    return len(expected) == len(told) and all(map(close, expected, told))
+def _columns(expected: Sequence[float | None], published: Sequence[float | None]) -> bool:
+    return len(expected) == len(published) and all(map(is_close, expected, published))
 
 
-def windows(evidence: Evidence, cuts: dict[int, Cut]) -> Found:
-    """Windows are those that the log of signals fills, and what was set aside as late was late."""
-    told = evidence.first(WINDOWS, "window_id")
-    expected = {each.window_id: each for found in cuts.values() for each in found.windows}
-    for name in told.keys() - expected.keys():
-        yield "a window of nothing", told[name].place, f"no signals fill a window {name}"
+def windows(evidence: Evidence, partitions: Mapping[int, ExpectedWindows]) -> Found:
+    """The windows are those that the log of signals fills, and exactly the late signals are on the late topic."""
+    published = evidence.first(WINDOWS, "window_id")
+    expected = {each.window_id: each for found in partitions.values() for each in found.windows}
+    for name in published.keys() - expected.keys():
+        yield "a window without signals", published[name].place, f"no signals fill window {name}"
     for name, window in expected.items():
         where = f"{window.run_id} {window.start}..{window.end}"
-        if name not in told:
-            yield "a window is missing", where, f"the signals that fill {name} are there"
-        elif wrong := differs(window, told[name].record):
-            yield "a window is wrong", told[name].place, f"{where}: {wrong}"
-    late = {name for found in cuts.values() for name in found.late}
+        if name not in published:
+            yield "a window is missing", where, f"the signals that fill {name} are present"
+        elif wrong := differs(window, published[name].record):
+            yield "a window is wrong", published[name].place, f"{where}: {wrong}"
+    late = {name for found in partitions.values() for name in found.late}
     by_bytes = {entry.message.value: entry.record.signal_id for entry in evidence.records(SIGNALS)}
-    aside = [(by_bytes.get(each.value), each) for each in evidence.messages.get(SIGNALS.late, ())]
-    for signal, message in aside:
+    rejected = [(by_bytes.get(each.value), each) for each in evidence.messages.get(SIGNALS.late, ())]
+    for signal, message in rejected:
         if signal not in late:
             place = message.header("tamiyo-source") or message.place
-            yield "in time, but set aside as late", place, f"signal {signal}"
-    for name in late - {signal for signal, _ in aside}:
-        yield "a late signal was lost", SIGNALS.late, f"signal {name} is in no window, and not set aside"
-    for found in cuts.values():
+            yield "in time, but rejected as late", place, f"signal {signal}"
+    for name in late - {signal for signal, _ in rejected}:
+        yield "a late signal was lost", SIGNALS.late, f"signal {name} is in no window and not on the late topic"
+    for found in partitions.values():
         for name, entry in found.late.items():
             if entry.record.source in entry.record.companions:
                 yield "a source fell behind itself", entry.place, f"signal {name} of {entry.record.source} is late"
-        for run_id in found.left:
-            yield "a run did not end", run_id, "its last frames were sent, and are not among the signals"
+        for run_id in found.unfinished:
+            yield "a run did not end", run_id, "its last frames were sent, but their signals are missing"
 
 
 def decisions(evidence: Evidence) -> Found:
-    """Every graph has exactly one decision id, none is missing, and every load of a kernel has its answer."""
-    told = evidence.first(GRAPHS, "graph_id")
+    """Every graph has a decision, exactly one id, and every decision its graph."""
+    graphs = evidence.first(GRAPHS, "graph_id")
     ids: dict[str, set[str]] = defaultdict(set)
     for entry in evidence.records(DECISIONS):
         decision = entry.record
         ids[decision.graph_id].add(decision.decision_id)
-        graph = told.get(decision.graph_id)
+        graph = graphs.get(decision.graph_id)
         if graph is None:
-            yield "a decision on nothing", entry.place, f"there is no graph {decision.graph_id}"
+            yield "a decision without a graph", entry.place, f"there is no graph {decision.graph_id}"
         elif (decision.run_id, decision.step, decision.layers) != (
             graph.record.run_id, graph.record.step, graph.record.layer_id,
         ):  # fmt: skip
             yield "a decision is wrong", entry.place, f"it does not belong to graph {decision.graph_id}"
-    for name, graph in told.items():
+    for name, graph in graphs.items():
         if not ids[name]:
             yield "a decision is missing", graph.place, f"graph {name} has none"
         elif ids[name] != {decision_id(name)}:
@@ -179,23 +186,23 @@ def decisions(evidence: Evidence) -> Found:
 
 
 def kernels(evidence: Evidence) -> Found:
-    """Every decision that a host is to execute by loading a kernel has its kernel, or is told why not."""
-    told = evidence.first(KERNELS, "kernel_id")
+    """Every decision to load a kernel has its kernel, or the reason of the failure."""
+    published = evidence.first(KERNELS, "kernel_id")
     for entry in evidence.first(DECISIONS, "decision_id").values():
         decision = entry.record
         if decision.type != DecisionType.LOAD_KERNEL or decision.dry_run:
             continue
-        kernel = told.get(kernel_id(decision.decision_id))
+        kernel = published.get(kernel_id(decision.decision_id))
         if kernel is None:
-            yield "a kernel is missing", entry.place, "nothing was said of the kernel that it asks for"
+            yield "a kernel is missing", entry.place, "there is no record of the kernel that it requests"
             continue
         compiled = kernel.record.status == KernelStatus.COMPILED
         if compiled and evidence.kernels.get(kernel.record.kernel_id) != kernel.record.checksum:
-            yield "a kernel is wrong", kernel.place, "the store does not hold what was announced"
+            yield "a kernel is wrong", kernel.place, "the file in the store differs from the announced checksum"
 
 
 def executed(evidence: Evidence) -> Found:
-    """No decision is executed twice, and none for a graph that another was executed for."""
+    """No decision is executed twice, and no two decisions on one graph are executed."""
     for what in ("decision_id", "graph_id"):
         for name, times in Counter(getattr(each, what) for each in evidence.ledger.executions).items():
             if times > 1:
@@ -203,18 +210,18 @@ def executed(evidence: Evidence) -> Found:
 
 
 def rewards(evidence: Evidence) -> Found:
-    """Every decision of a run that has ended has its last word, and what it teaches is on the experience topic."""
+    """Every decision of a run that has ended has its complete analysis and, if that has weight, its experience."""
     complete = {e.record.decision_id: e for e in evidence.records(REWARDS) if e.record.complete}
     taught = {e.record.experience_id for e in evidence.records(EXPERIENCE) if e.record.complete}
     for name, entry in evidence.first(DECISIONS, "decision_id").items():
         if name not in complete:
             yield "a reward is missing", entry.place, f"no complete analysis of decision {name}"
         elif complete[name].record.confidence > 0 and name not in taught:
-            yield "an experience is missing", entry.place, f"decision {name} was judged, and teaches nobody"
+            yield "an experience is missing", entry.place, f"decision {name} has a reward but no complete experience"
 
 
 def learned(evidence: Evidence) -> Found:
-    """Each checkpoint counts every experience before its offsets once, and announcements name what is in the store."""
+    """Each checkpoint counts every experience before its offsets once, and announcements match the store."""
     stored = {each.version: each for each in evidence.checkpoints}
     topic = evidence.records(EXPERIENCE)
     before = (0, 0)
@@ -226,7 +233,7 @@ def learned(evidence: Evidence) -> Found:
             yield (
                 "experiences were miscounted",
                 f"version {version}",
-                f"{each.experiences} learned, {len(ids)} different ones lie before offsets {dict(each.offsets)}",
+                f"{each.experiences} counted, but {len(ids)} different ones before offsets {dict(each.offsets)}",
             )
         if (each.experiences, each.updates) < before:
             yield "learning went backwards", f"version {version}", f"{(each.experiences, each.updates)} after {before}"
@@ -234,11 +241,11 @@ def learned(evidence: Evidence) -> Found:
     for entry in evidence.records(CHECKPOINTS):
         file = stored.get(entry.record.version)
         if file is None or file.checksum != entry.record.checksum:
-            yield "a policy is not what was announced", entry.place, f"version {entry.record.version} in the store"
+            yield "a policy differs from its announcement", entry.place, f"version {entry.record.version} in the store"
 
 
 def dead_letters(evidence: Evidence) -> Found:
-    """Among the dead letters are all that were sent to be refused, and no others."""
+    """The dead letters are exactly the messages that were made invalid."""
     refused = {(each.topic, each.value) for each in evidence.ledger.sent if not each.valid}
     found = set()
     for name, messages in evidence.messages.items():
@@ -253,4 +260,4 @@ def dead_letters(evidence: Evidence) -> Found:
                 yield "valid, but a dead letter", message.place, f"{message.header('tamiyo-source')}: {reason}"
     for topic, value in refused - found:
         digest = hashlib.sha256(value or b"").hexdigest()[:12]
-        yield "a bad message was lost", topic, f"bytes {digest} are not among the dead letters"
+        yield "an invalid message was lost", topic, f"its bytes (SHA-256 {digest}) are not among the dead letters"

@@ -1,7 +1,7 @@
-"""The faults: what each does to an installation, and how long.
+"""The faults.
 
-A fault is a function of the scene and a source of randomness. It returns when what it broke is whole again as far as
-the outside goes: a killed process is being started again, a broker answers.
+A fault is a function of the scene and a source of randomness. It returns when its cause is over: a killed process is
+being restarted, the broker runs.
 """
 
 import random
@@ -20,7 +20,7 @@ from tamiyo.evaluation.faults.disk import Disk
 from tamiyo.schemas.errors import BrokerError
 from tamiyo.streams.stages.registry import STAGES
 
-PAST_SESSION_S = (7.0, 11.0)  # the session is 6 s: whoever sleeps longer is a zombie
+PAST_SESSION_S = (7.0, 11.0)  # the session timeout is 6 s: a process frozen for longer returns as a zombie
 STAND_IN = "stand-in"
 START_ATTEMPTS = 5
 FREEZE_S, THAW_S = 0.3, 0.06  # a slow broker runs a sixth of the time
@@ -28,16 +28,16 @@ FREEZE_S, THAW_S = 0.3, 0.06  # a slow broker runs a sixth of the time
 
 @dataclass(slots=True)
 class Scene:
-    """What faults happen to."""
+    """What faults are injected into."""
 
     installation: Installation
     workers: Sequence[str]
     kernels: Disk
     checkpoints: Disk
     broker: threading.Lock = field(default_factory=threading.Lock)
-    """Held by whoever does something to the broker: it cannot be stopped while it starts."""
+    """Held while a fault changes the broker: it cannot be stopped while it starts."""
     learners: threading.Lock = field(default_factory=threading.Lock)
-    """Held while there are two learners: a third would be one more of the same."""
+    """Held while there are two learners, so that there is never a third."""
 
 
 def kill_worker(scene: Scene, rng: random.Random) -> str:
@@ -54,7 +54,7 @@ def kill_learner(scene: Scene, rng: random.Random) -> str:
 
 
 def freeze_worker(scene: Scene, rng: random.Random) -> str:
-    """SIGSTOP a worker past its session, then SIGCONT: it comes back as a zombie."""
+    """SIGSTOP a worker past its session timeout, then SIGCONT: it returns as a zombie."""
     name, seconds = rng.choice(scene.workers), rng.uniform(*PAST_SESSION_S)
     scene.installation.fleet.pause(name)
     time.sleep(seconds)
@@ -63,37 +63,37 @@ def freeze_worker(scene: Scene, rng: random.Random) -> str:
 
 
 def freeze_learner(scene: Scene, rng: random.Random) -> str:
-    """SIGSTOP the learner until another has taken its place, then SIGCONT: for seconds there are two."""
+    """SIGSTOP the learner until a second one runs, then SIGCONT: for seconds there are two."""
     fleet, seconds = scene.installation.fleet, rng.uniform(3, 9)
     with scene.learners:
         fleet.pause(LEARNER)
         fleet.add_learner(STAND_IN)
-        with suppress(BrokerError):  # where the broker is away too, it takes longer
+        with suppress(BrokerError):  # not ready in time if the broker is down too
             fleet.wait_ready([STAND_IN])
         fleet.resume(LEARNER)
         time.sleep(seconds)
         fleet.stop(STAND_IN)
-    return f"{LEARNER}, with another in its place, and both for {seconds:.1f} s"
+    return f"{LEARNER} until a second one ran, both for {seconds:.1f} s"
 
 
 def restart_worker(scene: Scene, rng: random.Random) -> str:
-    """SIGTERM a worker and start it again, as a rolling update does."""
+    """SIGTERM a worker and restart it, as a rolling update does."""
     name = rng.choice(scene.workers)
     scene.installation.fleet.restart(name)
     return name
 
 
 def kill_broker(scene: Scene, rng: random.Random) -> str:
-    """SIGKILL the broker and start it again on its data."""
-    return _away(scene, scene.installation.broker.kill, rng.uniform(0, 3))
+    """SIGKILL the broker and restart it on its data."""
+    return _take_down(scene, scene.installation.broker.kill, rng.uniform(0, 3))
 
 
 def stop_broker(scene: Scene, rng: random.Random) -> str:
-    """Stop the broker as an operator does, and start it again after seconds."""
-    return _away(scene, scene.installation.broker.stop, rng.uniform(2, 8))
+    """Stop the broker as an operator does, and restart it after seconds."""
+    return _take_down(scene, scene.installation.broker.stop, rng.uniform(2, 8))
 
 
-def _away(scene: Scene, end: Callable[[], None], down_s: float) -> str:
+def _take_down(scene: Scene, end: Callable[[], None], down_s: float) -> str:
     with scene.broker:
         end()
         time.sleep(down_s)
@@ -101,14 +101,14 @@ def _away(scene: Scene, end: Callable[[], None], down_s: float) -> str:
             try:
                 scene.installation.broker.start()
                 break
-            except BrokerError:  # on a busy machine it may not answer within its minute
+            except BrokerError:  # a busy machine may take more than the minute allowed
                 if attempt == START_ATTEMPTS - 1:
                     raise
-    return f"down for {down_s:.1f} s and its start"
+    return f"down for {down_s:.1f} s and the time to start"
 
 
 def slow_broker(scene: Scene, rng: random.Random) -> str:
-    """Let the broker run a sixth of the time: every request waits."""
+    """Freeze the broker five sixths of the time: every request waits."""
     seconds = rng.uniform(3, 7)
     with scene.broker:
         until = time.monotonic() + seconds
@@ -121,7 +121,7 @@ def slow_broker(scene: Scene, rng: random.Random) -> str:
 
 
 def storm(scene: Scene, rng: random.Random) -> str:
-    """Members join the stages' groups and leave again, so that partitions change hands over and over."""
+    """Join the stages' groups and leave them, so that partitions move repeatedly."""
     stages = rng.sample(list(STAGES), k=rng.randint(2, len(STAGES)))
     rounds = rng.randint(2, 4)
     for _ in range(rounds):
@@ -129,10 +129,10 @@ def storm(scene: Scene, rng: random.Random) -> str:
         until = time.monotonic() + rng.uniform(0.5, 2.0)
         while time.monotonic() < until:
             for member in members:
-                member.poll(0.05)  # what it reads is not its to commit
+                member.poll(0.05)  # it commits nothing
         for member in members:
             member.close()
-    return f"{rounds} times, in the groups of {', '.join(stages)}"
+    return f"{rounds} rounds in the groups of {', '.join(stages)}"
 
 
 def _join(scene: Scene, stage: str) -> Consumer:
@@ -154,12 +154,12 @@ def _join(scene: Scene, stage: str) -> Consumer:
 
 
 def full_kernel_store(scene: Scene, rng: random.Random) -> str:
-    """Leave no room in the kernel store."""
+    """Fill the kernel store's disk."""
     return _full(scene, rng, scene.kernels, scene.workers)
 
 
 def full_state(scene: Scene, rng: random.Random) -> str:
-    """Leave no room where the learner keeps its state, which is its checkpoints: stages keep none on disk."""
+    """Fill the disk of the learner's checkpoints, the only state on disk: stages keep none."""
     return _full(scene, rng, scene.checkpoints, [LEARNER])
 
 
@@ -186,13 +186,13 @@ KINDS: dict[str, tuple[Fault, int]] = {
     "full_state": (full_state, 1),
     "freeze_learner": (freeze_learner, 1),
 }
-"""Each fault with how often it is drawn."""
+"""Each fault with its weight in a plan."""
 
 
 def several(scene: Scene, rng: random.Random) -> str:
     """Two or three different faults at once."""
     chosen = rng.sample(sorted(KINDS), k=rng.randint(2, 3))
-    # Each its own randomness, drawn here: threads would share one in an order of their own.
+    # One source each: threads would draw from a shared one in a random order.
     sources = [random.Random(rng.random()) for _ in chosen]
     with ThreadPoolExecutor(len(chosen)) as pool:
         running = [pool.submit(KINDS[name][0], scene, source) for name, source in zip(chosen, sources, strict=True)]
@@ -203,12 +203,14 @@ ALL: dict[str, tuple[Fault, int]] = {**KINDS, "several": (several, 2)}
 
 
 def plan(count: int, rng: random.Random) -> list[str]:
-    """Return `count` kinds in random order: each as often as its weight says, and every kind before any rest."""
+    """Return `count` kinds in random order: every kind at least once if there are enough, then by weight."""
     bag: list[str] = []
     while len(bag) < count:
-        hand = sorted(ALL) if not bag else [name for name, (_, weight) in sorted(ALL.items()) for _ in range(weight)]
-        rng.shuffle(hand)
-        bag += hand
+        round_of = (
+            sorted(ALL) if not bag else [name for name, (_, weight) in sorted(ALL.items()) for _ in range(weight)]
+        )
+        rng.shuffle(round_of)
+        bag += round_of
     chosen = bag[:count]
     rng.shuffle(chosen)
     return chosen

@@ -1,7 +1,7 @@
-"""The evidence of a fault run: its own ledger, and what lies on the topics and in the store when all is over.
+"""The evidence of a fault run: its ledger, and the content of the topics and the store at the end.
 
-The ledger knows what no topic tells: everything that was sent and taken by the broker, everything a host executed, and
-what consumer groups had committed while the faults happened.
+The ledger records what no topic contains: the messages that the broker acknowledged, the executions of the hosts, and
+the offsets that consumer groups had committed while the faults happened.
 """
 
 import threading
@@ -23,7 +23,7 @@ Held = tuple[str, str, int]
 
 @dataclass(frozen=True, slots=True)
 class Sent:
-    """One message that the broker has said it took."""
+    """One message that the broker has acknowledged."""
 
     topic: str
     partition: int
@@ -31,12 +31,12 @@ class Sent:
     key: bytes
     value: bytes
     valid: bool = True
-    """False: made to be refused, so it belongs into the dead letters."""
+    """False: made invalid, so it must become a dead letter."""
 
 
 @dataclass(frozen=True, slots=True)
 class Execution:
-    """A host did what a decision asked for."""
+    """The execution of a decision by a host."""
 
     decision_id: str
     graph_id: str
@@ -45,9 +45,9 @@ class Execution:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """What was committed at one moment, and where the topics ended a little later.
+    """The committed offsets at one moment, and the topics' ends a little later.
 
-    What is committed is acknowledged, and what is acknowledged was answered: so every answer lies before `ends`.
+    An offset is committed only after its output was published, so that output lies before `ends`.
     """
 
     committed: Mapping[Held, int]
@@ -56,7 +56,7 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A policy's file in the store, as its header has it."""
+    """The header of a policy's file in the store, and the file's checksum."""
 
     version: int
     experiences: int
@@ -67,19 +67,19 @@ class Checkpoint:
 
 @dataclass(slots=True)
 class Ledger:
-    """What the run itself did and saw. Several threads append to it."""
+    """What the program itself did and observed. Several threads append to it."""
 
     sent: list[Sent] = field(default_factory=list)
     executions: list[Execution] = field(default_factory=list)
     samples: list[Sample] = field(default_factory=list)
     crashes: list[str] = field(default_factory=list)
-    """A sentence for every process that ended by a bug."""
+    """A sentence for every process that ended because of a bug."""
     lock: threading.Lock = field(default_factory=threading.Lock)
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A message with its record, None where the bytes are none."""
+    """A message with its record; None if the bytes are no record."""
 
     message: Message
     record: Any
@@ -92,13 +92,13 @@ class Entry:
 
 @dataclass(slots=True)
 class Evidence:
-    """Everything there is to judge a run by."""
+    """All inputs of the judge."""
 
     ledger: Ledger
     messages: Mapping[str, Sequence[Message]]
-    """By topic without prefix, dead letters and late ones included, in order of partition and offset."""
+    """Messages by topic without prefix, dead-letter and late topics included, ordered by partition and offset."""
     committed: Mapping[Held, int] = field(default_factory=dict)
-    """Of every group, at the end."""
+    """Committed offsets of every group at the end."""
     checkpoints: Sequence[Checkpoint] = ()
     kernels: Mapping[str, str] = field(default_factory=dict)
     """SHA-256 of each kernel file in the store, by kernel id."""
@@ -111,11 +111,11 @@ class Evidence:
         return self._entries[topic.name]
 
     def records(self, topic: Topic) -> list[Entry]:
-        """Return those of a topic's messages that are records."""
+        """Return a topic's messages that are valid records."""
         return [each for each in self.entries(topic) if each.record is not None]
 
     def first(self, topic: Topic, identity: str) -> dict[str, Entry]:
-        """Return the first record under each value of the field `identity`: the one that every reader takes."""
+        """Return the first record under each value of the field `identity`; readers ignore the later ones."""
         found: dict[str, Entry] = {}
         for entry in self.records(topic):
             found.setdefault(getattr(entry.record, identity), entry)

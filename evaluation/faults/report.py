@@ -1,4 +1,4 @@
-"""What is told of fault runs: each as it went, and all of them together."""
+"""The report of fault runs: one section for each run, and a summary of all."""
 
 import os
 import platform
@@ -19,17 +19,17 @@ class Injection:
 
     kind: str
     began_s: float
-    """Since the first, as all times here."""
+    """Seconds since the first fault, as all times here."""
     what: str = ""
     ended_s: float | None = None
     recovery_seconds: float | None = None
-    """From its end (of a frozen worker: from its beginning, as others take over) to decisions everywhere."""
+    """From its end (of a frozen worker: its begin, as others take over) to decisions on every partition."""
     healed: float = field(default=0.0, repr=False)
 
 
 @dataclass(slots=True)
 class Course:
-    """One run of the program: what happened, and what is wrong."""
+    """One run of the program: its faults and violations."""
 
     seed: int
     injections: list[Injection] = field(default_factory=list)
@@ -42,8 +42,8 @@ class Course:
     drained: bool = True
 
 
-def told(course: Course, command: str) -> dict[str, Any]:
-    """Return one run for a report."""
+def run_report(course: Course, command: str) -> dict[str, Any]:
+    """Return the section of one run."""
     return {
         "seed": course.seed,
         "command": command,

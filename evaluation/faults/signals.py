@@ -1,8 +1,7 @@
-"""What intake and windows must have said, computed anew: one value at a time, from the specification's formulas.
+"""The expected signals and windows, recomputed value by value from the specification's formulas.
 
-Nothing here is shared with the stages. Signals follow from the telemetry log alone; windows from the log of signals,
-since the five telemetry topics have no order among them, and which frame was late is decided by the order in which
-their signals lie.
+Nothing here is shared with the stages. Signals follow from the telemetry log alone. Windows follow from the log of
+signals: the five telemetry topics have no order among them, so the order of the signals decides which frame was late.
 """
 
 import math
@@ -23,13 +22,13 @@ from tamiyo.schemas.telemetry import (
 from tamiyo.schemas.topics import KERNEL_PERFORMANCE, LAYER_HEALTH, MODEL_PERFORMANCE
 
 EVERY_STEP = {KERNEL_PERFORMANCE.name, LAYER_HEALTH.name, MODEL_PERFORMANCE.name}
-CLOSE = 1e-9  # relative: the stages add up in another order
+CLOSE = 1e-9  # relative: the stages sum in another order
 
 Column = list[float | None]
 
 
 def signal_id(topic: str, frame: Any) -> str:
-    """Name a frame's signal: a step has one frame of a source, a run's last apart; errors are told by their content."""
+    """Return the id of a frame's signal: one a source and step, a final frame apart; errors differ by content."""
     parts = [frame.run_id, topic, frame.step, *(["final"] if frame.final else [])]
     if isinstance(frame, ErrorRecoveryEvent):
         parts.append(frame.model_dump_json())
@@ -43,7 +42,7 @@ def health(latency_ms: float, errors: int, executions: int, hit_rate: float) -> 
     return 0.4 * speed + 0.4 * correct + 0.2 * hit_rate
 
 
-def reading(frame: Any) -> tuple[list[str], dict[str, Column], dict[str, float]]:
+def frame_metrics(frame: Any) -> tuple[list[str], dict[str, Column], dict[str, float]]:
     """Return a frame's layers, its metrics by layer, and those of the whole model."""
     own = [name for name in type(frame).model_fields if name not in (*Frame.model_fields, "layer_id")]
     if isinstance(frame, KernelPerformance):
@@ -56,22 +55,22 @@ def reading(frame: Any) -> tuple[list[str], dict[str, Column], dict[str, float]]
     if isinstance(frame, LayerHealth):
         return list(frame.layer_id), {name: list(getattr(frame, name)) for name in own}, {}
     if isinstance(frame, ErrorRecoveryEvent):
-        told = {
+        values = {
             "recovery_errors": 1.0,
             "recovery_success": float(frame.success),
             "recovery_time_ms": frame.recovery_time_ms,
         }
-        return [frame.layer_id], {name: [value] for name, value in told.items()}, {}
+        return [frame.layer_id], {name: [value] for name, value in values.items()}, {}
     if isinstance(frame, CacheHitRates):
-        told = {"cache_hit_rate": frame.hit_rate, "cache_entries": frame.entries, "cache_evictions": frame.evictions}
-        return [], {}, {name: float(value) for name, value in told.items()}
+        values = {"cache_hit_rate": frame.hit_rate, "cache_entries": frame.entries, "cache_evictions": frame.evictions}
+        return [], {}, {name: float(value) for name, value in values.items()}
     assert isinstance(frame, ModelPerformance)
     return [], {}, {name: float(value) for name in own if (value := getattr(frame, name)) is not None}
 
 
 @dataclass(slots=True)
 class Window:
-    """One window as it must be."""
+    """One expected window."""
 
     run_id: str
     start: int
@@ -79,12 +78,12 @@ class Window:
     final: bool
     closed_by: int
     """Offset of the signal that made it final."""
-    inside: list[Any]
-    """Its signals, in order of event time and source."""
+    members: list[Any]
+    """Its signals, ordered by event time and source."""
 
     @property
     def window_id(self) -> str:
-        """Return its name."""
+        """Return its id."""
         return window_id(self.run_id, "step", self.end - self.start, self.start)
 
 
@@ -98,19 +97,19 @@ class _Run:
 
 
 @dataclass(slots=True)
-class Cut:
-    """What the signals of one partition amount to."""
+class ExpectedWindows:
+    """The windows that the signals of one partition fill."""
 
     windows: list[Window] = field(default_factory=list)
     late: dict[str, Entry] = field(default_factory=dict)
-    """By signal id, those that came after their window was final."""
-    left: list[str] = field(default_factory=list)
-    """Runs whose last frames never came: their windows stay open."""
+    """By signal id, signals that arrived after their window was final."""
+    unfinished: list[str] = field(default_factory=list)
+    """Runs whose last frames are missing: their windows stay open."""
 
 
-def cut(signals: Iterable[Entry], width: int) -> Cut:
-    """Return the windows that one partition's signals fill, those of an id seen before left out."""
-    found, runs, seen = Cut(), dict[str, _Run](), set[str]()
+def expected_windows(signals: Iterable[Entry], width: int) -> ExpectedWindows:
+    """Return the windows that one partition's signals fill; signals with a known id are ignored."""
+    found, runs, seen = ExpectedWindows(), dict[str, _Run](), set[str]()
     for entry in signals:
         signal = entry.record
         if signal.signal_id in seen:
@@ -134,11 +133,11 @@ def cut(signals: Iterable[Entry], width: int) -> Cut:
             run.floor = max(run.floor, min(run.highest[source] for source in expected) // width * width)
         for start in sorted(run.open):
             if over or start + width <= run.floor:
-                inside = sorted(run.open.pop(start), key=lambda s: (s.step, s.source, s.final, s.signal_id))
+                members = sorted(run.open.pop(start), key=lambda s: (s.step, s.source, s.final, s.signal_id))
                 final = over and not run.open
-                found.windows.append(Window(signal.run_id, start, start + width, final, entry.message.offset, inside))
+                found.windows.append(Window(signal.run_id, start, start + width, final, entry.message.offset, members))
                 run.floor = max(run.floor, start + width)
-    found.left = [run_id for run_id, run in runs.items() if run.open]
+    found.unfinished = [run_id for run_id, run in runs.items() if run.open]
     return found
 
 
@@ -164,9 +163,9 @@ def statistics(points: Sequence[tuple[float, float]]) -> dict[str, Any]:
 
 
 def differs(window: Window, record: Any) -> str | None:
-    """Return what is wrong with a published window, None where it is as it must be."""
-    inside = window.inside
-    layers = list(dict.fromkeys(layer for signal in inside for layer in signal.layer_id))
+    """Return how a published window differs from the expected one; None if it does not."""
+    members = window.members
+    layers = list(dict.fromkeys(layer for signal in members for layer in signal.layer_id))
     plain = {
         "run_id": window.run_id,
         "window_id": window.window_id,
@@ -174,21 +173,21 @@ def differs(window: Window, record: Any) -> str | None:
         "start": window.start,
         "end": window.end,
         "final": window.final,
-        "first_step": min(signal.step for signal in inside),
-        "last_step": max(signal.step for signal in inside),
-        "time_ms": max(signal.time_ms for signal in inside),
+        "first_step": min(signal.step for signal in members),
+        "last_step": max(signal.step for signal in members),
+        "time_ms": max(signal.time_ms for signal in members),
         "layer_id": layers,
-        "signals": sum(len(signal.layer_id) for signal in inside),
-        "frames": len(inside),
-        "shed": sum(signal.shed for signal in inside),
-        "signals_digest": identity("signals", *sorted(signal.signal_id for signal in inside)),
+        "signals": sum(len(signal.layer_id) for signal in members),
+        "frames": len(members),
+        "shed": sum(signal.shed for signal in members),
+        "signals_digest": identity("signals", *sorted(signal.signal_id for signal in members)),
     }
     for name, value in plain.items():
         if getattr(record, name) != value:
             return f"{name} is {getattr(record, name)!r}, expected {value!r}"
     by_layer: dict[str, dict[str, list[tuple[float, float]]]] = {}
     model: dict[str, list[tuple[float, float]]] = {}
-    for signal in inside:
+    for signal in members:
         for name, column in signal.metrics.items():
             points = by_layer.setdefault(name, {layer: [] for layer in layers})
             for layer, value in zip(signal.layer_id, column, strict=True):
@@ -197,27 +196,27 @@ def differs(window: Window, record: Any) -> str | None:
         for name, value in signal.model_metrics.items():
             model.setdefault(name, []).append((signal.step, value))
     if set(by_layer) != set(record.metrics) or set(model) != set(record.model_metrics):
-        return f"it measures {sorted([*record.metrics, *record.model_metrics])}"
+        return f"its metrics are {sorted([*record.metrics, *record.model_metrics])}"
     for name, points in by_layer.items():
         for row, layer in enumerate(layers):
-            told = {key: column[row] for key, column in record.metrics[name].model_dump().items()}
-            if not _same(statistics(points[layer]), told):
-                return f"{name} of {layer} is {told}, expected {statistics(points[layer])}"
+            published = {key: column[row] for key, column in record.metrics[name].model_dump().items()}
+            if not _same(statistics(points[layer]), published):
+                return f"{name} of {layer} is {published}, expected {statistics(points[layer])}"
     for name, whole in model.items():
-        told = record.model_metrics[name].model_dump()
-        if not _same(statistics(whole), told):
-            return f"{name} is {told}, expected {statistics(whole)}"
+        published = record.model_metrics[name].model_dump()
+        if not _same(statistics(whole), published):
+            return f"{name} is {published}, expected {statistics(whole)}"
     return None
 
 
-def close(expected: float | None, told: float | None, scale: float = 0.0) -> bool:
+def is_close(expected: float | None, published: float | None, scale: float = 0.0) -> bool:
     """Return whether two numbers differ by no more than rounding at their `scale`."""
-    if expected is None or told is None:
-        return expected is None and told is None
-    return math.isclose(expected, told, rel_tol=CLOSE, abs_tol=CLOSE * scale)
+    if expected is None or published is None:
+        return expected is None and published is None
+    return math.isclose(expected, published, rel_tol=CLOSE, abs_tol=CLOSE * scale)
 
 
-def _same(expected: Mapping[str, Any], told: Mapping[str, Any]) -> bool:
+def _same(expected: Mapping[str, Any], published: Mapping[str, Any]) -> bool:
     largest = max(abs(expected["minimum"] or 0.0), abs(expected["maximum"] or 0.0))
     scales = {"variance": largest**2, "slope": largest, "mean": largest}
-    return all(close(value, told[name], scales.get(name, 0.0)) for name, value in expected.items())
+    return all(is_close(value, published[name], scales.get(name, 0.0)) for name, value in expected.items())

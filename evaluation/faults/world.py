@@ -1,7 +1,7 @@
-"""Who lives around the installation while faults happen: training runs that publish, and hosts that execute.
+"""The surroundings of the installation while faults happen: training runs that publish, and hosts that execute.
 
-Both write down in the ledger what the broker took and what was executed, and when; from that follows how long the
-installation needed after each fault to decide again on every partition.
+Both record in the ledger what the broker acknowledged and what was executed. From the times follows how long after each
+fault the installation again decided on every partition.
 """
 
 import random
@@ -16,7 +16,7 @@ from aiokafka.partitioner import murmur2
 from confluent_kafka import OFFSET_BEGINNING, Consumer, Producer, TopicPartition
 
 from tamiyo.evaluation.common.live_runs import sampled_steps
-from tamiyo.evaluation.common.simulated_runs import Load, topology
+from tamiyo.evaluation.common.simulated_runs import TOPICS, Load, topology
 from tamiyo.evaluation.faults.ledger import Execution, Ledger, Place, Sent
 from tamiyo.schemas.adaptation import AdaptationDecision, AdaptationOutcome, DecisionType, KernelStatus, OutcomeStatus
 from tamiyo.schemas.codec import decode, encode
@@ -24,18 +24,17 @@ from tamiyo.schemas.errors import BrokerError
 from tamiyo.schemas.identity import outcome_id
 from tamiyo.schemas.kafka import PRODUCER, KafkaSettings, TopicNames
 from tamiyo.schemas.record import Record
-from tamiyo.schemas.topics import DECISIONS, KERNELS, OUTCOMES, TELEMETRY, TOPOLOGY, Topic
+from tamiyo.schemas.topics import DECISIONS, KERNELS, OUTCOMES, TELEMETRY, TOPOLOGY
 
-# A broker that is down is waited for: a message is lost only where the broker loses it.
-PATIENT = {**PRODUCER, "message.timeout.ms": 0, "log_level": 0, "reconnect.backoff.max.ms": 1_000}
+# No delivery timeout: a message waits for the broker, and is lost only if the broker loses it.
+NO_TIMEOUT = {**PRODUCER, "message.timeout.ms": 0, "log_level": 0, "reconnect.backoff.max.ms": 1_000}
 FLUSH_S = 120.0
-SILENCE_S = 20.0  # a decision comes every second where all is well
+IDLE_S = 20.0  # without a fault a decision arrives every second
 POISON_EVERY = 20  # ticks
-TOPICS: dict[type[Record], Topic] = {topic.record: topic for topic in TELEMETRY}
 
 
 def partition_of(run_id: str, partitions: int) -> int:
-    """Return where the common partitioner puts a run."""
+    """Return the partition that the common partitioner chooses for a run."""
     return int((murmur2(run_id.encode()) & 0x7FFFFFFF) % partitions)
 
 
@@ -46,7 +45,7 @@ class _Run:
 
 
 class Telemetry:
-    """Simulated runs on every partition; when one ends another begins."""
+    """Publishes simulated runs on every partition; when one ends, another begins."""
 
     def __init__(
         self,
@@ -68,7 +67,7 @@ class Telemetry:
         self._tick_s = tick_s
         self._random = random.Random(seed)
         self._count = 0
-        self._producer: Any = Producer(kafka.librdkafka(**PATIENT))
+        self._producer: Any = Producer(kafka.librdkafka(**NO_TIMEOUT))
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="telemetry", daemon=True)
         self._failed: BaseException | None = None
@@ -78,17 +77,17 @@ class Telemetry:
         self._thread.start()
 
     def finish(self) -> None:
-        """Let every run come to its end at once, and return when the broker has everything."""
+        """End every run at once, and return when the broker has everything."""
         self._stop.set()
         self._thread.join()
         if self._failed is not None:
             raise BrokerError(f"telemetry could not be published: {self._failed!r}") from self._failed
         if self._producer.flush(FLUSH_S):
-            raise BrokerError(f"the broker did not take all telemetry within {FLUSH_S:.0f} s")
+            raise BrokerError(f"the broker did not acknowledge all telemetry within {FLUSH_S:.0f} s")
 
     def _run(self) -> None:
         try:
-            # Two on one partition, so that they interleave there; one on each of the others.
+            # Two runs on one partition, so that they interleave there; one on each of the others.
             runs = [self._begin(number % self._partitions) for number in range(self._partitions + 1)]
             ticks = 0
             while runs:
@@ -144,25 +143,25 @@ class Telemetry:
 
 
 class Host:
-    """What the hosts of all runs do: take each decision once, execute it, tell what came of it."""
+    """The hosts of all runs: execute each decision once and publish its outcome."""
 
     def __init__(
         self, kafka: KafkaSettings, names: TopicNames, ledger: Ledger, telemetry: Telemetry, partitions: int
     ) -> None:
         self.ended: set[str] = set()
-        """Runs whose last graph is decided, by run id and step."""
+        """Runs whose last graph is decided."""
         self.types: dict[str, int] = defaultdict(int)
-        """How many decisions of each type came."""
+        """Decisions received, by type."""
         self._names = names
         self._ledger = ledger
         self._telemetry = telemetry
         self._partitions = partitions
         self._progress: dict[int, list[tuple[float, float]]] = defaultdict(list)
-        """By partition: when a decision came, and when its telemetry was sent."""
+        """By partition: when a decision arrived, and when its telemetry was sent (monotonic, s)."""
         self.errors: Counter[str] = Counter()
-        """What the consumer said was wrong, by name."""
+        """Errors of the consumer, by name."""
         self.reassigned = 0
-        """How often nothing came for so long that reading was begun anew where it stood."""
+        """How often no message arrived for so long that the partitions were assigned anew."""
         self._next: dict[Place, int] = {}
         self._seen: set[str] = set()
         self._waiting: dict[str, AdaptationDecision] = {}
@@ -173,12 +172,12 @@ class Host:
                 **{"reconnect.backoff.max.ms": 1_000, "topic.metadata.refresh.interval.ms": 5_000},
             )
         )
-        self._producer: Any = Producer(kafka.librdkafka(**PATIENT))
+        self._producer: Any = Producer(kafka.librdkafka(**NO_TIMEOUT))
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="host", daemon=True)
 
     def start(self) -> None:
-        """Begin to take decisions."""
+        """Begin to execute decisions."""
         self._assign()
         self._thread.start()
 
@@ -192,34 +191,34 @@ class Host:
         )
 
     def stop(self) -> None:
-        """Take nothing more."""
+        """Stop executing."""
         self._stop.set()
         self._thread.join()
         self._producer.flush(FLUSH_S)
         self._consumer.close()
 
     def recovered(self, since: float) -> float | None:
-        """Return how long after monotonic time `since` every partition had decided on telemetry sent after it."""
+        """Return the seconds from monotonic time `since` until every partition had decided on telemetry sent later."""
         firsts = [
-            next((came for came, sent in list(self._progress[number]) if sent >= since), None)
+            next((arrived for arrived, sent in list(self._progress[number]) if sent >= since), None)
             for number in range(self._partitions)
         ]
-        return None if None in firsts else max(came - since for came in firsts if came is not None)
+        return None if None in firsts else max(arrived - since for arrived in firsts if arrived is not None)
 
     def _run(self) -> None:
-        heard = time.monotonic()
+        received = time.monotonic()
         while not self._stop.is_set():
             self._producer.poll(0)
             message = self._consumer.poll(0.1)
             if message is None or message.error() or message.value() is None:
                 if message is not None and message.error():
                     self.errors[message.error().name()] += 1
-                if time.monotonic() - heard > SILENCE_S:
+                if time.monotonic() - received > IDLE_S:
                     self.reassigned += 1
-                    heard = time.monotonic()
+                    received = time.monotonic()
                     self._assign()
                 continue
-            heard = time.monotonic()
+            received = time.monotonic()
             self._next[self._names.bare(message.topic()), message.partition()] = message.offset() + 1
             if message.topic() == self._names.full(DECISIONS.name):
                 self._decide(decode(message.value(), AdaptationDecision), message.partition())

@@ -1,12 +1,11 @@
 """Hostile input by the million: `python -m tamiyo.evaluation.hostile --records 1000000 --seed 0 --report FILE`.
 
-Every record goes through the decoder of a topic, and, where that takes it, to everything that reads the topic: each
-stage, the views of compacted topics, the learner, and `tamiyo tail`. What is said is encoded, as it would be for
-Kafka. A record may be refused, set aside, or valid; anything else that happens is a failure, told with the bytes.
+Every record goes through the decoder of a topic and, if accepted, to all readers of the topic: the stages, the views of
+compacted topics, the learner, and `tamiyo tail`. Outputs are encoded as for Kafka. A record may be refused, rejected or
+processed; any other exception is a failure, reported with the bytes.
 """
 
 import io
-import json
 import random
 import resource
 import sys
@@ -21,18 +20,19 @@ from typing import Annotated, Any
 import fastavro
 import torch
 import typer
+from rich.console import Console
 from rich.progress import Progress
 
+from tamiyo.evaluation.common.policies import untrained_policy
+from tamiyo.evaluation.common.report import require_folder, write_report
 from tamiyo.evaluation.common.simulated_runs import EPOCH_MS, Load, topology
 from tamiyo.evaluation.common.stage_bench import Bench, experiences, outcome, stage_inputs
 from tamiyo.evaluation.hostile.records import extreme_values, hostile_values, mutated, random_bytes
-from tamiyo.host.blueprints import names as blueprint_names
 from tamiyo.models.hyperparameters import LearningSettings
 from tamiyo.models.learner import Learner
-from tamiyo.models.policy import PolicyConfig, TamiyoPolicy
 from tamiyo.schemas.adaptation import ControlCommand, DecisionType
 from tamiyo.schemas.codec import decode, encode, header, parsed_schema
-from tamiyo.schemas.errors import ConfigurationError, SchemaError
+from tamiyo.schemas.errors import SchemaError
 from tamiyo.schemas.record import Record
 from tamiyo.schemas.telemetry import CacheHitRates, ErrorRecoveryEvent
 from tamiyo.schemas.topics import (
@@ -47,29 +47,29 @@ from tamiyo.schemas.topics import (
     Topic,
 )
 from tamiyo.streams.admin.topic_tail import TopicLine, to_json_values
-from tamiyo.streams.process.logs import silence
+from tamiyo.streams.process.logs import only_critical
 from tamiyo.streams.runtime.views import TopicView
 from tamiyo.streams.stages.base import Incoming, Output, Reject, Stage
 from tamiyo.streams.stages.registry import STAGES
 
 KINDS = ("random", "mutated", "values", "extreme", "good")
 TICK_EVERY = 500  # records
-REMEMBERED_FAILURES = 20
+MAX_FAILURES = 20  # in the report
 
 
 @dataclass
 class Verdict:
-    """What became of the records."""
+    """The results of a run."""
 
     records: int
     seed: int
     kinds: Counter[str] = field(default_factory=Counter)
     refused: int = 0
-    """By the decoder: in the dead letters, or passed over by a view."""
+    """By the decoder: dead letters, or ignored by a view."""
     accepted: int = 0
-    set_aside: int = 0
-    """Taken by the decoder, rejected by a stage: in the dead letters or with the late."""
-    said: Counter[str] = field(default_factory=Counter)
+    rejected: int = 0
+    """Accepted by the decoder, rejected by a stage: dead letters or late records."""
+    outputs: Counter[str] = field(default_factory=Counter)
     """Outputs of the stages by topic."""
     failures: list[dict[str, Any]] = field(default_factory=list)
     failed: int = 0
@@ -78,9 +78,14 @@ class Verdict:
     memory_peak_mib: float = 0.0
     seconds: float = 0.0
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything as JSON-able values, under the report's names."""
+        names = {"rejected": "set_aside", "outputs": "said"}
+        return {names.get(name, name): value for name, value in vars(self).items()}
+
 
 def corpus(bench: Bench, load: Load) -> dict[str, list[Record]]:
-    """Return good records of every topic, made by the stages themselves from simulated runs."""
+    """Return valid records of every topic, made by the stages from simulated runs."""
     inputs = stage_inputs(load, bench)
     found: dict[str, list[Record]] = {topic.name: [] for topic in CATALOGUE}
     for log in inputs.values():
@@ -92,13 +97,13 @@ def corpus(bench: Bench, load: Load) -> dict[str, list[Record]]:
     adapted = decision.model_copy(update={"decision_id": "d" * 32, **load_kernel})
     found["tamiyo.adaptation.decisions"].append(adapted)
     found["tamiyo.adaptation.outcomes"].append(outcome(adapted))
-    judged = [each.record for each in inputs["rewards"].messages]
-    for stage, records in ((bench.stage("kernels"), [adapted]), (bench.stage("rewards"), judged)):
+    rewarded = [each.record for each in inputs["rewards"].messages]
+    for stage, records in ((bench.stage("kernels"), [adapted]), (bench.stage("rewards"), rewarded)):
         for offset, record in enumerate(records):
             topic = next(each for each in stage.inputs if isinstance(record, each.record))
-            for said in stage.feed([Incoming(topic.name, 0, offset, EPOCH_MS, record)]):
-                if isinstance(said, Output) and said.topic in (KERNELS, REWARDS):
-                    found[said.topic.name].append(said.record)
+            for output in stage.feed([Incoming(topic.name, 0, offset, EPOCH_MS, record)]):
+                if isinstance(output, Output) and output.topic in (KERNELS, REWARDS):
+                    found[output.topic.name].append(output.record)
     found[EXPERIENCE.name] += experiences(inputs, bench)
     found[TOPOLOGY.name].append(topology(load.run_ids[0], load.layers))
     found[CHECKPOINTS.name] += [record for _, record in bench.view(CHECKPOINTS).items()]
@@ -118,12 +123,12 @@ def corpus(bench: Bench, load: Load) -> dict[str, list[Record]]:
     )  # fmt: skip
     empty = [name for name, records in found.items() if not records]
     if empty:
-        raise RuntimeError(f"no good records of {empty} to mutate")
+        raise RuntimeError(f"the stages made no records of {empty} to mutate")
     return {name: records[:60] + records[-60:] for name, records in found.items()}
 
 
 class Readers:
-    """Everything that reads topics, for one partition."""
+    """All readers of topics, for one partition."""
 
     def __init__(self, bench: Bench) -> None:
         self._bench = bench
@@ -134,11 +139,10 @@ class Readers:
             for key, record in bench.view(BY_NAME[name]).items():
                 view.apply(key.encode(), encode(record))
         self.stages: dict[str, Stage] = {name: bench.stage(name, self.views) for name in STAGES}
-        policy = TamiyoPolicy(PolicyConfig(blueprints=blueprint_names()))
-        self.learner = Learner(policy, LearningSettings(), version=0)
+        self.learner = Learner(untrained_policy(), LearningSettings(), version=0)
 
     def take(self, topic: Topic, incoming: Incoming, verdict: Verdict) -> None:
-        """Hand an accepted record to all that read its topic."""
+        """Pass an accepted record to all readers of its topic."""
         record: Any = incoming.record
         TopicLine(topic.name, 0, incoming.offset, incoming.timestamp_ms, {}, to_json_values(record)).row()
         if topic.name in self.views:
@@ -147,34 +151,34 @@ class Readers:
             self.learner.take(record)
         for stage in self.stages.values():
             if topic in stage.inputs:
-                self._heed(stage, stage.feed([incoming]), verdict)
+                self._count(stage, stage.feed([incoming]), verdict)
 
     def tick(self, now_ms: int, verdict: Verdict) -> None:
-        """Let time pass."""
+        """Advance the stages' clock."""
         for stage in self.stages.values():
-            self._heed(stage, stage.tick(now_ms), verdict)
+            self._count(stage, stage.tick(now_ms), verdict)
 
-    def _heed(self, stage: Stage, said: Any, verdict: Verdict) -> None:
-        for each in said:
+    def _count(self, stage: Stage, outputs: Any, verdict: Verdict) -> None:
+        for each in outputs:
             if isinstance(each, Reject):
-                verdict.set_aside += 1
+                verdict.rejected += 1
             else:
-                verdict.said[each.topic.name] += 1
+                verdict.outputs[each.topic.name] += 1
                 decode(encode(each.record), each.topic.record)
         if not set(stage.open_offsets()) <= {topic.name for topic in stage.inputs}:
-            raise AssertionError(f"{stage.name} holds offsets of topics that it does not read")
+            raise AssertionError(f"{stage.name} reports open offsets of topics that it does not read")
 
 
 def message(
     rng: random.Random, topic: Topic, good: dict[str, list[Record]], raw: dict[str, list[bytes]]
 ) -> tuple[str, bytes]:
-    """Return a hostile message for `topic`, and of which kind it is."""
+    """Return the kind of a hostile message for `topic`, and its bytes."""
     kind = rng.choices(KINDS, (1, 3, 3, 2, 1))[0]
     if kind == "random":
         return kind, random_bytes(rng, topic.record)
     if kind == "mutated":
         return kind, mutated(rng, rng.choice(raw[topic.name]), rng.choice(raw[rng.choice(CATALOGUE).name]))
-    if kind == "good":  # so that the hostile ones meet stages with something in hand
+    if kind == "good":  # so that hostile messages meet stages with state
         return kind, rng.choice(raw[topic.name])
     values = rng.choice(good[topic.name]).model_dump()
     values = extreme_values(rng, values) if kind == "extreme" else hostile_values(rng, values)
@@ -187,13 +191,13 @@ def _written(record: type[Record], values: dict[str, Any]) -> bytes:
     try:
         fastavro.schemaless_writer(buffer, parsed_schema(record), values)
     except Exception:
-        # Of another type than the schema says: whoever writes that has no Avro, but bytes that break off.
+        # A value of another type than the schema's: the message ends there.
         return buffer.getvalue()
     return buffer.getvalue()
 
 
 def run(records: int, seed: int, *, on_progress: Any = lambda done: None) -> Verdict:
-    """Send `records` hostile messages; the same seed sends the same ones."""
+    """Send `records` hostile messages; equal seeds send equal messages."""
     rng = random.Random(seed)
     verdict = Verdict(records, seed)
     began = time.monotonic()
@@ -240,33 +244,37 @@ def _fail(verdict: Verdict, topic: Topic, data: bytes, error: Exception) -> None
     verdict.failed += 1
     place = traceback.extract_tb(error.__traceback__)[-1]
     where = f"{Path(place.filename).name}:{place.lineno}"
-    if len(verdict.failures) < REMEMBERED_FAILURES and where not in {each["where"] for each in verdict.failures}:
-        told = {"topic": topic.name, "error": f"{type(error).__name__}: {error}"[:500], "where": where}
-        verdict.failures.append({**told, "trace": traceback.format_exception(error)[-4:], "bytes": data[:4000].hex()})
+    if len(verdict.failures) < MAX_FAILURES and where not in {each["where"] for each in verdict.failures}:
+        described = {"topic": topic.name, "error": f"{type(error).__name__}: {error}"[:500], "where": where}
+        verdict.failures.append(
+            {**described, "trace": traceback.format_exception(error)[-4:], "bytes": data[:4000].hex()}
+        )
 
 
 def _memory_mib() -> float:
-    """Return the most memory this process ever held, MiB."""
+    """Return the peak memory of this process, MiB."""
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)
 
 
 def main(
-    records: Annotated[int, typer.Option(min=1, help="How many")] = 100_000,
-    seed: Annotated[int, typer.Option(min=0, help="The same seed sends the same records")] = 0,
-    report: Annotated[Path | None, typer.Option(help="Write the verdict as JSON to this file")] = None,
+    records: Annotated[int, typer.Option(min=1, help="Number of hostile records")] = 100_000,
+    seed: Annotated[int, typer.Option(min=0, help="Equal seeds send equal records")] = 0,
+    report: Annotated[Path | None, typer.Option(help="Write the result as JSON to this file")] = None,
 ) -> None:
-    """Send hostile records through every decoder and stage; exit 1 if any of them fails."""
-    if report is not None and not report.parent.is_dir():
-        raise ConfigurationError(f"--report {report}: there is no folder {report.parent}")
+    """Send hostile records through every decoder and stage; exit 1 if any of them fails.
+
+    Examples: `python -m tamiyo.evaluation.hostile` ·
+    `python -m tamiyo.evaluation.hostile --records 1000000 --seed 0 --report evaluation/results/hostile.json`
+    """
+    require_folder(report)
+    console = Console()
     torch.set_num_threads(1)
-    silence()
+    only_critical()
     with Progress(disable=not sys.stderr.isatty()) as progress:
         task = progress.add_task("hostile records", total=records)
         verdict = run(records, seed, on_progress=lambda done: progress.update(task, completed=done))
-    text = json.dumps(vars(verdict), indent=2)
-    if report is not None:
-        report.write_text(text + "\n")
-    print(text)
+    console.print_json(data=verdict.to_dict())
+    write_report(report, verdict.to_dict(), console)
     if verdict.failed:
         raise typer.Exit(1)
 

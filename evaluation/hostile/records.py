@@ -1,4 +1,4 @@
-"""What an enemy could put on a topic: random bytes, records with mutated bytes, records with hostile values."""
+"""Hostile messages: random bytes, records with mutated bytes, records with hostile values."""
 
 import random
 from collections.abc import Mapping, Sequence
@@ -8,7 +8,7 @@ from tamiyo.schemas.codec import header
 from tamiyo.schemas.record import Record
 
 EDGES = (0x00, 0x01, 0x02, 0x7F, 0x80, 0xFE, 0xFF)
-# Avro counts and lengths: 2^40, the largest and the smallest long, -1, all as zigzag varints.
+# Avro counts and lengths as zigzag varints: 2^40, the largest and the smallest long, -1.
 LENGTHS = (b"\x80\x80\x80\x80\x80\x40", b"\xfe" + b"\xff" * 8 + b"\x01", b"\xff" * 9 + b"\x01", b"\x01")
 FLOATS = (float("nan"), float("inf"), float("-inf"), 1.7e308, -1.7e308, 1e300, 5e-324, -0.0, -1.0, 0.5, 2.0, 1e30)
 INTEGERS = (-(2**63), -1, 0, 1, 2, 9_999, 10**9, 2**31, 2**53 + 1, 2**62, 2**63 - 1, 4_102_444_800_000)
@@ -40,12 +40,12 @@ TEXTS = (
 
 
 def random_bytes(rng: random.Random, record: type[Record]) -> bytes:
-    """Return up to 400 random bytes; two of three times behind a header that says `record`."""
+    """Return up to 400 random bytes; in two of three cases behind the header of `record`."""
     return (header(record) if rng.random() < 0.67 else b"") + rng.randbytes(rng.randrange(400))
 
 
 def mutated(rng: random.Random, data: bytes, other: bytes) -> bytes:
-    """Return `data` after one to six mutations; `other` is what pieces are taken from."""
+    """Return `data` after one to six mutations; inserted pieces come from `other`."""
     found = bytearray(data)
     for _ in range(rng.randint(1, 6)):
         place = rng.randrange(len(found) + 1)
@@ -80,7 +80,7 @@ def hostile_values(rng: random.Random, values: Mapping[str, Any]) -> dict[str, A
 
 
 def extreme_values(rng: random.Random, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a record's values, a third of its numbers as extreme as its contract may still allow."""
+    """Return a record's values with a third of the numbers in up to three fields at the edge of the contract."""
 
     def extreme(value: Any) -> Any:
         if isinstance(value, Mapping):
@@ -129,10 +129,10 @@ def _hostile_list(rng: random.Random, value: Sequence[Any]) -> list[Any]:
     if draw < 0.2:
         return found + found
     if draw < 0.21:
-        return (found * (10_001 // len(found) + 1))[:10_001]  # one more layer than any network has
+        return (found * (10_001 // len(found) + 1))[:10_001]  # one layer more than a record may have
     if draw < 0.4:
         hostile = _hostile(rng, found[0])
-        # A long text ten thousand times over would measure this program's memory, not the decoder's.
+        # Ten thousand copies of a long text would measure this program's memory, not the decoder's.
         return [hostile if len(str(hostile)) < 1000 else found[0]] * len(found)
     place = rng.randrange(len(found))
     found[place] = _hostile(rng, found[place])

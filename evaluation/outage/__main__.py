@@ -1,13 +1,12 @@
-"""What a broker that is gone costs training: two equal networks in turns, one of them without its Kafka for minutes.
+"""The cost of a broker outage for training: two networks train in turns, one of them without its Kafka for minutes.
 
     python -m tamiyo.evaluation.outage --minutes 10 --report outage.json
 
-Each network trains in a process of its own, so that what the SDK does behind one's training loop (trying to connect
-again, dropping records) hits that one alone; both brokers are real. Turns of a few tenths of a second follow one
-another, so that what else the machine does hits neighbouring turns alike.
+Each network trains in its own process, so that the SDK's background work (reconnecting, dropping records) affects that
+network alone; both brokers are real. Turns take a few tenths of a second, so that other load on the machine affects
+neighbouring turns alike.
 """
 
-import json
 import multiprocessing
 import statistics
 import sys
@@ -29,6 +28,7 @@ from scipy.stats import quantile_test
 from tamiyo.evaluation.bench.host import BLOCK
 from tamiyo.evaluation.common.installation import end_by_signal
 from tamiyo.evaluation.common.measure import machine, versions
+from tamiyo.evaluation.common.report import require_folder, write_report
 from tamiyo.host import HostSettings, KafkaTransport
 from tamiyo.host.reference.tasks import load_task
 from tamiyo.host.reference.train import Workload, steps
@@ -37,11 +37,11 @@ from tamiyo.schemas.kafka import KafkaSettings, TopicNames
 from tamiyo.streams.admin.brokers import LocalKafka, required_kafka_home
 from tamiyo.streams.admin.topics import Topics
 
-LIMIT = 1.05  # of the time of a step with a broker
-WARM_UP = 10  # turns: the governor settles, the allocator too
-SETTLE_S = 15.0  # with both brokers, before and after; less where the outage is short
-FEWEST = 6  # turns; of fewer, a median has no interval of 95 %
-PATIENCE_S = 120.0  # for the SDK to be heard again
+LIMIT = 1.05  # of the duration of a step with a broker
+WARM_UP = 10  # turns, until the governor and the allocator settle
+SETTLE_S = 15.0  # with both brokers, before and after; less for a short outage
+MIN_TURNS = 6  # with fewer, a median has no interval of 95 %
+RECONNECT_S = 120.0  # for the SDK to publish again
 
 
 @dataclass(frozen=True)
@@ -52,33 +52,34 @@ class Turn:
     longest_step_s: float
     published: int
     dropped: int
-    """Records, since training began."""
+    """Records dropped since training began."""
 
 
 @dataclass(frozen=True)
 class Pair:
-    """Neighbouring turns; at how many seconds of the whole they were over."""
+    """Neighbouring turns of the two networks, and when they ended, in seconds since the measurement began."""
 
     at_s: float
     connected: Turn
     cut: Turn
+    """The network whose broker goes down."""
 
     @property
     def ratio(self) -> float:
-        """A step's time of the one whose broker goes / of the one whose broker stays."""
+        """Return the step time of the network whose broker goes down / that of the other."""
         return self.cut.seconds / self.connected.seconds
 
 
 def compare(pairs: Sequence[Pair]) -> dict[str, Any]:
-    """Return the median ratio of turns with its 95 % confidence interval, and what a step took; None of too few."""
+    """Return the median ratio of turns with its 95 % confidence interval, and step times; None with too few turns."""
     ratios = [pair.ratio for pair in pairs]
-    told: dict[str, Any] = {"pairs": len(pairs), "steps_each": len(pairs) * BLOCK, "ratio": None, "interval": None}
-    if len(ratios) < FEWEST:
-        return told
+    counted: dict[str, Any] = {"pairs": len(pairs), "steps_each": len(pairs) * BLOCK, "ratio": None, "interval": None}
+    if len(ratios) < MIN_TURNS:
+        return counted
     low, high = quantile_test(ratios, p=0.5).confidence_interval(0.95)
     sides = {"connected": [pair.connected for pair in pairs], "cut": [pair.cut for pair in pairs]}
     return {
-        **told,
+        **counted,
         "ratio": round(statistics.median(ratios), 4),
         "interval": [round(float(low), 4), round(float(high), 4)],
         "step_ms": {
@@ -93,7 +94,7 @@ def compare(pairs: Sequence[Pair]) -> dict[str, Any]:
 
 
 def _train(pipe: Connection, task: str, bootstrap_servers: str, folder: str) -> None:
-    """Train as many steps as asked for, each time; 0 ends it. In a process of its own."""
+    """Train as many steps as each message of the pipe requests; 0 ends the process."""
     torch.set_num_threads(1)
     workload = Workload.of(load_task(task), seed=0, steps=1_000_000)
     settings = HostSettings(store_url=f"file://{folder}", drain_s=0.0, flush_timeout_s=1.0)
@@ -112,7 +113,7 @@ def _train(pipe: Connection, task: str, bootstrap_servers: str, folder: str) -> 
 
 
 class _Training:
-    """One network's process, seen from here."""
+    """The process that trains one network."""
 
     def __init__(self, task: str, broker: LocalKafka, folder: Path) -> None:
         context = multiprocessing.get_context("spawn")
@@ -120,7 +121,7 @@ class _Training:
         arguments = (theirs, task, broker.bootstrap_servers, str(folder))
         self._process: BaseProcess = context.Process(target=_train, args=arguments, daemon=True)
         self._process.start()
-        theirs.close()  # so that its end is heard here
+        theirs.close()  # so that `recv` raises when the process ends
 
     def turn(self) -> Turn:
         try:
@@ -138,65 +139,65 @@ class _Training:
 
 
 class Outage:
-    """The measurement; what is known of it is known at any time."""
+    """The measurement; its results so far are available at any time."""
 
     def __init__(self, connected: _Training, cut: _Training, broker: LocalKafka, console: Console) -> None:
         self.phases: dict[str, list[Pair]] = {}
-        self.heard_again_s: float | None = None
+        self.reconnected_s: float | None = None
         self._connected, self._cut, self._broker, self._console = connected, cut, broker, console
         self._began = time.monotonic()
 
     def run(self, minutes: float) -> None:
-        """Train with both brokers, then without the one, then with both again."""
+        """Train with both brokers, then without one of them, then with both again."""
         for _ in range(WARM_UP):
             self._connected.turn(), self._cut.turn()
         settle_s = min(SETTLE_S, 15 * minutes)
         self._phase("before", settle_s)
         self._broker.kill()
-        self._console.print(f"the broker is gone, for {minutes:g} minutes", highlight=False)
+        self._console.print(f"broker stopped for {minutes:g} minutes", highlight=False)
         self._phase("without", 60 * minutes)
         last = self.phases["without"][-1].cut.published
         self._broker.start()
         began = time.monotonic()
         while self._cut.turn().published <= last:
             self._connected.turn()
-            if time.monotonic() - began > PATIENCE_S:
-                raise BrokerError(f"the broker has been back for {PATIENCE_S:.0f} s and no record has arrived there")
-        self.heard_again_s = round(time.monotonic() - began, 2)
-        self._console.print(f"records arrive again {self.heard_again_s} s after the broker is back", highlight=False)
+            if time.monotonic() - began > RECONNECT_S:
+                raise BrokerError(f"no record arrived within {RECONNECT_S:.0f} s of the broker's restart")
+        self.reconnected_s = round(time.monotonic() - began, 2)
+        self._console.print(f"records arrive again {self.reconnected_s} s after the broker's restart", highlight=False)
         self._phase("after", settle_s)
 
     def _phase(self, name: str, seconds: float) -> None:
         pairs = self.phases.setdefault(name, [])
-        began, told = time.monotonic(), 0
+        began, printed = time.monotonic(), 0
         while (passed := time.monotonic() - began) < seconds:
             connected, cut = self._connected.turn(), self._cut.turn()
             pairs.append(Pair(time.monotonic() - self._began, connected, cut))
-            if passed // 60 > told:
-                told = int(passed // 60)
-                self._tell(name, pairs)
-        self._tell(name, pairs)
+            if passed // 60 > printed:
+                printed = int(passed // 60)
+                self._print(name, pairs)
+        self._print(name, pairs)
 
-    def _tell(self, name: str, pairs: Sequence[Pair]) -> None:
+    def _print(self, name: str, pairs: Sequence[Pair]) -> None:
         found = compare(pairs)
         text = f"{time.monotonic() - self._began:5.0f} s  {name}: ratio {found['ratio']}, {found['interval']}"
         self._console.print(f"{text}, dropped {pairs[-1].cut.dropped}", highlight=False)
 
 
 def outage(
-    minutes: Annotated[float, typer.Option(min=0.1, max=600, help="Minutes without a broker")] = 10.0,
-    task: Annotated[str, typer.Option(help="What to train: mnist1d, digits, mnist5k")] = "mnist1d",
+    minutes: Annotated[float, typer.Option(min=0.1, max=600, help="Duration of the outage")] = 10.0,
+    task: Annotated[str, typer.Option(help="Training task: mnist1d, digits or mnist5k")] = "mnist1d",
     report: Annotated[Path | None, typer.Option(help="Write the result as JSON to this file")] = None,
 ) -> None:
-    """Train with and without a broker, in turns; exit 1 where a step takes over 5 % longer without.
+    """Train with and without a broker in turns; exit 1 if a step may take over 5 % longer without. Needs KAFKA_HOME.
 
-    Needs KAFKA_HOME. Example: python -m tamiyo.evaluation.outage --minutes 1 --task digits
+    Examples: `make outage` · `make outage ARGS="--minutes 1 --task digits"` ·
+    `make outage ARGS="--report evaluation/results/outage.json"`
     """
-    if report is not None and not report.parent.is_dir():
-        raise typer.BadParameter(f"there is no folder {report.parent}", param_hint="--report")
+    require_folder(report)
     home = required_kafka_home()
     end_by_signal()
-    console, facts, complete = Console(), machine(), False
+    console, where_measured, complete = Console(), machine(), False
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tamiyo-outage-")))
         sides = []
@@ -213,18 +214,16 @@ def outage(
             measured.run(minutes)
             complete = True
         except KeyboardInterrupt:
-            console.print("\n[yellow]stopping: what is known so far follows[/]")
-    result = result_of(measured, minutes=minutes, task=task) | {"complete": complete, "machine": facts}
+            console.print("\n[yellow]stopped: the report covers the time until now[/]")
+    result = result_of(measured, minutes=minutes, task=task) | {"complete": complete, "machine": where_measured}
     console.print_json(data={name: result[name] for name in ("ratio", "within", "phases")})
-    if report is not None:
-        report.write_text(json.dumps(result | {"versions": versions()}, indent=1) + "\n", encoding="utf-8")
-        console.print(f"report {report}")
+    write_report(report, result | {"versions": versions()}, console)
     if not result["within"]:
         sys.exit(1)
 
 
 def result_of(measured: Outage, *, minutes: float, task: str) -> dict[str, Any]:
-    """Return what was found, JSON-able; `within` holds where the whole interval of the ratio is under the limit."""
+    """Return the results, JSON-able; `within`: the whole interval of the ratio is at most the limit."""
     without = measured.phases.get("without", [])
     by_minute: dict[int, list[Pair]] = {}
     for pair in without:
@@ -237,7 +236,7 @@ def result_of(measured: Outage, *, minutes: float, task: str) -> dict[str, Any]:
         "within": found["interval"] is not None and found["interval"][1] <= LIMIT,
         "phases": {name: compare(pairs) for name, pairs in measured.phases.items()},
         "ratio_by_minute": [compare(pairs)["ratio"] for pairs in by_minute.values()],
-        "heard_again_s": measured.heard_again_s,
+        "heard_again_s": measured.reconnected_s,
         "last": asdict(without[-1].cut) if without else None,
     }
 

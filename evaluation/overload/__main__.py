@@ -1,11 +1,11 @@
-"""`make overload`: ten times what an installation can take, for a minute, and what becomes of it.
+"""`make overload`: send ten times the sustainable rate for a minute, and check how the installation copes.
 
-On a real Kafka from KAFKA_HOME, one worker with all stages and a learner. First the sustainable rate is looked for: the
-fastest tried at which what waits does not grow. Then ten times that rate. Judged are memory, what intake shed and
-whether it was the least telling, how long the rest took to drain, and that every graph has its one decision.
+On a real Kafka from KAFKA_HOME, one worker with all stages and a learner. First comes the search for the sustainable
+rate: the fastest one tried at which the backlog does not grow. Then ten times that rate is sent. The report covers
+memory, which signals intake shed and whether they had the lowest priorities, the time to drain, and whether every graph
+has exactly one decision.
 """
 
-import json
 import sys
 import tempfile
 import time
@@ -24,10 +24,10 @@ from tamiyo.evaluation.common.account_reader import Reader
 from tamiyo.evaluation.common.fleet import Fleet
 from tamiyo.evaluation.common.installation import PARTITIONS, Installation, end_by_signal
 from tamiyo.evaluation.common.measure import command, machine, versions
+from tamiyo.evaluation.common.report import require_folder, write_report
 from tamiyo.evaluation.common.samples import LagSampler, ProcessSampler
 from tamiyo.evaluation.overload.load import Flood, Template
 from tamiyo.evaluation.overload.shed import shed
-from tamiyo.evaluation.soak.report import kafka_version
 from tamiyo.schemas.errors import BrokerError
 from tamiyo.schemas.kafka import PRODUCER, KafkaSettings, TopicNames
 from tamiyo.streams.admin.brokers import required_kafka_home
@@ -35,12 +35,12 @@ from tamiyo.streams.admin.brokers import required_kafka_home
 FORMAT = 1
 TICK_S = 0.05
 SAMPLE_S = 2.0
-SETTLE_S = 10.0  # of a try: its windows begin to close
-FLAT = 0.1  # of the rate: waiting records that grow more slowly than this do not grow
-FIRST = 0.8  # of what a burst took is the first rate tried
-UP, DOWN = 1.4, 0.75  # each further one, of the one before: up until it is too fast, down until it is not
+SETTLE_S = 10.0  # at the begin of a try, until its windows close
+FLAT = 0.1  # of the rate: a backlog that grows more slowly counts as constant
+FIRST = 0.8  # share of the burst rate that is tried first
+UP, DOWN = 1.4, 0.75  # factors of the next try: up until a rate is too fast, down until one is not
 TRIES = 6
-MEMORY_LIMIT_MB = 1_074  # what deploy/kubernetes gives a container: 1 GiB
+MEMORY_LIMIT_MB = 1_074  # a container's limit in deploy/kubernetes: 1 GiB
 FLOWING = ("intake", "windows", "graphs", "decisions")
 WORKER = "worker"
 SETTINGS = {"TAMIYO_LEARNER_FRESH_BATCH": "256", "TAMIYO_LEARNER_KEEP_CHECKPOINTS": "20"}
@@ -49,7 +49,7 @@ Sample = dict[str, Any]
 
 
 class Overload:
-    """What is sent to the processes of one installation, and what is seen of them."""
+    """The load on one installation, and the samples of its processes."""
 
     def __init__(
         self, kafka: KafkaSettings, names: TopicNames, fleet: Fleet, *, layers: int, frames: int, runs: int
@@ -76,14 +76,14 @@ class Overload:
             try:
                 self._producer.produce(self._names.full(topic), value, key, on_delivery=self._delivered)
                 break
-            except BufferError:  # the broker takes less than is offered: the rate that was reached is reported
+            except BufferError:  # the broker is slower than the load; the report states the rate reached
                 self._producer.poll(0.1)
 
     def _delivered(self, error: Any, _message: Any) -> None:
         self.undelivered += error is not None
 
-    def _turn(self, phase: str) -> None:
-        """Read what has come, and sample now and then."""
+    def _read_and_sample(self, phase: str) -> None:
+        """Read the records that have arrived, and sample every `SAMPLE_S`."""
         self._producer.poll(0)
         for _ in self._reader.poll(0.0):
             pass
@@ -104,27 +104,27 @@ class Overload:
             )
 
     def send(self, rate: float, seconds: float, phase: str) -> float:
-        """Publish at `rate` records a second; return the rate that was reached."""
+        """Publish at `rate` records a second; return the rate reached."""
         began, sent = time.monotonic(), 0
         while (elapsed := time.monotonic() - began) < seconds:
             due = round(rate * elapsed) - sent
             if due > 0:
-                # In small pieces, so that reading and sampling go on whatever the rate.
+                # In small pieces, so that reading and sampling continue at any rate.
                 sent += self._flood.publish(min(due, 500), time.time())
-            self._turn(phase)
+            self._read_and_sample(phase)
             if due < 500:
                 time.sleep(TICK_S)
         return sent / (time.monotonic() - began)
 
-    def drain(self, phase: str, patience_s: float) -> float:
-        """End all runs, wait until all is decided on and nothing waits; return how long that took, seconds."""
+    def drain(self, phase: str, timeout_s: float) -> float:
+        """End all runs and wait until everything is decided and nothing waits; return the seconds that took."""
         self._flood.finish(time.time())
         self._producer.flush(60)
         began = time.monotonic()
         while not self._drained():
-            if time.monotonic() - began > patience_s:
-                raise BrokerError(f"not drained within {patience_s:.0f} s: {self._ledger.verdict()}")
-            self._turn(phase)
+            if time.monotonic() - began > timeout_s:
+                raise BrokerError(f"not drained within {timeout_s:.0f} s: {self._ledger.verdict()}")
+            self._read_and_sample(phase)
             time.sleep(TICK_S)
         return time.monotonic() - began
 
@@ -134,12 +134,12 @@ class Overload:
         return not (account.windows_missing or account.graphs_unanswered or waiting)
 
     def burst(self, records: int) -> float:
-        """Return how many records a second are taken when more wait."""
+        """Return the rate at which a burst of `records` is processed, records per second."""
         self._flood.publish(records, time.time())
         return records / self.drain("burst", 600)
 
     def sustainable(self, guess: float, seconds: float, console: Console) -> tuple[float, list[dict[str, Any]]]:
-        """Return the fastest rate tried at which what waits does not grow, and all tries."""
+        """Return the fastest rate tried at which the backlog does not grow, and all tries."""
         tries = []
         rate, best, exceeded = guess, 0.0, False
         for _ in range(TRIES):
@@ -147,7 +147,7 @@ class Overload:
             growth = self._growth(seconds - SETTLE_S)
             flat = growth <= FLAT * rate
             tries.append({"records_per_second": round(reached, 1), "growth": round(growth, 2), "flat": flat})
-            console.print(f"{rate:.0f} records/s: what waits grows by {growth:.1f} a second", highlight=False)
+            console.print(f"{rate:.0f} records/s: the backlog grows by {growth:.1f} records/s", highlight=False)
             self.drain("search", 600)
             best = reached if flat else best
             exceeded = exceeded or not flat
@@ -156,12 +156,12 @@ class Overload:
             rate *= UP if flat else DOWN
         if best:
             return best, tries
-        raise BrokerError(f"no sustainable rate found among {tries}")
+        raise BrokerError(f"no sustainable rate among the tries: {tries}")
 
     def _growth(self, seconds: float) -> float:
-        """Return by how many records a second what waits grew over the last `seconds`.
+        """Return the growth of the backlog over the last `seconds`, records per second.
 
-        Counted in windows that are complete and not decided on: a group's lag also holds what open windows need.
+        It is computed from complete windows without a decision: a group's lag also contains what open windows need.
         """
         since = self.samples[-1]["t"] - seconds
         points = [(each["t"], each["undecided"]) for each in self.samples if each["t"] >= since]
@@ -200,7 +200,7 @@ def memory(samples: list[Sample]) -> dict[str, dict[str, float]]:
 
 
 def cores(samples: list[Sample]) -> dict[str, float]:
-    """Return the cores that each process had while too much waited: on a busy machine, a share of one."""
+    """Return the cores that each process used during overload and draining."""
     late = [each for each in samples if each["phase"] in ("overload", "draining")]
     first, last = late[0], late[-1]
     return {
@@ -211,7 +211,7 @@ def cores(samples: list[Sample]) -> dict[str, float]:
 
 
 def waiting(samples: list[Sample]) -> dict[str, Any]:
-    """Return how many records waited at most, by stage, and how many windows had no decision."""
+    """Return the largest backlog of each stage, and the most windows without a decision."""
     late = [each for each in samples if each["phase"] in ("overload", "draining")]
     known = [each["lag"] for each in late if each["lag"]]
     return {
@@ -232,20 +232,20 @@ def run(
     search_s: float,
     burst: int,
 ) -> dict[str, Any]:
-    """Look for the sustainable rate, exceed it, drain; return the report's part on what happened."""
+    """Find the sustainable rate, exceed it, drain; return the results for the report."""
     with ExitStack() as stack:
         overload = Overload(
             installation.kafka, installation.names, installation.fleet, layers=layers, frames=60, runs=runs
         )
         stack.callback(overload.close)
-        overload.burst(burst // 4)  # warms everything up
+        overload.burst(burst // 4)  # warm-up
         capacity = overload.burst(burst)
-        console.print(f"a burst of {burst} records is taken at {capacity:.0f} a second", highlight=False)
+        console.print(f"a burst of {burst} records is processed at {capacity:.0f} records/s", highlight=False)
         rate, tries = overload.sustainable(FIRST * capacity, search_s, console)
         before = overload.records
         reached = overload.send(factor * rate, seconds, "overload")
         sent = overload.records - before
-        console.print(f"{seconds:g} s at {reached:.0f} records/s, {reached / rate:.1f} times as many", highlight=False)
+        console.print(f"{seconds:g} s at {reached:.0f} records/s, {reached / rate:.1f} times the rate", highlight=False)
         drained_s = overload.drain("draining", 60 + 3 * seconds * reached / rate)
         console.print(f"drained after {drained_s:.0f} s", highlight=False)
         account = overload.account()
@@ -275,20 +275,23 @@ def run(
 
 
 def problems(result: dict[str, Any]) -> list[str]:
-    """Return what is not as it should be."""
-    judged: list[tuple[bool, str]] = [
+    """Return the failed requirements in words."""
+    requirements: list[tuple[bool, str]] = [
         (result["account"]["clean"], "the account is not clean"),
         (not result["undelivered"], "records were not delivered"),
         (not result["restarts"], "processes ended"),
         (result["shed"]["layer_signals"] > 0, "nothing was shed"),
-        (result["shed"]["out_of_order"] == 0, "a more telling signal was likelier to be shed than a less telling one"),
-        (result["overload"]["factor"] >= 0.9 * result["overload"]["factor_asked"], "the rate asked was not reached"),
+        (result["shed"]["out_of_order"] == 0, "a signal of higher priority had a lower chance of survival"),
+        (
+            result["overload"]["factor"] >= 0.9 * result["overload"]["factor_asked"],
+            "the requested rate was not reached",
+        ),
         *(
-            (max(each.values()) <= result["memory_limit_mb"], f"{name} took more memory than a container has")
+            (max(each.values()) <= result["memory_limit_mb"], f"{name} used more memory than a container's limit")
             for name, each in result["memory_mb"].items()
         ),
     ]
-    return [words for fine, words in judged if not fine]
+    return [words for fine, words in requirements if not fine]
 
 
 app = typer.Typer(add_completion=False)
@@ -299,16 +302,17 @@ app = typer.Typer(add_completion=False)
     "`make overload ARGS='--report evaluation/results/overload.json'`"
 )
 def main(
-    factor: Annotated[float, typer.Option(min=1, help="Of the sustainable rate")] = 10.0,
-    seconds: Annotated[float, typer.Option(min=5, help="How long the overload lasts")] = 60.0,
-    layers: Annotated[int, typer.Option(min=2, max=1_000, help="Of each run's network")] = 64,
+    factor: Annotated[float, typer.Option(min=1, help="Multiple of the sustainable rate")] = 10.0,
+    seconds: Annotated[float, typer.Option(min=5, help="Duration of the overload")] = 60.0,
+    layers: Annotated[int, typer.Option(min=2, max=1_000, help="Layers of each run's network")] = 64,
     runs: Annotated[int, typer.Option(min=1, max=1_000, help="Simulated runs at a time")] = 24,
-    search: Annotated[float, typer.Option(min=20, help="Seconds that each rate is tried for")] = 40.0,
-    burst: Annotated[int, typer.Option(min=100, help="Records at once that capacity is guessed from")] = 4_000,
+    search: Annotated[float, typer.Option(min=20, help="Duration of each try, seconds")] = 40.0,
+    burst: Annotated[int, typer.Option(min=100, help="Records of the burst that the first rate follows from")] = 4_000,
     report: Annotated[Path | None, typer.Option(help="Write the result as JSON to this file")] = None,
 ) -> None:
-    """Send ten times the sustainable rate for a minute; exit 1 where memory or the account is not as it should be."""
+    """Send ten times the sustainable rate for a minute; exit 1 if a requirement is not met."""
     end_by_signal()
+    require_folder(report)
     torch.set_num_threads(1)
     console = Console()
     home = required_kafka_home()
@@ -317,9 +321,7 @@ def main(
         tempfile.TemporaryDirectory(prefix="tamiyo-overload-") as folder,
         Installation(home, Path(folder), settings=SETTINGS) as installation,
     ):
-        installation.fleet.add_worker(WORKER)
-        installation.fleet.add_learner()
-        installation.fleet.wait_ready()
+        installation.fleet.start_all({WORKER: ()})
         result = run(
             installation, console, layers=layers, runs=runs, factor=factor, seconds=seconds, search_s=search,
             burst=burst,
@@ -329,7 +331,7 @@ def main(
         "format": FORMAT,
         "command": command("tamiyo.evaluation.overload", sys.argv[1:]),
         "machine": began,
-        "versions": {**versions(), "kafka": kafka_version(home)},
+        "versions": versions(home),
         "settings": SETTINGS,
         "load": {"layers": layers, "runs": runs},
         "problems": found,
@@ -338,9 +340,7 @@ def main(
     console.print_json(data={name: whole[name] for name in result})
     for words in found:
         console.print(f"[red]{words}[/]")
-    if report is not None:
-        report.write_text(json.dumps(whole, indent=1) + "\n")
-        console.print(f"report {report}")
+    write_report(report, whole, console)
     if found:
         sys.exit(1)
 

@@ -1,7 +1,7 @@
-"""Telemetry in quantity: encoded once, then sent again and again under other runs' names.
+"""Telemetry in quantity: encoded once, then sent repeatedly under the names of other runs.
 
-Ten times what a pipeline can take is more than could be simulated and encoded beside it. A run's name stands at one
-place in every record, so another run of the same telemetry is the same bytes with another name of the same length.
+Ten times the rate of a pipeline is too much to simulate and encode on the same machine. A run's name occurs once in
+every record, so the same telemetry of another run has the same bytes with another name of equal length.
 """
 
 from collections.abc import Callable, Sequence
@@ -9,8 +9,7 @@ from dataclasses import dataclass, field
 
 from tamiyo.evaluation.common.account import Ledger
 from tamiyo.evaluation.common.live_runs import sampled_steps
-from tamiyo.evaluation.common.simulated_runs import Load, topology
-from tamiyo.evaluation.soak.runs import TOPICS
+from tamiyo.evaluation.common.simulated_runs import TOPICS, Load, topology
 from tamiyo.schemas.codec import encode
 from tamiyo.schemas.record import Record
 from tamiyo.schemas.topics import TOPOLOGY
@@ -27,7 +26,7 @@ class Template:
 
     topology: bytes
     steps: Sequence[tuple[int, Sequence[Message], Sequence[Message]]]
-    """Step, its messages, and the same if it is the last of the run."""
+    """Step, its messages, and its messages if it is the run's last."""
 
     @classmethod
     def of(cls, layers: int, frames: int) -> "Template":
@@ -58,7 +57,7 @@ class _Live:
 
 @dataclass
 class Flood:
-    """`size` runs at a time, stepping in turn as fast as they are told to; those that end are followed by others."""
+    """`size` runs at a time that step in turn on each `publish`; a run that ends is followed by another."""
 
     template: Template
     size: int
@@ -70,11 +69,11 @@ class Flood:
     _turn: int = 0
 
     def publish(self, records: int, now: float) -> int:
-        """Publish whole sampled steps until `records` are out; return how many were."""
+        """Publish whole sampled steps until at least `records` are sent; return their number."""
         sent = 0
         while len(self._live) < self.size:
             run = self._begin()
-            # The first are met in the middle of their lives, so that windows are not complete all at once.
+            # The first runs begin at different steps, so that windows are not completed all at once.
             run.next = len(self._live) * len(self.template.steps) // self.size
             self._live.append(run)
         while sent < records:

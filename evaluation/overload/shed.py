@@ -1,42 +1,40 @@
-"""What intake shed, as the signals themselves tell: how much, and whether the least telling went first."""
+"""The shedding of intake, from the signals: how much was shed, and whether the lowest priorities were shed first."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
-from confluent_kafka import OFFSET_BEGINNING, Consumer, TopicPartition
-
-from tamiyo.evaluation.common.installation import PARTITIONS
 from tamiyo.schemas.analysis import HealthSignals
+from tamiyo.schemas.client.partition_reader import PartitionReader
 from tamiyo.schemas.codec import decode
 from tamiyo.schemas.kafka import KafkaSettings, TopicNames
 from tamiyo.schemas.topics import KERNEL_PERFORMANCE, LAYER_HEALTH, SIGNALS
 
-SLACK = 1e-6  # survival is written as it was computed; the order of equal priorities says nothing
+SLACK = 1e-6  # rounding of survival; the order of equal priorities is arbitrary
 
 
 @dataclass
 class Shed:
     """Sums over signals.
 
-    A kernel_performance frame loses the layers that are shed: what is left, weighted by 1 / survival, estimates what
-    there was. A layer_health frame keeps every layer's priority and survival, and only its metrics are emptied.
+    A kernel_performance frame loses the shed layers: those left, weighted by 1 / survival, estimate the original
+    number. A layer_health frame keeps every layer's priority and survival; only its metrics are emptied.
     """
 
     layer_signals: int = 0
     offered: int = 0
     signals: int = 0
-    """Frames of which something was shed."""
+    """Frames with shed layers."""
     out_of_order: int = 0
-    """Pairs of neighbours by priority in one frame of which the more telling had the lower survival."""
+    """Pairs of neighbours by priority in one frame in which the higher priority had the lower survival."""
     kept: int = 0
     estimated: float = 0.0
     known: int = 0
     quarters: dict[str, list[float]] = field(default_factory=lambda: {"lowest": [], "highest": []})
 
     def add(self, signal: HealthSignals) -> None:
-        """Take one signal."""
+        """Add one signal."""
         rows = len(signal.layer_id)
         performance = signal.source == KERNEL_PERFORMANCE.name
         self.offered += rows + (signal.shed + signal.filtered if performance else 0)
@@ -78,22 +76,9 @@ def shed_of(signals: Iterable[HealthSignals]) -> Shed:
 
 
 def shed(kafka: KafkaSettings, names: TopicNames) -> dict[str, Any]:
-    """Read the signals of an installation, all of them, and return the sums."""
-    consumer = Consumer(kafka.librdkafka(**{"group.id": "tamiyo-overload-shed", "enable.auto.commit": False}))
-    topic = names.full(SIGNALS.name)
-    ends = {
-        number: consumer.get_watermark_offsets(TopicPartition(topic, number), timeout=10)[1]
-        for number in range(PARTITIONS)
-    }
-    consumer.assign([TopicPartition(topic, number, OFFSET_BEGINNING) for number, end in ends.items() if end])
-    left = sum(ends.values())
+    """Read all signals of an installation and return the sums."""
     found = Shed()
-    while left > 0:
-        messages = [each for each in consumer.consume(1_000, 10.0) if not each.error()]
-        if not messages:
-            break
-        left -= len(messages)
-        for message in messages:
+    with PartitionReader(kafka) as reader:
+        for message in reader.read(reader.ranges(names.full(SIGNALS.name))):
             found.add(decode(message.value(), HealthSignals))
-    consumer.close()
     return found.to_dict()

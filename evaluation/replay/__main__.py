@@ -1,11 +1,10 @@
-"""`make replay`: a recorded run, replayed at several speeds by several workers, says the same to the byte.
+"""`make replay`: record live runs, replay them at several speeds with several workers, and compare byte by byte.
 
-On a real Kafka from KAFKA_HOME: real training runs with a learner that releases policies while they decide, and
-simulated ones with errors, cache frames and orders. Everything is recorded, and replayed from telemetry once for each
-speed and number of workers. Windows, graphs and decisions are compared as bytes, by id.
+On a real Kafka from KAFKA_HOME: real training runs while a learner releases policies, and simulated runs with errors,
+cache frames and orders. Everything is recorded, and replayed from telemetry once for each speed and number of workers.
+Windows, graphs and decisions are compared as bytes, by id.
 """
 
-import json
 import os
 import platform
 import sys
@@ -22,6 +21,7 @@ import typer
 from rich.console import Console
 
 from tamiyo.evaluation.common.live_runs import Live, wait, workers
+from tamiyo.evaluation.common.report import require_folder, write_report
 from tamiyo.evaluation.common.simulated_runs import Load
 from tamiyo.schemas.kafka import KafkaSettings, TopicNames
 from tamiyo.streams.admin.brokers import LocalKafka, required_kafka_home
@@ -34,19 +34,20 @@ from tamiyo.streams.replay.cleanup import discard
 from tamiyo.streams.replay.compare import Difference, RecordingSide, compare
 from tamiyo.streams.replay.flow import Flow
 from tamiyo.streams.replay.levels import ReplaySource, ReplayTarget
-from tamiyo.streams.replay.replayer import Plan, Replayed, Replayer
+from tamiyo.streams.replay.plan import Plan
+from tamiyo.streams.replay.replayer import Replayed, Replayer
 
 FORMAT = 1
 LIVE = TopicNames(prefix="live.")
 SPEEDS = ("1", "100", "max")
 WORKERS = (1, 4)
 SIMULATED = Load(runs=4, layers=12, frames=300, name="simulated")
-TRAIN_PATIENCE_S = 900.0
+TRAIN_TIMEOUT_S = 900.0
 
 
 @dataclass(frozen=True)
 class Case:
-    """One replay: how, and how what it said compares with what was recorded."""
+    """One replay: its options, and how its outputs compare with the recording."""
 
     speed: str
     workers: int
@@ -55,27 +56,27 @@ class Case:
 
     @property
     def equal(self) -> bool:
-        """Return whether everything recorded was said again to the byte, and nothing else."""
+        """Return whether the replay published exactly the recorded records, to the byte."""
         return all(each.equal and each.same for each in self.differences)
 
 
 class Quiet:
-    """Watches a replay and says nothing."""
+    """An observer of a replay that prints nothing."""
 
-    def stage(self, words: str) -> None:
-        """Say nothing."""
+    def phase(self, description: str) -> None:
+        """Print nothing."""
 
     def published(self, count: int) -> None:
-        """Say nothing."""
+        """Print nothing."""
 
-    def said(self, count: int) -> None:
-        """Say nothing."""
+    def computed(self, count: int) -> None:
+        """Print nothing."""
 
 
 def replay(
     recording: Path, kafka: KafkaSettings, *, speed: str, workers: int, level: ReplaySource = ReplaySource.TELEMETRY
 ) -> Case:
-    """Replay a recording from `level` under a prefix that is gone afterwards, and compare."""
+    """Replay a recording from `level` under a temporary prefix, and compare."""
     names = TopicNames(prefix=f"replay-{speed}-{workers}-{level}.")
     flow = Flow.between(level, ReplayTarget.DECISIONS)
     plan = Plan(flow, names, None if speed == "max" else float(speed), workers)
@@ -84,7 +85,7 @@ def replay(
     replayer.check()
     replayed = replayer.run()
     with tempfile.TemporaryDirectory(prefix="tamiyo-replay-") as folder:
-        saved = Path(folder) / "said"
+        saved = Path(folder) / "replayed"
         Recorder(saved, kafka, names, Selection(topics=tuple(topic.name for topic in flow.outputs))).run()
         discard(names.prefix, kafka, LIVE)
         topics = [topic for topic in flow.outputs if "signals" not in topic.name]
@@ -93,7 +94,7 @@ def replay(
 
 
 def simulated(live: Live, load: Load, seconds: float, *, new_policy: int | None = None) -> None:
-    """Let simulated runs happen under every kind of order, and near their end under another policy."""
+    """Publish simulated runs under every kind of order and, near their end, under another policy."""
     first = load.run_ids[0]
     live.simulate(
         load,
@@ -110,7 +111,7 @@ def simulated(live: Live, load: Load, seconds: float, *, new_policy: int | None 
 
 @contextmanager
 def _plain_environment() -> Any:
-    # The installation's own settings must not leak into this one.
+    # Settings of the user's installation must not reach this one.
     kept = {name: value for name, value in os.environ.items() if name.startswith("TAMIYO_")}
     for name in kept:
         del os.environ[name]
@@ -121,16 +122,16 @@ def _plain_environment() -> Any:
 
 
 def _live_runs(live: Live, folder: Path, store: str, *, steps: int, seeds: Sequence[int], seconds: float) -> None:
-    """Train real networks with all of Tamiyo beside them, then simulated runs; return when all is decided."""
+    """Train real networks with the whole pipeline, then publish simulated runs; return when all is decided."""
     everything = ("intake", "windows", "graphs", "decisions", "kernels", "rewards")
     runs = {f"digits-{seed}" for seed in seeds}
     with workers(live, folder, store, everything) as children, TopicsObserver(live.kafka, live.names) as seen:
         children.start("learner", ["learner"])
         wait(lambda: bool(seen.policy_versions or seen.records["tamiyo.policy.checkpoints"]), children, "a policy")
         for seed in seeds:
-            words = ["train", "--task", "digits", "--seed", str(seed), "--steps", str(steps)]
-            children.start(f"run-{seed}", [*words, "--run-id", f"digits-{seed}"])
-        deadline = time.monotonic() + TRAIN_PATIENCE_S
+            arguments = ["train", "--task", "digits", "--seed", str(seed), "--steps", str(steps)]
+            children.start(f"run-{seed}", [*arguments, "--run-id", f"digits-{seed}"])
+        deadline = time.monotonic() + TRAIN_TIMEOUT_S
         for seed in seeds:
             while children.running(f"run-{seed}") and time.monotonic() < deadline:
                 time.sleep(0.5)
@@ -177,13 +178,18 @@ def _report(recording: Recording, cases: Sequence[Case], took: Mapping[str, floa
 
 def main(
     steps: Annotated[int, typer.Option(min=100, max=100_000, help="Training steps of each real run")] = 1_000,
-    runs: Annotated[int, typer.Option(min=1, max=16, help="Real training runs")] = 2,
-    seconds: Annotated[float, typer.Option(min=1, max=3_600, help="How long the simulated runs take")] = 60.0,
-    speed: Annotated[list[str] | None, typer.Option(help="Speeds to replay at [default: 1, 100 and max]")] = None,
-    worker: Annotated[list[int] | None, typer.Option(help="Numbers of workers [default: 1 and 4]")] = None,
+    runs: Annotated[int, typer.Option(min=1, max=16, help="Number of real runs")] = 2,
+    seconds: Annotated[float, typer.Option(min=1, max=3_600, help="Duration of the simulated runs")] = 60.0,
+    speed: Annotated[list[str] | None, typer.Option(help="Speed of a replay; repeat [default: 1, 100 and max]")] = None,
+    worker: Annotated[list[int] | None, typer.Option(help="Workers of a replay; repeat [default: 1 and 4]")] = None,
     report: Annotated[Path | None, typer.Option(help="Write the result as JSON to this file")] = None,
 ) -> None:
-    """Record a live run on a real Kafka, replay it, compare; exit 1 where a byte differs."""
+    """Record live runs on a real Kafka, replay them, compare; exit 1 if a byte differs.
+
+    Examples: `make replay` · `make replay ARGS="--steps 500 --runs 1 --speed max --worker 1"` ·
+    `make replay ARGS="--report evaluation/results/replay.json"`
+    """
+    require_folder(report)
     torch.set_num_threads(1)
     console = Console()
     home = required_kafka_home()
@@ -202,22 +208,20 @@ def main(
         began = time.monotonic()
         Recorder(recording, kafka, LIVE, Selection(), checkpoint_url=f"{store}/checkpoints").run()
         took["recording"] = round(time.monotonic() - began, 1)
-        console.print(f"recorded in {took['recording']} s what took {took['live']} s")
+        console.print(f"{took['live']} s of live runs recorded in {took['recording']} s")
         cases = []
         for each in speed or SPEEDS:
             for number in worker or WORKERS:
                 case = replay(recording, kafka, speed=each, workers=number)
                 cases.append(case)
                 same = ", ".join(f"{one.same:,} {one.topic.rsplit('.', 1)[1]}" for one in case.differences)
-                verdict = "[green]the same[/]" if case.equal else "[red]not the same[/]"
+                verdict = "[green]equal[/]" if case.equal else "[red]different[/]"
                 console.print(f"speed {each}, {number} workers: {verdict} ({same}) in {case.replayed.seconds} s")
                 for one in case.differences:
                     if not one.equal:
                         console.print(str(one))
         result = _report(Recording(recording), cases, took)
-    if report is not None:
-        report.write_text(json.dumps(result, indent=1) + "\n")
-        console.print(f"report {report}")
+    write_report(report, result, console)
     if not result["equal"]:
         sys.exit(1)
 

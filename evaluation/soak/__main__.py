@@ -1,11 +1,10 @@
-"""`make soak`: an installation under constant load and faults for hours, sampled all the while.
+"""`make soak`: run an installation under constant load and faults for hours, and sample it.
 
 On a real Kafka from KAFKA_HOME: two workers with all stages, a learner, and simulated runs that begin and end. Faults
-come from a seed. Samples go to a file line by line, so that a cut at any time leaves what was measured; the report is
-made from that file, at the end or later (`python -m tamiyo.evaluation.soak.report SAMPLES`).
+are drawn from a seed. Samples are written line by line, so that an interrupted soak keeps its measurements; the report
+is made from that file, at the end or later (`python -m tamiyo.evaluation.soak.report SAMPLES`).
 """
 
-import json
 import os
 import sys
 import threading
@@ -24,9 +23,10 @@ from tamiyo.evaluation.common.account import Ledger, Verdict
 from tamiyo.evaluation.common.account_reader import Reader
 from tamiyo.evaluation.common.installation import PARTITIONS, Installation, end_by_signal, working_folder
 from tamiyo.evaluation.common.measure import command, machine, versions
+from tamiyo.evaluation.common.report import require_folder, write_report
 from tamiyo.evaluation.common.samples import LagSampler, ProcessSampler, SampleFile
 from tamiyo.evaluation.soak.faults import EVERY_S, Fault, schedule
-from tamiyo.evaluation.soak.report import kafka_version, report_of, show
+from tamiyo.evaluation.soak.report import report_of, show
 from tamiyo.evaluation.soak.runs import Population
 from tamiyo.schemas.codec import encode
 from tamiyo.schemas.kafka import PRODUCER
@@ -37,21 +37,21 @@ from tamiyo.streams.process.interrupts import stoppable
 
 SAMPLE_S = 10.0
 POLL_S = 0.05
-IDLE_S = 90.0  # an abandoned run's last window closes after 60
+IDLE_S = 90.0  # the last window of an abandoned run closes after 60 s
 DRAIN_S = 420.0
-CURTAIN_S = 60.0  # for draining, where somebody has pressed Ctrl-C
+STOP_DRAIN_S = 60.0  # for draining after Ctrl-C
 VICTIMS = ("worker-1", "worker-2", "learner")
 WITNESSES = ("worker-2", "learner")
 SETTINGS = {
-    # Every update writes 6 MB; two hours of them would fill a disk with what nobody reads.
+    # Every update writes 6 MB; all checkpoints of two hours would fill a disk.
     "TAMIYO_LEARNER_KEEP_CHECKPOINTS": "20",
     "TAMIYO_LEARNER_FRESH_BATCH": "32",
-    # What falls silent is held for minutes rather than half an hour, so that an hour sees many such cycles: of a few, a
-    # lag that climbs cannot be told from one that goes up and down.
+    # Idle runs are kept for minutes rather than half an hour, so that an hour contains many such cycles: with a few, a
+    # lag that grows cannot be distinguished from one that rises and falls.
     "TAMIYO_WINDOW_IDLE_TIMEOUT_S": "60",
     "TAMIYO_DECISION_IDLE_TIMEOUT_S": "120",
     "TAMIYO_REWARD_IDLE_TIMEOUT_S": "120",
-    # The default is for busy installations: 10,000 windows of a partition would take a day here.
+    # The default of 10,000 windows a partition suits busy installations; here it would take a day.
     "TAMIYO_GRAPH_HISTORY_STRETCH": "100",
 }
 
@@ -59,7 +59,7 @@ app = typer.Typer(add_completion=False)
 
 
 class Soak:
-    """One soak: everything that runs, and what is known of it."""
+    """One soak: its load, its faults and its account."""
 
     def __init__(
         self,
@@ -82,12 +82,12 @@ class Soak:
         self.undelivered = 0
         self.population = Population(
             options["runs"], layers=options["layers"], pace_s=options["pace"], frames=(60, 240),
-            seed=options["seed"], say=self._say, journal=self._ledger,
+            seed=options["seed"], publish=self._publish, journal=self._ledger,
         )  # fmt: skip
         self._processes = ProcessSampler()
         self._lag = LagSampler(installation.kafka, installation.names, PARTITIONS)
 
-    def _say(self, topic: Topic, record: Record, key: str) -> None:
+    def _publish(self, topic: Topic, record: Record, key: str) -> None:
         self._producer.produce(
             self._installation.names.full(topic.name), encode(record), key, on_delivery=self._delivered
         )
@@ -97,25 +97,25 @@ class Soak:
         if error is not None:
             self.undelivered += 1
 
-    def run(self, told: threading.Event) -> None:
-        """Publish, read, sample and break things until the time is over, or `told` is set."""
+    def run(self, stopped: threading.Event) -> None:
+        """Publish, read, sample and inject faults until the time is over or `stopped` is set."""
         began = time.monotonic()
         sample_at = 0.0
-        while (elapsed := time.monotonic() - began) < self._seconds and not told.is_set():
+        while (elapsed := time.monotonic() - began) < self._seconds and not stopped.is_set():
             self.population.abandoning = elapsed < self._seconds - IDLE_S
             self.population.advance(time.time())
-            self._listen()
+            self._read()
             if elapsed >= sample_at:
                 sample_at += SAMPLE_S
                 self.sample()
-            self._break(elapsed)
+            self._inject_due(elapsed)
 
-    def _listen(self) -> None:
+    def _read(self) -> None:
         for record in self._reader.poll(POLL_S):
-            self.population.heard(record, time.time())
+            self.population.receive(record, time.time())
 
-    def _break(self, elapsed: float) -> None:
-        """Inject the next fault that is due, one after another, in a thread: the load goes on meanwhile."""
+    def _inject_due(self, elapsed: float) -> None:
+        """Inject the next due fault, one at a time, in a thread: the load continues meanwhile."""
         if self._injecting is not None and self._injecting.is_alive():
             return
         if self._faults and self._faults[0].at_s <= elapsed:
@@ -124,20 +124,20 @@ class Soak:
             self._injecting = threading.Thread(target=fault.inject, args=(self._installation,), daemon=True)
             self._injecting.start()
 
-    def drain(self, patience_s: float = DRAIN_S) -> None:
-        """End all runs and wait until everything that was sent is decided on, within reason."""
+    def drain(self, timeout_s: float = DRAIN_S) -> None:
+        """End all runs and wait until everything is decided, at most `timeout_s`."""
         if self._injecting is not None:
             self._injecting.join(60)
         self.population.finish(time.time())
         self._producer.flush(60)
-        deadline, sample_at = time.monotonic() + patience_s, 0.0
+        deadline, sample_at = time.monotonic() + timeout_s, 0.0
         while not self._drained() and time.monotonic() < deadline:
-            self._listen()
+            self._read()
             if time.monotonic() >= sample_at:
                 sample_at = time.monotonic() + SAMPLE_S
                 self.sample()
-        for _ in range(20):  # what should not come is given the time to
-            self._listen()
+        for _ in range(20):  # time for records that should not arrive
+            self._read()
         self.sample()
 
     def _drained(self) -> bool:
@@ -145,11 +145,11 @@ class Soak:
         return not (verdict.windows_missing or verdict.graphs_unanswered or verdict.windows_open)
 
     def verdict(self) -> Verdict:
-        """Return how the account stands."""
+        """Return the current account."""
         return self._ledger.verdict()
 
     def sample(self) -> None:
-        """Write one line of everything."""
+        """Write one sample."""
         fleet, broker = self._installation.fleet, self._installation.broker.pid
         running = [*fleet.running(), ("soak", os.getpid())]
         running += [("broker", broker)] if broker is not None else []
@@ -171,7 +171,7 @@ class Soak:
         )
 
     def close(self) -> None:
-        """Let go of the clients."""
+        """Close the clients."""
         self._reader.close()
 
 
@@ -180,18 +180,19 @@ class Soak:
     "--samples soak.jsonl'`, then `python -m tamiyo.evaluation.soak.plot soak.json soak.svg`"
 )
 def main(
-    minutes: Annotated[float, typer.Option(min=0.5, max=20_000, help="How long, draining not counted")] = 10.0,
-    seed: Annotated[int, typer.Option(min=0, help="Of the faults and the simulated runs")] = 0,
+    minutes: Annotated[float, typer.Option(min=0.5, max=20_000, help="Duration of the load, without draining")] = 10.0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the faults and the simulated runs")] = 0,
     runs: Annotated[int, typer.Option(min=1, max=500, help="Simulated runs at a time")] = 6,
-    layers: Annotated[int, typer.Option(min=2, max=500, help="Of each run's network")] = 10,
+    layers: Annotated[int, typer.Option(min=2, max=500, help="Layers of each run's network")] = 10,
     pace: Annotated[float, typer.Option(min=0.01, help="Seconds between two sampled steps of a run")] = 1.0,
-    fault_every: Annotated[float, typer.Option(min=5, help="Seconds between two faults, on average")] = EVERY_S,
-    samples: Annotated[Path, typer.Option(help="File that samples are written to as they come")] = Path("soak.jsonl"),
-    keep: Annotated[Path | None, typer.Option(help="Keep the processes' logs and the store in this folder")] = None,
+    fault_every: Annotated[float, typer.Option(min=5, help="Mean seconds between two faults")] = EVERY_S,
+    samples: Annotated[Path, typer.Option(help="File that receives the samples")] = Path("soak.jsonl"),
+    keep: Annotated[Path | None, typer.Option(help="Keep the logs and the store in this folder")] = None,
     report: Annotated[Path | None, typer.Option(help="Write the result as JSON to this file")] = None,
 ) -> None:
     """Run an installation on a real Kafka for hours, with faults; Ctrl-C ends it early and still reports."""
     end_by_signal()
+    require_folder(report)
     torch.set_num_threads(1)
     console = Console()
     home = required_kafka_home()
@@ -209,33 +210,28 @@ def main(
             options=options,
             settings=SETTINGS,
             machine=machine(),
-            versions={**versions(), "kafka": kafka_version(home)},
+            versions=versions(home),
             witnesses=WITNESSES,
         )
         complete = False
         try:
             installation = stack.enter_context(Installation(home, folder, settings=SETTINGS))
-            for name in VICTIMS[:2]:
-                installation.fleet.add_worker(name)
-            installation.fleet.add_learner()
-            installation.fleet.wait_ready()
+            installation.fleet.start_all(dict.fromkeys(VICTIMS[:2], ()))
             soak = Soak(installation, file, seconds, faults, options)
             stack.callback(soak.close)
             console.print(f"{minutes:g} minutes, {len(faults)} faults; samples go to {samples}")
-            with stoppable() as told:
-                soak.run(told)
-                if told.is_set():
-                    console.print("[yellow]stopping: the runs end, and what was sent is waited for[/]")
-                soak.drain(CURTAIN_S if told.is_set() else DRAIN_S)
-            complete = not told.is_set()
+            with stoppable() as stopped:
+                soak.run(stopped)
+                if stopped.is_set():
+                    console.print("[yellow]stopping: ending the runs and draining[/]")
+                soak.drain(STOP_DRAIN_S if stopped.is_set() else DRAIN_S)
+            complete = not stopped.is_set()
         except KeyboardInterrupt:
-            console.print("[yellow]stopped: what is known so far follows[/]")
+            console.print("[yellow]stopped: the report covers the time until now[/]")
         file.write("end", complete=complete)
     result = report_of(samples)
     show(result, console)
-    if report is not None:
-        report.write_text(json.dumps(result, indent=1) + "\n")
-        console.print(f"report {report}")
+    write_report(report, result, console)
     if not (complete and result["account"]["clean"]):
         sys.exit(1)
 

@@ -1,7 +1,7 @@
-"""Which faults come when, from a seed.
+"""The schedule of faults, drawn from a seed.
 
-Half of the time everybody is hit. In the second half the witnesses are spared, so that there are processes that live
-long enough to tell whether memory grows; what happens around them (rebalances, the broker's restarts) hits them too.
+In the first half faults hit every process. In the second half they spare the witnesses, so that some processes live
+long enough to show whether memory grows; rebalances and broker restarts still affect them.
 """
 
 import time
@@ -13,8 +13,8 @@ from tamiyo.evaluation.common.installation import Installation
 
 EVERY_S = 150.0  # between two faults, on average
 BROKER_EVERY_S = 1200.0
-CALM_S = 120.0  # at the beginning, and at the end; less of a short soak
-FROZEN_S = (8.0, 14.0)  # beyond the session timeout of 6 s: the process comes back as a zombie
+CALM_S = 120.0  # without faults at the beginning and at the end; less in a short soak
+FROZEN_S = (8.0, 14.0)  # beyond the session timeout of 6 s: the process returns as a zombie
 DOWN_S = (1.0, 8.0)
 KINDS = {"kill": 4, "freeze": 3, "restart": 2}
 BROKER = "broker"
@@ -22,7 +22,7 @@ BROKER = "broker"
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """One thing that goes wrong: kill (-9), freeze (SIGSTOP, SIGCONT), restart (SIGTERM), or the broker's restart."""
+    """One fault: kill (SIGKILL), freeze (SIGSTOP, SIGCONT), restart (SIGTERM), or a restart of the broker."""
 
     at_s: float
     kind: str
@@ -30,7 +30,7 @@ class Fault:
     duration_s: float
 
     def inject(self, installation: Installation) -> None:
-        """Do it, and return when it is over: but for a killed process, which the fleet starts again."""
+        """Inject the fault and return when it is over; the fleet restarts a killed process later."""
         fleet = installation.fleet
         if self.victim == BROKER:
             installation.restart_broker(down_s=self.duration_s)
@@ -47,7 +47,7 @@ class Fault:
 def schedule(
     seconds: float, seed: int, victims: Sequence[str], witnesses: Sequence[str], *, every_s: float = EVERY_S
 ) -> list[Fault]:
-    """Return the faults of a soak of `seconds`, in order; the same arguments give the same."""
+    """Return the faults of a soak of `seconds`, in order; equal arguments give equal faults."""
     random = Random(f"faults-{seed}")
     faults = []
     calm = min(CALM_S, seconds / 10)

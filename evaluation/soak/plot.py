@@ -1,4 +1,4 @@
-"""The figure of a soak, drawn from its report: memory, handles, lag and latency over time, faults as lines."""
+"""The figure of a soak's report: memory, handles, lag and latency over time, faults as vertical lines."""
 
 import json
 from pathlib import Path
@@ -9,7 +9,7 @@ import typer
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-# One column a panel: what it shows, its axis, and the series whose names end so.
+# A panel each: its title, the unit of its axis, and the suffix of its series' names.
 PANELS = (
     ("resident memory", "MB", "rss_mb"),
     ("file handles", "handles", "fds"),
@@ -18,11 +18,11 @@ PANELS = (
 )
 FAULT_COLOURS = {"broker restart": "tab:red", "kill": "tab:orange", "freeze": "tab:blue", "restart": "tab:green"}
 LEFT_OUT = ("broker fds", "soak fds", "broker rss_mb", "soak rss_mb")
-"""Not the installation's own; three hundred handles of the broker would flatten everything else."""
+"""Series that are not the installation's; the broker's 300 handles would flatten the others."""
 
 
 def draw(report: dict[str, Any], path: Path) -> None:
-    """Draw `report` into a PNG or SVG file, by its ending."""
+    """Draw `report` into a PNG or SVG file, according to the suffix of `path`."""
     mpl.rcParams["svg.hashsalt"] = "tamiyo"  # the same report gives the same file
     figure = Figure(figsize=(10, 11), layout="constrained")
     axes = figure.subplots(len(PANELS), 1, sharex=True)
@@ -61,8 +61,8 @@ app = typer.Typer(add_completion=False)
 
 @app.command(epilog="Example: `python -m tamiyo.evaluation.soak.plot soak.json soak.svg`")
 def main(
-    report: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="What `make soak` reported")],
-    figure: Annotated[Path, typer.Argument(help="File to draw: .png or .svg")],
+    report: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="Report of `make soak`")],
+    figure: Annotated[Path, typer.Argument(help="File to write: .png or .svg")],
 ) -> None:
     """Draw the figure of a soak's report."""
     draw(json.loads(report.read_text()), figure)

@@ -1,4 +1,4 @@
-"""The report of a soak, made from its file of samples: also of one that was cut."""
+"""The report of a soak, made from its file of samples; also of an interrupted one."""
 
 import json
 from collections import Counter
@@ -12,48 +12,44 @@ from rich.console import Console
 from rich.table import Table
 
 from tamiyo.evaluation.common.measure import command, percentile
+from tamiyo.evaluation.common.report import require_folder, write_report
 from tamiyo.evaluation.common.samples import read_samples
 from tamiyo.evaluation.soak.trends import TOLERANCES, WARM_S, Point, Trend, between, longest_life, thin, trend
 from tamiyo.schemas.errors import ConfigurationError
 
 FORMAT = 1
-MOST_POINTS = 400  # of a series in the report
-CALM_S = 60.0  # after a fault, what is measured is recovery
+MAX_POINTS = 400  # of a series in the report
+CALM_S = 60.0  # samples within this time of a fault measure recovery
 
 Sample = dict[str, Any]
 
 
-def kafka_version(home: Path) -> str:
-    """Return the version of an unpacked Kafka, as its jar is named."""
-    jars = sorted((home / "libs").glob("kafka-clients-*.jar"))
-    return jars[0].stem.removeprefix("kafka-clients-") if jars else "unknown"
-
-
 def report_of(path: Path, since_minute: float | None = None) -> dict[str, Any]:
-    """Return the report of a file of samples, with trends of its second half or from `since_minute`.
+    """Return the report of a file of samples, with trends from `since_minute` (default: its second half).
 
-    Raises ConfigurationError where it holds no samples, or none so late.
+    Raises:
+        ConfigurationError: the file has no samples, or none after `since_minute`.
     """
     lines = read_samples(path)
     samples = [line for line in lines if line["kind"] == "sample"]
     if not samples or lines[0]["kind"] != "begin":
-        raise ConfigurationError(f"{path} holds no samples of a soak")
+        raise ConfigurationError(f"{path} has no samples of a soak; expected a file written by `make soak`")
     begin, last = lines[0], samples[-1]
     faults = [line for line in lines if line["kind"] == "fault"]
     complete = any(line["kind"] == "end" and line["complete"] for line in lines)
-    # What comes after the load ends is draining: counted, but no part of a trend.
+    # Samples after the end of the load show draining and are no part of a trend.
     loaded = [sample for sample in samples if sample["t"] <= samples[0]["t"] + 60 * begin["minutes"]]
     until = loaded[-1]["t"]
     since = until / 2 if since_minute is None else 60 * since_minute
     if not since <= until:
         raise ConfigurationError(
-            f"{path} holds nothing after minute {since_minute:g}: its load ended at {until / 60:.1f}"
+            f"{path} has no samples after minute {since_minute:g}: its load ended at {until / 60:.1f}"
         )
     trends, series = {}, {}
-    for name, quantity, points, judged in _series(loaded, begin["witnesses"], since):
+    for name, quantity, points, fitted in _series(loaded, begin["witnesses"], since):
         series[name] = _as_series(quantity, points)
-        if judged is not None:
-            trends[name] = trend(between(judged, since, until), TOLERANCES[quantity])
+        if fitted is not None:
+            trends[name] = trend(between(fitted, since, until), TOLERANCES[quantity])
     return {
         "format": FORMAT,
         "command": command("tamiyo.evaluation.soak", begin["command"].split()[3:]),
@@ -92,10 +88,10 @@ def _kind(fault: Sample) -> str:
 def _series(
     samples: Sequence[Sample], witnesses: Sequence[str], since_s: float
 ) -> Iterator[tuple[str, str, list[Point], list[Point] | None]]:
-    """Yield name, quantity, all points, and those that a trend is to be fitted to, if one is.
+    """Yield name, quantity, all points, and the points for a trend (None: no trend is fitted).
 
-    Of processes, only witnesses are judged: a life of minutes says nothing about hours, the JVM's memory is its own,
-    and the soak's program keeps the account of everything that was ever sent.
+    Of processes, only witnesses get a trend: a life of minutes shows nothing about hours, the JVM manages its own
+    memory, and the soak program keeps the account of all records ever sent.
     """
     names = sorted({name for sample in samples for name in sample["processes"]})
     for name in names:
@@ -128,7 +124,7 @@ def _process(samples: Sequence[Sample], name: str, quantity: str) -> Iterator[tu
 
 
 def _as_series(quantity: str, points: Sequence[Point]) -> dict[str, Any]:
-    thinned = thin(points, MOST_POINTS, highest=quantity in ("lag", "latency_ms"))
+    thinned = thin(points, MAX_POINTS, highest=quantity in ("lag", "latency_ms"))
     return {
         "unit": TOLERANCES[quantity].unit,
         "minutes": [round(seconds / 60, 2) for seconds, _ in thinned],
@@ -155,16 +151,16 @@ def _load(begin: Sample, samples: Sequence[Sample]) -> dict[str, Any]:
 
 
 def _load_average(samples: Sequence[Sample]) -> dict[str, float] | None:
-    """Return how many processes wanted a core, all of the machine's: what else ran shows in the latencies."""
+    """Return the load average of the whole machine: other programs show in the latencies."""
     known = [sample["load_average"] for sample in samples if "load_average" in sample]
     return {"mean": round(sum(known) / len(known), 2), "maximum": max(known)} if known else None
 
 
 def _latency(samples: Sequence[Sample], faults: Sequence[Sample]) -> dict[str, Any]:
-    """Return quantiles over everything, and over samples with no fault in the minute before."""
+    """Return quantiles over all samples, and over samples without a fault in the minute before."""
 
     def calm(sample: Sample) -> bool:
-        # A sample tells of the ten seconds before it; a frozen process holds things up until it goes on.
+        # A sample covers the ten seconds before it; a frozen process delays decisions until it continues.
         return not any(
             fault["t"] - 1 <= sample["t"] <= fault["t"] + fault["duration_s"] + CALM_S + 10 for fault in faults
         )
@@ -204,8 +200,8 @@ def _verdict(trends: dict[str, Trend]) -> dict[str, Any]:
 
 
 def show(result: dict[str, Any], console: Console) -> None:
-    """Print what matters of a report."""
-    table = Table("series", f"trend since minute {result['judged_since_minute']:g}", "an hour", "95 %", "minutes")
+    """Print the summary of a report."""
+    table = Table("series", f"trend since minute {result['judged_since_minute']:g}", "per hour", "95 %", "minutes")
     for name, each in result["trends"].items():
         interval = "" if each["low"] is None else f"{each['low']:g} .. {each['high']:g}"
         slope = "" if each["slope_per_hour"] is None else f"{each['slope_per_hour']:g}"
@@ -224,20 +220,21 @@ app = typer.Typer(add_completion=False)
     "`python -m tamiyo.evaluation.soak.report evaluation/results/soak.jsonl.gz --since 67`"
 )
 def main(
-    samples: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="What `make soak` wrote as it ran")],
+    samples: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="Samples file of `make soak`")],
     since: Annotated[
-        float | None, typer.Option(min=0, help="Minute that trends begin with [default: half the time]")
+        float | None, typer.Option(min=0, help="First minute of the trends [default: half the time]")
     ] = None,
     report: Annotated[Path | None, typer.Option(help="Write the report as JSON to this file")] = None,
 ) -> None:
-    """Make the report of a soak from its samples, gzipped or not; also while it runs, or after it was cut."""
+    """Make the report of a soak from its samples, gzipped or not; also while it runs or after an interruption."""
+    require_folder(report)
     try:
         result = report_of(samples, since)
     except ConfigurationError as error:
         raise typer.BadParameter(str(error)) from error
-    show(result, Console())
-    if report is not None:
-        report.write_text(json.dumps(result, indent=1) + "\n")
+    console = Console()
+    show(result, console)
+    write_report(report, result, console)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""A population of simulated training runs, as in life: they begin, are adapted, end, and others begin.
+"""A population of simulated training runs: they begin, are adapted, end, and others begin.
 
-A run publishes its topology and then frames of all five kinds at its own pace. Its host carries out what is decided:
-it waits for the kernel, answers with an outcome, and the frames after that show the seed in use and the lower loss.
-One run in `ABANDONED` falls silent instead of ending, as a killed process does.
+A run publishes its topology and then frames of all five kinds at its own pace. Its host executes the decisions: it
+waits for the kernel and publishes an outcome, and later frames show the active seed and the lower loss. One run in
+`ABANDONED` stops without a final frame, like a killed process.
 """
 
 from collections import Counter
@@ -12,25 +12,24 @@ from random import Random
 from typing import Any, Protocol
 
 from tamiyo.evaluation.common.live_runs import sampled_steps
-from tamiyo.evaluation.common.simulated_runs import PARAMETERS, Load, topology
+from tamiyo.evaluation.common.simulated_runs import PARAMETERS, TOPICS, Load, topology
 from tamiyo.schemas.adaptation import AdaptationDecision, AdaptationOutcome, CompiledKernel, OutcomeStatus
 from tamiyo.schemas.identity import outcome_id
 from tamiyo.schemas.record import Record
 from tamiyo.schemas.telemetry import KernelPerformance, LayerHealth, ModelPerformance
-from tamiyo.schemas.topics import OUTCOMES, TELEMETRY, TOPOLOGY, Topic
+from tamiyo.schemas.topics import OUTCOMES, TOPOLOGY, Topic
 
 ABANDONED = 6
-REFUSED = 0.05  # share of decisions that a host's own limits forbid
-GAIN = 0.03  # nats that a kernel lowers a simulated loss by
+REFUSED = 0.05  # share of decisions that the host's limits forbid
+GAIN = 0.03  # nats by which a kernel lowers a simulated loss
 KERNEL_PARAMETERS = 520  # of a kernel of rank 4 at a layer of 64
 SEEDS = 2
 
-TOPICS: dict[type[Record], Topic] = {topic.record: topic for topic in TELEMETRY}
-Say = Callable[[Topic, Record, str], None]
+Publish = Callable[[Topic, Record, str], None]
 
 
 class Journal(Protocol):
-    """Who is told what was sent."""
+    """Records what the population has published."""
 
     def began(self, run_id: str) -> None:
         """A run has published its topology."""
@@ -39,7 +38,7 @@ class Journal(Protocol):
         """A run has published all frames of a sampled step."""
 
     def ended(self, run_id: str, time_s: float) -> None:
-        """Nothing more will come of a run, whether it said so or not."""
+        """A run has ended, with or without a final frame."""
 
 
 @dataclass
@@ -50,44 +49,44 @@ class SimulatedRun:
     abandoned: bool
     pace_s: float
     due: float
-    """When its next sampled step is."""
-    say: Say
+    """Time of its next sampled step, seconds since the epoch."""
+    publish: Publish
     steps: Iterator[list[Record]] = field(init=False)
     number: int = 0
     """Sampled steps published."""
     step: int = 0
     active: Counter[str] = field(default_factory=Counter)
     adapted_at: int | None = None
-    answered: set[str] = field(default_factory=set)
-    asked: dict[str, AdaptationDecision] = field(default_factory=dict)
-    """By kernel id, decisions whose kernel has not come."""
+    decided_ids: set[str] = field(default_factory=set)
+    waiting: dict[str, AdaptationDecision] = field(default_factory=dict)
+    """By kernel id, decisions whose kernel has not arrived."""
 
     def __post_init__(self) -> None:
         self.steps = sampled_steps(self.load, 0)
 
     @property
     def run_id(self) -> str:
-        """Return its name."""
+        """Return its id."""
         return self.load.run_ids[0]
 
     def begin(self, time_ms: int) -> None:
         """Publish the topology."""
         record = topology(self.run_id, self.load.layers).model_copy(update={"time_ms": time_ms})
-        self.say(TOPOLOGY, record, self.run_id)
+        self.publish(TOPOLOGY, record, self.run_id)
 
     def advance(self, time_ms: int, *, last: bool = False) -> bool:
-        """Publish the next sampled step; `last` makes it final. Returns whether it was final."""
+        """Publish the next sampled step; `last` makes it final. Return whether it was final."""
         final = last
         for record in next(self.steps):
             frame: Any = record
             self.step = frame.step
             final = final or frame.final
-            self.say(TOPICS[type(record)], self._as_adapted(record, time_ms, final), self.run_id)
+            self.publish(TOPICS[type(record)], self._as_adapted(record, time_ms, final), self.run_id)
         self.number += 1
         return final
 
     def _as_adapted(self, record: Record, time_ms: int, final: bool) -> Record:
-        """Return a frame as it is after what was loaded."""
+        """Return a frame with the effects of the loaded kernels."""
         loaded = sum(self.active.values())
         changed: dict[str, Any] = {"time_ms": time_ms}
         if isinstance(record, KernelPerformance | LayerHealth | ModelPerformance):
@@ -117,26 +116,26 @@ class SimulatedRun:
     # The host
 
     def decided(self, decision: AdaptationDecision, random: Random, time_ms: int) -> None:
-        """Carry out a decision, once; one that loads a kernel waits for it."""
-        if decision.decision_id in self.answered or decision.type == "no_op" or decision.dry_run:
+        """Execute a decision once; a decision to load a kernel waits for it."""
+        if decision.decision_id in self.decided_ids or decision.type == "no_op" or decision.dry_run:
             return
-        self.answered.add(decision.decision_id)
+        self.decided_ids.add(decision.decision_id)
         if random.random() < REFUSED:
-            self._answer(decision, OutcomeStatus.REFUSED, time_ms)
+            self._publish_outcome(decision, OutcomeStatus.REFUSED, time_ms)
         elif decision.kernel_id is not None:
-            self.asked[decision.kernel_id] = decision
+            self.waiting[decision.kernel_id] = decision
         else:
             self._execute(decision, time_ms)
 
     def compiled(self, kernel: CompiledKernel, time_ms: int) -> None:
-        """Load a kernel that was asked for."""
-        decision = self.asked.pop(kernel.kernel_id, None)
+        """Load a kernel that a decision requested."""
+        decision = self.waiting.pop(kernel.kernel_id, None)
         if decision is None:
             return
         if kernel.status == "compiled":
             self._execute(decision, time_ms)
         else:
-            self._answer(decision, OutcomeStatus.FAILED, time_ms)
+            self._publish_outcome(decision, OutcomeStatus.FAILED, time_ms)
 
     def _execute(self, decision: AdaptationDecision, time_ms: int) -> None:
         layer = decision.layer_id or ""
@@ -146,9 +145,9 @@ class SimulatedRun:
         elif decision.type in ("unload_kernel", "fossilize_kernel"):
             self.active[layer] = max(self.active[layer] - 1, 0)
         self.adapted_at = self.step
-        self._answer(decision, OutcomeStatus.EXECUTED, time_ms, before)
+        self._publish_outcome(decision, OutcomeStatus.EXECUTED, time_ms, before)
 
-    def _answer(
+    def _publish_outcome(
         self, decision: AdaptationDecision, status: OutcomeStatus, time_ms: int, before: int | None = None
     ) -> None:
         measured = status == OutcomeStatus.EXECUTED and before is not None
@@ -166,33 +165,51 @@ class SimulatedRun:
             before={"parameters": float(before or 0), "latency_ms": 0.4} if measured else {},
             after={"parameters": float(self._parameters()), "latency_ms": 0.41} if measured else {},
         )
-        self.say(OUTCOMES, outcome, self.run_id)
+        self.publish(OUTCOMES, outcome, self.run_id)
 
 
 class Population:
-    """`size` runs at a time; the same arguments give the same runs, decisions aside."""
+    """`size` runs at a time; equal arguments give equal runs, apart from the decisions."""
 
     def __init__(
-        self, size: int, *, layers: int, pace_s: float, frames: tuple[int, int], seed: int, say: Say, journal: Journal
+        self,
+        size: int,
+        *,
+        layers: int,
+        pace_s: float,
+        frames: tuple[int, int],
+        seed: int,
+        publish: Publish,
+        journal: Journal,
     ) -> None:
-        """`pace_s`: between two sampled steps of a run; `frames`: least and most sampled steps of a run."""
+        """Create a population; `advance` begins its runs.
+
+        Args:
+            size: Runs at a time.
+            layers: Layers of each run's network.
+            pace_s: Seconds between two sampled steps of a run.
+            frames: Least and most sampled steps of a run.
+            seed: Of the runs.
+            publish: Receives topic, record and key.
+            journal: Records the runs' begin, steps and end.
+        """
         self._size = size
         self._layers = layers
         self._pace_s = pace_s
         self._frames = frames
         self._random = Random(f"population-{seed}")
-        self._say = say
+        self._send = publish
         self._journal = journal
         self.abandoning = True
-        """Whether runs may fall silent; near the end one would have to be waited for until it counts as idle."""
+        """Whether runs may be abandoned; near the end of a soak draining would wait until they count as idle."""
         self.numbers = 0
         """Runs begun so far."""
         self.runs: dict[str, SimulatedRun] = {}
         self.sent: Counter[str] = Counter()
-        """Records by topic."""
+        """Records published, by topic."""
 
     def advance(self, now: float) -> None:
-        """Publish everything that is due at `now` (seconds since the epoch); replace runs that have ended."""
+        """Publish what is due at `now` (seconds since the epoch); replace runs that have ended."""
         while len(self.runs) < self._size:
             self._begin(now)
         for run in list(self.runs.values()):
@@ -204,8 +221,8 @@ class Population:
         for run in list(self.runs.values()):
             self._step(run, now, last=True)
 
-    def heard(self, record: Record, now: float) -> None:
-        """Hand a decision or kernel to the run it is for, if that still goes on."""
+    def receive(self, record: Record, now: float) -> None:
+        """Pass a decision or kernel to its run, if that has not ended."""
         run = self.runs.get(record.run_id)  # type: ignore[attr-defined]
         if run is None:
             return
@@ -215,7 +232,7 @@ class Population:
             run.compiled(record, round(1000 * now))
 
     def _begin(self, now: float) -> None:
-        # The first ones are met in the middle of their lives, so that they do not all end together.
+        # The first runs are shorter and differ in length, so that they do not all end together.
         frames = self._random.randint(*self._frames)
         if self.numbers < self._size:
             frames = max(10, round(frames * (self.numbers + 1) / self._size))
@@ -239,4 +256,4 @@ class Population:
 
     def _publish(self, topic: Topic, record: Record, key: str) -> None:
         self.sent[topic.name] += 1
-        self._say(topic, record, key)
+        self._send(topic, record, key)

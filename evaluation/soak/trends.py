@@ -1,9 +1,9 @@
-"""Whether a series is flat: a robust line through its second half, and a verdict in words.
+"""Trends: a robust line through the second half of a series, and a verdict in words.
 
-The line is Theil and Sen's: the median slope over all pairs of points, which a third of outliers do not move. Its
-interval takes points for independent; where those of a series resemble their neighbours, as a saw tooth's do, it is
-fitted to the medians of stretches so long that they do not. A verdict of growth needs the whole interval above a
-tolerance that says what would matter.
+The line is Theil and Sen's: the median slope over all pairs of points, which up to 29 % of outliers do not move. Its
+interval assumes independent points. If the points of a series are correlated, as those of a saw tooth are, the line is
+fitted to the medians of blocks that are long enough to be independent. The verdict is growth only if the whole interval
+lies above a tolerance, the growth that would not matter.
 """
 
 from collections.abc import Sequence
@@ -14,10 +14,10 @@ from typing import Any
 from scipy.stats import rankdata, theilslopes
 
 HOUR_S = 3600.0
-LEAST_S = 900.0  # of a series; a shorter one says nothing about hours
-WARM_S = 300.0  # of a process's life: imports, first batches, caches that fill
+MIN_SPAN_S = 900.0  # of a series; a shorter one shows nothing about hours
+WARM_S = 300.0  # of a process's life: imports, first batches, filling caches
 CONFIDENCE = 0.95
-LEAST_STRETCHES = 6  # that tell of a trend independently; of fewer, Theil and Sen's line has no interval of 95 %
+MIN_BLOCKS = 6  # independent ones; with fewer, Theil and Sen's line has no interval of 95 %
 
 Point = tuple[float, float]
 """Seconds since the beginning, and a value."""
@@ -25,20 +25,20 @@ Point = tuple[float, float]
 
 @dataclass(frozen=True, slots=True)
 class Tolerance:
-    """What growth an hour is none."""
+    """The growth an hour that does not matter."""
 
     unit: str
     absolute: float
     relative: float = 0.0
-    """Of the series' median; the larger of both holds."""
+    """Share of the series' median; the larger of the two applies."""
 
     def of(self, values: Sequence[float]) -> float:
-        """Return it in the series' unit, an hour."""
+        """Return the tolerance in the series' unit per hour."""
         return max(self.absolute, self.relative * abs(median(values)))
 
 
 TOLERANCES = {
-    "rss_mb": Tolerance("MB", 2.0, 0.005),  # 500 MB for 10 days within what a container is given
+    "rss_mb": Tolerance("MB", 2.0, 0.005),  # 500 MB in 10 days, within a container's limit
     "fds": Tolerance("handles", 1.0),
     "threads": Tolerance("threads", 0.5),
     "cores": Tolerance("cores", 0.01, 0.05),
@@ -57,10 +57,10 @@ class Trend:
     high: float | None = None
     tolerance: float | None = None
     minutes: float = 0.0
-    """How long a stretch it was fitted to."""
+    """Duration that it was fitted to."""
     points: int = 0
     stretches: int = 0
-    """How many of them, or medians of several, tell of the trend independently."""
+    """Number of independent blocks of points; the name is the report's."""
 
     @property
     def grows(self) -> bool:
@@ -73,20 +73,20 @@ class Trend:
 
 
 def trend(points: Sequence[Point], tolerance: Tolerance) -> Trend:
-    """Fit a line to `points`, all of them, and judge it."""
+    """Fit a line to all `points` and return it with its verdict."""
     span = points[-1][0] - points[0][0] if points else 0.0
-    if span < LEAST_S or len(points) < 20:
+    if span < MIN_SPAN_S or len(points) < 20:
         return Trend(
             f"not judged: {span / 60:.0f} minutes are too short", minutes=round(span / 60, 1), points=len(points)
         )
     allowed = tolerance.of([value for _, value in points])
-    stretches = independent(points)
-    if len(stretches) < LEAST_STRETCHES:
+    blocks = independent(points)
+    if len(blocks) < MIN_BLOCKS:
         return Trend(
-            f"not judged: only {len(stretches)} stretches tell of it independently",
-            minutes=round(span / 60, 1), points=len(points), stretches=len(stretches),
+            f"not judged: only {len(blocks)} independent blocks of points",
+            minutes=round(span / 60, 1), points=len(points), stretches=len(blocks),
         )  # fmt: skip
-    line = _line(stretches)
+    line = _line(blocks)
     return Trend(
         verdict(line.slope, line.low_slope, line.high_slope, allowed, tolerance.unit),
         slope_per_hour=_rounded(line.slope),
@@ -95,15 +95,15 @@ def trend(points: Sequence[Point], tolerance: Tolerance) -> Trend:
         tolerance=_rounded(allowed),
         minutes=round(span / 60, 1),
         points=len(points),
-        stretches=len(stretches),
+        stretches=len(blocks),
     )
 
 
 def independent(points: Sequence[Point]) -> list[Point]:
-    """Return the medians of stretches of `points` so long that around a line one tells little of the next.
+    """Return the medians of blocks of `points` that are long enough to scatter independently around a line.
 
-    As long as the integrated autocorrelation time of the residuals' ranks, after Geyer (1992): pairs of neighbouring
-    autocorrelations are added up while they are positive.
+    A block is as long as the integrated autocorrelation time of the residuals' ranks, after Geyer (1992): pairs of
+    neighbouring autocorrelations are summed while they are positive.
     """
     line = _line(points)
     residuals = [value - line.intercept - line.slope * seconds / HOUR_S for seconds, value in points]
@@ -127,12 +127,12 @@ def _line(points: Sequence[Point]) -> Any:
 
 
 def verdict(slope: float, low: float, high: float, allowed: float, unit: str) -> str:
-    """Say what a slope with its interval means: flat, grows or falls; or that it cannot be told apart."""
+    """Return the meaning of a slope with its interval: flat, grows, falls, or not distinguishable from flat."""
     if abs(slope) <= allowed:
         return "flat"
     words = f"{'grows' if slope > 0 else 'falls'} {abs(slope):.3g} {unit} per hour"
     if low <= allowed and high >= -allowed:
-        return f"not told apart from flat: {words}, {low:.3g} to {high:.3g}"
+        return f"not distinguishable from flat: {words}, {low:.3g} to {high:.3g}"
     return words
 
 
@@ -142,7 +142,7 @@ def between(points: Sequence[Point], since_s: float, until_s: float) -> list[Poi
 
 
 def longest_life(points: Sequence[tuple[float, int, float]]) -> list[Point]:
-    """Return, of points (seconds, process id, value), those of the process that lived longest, without its warm-up."""
+    """Return the points of the longest-lived process without its warm-up; points are (seconds, pid, value)."""
     lives: dict[int, list[Point]] = {}
     for seconds, pid, value in points:
         lives.setdefault(pid, []).append((seconds, value))
@@ -151,7 +151,7 @@ def longest_life(points: Sequence[tuple[float, int, float]]) -> list[Point]:
 
 
 def thin(points: Sequence[Point], most: int, *, highest: bool = False) -> list[Point]:
-    """Return at most `most` points, each the mean (`highest`: the maximum) of a stretch of equally many."""
+    """Return at most `most` points, each the mean (`highest`: the maximum) of equally many."""
     size = -(-len(points) // most) if points else 1
     thinned = []
     for begin in range(0, len(points), size):

@@ -12,12 +12,12 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Topic
 
 from tamiyo.host.client.transport import InboundRecord
 from tamiyo.schemas.adaptation import ALL_RUNS, AdaptationDecision, CompiledKernel, ControlCommand
+from tamiyo.schemas.client.connection import explain
+from tamiyo.schemas.client.stalls import Stalls
 from tamiyo.schemas.codec import decode
-from tamiyo.schemas.connection import explain
 from tamiyo.schemas.errors import BrokerError, RegistryError, SchemaError
 from tamiyo.schemas.kafka import KafkaSettings, TopicNames
 from tamiyo.schemas.record import Record
-from tamiyo.schemas.stalls import Stalls
 from tamiyo.schemas.topics import CONTROL, DECISIONS, KERNELS, Topic
 
 __all__ = ["KafkaReceiver"]
@@ -128,7 +128,7 @@ class KafkaReceiver:
     def _check_stalls(self) -> None:
         """Assign stalled partitions again."""
         self._check_at = time.monotonic() + _STALL_CHECK_S
-        stalled = self._stalls.look(_RETRY_S)
+        stalled = self._stalls.check(_RETRY_S)
         if stalled:
             self._warn_once(f"{stalled[0].topic} stalled at offset {stalled[0].offset}: assigned again")
             self._consumer.incremental_unassign(stalled)

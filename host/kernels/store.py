@@ -5,15 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import posixpath
 import re
-import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Self
 
-import fsspec
 import torch
 from fsspec.implementations.local import LocalFileSystem
 from safetensors import SafetensorError
@@ -24,6 +22,8 @@ from tamiyo.host.blueprints import Kernel, blueprint
 from tamiyo.host.blueprints.layer_spec import LayerSpec
 from tamiyo.schemas.display import without_secrets
 from tamiyo.schemas.errors import KernelCorrupt, KernelError, KernelIncompatible
+from tamiyo.schemas.files import write_atomically
+from tamiyo.schemas.stores import open_store
 
 MAX_BYTES = 64 * 1024 * 1024
 """Largest kernel file, bytes; a larger one is refused before any of it is read."""
@@ -100,14 +100,11 @@ class KernelStore:
             max_bytes: Largest kernel file, bytes.
 
         Raises:
-            KernelError: fsspec cannot open the URL, for example because its filesystem is not installed.
+            ConfigurationError: The URL's filesystem is unknown or not installed.
         """
         self.url = without_secrets(url)  # for messages only
         self.max_bytes = max_bytes
-        try:
-            self._fs, self._root = fsspec.core.url_to_fs(url)
-        except (ValueError, ImportError) as error:
-            raise KernelError(f"kernel store {url!r} cannot be opened: {error}") from error
+        self._fs, self._root = open_store(url)
 
     def put(self, kernel_id: str, kernel: Kernel, spec: LayerSpec, blueprint_name: str) -> StoredKernel:
         """Store a kernel atomically, replacing one of the same id; the same kernel gives the same bytes.
@@ -189,16 +186,7 @@ class KernelStore:
             self._fs.pipe_file(path, data)  # object stores write atomically
             return
         self._fs.makedirs(self._root, exist_ok=True)
-        partial = f"{path}.{uuid.uuid4().hex}.partial"
-        try:
-            with open(partial, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(partial, path)
-        finally:
-            if os.path.exists(partial):
-                os.unlink(partial)
+        write_atomically(Path(path), data)
 
 
 def _decode(kernel_id: str, data: bytes) -> tuple[Kernel, KernelMetadata]:

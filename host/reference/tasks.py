@@ -133,9 +133,7 @@ def load_task(name: str) -> Task:
         with _global_random_state_kept():
             return {"mnist1d": _mnist1d, "digits": _digits, "mnist5k": _mnist5k}[name]()
     except ImportError as error:
-        raise DatasetError(
-            f"task {name} needs {error.name}: install the pipeline's libraries (pip install 'esper-tamiyo[pipeline]')"
-        ) from error
+        raise DatasetError(f"task {name} needs {error.name}: install esper-tamiyo with its extra 'pipeline'") from error
 
 
 def _mnist1d() -> Task:

@@ -1,7 +1,7 @@
-"""What each process of an installation must be allowed to do on Kafka, and whether it is.
+"""The Kafka permissions that each process of an installation needs, and a check that it has them.
 
-Everything follows from the catalogue and from how a stage works: it reads its inputs and views, writes its outputs and
-its inputs' dead letters and late records, and reads the ends of those back when a partition is assigned.
+They follow from the catalogue and from how a stage works: it reads its inputs and views, writes its outputs and its
+inputs' dead letters and late records, and reads the ends of those back when a partition is assigned.
 """
 
 import time
@@ -11,7 +11,7 @@ from typing import Any
 
 from confluent_kafka import KafkaError, KafkaException, TopicCollection
 
-from tamiyo.schemas.connection import Connection
+from tamiyo.schemas.client.connection import Connection
 from tamiyo.schemas.errors import BrokerError, BrokerRefused, ConfigurationError
 from tamiyo.schemas.kafka import KafkaSettings, TopicNames
 from tamiyo.schemas.topics import CATALOGUE, CHECKPOINTS, CONTROL, EXPERIENCE, Topic
@@ -37,15 +37,20 @@ class Grant:
     operation: str
 
     def command(self, principal: str) -> str:
-        """Return the arguments of `kafka-acls.sh` that grant it."""
+        """Return the arguments with which `kafka-acls.sh` grants it."""
         return f"--add --allow-principal '{principal}' --operation {self.operation} --{self.kind} '{self.name}'"
 
 
 def grants(role: str, names: TopicNames) -> list[Grant]:
-    """Return what `role` needs, no more: a stage, `learner`, `host` (the SDK), `operator`, or `reader` (of all topics).
+    """Return the permissions that a role needs, and no others.
 
-    An operator creates topics, reads everything, sends dead letters back and gives orders.
-    Raises ConfigurationError for another role.
+    Args:
+        role: a stage, `learner`, `host` (the SDK), `operator` (creates topics, reads everything, redrives dead
+            letters and publishes orders) or `reader` (of all topics).
+        names: the installation's topic names.
+
+    Raises:
+        ConfigurationError: there is no such role.
     """
     if role in STAGES:
         return stage_grants(STAGES[role].load(), STAGES[role].group, names)
@@ -57,8 +62,8 @@ def grants(role: str, names: TopicNames) -> list[Grant]:
         return _grants(names, reads, [topic.name for topic in CATALOGUE if topic.writer == "host"], ())
     everything = [each.name for each in plan(CATALOGUE, TopicNames(prefix=""))]
     if role == "operator":
-        again = [topic for topic in CATALOGUE if set(topic.readers) & {*STAGES, "learner"}]
-        writes = [CONTROL.name, *(name for topic in again for name in (topic.name, topic.dead_letters))]
+        redriven = [topic for topic in CATALOGUE if set(topic.readers) & {*STAGES, "learner"}]
+        writes = [CONTROL.name, *(name for topic in redriven for name in (topic.name, topic.dead_letters))]
         found = _grants(names, everything, writes, CATALOGUE)
         return found + [Grant("topic", names.full(name), "CREATE") for name in everything]
     if role == "reader":
@@ -67,33 +72,35 @@ def grants(role: str, names: TopicNames) -> list[Grant]:
 
 
 def stage_grants(stage: type[Stage], group: str, names: TopicNames) -> list[Grant]:
-    """Return what a stage needs in its consumer group (without the prefix)."""
-    aside = [name for topic in stage.inputs for name in dead_letter_names(topic)]
-    said = [*(topic.name for topic in stage.outputs), *aside]
-    reads = [*(topic.name for topic in (*stage.inputs, *stage.views)), *said]
-    found = _grants(names, reads, said, (*stage.inputs, *stage.outputs, *stage.views))
+    """Return the permissions of a stage in its consumer group (named without prefix)."""
+    rejects = [name for topic in stage.inputs for name in dead_letter_names(topic)]
+    writes = [*(topic.name for topic in stage.outputs), *rejects]
+    reads = [*(topic.name for topic in (*stage.inputs, *stage.views)), *writes]
+    found = _grants(names, reads, writes, (*stage.inputs, *stage.outputs, *stage.views))
     return [*found, Grant("group", names.full(group), "READ")]
 
 
 def _grants(names: TopicNames, reads: Iterable[str], writes: Iterable[str], checked: Iterable[Topic]) -> list[Grant]:
-    """Return grants to read and write, and to see at the start that the `checked` topics are as they should be."""
+    """Return grants to read and write topics, and to describe the `checked` ones at the start."""
     read, write = dict.fromkeys(reads), dict.fromkeys(writes)
-    seen = dict.fromkeys(each.name for each in plan(checked, TopicNames(prefix="")))
+    described = dict.fromkeys(each.name for each in plan(checked, TopicNames(prefix="")))
     by_operation = {
         "READ": read,
         "WRITE": write,
-        # Who may read or write a topic may describe it.
-        "DESCRIBE": [name for name in seen if name not in read and name not in write],
-        "DESCRIBE_CONFIGS": seen,
+        # READ and WRITE include DESCRIBE.
+        "DESCRIBE": [name for name in described if name not in read and name not in write],
+        "DESCRIBE_CONFIGS": described,
     }
     return [Grant("topic", names.full(name), operation) for operation, each in by_operation.items() for name in each]
 
 
 def missing(wanted: Sequence[Grant], kafka: KafkaSettings) -> list[Grant]:
-    """Return which of `wanted` the user of the settings lacks.
+    """Return which of `wanted` the settings' user lacks.
 
-    Topics and groups that do not exist, and may be seen, lack nothing. CREATE is not looked at. Raises BrokerError
-    where the broker does not answer.
+    Nothing is lacking for topics and groups that may be described but do not exist. CREATE is not checked.
+
+    Raises:
+        BrokerError: the broker does not respond.
     """
     admin = Connection(kafka).admin
     topics = sorted({each.name for each in wanted if each.kind == "topic"})
@@ -112,7 +119,7 @@ def missing(wanted: Sequence[Grant], kafka: KafkaSettings) -> list[Grant]:
 def _allowed(
     kind: str, names: Sequence[str], describe: Callable[[], Mapping[str, Any]]
 ) -> dict[tuple[str, str], set[str] | None]:
-    """Return by kind and name the operations that this user may do; None where it may look, but nothing is there."""
+    """Return the allowed operations by kind and name; None for what may be described but does not exist."""
     if not names:
         return {}
     deadline = time.monotonic() + REQUEST_TIMEOUT_S
@@ -130,16 +137,14 @@ def _allowed(
                     errors.append(error.args[0])
         if not errors:
             return allowed
-        # A new cluster makes its topic of groups when it is first asked about one.
+        # A new cluster creates its topic of groups at the first request.
         if time.monotonic() > deadline:
-            raise BrokerError(
-                f"what this user may do with its {kind}s is not told: {errors[0].name()} {errors[0].str()}"
-            )
+            raise BrokerError(f"cannot read this user's permissions on {kind}s: {errors[0].name()} {errors[0].str()}")
         time.sleep(0.2)
 
 
 def require(role: str, wanted: Sequence[Grant], kafka: KafkaSettings) -> None:
-    """Raise BrokerRefused, naming what is missing, unless the user of the settings has everything `wanted`."""
+    """Raise BrokerRefused, naming what is missing, unless the settings' user has all of `wanted`."""
     lacking = missing(wanted, kafka)
     if lacking:
         user = kafka.sasl_username or "this client"

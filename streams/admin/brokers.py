@@ -1,4 +1,4 @@
-"""Kafka brokers that Tamiyo can start by itself: librdkafka's mock cluster, and a real node from `KAFKA_HOME`."""
+"""Kafka brokers that Tamiyo can start: librdkafka's mock cluster, and a real node from `KAFKA_HOME`."""
 
 import base64
 import contextlib
@@ -20,7 +20,7 @@ from confluent_kafka.admin import AdminClient
 
 from tamiyo.schemas.errors import BrokerError, ConfigurationError
 
-EMBEDDED_CLUSTER = "mockCluster"  # how librdkafka's mock cluster names itself in its metadata
+EMBEDDED_CLUSTER = "mockCluster"  # cluster id of librdkafka's mock cluster
 
 SERVER_PROPERTIES = """\
 process.roles=broker,controller
@@ -52,7 +52,7 @@ LOG4J = """\
 
 
 def free_ports(count: int) -> list[int]:
-    """Return `count` different TCP ports that nothing listens on at 127.0.0.1."""
+    """Return `count` different unused TCP ports of 127.0.0.1."""
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
         for each in sockets:
@@ -61,18 +61,18 @@ def free_ports(count: int) -> list[int]:
 
 
 def is_embedded(cluster_id: str | None) -> bool:
-    """Return whether a cluster of this id is librdkafka's mock, which cannot create, compact or fence."""
+    """Return whether a cluster id is that of librdkafka's mock, which cannot create, compact or fence."""
     return bool(cluster_id and cluster_id.startswith(EMBEDDED_CLUSTER))
 
 
 class EmbeddedBroker:
-    """librdkafka's mock cluster: one broker on a port of 127.0.0.1, in this process's memory, gone with `stop`.
+    """librdkafka's mock cluster: one broker on a port of 127.0.0.1, in this process's memory.
 
-    Topics appear with 4 partitions when they are first named; each partition keeps its newest 5 MiB.
+    Topics are created with 4 partitions when they are first requested; each partition keeps its newest 5 MiB.
     """
 
     def __init__(self) -> None:
-        # Its host is a producer that never produces; the cluster lives as long as this object is referenced.
+        # The cluster belongs to a producer that never produces, and exists as long as this object is referenced.
         self._host: Producer | None = Producer(
             {"bootstrap.servers": "127.0.0.1:0", "test.mock.num.brokers": 1, "log_level": 0}
         )
@@ -83,7 +83,7 @@ class EmbeddedBroker:
         self.bootstrap_servers = ",".join(f"{broker.host}:{broker.port}" for broker in brokers)
 
     def stop(self) -> None:
-        """Close the listener and forget everything."""
+        """Stop the broker and discard its data."""
         self._host = None
 
     def __enter__(self) -> Self:
@@ -96,9 +96,9 @@ class EmbeddedBroker:
 
 
 class LocalKafka:
-    """One Apache Kafka node in KRaft mode, started from `home`/libs with Java 17 or later.
+    """One Apache Kafka node in KRaft mode, started from `home`/libs with Java 17 or later. A context manager.
 
-    `start` again after `stop` or `kill` goes on with the same data and port; `close` also removes the data.
+    `start` after `stop` or `kill` continues with the same data and port; `close` also removes the data.
     """
 
     def __init__(
@@ -109,10 +109,17 @@ class LocalKafka:
         listeners: Mapping[str, str] | None = None,
         properties: Mapping[str, str] | None = None,
     ) -> None:
-        """`listeners`: name to security protocol, beside the plain one; `properties`: added to the node's settings."""
+        """Prepare the node's folder.
+
+        Args:
+            home: an unpacked Kafka release.
+            start_timeout_s: seconds that `start` may take.
+            listeners: name to security protocol, besides the plain one.
+            properties: added to the node's settings.
+        """
         self._libs = Path(home) / "libs"
         if not self._libs.is_dir():
-            raise ConfigurationError(f"KAFKA_HOME must hold Kafka's libs/*.jar, but {self._libs} is no folder")
+            raise ConfigurationError(f"KAFKA_HOME must hold Kafka's libs/*.jar, but {self._libs} is not a folder")
         if shutil.which("java") is None:
             raise ConfigurationError("a local Kafka needs Java 17 or later on the PATH, but there is no java")
         self._timeout = start_timeout_s
@@ -122,7 +129,7 @@ class LocalKafka:
         port, controller, *ports = free_ports(2 + len(extra))
         self.bootstrap_servers = f"127.0.0.1:{port}"
         self.servers = {name: f"localhost:{number}" for name, number in zip(extra, ports, strict=True)}
-        """Bootstrap servers of each further listener. By name, as certificates are made out to names."""
+        """Bootstrap servers of each further listener; host names, as in certificates."""
         config = SERVER_PROPERTIES.format(
             port=port,
             controller=controller,
@@ -144,18 +151,18 @@ class LocalKafka:
         return self._process.pid if self._process is not None else None
 
     def _java(self, *arguments: str) -> list[str]:
-        # A small heap and the quick compiler: a test's broker lives for seconds.
+        # A small heap and the quick compiler: a test's broker runs for seconds.
         options = ["-Xmx512m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"]
         logs = f"-Dlog4j2.configurationFile={self._folder / 'log4j2.xml'}"
         return ["java", *options, logs, "-cp", f"{self._libs}/*", *arguments]
 
     def start(self) -> Self:
-        """Start the node and wait until it answers; raises BrokerError with the end of its log if it does not."""
+        """Start the node and wait for it; raises BrokerError with the end of its log where it does not start."""
         with self._log.open("ab") as log:
             if not (self._folder / "data" / "meta.properties").exists():
                 tool = self._java("kafka.tools.StorageTool", "format", "-t", _cluster_id(), "-c", str(self._config))
                 if subprocess.run(tool, stdout=log, stderr=log, check=False).returncode:  # noqa: S603
-                    raise BrokerError(f"Kafka's storage could not be formatted: {self._last_words()}")
+                    raise BrokerError(f"Kafka's storage could not be formatted: {self._log_end()}")
             self._process = subprocess.Popen(  # noqa: S603
                 self._java("kafka.Kafka", str(self._config)), stdout=log, stderr=log, start_new_session=True
             )
@@ -163,18 +170,18 @@ class LocalKafka:
         admin = AdminClient({"bootstrap.servers": self.bootstrap_servers, "log_level": 0})
         while time.monotonic() < deadline:
             if self._process.poll() is not None:
-                raise BrokerError(f"Kafka ended with {self._process.returncode}: {self._last_words()}")
+                raise BrokerError(f"Kafka exited with {self._process.returncode}: {self._log_end()}")
             with contextlib.suppress(KafkaException):
                 if admin.list_topics(timeout=1).brokers:
                     return self
         self.kill()
-        raise BrokerError(f"Kafka did not answer within {self._timeout:.0f} s: {self._last_words()}")
+        raise BrokerError(f"Kafka did not start within {self._timeout:.0f} s: {self._log_end()}")
 
-    def _last_words(self) -> str:
+    def _log_end(self) -> str:
         return self._log.read_text(errors="replace")[-2000:]
 
     def stop(self, timeout_s: float = 20.0) -> None:
-        """End the node with SIGTERM, then SIGKILL; its data stays."""
+        """Stop the node with SIGTERM, then SIGKILL; its data stays."""
         if self._process is None:
             return
         self._process.send_signal(signal.SIGTERM)
@@ -186,24 +193,24 @@ class LocalKafka:
         self._process = None
 
     def kill(self) -> None:
-        """End the node with SIGKILL, as a power cut would."""
+        """Stop the node with SIGKILL, as a power cut would."""
         if self._process is not None:
             self._process.kill()
             self._process.wait()
             self._process = None
 
     def pause(self) -> None:
-        """Freeze the node: it keeps its connections and answers nothing."""
+        """Freeze the node: it keeps its connections and does not respond."""
         if self._process is not None:
             self._process.send_signal(signal.SIGSTOP)
 
     def resume(self) -> None:
-        """Let a frozen node go on."""
+        """Continue a frozen node."""
         if self._process is not None:
             self._process.send_signal(signal.SIGCONT)
 
     def close(self) -> None:
-        """End the node and remove its data."""
+        """Stop the node and remove its data."""
         self.stop()
         shutil.rmtree(self._folder, ignore_errors=True)
 
@@ -217,7 +224,7 @@ class LocalKafka:
 
 
 def _cluster_id() -> str:
-    # Unpadded URL-safe base64 of 16 bytes; the A keeps it from beginning with a dash, which reads as a flag.
+    # Unpadded URL-safe base64 of 16 bytes; the A prevents a leading dash, which would be read as a flag.
     return "A" + base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")[1:]
 
 
@@ -228,7 +235,7 @@ def kafka_home() -> Path | None:
 
 
 def required_kafka_home() -> Path:
-    """Return the unpacked Kafka that `KAFKA_HOME` names. Raises ConfigurationError where it names none."""
+    """Return the unpacked Kafka that `KAFKA_HOME` names; raises ConfigurationError where it is not set."""
     home = kafka_home()
     if home is None:
         raise ConfigurationError("KAFKA_HOME must name an unpacked Kafka release")

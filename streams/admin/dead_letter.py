@@ -1,4 +1,4 @@
-"""One dead letter, and the letters of one partition with what became of them."""
+"""A dead letter, and the dead letters of one partition with their redrive state."""
 
 import json
 import re
@@ -16,19 +16,19 @@ from tamiyo.streams.admin.topic_tail import to_json_values
 from tamiyo.streams.headers import POISON_HEADER, REASON_HEADER, SOURCE_HEADER, STAGE_HEADER
 
 NOTE_HEADER = "tamiyo-redrive"
-"""On a note of a redrive: `claim` or `receipt`. Its value is JSON."""
-SHOWN_BYTES = 160  # of a letter, on a terminal
+"""Marks a redrive's note among the dead letters: `claim` or `receipt`. The note's value is JSON."""
+SHOWN_BYTES = 160  # of a value, on a terminal
 VARIABLE = re.compile(r"'[^']*'|\"[^\"]*\"|\b\d[\w.+-]*\b")
 
 
 @dataclass(frozen=True, slots=True)
 class DeadLetter:
-    """One message that a stage could not use, as it came."""
+    """One message that a stage rejected, with its original bytes."""
 
     topic: Topic
-    """Where it came from."""
+    """Topic it was rejected from."""
     partition: int
-    """Of the dead letters; also of the topic it came from."""
+    """Partition of the dead-letter topic, and of the topic it was rejected from."""
     offset: int
     timestamp_ms: int
     key: bytes | None
@@ -37,22 +37,22 @@ class DeadLetter:
 
     @property
     def place(self) -> str:
-        """Return topic:partition:offset among the dead letters: its name."""
+        """Return its name: topic:partition:offset on the dead-letter topic."""
         return f"{self.topic.dead_letters}:{self.partition}:{self.offset}"
 
     @property
     def reason(self) -> str:
-        """Return why it was set aside."""
+        """Return why it was rejected."""
         return self.headers.get(REASON_HEADER, "no reason is given")
 
     @property
     def kind(self) -> str:
-        """Return the reason without what differs from letter to letter: numbers and what is quoted."""
+        """Return the reason without numbers and quotations, so that equal failures have equal kinds."""
         head, colon, _ = self.reason.partition(":")
         return head if colon and head.isidentifier() else VARIABLE.sub("…", self.reason)[:100]
 
     def described(self) -> dict[str, Any]:
-        """Return it as JSON values: bytes in hex, the record where they are one."""
+        """Return it as JSON values: bytes in hex, and the record if the value decodes."""
         found: dict[str, Any] = {
             "topic": self.topic.name,
             "partition": self.partition,
@@ -72,58 +72,58 @@ class DeadLetter:
         return found
 
     def text(self) -> str:
-        """Return it in words, made fit for a terminal."""
-        facts = self.described()
+        """Return a description that is safe to print on a terminal."""
+        described = self.described()
         value = "no bytes" if self.value is None else f"{len(self.value)} bytes  {_escaped(self.value)}"
-        lines = [
-            f"{self.place}  {facts['time']}  set aside by {facts['stage']}, from {facts['source']}",
-            f"  reason  {facts['reason']}",
-            f"  key     {facts['key']}",
+        rows = [
+            f"{self.place}  {described['time']}  rejected by {described['stage']}, from {described['source']}",
+            f"  reason  {described['reason']}",
+            f"  key     {described['key']}",
             f"  value   {value}",
         ]
-        if "record" in facts:
-            lines.append(f"  record  {json.dumps(facts['record'])[:2_000]}")
-        return "\n".join(map(printable, lines))
+        if "record" in described:
+            rows.append(f"  record  {json.dumps(described['record'])[:2_000]}")
+        return "\n".join(map(printable, rows))
 
 
 @dataclass(frozen=True, slots=True)
 class RedriveClaim:
-    """Who is about to send letters back, and where the topic ended before."""
+    """A note that a session is about to republish dead letters."""
 
     session: str
     offset: int
-    """Of the claim itself."""
+    """Offset of the claim itself."""
     timestamp_ms: int
     end: int
-    """Of the partition that the letters go back to: none of them lies before it by this claim."""
+    """End of the source partition at that time: nothing republished under this claim lies before it."""
 
 
 @dataclass(slots=True)
 class DeadLetterPartition:
-    """The dead letters of one partition of one topic."""
+    """One partition of a dead-letter topic, as far as it was read."""
 
     topic: Topic
     partition: int
-    letters: list[DeadLetter] = field(default_factory=list)
+    dead_letters: list[DeadLetter] = field(default_factory=list)
     claims: dict[int, list[RedriveClaim]] = field(default_factory=dict)
-    """By a letter's offset, in the order of the log."""
+    """By a dead letter's offset, in log order."""
     redriven: set[int] = field(default_factory=set)
-    """Offsets of the letters that have gone back."""
+    """Offsets of the dead letters that were republished."""
     next: int = 0
-    """Where reading goes on."""
+    """Next offset to read."""
 
     @property
     def waiting(self) -> list[DeadLetter]:
-        """Return the letters that have not gone back."""
-        return [letter for letter in self.letters if letter.offset not in self.redriven]
+        """Return the dead letters that were not republished."""
+        return [each for each in self.dead_letters if each.offset not in self.redriven]
 
-    def take(self, message: Message) -> None:
-        """Take one message of the partition."""
+    def add(self, message: Message) -> None:
+        """Add the next message of the partition: a dead letter or a redrive's note."""
         headers = {name: (value or b"").decode("utf-8", "replace") for name, value in message.headers() or []}
         self.next = message.offset() + 1
         note = headers.get(NOTE_HEADER)
         if note is None:
-            self.letters.append(
+            self.dead_letters.append(
                 DeadLetter(
                     self.topic,
                     self.partition,
@@ -136,16 +136,18 @@ class DeadLetterPartition:
             )
             return
         try:
-            facts = json.loads(message.value() or b"")
-            offsets = [int(offset) for offset in facts["letters"]]
+            fields = json.loads(message.value() or b"")
+            offsets = [int(offset) for offset in fields["letters"]]
             if note == "receipt":
                 self.redriven.update(offsets)
             else:
-                claim = RedriveClaim(str(facts["session"]), message.offset(), message.timestamp()[1], int(facts["end"]))
+                claim = RedriveClaim(
+                    str(fields["session"]), message.offset(), message.timestamp()[1], int(fields["end"])
+                )
                 for offset in offsets:
                     self.claims.setdefault(offset, []).append(claim)
         except (ValueError, KeyError, TypeError):
-            return  # whoever wrote that, it was not us
+            return  # not written by a redrive
 
 
 def _escaped(value: bytes) -> str:

@@ -1,4 +1,4 @@
-"""`tamiyo doctor`: whether an installation is as it should be, and what to do where it is not."""
+"""Checks an installation and advises how to correct it, for `tamiyo doctor`."""
 
 import platform
 from collections.abc import Iterator
@@ -6,14 +6,13 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Literal
 
-import fsspec
-
 from tamiyo.schemas.avro_schema import FOLDER
 from tamiyo.schemas.codec import parsed_schema
 from tamiyo.schemas.display import without_secrets
-from tamiyo.schemas.errors import BrokerError, RegistryError, TamiyoError
+from tamiyo.schemas.errors import BrokerError, ConfigurationError, RegistryError, TamiyoError
 from tamiyo.schemas.kafka import KafkaSettings, TopicNames
 from tamiyo.schemas.registry import Registry, RegistrySettings
+from tamiyo.schemas.stores import open_store
 from tamiyo.schemas.topics import CATALOGUE
 from tamiyo.streams.admin import schema_registry as schemas
 from tamiyo.streams.admin.topics import Topics
@@ -24,7 +23,7 @@ PACKAGES = ("esper-tamiyo", "faust-streaming", "aiokafka", "confluent-kafka", "f
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing looked at."""
+    """The result of one check."""
 
     what: str
     state: Literal["ok", "warning", "problem"]
@@ -35,7 +34,7 @@ class Finding:
 def examine(
     kafka: KafkaSettings, names: TopicNames, store: StoreSettings, registry: RegistrySettings
 ) -> Iterator[Finding]:
-    """Look at versions, schemas, the store, the registry, the broker and its topics, in this order."""
+    """Check versions, schemas, the store, the registry, the broker and its topics, in this order."""
     yield Finding("python", "ok", platform.python_version())
     for package in PACKAGES:
         yield _package(package)
@@ -49,7 +48,7 @@ def _package(package: str) -> Finding:
     try:
         return Finding(package, "ok", version(package))
     except PackageNotFoundError:
-        return Finding(package, "problem", "not installed", "pip install 'esper-tamiyo[pipeline]'")
+        return Finding(package, "problem", "not installed", "install esper-tamiyo with its extra 'pipeline'")
 
 
 def _schemas() -> Finding:
@@ -64,66 +63,66 @@ def _schemas() -> Finding:
 def _store(store: StoreSettings) -> Finding:
     url = without_secrets(store.url)
     try:
-        filesystem, path = fsspec.core.url_to_fs(store.url)
+        filesystem, path = open_store(store.url)
         probe = f"{path.rstrip('/')}/.doctor"
         filesystem.makedirs(path, exist_ok=True)
         filesystem.pipe_file(probe, b"ok")
         filesystem.rm_file(probe)
-    except (OSError, ValueError, ImportError) as error:
-        advice = "set TAMIYO_STORE_URL to a place that every process can write"
-        told = str(error).replace(store.url, url)
-        return Finding("store", "problem", f"{url}: {told}", advice)
+    except ConfigurationError as error:
+        return Finding("store", "problem", str(error), "TAMIYO_STORE_URL names the store")
+    except (OSError, ValueError) as error:
+        advice = "set TAMIYO_STORE_URL to a store that every process can write"
+        reason = str(error).replace(store.url, url)  # without credentials
+        return Finding("store", "problem", f"{url}: {reason}", advice)
     return Finding("store", "ok", f"{url} is writable")
 
 
 def _registry(settings: RegistrySettings, names: TopicNames) -> Iterator[Finding]:
     if settings.url is None:
-        yield Finding("registry", "ok", "none is set: records are written in Avro's single-object encoding")
+        yield Finding("registry", "ok", "not configured: records use Avro's single-object encoding")
         return
     try:
         problems = list(schemas.problems(Registry(settings), names))
     except TamiyoError as error:
-        advice = (
-            "set TAMIYO_REGISTRY_URL to where it speaks Confluent's API" if isinstance(error, RegistryError) else ""
-        )
+        advice = "set TAMIYO_REGISTRY_URL to the registry's Confluent API" if isinstance(error, RegistryError) else ""
         yield Finding("registry", "problem", str(error), advice)
         return
     for problem in problems:
-        yield Finding("registry", "problem", problem, "`tamiyo schemas register` registers what is compatible")
+        yield Finding("registry", "problem", problem, "`tamiyo schemas register` registers compatible schemas")
     if settings.password is not None and settings.url.startswith("http:"):
-        yield Finding("registry", "warning", "the password is sent in the clear", "use an https:// URL")
+        yield Finding("registry", "warning", "the password is sent unencrypted", "use an https:// URL")
     if not problems:
-        yield Finding("registry", "ok", f"{len(CATALOGUE)} subjects at {settings.url}, as the catalogue says")
+        yield Finding("registry", "ok", f"{len(CATALOGUE)} subjects at {settings.url} match the catalogue")
 
 
 def _broker(topics: Topics, kafka: KafkaSettings) -> Iterator[Finding]:
     try:
         reason = topics.reachable()
     except BrokerError as error:
-        yield Finding("broker", "problem", str(error), "mend the settings that it names")
+        yield Finding("broker", "problem", str(error), "correct the settings that it names")
         return
     if reason is not None:
         advice = (
             "set TAMIYO_KAFKA_BOOTSTRAP_SERVERS (and TAMIYO_KAFKA_SECURITY_PROTOCOL, _SASL_*, _SSL_*), "
             "or start one: `tamiyo broker`"
         )
-        yield Finding("broker", "problem", f"{kafka.bootstrap_servers} does not answer: {reason}", advice)
+        yield Finding("broker", "problem", f"no connection to {kafka.bootstrap_servers}: {reason}", advice)
         return
     if kafka.security_protocol == "SASL_PLAINTEXT":
-        advice = "TAMIYO_KAFKA_SECURITY_PROTOCOL=SASL_SSL, where the broker has such a listener"
-        yield Finding("encryption", "warning", "a user logs in, but nothing is encrypted", advice)
+        advice = "set TAMIYO_KAFKA_SECURITY_PROTOCOL=SASL_SSL if the broker has such a listener"
+        yield Finding("encryption", "warning", "the password is sent unencrypted", advice)
     embedded = topics.embedded()
     if embedded:
         detail = f"{kafka.bootstrap_servers} is the embedded broker: in memory, 5 MiB a partition"
-        yield Finding("broker", "warning", detail, "for anything but trying out, use a real Kafka")
+        yield Finding("broker", "warning", detail, "use a real Kafka for anything but experiments")
     else:
-        yield Finding("broker", "ok", f"{kafka.bootstrap_servers} answers")
+        yield Finding("broker", "ok", f"connected to {kafka.bootstrap_servers}")
     try:
         problems = topics.check()
     except BrokerError as error:
         yield Finding("topics", "problem", str(error))
         return
     for problem in problems:
-        yield Finding("topics", "problem", problem, "`tamiyo topics create` makes what is missing")
+        yield Finding("topics", "problem", problem, "`tamiyo topics create` creates missing topics")
     if not problems:
-        yield Finding("topics", "ok", "all there, as the catalogue says")
+        yield Finding("topics", "ok", "all topics match the catalogue")

@@ -1,9 +1,13 @@
-"""Sends dead letters back to where they came from, each once, however often it is asked for.
+"""Republishes dead letters to the topics they were rejected from, each exactly once.
 
-For a batch of letters of one partition: a claim is written to the dead letters, with the offset at which the source
-partition ends; the letters are published there, each naming its place among the dead letters in a header; a receipt is
-written. Whoever comes later skips what has a receipt. Where there is a claim and no receipt, somebody is at it just
-now, or died at it: after `CLAIM_S` the source is read from the claimed offset on, and what is found there was sent.
+For each batch of one partition:
+
+1. A claim is written to the dead-letter topic, with the current end of the source partition.
+2. The dead letters are published to the source topic, each with its place on the dead-letter topic in a header.
+3. A receipt is written to the dead-letter topic.
+
+A later redrive skips what has a receipt. A claim without a receipt belongs to a redrive in progress, or to one that
+crashed. After `CLAIM_S` the source partition is read from the claimed end on; what is found there was republished.
 """
 
 import json
@@ -13,100 +17,101 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from confluent_kafka import KafkaError, Message, Producer
-
+from tamiyo.schemas.client.awaited_producer import AwaitedProducer
 from tamiyo.schemas.errors import BrokerError
-from tamiyo.schemas.kafka import PRODUCER, KafkaSettings
+from tamiyo.schemas.kafka import KafkaSettings
 from tamiyo.streams.admin.dead_letter import NOTE_HEADER, DeadLetter, DeadLetterPartition
 from tamiyo.streams.admin.dead_letters import DeadLetters
 
 REDRIVEN_HEADER = "tamiyo-redriven"
-"""On a message that came back: its place among the dead letters."""
+"""On a republished message: its place on the dead-letter topic."""
 BATCH = 100
-CLAIM_S = 60.0  # a claim without a receipt holds others off for so long
-DELIVERY_S = 20.0  # what was not delivered by then never will be
-NOTE_KEY = NOTE_HEADER.encode()  # so that a foreign tool sees what they are
+CLAIM_S = 60.0  # how long a claim without a receipt blocks other redrives
+DELIVERY_S = 20.0  # a message not delivered by then never will be
+NOTE_KEY = NOTE_HEADER.encode()  # shows other tools what these messages are
 
 
 class Redrive:
-    """One call of `tamiyo dlq redrive`. A context manager, over dead letters that are open."""
+    """One call of `tamiyo dlq redrive`."""
 
     def __init__(
         self,
-        letters: DeadLetters,
+        dead_letters: DeadLetters,
         kafka: KafkaSettings,
         *,
         session: str | None = None,
         clock_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
     ) -> None:
-        self._letters = letters
+        """`dead_letters` must be open, and stays open."""
+        self._dead_letters = dead_letters
         self._session = session or uuid.uuid4().hex
         self._clock_ms = clock_ms
-        self._failed: list[str] = []
-        self._producer = Producer(
-            kafka.librdkafka(log_level=0, **PRODUCER, **{"delivery.timeout.ms": round(1000 * DELIVERY_S)})
-        )
+        self._producer = AwaitedProducer(kafka, timeout_s=DELIVERY_S)
 
-    def __enter__(self) -> "Redrive":
-        return self
+    def send(self, partition: DeadLetterPartition, wanted: Sequence[DeadLetter]) -> Iterator[tuple[str, int]]:
+        """Republish dead letters of a partition.
 
-    def __exit__(self, *_: object) -> None:
-        self._producer.flush(DELIVERY_S)
+        Args:
+            partition: read to its end, or nearly: it is read on.
+            wanted: dead letters of the partition that are waiting.
 
-    def send(self, box: DeadLetterPartition, wanted: Sequence[DeadLetter]) -> Iterator[tuple[str, int]]:
-        """Send the `wanted` letters of a box back; yield what became of some of them, and how many, as it goes.
+        Yields:
+            A result and how many dead letters had it, batch by batch. `sent`: republished; `found`: an earlier redrive
+            republished them but crashed before its receipt; `claimed`: another redrive is in progress; `done`: another
+            redrive republished them meanwhile.
 
-        `sent`; `found`: an earlier call sent them, but died before it could say so; `claimed`: another call is at it
-        just now; `done`: they went back meanwhile.
-
-        Raises BrokerError where a delivery fails. To call again is right then: nothing goes back twice.
+        Raises:
+            BrokerError: a delivery failed. Calling again is safe: nothing is published twice.
         """
         for first in range(0, len(wanted), BATCH):
-            yield from Counter(self._batch(box, list(wanted[first : first + BATCH]))).items()
+            yield from Counter(self._batch(partition, list(wanted[first : first + BATCH]))).items()
 
-    def _batch(self, box: DeadLetterPartition, batch: list[DeadLetter]) -> Iterator[str]:
-        source = self._letters.names.full(box.topic.name)
-        _, end = self._letters.marks(source, box.partition)
-        began = time.monotonic()
-        claim = self._note(box, "claim", batch, session=self._session, end=end)
-        self._letters.read_on(box)
+    def _batch(self, partition: DeadLetterPartition, batch: list[DeadLetter]) -> Iterator[str]:
+        source = self._dead_letters.names.full(partition.topic.name)
+        end = self._dead_letters.end(source, partition.partition)
+        started = time.monotonic()
+        claim = self._note(partition, "claim", batch, session=self._session, end=end)
+        self._dead_letters.read_on(partition)
         fresh: list[DeadLetter] = []
         doubtful: list[tuple[DeadLetter, int]] = []
-        for letter in batch:
-            # Who claimed first in the log has it. The clocks of two machines that redrive agree within seconds.
-            before = [each for each in box.claims.get(letter.offset, ()) if each.offset < claim]
-            if letter.offset in box.redriven:
+        for each in batch:
+            # The first claim in the log wins. Clocks of two machines that redrive agree within seconds.
+            before = [earlier for earlier in partition.claims.get(each.offset, ()) if earlier.offset < claim]
+            if each.offset in partition.redriven:
                 yield "done"
-            elif any(self._clock_ms() - each.timestamp_ms < 1000 * CLAIM_S for each in before):
+            elif any(self._clock_ms() - earlier.timestamp_ms < 1000 * CLAIM_S for earlier in before):
                 yield "claimed"
             elif before:
-                doubtful.append((letter, min(each.end for each in before)))
+                doubtful.append((each, min(earlier.end for earlier in before)))
             else:
-                fresh.append(letter)
-        found = self._sent_before(box, source, doubtful)
-        for letter, _ in doubtful:
-            if letter.place not in found:
-                fresh.append(letter)
-        if time.monotonic() - began > CLAIM_S - 2 * DELIVERY_S:
-            raise BrokerError("the broker is too slow: a claim on letters ran out before they were sent; call again")
-        for letter in sorted(fresh, key=lambda letter: letter.offset):
-            self._produce(source, box.partition, letter.key, letter.value, {REDRIVEN_HEADER: letter.place})
+                fresh.append(each)
+        found = self._republished(partition, source, doubtful)
+        fresh += [each for each, _ in doubtful if each.place not in found]
+        if time.monotonic() - started > CLAIM_S - 2 * DELIVERY_S:
+            raise BrokerError(
+                "the broker is too slow: the claim expired before the dead letters were sent; call again, nothing is "
+                "published twice"
+            )
+        for each in sorted(fresh, key=lambda dead_letter: dead_letter.offset):
+            headers = [(REDRIVEN_HEADER, each.place.encode())]
+            self._producer.produce(source, each.value, each.key, partition=partition.partition, headers=headers)
         self._flush()
-        settled = [*fresh, *(letter for letter, _ in doubtful if letter.place in found)]
+        settled = [*fresh, *(each for each, _ in doubtful if each.place in found)]
         if settled:
-            self._note(box, "receipt", settled)
-            box.redriven.update(letter.offset for letter in settled)
+            self._note(partition, "receipt", settled)
+            partition.redriven.update(each.offset for each in settled)
         yield from ["sent"] * len(fresh) + ["found"] * (len(settled) - len(fresh))
 
-    def _sent_before(
-        self, box: DeadLetterPartition, source: str, doubtful: Sequence[tuple[DeadLetter, int]]
+    def _republished(
+        self, partition: DeadLetterPartition, source: str, doubtful: Sequence[tuple[DeadLetter, int]]
     ) -> set[str]:
-        """Return the places of those letters that lie on the source already."""
+        """Return the places of the dead letters that are on the source topic already."""
         if not doubtful:
             return set()
-        places = {letter.place for letter, _ in doubtful}
+        places = {each.place for each, _ in doubtful}
         found: set[str] = set()
-        for message in self._letters.messages(source, box.partition, min(end for _, end in doubtful)):
+        first = min(end for _, end in doubtful)
+        for message in self._dead_letters.messages(source, partition.partition, first):
             for name, value in message.headers() or []:
                 if name == REDRIVEN_HEADER and value is not None:
                     found.add(value.decode("utf-8", "replace"))
@@ -114,38 +119,24 @@ class Redrive:
                 break
         return places & found
 
-    def _note(self, box: DeadLetterPartition, kind: str, batch: Sequence[DeadLetter], **facts: Any) -> int:
-        """Write a note to the dead letters; return its offset once it is there."""
+    def _note(self, partition: DeadLetterPartition, kind: str, batch: Sequence[DeadLetter], **fields: Any) -> int:
+        """Write a note to the dead-letter topic; return its offset once it is delivered."""
         offsets: list[int] = []
-        value = json.dumps({"letters": [letter.offset for letter in batch], **facts}).encode()
-        full = self._letters.names.full(box.topic.dead_letters)
-        self._produce(full, box.partition, NOTE_KEY, value, {NOTE_HEADER: kind}, offsets.append)
+        self._producer.produce(
+            self._dead_letters.names.full(partition.topic.dead_letters),
+            json.dumps({"letters": [each.offset for each in batch], **fields}).encode(),
+            NOTE_KEY,
+            partition=partition.partition,
+            headers=[(NOTE_HEADER, kind.encode())],
+            on_delivery=lambda message: offsets.append(message.offset()),
+        )
         self._flush()
         return offsets[0]
 
-    def _produce(
-        self,
-        topic: str,
-        partition: int,
-        key: bytes | None,
-        value: bytes | None,
-        headers: dict[str, str],
-        at: Callable[[int], Any] = lambda _: None,
-    ) -> None:
-        def delivered(error: KafkaError | None, message: Message) -> None:
-            if error is not None:
-                self._failed.append(f"{topic}/{partition}: {error.str()}")
-            else:
-                at(message.offset())
-
-        self._producer.produce(
-            topic, value, key, partition, headers=[(n, v.encode()) for n, v in headers.items()], on_delivery=delivered
-        )
-
     def _flush(self) -> None:
-        left = self._producer.flush(DELIVERY_S + 5)
-        if left or self._failed:
+        try:
+            self._producer.flush()
+        except BrokerError as error:
             raise BrokerError(
-                f"not everything was delivered ({self._failed[0] if self._failed else f'{left} messages left'}); "
-                "call again: nothing goes back twice"
-            )
+                f"not everything was delivered: {error}; call again, nothing is published twice"
+            ) from error

@@ -1,4 +1,4 @@
-"""The catalogue's schemas in the installation's registry: registered, checked, and waited for at a start."""
+"""Registers and checks the catalogue's schemas in a registry, and connects a process to it."""
 
 from collections.abc import Iterator
 
@@ -18,9 +18,10 @@ RETRY_S = 2.0
 
 
 def connect(names: TopicNames, settings: RegistrySettings | None = None) -> Subjects | None:
-    """Let the process read and write with the settings' registry, the environment's by default; None where it has none.
+    """Make this process use a registry for encoding and decoding; None where the settings have no URL.
 
-    Nothing is asked yet. Raises ConfigurationError where a certificate cannot be used.
+    Sends no request yet. `settings` are the environment's by default. Raises ConfigurationError where a certificate
+    cannot be used.
     """
     settings = settings or RegistrySettings()
     subjects = Subjects(Registry(settings), names) if settings.url is not None else None
@@ -29,28 +30,29 @@ def connect(names: TopicNames, settings: RegistrySettings | None = None) -> Subj
 
 
 def prepare(names: TopicNames, settings: RegistrySettings | None = None) -> None:
-    """`connect`, and have the ids of the whole catalogue, so that a registry that goes away later is not missed.
+    """Connect, and fetch the ids of the whole catalogue, so that a later outage of the registry does no harm.
 
-    Raises RegistryError where the registry stays away for `startup_timeout_s`, refuses, or lacks a schema.
+    Raises:
+        RegistryError: the registry does not respond for `startup_timeout_s`, refuses, or lacks a schema.
     """
     settings = settings or RegistrySettings()
     subjects = connect(names, settings)
     if subjects is None:
         return
 
-    def tell(attempt: RetryCallState) -> None:
+    def report(attempt: RetryCallState) -> None:
         reason = str(attempt.outcome.exception()) if attempt.outcome else ""
         left = round(settings.startup_timeout_s - (attempt.seconds_since_start or 0.0))
-        log.warning("the schema registry does not answer yet", reason=reason, giving_up_in_s=left)
+        log.warning("no response from the schema registry yet", reason=reason, giving_up_in_s=left)
 
-    patient = Retrying(
+    retrying = Retrying(
         retry=retry_if_exception(_temporary),
         wait=wait_fixed(min(RETRY_S, settings.startup_timeout_s)),
         stop=stop_after_delay(settings.startup_timeout_s),
-        before_sleep=tell,
+        before_sleep=report,
         reraise=True,
     )
-    patient(subjects.prepare)
+    retrying(subjects.prepare)
 
 
 def _temporary(error: BaseException) -> bool:
@@ -58,14 +60,15 @@ def _temporary(error: BaseException) -> bool:
 
 
 def register(registry: Registry, names: TopicNames) -> Iterator[tuple[str, int]]:
-    """Register every schema of the catalogue under BACKWARD_TRANSITIVE; yield each subject with its schema's id.
+    """Register every schema of the catalogue under BACKWARD_TRANSITIVE; yield each subject and its schema's id.
 
-    Raises RegistryError, naming the subject, for a schema that could not read what an earlier one wrote, so that a
-    deployment stops before a stage writes what others cannot read.
+    Raises:
+        RegistryError: a schema cannot read what an earlier version wrote; the message names the subject. A deployment
+            stops here before a stage writes what others cannot read.
     """
     for topic in CATALOGUE:
         name = subject(topic.record, names)
-        # Some registries know no rules for a subject that is not there; where it is, they must hold for this version.
+        # Some registries accept no level for a missing subject; an existing one needs it before the new version.
         if registry.version_numbers(name):
             registry.set_compatibility(name, COMPATIBILITY)
             schema_id = registry.register(name, schema_text(topic.record))
@@ -76,9 +79,9 @@ def register(registry: Registry, names: TopicNames) -> Iterator[tuple[str, int]]
 
 
 def problems(registry: Registry, names: TopicNames) -> Iterator[str]:
-    """Yield what is wrong with the catalogue's subjects, a sentence each; nothing is changed.
+    """Yield the problems of the catalogue's subjects, a sentence each, without changing anything.
 
-    Raises RegistryError where the registry does not answer.
+    Raises RegistryError where the registry does not respond.
     """
     for topic in CATALOGUE:
         name, text = subject(topic.record, names), schema_text(topic.record)

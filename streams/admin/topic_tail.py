@@ -1,30 +1,27 @@
-"""`tamiyo tail`: the records of a topic, decoded, a line each."""
+"""Reads and decodes the records of one topic, for `tamiyo tail`."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from confluent_kafka import OFFSET_BEGINNING, OFFSET_END, Consumer, KafkaException, Message, TopicPartition
+from confluent_kafka import Message
 
+from tamiyo.schemas.client.partition_reader import PartitionReader
 from tamiyo.schemas.codec import decode
-from tamiyo.schemas.connection import of_the_group
 from tamiyo.schemas.display import printable
 from tamiyo.schemas.errors import BrokerError, ConfigurationError, SchemaError
 from tamiyo.schemas.kafka import KafkaSettings, TopicNames
 from tamiyo.schemas.record import Record, Tensor
 from tamiyo.schemas.topics import BY_NAME
-from tamiyo.streams.admin.broker_wait import wait_for_broker
 
-POLL_S = 0.2
-METADATA_TIMEOUT_S = 10.0
-SHORT = 40  # characters of a text that still fits a row
+SHORT = 40  # characters of a text that fits a row
 
 
 @dataclass(frozen=True, slots=True)
 class TopicLine:
-    """One message: where it is, and what it says."""
+    """One message of a topic, decoded."""
 
     topic: str
     partition: int
@@ -34,12 +31,12 @@ class TopicLine:
     value: dict[str, Any]
 
     def json(self) -> str:
-        """Return the line as one JSON object."""
+        """Return it as one JSON object."""
         place = {"topic": self.topic, "partition": self.partition, "offset": self.offset}
         return json.dumps({**place, "timestamp_ms": self.timestamp_ms, "headers": self.headers, "value": self.value})
 
     def row(self) -> str:
-        """Return the line as columns for people: place, time, run, and the fields that are one short value."""
+        """Return it as columns: partition, offset, time, run, and the fields with one short value."""
         fields = "  ".join(
             f"{name}={value:.4g}" if isinstance(value, float) else f"{name}={printable(str(value))}"
             for name, value in self.value.items()
@@ -49,6 +46,17 @@ class TopicLine:
         time = datetime.fromtimestamp(self.timestamp_ms / 1_000, UTC).strftime("%H:%M:%S.%f")[:-3]
         run_id = printable(str(self.value.get("run_id", "-")))
         return f"{self.partition:>3} {self.offset:>8}  {time}  {run_id:<16}  {fields}"
+
+
+def catalogue_name(topic: str, names: TopicNames) -> str:
+    """Return the name of a topic, or of its `.dlq` or `.late` topic, without prefix.
+
+    Raises ConfigurationError for a name that is not in the catalogue.
+    """
+    bare = names.bare(topic)
+    if bare.removesuffix(".dlq").removesuffix(".late") not in BY_NAME:
+        raise ConfigurationError(f"no topic {topic!r} in the catalogue; `tamiyo topics list` names them")
+    return bare
 
 
 def follow(
@@ -62,35 +70,35 @@ def follow(
     run_id: str | None = None,
     stopped: Callable[[], bool] = lambda: False,
 ) -> Iterator[TopicLine]:
-    """Yield the messages of `topic` (a catalogue name, or its `.dlq` or `.late`).
+    """Yield the messages of a topic.
 
-    Unless `forever`, it ends when every partition was read to where it ended at the start.
+    Args:
+        topic: a catalogue name, or its `.dlq` or `.late`, with or without prefix.
+        kafka: the broker.
+        names: the installation's topic names.
+        beginning: start at the beginning; otherwise at the current end.
+        forever: wait for more messages; otherwise stop at the current end.
+        limit: stop after this many messages.
+        run_id: only messages of this run.
+        stopped: ends it once it returns True.
 
     Raises:
         ConfigurationError: the catalogue has no such topic.
-        BrokerError: the broker does not answer, or has no such topic.
+        BrokerError: the broker does not respond, or has no such topic.
     """
-    bare = names.bare(topic)
-    if bare.removesuffix(".dlq").removesuffix(".late") not in BY_NAME:
-        raise ConfigurationError(f"no topic {topic!r} in the catalogue; `tamiyo topics list` names them")
+    bare = catalogue_name(topic, names)
     full = names.full(bare)
-    wait_for_broker(kafka)
-    consumer = Consumer(kafka.librdkafka(log_level=0, **{"group.id": "tamiyo-tail", "enable.auto.commit": False}))
-    try:
-        partitions = _partitions(consumer, full, kafka)
-        start = OFFSET_BEGINNING if beginning else OFFSET_END
-        consumer.assign([TopicPartition(full, partition, start) for partition in partitions])
-        marks = {p: consumer.get_watermark_offsets(TopicPartition(full, p)) for p in partitions}
-        left = {p for p, (low, high) in marks.items() if beginning and high > low}
+    with PartitionReader(kafka) as reader:
+        ranges = reader.ranges(full)
+        if not ranges:
+            raise BrokerError(f"the broker has no topic {full}; `tamiyo topics create` creates it")
+        if forever:
+            starts = {(full, each.partition): each.start if beginning else each.end for each in ranges}
+            messages = _endless(reader, starts, stopped)
+        else:
+            messages = reader.read(ranges if beginning else [], stopped=stopped)
         shown = 0
-        while (forever or left) and not stopped():
-            message = consumer.poll(POLL_S)
-            if message is None or (message.error() is not None and of_the_group(message.error())):
-                continue
-            if message.error():
-                raise BrokerError(f"reading {full}: {message.error().str()}")
-            if message.offset() + 1 >= marks[message.partition()][1]:
-                left.discard(message.partition())
+        for message in messages:
             line = read(message, bare)
             if run_id is not None and line.value.get("run_id") != run_id:
                 continue
@@ -98,12 +106,18 @@ def follow(
             shown += 1
             if limit is not None and shown >= limit:
                 return
-    finally:
-        consumer.close()
+
+
+def _endless(
+    reader: PartitionReader, starts: Mapping[tuple[str, int], int], stopped: Callable[[], bool]
+) -> Iterator[Message]:
+    reader.assign(starts)
+    while not stopped():
+        yield from reader.poll()
 
 
 def read(message: Message, bare: str) -> TopicLine:
-    """Decode one message; bytes that are not the topic's record are shown as they are, with the reason."""
+    """Decode one message; bytes that are not the topic's record become hex, with the reason."""
     headers = {name: (value or b"").decode(errors="replace") for name, value in message.headers() or []}
     topic = BY_NAME[bare.removesuffix(".dlq").removesuffix(".late")]
     try:
@@ -130,13 +144,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     return value
-
-
-def _partitions(consumer: Consumer, topic: str, kafka: KafkaSettings) -> list[int]:
-    try:
-        metadata = consumer.list_topics(topic, timeout=METADATA_TIMEOUT_S).topics[topic]
-    except KafkaException as error:
-        raise BrokerError(f"{kafka.bootstrap_servers} did not answer: {error.args[0].str()}") from error
-    if metadata.error is not None or not metadata.partitions:
-        raise BrokerError(f"the broker has no topic {topic}; `tamiyo topics create` makes it")
-    return sorted(metadata.partitions)

@@ -1,6 +1,6 @@
-"""Topics on a broker: create them as the catalogue says, list them, check them.
+"""Creates, lists and checks the catalogue's topics on a broker.
 
-The embedded broker cannot create topics; there they are touched, which makes them with 4 partitions.
+The embedded broker creates topics on demand, with 4 partitions; there they are touched.
 """
 
 import time
@@ -11,33 +11,36 @@ from typing import Any
 from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka.admin import ConfigResource, NewTopic, ResourceType
 
-from tamiyo.schemas.connection import Connection
+from tamiyo.schemas.client.connection import Connection
 from tamiyo.schemas.errors import BrokerError
-from tamiyo.schemas.kafka import KafkaSettings, TopicNames
+from tamiyo.schemas.kafka import MAX_MESSAGE_BYTES, KafkaSettings, TopicNames
 from tamiyo.schemas.topics import CATALOGUE, Topic
 from tamiyo.streams.admin.brokers import is_embedded
 
 DAY_MS = 86_400_000
-DEAD_RETENTION_MS = 30 * DAY_MS  # long enough for an operator to come back from holiday
+DEAD_RETENTION_MS = 30 * DAY_MS  # longer than an operator's holiday
+MAX_BATCH_BYTES = MAX_MESSAGE_BYTES + 1024 * 1024
+"""Largest batch that a topic must accept: the largest message and what librdkafka may add to its batch."""
 REQUEST_TIMEOUT_S = 20.0
 
 
 @dataclass(frozen=True, slots=True)
 class TopicState:
-    """One topic as a broker has it; `partitions` is 0 where it does not exist."""
+    """The configuration of a topic on a broker; `partitions` is 0 where it does not exist."""
 
     name: str
-    """On the broker, with the installation's prefix."""
+    """With the installation's prefix."""
     partitions: int
     expected_cleanup: str
     cleanup: str | None = None
-    """As the broker has it; None where it does not tell."""
+    """The actual policy; None where the broker does not report it."""
     retention_ms: int | None = None
+    max_batch_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class TopicPlan:
-    """One topic as it should be."""
+    """The required configuration of a topic."""
 
     name: str
     cleanup: str
@@ -45,12 +48,12 @@ class TopicPlan:
 
 
 def dead_letter_names(topic: Topic) -> tuple[str, str]:
-    """Return where `topic`'s unusable and late messages go."""
+    """Return the topics for rejected and for late messages of `topic`."""
     return topic.dead_letters, topic.late
 
 
 def plan(topics: Iterable[Topic], names: TopicNames) -> list[TopicPlan]:
-    """Return every topic that `topics` need: themselves, and where the rejects of those that a stage reads go."""
+    """Return `topics`, and the topics for their rejected and late messages."""
     wanted: list[TopicPlan] = []
     for topic in topics:
         wanted.append(TopicPlan(names.full(topic.name), topic.cleanup, topic.retention_ms))
@@ -61,7 +64,7 @@ def plan(topics: Iterable[Topic], names: TopicNames) -> list[TopicPlan]:
 class Topics:
     """The catalogue's topics on one broker.
 
-    Every method raises BrokerError when the broker does not answer or refuses.
+    Every method raises BrokerError where the broker does not respond or refuses.
     """
 
     def __init__(self, kafka: KafkaSettings, names: TopicNames, topics: Sequence[Topic] = CATALOGUE) -> None:
@@ -71,29 +74,34 @@ class Topics:
         self._plan = plan(topics, names)
 
     def reachable(self, timeout_s: float = 5.0) -> str | None:
-        """Return why the broker does not answer, or None if it does.
+        """Return why there is no connection, or None if there is one.
 
-        Raises BrokerRefused where it will never answer with these credentials or certificates.
+        Raises BrokerRefused where credentials, certificates or permissions are wrong.
         """
-        trouble = self._connection.probe(timeout_s)
-        if trouble is not None and trouble.final:
-            raise trouble.error(self._bootstrap)
-        return trouble.reason if trouble is not None else None
+        failure = self._connection.probe(timeout_s)
+        if failure is not None and failure.final:
+            raise failure.error(self._bootstrap)
+        return failure.reason if failure is not None else None
 
     def embedded(self) -> bool:
         """Return whether the broker is the embedded one."""
         return is_embedded(self._metadata().cluster_id)
 
     def missing(self) -> list[str]:
-        """Return the topics that should exist and do not."""
+        """Return the planned topics that do not exist."""
         present = self._metadata().topics
         return [each.name for each in self._plan if each.name not in present]
 
     def create(self, *, partitions: int = 4, replication: int = 1, retention_ms: int | None = None) -> list[str]:
-        """Create what is missing, all with `partitions`, since a run keeps its number across topics.
+        """Create the missing topics; the embedded broker's are touched instead.
 
-        `retention_ms` is for all of them instead of the catalogue's; -1 keeps records of any age.
-        On the embedded broker topics are touched instead. Returns the names that were made.
+        Args:
+            partitions: of every topic: a run has the same partition number on all of them.
+            replication: replicas of every partition.
+            retention_ms: replaces the catalogue's for all topics; -1 keeps records without limit.
+
+        Returns:
+            The names of the created topics.
         """
         if self.embedded():
             return self.touch()
@@ -106,6 +114,7 @@ class Topics:
                 config={
                     "cleanup.policy": each.cleanup,
                     "retention.ms": str(each.retention_ms if retention_ms is None else retention_ms),
+                    "max.message.bytes": str(MAX_BATCH_BYTES),
                 },
             )
             for each in self._plan
@@ -113,17 +122,17 @@ class Topics:
         ]
         if not wanted:
             return []
-        made: list[str] = []
+        created: list[str] = []
         for name, future in self._admin.create_topics(wanted, request_timeout=REQUEST_TIMEOUT_S).items():
             try:
                 future.result()
-                made.append(name)
+                created.append(name)
             except KafkaException as error:
-                # Somebody else was faster: that is what was wanted.
+                # Created by another process meanwhile.
                 if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
                     raise BrokerError(f"topic {name} could not be created: {error.args[0].str()}") from error
         self._wait_until_visible({each.topic for each in wanted})
-        return made
+        return created
 
     def present(self) -> list[str]:
         """Return the planned topics that exist."""
@@ -131,7 +140,7 @@ class Topics:
         return [each.name for each in self._plan if each.name in present]
 
     def delete(self) -> list[str]:
-        """Delete every planned topic that exists, with all it holds; return those."""
+        """Delete every planned topic that exists, with its records; return their names."""
         names = self.present()
         for name, future in (
             self._admin.delete_topics(names, request_timeout=REQUEST_TIMEOUT_S) if names else {}
@@ -144,14 +153,14 @@ class Topics:
         return names
 
     def touch(self) -> list[str]:
-        """Name every missing topic to the broker, which makes it if it makes topics on demand; return those."""
+        """Request every missing topic by name, which creates it on the embedded broker; return the names."""
         absent = self.missing()
         for name in absent:
             self._metadata(name)
         return absent
 
     def states(self) -> list[TopicState]:
-        """Return every planned topic as the broker has it."""
+        """Return the actual configuration of every planned topic."""
         present = self._metadata().topics
         config = self._config([each.name for each in self._plan if each.name in present])
         return [
@@ -161,12 +170,13 @@ class Topics:
                 each.cleanup,
                 config.get(each.name, {}).get("cleanup.policy"),
                 _integer(config.get(each.name, {}).get("retention.ms")),
+                _integer(config.get(each.name, {}).get("max.message.bytes")),
             )
             for each in self._plan
         ]
 
     def check(self) -> list[str]:
-        """Return what is wrong, a sentence each: missing topics, partition counts that differ, cleanup policies."""
+        """Return the problems, a sentence each: missing topics, differing partition counts, cleanup, sizes."""
         states = self.states()
         problems = [f"topic {each.name} does not exist" for each in states if not each.partitions]
         counts: dict[int, list[str]] = {}
@@ -187,23 +197,29 @@ class Topics:
             for each in states
             if each.cleanup is not None and each.expected_cleanup not in each.cleanup
         ]
+        problems += [
+            f"topic {each.name} has max.message.bytes={each.max_batch_bytes}, but {MAX_BATCH_BYTES} is needed for the "
+            "largest messages"
+            for each in states
+            if each.max_batch_bytes is not None and each.max_batch_bytes < MAX_BATCH_BYTES
+        ]
         return problems
 
     def _metadata(self, topic: str | None = None) -> "_Metadata":
         try:
-            # Without a name: all topics, and none is made.
+            # Without a name: all topics, and none is created.
             found = self._admin.list_topics(topic, timeout=10) if topic else self._admin.list_topics(timeout=10)
         except KafkaException as error:
-            trouble = self._connection.probe(5.0)
+            failure = self._connection.probe(5.0)
             raise (
-                trouble.error(self._bootstrap)
-                if trouble is not None
-                else BrokerError(f"{self._bootstrap} did not answer: {error.args[0].str()}")
+                failure.error(self._bootstrap)
+                if failure is not None
+                else BrokerError(f"no response from {self._bootstrap}: {error.args[0].str()}")
             ) from error
         return _Metadata(found.cluster_id, found.topics)
 
     def _config(self, names: Sequence[str]) -> dict[str, dict[str, str]]:
-        # The mock cluster does not know DescribeConfigs.
+        # The mock cluster does not support DescribeConfigs.
         if not names or self.embedded():
             return {}
         resources = [ConfigResource(ResourceType.TOPIC, name) for name in names]

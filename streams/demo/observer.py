@@ -1,4 +1,4 @@
-"""Reads every topic of an installation as it grows, and keeps what a report needs."""
+"""Follows every topic of an installation and keeps what a report needs."""
 
 import threading
 from collections import Counter
@@ -6,10 +6,9 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self
 
-from confluent_kafka import OFFSET_BEGINNING, Consumer, TopicPartition
-
 from tamiyo.schemas import topics
 from tamiyo.schemas.adaptation import AdaptationDecision, AdaptationOutcome
+from tamiyo.schemas.client.partition_reader import PartitionReader
 from tamiyo.schemas.codec import decode
 from tamiyo.schemas.errors import SchemaError
 from tamiyo.schemas.kafka import KafkaSettings, TopicNames
@@ -18,13 +17,12 @@ from tamiyo.schemas.record import Record
 from tamiyo.schemas.telemetry import ModelPerformance
 
 POLL_S = 0.2
-PARTITIONS_TIMEOUT_S = 20.0
 
 
 class Observer:
     """Counts records by topic and run, and keeps the newest decision, outcome and reward under each id.
 
-    A record under an id that came before counts once: stages may repeat themselves, what they say may not differ.
+    Records under one id count once: a restarted stage may publish an output again, with the same content.
     """
 
     def __init__(
@@ -48,16 +46,7 @@ class Observer:
         self._names = names
         self._on_record = on_record
         self._stop = threading.Event()
-        self._consumer = Consumer(
-            kafka.librdkafka(
-                **{
-                    "group.id": "tamiyo-observer",
-                    "enable.auto.commit": False,
-                    "auto.offset.reset": "earliest",
-                    "topic.metadata.refresh.interval.ms": 1_000,
-                }
-            )
-        )
+        self._reader = PartitionReader(kafka, options={"topic.metadata.refresh.interval.ms": 1_000})
         self._thread = threading.Thread(target=self._run, name="observer", daemon=True)
 
     def __enter__(self) -> Self:
@@ -69,36 +58,31 @@ class Observer:
     ) -> None:
         self._stop.set()
         self._thread.join()
-        self._consumer.close()
+        self._reader.close()
 
     def _run(self) -> None:
-        self._assign()
+        names = {
+            self._names.full(name)
+            for topic in topics.CATALOGUE
+            for name in (topic.name, topic.dead_letters, topic.late)
+        }
+        found = self._reader.topics()
+        self._reader.assign({(name, number): 0 for name in names & found.keys() for number in found[name]})
         while not self._stop.is_set():
-            message = self._consumer.poll(POLL_S)
-            if message is None or message.error():
-                continue
-            name = self._names.bare(message.topic())
-            if name.endswith(".dlq"):
-                self.dead_letters += 1
-            elif name.endswith(".late"):
-                self.late += 1
-            else:
-                self._take(topics.BY_NAME[name], message.value())
-
-    def _assign(self) -> None:
-        assignment = []
-        for topic in topics.CATALOGUE:
-            watched = (topic.name, topic.dead_letters, topic.late)
-            for name in map(self._names.full, watched):
-                metadata = self._consumer.list_topics(name, timeout=PARTITIONS_TIMEOUT_S).topics[name]
-                assignment += [TopicPartition(name, partition, OFFSET_BEGINNING) for partition in metadata.partitions]
-        self._consumer.assign(assignment)
+            for message in self._reader.poll(timeout_s=POLL_S):
+                name = self._names.bare(message.topic() or "")
+                if name.endswith(".dlq"):
+                    self.dead_letters += 1
+                elif name.endswith(".late"):
+                    self.late += 1
+                else:
+                    self._take(topics.BY_NAME[name], message.value())
 
     def _take(self, topic: topics.Topic, value: bytes | None) -> None:
         try:
             record: Any = decode(value, topic.record)
         except SchemaError:
-            return  # the stage that reads this topic dead-letters it, and that is counted
+            return  # the stage that reads this topic rejects it, and its dead letter is counted
         self.records[topic.name] += 1
         if topic is topics.SIGNALS:
             self.layer_signals += len(record.layer_id)

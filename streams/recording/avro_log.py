@@ -1,7 +1,7 @@
 """One partition as a file: an Avro object container, which every Avro library reads.
 
-A file that is being written is called `.part`; what a process that was killed left of one is good up to its last
-whole block, and writing goes on from there.
+A file is named `.part` while it is written. After a crash it is valid up to its last complete block, and writing
+continues from there.
 """
 
 import contextlib
@@ -42,21 +42,21 @@ SCHEMA: Any = fastavro.parse_schema(
         ],
     }
 )
-CODEC = "deflate"  # the one compression that the Avro specification asks of every reader
+CODEC = "deflate"  # the only compression that the Avro specification requires of every reader
 BLOCK_BYTES = 256 * 1024
 
 
 def partial(path: Path) -> Path:
-    """Return what `path` is called while it is being written."""
+    """Return the name of `path` while it is written."""
     return path.with_name(f"{path.name}.part")
 
 
 def read(path: Path, topic: str, partition: int) -> Iterator[Message]:
-    """Yield the messages of a file, in order of offset; raises RecordingError where its bytes are damaged."""
+    """Yield the messages of a file in order of offset; raises RecordingError where its bytes are damaged."""
     newest = -1
     for message in _messages(path, topic, partition):
         if message.offset <= newest:
-            raise RecordingError(f"{path}: offset {message.offset} comes after {newest}: the file was tampered with")
+            raise RecordingError(f"{path}: offset {message.offset} follows {newest}: the file was changed")
         newest = message.offset
         yield message
 
@@ -72,8 +72,8 @@ def _messages(path: Path, topic: str, partition: int) -> Iterator[Message]:
     except RecordingError:
         raise
     except FileNotFoundError:
-        raise RecordingError(f"{path} is missing: the recording is not whole") from None
-    except Exception as error:  # fastavro and zlib raise whatever their C code meets
+        raise RecordingError(f"{path} is missing: the recording is incomplete") from None
+    except Exception as error:  # fastavro and zlib raise many kinds
         after = "at its beginning" if newest is None else f"after offset {newest}"
         raise RecordingError(f"{path} is damaged {after}: {type(error).__name__}: {error}") from error
 
@@ -96,15 +96,15 @@ def digest(path: Path) -> str:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except FileNotFoundError:
-        raise RecordingError(f"{path} is missing: the recording is not whole") from None
+        raise RecordingError(f"{path} is missing: the recording is incomplete") from None
     except OSError as error:
         raise RecordingError(f"{path} cannot be read: {error}") from error
 
 
 class LogWriter:
-    """Appends messages to the file of one partition; goes on after what is there already.
+    """Appends messages to the file of one partition, after those that are there already.
 
-    Methods raise OSError where the disk is full or gone.
+    Methods raise OSError where the disk is full or missing.
     """
 
     def __init__(self, path: Path, topic: str, partition: int) -> None:
@@ -117,7 +117,7 @@ class LogWriter:
         if path.exists():
             path.replace(partial(path))
         self._recover(topic, partition)
-        # Appending is what tells fastavro to go on after the header that is there.
+        # In append mode fastavro continues after the existing header.
         self._file: Any = partial(path).open("a+b")
         metadata = {"tamiyo.topic": topic, "tamiyo.partition": str(partition)}
         self._writer: Any = Writer(self._file, SCHEMA, codec=CODEC, sync_interval=BLOCK_BYTES, metadata=metadata)
@@ -133,10 +133,10 @@ class LogWriter:
                 "headers": [{"name": name, "value": value} for name, value in message.headers],
             }
         )
-        self._note(message)
+        self._count(message)
 
     def finish(self) -> None:
-        """Write out what is buffered and give the file its name."""
+        """Flush, sync and rename the file."""
         self._writer.flush()
         self._file.flush()
         os.fsync(self._file.fileno())
@@ -144,11 +144,11 @@ class LogWriter:
         partial(self.path).replace(self.path)
 
     def abandon(self) -> None:
-        """Close the file as it is; it stays `.part`, good up to its last whole block."""
-        with contextlib.suppress(OSError):  # of a full disk: the buffer is tried once more
+        """Close the file as `.part`, valid up to its last complete block."""
+        with contextlib.suppress(OSError):  # a full disk: closing writes the buffer once more
             self._file.close()
 
-    def _note(self, message: Message) -> None:
+    def _count(self, message: Message) -> None:
         self.messages += 1
         self.next_offset = message.offset + 1
         ms = message.timestamp_ms
@@ -156,18 +156,18 @@ class LogWriter:
         self.last_ms = ms if self.last_ms is None else max(self.last_ms, ms)
 
     def _recover(self, topic: str, partition: int) -> None:
-        """Count what a file holds already, and cut off the block that was being written."""
+        """Count the messages of an existing file, and truncate an incomplete last block."""
         path = partial(self.path)
         if not path.exists():
             return
-        whole = 0
-        with contextlib.suppress(Exception), path.open("rb") as file:  # whatever is met, the rest is not a block
+        complete = 0
+        with contextlib.suppress(Exception), path.open("rb") as file:  # on any error, the rest is not a block
             for block in fastavro.block_reader(file, SCHEMA):
                 messages = [_message(each, topic, partition) for each in block]
                 for message in messages:
-                    self._note(message)
-                whole = block.offset + block.size
-        if whole:
-            os.truncate(path, whole)
+                    self._count(message)
+                complete = block.offset + block.size
+        if complete:
+            os.truncate(path, complete)
         else:
             path.unlink()

@@ -1,4 +1,4 @@
-"""`tamiyo record`: topics into a folder of files, whole or resumable, never silently short."""
+"""Records topics into a folder of files; an interrupted recording can be continued, and is never silently short."""
 
 import fcntl
 import time
@@ -9,23 +9,25 @@ from importlib.metadata import version
 from pathlib import Path
 
 from tamiyo.models.checkpoint_store import CheckpointStore
+from tamiyo.schemas.client.partition_reader import OffsetRange
 from tamiyo.schemas.codec import decode
 from tamiyo.schemas.errors import ConfigurationError, PolicyError, RecordingError, SchemaError
+from tamiyo.schemas.files import PARTIAL_SUFFIX
 from tamiyo.schemas.kafka import KafkaSettings, TopicNames
 from tamiyo.schemas.topics import BY_NAME, DECISIONS
-from tamiyo.streams.recording import avro_log as log_files
+from tamiyo.streams.recording import avro_log
 from tamiyo.streams.recording.avro_log import LogWriter
 from tamiyo.streams.recording.recording import CHECKPOINTS_FOLDER, MANIFEST, Manifest, Part, Recording
-from tamiyo.streams.recording.topic_reader import OffsetRange, Selection, TopicReader
+from tamiyo.streams.recording.topic_reader import Selection, TopicReader
 
-LOOK_AGAIN_S = 0.5
+FOLLOW_INTERVAL_S = 0.5
 LOCK = ".lock"
 
 
 class Recorder:
     """Records a selection of an installation's topics into `folder`.
 
-    A folder that holds an unfinished recording of the same selection is gone on with.
+    An unfinished recording of the same selection in the folder is continued.
     """
 
     def __init__(
@@ -40,9 +42,17 @@ class Recorder:
         on_plan: Callable[[int], None] = lambda _: None,
         on_progress: Callable[[int], None] = lambda _: None,
     ) -> None:
-        """With `follow` it goes on until stopped. `checkpoint_url`: where the policies that decided are copied from.
+        """Prepare a recording.
 
-        `on_plan` is told how many offsets are to be read in all, `on_progress` how many more have been.
+        Args:
+            folder: created if it does not exist.
+            kafka: the broker to read from.
+            names: the installation's topic names.
+            selection: what to record.
+            follow: continue with new messages until stopped.
+            checkpoint_url: store that the policies which made decisions are copied from; None: copy none.
+            on_plan: called with the number of offsets to read.
+            on_progress: called with the number of offsets read since the last call.
         """
         self._folder = folder
         self._kafka = kafka
@@ -55,17 +65,17 @@ class Recorder:
         self._writers: dict[tuple[str, int], LogWriter] = {}
 
     def run(self, stopped: Callable[[], bool] = lambda: False) -> Manifest:
-        """Record until everything is there, or until `stopped`; return what is recorded.
+        """Record until everything is read, or until `stopped`; return what is recorded.
 
         Raises:
-            RecordingError: the folder holds something else, or cannot be written; what is there can be gone on with.
+            RecordingError: the folder holds something else, or cannot be written; what is recorded can be continued.
             ConfigurationError: it holds an unfinished recording of another selection.
-            BrokerError: the broker does not answer or lacks a topic.
+            BrokerError: the broker does not respond or lacks a topic.
         """
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             with self._locked():
-                manifest = self._begin()
+                manifest = self._unfinished()
                 reader = TopicReader(self._kafka, self._names)
                 try:
                     return self._record(reader, manifest, stopped)
@@ -76,15 +86,17 @@ class Recorder:
         except OSError as error:
             raise RecordingError(
                 f"{self._folder} cannot be written: {error.strerror or error}; what is recorded so far is kept, and "
-                "the same command goes on with it"
+                "the same command continues it"
             ) from error
 
-    def _begin(self) -> Manifest | None:
-        """Return the manifest of the unfinished recording that is here, None where the folder is empty."""
+    def _unfinished(self) -> Manifest | None:
+        """Return the manifest of the unfinished recording in the folder, None where the folder is empty."""
         if not (self._folder / MANIFEST).exists():
-            strange = [path.name for path in self._folder.iterdir() if path.name not in (LOCK, f"{MANIFEST}.part")]
-            if strange:
-                raise RecordingError(f"{self._folder} is neither empty nor a recording: it holds {strange[0]}")
+            foreign = [
+                path.name for path in self._folder.iterdir() if path.name != LOCK and path.suffix != PARTIAL_SUFFIX
+            ]
+            if foreign:
+                raise RecordingError(f"{self._folder} is neither empty nor a recording: it holds {foreign[0]}")
             return None
         manifest = Manifest.read(self._folder)
         if manifest.complete:
@@ -92,44 +104,44 @@ class Recorder:
         if manifest.selection != self._selection or manifest.prefix != self._names.prefix:
             raise ConfigurationError(
                 f"{self._folder} holds an unfinished recording of another selection or prefix; give the same options "
-                "to go on with it, or choose another folder"
+                "to continue it, or choose another folder"
             )
         return manifest
 
     def _record(self, reader: TopicReader, manifest: Manifest | None, stopped: Callable[[], bool]) -> Manifest:
         if manifest is None:
-            stretches = reader.resolve(self._selection)
+            ranges = reader.resolve(self._selection)
             manifest = Manifest(
                 tamiyo=version("esper-tamiyo"),
                 recorded_at=datetime.now(UTC).isoformat(timespec="seconds"),
                 prefix=self._names.prefix,
                 partitions=reader.partitions([BY_NAME[name] for name in self._selection.topics]),
                 selection=self._selection,
-                parts=[Part(**_values(each)) for each in stretches],
+                parts=[Part.of(each) for each in ranges],
             )
-            manifest.write(self._folder)  # the plan: a recording that is cut off is finished as it was begun
-        whole = self._take(reader, manifest, stopped)
+            manifest.write(self._folder)  # an interrupted recording is continued to the same ends
+        complete = self._read(reader, manifest, stopped)
         while self._follow:
-            # Asked once more after the stop: what had happened by then is all there.
+            # Ends are read once more after the stop, so that everything published before it is recorded.
             last = stopped()
             self._extend(manifest, reader.resolve(self._selection))
-            whole = self._take(reader, manifest, (lambda: False) if last else stopped)
+            complete = self._read(reader, manifest, (lambda: False) if last else stopped)
             if last:
                 break
-            time.sleep(LOOK_AGAIN_S)
-        return self._finish(manifest, complete=whole)
+            time.sleep(FOLLOW_INTERVAL_S)
+        return self._finish(manifest, complete=complete)
 
-    def _extend(self, manifest: Manifest, stretches: Sequence[OffsetRange]) -> None:
+    def _extend(self, manifest: Manifest, ranges: Sequence[OffsetRange]) -> None:
         known = {(part.topic, part.partition): part for part in manifest.parts}
-        for each in stretches:
+        for each in ranges:
             part = known.get((each.topic, each.partition))
             if part is None:
-                manifest.parts.append(Part(**_values(each)))
+                manifest.parts.append(Part.of(each))
             else:
                 part.end = max(part.end, each.end)
 
-    def _take(self, reader: TopicReader, manifest: Manifest, stopped: Callable[[], bool]) -> bool:
-        """Record what is planned and not yet there; return whether it is all there now."""
+    def _read(self, reader: TopicReader, manifest: Manifest, stopped: Callable[[], bool]) -> bool:
+        """Record what the manifest plans and the files lack; return whether it is complete now."""
         left = []
         for part in manifest.parts:
             place = (part.topic, part.partition)
@@ -139,26 +151,26 @@ class Recorder:
             if start < part.end:
                 left.append(OffsetRange(*place, start, part.end))
         self._on_plan(sum(each.end - each.start for each in left))
-        at = {(each.topic, each.partition): each.start for each in left}
+        positions = {(each.topic, each.partition): each.start for each in left}
         for message in reader.messages(left, runs=self._selection.runs, stopped=stopped):
             place = (message.topic, message.partition)
             self._writers[place].write(message)
-            # In offsets, so that what a choice of runs leaves out counts as read.
-            self._on_progress(message.offset + 1 - at[place])
-            at[place] = message.offset + 1
+            # Counted in offsets, so that messages of runs that are not selected count as read.
+            self._on_progress(message.offset + 1 - positions[place])
+            positions[place] = message.offset + 1
         if stopped():
             return False
-        self._on_progress(sum(each.end - at[each.topic, each.partition] for each in left))
+        self._on_progress(sum(each.end - positions[each.topic, each.partition] for each in left))
         return True
 
     def _finish(self, manifest: Manifest, *, complete: bool) -> Manifest:
-        """Give the files their names, copy the policies, and write what it all is."""
+        """Rename the files, copy the policies and complete the manifest."""
         for part in manifest.parts:
             writer = self._writers.pop((part.topic, part.partition))
             writer.finish()
             part.messages, part.first_ms, part.last_ms = writer.messages, writer.first_ms, writer.last_ms
             part.size_bytes = writer.path.stat().st_size
-            part.sha256 = log_files.digest(writer.path)
+            part.sha256 = avro_log.digest(writer.path)
         manifest.write(self._folder)
         if complete and self._checkpoint_url is not None:
             self._copy_policies(manifest, self._checkpoint_url)
@@ -167,18 +179,18 @@ class Recorder:
         return manifest
 
     def _copy_policies(self, manifest: Manifest, url: str) -> None:
-        here = CheckpointStore(f"file://{(self._folder / CHECKPOINTS_FOLDER).resolve()}")
-        there = CheckpointStore(url)
+        target = CheckpointStore(f"file://{(self._folder / CHECKPOINTS_FOLDER).resolve()}")
+        source = CheckpointStore(url)
         versions = set()
         for message in Recording(self._folder).messages(DECISIONS):
             try:
                 versions.add(decode(message.value, DECISIONS.record).policy_version)  # type: ignore[attr-defined]
             except SchemaError:
-                continue  # a replay has nothing to repeat there
+                continue  # no decision to repeat in a replay
         missing = []
-        for number in sorted(versions - set(here.versions())):
+        for number in sorted(versions - set(target.versions())):
             try:
-                here.write(number, there.read(there.file_name(number)))
+                target.write(number, source.read(source.file_name(number)))
             except PolicyError:
                 missing.append(number)
         manifest.policy_versions = sorted(versions - set(missing))
@@ -192,7 +204,3 @@ class Recorder:
             except BlockingIOError:
                 raise RecordingError(f"another process is recording into {self._folder}") from None
             yield
-
-
-def _values(stretch: OffsetRange) -> dict[str, str | int]:
-    return {"topic": stretch.topic, "partition": stretch.partition, "start": stretch.start, "end": stretch.end}

@@ -1,4 +1,4 @@
-"""A recording: a folder with a file for each partition of each topic, the policies that decided, and what it is."""
+"""A recording: a folder with one file for each partition, the policies that made its decisions, and a manifest."""
 
 import heapq
 import json
@@ -8,27 +8,29 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from tamiyo.schemas.client.partition_reader import OffsetRange
 from tamiyo.schemas.codec import decode
 from tamiyo.schemas.errors import RecordingError, SchemaError
+from tamiyo.schemas.files import write_atomically
 from tamiyo.schemas.topics import BY_NAME, Topic
 from tamiyo.streams.messages import Message
-from tamiyo.streams.recording import avro_log as log_files
+from tamiyo.streams.recording import avro_log
 from tamiyo.streams.recording.topic_reader import Selection
 
 MANIFEST = "manifest.json"
 CHECKPOINTS_FOLDER = "checkpoints"
-PROBED = 20  # messages of a topic that are decoded before a replay begins: not all of them may be unreadable
+PROBED = 20  # messages of a topic that are decoded before a replay starts; one of them must be readable
 
 
 class Part(BaseModel):
-    """One file: what it should hold, and what it holds."""
+    """One file: the planned range and the actual content."""
 
     model_config = ConfigDict(extra="forbid")
 
     topic: str
     partition: int = Field(ge=0, le=1_000_000)
-    start: int = Field(ge=0, description="First offset asked for")
-    end: int = Field(ge=0, description="Offset after the last one asked for")
+    start: int = Field(ge=0, description="First offset to record")
+    end: int = Field(ge=0, description="Offset after the last one to record")
     messages: int = Field(0, ge=0)
     first_ms: int | None = Field(None, description="Lowest Kafka time inside, ms since the epoch")
     last_ms: int | None = Field(None, description="Highest Kafka time inside, ms since the epoch")
@@ -39,8 +41,13 @@ class Part(BaseModel):
     @classmethod
     def _known(cls, topic: str) -> str:
         if topic not in BY_NAME:  # it becomes part of a file's name
-            raise ValueError(f"there is no topic {topic!r} in the catalogue")
+            raise ValueError(f"no topic {topic!r} in the catalogue")
         return topic
+
+    @classmethod
+    def of(cls, planned: OffsetRange) -> "Part":
+        """Return the part that is to hold a range."""
+        return cls(topic=planned.topic, partition=planned.partition, start=planned.start, end=planned.end)
 
     @property
     def file(self) -> str:
@@ -49,42 +56,38 @@ class Part(BaseModel):
 
 
 class Manifest(BaseModel):
-    """What a recording is, kept beside its files as JSON."""
+    """A recording's metadata, kept next to its files as JSON."""
 
     model_config = ConfigDict(extra="forbid")
 
     format: Literal[1] = 1
-    complete: bool = Field(False, description="Whether everything that was asked for is there")
-    tamiyo: str = Field(description="Version that recorded")
-    recorded_at: str = Field(description="When it began, ISO 8601, UTC")
-    prefix: str = Field(pattern=r"^[A-Za-z0-9._-]{0,100}$", description="Of the topics recorded")
+    complete: bool = Field(False, description="Whether everything planned is recorded")
+    tamiyo: str = Field(description="Version that made the recording")
+    recorded_at: str = Field(description="Start of the recording, ISO 8601, UTC")
+    prefix: str = Field(pattern=r"^[A-Za-z0-9._-]{0,100}$", description="Prefix of the recorded topics")
     partitions: int = Field(ge=1, le=1_000_000)
     selection: Selection
-    policy_versions: list[int] = Field(
-        [], description="Policies named by the decisions whose files lie in checkpoints/"
-    )
-    policy_versions_missing: list[int] = Field([], description="Named, but not in the store any more")
+    policy_versions: list[int] = Field([], description="Policies that made decisions, with their files in checkpoints/")
+    policy_versions_missing: list[int] = Field([], description="Of such policies, those no longer in the store")
     parts: list[Part] = []
 
     def write(self, folder: Path) -> None:
-        """Write it into `folder`, whole or not at all."""
-        temporary = folder / f"{MANIFEST}.part"
-        temporary.write_text(json.dumps(self.model_dump(mode="json"), indent=1) + "\n")
-        temporary.replace(folder / MANIFEST)
+        """Write the manifest into `folder`."""
+        write_atomically(folder / MANIFEST, json.dumps(self.model_dump(mode="json"), indent=1) + "\n")
 
     @classmethod
     def read(cls, folder: Path) -> "Manifest":
-        """Read it; raises RecordingError where there is none or it is not one of this format."""
+        """Read the manifest of `folder`; raises RecordingError where there is none, or not one of this format."""
         path = folder / MANIFEST
         if not path.is_file():
-            raise RecordingError(f"{folder} is no recording: it has no {MANIFEST}")
+            raise RecordingError(f"{folder} is not a recording: it has no {MANIFEST}")
         try:
             values: Any = json.loads(path.read_bytes())
         except ValueError as error:
             raise RecordingError(f"{path} is damaged: {error}") from error
         version = values.get("format") if isinstance(values, dict) else None
         if version != 1:
-            raise RecordingError(f"{path} is of format {version!r}, this release reads 1: use the release that made it")
+            raise RecordingError(f"{path} has format {version!r}, this release reads 1: use the release that made it")
         try:
             return cls.model_validate(values)
         except ValidationError as error:
@@ -94,20 +97,20 @@ class Manifest(BaseModel):
 
 
 class Recording:
-    """A finished recording, to read."""
+    """A finished recording, for reading."""
 
     def __init__(self, folder: Path) -> None:
-        """Raises RecordingError where `folder` is none, or one that was cut off before its files had their names."""
+        """Raise RecordingError where `folder` is not a recording, or one that was interrupted before its first end."""
         self.folder = folder
         self.manifest = Manifest.read(folder)
         if any(not part.sha256 for part in self.manifest.parts):
             raise RecordingError(
-                f"{folder} was cut off while it was made; run the same `tamiyo record` again to end it"
+                f"{folder} is an interrupted recording; run the same `tamiyo record` again to finish it"
             )
 
     @property
     def checkpoints(self) -> str | None:
-        """Return the fsspec URL of the recorded policies, None where none was recorded."""
+        """Return the fsspec URL of the recorded policies, None where none is recorded."""
         folder = self.folder / CHECKPOINTS_FOLDER
         return f"file://{folder.resolve()}" if folder.is_dir() else None
 
@@ -121,17 +124,17 @@ class Recording:
         return sum(part.messages for part in self.parts(topics))
 
     def verify(self, topics: Sequence[Topic], progress: Callable[[int], None] = lambda _: None) -> None:
-        """Raise RecordingError unless every file of `topics` is as it was written; tells `progress` each size."""
+        """Raise RecordingError unless every file of `topics` matches its checksum; calls `progress` with each size."""
         for part in self.parts(topics):
             path = self.folder / part.file
-            if log_files.digest(path) != part.sha256:
+            if avro_log.digest(path) != part.sha256:
                 size = path.stat().st_size
                 how = f"{size} bytes instead of {part.size_bytes}" if size != part.size_bytes else "its content"
-                raise RecordingError(f"{path} is not as it was recorded ({how}): record again")
+                raise RecordingError(f"{path} was changed after it was recorded ({how}): record again")
             progress(part.size_bytes)
 
     def probe(self, topics: Sequence[Topic]) -> None:
-        """Raise RecordingError where this release can decode nothing of a topic: it is of another schema."""
+        """Raise RecordingError where this release can decode no message of a topic, which has another schema."""
         for topic in topics:
             reasons = []
             for message, _ in zip(self.messages(topic), range(PROBED), strict=False):
@@ -143,7 +146,7 @@ class Recording:
             else:
                 if reasons:
                     raise RecordingError(
-                        f"nothing of {topic.name} in {self.folder} can be read by this release, it was recorded by "
+                        f"no message of {topic.name} in {self.folder} can be read by this release; it was recorded by "
                         f"{self.manifest.tamiyo}: {reasons[0]}"
                     )
 
@@ -156,8 +159,8 @@ class Recording:
     def timeline(self, topics: Sequence[Topic]) -> Iterator[tuple[int, Message]]:
         """Yield (time, message) of all partitions of `topics`, merged in order of time.
 
-        A partition keeps its order: where a clock ran back, the time is the highest seen. Of messages of one
-        millisecond those come first that no watermark waits for.
+        A partition keeps its order: where a clock ran back, the time is the highest so far. Within a millisecond,
+        messages that no watermark waits for come first.
         """
         ranks = {topic.name: rank for rank, topic in enumerate(sorted(topics, key=_sporadic_first))}
 
@@ -171,7 +174,7 @@ class Recording:
             yield time_ms, message
 
     def _read(self, part: Part) -> Iterator[Message]:
-        return log_files.read(self.folder / part.file, part.topic, part.partition)
+        return avro_log.read(self.folder / part.file, part.topic, part.partition)
 
 
 def _sporadic_first(topic: Topic) -> tuple[bool, str]:

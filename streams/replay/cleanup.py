@@ -1,4 +1,4 @@
-"""What a replay has left on a cluster, found and removed."""
+"""Removes the topics and consumer groups of a replay."""
 
 from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka.admin import AdminClient
@@ -6,30 +6,39 @@ from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_f
 
 from tamiyo.schemas.errors import BrokerError, ConfigurationError
 from tamiyo.schemas.kafka import KafkaSettings, TopicNames
-from tamiyo.streams.admin.broker_wait import wait_for_broker
 from tamiyo.streams.admin.topics import Topics
 from tamiyo.streams.stages.registry import STAGES
 
 LEAVING_S = 30.0
-"""A worker that was killed is its group's member until its session is over, which takes seconds."""
+"""How long to wait for members to leave: a killed worker stays one until its session expires, within seconds."""
 
 
 class _StillMembers(BrokerError):
-    """A group has members."""
+    """A consumer group has members."""
 
 
 def discard(prefix: str, kafka: KafkaSettings, live: TopicNames) -> int:
-    """Remove the topics and groups of a replay; return how many topics there were.
+    """Remove the topics and consumer groups under a replay's prefix.
 
-    Raises ConfigurationError where they are no replay's: only a replay's topics keep everything for ever.
+    Args:
+        prefix: the replay's.
+        kafka: the broker.
+        live: topic names of the installation, which are refused.
+
+    Returns:
+        The number of topics removed.
+
+    Raises:
+        ConfigurationError: they are not a replay's: only a replay's topics keep records without limit.
+        BrokerError: the broker does not respond, or a group keeps its members.
     """
     if not prefix or prefix == live.prefix:
         raise ConfigurationError(f"the prefix {prefix!r} is the installation's own: nothing is removed")
     names = TopicNames(prefix=prefix)
-    topics = Topics(wait_for_broker(kafka), names)
+    topics = Topics(kafka, names)
     kept = [each.name for each in topics.states() if each.partitions and each.retention_ms != -1]
     if kept:
-        raise ConfigurationError(f"topic {kept[0]} was not made by a replay: nothing is removed")
+        raise ConfigurationError(f"topic {kept[0]} was not created by a replay: nothing is removed")
     removed = topics.delete()
     for attempt in Retrying(
         retry=retry_if_exception_type(_StillMembers),
@@ -46,23 +55,24 @@ def _remove_groups(kafka: KafkaSettings, names: TopicNames) -> None:
     groups = groups_under(kafka, names)
     if not groups:
         return
-    admin = AdminClient(kafka.librdkafka(log_level=0))  # kept: a client that is gone leaves its futures open
+    admin = AdminClient(kafka.librdkafka(log_level=0))  # kept: without it, its futures never complete
     for group, future in admin.delete_consumer_groups(groups, request_timeout=20).items():
         try:
             future.result(timeout=30)
         except (KafkaException, TimeoutError) as error:
             problem = error.args[0] if isinstance(error, KafkaException) else None
-            words = f"consumer group {group} could not be removed: {problem.str() if problem else 'no answer in 30 s'}"
-            still = problem is not None and problem.code() == KafkaError.NON_EMPTY_GROUP
-            raise (_StillMembers if still else BrokerError)(words) from error
+            reason = problem.str() if problem else "no response in 30 s"
+            members = problem is not None and problem.code() == KafkaError.NON_EMPTY_GROUP
+            kind = _StillMembers if members else BrokerError
+            raise kind(f"consumer group {group} could not be removed: {reason}") from error
 
 
 def groups_under(kafka: KafkaSettings, names: TopicNames) -> list[str]:
     """Return the stages' consumer groups that exist under a prefix."""
     wanted = {names.full(entry.group) for entry in STAGES.values()}
-    admin = AdminClient(kafka.librdkafka(log_level=0))  # kept: a client that is gone leaves its future open
+    admin = AdminClient(kafka.librdkafka(log_level=0))  # kept: without it, its future never completes
     try:
         listed = admin.list_consumer_groups(request_timeout=20).result(timeout=30)
     except (KafkaException, TimeoutError) as error:
-        raise BrokerError(f"the broker does not list its consumer groups: {error or 'no answer in 30 s'}") from error
+        raise BrokerError(f"cannot list consumer groups: {error or 'no response in 30 s'}") from error
     return sorted(each.group_id for each in listed.valid if each.group_id in wanted)

@@ -1,53 +1,45 @@
-"""The other end of a replay: what its last stage says, and when that is all."""
+"""Follows the last stage of a replay until its outputs have ended."""
 
 from collections.abc import Sequence
-from typing import Any
 
-from confluent_kafka import OFFSET_BEGINNING, Consumer, TopicPartition
-
+from tamiyo.schemas.client.partition_reader import BATCH, PartitionReader, Place
 from tamiyo.schemas.kafka import KafkaSettings, TopicNames
 from tamiyo.schemas.topics import Topic
 from tamiyo.streams.messages import is_end
 
-BATCH = 500
-
 
 class LastStage:
-    """Follows what the last stage publishes: how much, and whether every partition has ended."""
+    """Counts the outputs of the last stage, and the partitions without an end marker. A context manager."""
 
     def __init__(self, kafka: KafkaSettings, names: TopicNames, topics: Sequence[Topic]) -> None:
-        self._names = names
-        self._topics = topics
-        self._open: set[tuple[str, int]] = set()
+        self._topics = [names.full(topic.name) for topic in topics]
+        self._open: set[Place] = set()
+        self._reader = PartitionReader(kafka)
         self.count = 0
-        self._consumer: Any = Consumer(
-            kafka.librdkafka(**{"group.id": "tamiyo-reader", "enable.auto.commit": False, "log_level": 0})
-        )
+        """Outputs read so far, without end markers."""
 
     def __enter__(self) -> "LastStage":
-        for topic in self._topics:
-            full = self._names.full(topic.name)
-            numbers = self._consumer.list_topics(full, timeout=20).topics[full].partitions
-            self._open |= {(full, number) for number in numbers}
-        self._consumer.assign([TopicPartition(*each, OFFSET_BEGINNING) for each in self._open])
+        self._open = {(topic, number) for topic in self._topics for number in self._reader.partitions(topic)}
+        self._reader.assign(dict.fromkeys(self._open, 0))
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._consumer.close()
+        self._reader.close()
 
     @property
     def ended(self) -> bool:
+        """Whether every partition has its end marker."""
         return not self._open
 
     @property
     def partitions_left(self) -> int:
+        """Number of partitions without an end marker."""
         return len(self._open)
 
     def read(self, timeout_s: float) -> None:
-        for message in self._consumer.consume(BATCH, timeout_s):
-            if message.error():
-                continue  # the client tries again by itself
+        """Read what has been published since the last call, for up to `timeout_s`."""
+        for message in self._reader.poll(BATCH, timeout_s):
             if is_end(message.value(), message.headers()):
-                self._open.discard((message.topic(), message.partition()))
+                self._open.discard((message.topic() or "", message.partition() or 0))
             else:
                 self.count += 1

@@ -1,4 +1,4 @@
-"""What a replay runs and what it feeds: the stages between two levels of the flow, and the topics that go in."""
+"""The stages that a replay runs between its source and its target, and the topics they read and write."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,12 +10,12 @@ from tamiyo.streams.stages.base import Stage
 from tamiyo.streams.stages.registry import STAGES
 
 FLOW = ("intake", "windows", "graphs", "decisions")
-NEVER = 10**15  # signals, or seconds: more than any replay has
+NEVER = 10**15  # signals or seconds, more than any replay has
 
-# Wall-clock time means nothing in a replay, and nothing may depend on how fast it goes.
+# Nothing in a replay may depend on wall-clock time or on its speed.
 ENVIRONMENT: Mapping[str, str] = {
     "TAMIYO_WORKER_REPLAY": "true",
-    # What waits for the end of a stretch waits for its commit.
+    # IntakeOrder waits for commits.
     "TAMIYO_WORKER_COMMIT_INTERVAL_S": "0.1",
     "TAMIYO_INTAKE_BUFFER_SIGNALS": str(NEVER),
     "TAMIYO_WINDOW_IDLE_TIMEOUT_S": "0",
@@ -32,38 +32,38 @@ class Flow:
     stages: Mapping[str, type[Stage]]
 
     @classmethod
-    def between(cls, level: ReplaySource, target: ReplayTarget) -> "Flow":
-        """Return the stages from `level` to `target`; raises ConfigurationError where there is none between."""
-        first = list(ReplaySource).index(level)
+    def between(cls, source: ReplaySource, target: ReplayTarget) -> "Flow":
+        """Return the stages from `source` to `target`; raises ConfigurationError where there is none."""
+        first = list(ReplaySource).index(source)
         last = list(ReplayTarget).index(target)
         if first > last:
-            raise ConfigurationError(f"nothing lies between {level} and {target}: choose a later --to")
+            raise ConfigurationError(f"no stage lies between {source} and {target}: choose a later --to")
         return cls({name: STAGES[name].load() for name in FLOW[first : last + 1]})
 
     @property
     def outputs(self) -> tuple[Topic, ...]:
-        """Return what the stages publish, in the order of the flow."""
+        """Return the stages' output topics, in the order of the flow."""
         return tuple(topic for stage in self.stages.values() for topic in stage.outputs)
 
     @property
     def inputs(self) -> tuple[Topic, ...]:
-        """Return what is published to the stages in its own time, and ended."""
+        """Return the topics that are replayed message by message, and ended."""
         read = dict.fromkeys(topic for stage in self.stages.values() for topic in stage.inputs)
         return tuple(topic for topic in read if topic not in self.outputs)
 
     @property
     def views(self) -> tuple[Topic, ...]:
-        """Return what stands before anything else is published. Policies and orders are not read from a topic."""
+        """Return the topics that are published first, whole; policies and orders come from the recording's files."""
         watched = dict.fromkeys(topic for stage in self.stages.values() for topic in stage.views)
         return tuple(topic for topic in watched if topic not in (CHECKPOINTS, CONTROL))
 
     @property
     def topics(self) -> tuple[Topic, ...]:
-        """Return every topic that must exist for the stages to run."""
+        """Return every topic that the stages need."""
         views = dict.fromkeys(topic for stage in self.stages.values() for topic in stage.views)
         return (*self.inputs, *views, *self.outputs)
 
     @property
     def last(self) -> type[Stage]:
-        """Return the stage whose end is the replay's."""
+        """Return the stage that ends the replay."""
         return list(self.stages.values())[-1]

@@ -1,10 +1,10 @@
-"""Between which levels of the flow a replay computes."""
+"""Where a replay starts and ends in the flow."""
 
 from enum import StrEnum
 
 
 class ReplaySource(StrEnum):
-    """What is taken from the recording; everything after it is computed anew."""
+    """The topics taken from the recording; everything after them is recomputed."""
 
     TELEMETRY = "telemetry"
     SIGNALS = "signals"
@@ -13,7 +13,7 @@ class ReplaySource(StrEnum):
 
 
 class ReplayTarget(StrEnum):
-    """The last thing that is computed."""
+    """The last topics that are recomputed."""
 
     SIGNALS = "signals"
     WINDOWS = "windows"

@@ -1,85 +1,68 @@
-"""A recording's messages published again: as they were, and when they are due."""
+"""Publishes recorded messages again, unchanged, at the pace of the recording or a multiple of it."""
 
 import time
 from collections.abc import Callable
-from typing import Any
 
-from confluent_kafka import Producer
-
-from tamiyo.schemas.errors import BrokerError
-from tamiyo.schemas.kafka import PRODUCER, KafkaSettings, TopicNames
+from tamiyo.schemas.client.awaited_producer import AwaitedProducer
+from tamiyo.schemas.kafka import KafkaSettings, TopicNames
 from tamiyo.schemas.topics import Topic
 from tamiyo.streams.headers import END_MARKER, END_MARKER_KEY
 from tamiyo.streams.messages import Message
 
 OF_HEADER = "tamiyo-replay-of"
-"""topic:partition:offset of the message that this one repeats."""
+"""topic:partition:offset of the recorded message that this one repeats."""
 DELIVERY_TIMEOUT_S = 60.0
-LOOK_S = 0.1
+POLL_S = 0.1
 
 
 class Pace:
-    """When a message is due."""
+    """Delays messages to a multiple of the recorded speed."""
 
     def __init__(self, speed: float | None) -> None:
+        """`speed`: multiple of the recorded speed; None: no delay."""
         self._speed = speed
-        self._began: tuple[float, int] | None = None
+        self._start: tuple[float, int] | None = None
 
     def wait(self, time_ms: int, meanwhile: Callable[[], None]) -> None:
-        """Return when `time_ms` of the recording has come."""
+        """Return once `time_ms` of the recording is due; calls `meanwhile` until then."""
         if self._speed is None:
             return
-        if self._began is None:
-            self._began = (time.monotonic(), time_ms)
-        due = self._began[0] + (time_ms - self._began[1]) / 1000 / self._speed
+        if self._start is None:
+            self._start = (time.monotonic(), time_ms)
+        due = self._start[0] + (time_ms - self._start[1]) / 1000 / self._speed
         while (left := due - time.monotonic()) > 0:
             meanwhile()
-            time.sleep(min(left, LOOK_S))
+            time.sleep(min(left, POLL_S))
 
 
 class Republisher:
-    """Publishes messages as they were recorded."""
+    """Publishes recorded messages with their bytes, key, partition and time. Methods raise BrokerError."""
 
     def __init__(self, kafka: KafkaSettings, names: TopicNames) -> None:
         self._names = names
-        self._failed: list[str] = []
-        self._producer: Any = Producer(kafka.librdkafka(**PRODUCER, log_level=0))
+        self._producer = AwaitedProducer(kafka, timeout_s=DELIVERY_TIMEOUT_S)
 
     def send(self, message: Message) -> None:
-        headers = [*message.headers, (OF_HEADER, message.place.encode())]
-        self._produce(message.topic, message.partition, message.key, message.value, headers, message.timestamp_ms)
+        """Publish a recorded message."""
+        self._producer.produce(
+            self._names.full(message.topic),
+            message.value,
+            message.key,
+            partition=message.partition,
+            headers=[*message.headers, (OF_HEADER, message.place.encode())],
+            timestamp_ms=message.timestamp_ms,
+        )
 
     def end(self, topic: Topic, partition: int) -> None:
-        self._produce(topic.name, partition, END_MARKER_KEY, None, list(END_MARKER), 0)
+        """Publish the end marker of a partition."""
+        self._producer.produce(
+            self._names.full(topic.name), None, END_MARKER_KEY, partition=partition, headers=END_MARKER
+        )
 
     def poll(self) -> None:
-        self._producer.poll(0)
-        if self._failed:
-            raise BrokerError(f"a message could not be published: {self._failed[0]}")
+        """Raise BrokerError if a delivery has failed."""
+        self._producer.poll()
 
     def flush(self, meanwhile: Callable[[], None]) -> None:
-        """Return once everything is delivered."""
-        deadline = time.monotonic() + DELIVERY_TIMEOUT_S
-        while self._producer.flush(LOOK_S):
-            meanwhile()
-            if time.monotonic() > deadline:
-                raise BrokerError(f"{len(self._producer)} messages were not delivered in {DELIVERY_TIMEOUT_S:.0f} s")
-        self.poll()
-
-    def _produce(
-        self, topic: str, partition: int, key: bytes | None, value: bytes | None, headers: list[Any], time_ms: int
-    ) -> None:
-        while True:
-            try:
-                self._producer.produce(
-                    self._names.full(topic), value, key, partition, on_delivery=self._delivered, timestamp=time_ms,
-                    headers=headers,
-                )  # fmt: skip
-                break
-            except BufferError:  # the broker is slower than the disk
-                self._producer.poll(LOOK_S)
-        self.poll()
-
-    def _delivered(self, error: Any, message: Any) -> None:
-        if error is not None:
-            self._failed.append(f"{message.topic()}: {error.str()}")
+        """Return once everything is delivered; calls `meanwhile` until then."""
+        self._producer.flush(meanwhile)

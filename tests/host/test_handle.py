@@ -331,8 +331,8 @@ def test_over_kafka_a_repeated_decision_is_executed_once(
         decided = decision()
         layer = model.get_submodule("0")
         assert isinstance(layer, KasminaLayer)
-        kafka_log.say(DECISIONS, [decided, decided])
-        kafka_log.say(KERNELS, [compiled(decided, layer.spec)])
+        kafka_log.publish(DECISIONS, [decided, decided])
+        kafka_log.publish(KERNELS, [compiled(decided, layer.spec)])
         for seed in range(5000):
             inputs, labels = data(seed=seed)
             loss = F.cross_entropy(model(inputs), labels)
@@ -345,15 +345,15 @@ def test_over_kafka_a_repeated_decision_is_executed_once(
     stats = handle.stats
     assert (stats.decisions, stats.repeated, stats.executed, stats.dropped_records) == (1, 1, 1, 0)
     assert (stats.connected, stats.errors) == (True, 0)
-    (read,) = kafka_log.hear(OUTCOMES.name)
+    (read,) = kafka_log.read(OUTCOMES.name)
     outcome: AdaptationOutcome = read.record(AdaptationOutcome)
     assert (outcome.decision_id, outcome.status) == (decided.decision_id, OutcomeStatus.EXECUTED)
-    assert len(kafka_log.hear(TOPOLOGY.name)) == 1
-    health = [each.record(LayerHealth) for each in kafka_log.hear(LAYER_HEALTH.name)]
-    assert len(health) == len(kafka_log.hear(KERNEL_PERFORMANCE.name)) == stats.step // 2 + 1
+    assert len(kafka_log.read(TOPOLOGY.name)) == 1
+    health = [each.record(LayerHealth) for each in kafka_log.read(LAYER_HEALTH.name)]
+    assert len(health) == len(kafka_log.read(KERNEL_PERFORMANCE.name)) == stats.step // 2 + 1
     assert [each.final for each in health] == [False] * (len(health) - 1) + [True]
-    assert len({each.partition for each in (read, *kafka_log.hear(TOPOLOGY.name))}) == 1
-    assert kafka_log.hear(DECISIONS.name)[0].record(AdaptationDecision) == decided
+    assert len({each.partition for each in (read, *kafka_log.read(TOPOLOGY.name))}) == 1
+    assert kafka_log.read(DECISIONS.name)[0].record(AdaptationDecision) == decided
 
 
 def test_without_a_broker_training_continues_and_drops_are_counted(names: TopicNames) -> None:

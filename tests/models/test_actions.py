@@ -33,7 +33,7 @@ def test_every_entry_comes_back():
 
 @pytest.mark.parametrize("index", [-1, 16])
 def test_an_index_outside_is_refused(index):
-    with pytest.raises(PolicyError, match="outside the list of 16"):
+    with pytest.raises(PolicyError, match="below 16, the length of the list"):
         to_action(index, LAYERS, KINDS)
 
 

@@ -18,7 +18,7 @@ def test_the_specifications_dangerous_decision_is_refused():
     monitor = SafetyMonitor(protected=["critical_layer"])
     for graph in (None, GRAPH):
         found = reasons(action, 0.99, graph, monitor)
-        assert any("experimental_modification is no known type" in reason for _, reason in found)
+        assert any("experimental_modification is not a type of adaptation" in reason for _, reason in found)
         assert any("critical_layer is protected" in reason for _, reason in found)
         assert {by for by, _ in found} == {"safety_monitor"}
     assert reasons(action, 0.99)  # and without anybody having named the layer

@@ -1,21 +1,22 @@
-"""What a test says to Kafka, and what it hears."""
+"""Publishes records in tests and reads topics whole."""
 
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaException, Producer, TopicPartition
-
+from tamiyo.schemas.client.awaited_producer import AwaitedProducer
+from tamiyo.schemas.client.partition_reader import PartitionReader
 from tamiyo.schemas.codec import decode, encode
-from tamiyo.schemas.kafka import PRODUCER, KafkaSettings, TopicNames
+from tamiyo.schemas.errors import BrokerError
+from tamiyo.schemas.kafka import KafkaSettings, TopicNames
 from tamiyo.schemas.record import Record
 from tamiyo.schemas.topics import Topic
 
 
 @dataclass(frozen=True, slots=True)
-class Heard:
-    """One message, as it lies on the broker."""
+class LoggedMessage:
+    """One message on the broker."""
 
     partition: int
     offset: int
@@ -24,7 +25,7 @@ class Heard:
     headers: dict[str, str]
 
     def record(self, kind: type[Record]) -> Any:
-        """Decode it."""
+        """Decode the value."""
         return decode(self.value, kind)
 
     @property
@@ -34,77 +35,58 @@ class Heard:
 
 
 class KafkaLog:
-    """Produces records and reads whole topics, under one prefix."""
+    """Publishes records and reads whole topics, under one prefix."""
 
     def __init__(self, kafka: KafkaSettings, names: TopicNames) -> None:
+        self._kafka = kafka
         self._names = names
-        self._producer = Producer(kafka.librdkafka(**PRODUCER))
-        self._config = kafka.librdkafka(**{"group.id": "nobody", "enable.auto.commit": False, "fetch.wait.max.ms": 10})
+        self._producer = AwaitedProducer(kafka, timeout_s=20)
+        self._reader = PartitionReader(kafka, options={"fetch.wait.max.ms": 10})
 
     def close(self) -> None:
-        """Flush."""
-        self._producer.flush(5)
+        """Disconnect."""
+        self._reader.close()
 
-    def say(self, topic: Topic, records: Iterable[Record]) -> None:
-        """Produce records under their run's key and wait for their delivery."""
-        self.say_raw(topic, ((str(record.run_id).encode(), encode(record)) for record in records))  # type: ignore[attr-defined]
+    def publish(self, topic: Topic, records: Iterable[Record]) -> None:
+        """Publish records under their run's key and wait for their delivery."""
+        self.publish_bytes(topic, ((str(record.run_id).encode(), encode(record)) for record in records))  # type: ignore[attr-defined]
 
-    def say_raw(self, topic: Topic, messages: Iterable[tuple[bytes, bytes | None]]) -> None:
-        """Produce bytes."""
+    def publish_bytes(self, topic: Topic, messages: Iterable[tuple[bytes, bytes | None]]) -> None:
+        """Publish keys and values as they are."""
         for key, value in messages:
-            self._producer.produce(self._names.full(topic.name), value=value, key=key)
-        assert self._producer.flush(20) == 0
+            self._producer.produce(self._names.full(topic.name), value, key)
+        self._producer.flush()
 
     def committed(self, group: str, topic: str) -> dict[int, int]:
         """Return what a group (without prefix) has committed of a topic, by partition."""
         full = self._names.full(topic)
-        consumer = Consumer({**self._config, "group.id": self._names.full(group)})
-        try:
-            partitions = [TopicPartition(full, each) for each in consumer.list_topics(full).topics[full].partitions]
-            return {
-                each.partition: each.offset for each in consumer.committed(partitions, timeout=10) if each.offset >= 0
-            }
-        finally:
-            consumer.close()
+        with PartitionReader(self._kafka, self._names.full(group)) as reader:
+            places = [(full, number) for number in reader.partitions(full)]
+            return {number: offset for (_, number), offset in reader.committed(places).items()}
 
-    def hear(self, topic: str) -> list[Heard]:
-        """Return all that lies on a topic (without prefix) now, by partition and offset."""
-        full = self._names.full(topic)
-        consumer = Consumer(self._config)
-        try:
-            partitions = consumer.list_topics(full, timeout=10).topics[full].partitions
-            left: dict[int, int] = {}
-            for number in partitions:
-                low, high = consumer.get_watermark_offsets(TopicPartition(full, number), timeout=10)
-                if high > low:
-                    left[number] = high
-            consumer.assign([TopicPartition(full, number, OFFSET_BEGINNING) for number in left])
-            heard: list[Heard] = []
-            deadline = time.monotonic() + 20
-            while left and time.monotonic() < deadline:
-                message = consumer.poll(0.2)
-                if message is None or message.error():
-                    continue
-                headers = {name: value.decode() for name, value in message.headers() or []}
-                heard.append(Heard(message.partition(), message.offset(), message.key(), message.value(), headers))
-                if message.offset() + 1 >= left.get(message.partition(), 0):
-                    left.pop(message.partition(), None)
-            return sorted(heard, key=lambda each: (each.partition, each.offset))
-        finally:
-            consumer.close()
+    def read(self, topic: str) -> list[LoggedMessage]:
+        """Return everything on a topic (without prefix) now, by partition and offset."""
+        found = []
+        message: Any
+        for message in self._reader.read(self._reader.ranges(self._names.full(topic)), timeout_s=20):
+            headers = {name: value.decode() for name, value in message.headers() or []}
+            found.append(LoggedMessage(message.partition(), message.offset(), message.key(), message.value(), headers))
+        return sorted(found, key=lambda each: (each.partition, each.offset))
 
-    def wait_for(self, topic: str, condition: Callable[[list[Heard]], bool], *, timeout_s: float = 40.0) -> list[Heard]:
+    def wait_for(
+        self, topic: str, condition: Callable[[list[LoggedMessage]], bool], *, timeout_s: float = 40.0
+    ) -> list[LoggedMessage]:
         """Read a topic again and again until `condition` holds; fails with what was there."""
         deadline = time.monotonic() + timeout_s
         while True:
             try:
-                heard = self.hear(topic)
-            except KafkaException:  # a broker that has just come back has no leaders for a moment
+                found = self.read(topic)
+            except BrokerError:
                 if time.monotonic() > deadline:
                     raise
-                heard = []
-            if condition(heard):
-                return heard
+                found = []
+            if condition(found):
+                return found
             if time.monotonic() > deadline:
-                raise AssertionError(f"{topic}: {len(heard)} messages after {timeout_s} s: {heard[-3:]}")
+                raise AssertionError(f"{topic}: {len(found)} messages after {timeout_s} s: {found[-3:]}")
             time.sleep(0.1)

@@ -1,4 +1,4 @@
-"""Runs stages as the shell does: feed, publish what is new, acknowledge below what is open, crash, begin again."""
+"""Runs stages as the runner does: feed, publish what is new, commit below what is open, crash, restart."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,7 +11,7 @@ from tamiyo.streams.stages.base import Incoming, Output, PriorOutput, Reject, St
 
 
 class FixedView:
-    """A compacted topic whose records a test puts in."""
+    """A view of a compacted topic whose records a test puts in."""
 
     def __init__(self, records: Mapping[str, Any] | None = None) -> None:
         self.records = dict(records or {})
@@ -40,7 +40,7 @@ class Log:
 
 @dataclass
 class StageHarness:
-    """Keeps what was published and acknowledged across crashes of the stage."""
+    """Keeps what was published and committed across crashes of the stage."""
 
     make: Callable[[], Stage]
     log: list[Incoming]
@@ -49,10 +49,10 @@ class StageHarness:
     committed: dict[str, int] = field(default_factory=dict)
     stage: Any = None
     _read: dict[str, int] = field(default_factory=dict)
-    _read_when_said: list[dict[str, int]] = field(default_factory=list)
+    _read_when_published: list[dict[str, int]] = field(default_factory=list)
 
     def run(self, until: int | None = None, *, batch: int = 1) -> "StageHarness":
-        """Begin (again) and feed the log up to message `until`."""
+        """Start or restart the stage and feed the log, from the committed offsets up to message `until`."""
         self.stage = self.make()
         self.stage.restore(self._tail())
         due = [each for each in self.log[:until] if each.offset >= self.committed.get(each.topic, 0)]
@@ -65,14 +65,14 @@ class StageHarness:
             needed = self.stage.open_offsets()
             for topic, position in positions.items():
                 bound = min(needed.get(topic, position), position)
-                assert bound >= self.committed.get(topic, 0), f"{topic}: an acknowledged record is needed again"
+                assert bound >= self.committed.get(topic, 0), f"{topic}: a committed record is needed again"
                 self.committed[topic] = bound
         return self
 
     def _tail(self) -> list[PriorOutput]:
-        """Return what was said after something beyond the committed offsets had been read: no more is read back."""
-        # What a test put in was said by a stage that had read more than was acknowledged.
-        read = [*[{"": 1}] * (len(self.published) - len(self._read_when_said)), *self._read_when_said]
+        """Return what was published after a record beyond the committed offsets was read; only that is read back."""
+        # Outputs that a test put in count as published by a stage that had read beyond the committed offsets.
+        read = [*[{"": 1}] * (len(self.published) - len(self._read_when_published)), *self._read_when_published]
         tail = []
         for index, (each, positions) in enumerate(zip(self.published, read, strict=True)):
             if any(offset > self.committed.get(topic, 0) for topic, offset in positions.items()):
@@ -80,17 +80,17 @@ class StageHarness:
                 tail.append(PriorOutput(each.topic.name, index, each.record, each.identity, sources, each.member_ids))
         return tail
 
-    def take(self, said: Sequence[Output | Reject]) -> None:
-        """Publish what was not published before."""
+    def take(self, produced: Sequence[Output | Reject]) -> None:
+        """Publish the outputs that were not published before; keep the rejects."""
         known = {(each.topic.name, each.identity) for each in self.published}
-        for each in said:
+        for each in produced:
             if isinstance(each, Reject):
                 self.rejected.append(each)
             elif (each.topic.name, each.identity) not in known:
                 assert decode(encode(each.record), type(each.record)) == each.record
                 self.published.append(each)
-                self._read_when_said.append(dict(self._read))
+                self._read_when_published.append(dict(self._read))
 
     def records(self, topic: Topic) -> list[Any]:
-        """Return what was published to `topic`, in order."""
+        """Return the records published to `topic`, in order."""
         return [each.record for each in self.published if each.topic is topic]

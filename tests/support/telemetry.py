@@ -1,4 +1,4 @@
-"""Telemetry for tests: frames of a small network, and the partitions they come from."""
+"""Telemetry for tests: frames of a small network, the partitions that hold them, and what stages made of them."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -39,7 +39,7 @@ class DictView:
 
 
 def clock(step: int) -> dict[str, Any]:
-    """Return the fields that say when: a step takes a second."""
+    """Return a frame's fields of time: a step takes a second."""
     return {"step": step, "time_ms": BEGAN_MS + 1000 * step, "companions": COMPANIONS}
 
 
@@ -129,7 +129,7 @@ def topology(layers: Sequence[str], run_id: str = "run") -> ModelTopology:
 
 
 def incoming(record: Any, topic: str = SIGNALS.name, offset: int = 0, timestamp_ms: int | None = None) -> Incoming:
-    """Return a record as it would come: arrived when it was measured, unless said otherwise."""
+    """Return a record as the stage is fed it; without `timestamp_ms` it arrived when it was measured."""
     arrived = record.time_ms if timestamp_ms is None else timestamp_ms
     return Incoming(topic, 0, offset, arrived, record, encode(record), record.run_id.encode())
 
@@ -139,28 +139,30 @@ def partition(records: Iterable[Record], topic: str = SIGNALS.name, first: int =
     return [incoming(record, topic, offset) for offset, record in enumerate(records, first)]
 
 
-def outputs(said: Iterable[Output | Reject]) -> list[Output]:
-    return [one for one in said if isinstance(one, Output)]
+def outputs(produced: Iterable[Output | Reject]) -> list[Output]:
+    return [each for each in produced if isinstance(each, Output)]
 
 
-def rejects(said: Iterable[Output | Reject]) -> list[Reject]:
-    return [one for one in said if isinstance(one, Reject)]
+def rejects(produced: Iterable[Output | Reject]) -> list[Reject]:
+    return [each for each in produced if isinstance(each, Reject)]
 
 
-def as_said(published: Sequence[Output]) -> list[PriorOutput]:
-    """Return outputs as the shell would read them back."""
+def prior_outputs(published: Sequence[Output]) -> list[PriorOutput]:
+    """Return outputs as the runner would read them back."""
     result = []
-    for offset, one in enumerate(published):
-        sources = {} if one.source is None else {one.source.topic: one.source.offset}
-        result.append(PriorOutput(one.topic.name, offset, one.record, one.identity, sources, one.member_ids))
+    for offset, output in enumerate(published):
+        sources = {} if output.source is None else {output.source.topic: output.source.offset}
+        result.append(
+            PriorOutput(output.topic.name, offset, output.record, output.identity, sources, output.member_ids)
+        )
     return result
 
 
 def windows_stage(**fields: Any) -> WindowsStage:
-    """Return a stage of partition 0, whose runs never count as silent unless told."""
+    """Return a stage of partition 0 whose runs never count as idle, unless `idle_timeout_s` is given."""
     return WindowsStage(0, WindowSettings(**{"idle_timeout_s": 0, **fields}), {})
 
 
-def windows(said: Any) -> list[HealthWindow]:
-    """Return the windows that a stage said."""
-    return [one.record for one in outputs(said)]
+def windows(produced: Any) -> list[HealthWindow]:
+    """Return the windows among what a stage produced."""
+    return [output.record for output in outputs(produced)]

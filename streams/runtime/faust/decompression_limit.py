@@ -1,7 +1,9 @@
-"""A limit on what a compressed batch may grow to.
+"""Limit the size to which a compressed batch may unpack.
 
-Kafka's own limits hold for compressed bytes, and aiokafka unpacks a batch whatever it comes to: a megabyte of zeros in
-zstd is tens of gigabytes. librdkafka has such a limit (`receive.message.max.bytes`), aiokafka has none to set.
+Read against aiokafka 0.14.0 (`aiokafka.codec`, `aiokafka.record.default_records`, `aiokafka.record.legacy_records`).
+
+Kafka's own limits hold for compressed bytes, and aiokafka unpacks a batch of any size: a megabyte of zeros in zstd is
+tens of gigabytes. librdkafka has such a limit (`receive.message.max.bytes`), aiokafka has none to set.
 """
 
 import sys
@@ -20,38 +22,41 @@ READERS = {default_records.DefaultRecordBatch.__module__, legacy_records.LegacyR
 Decode = Callable[[Any], bytes]
 
 
-def _into_room(codec: Any) -> Decode:
+def _into_buffer(codec: Any) -> Decode:
     def decode(payload: Any) -> bytes:
-        room = np.empty(MAX_BATCH_BYTES, np.uint8)  # the system gives pages only where something is written
+        # The system provides memory only for the pages that are written to.
+        buffer = np.empty(MAX_BATCH_BYTES, np.uint8)
         try:
-            length = codec.decompress_into(payload, room)
+            length = codec.decompress_into(payload, buffer)
         except cramjam.DecompressionError as error:
-            raise CorruptRecordException(_words(error)) from error
-        return room[:length].tobytes()
+            raise CorruptRecordException(_message(error)) from error
+        return buffer[:length].tobytes()
 
     return decode
 
 
 def _gzip(payload: Any) -> bytes:
-    unpacking = zlib.decompressobj(wbits=31)
+    decompressor = zlib.decompressobj(wbits=31)
     try:
-        found = unpacking.decompress(bytes(payload), MAX_BATCH_BYTES)
+        unpacked = decompressor.decompress(bytes(payload), MAX_BATCH_BYTES)
     except zlib.error as error:
-        raise CorruptRecordException(_words(error)) from error
-    if not unpacking.eof:
-        raise CorruptRecordException(_words("it goes on"))
-    return found
+        raise CorruptRecordException(_message(error)) from error
+    if not decompressor.eof:
+        raise CorruptRecordException(_message("the stream has not ended"))
+    return unpacked
 
 
-def _words(error: object) -> str:
+def _message(error: object) -> str:
     return f"a compressed batch is broken, or unpacks to more than {MAX_BATCH_BYTES} bytes: {error}"
 
 
-def limit() -> None:
+def limit_decompression() -> None:
     """Make every aiokafka consumer of this process refuse a larger batch with CorruptRecordException.
 
     Snappy stays as it is: it cannot pack more than about twenty to one.
     """
     for name in READERS:
         module = sys.modules[name]
-        vars(module).update(gzip_decode=_gzip, lz4_decode=_into_room(cramjam.lz4), zstd_decode=_into_room(cramjam.zstd))
+        vars(module).update(
+            gzip_decode=_gzip, lz4_decode=_into_buffer(cramjam.lz4), zstd_decode=_into_buffer(cramjam.zstd)
+        )

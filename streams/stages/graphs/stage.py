@@ -1,8 +1,8 @@
 """Graphs: each window joined with its run's topology and the run's windows before it.
 
-A window whose topology has not come yet is held, within bounds of number and time. What a graph needs besides its
-window is a stretch of the log: the run's last windows. They hold the committed offset back, so a restart reads them
-again and builds the same bytes; a graph that was published is not published again.
+A window whose topology has not arrived is held, within bounds of number and time. A graph needs its window and the
+run's last windows, its history. These keep their offsets uncommitted, so that a restart reads them again and builds the
+same bytes; a graph that was published before is not published again.
 """
 
 from collections import Counter, OrderedDict, deque
@@ -20,23 +20,33 @@ from tamiyo.streams.stages.base import Incoming, Output, PriorOutput, Reject, St
 
 Build = Callable[[HealthWindow, ModelTopology, Sequence[HealthWindow]], ModelGraph]
 
-MAX_ANSWERED = 100_000  # windows known to have a graph; a restart re-reads far fewer
+MAX_PUBLISHED = 100_000  # windows remembered to have a graph; a restart reads far fewer again
+MAX_NAMED_LAYERS = 5  # in a reason: enough to recognise what is wrong
 
 
 @dataclass(slots=True)
 class _Run:
     kind: tuple[str, int]
-    """Clock and width: a run whose windows are cut anew begins anew."""
+    """Clock and width of its windows. When they change, its history starts anew."""
     start: int = -1
     """Of the newest window."""
     offset: int = -1
+    """Of the newest window."""
     history: deque[Incoming] = field(default_factory=lambda: deque(maxlen=HISTORY_WINDOWS))
     held: deque[Incoming] = field(default_factory=deque)
     held_since_ms: int | None = None
+    """The first tick since a window is held."""
 
 
 class GraphsStage(Stage):
-    """One partition of the log of windows."""
+    """The graphs of one partition of windows.
+
+    Args:
+        partition: The partition of `tamiyo.health.windows`.
+        settings: How many windows wait for a topology and how long, and how far back history reaches.
+        views: The newest topology of each run, under the topology topic's name.
+        build: The function that builds a graph from a window, a topology and the windows before, oldest first.
+    """
 
     name: ClassVar[str] = "graphs"
     inputs: ClassVar[tuple[Topic, ...]] = (WINDOWS,)
@@ -57,21 +67,34 @@ class GraphsStage(Stage):
         self._waiting: OrderedDict[str, None] = OrderedDict()
         """Runs with held windows, the longest waiting first."""
         self._held = 0
-        self._answered: OrderedDict[str, int] = OrderedDict()
-        """Window id to the offset that was answered; what comes under it later is a repeat."""
-        self._answered_until: dict[str, int] = {}
-        """By run, the last window with a graph as recalled; those before it were answered, one way or another."""
-        self._newest = -1
+        self._newest_offset = -1
+        self._published: OrderedDict[str, int] = OrderedDict()
+        """Id to offset of each window that has a graph; the same id at a higher offset is a repeat."""
+        self._published_until: dict[str, int] = {}
+        """By run, the offset of the last window with a restored graph: it and those before it were processed."""
 
-    def restore(self, said: Iterable[PriorOutput]) -> None:
-        """Learn which windows have their graph."""
-        for one in said:
-            offset = one.sources.get(WINDOWS.name, -1)
-            self._answer(one.record.window_id, offset)
-            self._answered_until[one.record.run_id] = max(offset, self._answered_until.get(one.record.run_id, -1))
+    def restore(self, outputs: Iterable[PriorOutput]) -> None:
+        """Restore which windows have their graph.
+
+        Args:
+            outputs: The graphs this partition has published, oldest first.
+        """
+        for output in outputs:
+            offset = output.sources.get(WINDOWS.name, -1)
+            self._add_published(output.record.window_id, offset)
+            run_id = output.record.run_id
+            self._published_until[run_id] = max(offset, self._published_until.get(run_id, -1))
 
     def feed(self, batch: Sequence[Incoming]) -> Sequence[Output | Reject]:
-        """Return the graphs of these windows, and of those that were held for a topology now there."""
+        """Join windows with their topologies.
+
+        Args:
+            batch: Windows in order of their offsets.
+
+        Returns:
+            The graphs of these windows and of those held for a topology that has arrived, and the windows that cannot
+            be used, in order.
+        """
         result: list[Output | Reject] = []
         for incoming in batch:
             self.counts["received"] += 1
@@ -79,7 +102,14 @@ class GraphsStage(Stage):
         return result
 
     def tick(self, now_ms: int) -> Sequence[Output | Reject]:
-        """Release what was held for a topology that has come, and refuse what has waited too long."""
+        """Release the windows whose topology has arrived, and reject those that have waited too long.
+
+        Args:
+            now_ms: The wall clock, ms since the epoch.
+
+        Returns:
+            Their graphs and rejections.
+        """
         result: list[Output | Reject] = []
         for run_id in list(self._waiting):
             run = self._runs[run_id]
@@ -89,13 +119,13 @@ class GraphsStage(Stage):
             if topology is not None:
                 result += self._release(run_id, run, topology)
             elif now_ms - run.held_since_ms >= 1000 * self.settings.topology_timeout_s:
-                reason = f"no topology of run {run_id} came in {self.settings.topology_timeout_s:g} s"
+                reason = f"no topology of run {run_id} arrived within {self.settings.topology_timeout_s:g} s"
                 while run.held:
-                    result.append(self._refuse(run_id, run, reason))
+                    result.append(self._reject(run_id, run, reason))
         return result
 
     def flush(self) -> Sequence[Output | Reject]:
-        """Answer what is held: the end of a replay, after which no topology comes."""
+        """Release or reject every held window, at the end of a replay, after which no topology arrives."""
         result: list[Output | Reject] = []
         for run_id in list(self._waiting):
             run = self._runs[run_id]
@@ -103,118 +133,140 @@ class GraphsStage(Stage):
             if topology is not None:
                 result += self._release(run_id, run, topology)
             while run.held:
-                result.append(self._refuse(run_id, run, f"no topology of run {run_id} came before the replay's end"))
+                result.append(self._reject(run_id, run, f"no topology of run {run_id} before the end of the replay"))
         return result
 
     def open_offsets(self) -> Mapping[str, int]:
-        """Return the offset of the oldest window that is held, or part of the history of a run that goes on."""
-        oldest = self._newest + 1 - self.settings.history_stretch
+        """Return the lowest offset of a window that is held or part of the history of a run that goes on, by topic."""
+        oldest = self._newest_offset + 1 - self.settings.history_stretch
         waiting = [self._runs[run_id] for run_id in self._waiting]
         needed = [(run.history or run.held)[0].offset for run in waiting]
         for run in reversed(self._runs.values()):
             if run.offset < oldest:
                 break
-            needed += [one.offset for one in run.history if one.offset >= oldest][:1]
+            needed += [window.offset for window in run.history if window.offset >= oldest][:1]
         return {WINDOWS.name: min(needed)} if needed else {}
 
     def _take(self, incoming: Incoming) -> Sequence[Output | Reject]:
         window: HealthWindow = incoming.record
-        self._newest = max(self._newest, incoming.offset)
-        kind = (window.clock, window.end - window.start)
-        run = self._runs.get(window.run_id)
-        repeat = 0 <= self._answered.get(window.window_id, -1) < incoming.offset
-        if repeat or (run is not None and run.kind == kind and window.start <= run.start):
+        self._newest_offset = max(self._newest_offset, incoming.offset)
+        if self._is_repeat(incoming):
             self.counts["repeated"] += 1
             return ()
-        if run is None:
-            run = self._runs[window.run_id] = _Run(kind)
-        elif run.kind != kind:
-            run.kind = kind
-            run.history.clear()
-        run.start, run.offset = window.start, incoming.offset
-        self._runs.move_to_end(window.run_id)
-        self._forget()
+        run = self._advance_run(incoming)
+        self._drop_distant_runs()
         run.held.append(incoming)
         self._held += 1
-        if window.window_id in self._answered and len(run.held) == 1:
+        if window.window_id in self._published and len(run.held) == 1:
             self.counts["repeated"] += 1  # published before a restart: now only history
-            self._settle(window.run_id, run)
+            self._pop_held(window.run_id, run)
             return ()
         topology = self._topologies.get(window.run_id)
         if topology is not None:
             return self._release(window.run_id, run, topology)
         self._waiting.setdefault(window.run_id)
         self.counts["held"] += 1
+        return self._reject_excess()
+
+    def _is_repeat(self, incoming: Incoming) -> bool:
+        """Return whether the same or a later window of the run was read before, at a lower offset.
+
+        A window with a graph may be repeated after its run was dropped; only its id identifies it then. A window read
+        again after a restart has its old offset and is no repeat: the history needs it.
+        """
+        window: HealthWindow = incoming.record
+        if 0 <= self._published.get(window.window_id, -1) < incoming.offset:
+            return True
+        run = self._runs.get(window.run_id)
+        return run is not None and run.kind == _kind(window) and window.start <= run.start
+
+    def _advance_run(self, incoming: Incoming) -> _Run:
+        """Make this the newest window of its run, and the run the newest; return the run."""
+        window: HealthWindow = incoming.record
+        run = self._runs.setdefault(window.run_id, _Run(_kind(window)))
+        if run.kind != _kind(window):
+            run.kind = _kind(window)
+            run.history.clear()
+        run.start, run.offset = window.start, incoming.offset
+        self._runs.move_to_end(window.run_id)
+        return run
+
+    def _reject_excess(self) -> Sequence[Reject]:
+        """Reject held windows beyond the bound, those of the run that has waited longest first."""
         result = []
         while self._held > self.settings.max_held:
-            longest = next(iter(self._waiting))
-            reason = f"no topology of run {longest} came, and {self.settings.max_held} windows are held already"
-            result.append(self._refuse(longest, self._runs[longest], reason))
+            run_id = next(iter(self._waiting))
+            reason = f"no topology of run {run_id} has arrived, and {self.settings.max_held} windows are held already"
+            result.append(self._reject(run_id, self._runs[run_id], reason))
         return result
 
     def _release(self, run_id: str, run: _Run, topology: ModelTopology) -> Sequence[Output | Reject]:
-        """Answer a run's held windows, in their order."""
+        """Build the graphs of a run's held windows, in their order."""
         result: list[Output | Reject] = []
         known = {layer.layer_id for layer in topology.layers}
         while run.held:
             incoming = run.held[0]
             window: HealthWindow = incoming.record
-            strange = [layer for layer in window.layer_id if layer not in known]
-            if strange:
-                named = ", ".join(strange[:5]) + (" ..." if len(strange) > 5 else "")
-                reason = f"{len(strange)} layers are not in topology {topology.topology_id}: {named}"
-                result.append(self._refuse(run_id, run, reason, remember=False))
+            unknown = [layer for layer in window.layer_id if layer not in known]
+            if unknown:
+                named = ", ".join(unknown[:MAX_NAMED_LAYERS]) + (" ..." if len(unknown) > MAX_NAMED_LAYERS else "")
+                reason = f"{len(unknown)} layers are not in topology {topology.topology_id}: {named}"
+                result.append(self._reject(run_id, run, reason, remember=False))
                 continue
             try:
-                result += self._answered_with(incoming, run, topology)
+                result += self._graph(incoming, run, topology)
             except TamiyoError as error:
-                result.append(self._refuse(run_id, run, str(error), remember=False))
+                result.append(self._reject(run_id, run, str(error), remember=False))
                 continue
-            self._settle(run_id, run)
+            self._pop_held(run_id, run)
         return result
 
-    def _answered_with(self, incoming: Incoming, run: _Run, topology: ModelTopology) -> Iterable[Output]:
-        """Return the graph of a window, unless it was published before a restart."""
+    def _graph(self, incoming: Incoming, run: _Run, topology: ModelTopology) -> Iterable[Output]:
+        """Return the graph of a window; nothing if it was published, or the window rejected, before a restart."""
         window: HealthWindow = incoming.record
-        if window.window_id in self._answered or incoming.offset <= self._answered_until.get(window.run_id, -1):
+        if window.window_id in self._published or incoming.offset <= self._published_until.get(window.run_id, -1):
             self.counts["repeated"] += 1
             return ()
-        # Measured in offsets, not in time: a restart finds the same history, however late it comes.
+        # Measured in offsets, not in time, so that a restart builds upon the same history, however late it is.
         oldest = incoming.offset - self.settings.history_stretch
-        graph = self._build(window, topology, [one.record for one in run.history if one.offset >= oldest])
-        self._answer(window.window_id, incoming.offset)
+        graph = self._build(window, topology, [past.record for past in run.history if past.offset >= oldest])
+        self._add_published(window.window_id, incoming.offset)
         self.counts["published"] += 1
         return (Output(GRAPHS, graph, graph.graph_id, incoming),)
 
-    def _refuse(self, run_id: str, run: _Run, reason: str, remember: bool = True) -> Reject:
-        """Reject a run's oldest held window. It stays part of the history unless it was wrong in itself."""
+    def _reject(self, run_id: str, run: _Run, reason: str, remember: bool = True) -> Reject:
+        """Reject a run's oldest held window. It stays part of the history unless its content is wrong."""
         incoming = run.held[0]
-        self._settle(run_id, run, remember)
+        self._pop_held(run_id, run, remember)
         self.counts["rejected"] += 1
         return Reject(incoming, reason)
 
-    def _settle(self, run_id: str, run: _Run, remember: bool = True) -> None:
-        """Take a run's oldest held window off the list."""
+    def _pop_held(self, run_id: str, run: _Run, remember: bool = True) -> None:
+        """Move a run's oldest held window to its history, or drop it if not to `remember`."""
         incoming = run.held.popleft()
         self._held -= 1
         if remember:
             run.history.append(incoming)
         if incoming.record.final:
-            run.history.clear()  # nothing follows that would need it
+            run.history.clear()  # no window follows that would need it
         if not run.held:
             self._waiting.pop(run_id, None)
             run.held_since_ms = None
 
-    def _forget(self) -> None:
-        """Let go of runs whose last window lies so far back that nothing would be built upon it."""
+    def _drop_distant_runs(self) -> None:
+        """Drop the runs whose last window is too far back to be history of another."""
         while self._runs:
             run_id, run = next(iter(self._runs.items()))
-            if run.held or run.offset >= self._newest - self.settings.history_stretch:
+            if run.held or run.offset >= self._newest_offset - self.settings.history_stretch:
                 return
             del self._runs[run_id]
-            self._answered_until.pop(run_id, None)
+            self._published_until.pop(run_id, None)
 
-    def _answer(self, window_id: str, offset: int) -> None:
-        self._answered.setdefault(window_id, offset)
-        if len(self._answered) > MAX_ANSWERED:
-            self._answered.popitem(last=False)
+    def _add_published(self, window_id: str, offset: int) -> None:
+        self._published.setdefault(window_id, offset)
+        if len(self._published) > MAX_PUBLISHED:
+            self._published.popitem(last=False)
+
+
+def _kind(window: HealthWindow) -> tuple[str, int]:
+    return window.clock, window.end - window.start

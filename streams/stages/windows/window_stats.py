@@ -1,7 +1,7 @@
-"""What one window's signals amount to: count, mean, variance, minimum, maximum, last value and slope of every metric.
+"""Statistics of one window's signals: count, mean, variance, minimum, maximum, last value and slope of every metric.
 
-Computed once, when the window closes, over its contributions in one order (event time, then source): so the order in
-which they arrived shows in no bit of the result.
+They are computed once, when the window closes, over its contributions in one fixed order (event time, then source), so
+that every bit of the result is independent of the order in which they arrived.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,7 +17,7 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class Contribution:
-    """One signal inside a window, as compact as it can be held."""
+    """One signal inside a window, in compact form."""
 
     clock: int
     source: str
@@ -33,8 +33,15 @@ class Contribution:
     model: Mapping[str, float]
 
     @classmethod
-    def of(cls, signal: HealthSignals, clock: int, layers: tuple[str, ...], names: tuple[str, ...]) -> "Contribution":
-        """Take what a window needs out of a signal; `layers` and `names` are the signal's, shared among many."""
+    def of(cls, signal: HealthSignals, clock: int, layers: tuple[str, ...]) -> "Contribution":
+        """Extract what a window needs from a signal.
+
+        Args:
+            signal: The signal.
+            clock: Where it counts on the run's clock, in steps or ms.
+            layers: The signal's layers, in a copy that many signals share.
+        """
+        names = tuple(signal.metrics)
         return cls(
             clock=clock,
             source=signal.source,
@@ -53,32 +60,35 @@ class Contribution:
 
     @property
     def order(self) -> tuple[int, str, int, bool, str]:
-        """Return its place among a window's contributions: a total order, whatever the arrival."""
+        """Return the sort key among a window's contributions: a total order, independent of arrival."""
         return self.clock, self.source, self.step, self.final, self.signal_id
 
 
 def layer_statistics(contributions: Sequence[Contribution], origin: int) -> tuple[list[str], dict[str, LayerStats]]:
-    """Return the layers in order of first appearance, and each metric's statistics, by name in alphabetical order.
+    """Return the layers and the statistics of each layer metric.
 
-    Parameters
-    ----------
-    contributions: in their `order`.
-    origin: a clock value near theirs; slopes do not depend on it, but large clocks lose no digits.
+    Args:
+        contributions: The window's contributions, sorted by `order`.
+        origin: A clock value near theirs. Slopes do not depend on it; it only keeps the digits of large clocks.
+
+    Returns:
+        The layers in order of first appearance, and the statistics by metric name in alphabetical order, each column
+        with one entry a layer.
     """
     index: dict[str, int] = {}
-    for one in contributions:
-        for layer in one.layers:
+    for contribution in contributions:
+        for layer in contribution.layers:
             index.setdefault(layer, len(index))
     parts: dict[str, list[tuple[Floats, npt.NDArray[np.intp], Floats]]] = {}
-    for one in contributions:
-        if not one.layers:
+    for contribution in contributions:
+        if not contribution.layers:
             continue
-        rows = np.array([index[layer] for layer in one.layers], dtype=np.intp)
-        clocks = np.full(len(rows), float(one.clock - origin))
-        for name, column in zip(one.names, one.values, strict=True):
+        rows = np.array([index[layer] for layer in contribution.layers], dtype=np.intp)
+        clocks = np.full(len(rows), float(contribution.clock - origin))
+        for name, column in zip(contribution.names, contribution.values, strict=True):
             parts.setdefault(name, []).append((column, rows, clocks))
     groups: dict[tuple[int, ...], list[str]] = {}
-    for name, pieces in parts.items():  # metrics of one source lie in the same frames: one pass for all of them
+    for name, pieces in parts.items():  # metrics of one source share their frames: one pass for all of them
         groups.setdefault(tuple(id(rows) for _, rows, _ in pieces), []).append(name)
     result: dict[str, LayerStats] = {}
     for names in groups.values():
@@ -91,14 +101,19 @@ def layer_statistics(contributions: Sequence[Contribution], origin: int) -> tupl
 
 
 def model_statistics(contributions: Sequence[Contribution], origin: int) -> dict[str, ModelStats]:
-    """Return the statistics of the whole model's metrics, by name in alphabetical order."""
-    inside = [one for one in contributions if one.model]
-    names = sorted({name for one in inside for name in one.model})
+    """Return the statistics of the whole model's metrics, by name in alphabetical order.
+
+    Args:
+        contributions: The window's contributions, sorted by `order`.
+        origin: A clock value near theirs, as in `layer_statistics`.
+    """
+    reporting = [contribution for contribution in contributions if contribution.model]
+    names = sorted({name for contribution in reporting for name in contribution.model})
     if not names:
         return {}
-    values = np.array([[one.model.get(name, np.nan) for one in inside] for name in names])
-    clocks = np.array([float(one.clock - origin) for one in inside])
-    found = _by_layer(values, np.zeros(len(inside), dtype=np.intp), clocks, 1)
+    values = np.array([[contribution.model.get(name, np.nan) for contribution in reporting] for name in names])
+    clocks = np.array([float(contribution.clock - origin) for contribution in reporting])
+    statistics = _by_layer(values, np.zeros(len(reporting), dtype=np.intp), clocks, 1)
     return {
         name: ModelStats(
             count=stats.count[0],
@@ -106,14 +121,22 @@ def model_statistics(contributions: Sequence[Contribution], origin: int) -> dict
                 field: getattr(stats, field)[0] for field in ("mean", "variance", "minimum", "maximum", "last", "slope")
             },
         )
-        for name, stats in zip(names, found, strict=True)
+        for name, stats in zip(names, statistics, strict=True)
     }
 
 
 def _by_layer(values: Floats, rows: npt.NDArray[np.intp], clocks: Floats, layers: int) -> list[LayerStats]:
-    """Return the statistics of each metric of `values` [metrics, n], whose n columns belong to layers `rows` [n].
+    """Return the statistics of each metric, one entry a layer.
 
-    Sums run layer by layer in the order given: the same contributions give the same bits.
+    Variance is the population variance. The slope is that of least squares over the clock, a clock unit; it is None
+    where a layer was measured at fewer than two distinct times. Sums run layer by layer in the order given, so that
+    the same contributions give the same bits.
+
+    Args:
+        values: [metrics, n], NaN where not measured.
+        rows: [n], the layer of each column of `values`.
+        clocks: [n], its clock value.
+        layers: How many layers there are.
     """
     order = np.argsort(rows, kind="stable")
     rows, clocks, values = rows[order], clocks[order], values[:, order]
@@ -149,9 +172,9 @@ def _by_layer(values: Floats, rows: npt.NDArray[np.intp], clocks: Floats, layers
     for metric in range(len(values)):
         seen = count[metric] > 0
 
-        def column(found: Floats, valid: npt.NDArray[np.bool_]) -> list[float | None]:
+        def column(numbers: Floats, valid: npt.NDArray[np.bool_]) -> list[float | None]:
             full: list[float | None] = [None] * layers
-            for layer, value, is_valid in zip(present.tolist(), found.tolist(), valid.tolist(), strict=True):
+            for layer, value, is_valid in zip(present.tolist(), numbers.tolist(), valid.tolist(), strict=True):
                 if is_valid:
                     full[layer] = value
             return full

@@ -233,7 +233,7 @@ def test_a_kernel_learns_at_the_rate_of_its_layer() -> None:
     assert bench.growing.learning_rate(parameter) == pytest.approx(0.005)
 
 
-def test_hit_rates_are_those_of_the_layers_look_ups() -> None:
+def test_hit_rates_are_those_of_the_layers_lookups() -> None:
     bench = Bench()
     assert bench.executor.hit_rate("0") == 1.0
     bench.decide("a")

@@ -29,7 +29,7 @@ def test_records_arrive_in_order_under_the_runs_key(
             publisher.publish(CACHE_HIT_RATES, lambda step=step: frame(step))  # type: ignore[misc]
         assert publisher.flush(10)
         assert (publisher.published, publisher.dropped) == (20, 0)
-    read = kafka_log.hear(CACHE_HIT_RATES.name)
+    read = kafka_log.read(CACHE_HIT_RATES.name)
     assert [each.record(CacheHitRates).step for each in read] == list(range(20))
     assert {each.key for each in read} == {b"run-1"}
 
@@ -55,7 +55,7 @@ def test_an_invalid_record_costs_no_other(kafka: KafkaSettings, names: TopicName
         publisher.publish(CACHE_HIT_RATES, lambda: frame(2))
         assert publisher.flush(10)
         assert (publisher.published, publisher.dropped) == (1, 1)
-    assert [each.record(CacheHitRates).step for each in kafka_log.hear(CACHE_HIT_RATES.name)] == [2]
+    assert [each.record(CacheHitRates).step for each in kafka_log.read(CACHE_HIT_RATES.name)] == [2]
 
 
 def test_without_a_broker_records_are_dropped_and_counted_with_one_warning(

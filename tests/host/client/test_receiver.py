@@ -70,12 +70,12 @@ def connect(kafka: KafkaSettings, names: TopicNames, **more: object) -> KafkaRec
 def test_only_this_runs_records_since_its_start_are_received(
     kafka: KafkaSettings, names: TopicNames, kafka_log: KafkaLog, receivers: list[KafkaReceiver]
 ) -> None:
-    kafka_log.say(DECISIONS, [decision("before")])
+    kafka_log.publish(DECISIONS, [decision("before")])
     receivers.append(connect(kafka, names))
     assert receivers[0].connected
-    kafka_log.say(DECISIONS, [decision("other", run_id="run-2"), decision("mine")])
+    kafka_log.publish(DECISIONS, [decision("other", run_id="run-2"), decision("mine")])
     arrived = wait_for(receivers[0], 1)
-    kafka_log.say(KERNELS, [kernel("run-2"), kernel()])
+    kafka_log.publish(KERNELS, [kernel("run-2"), kernel()])
     arrived += wait_for(receivers[0], 1)
     assert [type(each) for each in arrived] == [AdaptationDecision, CompiledKernel]
     assert arrived[0] == decision("mine")
@@ -86,7 +86,7 @@ def test_only_this_runs_records_since_its_start_are_received(
 def test_control_commands_are_read_from_the_beginning(
     kafka: KafkaSettings, names: TopicNames, kafka_log: KafkaLog, receivers: list[KafkaReceiver]
 ) -> None:
-    kafka_log.say(CONTROL, [order("*", paused=True), order("run-2", paused=True), order(protected_layers=["0"])])
+    kafka_log.publish(CONTROL, [order("*", paused=True), order("run-2", paused=True), order(protected_layers=["0"])])
     receivers.append(connect(kafka, names))
     arrived = wait_for(receivers[0], 2)
     assert all(isinstance(each, ControlCommand) for each in arrived)
@@ -98,7 +98,7 @@ def test_kernels_are_prefetched_in_the_background(
 ) -> None:
     fetched: list[str] = []
     receivers.append(connect(kafka, names, on_kernel=lambda each: fetched.append(each.kernel_id)))
-    kafka_log.say(KERNELS, [kernel("run-2"), kernel()])
+    kafka_log.publish(KERNELS, [kernel("run-2"), kernel()])
     assert wait_for(receivers[0], 1) == [kernel()]
     assert fetched == ["ab" * 4]
 
@@ -107,8 +107,8 @@ def test_an_unreadable_record_stops_nothing(
     kafka: KafkaSettings, names: TopicNames, kafka_log: KafkaLog, receivers: list[KafkaReceiver]
 ) -> None:
     receivers.append(connect(kafka, names))
-    kafka_log.say_raw(DECISIONS, [(RUN.encode(), b"nonsense"), (RUN.encode(), None)])
-    kafka_log.say(DECISIONS, [decision()])
+    kafka_log.publish_bytes(DECISIONS, [(RUN.encode(), b"nonsense"), (RUN.encode(), None)])
+    kafka_log.publish(DECISIONS, [decision()])
     assert wait_for(receivers[0], 1) == [decision()]
 
 
@@ -121,14 +121,14 @@ def test_a_stalled_partition_is_assigned_again(
     monkeypatch: pytest.MonkeyPatch,
     received: int,
 ) -> None:
-    kafka_log.say(DECISIONS, [decision("before")])
+    kafka_log.publish(DECISIONS, [decision("before")])
     monkeypatch.setattr(receiver_module, "_STALL_CHECK_S", 0.5)
     receivers.append(connect(kafka, names))
     sent = [decision(f"{number}") for number in range(received + 2)]
-    kafka_log.say(DECISIONS, sent[:received])
+    kafka_log.publish(DECISIONS, sent[:received])
     assert wait_for(receivers[0], received) == sent[:received]
     receivers[0]._consumer = StalledConsumer(receivers[0]._consumer)  # type: ignore[assignment]
-    kafka_log.say(DECISIONS, sent[received:])
+    kafka_log.publish(DECISIONS, sent[received:])
     assert wait_for(receivers[0], 2) == sent[received:]
 
 
@@ -139,7 +139,7 @@ def test_a_topic_that_appears_later_is_read_from_its_beginning(
     try:
         assert not receiver.connected
         Topics(kafka, names).touch()
-        kafka_log.say(DECISIONS, [decision()])
+        kafka_log.publish(DECISIONS, [decision()])
         assert wait_for(receiver, 1) == [decision()]
         assert receiver.connected
     finally:

@@ -60,7 +60,7 @@ def test_records_wait_for_an_unreachable_registry(
         assert publisher.flush(20)
         assert publisher.published + publisher.dropped == 30
         kept = publisher.published
-    read = kafka_log.hear(CACHE_HIT_RATES.name)
+    read = kafka_log.read(CACHE_HIT_RATES.name)
     assert [each.record(CacheHitRates).step for each in read] == list(range(kept))
     assert all((each.value or b"")[:1] == b"\0" for each in read)
 
@@ -96,7 +96,7 @@ def test_an_unregistered_schema_is_requested_once_and_its_records_dropped(
         publish(publisher, 50)
         assert publisher.flush(20)
         assert (publisher.published, publisher.dropped) == (0, 50)
-    assert len(server.asked) == 1
+    assert len(server.requests) == 1
 
 
 def test_decisions_wait_for_an_unreachable_registry(
@@ -107,10 +107,10 @@ def test_decisions_wait_for_an_unreachable_registry(
     use_registry(Subjects(Registry(RegistrySettings(url=server.url)), names))  # a host that has seen no schema yet
     with closing(KafkaReceiver(RUN, kafka, names, connect_timeout_s=5.0)) as receiver:
         server.failure = (503, b"down")
-        kafka_log.say_raw(DECISIONS, [(RUN.encode(), data)])
+        kafka_log.publish_bytes(DECISIONS, [(RUN.encode(), data)])
         deadline = time.monotonic() + 20
-        before = len(server.asked)
-        while len(server.asked) == before and time.monotonic() < deadline:
+        requests = len(server.requests)
+        while len(server.requests) == requests and time.monotonic() < deadline:
             time.sleep(0.01)
         assert list(receiver.receive()) == []
         server.failure = None

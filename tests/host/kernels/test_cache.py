@@ -104,7 +104,7 @@ def test_a_kernel_that_the_store_refuses_is_not_cached(store: KernelStore) -> No
         cache.pristine("00000001")
 
 
-def test_a_prefetch_makes_the_next_look_up_a_hit(store: KernelStore) -> None:
+def test_a_prefetch_makes_the_next_lookup_a_hit(store: KernelStore) -> None:
     cache, receipt = KernelCache(store), put(store, 1)
     cache.prefetch(receipt.kernel_id, receipt.checksum)
     cache.prefetch(receipt.kernel_id, receipt.checksum)

@@ -15,7 +15,7 @@ from safetensors import torch as safetensors
 
 from tamiyo.host.blueprints import CATALOGUE, for_layer
 from tamiyo.host.kernels.store import KernelMetadata, KernelStore, StoredKernel
-from tamiyo.schemas.errors import KernelCorrupt, KernelError, KernelIncompatible
+from tamiyo.schemas.errors import ConfigurationError, KernelCorrupt, KernelError, KernelIncompatible
 from tests.support.layers import GEOMETRIES, kernel, spec_of
 
 ID = "0123456789abcdef"
@@ -247,7 +247,7 @@ def test_a_file_without_our_header_is_refused(store: KernelStore) -> None:
 
 
 def test_an_unknown_scheme_is_refused() -> None:
-    with pytest.raises(KernelError, match="cannot be opened"):
+    with pytest.raises(ConfigurationError, match="not the URL of a store"):
         KernelStore("gopher3://kernels")
 
 

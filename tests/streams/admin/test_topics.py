@@ -1,13 +1,20 @@
-"""Topics on brokers."""
+"""Creating, checking and deleting topics."""
 
+import asyncio
+from contextlib import closing
+
+import aiokafka
+import numpy as np
 import pytest
+from confluent_kafka import Consumer, KafkaException, Producer
 from confluent_kafka.admin import AdminClient, NewTopic
 
 from tamiyo.schemas.errors import BrokerError
-from tamiyo.schemas.kafka import KafkaSettings, TopicNames
+from tamiyo.schemas.kafka import MAX_MESSAGE_BYTES, PRODUCER, KafkaSettings, TopicNames
 from tamiyo.schemas.topics import CATALOGUE, TOPOLOGY, WINDOWS
 from tamiyo.streams.admin.brokers import free_ports
-from tamiyo.streams.admin.topics import Topics
+from tamiyo.streams.admin.topics import MAX_BATCH_BYTES, Topics
+from tamiyo.streams.settings import WorkerSettings
 
 
 def test_the_embedded_broker_is_touched(kafka: KafkaSettings, names: TopicNames) -> None:
@@ -22,14 +29,14 @@ def test_the_embedded_broker_is_touched(kafka: KafkaSettings, names: TopicNames)
     assert topics.create(partitions=7) == []
 
 
-def test_a_broker_that_is_not_there() -> None:
+def test_a_missing_broker_is_an_error() -> None:
     (port,) = free_ports(1)
     topics = Topics(KafkaSettings(bootstrap_servers=f"127.0.0.1:{port}"), TopicNames())
     assert "Connection refused" in str(topics.reachable(0.2))
 
 
 @pytest.mark.kafka
-def test_topics_are_created_as_the_catalogue_says(real_kafka: str, names: TopicNames) -> None:
+def test_topics_are_created_as_in_the_catalogue(real_kafka: str, names: TopicNames) -> None:
     kafka = KafkaSettings(bootstrap_servers=real_kafka)
     topics = Topics(kafka, names, (WINDOWS, TOPOLOGY))
     assert not topics.embedded()
@@ -51,13 +58,47 @@ def test_topics_are_created_as_the_catalogue_says(real_kafka: str, names: TopicN
     topics = Topics(kafka, other, (WINDOWS, TOPOLOGY))
     topics.create(partitions=3)
     problems = topics.check()
-    assert len(problems) == 2
+    assert len(problems) == 3
     assert "has 1 partitions where the others have 3" in problems[0]
     assert "cleanup.policy=delete, but compact is expected" in problems[1]
+    assert f"max.message.bytes=1048588, but {MAX_BATCH_BYTES} is needed" in problems[2]
 
 
 @pytest.mark.kafka
-def test_what_the_broker_refuses_is_an_error(real_kafka: str, names: TopicNames) -> None:
+def test_the_largest_message_is_accepted_by_the_broker_and_read_by_every_client(
+    real_kafka: str, names: TopicNames
+) -> None:
+    kafka, name = KafkaSettings(bootstrap_servers=real_kafka), names.full(WINDOWS.name)
+    Topics(kafka, names, (WINDOWS,)).create(partitions=1)
+    room = 1_000  # for the batch's own framing, which librdkafka counts as well
+    value = np.random.default_rng(0).bytes(MAX_MESSAGE_BYTES - room)  # random: no compression makes it smaller
+    producer = Producer(kafka.librdkafka(**PRODUCER))
+    with pytest.raises(KafkaException, match="MSG_SIZE_TOO_LARGE"):
+        producer.produce(name, value + bytes(room))
+    for each in (b"small", value, b"last"):
+        producer.produce(name, each)
+    assert producer.flush(30) == 0
+
+    group = {"group.id": names.prefix, "auto.offset.reset": "earliest"}
+    with closing(Consumer(kafka.librdkafka(**group))) as consumer:
+        consumer.subscribe([name])
+        assert [message.value() for message in consumer.consume(3, timeout=30)] == [b"small", value, b"last"]
+    assert asyncio.run(read_by_aiokafka(kafka, name, 3)) == [b"small", value, b"last"]
+
+
+async def read_by_aiokafka(kafka: KafkaSettings, name: str, count: int) -> list[bytes]:
+    """Read as stages do, which fetch less at once than the largest message."""
+    limit = WorkerSettings().max_fetch_bytes
+    assert limit < MAX_MESSAGE_BYTES
+    consumer = aiokafka.AIOKafkaConsumer(
+        name, bootstrap_servers=kafka.bootstrap_servers, auto_offset_reset="earliest", max_partition_fetch_bytes=limit
+    )
+    async with consumer:
+        return [(await asyncio.wait_for(consumer.getone(), 30)).value for _ in range(count)]
+
+
+@pytest.mark.kafka
+def test_a_refusal_of_the_broker_is_an_error(real_kafka: str, names: TopicNames) -> None:
     topics = Topics(KafkaSettings(bootstrap_servers=real_kafka), names, (WINDOWS,))
     with pytest.raises(BrokerError, match="could not be created"):
         topics.create(partitions=1, replication=3)

@@ -1,4 +1,4 @@
-"""Comparing two runs: same, different, missing, contradicting."""
+"""Comparing two runs: same, different, missing and contradicting records."""
 
 from pathlib import Path
 
@@ -55,7 +55,7 @@ def test_the_first_differing_field_is_named(tmp_path: Path) -> None:
     assert (found.first.left, found.first.right) == (str(GRAPH.step), str(GRAPH.step + 7))
 
 
-def test_what_only_one_side_has_is_counted(tmp_path: Path) -> None:
+def test_records_of_one_side_only_are_counted(tmp_path: Path) -> None:
     found = compared(tmp_path, graphs("a", "b", "c"), graphs("b", "d"))
     assert (found.same, found.left_only, found.right_only) == (1, 2, 1)
     assert not found.equal
@@ -69,7 +69,7 @@ def test_two_contents_under_one_id_are_a_contradiction(tmp_path: Path) -> None:
     assert not found.equal
 
 
-def test_a_run_can_be_chosen(tmp_path: Path) -> None:
+def test_a_run_can_be_selected(tmp_path: Path) -> None:
     found = compared(tmp_path, graphs("a", "b"), graphs("a"), runs=["another"])
     assert (found.same, found.left_only) == (0, 0)
 
@@ -79,6 +79,32 @@ def test_bytes_without_a_record_are_compared_too(tmp_path: Path) -> None:
     assert found.first is not None
     assert found.first.field == "(bytes)"
     assert "expected a ModelGraph" in found.first.right
+
+
+def test_an_ignored_field_may_differ_and_no_other(tmp_path: Path) -> None:
+    left, right = graphs("a", "b"), graphs("a", "b", step=GRAPH.step + 7)
+    assert compared(tmp_path / "1", left, right, ignore=["step"]).equal
+    found = compared(tmp_path / "2", left, graphs("a", "b", step=0, time_ms=1), ignore=["step"])
+    assert (found.same, found.differ) == (0, 2)
+    assert found.first is not None
+    assert found.first.field == "time_ms"
+
+
+def test_an_ignored_field_does_not_hide_a_contradiction_in_another(tmp_path: Path) -> None:
+    left = [*graphs("a"), *graphs("a", step=0)]
+    left = [message(each.topic, n, each.value, headers=each.headers, key=each.key) for n, each in enumerate(left)]
+    assert compared(tmp_path / "1", left, graphs("a"), ignore=["step"]).contradictions == 0
+    assert compared(tmp_path / "2", left, graphs("a"), ignore=["time_ms"]).contradictions == 1
+
+
+def test_bytes_without_a_record_differ_whatever_is_ignored(tmp_path: Path) -> None:
+    found = compared(tmp_path, [message(GRAPHS.name, 0, b"one")], [message(GRAPHS.name, 0, b"two")], ignore=["step"])
+    assert found.differ == 1
+
+
+def test_an_unknown_field_cannot_be_ignored(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="cannot ignore field 'wording'"):
+        compared(tmp_path, graphs("a"), graphs("a"), ignore=["step", "wording"])
 
 
 @pytest.mark.parametrize(
@@ -96,6 +122,6 @@ def test_first_difference(left: dict[str, object], right: dict[str, object], exp
     assert first_difference(left, right) == expected
 
 
-def test_what_is_compared_is_named_by_folder_or_prefix() -> None:
+def test_a_side_is_named_by_folder_or_prefix() -> None:
     with pytest.raises(ConfigurationError, match="there is no folder nowhere; topics on the broker are named topics:"):
         side("nowhere", KafkaSettings)

@@ -6,7 +6,8 @@ import pytest
 
 from tamiyo.schemas.errors import ConfigurationError
 from tamiyo.schemas.kafka import KafkaSettings
-from tamiyo.streams.runtime.faust.app import aiokafka_settings, create_app
+from tamiyo.streams.runtime.faust.app import create_app
+from tamiyo.streams.runtime.faust.clients import aiokafka_settings
 from tamiyo.streams.settings import WorkerSettings
 
 

@@ -1,4 +1,4 @@
-"""A client whose broker is away asks a few times a second."""
+"""A client whose broker is away retries a few times a second."""
 
 import asyncio
 import logging
@@ -8,7 +8,7 @@ import pytest
 from aiokafka import AIOKafkaProducer
 
 from tamiyo.streams.admin.brokers import EmbeddedBroker
-from tamiyo.streams.runtime.faust.metadata_backoff import RETRY_S, unhurried
+from tamiyo.streams.runtime.faust.metadata_backoff import RETRY_S, back_off_metadata
 
 
 def test_a_client_whose_broker_went_away_does_not_spin(caplog: pytest.LogCaptureFixture) -> None:
@@ -17,7 +17,7 @@ def test_a_client_whose_broker_went_away_does_not_spin(caplog: pytest.LogCapture
     async def scene() -> None:
         broker = EmbeddedBroker()
         producer = AIOKafkaProducer(bootstrap_servers=broker.bootstrap_servers, request_timeout_ms=60_000)
-        unhurried(producer.client)
+        back_off_metadata(producer.client)
         await producer.start()
         await producer.send_and_wait("somewhere", b"while it is there")
         broker.stop()

@@ -10,8 +10,8 @@ from faust.transport.drivers.aiokafka import AIOKafkaConsumerThread
 from faust.types import TP
 
 from tamiyo.schemas.kafka import PRODUCER, KafkaSettings, TopicNames
-from tamiyo.streams.runtime.faust.app import StageConsumerThread, create_app
-from tamiyo.streams.runtime.faust.timestamp_sync import SLACK_MS, TimestampSynchronization
+from tamiyo.streams.runtime.faust.app import create_app
+from tamiyo.streams.runtime.faust.timestamp_sync import SLACK_MS, TimestampSynchronization, TimestampSynchronized
 from tamiyo.streams.settings import WorkerSettings
 
 A0, B0, C0, A1, B1 = (TP(name, int(name[1])) for name in ("a0", "b0", "c0", "a1", "b1"))
@@ -19,51 +19,53 @@ ALL = {A0, B0, C0, A1, B1}
 
 
 def read_to(**reached_ms: int) -> TimestampSynchronization:
-    known = TimestampSynchronization()
-    known.note({TP(name, int(name[1])): [SimpleNamespace(timestamp=each)] for name, each in reached_ms.items()})
-    return known
+    synchronization = TimestampSynchronization()
+    synchronization.record(
+        {TP(name, int(name[1])): [SimpleNamespace(timestamp=each)] for name, each in reached_ms.items()}
+    )
+    return synchronization
 
 
 @pytest.mark.parametrize(
     ("reached", "waiting", "behind"),
     [
         ({}, ALL, ALL),
-        ({"a0": 5_000, "b0": 5_000, "c0": 0}, {A0, B0}, ALL),  # all of c0 is read: it holds nothing up
+        ({"a0": 5_000, "b0": 5_000, "c0": 0}, {A0, B0}, ALL),  # c0 is read to its end and holds nothing up
         ({"a0": 5_000, "b0": 5_000, "c0": 0}, {A0, B0, C0}, {C0, A1, B1}),
         ({"a0": SLACK_MS, "b0": SLACK_MS + 1, "c0": 0}, {C0}, {A0, C0, A1, B1}),
-        ({"a0": 9_000, "c0": 9_000}, {A0, B0}, {B0, A1, B1}),  # of b0 nothing was read yet
+        ({"a0": 9_000, "c0": 9_000}, {A0, B0}, {B0, A1, B1}),  # nothing of b0 has been read yet
         ({"a0": 9_000, "b0": 0, "c0": 9_000, "a1": 0, "b1": 9_000}, ALL, {B0, A1}),
         ({"a0": 9_000, "b0": 0, "c0": 9_000, "a1": 0, "b1": 9_000}, set(), ALL),
         ({"a0": -1, "b0": -1, "c0": -1}, {A0, B0, C0}, ALL),  # a log without times
     ],
 )
-def test_what_is_behind_is_read_first(reached: dict[str, int], waiting: set[TP], behind: set[TP]) -> None:
+def test_inputs_behind_are_read_first(reached: dict[str, int], waiting: set[TP], behind: set[TP]) -> None:
     assert read_to(**reached).behind(ALL, waiting.__contains__) == behind
 
 
-def test_a_record_from_the_future_holds_its_input_back_until_the_next_is_read() -> None:
-    known = read_to(a0=10**15, b0=5_000)
-    assert known.behind({A0, B0}, {A0, B0}.__contains__) == {B0}
-    known.note({A0: [SimpleNamespace(timestamp=10**16), SimpleNamespace(timestamp=5_001)], B0: []})
-    assert known.behind({A0, B0}, {A0, B0}.__contains__) == {A0, B0}
-    known.clear()
-    assert known.behind({A0, B0}, {A0, B0}.__contains__) == {A0, B0}
+def test_a_record_from_the_future_delays_its_input_until_the_next_is_read() -> None:
+    synchronization = read_to(a0=10**15, b0=5_000)
+    assert synchronization.behind({A0, B0}, {A0, B0}.__contains__) == {B0}
+    synchronization.record({A0: [SimpleNamespace(timestamp=10**16), SimpleNamespace(timestamp=5_001)], B0: []})
+    assert synchronization.behind({A0, B0}, {A0, B0}.__contains__) == {A0, B0}
+    synchronization.clear()
+    assert synchronization.behind({A0, B0}, {A0, B0}.__contains__) == {A0, B0}
 
 
-def test_an_input_that_gives_nothing_holds_nobody_up_for_longer_than_a_fetch(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[tuple[set[TP], float]] = []
+def test_an_input_that_gives_nothing_blocks_the_others_for_one_fetch_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
+    fetches: list[tuple[set[TP], float]] = []
 
     async def fetch(self: Any, consumer: Any, tps: set[TP], timeout: float, max_records: int) -> dict[TP, list[Any]]:
-        asked.append((tps, timeout))
+        fetches.append((tps, timeout))
         return {A0: [SimpleNamespace(timestamp=20_000)]} if A0 in tps else {}
 
     monkeypatch.setattr(AIOKafkaConsumerThread, "_fetch_records", fetch)
-    monkeypatch.setattr(StageConsumerThread, "_waits", staticmethod(lambda consumer, tp: True))
-    thread = StageConsumerThread.__new__(StageConsumerThread)
+    monkeypatch.setattr(TimestampSynchronized, "_has_backlog", staticmethod(lambda consumer, tp: True))
+    thread = TimestampSynchronized.__new__(TimestampSynchronized)
     thread._synchronization = read_to(a0=10_000, b0=0)
 
     assert asyncio.run(thread._fetch_records(None, {A0, B0}, 1.0, 100)).keys() == {A0}
-    assert asked == [({B0}, 1.0), ({A0, B0}, 0)]
+    assert fetches == [({B0}, 1.0), ({A0, B0}, 0)]
 
 
 def test_small_records_are_not_read_hours_ahead_of_large_ones(kafka: KafkaSettings, names: TopicNames) -> None:

@@ -1,4 +1,4 @@
-"""What holds of windows for every log: order of arrival, recomputation, restarts."""
+"""Laws of windows for every log: order of arrival, recomputation, restarts."""
 
 import random
 from collections.abc import Sequence
@@ -54,8 +54,8 @@ def interleave(rng: random.Random, streams: Sequence[Sequence[HealthSignals]]) -
     return [next(iterators[head]) for head in heads]
 
 
-def of_run(said: Any, run_id: str) -> list[bytes]:
-    return [encode(record) for record in windows(said) if record.run_id == run_id]
+def of_run(produced: Any, run_id: str) -> list[bytes]:
+    return [encode(record) for record in windows(produced) if record.run_id == run_id]
 
 
 def fit(points: list[tuple[int, float]]) -> dict[str, Any]:
@@ -77,33 +77,33 @@ def fit(points: list[tuple[int, float]]) -> dict[str, Any]:
     }
 
 
-def assert_fits(found: dict[str, Any], points: list[tuple[int, float]]) -> None:
+def assert_fits(actual: dict[str, Any], points: list[tuple[int, float]]) -> None:
     expected = fit(points)
     scale = max(abs(value) for _, value in points)
     for name in ("count", "minimum", "maximum", "last"):
-        assert found[name] == expected[name]
-    assert found["mean"] == pytest.approx(expected["mean"], rel=1e-12, abs=1e-12 * scale)
-    assert found["variance"] == pytest.approx(expected["variance"], rel=1e-9, abs=1e-12 * scale**2)
+        assert actual[name] == expected[name]
+    assert actual["mean"] == pytest.approx(expected["mean"], rel=1e-12, abs=1e-12 * scale)
+    assert actual["variance"] == pytest.approx(expected["variance"], rel=1e-9, abs=1e-12 * scale**2)
     if expected["slope"] is None:
-        assert found["slope"] is None
+        assert actual["slope"] is None
     else:
-        assert found["slope"] == pytest.approx(expected["slope"], rel=1e-9, abs=1e-12 * scale)
+        assert actual["slope"] == pytest.approx(expected["slope"], rel=1e-9, abs=1e-12 * scale)
 
 
 @settings(max_examples=40, deadline=None)
 @given(st.integers(0, 2**32), st.integers(1, 25), st.integers(1, 120))
-def test_order_of_arrival_shows_in_no_bit(seed: int, steps: int, width: int) -> None:
+def test_the_order_of_arrival_changes_no_bit(seed: int, steps: int, width: int) -> None:
     rng = random.Random(seed)
     streams = [s for run_id in ("one", "two") for s in run_streams(rng, run_id, steps).values()]
     first = windows_stage(width=width).feed(partition(interleave(rng, streams)))
-    windowing = windows_stage(width=width)
-    second = [one for each in partition(interleave(rng, streams)) for one in windowing.feed([each])]
+    stage = windows_stage(width=width)
+    second = [one for each in partition(interleave(rng, streams)) for one in stage.feed([each])]
     assert not rejects(first)
     assert not rejects(second)
     for run_id in ("one", "two"):
         assert of_run(first, run_id) == of_run(second, run_id) != []
-    assert windowing.open_offsets() == {}
-    assert windowing._rows == 0
+    assert stage.open_offsets() == {}
+    assert stage._open.rows == 0
 
 
 @settings(max_examples=30, deadline=None)
@@ -112,13 +112,13 @@ def test_windows_equal_a_pure_recomputation(seed: int, steps: int, width: int) -
     rng = random.Random(seed)
     streams = run_streams(rng, "run", steps)
     log = interleave(rng, list(streams.values()))
-    found = {record.start: record for record in windows(windows_stage(width=width).feed(partition(log)))}
+    actual = {record.start: record for record in windows(windows_stage(width=width).feed(partition(log)))}
     expected: dict[int, list[HealthSignals]] = {}
     for one in sorted(log, key=lambda each: (each.step, each.source)):
         expected.setdefault(one.step // width * width, []).append(one)
-    assert found.keys() == expected.keys()
+    assert actual.keys() == expected.keys()
     for start, inside in expected.items():
-        record = found[start]
+        record = actual[start]
         assert (record.frames, record.shed) == (len(inside), sum(one.shed for one in inside))
         assert record.signals == sum(len(one.layer_id) for one in inside)
         assert record.layer_id == list(dict.fromkeys(layer for one in inside for layer in one.layer_id))
@@ -150,7 +150,7 @@ def test_windows_equal_a_pure_recomputation(seed: int, steps: int, width: int) -
 def test_a_restart_at_any_moment_changes_nothing(seed: int, steps: int, width: int, delay: int) -> None:
     rng = random.Random(seed)
     streams = [s for run_id in ("one", "two", "three") for s in run_streams(rng, run_id, steps).values()]
-    # Stragglers, repeats, and errors that come late: whatever they lead to, they lead to again.
+    # Stragglers, repeats and late errors: a restart must treat each as the first run did.
     log = interleave(rng, streams)
     for _ in range(10):
         log.insert(rng.randrange(len(log)), rng.choice(log))
@@ -162,12 +162,12 @@ def test_a_restart_at_any_moment_changes_nothing(seed: int, steps: int, width: i
         return windows_stage(width=width, delay=delay)
 
     expected = without_crashes(make(), fed)
-    found = with_crashes(make, fed, rng)
-    once = {one.identity: encode(one.record) for one in outputs(found)}
-    assert len(once) == len(outputs(found)), "a window was said twice"
+    crashed = with_crashes(make, fed, rng)
+    once = {one.identity: encode(one.record) for one in outputs(crashed)}
+    assert len(once) == len(outputs(crashed)), "a window was published twice"
     assert once == {one.identity: encode(one.record) for one in outputs(expected)}
     late = {one.source.offset for one in rejects(expected)}
-    repeated = {one.source.offset for one in rejects(found)} - late
-    # A repeat of a signal in a window that only the stage before the crash held may be called late; nothing else may.
+    repeated = {one.source.offset for one in rejects(crashed)} - late
+    # A repeat may become late if only the stage before the crash held the original's window; nothing else may.
     assert all(log.index(log[offset]) < offset for offset in repeated)
-    assert late <= {one.source.offset for one in rejects(found)}
+    assert late <= {one.source.offset for one in rejects(crashed)}

@@ -1,4 +1,4 @@
-"""Windows: exact content, final once, whatever the order of arrival and wherever the process ends."""
+"""Windows: exact content, final once, independent of the order of arrival and of where the process ends."""
 
 from typing import Any
 
@@ -16,10 +16,10 @@ from tamiyo.streams.stages.base import PriorOutput
 from tests.support.telemetry import (
     BEGAN_MS,
     COMPANIONS,
-    as_said,
     incoming,
     outputs,
     partition,
+    prior_outputs,
     rejects,
     signal,
     windows,
@@ -41,9 +41,9 @@ def frames(step: int, **fields: Any) -> list[HealthSignals]:
 
 def test_one_window_by_hand() -> None:
     log = [*frames(0), *frames(10), *frames(40), *frames(50)]
-    windowing = windows_stage()
-    said = windowing.feed(partition(log))
-    (output,) = outputs(said)
+    stage = windows_stage()
+    produced = stage.feed(partition(log))
+    (output,) = outputs(produced)
     record = output.record
     assert output.identity == record.window_id == window_id("run", "step", 50, 0)
     assert output.source is not None
@@ -82,79 +82,79 @@ def test_several_rows_of_a_layer_count_each_and_two_at_one_time_have_no_slope() 
 
 
 def test_the_watermark_waits_for_the_slowest_companion() -> None:
-    windowing = windows_stage()
+    stage = windows_stage()
     log = [one for step in range(0, 200, 10) for one in frames(step)]
     fast = [one for one in log if one.source != MODEL]
     slow = [one for one in log if one.source == MODEL]
-    assert not windowing.feed(partition(fast))
-    said = windowing.feed(partition(slow, first=len(fast)))
-    assert [record.start for record in windows(said)] == [0, 50, 100]
-    assert all(record.frames == 15 for record in windows(said))
+    assert not stage.feed(partition(fast))
+    produced = stage.feed(partition(slow, first=len(fast)))
+    assert [record.start for record in windows(produced)] == [0, 50, 100]
+    assert all(record.frames == 15 for record in windows(produced))
 
 
 def test_without_companions_the_sources_seen_decide() -> None:
     log = [signal(KERNEL, step, layers=["a"], metrics={"x": [1.0]}, companions=[]) for step in (0, 50)]
     assert [record.start for record in windows(windows_stage().feed(partition(log)))] == [0]
     only_errors = [signal(ERROR_RECOVERY.name, step, companions=[]) for step in (0, 50, 100)]
-    assert not windows_stage().feed(partition(only_errors))  # they come when they come, and say nothing of the rest
+    assert not windows_stage().feed(partition(only_errors))  # errors are sporadic: they do not show how far the run is
 
 
-def test_delay_and_grace_put_the_end_off() -> None:
+def test_delay_and_grace_keep_a_window_open_longer() -> None:
     for fields in ({"delay": 20}, {"grace": 20}, {"delay": 10, "grace": 10}):
-        windowing = windows_stage(**fields)
-        assert not windowing.feed(partition([*frames(0), *frames(60)]))
-        (record,) = windows(windowing.feed(partition([*frames(49), *frames(70)], first=6)))
+        stage = windows_stage(**fields)
+        assert not stage.feed(partition([*frames(0), *frames(60)]))
+        (record,) = windows(stage.feed(partition([*frames(49), *frames(70)], first=6)))
         assert record.frames == 6, fields
 
 
-def test_late_signals_are_refused_with_the_reason() -> None:
-    windowing = windows_stage()
+def test_late_signals_are_rejected_with_the_reason() -> None:
+    stage = windows_stage()
     late = signal(ERROR_RECOVERY.name, 20, {"recovery_errors": [1.0]}, layers=["a"], companions=[])
-    said = windowing.feed(partition([*frames(0), *frames(50), late]))
-    assert len(outputs(said)) == 1
-    (refused,) = rejects(said)
-    assert refused.late
-    assert refused.source.record is late
-    assert "up to 50 were final" in refused.reason
-    assert windowing.counts["late"] == 1
+    produced = stage.feed(partition([*frames(0), *frames(50), late]))
+    assert len(outputs(produced)) == 1
+    (rejected,) = rejects(produced)
+    assert rejected.late
+    assert rejected.source.record is late
+    assert rejected.reason == "step 20 is late: the run's windows up to step 50 were final"
+    assert stage.counts["late"] == 1
 
 
 def test_an_empty_window_is_not_emitted_but_is_final() -> None:
-    windowing = windows_stage()
-    said = windowing.feed(partition([*frames(0), *frames(150), signal(CACHE_HIT_RATES.name, 60, companions=[])]))
-    assert [record.start for record in windows(said)] == [0]
-    assert rejects(said)[0].late
+    stage = windows_stage()
+    produced = stage.feed(partition([*frames(0), *frames(150), signal(CACHE_HIT_RATES.name, 60, companions=[])]))
+    assert [record.start for record in windows(produced)] == [0]
+    assert rejects(produced)[0].late
 
 
 def test_repeats_count_once_in_open_and_in_closed_windows() -> None:
     log = [*frames(0), *frames(0), *frames(50), *frames(0), *frames(50)]
-    windowing = windows_stage()
-    said = windowing.feed(partition(log))
-    assert not rejects(said)
-    assert windows(said)[0].frames == 3
-    assert windowing.counts["repeated"] == 9
-    assert windowing.flush()[0].record.frames == 3
+    stage = windows_stage()
+    produced = stage.feed(partition(log))
+    assert not rejects(produced)
+    assert windows(produced)[0].frames == 3
+    assert stage.counts["repeated"] == 9
+    assert stage.flush()[0].record.frames == 3
 
 
 def test_last_frames_of_all_companions_close_everything() -> None:
-    windowing = windows_stage()
+    stage = windows_stage()
     log = [*frames(0), *frames(40), *frames(70), *frames(70, final=True)]
-    assert [record.start for record in windows(windowing.feed(partition(log[:-1])))] == [0]
-    (record,) = windows(windowing.feed(partition(log[-1:], first=len(log) - 1)))
+    assert [record.start for record in windows(stage.feed(partition(log[:-1])))] == [0]
+    (record,) = windows(stage.feed(partition(log[-1:], first=len(log) - 1)))
     assert (record.start, record.final, record.frames) == (50, True, 6)
-    assert windowing.open_offsets() == {}
+    assert stage.open_offsets() == {}
 
 
-def test_several_windows_may_close_at_the_end_and_only_the_last_says_so() -> None:
+def test_several_windows_may_close_at_the_end_and_only_the_last_is_marked_final() -> None:
     log = [*frames(0), *frames(60)[:2], *frames(120, final=True)]
-    said = windows(windows_stage().feed(partition(log)))
-    assert [(record.start, record.final) for record in said] == [(0, False), (50, False), (100, True)]
+    produced = windows(windows_stage().feed(partition(log)))
+    assert [(record.start, record.final) for record in produced] == [(0, False), (50, False), (100, True)]
 
 
 def test_event_time_clock() -> None:
-    windowing = windows_stage(clock="time", width=60_000)
-    said = windows(windowing.feed(partition([*frames(0), *frames(20), *frames(100)])))
-    (record,) = said
+    stage = windows_stage(clock="time", width=60_000)
+    produced = windows(stage.feed(partition([*frames(0), *frames(20), *frames(100)])))
+    (record,) = produced
     assert record.start == BEGAN_MS // 60_000 * 60_000
     assert record.clock == "time"
     assert record.metrics["execution_latency_ms"].slope[0] == pytest.approx(0.001)  # 20 a step, a step is 1,000 ms
@@ -162,31 +162,31 @@ def test_event_time_clock() -> None:
 
 
 def test_idle_runs_close_on_the_logs_own_time() -> None:
-    windowing = windows_stage(idle_timeout_s=30)
-    windowing.feed(partition([*frames(0), *frames(10)]))
-    assert not windowing.tick(5_000_000)  # whatever the wall clock says: the log has only just gone quiet
-    assert not windowing.tick(5_029_999)
-    (record,) = windows(windowing.tick(5_030_000))
+    stage = windows_stage(idle_timeout_s=30)
+    stage.feed(partition([*frames(0), *frames(10)]))
+    assert not stage.tick(5_000_000)  # no time has passed since the last record, by the log's clock
+    assert not stage.tick(5_029_999)
+    (record,) = windows(stage.tick(5_030_000))
     assert (record.start, record.frames, record.final) == (0, 6, False)
-    assert windowing.open_offsets() == {}
-    assert not windowing.tick(9_000_000)
+    assert stage.open_offsets() == {}
+    assert not stage.tick(9_000_000)
 
 
-def test_catching_up_is_not_silence() -> None:
-    windowing = windows_stage(idle_timeout_s=30)
+def test_catching_up_is_not_idleness() -> None:
+    stage = windows_stage(idle_timeout_s=30)
     one = [incoming(record, offset=n) for n, record in enumerate(frames(0))]
     other = [incoming(record, offset=n) for n, record in enumerate(frames(20, run_id="other"), 3)]
-    windowing.feed(one)
-    windowing.tick(0)
-    windowing.tick(29_000)
-    windowing.feed(other)  # 20 s later in the log
-    assert not windowing.tick(40_000)
-    assert not windowing.tick(49_000)
-    assert [record.run_id for record in windows(windowing.tick(50_000))] == ["run"]
-    assert [record.run_id for record in windows(windowing.tick(70_000))] == ["other"]
+    stage.feed(one)
+    stage.tick(0)
+    stage.tick(29_000)
+    stage.feed(other)  # 20 s later in the log
+    assert not stage.tick(40_000)
+    assert not stage.tick(49_000)
+    assert [record.run_id for record in windows(stage.tick(50_000))] == ["run"]
+    assert [record.run_id for record in windows(stage.tick(70_000))] == ["other"]
 
 
-def test_a_replays_end_says_what_idleness_would_have_said() -> None:
+def test_the_end_of_a_replay_publishes_what_idleness_would_have_published() -> None:
     log = partition([*frames(0), *frames(20), *frames(60)])
     live, replayed = windows_stage(idle_timeout_s=10), windows_stage(idle_timeout_s=0)
     first, again = live.feed(log), replayed.feed(log)
@@ -200,83 +200,83 @@ def test_a_replays_end_says_what_idleness_would_have_said() -> None:
     ]
 
 
-def test_a_last_frame_is_not_late_where_idleness_closed_its_window() -> None:
+def test_a_last_frame_is_not_late_if_idleness_closed_its_window() -> None:
     log = partition([*frames(0), *frames(10), *frames(10, final=True), signal(ERROR_RECOVERY.name, 10, companions=[])])
-    windowing = windows_stage(idle_timeout_s=30)
-    published = outputs(windowing.feed(log[:6]))
-    windowing.tick(0)
-    published += outputs(windowing.tick(30_000))
-    said = windowing.feed(log[6:])
-    (last,) = outputs(said)
+    stage = windows_stage(idle_timeout_s=30)
+    published = outputs(stage.feed(log[:6]))
+    stage.tick(0)
+    published += outputs(stage.tick(30_000))
+    produced = stage.feed(log[6:])
+    (last,) = outputs(produced)
     assert (last.record.start, last.record.final, last.record.frames, last.record.last_step) == (50, True, 3, 10)
-    assert [one.source.offset for one in rejects(said)] == [9]
-    # A restart that reads all of it again says nothing new, and refuses the same straggler.
+    assert [one.source.offset for one in rejects(produced)] == [9]
+    # A restart that reads everything again publishes nothing new and rejects the same straggler.
     again = windows_stage(idle_timeout_s=30)
-    again.restore(as_said([*published, last]))
-    said = again.feed(log)
-    assert not outputs(said)
-    assert [one.source.offset for one in rejects(said)] == [9]
+    again.restore(prior_outputs([*published, last]))
+    produced = again.feed(log)
+    assert not outputs(produced)
+    assert [one.source.offset for one in rejects(produced)] == [9]
     assert again.open_offsets() == {}
-    # One that had not heard of the last window finds it again, to the bit.
+    # A restart without the last window among its prior outputs rebuilds it, byte for byte.
     third = windows_stage(idle_timeout_s=30)
-    third.restore(as_said(published))
+    third.restore(prior_outputs(published))
     (found,) = outputs(third.feed(log))
     assert encode(found.record) == encode(last.record)
 
 
-def test_values_that_cannot_be_are_refused() -> None:
+def test_impossible_values_are_rejected() -> None:
     bad = signal(MODEL, 0, model_metrics={"train_loss": 1e300})
     worse = signal(KERNEL, 0, {"x": [1e40]}, layers=["a"])
-    said = windows_stage().feed(partition([bad, worse, *frames(0), *frames(50)]))
-    assert [one.late for one in rejects(said)] == [False, False]
-    assert windows(said)[0].frames == 3
+    produced = windows_stage().feed(partition([bad, worse, *frames(0), *frames(50)]))
+    assert [one.late for one in rejects(produced)] == [False, False]
+    assert windows(produced)[0].frames == 3
 
 
-def test_too_many_layers_are_refused() -> None:
+def test_too_many_layers_are_rejected() -> None:
     first = signal(KERNEL, 0, layers=[f"a{n}" for n in range(6_000)])
     second = signal(KERNEL, 10, layers=[f"b{n}" for n in range(6_000)])
-    (refused,) = windows_stage().feed(partition([first, second]))
-    assert "12000 layers" in rejects([refused])[0].reason
+    (rejected,) = windows_stage().feed(partition([first, second]))
+    assert "12000 layers" in rejects([rejected])[0].reason
 
 
 def test_open_signals_are_bounded() -> None:
-    windowing = windows_stage(max_open_signals=10)
+    stage = windows_stage(max_open_signals=10)
     ahead = [signal(KERNEL, step, {"x": [1.0] * 4}, layers=["a", "b", "c", "d"]) for step in (0, 50, 100)]
-    said = windowing.feed(partition(ahead))
-    assert [(record.start, record.signals) for record in windows(said)] == [(0, 4)]
-    assert windowing.counts["forced"] == 1
-    behind = windowing.feed(partition([signal(MODEL, 0)], first=3))
+    produced = stage.feed(partition(ahead))
+    assert [(record.start, record.signals) for record in windows(produced)] == [(0, 4)]
+    assert stage.counts["forced"] == 1
+    behind = stage.feed(partition([signal(MODEL, 0)], first=3))
     assert rejects(behind)[0].late
 
 
 def test_open_runs_are_bounded() -> None:
-    windowing = windows_stage(max_open_runs=3)
-    said = windowing.feed(partition([signal(KERNEL, 0, run_id=f"run-{n}") for n in range(5)]))
-    assert [record.run_id for record in windows(said)] == ["run-0", "run-1"]
-    assert windowing.open_offsets() == {SIGNALS.name: 2}
+    stage = windows_stage(max_open_runs=3)
+    produced = stage.feed(partition([signal(KERNEL, 0, run_id=f"run-{n}") for n in range(5)]))
+    assert [record.run_id for record in windows(produced)] == ["run-0", "run-1"]
+    assert stage.open_offsets() == {SIGNALS.name: 2}
 
 
-def test_open_offsets_are_the_oldest_open_signals() -> None:
-    windowing = windows_stage()
-    assert windowing.open_offsets() == {}
+def test_open_offsets_are_those_of_the_oldest_open_signals() -> None:
+    stage = windows_stage()
+    assert stage.open_offsets() == {}
     log = [*frames(0), *frames(50, run_id="other"), *frames(50), *frames(100)]
     seen = []
     for one in partition(log):
-        windowing.feed([one])
-        seen.append(windowing.open_offsets()[SIGNALS.name])
+        stage.feed([one])
+        seen.append(stage.open_offsets()[SIGNALS.name])
     assert seen == [0] * 8 + [3] * 4
 
 
 def test_bookkeeping_stays_small_while_an_old_window_stays_open() -> None:
-    windowing = windows_stage(width=1)
-    windowing.feed(partition([signal(KERNEL, 0, run_id="stuck")]))
+    stage = windows_stage(width=1)
+    stage.feed(partition([signal(KERNEL, 0, run_id="stuck")]))
     for step in range(3_000):
-        windowing.feed([incoming(signal(KERNEL, step, companions=[]), offset=1 + step)])
-    assert windowing.open_offsets() == {SIGNALS.name: 0}
-    assert len(windowing._first_offsets) < 1_100
+        stage.feed([incoming(signal(KERNEL, step, companions=[]), offset=1 + step)])
+    assert stage.open_offsets() == {SIGNALS.name: 0}
+    assert len(stage._open._first_offsets) < 1_100
 
 
-def test_recall_without_sources_still_keeps_what_was_final() -> None:
+def test_restored_outputs_without_sources_still_count_as_final() -> None:
     log = partition([*frames(0), *frames(50)])
     (output,) = outputs(windows_stage().feed(log))
     again = windows_stage()
@@ -284,14 +284,14 @@ def test_recall_without_sources_still_keeps_what_was_final() -> None:
     assert not outputs(again.feed(log))
 
 
-def test_repeats_are_known_after_a_restart_and_after_the_runs_end() -> None:
+def test_repeats_are_recognised_after_a_restart_and_after_the_runs_end() -> None:
     log = partition([*frames(0), *frames(50), *frames(100, final=True)])
-    said = windows_stage().feed(log)
-    # A worker that lost the partition may repeat itself behind what its successor has said already.
+    produced = windows_stage().feed(log)
+    # A worker that lost the partition may append repeats after its successor's first outputs.
     again = [incoming(one.record, offset=len(log) + number) for number, one in enumerate(log)]
-    for first in (0, len(log)):  # the restart reads everything again, or begins behind what was committed
+    for first in (0, len(log)):  # the restart reads everything again, or starts after the committed offset
         restarted = windows_stage()
-        restarted.restore(as_said(outputs(said)))
+        restarted.restore(prior_outputs(outputs(produced)))
         assert restarted.feed([*log[first:], *again]) == []
         assert restarted.counts["repeated"] == len(log) - first + len(again)
     stranger = incoming(signal(KERNEL, 20), offset=2 * len(log))

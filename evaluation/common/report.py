@@ -1,0 +1,22 @@
+"""Reports of the evaluation programs: JSON files that are checked before hours of work and written after it."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import typer
+from rich.console import Console
+
+
+def require_folder(report: Path | None, option: str = "--report") -> None:
+    """Raise BadParameter if a report is wanted in a folder that does not exist."""
+    if report is not None and not report.absolute().parent.is_dir():
+        raise typer.BadParameter(f"there is no folder {report.parent}", param_hint=option)
+
+
+def write_report(report: Path | None, result: Mapping[str, Any], console: Console) -> None:
+    """Write `result` as JSON if a report is wanted, and print where it is."""
+    if report is not None:
+        report.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        console.print(f"report written to {report}", highlight=False)
