@@ -73,6 +73,7 @@ def test_the_ramp_is_continuous_both_ways_and_ends_where_it_began() -> None:
     assert down == pytest.approx([0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.0], abs=1e-4)
     assert [(d.seed_index, d.kernel_id) for d in dropped] == [(0, "00000000")]
     assert torch.equal(wrapped(x), plain)
+    assert wrapped.performance.errors == 0
     assert wrapped.kernel_parameters == 0
     assert [name for name, _ in wrapped.named_parameters()] == ["base.weight", "base.bias"]
 
@@ -88,6 +89,9 @@ def test_gating_off_leaves_one_kernel_out_and_nothing_else() -> None:
         assert torch.equal(wrapped(x), only_first)
         with wrapped.gated_off(0):
             assert torch.equal(wrapped(x), wrapped.base(x))
+        assert torch.equal(wrapped(x), only_first)
+        with wrapped.gated_off(1):
+            pass
         assert torch.equal(wrapped(x), only_first)
     assert torch.equal(wrapped(x), both)
     with pytest.raises(ZeroDivisionError), wrapped.gated_off(0):

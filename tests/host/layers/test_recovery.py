@@ -187,6 +187,35 @@ def test_a_diverged_network_is_no_error_of_a_kernel() -> None:
     assert wrapped.performance.errors == 0
 
 
+@pytest.mark.parametrize("diverged", ["input", "output"])
+def test_a_kernel_that_fails_in_a_diverged_network_is_not_an_error(diverged: str) -> None:
+    wrapped, _, events = faulty()
+    built = kernel(wrapped.spec, "parallel_expansion" if diverged == "input" else "bottleneck")
+    wrapped.load_kernel(built, kernel_id="0000000a", blueprint="any", step=0)
+    train(built)
+    inputs = X.clone()
+    if diverged == "input":
+        inputs[0, 0] = torch.nan
+        wrapped.base = torch.nn.Linear(X.shape[1], 7)
+        wrapped.base.forward = lambda given: torch.zeros(len(given), 7)  # type: ignore[method-assign]
+    else:
+        with torch.no_grad():
+            next(wrapped.base.parameters()).fill_(torch.nan)
+    wrapped(inputs)
+    assert wrapped.performance.errors == 0
+    assert not events
+
+
+def test_a_snapshot_is_of_healthy_parameters_only() -> None:
+    wrapped, built, _ = faulty(snapshot_every=2)
+    wrapped.advance(2)
+    built.last.bias.data.fill_(torch.nan)  # type: ignore[union-attr, operator]
+    wrapped.advance(4)
+    snapshot = wrapped.seeds[0].snapshot
+    assert snapshot is not None
+    assert all(bool(torch.isfinite(value).all()) for value in snapshot.values())
+
+
 def test_a_reset_kernel_has_no_snapshot() -> None:
     wrapped, built, events = faulty(max_errors=1, quarantine_steps=5, snapshot_every=2)
     wrapped.advance(2)

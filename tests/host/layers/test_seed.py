@@ -59,9 +59,11 @@ def test_unloading_while_loading_ramps_down_from_the_current_position() -> None:
 
 def test_a_repeated_or_earlier_step_changes_nothing() -> None:
     seed = loaded(ramp_steps=10)
+    alphas = []
     for step in (12, 12, 3, 12):
         seed.advance(step)
-    assert seed.alpha == 0.3
+        alphas.append(seed.alpha)
+    assert alphas == [0.3] * 4
 
 
 def test_a_skipped_step_counts() -> None:
