@@ -188,7 +188,7 @@ def _metadata(data: bytes) -> dict[str, str]:
     """Return the metadata of safetensors bytes, which safetensors' torch reader leaves out."""
     length = int.from_bytes(data[:8], "little")
     if len(data) < 8 or length > len(data) - 8:
-        raise ValueError("the header is cut off")
+        raise ValueError("the header is truncated")
     found = json.loads(data[8 : 8 + length])["__metadata__"]
     if not isinstance(found, dict):
         raise ValueError("there is no metadata")

@@ -6,9 +6,9 @@ import numpy as np
 
 from tamiyo.models.features import FEATURE_VERSION, HISTORY_WINDOWS, GraphInputs
 from tamiyo.models.features.edges import EdgeInputs, edge_features
+from tamiyo.models.features.network import global_features
 from tamiyo.models.features.nodes import node_features
 from tamiyo.models.features.scales import bounded
-from tamiyo.models.features.whole import global_features
 from tamiyo.schemas.analysis import HealthWindow, ModelGraph
 from tamiyo.schemas.errors import RecordError
 from tamiyo.schemas.identity import graph_id

@@ -1,6 +1,7 @@
 """The topics and their records as an AsyncAPI 3 document, derived from the catalogue: `schemas/asyncapi.json`.
 
-`python -m tamiyo.schemas.asyncapi` writes it; with `--check` it says whether it is out of date and exits 1.
+`python -m tamiyo.schemas.asyncapi` writes the file; with `--check` it only reports whether the file is out of date,
+with exit status 1.
 """
 
 import json
@@ -13,23 +14,24 @@ from tamiyo.schemas.topics import CATALOGUE, Topic
 
 FILE = Path(__file__).parent / "asyncapi.json"
 VERSION = "1.0.0"
-"""Of the contracts, not of the program: raised when a topic or a field comes or goes."""
+"""Version of the contracts, not of the program: raised when a topic or a field is added or removed."""
 KAFKA_BINDING = "0.5.0"
 DESCRIPTION = """\
-What Tamiyo's stages, the training processes and anyone else say to each other over Kafka.
+The Kafka messages that Tamiyo's stages, training processes and other clients exchange.
 
-Every message is keyed by its run's id, so a run stays on one partition number of every topic, in order (policy
-checkpoints are keyed by the policy's name, control also by * for all runs). An installation may put a prefix before
-every topic's name. Beside each topic stand `<topic>.dlq`, for messages that could not be used, as they came, and
-`<topic>.late`, for those that came after their window was final; the header `tamiyo-reason` says why.
+The key of a message is the id of its run, so all records of a run are in order on the same partition number of every
+topic. Policy checkpoints have the policy's name as their key; control commands may have * for all runs. An installation
+may prefix all topic names. Each topic has two companions: `<topic>.dlq` for unusable messages, with their bytes
+unchanged, and `<topic>.late` for messages that arrived after their window was final. Their header `tamiyo-reason` gives
+the reason.
 
-A value is Avro in one of two framings: C3 01 and eight bytes of CRC-64-AVRO fingerprint (single-object encoding), or,
-where the installation has a schema registry, 00 and four bytes of schema id (Confluent), under `<topic>-value`.
+A value is Avro in one of two framings: C3 01 and an eight-byte CRC-64-AVRO fingerprint (single-object encoding) or, if
+the installation has a schema registry, 00 and a four-byte schema id (Confluent) under the subject `<topic>-value`.
 """
 
 
 def document() -> dict[str, Any]:
-    """Return the document as plain values."""
+    """Return the document as JSON values."""
     return {
         "asyncapi": "3.0.0",
         "info": {
@@ -96,7 +98,7 @@ def _message(topic: Topic) -> dict[str, Any]:
 
 
 def main(arguments: list[str]) -> int:
-    """Write the document, or check it; return the exit status."""
+    """Write the document, or check it with `--check`; return the exit status."""
     wanted = json.dumps(document(), indent=2) + "\n"
     if "--check" in arguments:
         if not FILE.exists() or FILE.read_text(encoding="utf-8") != wanted:

@@ -1,6 +1,7 @@
-"""The Avro schema of each record, derived from its fields, and the `.avsc` files that foreign clients use.
+"""The Avro schema of each record, derived from its fields, and the `.avsc` files for clients in other languages.
 
-`python -m tamiyo.schemas.avro_schema` writes the files; with `--check` it says which are out of date and exits 1.
+`python -m tamiyo.schemas.avro_schema` writes the files; with `--check` it only reports those that are out of date, with
+exit status 1.
 """
 
 import json
@@ -22,7 +23,17 @@ PRIMITIVES: dict[type, str] = {bool: "boolean", int: "long", float: "double", st
 
 
 def avro_schema(record: type[Record], seen: set[str] | None = None) -> dict[str, Any]:
-    """Return the Avro schema of `record`; nested records are defined where first used."""
+    """Return the Avro schema of a record.
+
+    Args:
+        record: The record; nested records are defined at their first use.
+        seen: Names already defined in an enclosing schema; this call adds to them.
+
+    Example:
+        >>> from tamiyo.schemas.record import Tensor
+        >>> [(field["name"], field["type"]) for field in avro_schema(Tensor)["fields"]]
+        [('shape', {'type': 'array', 'items': 'long'}), ('data', 'bytes')]
+    """
     seen = set() if seen is None else seen
     seen.add(record.__name__)
     return {
@@ -66,7 +77,7 @@ def _type(annotation: Any, seen: set[str]) -> Any:
 
 
 def main(arguments: list[str]) -> int:
-    """Write the `.avsc` files, or check them; return the exit status."""
+    """Write the `.avsc` files, or check them with `--check`; return the exit status."""
     from tamiyo.schemas.topics import CATALOGUE
 
     wanted = {

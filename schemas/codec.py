@@ -1,11 +1,11 @@
-"""Records to bytes and back, in the two framings that a reader takes, whichever a writer chose.
+"""Encodes records to bytes and decodes them. A reader accepts both framings, whichever the writer uses.
 
-Without a schema registry: Avro single-object encoding (C3 01, fingerprint, body). The fingerprint is CRC-64-AVRO of the
-schema's canonical form (Avro specification, "Single-object encoding"), so a reader needs no server to know what it
-holds. With one (`use_registry`): Confluent's wire format (0, four bytes of schema id, body).
+Without a schema registry: Avro single-object encoding (C3 01, fingerprint, body). The fingerprint is the CRC-64-AVRO of
+the schema's canonical form (Avro specification, "Single-object encoding"), from which a reader identifies the schema
+without a server. With a registry (`use_registry`): Confluent's wire format (0, four bytes of schema id, body).
 
-What was written with another version of the schema, released or registered, is resolved to the current one by Avro's
-rules.
+Records written with another version of the schema, released or registered, are resolved to the current version by
+Avro's rules.
 """
 
 import io
@@ -23,7 +23,7 @@ from tamiyo.schemas.released import released
 
 R = TypeVar("R", bound=Record)
 
-MAX_BYTES = 4 * 1024 * 1024  # four times a broker's default limit: anything larger is not ours
+MAX_BYTES = 4 * 1024 * 1024  # four times a broker's default limit: no record of ours is larger
 MARKER = b"\xc3\x01"
 HEADER = len(MARKER) + 8
 CONFLUENT_MARKER = b"\x00"
@@ -31,22 +31,23 @@ CONFLUENT_HEADER = len(CONFLUENT_MARKER) + 4
 
 
 class SchemaIds(Protocol):
-    """A schema registry, as far as bytes are concerned: `tamiyo.schemas.subjects.Subjects`."""
+    """The schema ids of a registry; implemented by `tamiyo.schemas.subjects.Subjects`."""
 
     def header(self, record: type[Record]) -> bytes:
         """Return the bytes that an encoded `record` begins with."""
 
     def writer(self, record: type[Record], schema_id: int) -> Any | None:
-        """Return the parsed schema under an id, None where it is `record`'s own; raises DecodeError."""
+        """Return the parsed schema of an id, or None if it is `record`'s own. Raises DecodeError for an unusable id."""
 
 
 _registry: SchemaIds | None = None
 
 
 def use_registry(registry: SchemaIds | None) -> None:
-    """Write Confluent's wire format with this registry's ids from now on; None: single-object encoding.
+    """Select the framing for the whole process. Call it once, at the start: a process serves one installation.
 
-    For the whole process, like its log: said once where it starts, since one process serves one installation.
+    Args:
+        registry: Source of the schema ids of Confluent's wire format; None selects single-object encoding.
     """
     global _registry
     _registry = registry
@@ -64,7 +65,7 @@ def _single_object(schema: Any) -> bytes:
 
 @cache
 def header(record: type[Record]) -> bytes:
-    """Return the ten bytes that every single-object encoded `record` begins with."""
+    """Return the first ten bytes of every single-object encoded `record`: the marker and the schema's fingerprint."""
     return _single_object(avro_schema(record))
 
 
@@ -76,8 +77,21 @@ def _released_writers(record: type[Record]) -> dict[bytes, Any]:
 def encode(record: Record) -> bytes:
     """Encode a record.
 
-    Raises RegistryError where a registry is used and the record's id could not be had: it does not answer and was never
-    asked before, or the schema is not registered.
+    Args:
+        record: Any record of the catalogue.
+
+    Returns:
+        The framing and the Avro body.
+
+    Raises:
+        RegistryError: A registry is in use, and the record's schema is not registered there, or its id is not known yet
+            and the registry is unavailable.
+
+    Example:
+        >>> from tamiyo.schemas.adaptation import ControlCommand
+        >>> data = encode(ControlCommand(run_id="*", time_ms=0, paused=True))
+        >>> data[:2].hex(), decode(data, ControlCommand).paused
+        ('c301', True)
     """
     kind = type(record)
     buffer = io.BytesIO()
@@ -87,39 +101,49 @@ def encode(record: Record) -> bytes:
 
 
 def decode(data: bytes | None, record: type[R]) -> R:
-    """Decode bytes that should hold a `record`, in either framing.
+    """Decode a record in either framing.
+
+    Args:
+        data: A message's value.
+        record: The type that its topic carries.
 
     Raises:
-        DecodeError: the bytes are missing, too many, of another schema, or not Avro.
-        RecordError: they are the record, but its values break its contract.
-        RegistryError: they need a schema that was not seen before, and the registry does not answer.
+        DecodeError: The bytes are missing, too many, of another schema, or not Avro.
+        RecordError: The bytes are such a record, but its values break the contract.
+        RegistryError: The bytes need a schema that is not known yet, and the registry is unavailable.
+
+    Example:
+        >>> from tamiyo.schemas.adaptation import ControlCommand
+        >>> command = ControlCommand(run_id="run-1", time_ms=0, protected_layers=["fc"])
+        >>> decode(encode(command), ControlCommand) == command
+        True
     """
     if data is None:
         raise DecodeError(f"expected a {record.__name__}, but the message has no value")
     if len(data) > MAX_BYTES:
-        raise DecodeError(f"{len(data)} bytes are more than the {MAX_BYTES} a {record.__name__} may have")
+        raise DecodeError(f"expected at most {MAX_BYTES} bytes of a {record.__name__}, got {len(data)}")
     begin, writer = _framing(data, record)
     buffer = io.BytesIO(data)
     buffer.seek(begin)
     own = parsed_schema(record)
     try:
         values = fastavro.schemaless_reader(buffer, own if writer is None else writer, None if writer is None else own)
-    except Exception as error:  # fastavro raises whatever its C code meets: EOF, Index, Value, Overflow, Unicode...
+    except Exception as error:  # fastavro raises many types: EOFError, IndexError, ValueError, OverflowError, ...
         raise DecodeError(f"the bytes are not a {record.__name__}: {type(error).__name__}: {error}") from error
     if buffer.read(1):
-        raise DecodeError(f"bytes are left over after the {record.__name__}")
+        raise DecodeError(f"expected the end of the {record.__name__}, but more bytes follow")
     return validate(values, record)
 
 
 def _framing(data: bytes, record: type[Record]) -> tuple[int, Any | None]:
-    """Return where the body begins, and the schema it was written with, None for the record's own."""
+    """Return the start of the body and the schema it was written with, None for the record's own."""
     if data.startswith(header(record)):
         return HEADER, None
     if data.startswith(CONFLUENT_MARKER) and len(data) >= CONFLUENT_HEADER:
         schema_id = int.from_bytes(data[1:CONFLUENT_HEADER], "big")
         if _registry is None:
             raise DecodeError(
-                f"expected a {record.__name__}, and the message was written with a registry's schema {schema_id}: "
+                f"expected a {record.__name__}, but the message refers to schema {schema_id} of a registry: "
                 "set TAMIYO_REGISTRY_URL to read it"
             )
         return CONFLUENT_HEADER, _registry.writer(record, schema_id)
@@ -132,10 +156,20 @@ def _framing(data: bytes, record: type[Record]) -> tuple[int, Any | None]:
 
 
 def validate(values: Any, record: type[R]) -> R:
-    """Make a record of raw values; raises RecordError naming the field that is wrong."""
+    """Make a record of raw values.
+
+    Args:
+        values: Field values by name.
+        record: The type to make.
+
+    Raises:
+        RecordError: A value breaks the contract; the message names the first such field.
+    """
     try:
         return record.model_validate(values)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         place = ".".join(str(part) for part in first["loc"]) or "record"
-        raise RecordError(f"{record.__name__}.{place}: {first['msg']} ({error.error_count()} in all)") from error
+        raise RecordError(
+            f"{record.__name__}.{place}: {first['msg']} ({error.error_count()} errors in total)"
+        ) from error

@@ -1,8 +1,8 @@
-"""Whether today's schemas read what every released version wrote: BACKWARD_TRANSITIVE, without a registry.
+"""Checks that the current schemas read records of every released version: BACKWARD_TRANSITIVE, without a registry.
 
-`python -m tamiyo.schemas.compatibility` says which changes of an `.avsc` would leave records unreadable, and exits 1;
-`--release VERSION` keeps today's schemas as those of a version that goes out, to be checked against from then on.
-It needs the `avro` package, of the dev extra, whose rules are those of Avro's own Java library.
+`python -m tamiyo.schemas.compatibility` reports changes of an `.avsc` that would leave records unreadable, with exit
+status 1. `--release VERSION` stores the current schemas as those of a released version, against which later ones are
+checked. It needs the `avro` package of the dev extra, which implements the rules of Avro's own Java library.
 """
 
 import json
@@ -19,7 +19,12 @@ from tamiyo.schemas import avro_schema, released
 
 
 def breaks(reader: Any, writer: Any) -> list[str]:
-    """Return why a reader of schema `reader` could not read what was written with `writer`; nothing if it could."""
+    """Return why a reader could not decode a writer's records; empty if it can.
+
+    Args:
+        reader: The reader's schema, as JSON values.
+        writer: The writer's schema, as JSON values.
+    """
     found = ReaderWriterCompatibilityChecker().get_compatibility(parse(json.dumps(reader)), parse(json.dumps(writer)))
     if found.compatibility is SchemaCompatibilityType.compatible:
         return []
@@ -28,19 +33,33 @@ def breaks(reader: Any, writer: Any) -> list[str]:
 
 
 def problems(current: Path, releases: Path) -> Iterator[str]:
-    """Yield every break between the `.avsc` files in `current` and those in each folder of `releases`."""
+    """Yield every incompatibility with a release.
+
+    Args:
+        current: Folder of the current `.avsc` files.
+        releases: Folder with one folder of `.avsc` files per released version.
+    """
     for path in sorted(releases.glob("*/*.avsc")):
         writer, place = json.loads(path.read_text(encoding="utf-8")), f"{path.stem}, against {path.parent.name}"
         reader = current / path.name
         if not reader.exists():
-            yield f"{place}: there is no such record any more"
+            yield f"{place}: the record is missing"
             continue
         for problem in breaks(json.loads(reader.read_text(encoding="utf-8")), writer):
             yield f"{place}: {problem}"
 
 
 def release(version: str, current: Path, releases: Path) -> None:
-    """Keep the `.avsc` files in `current` as those of `version`; raises FileExistsError where it has some already."""
+    """Store the current schemas as those of a released version.
+
+    Args:
+        version: The released version.
+        current: Folder of the current `.avsc` files.
+        releases: Folder with one folder per released version.
+
+    Raises:
+        FileExistsError: The version is released already.
+    """
     folder = releases / version
     folder.mkdir(parents=True)
     for path in sorted(current.glob("*.avsc")):
@@ -48,12 +67,12 @@ def release(version: str, current: Path, releases: Path) -> None:
 
 
 def main(arguments: list[str]) -> int:
-    """Check, or keep a release; return the exit status."""
+    """Check the schemas, or store a release; return the exit status."""
     if arguments[:1] == ["--release"] and len(arguments) == 2 and Path(arguments[1]).name == arguments[1]:
         try:
             release(arguments[1], avro_schema.FOLDER, released.FOLDER)
         except FileExistsError:
-            print(f"{arguments[1]} is released already: what is released never changes", file=sys.stderr)
+            print(f"{arguments[1]} is released already: released schemas never change", file=sys.stderr)
             return 1
         return 0
     if arguments:
@@ -63,7 +82,9 @@ def main(arguments: list[str]) -> int:
     for problem in found:
         print(problem, file=sys.stderr)
     if found:
-        print("new fields need a default; rename by adding a field, never by taking one away", file=sys.stderr)
+        print(
+            "give every new field a default; rename a field by adding another, never by removing one", file=sys.stderr
+        )
     return 1 if found else 0
 
 

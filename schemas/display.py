@@ -1,16 +1,23 @@
-"""What came from elsewhere, made fit for a person's terminal: no escape sequences, no secrets."""
+"""Prepares foreign text for a terminal: no escape sequences, no secrets."""
 
 import re
 
-# scheme://user:password@host, and what a query says
+# scheme://user:password@host, and the values of a query
 _LOGIN = re.compile(r"(?<=://)[^/@\s]+@")
 _QUERY = re.compile(r"(?<=[=])[^&\s]+")
 
 
 def printable(text: str) -> str:
-    """Return `text` with everything that does not print (control, format and separator characters) escaped.
+    r"""Return text with its non-printable characters (control, format and separator characters) escaped.
 
-    A terminal obeys what it is sent: an id or an error message must not move the cursor or set a title.
+    Otherwise an id or an error message could move a terminal's cursor or set its title.
+
+    Args:
+        text: Text from a message or another program.
+
+    Example:
+        >>> printable("run\x1b[2J")
+        'run\\x1b[2J'
     """
     if text.isprintable():
         return text
@@ -18,6 +25,14 @@ def printable(text: str) -> str:
 
 
 def without_secrets(url: str) -> str:
-    """Return a URL without login and query values, for messages: fsspec takes keys and tokens there."""
+    """Return a URL for messages, without its login and query values, where fsspec expects keys and tokens.
+
+    Args:
+        url: Any URL or path.
+
+    Example:
+        >>> without_secrets("s3://key:secret@bucket/policies?token=abc")
+        's3://***@bucket/policies?token=***'
+    """
     base, mark, query = url.partition("?")
     return _LOGIN.sub("***@", base) + mark + _QUERY.sub("***", query)

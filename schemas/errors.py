@@ -1,29 +1,29 @@
-"""Every error Tamiyo raises on purpose.
+"""The errors that Tamiyo raises.
 
     TamiyoError
-    ├── ConfigurationError      a setting, flag or environment variable is wrong; the message says what to set
+    ├── ConfigurationError      a setting, flag or environment variable is wrong; the message names it
     ├── SchemaError             bytes or values do not fit the wire contract
-    │   ├── DecodeError         bytes are not the Avro record that was expected
+    │   ├── DecodeError         bytes are not the expected Avro record
     │   └── RecordError         a record's values are out of range, not finite, or contradict each other
-    ├── BrokerError             Kafka is unreachable, refuses, or lacks what was asked of it
-    │   ├── RegistryError       the schema registry is; says whether that may pass
-    │   └── BrokerRefused       credentials, certificates or permissions do not do: trying again will not help
+    ├── BrokerError             Kafka is unreachable, refuses a request, or cannot fulfil it
+    │   ├── RegistryError       the same for the schema registry; `temporary` if a retry may succeed
+    │   └── BrokerRefused       credentials, certificates or permissions are wrong: a retry cannot succeed
     ├── KernelError             a kernel cannot be built, loaded or trusted
     │   ├── KernelIncompatible  shapes, dtype or version do not fit the layer
     │   └── KernelCorrupt       stored bytes do not match their checksum or their metadata
-    ├── AdaptationRefused       the host's own limits forbid a decision; carries the limit that forbade it
+    ├── AdaptationRefused       the host's own limits forbid a decision; `limit` names the one
     ├── PolicyError             a policy or checkpoint cannot be used
     │   ├── CheckpointCorrupt   stored weights do not match their header
-    │   └── UpdateRejected      a learning step failed validation and was rolled back
+    │   └── UpdateRejected      an update of the policy failed its checks and was rolled back
     ├── RecordingError          a recording's files are damaged, unfinished, or of another format
     └── DatasetError            a training task's data cannot be made
 
-Messages say what was expected, what came, and what to do about it.
+Messages state what was expected, what was found, and what to do.
 """
 
 
 class TamiyoError(Exception):
-    """Root of every error raised on purpose."""
+    """Root of all errors of Tamiyo."""
 
 
 class ConfigurationError(TamiyoError):
@@ -35,7 +35,7 @@ class SchemaError(TamiyoError):
 
 
 class DecodeError(SchemaError):
-    """Bytes that are not the record expected on this topic."""
+    """Bytes that are not the record of their topic."""
 
 
 class RecordError(SchemaError):
@@ -43,20 +43,25 @@ class RecordError(SchemaError):
 
 
 class BrokerError(TamiyoError):
-    """Kafka is unreachable, refuses, or cannot do what was asked."""
+    """Kafka is unreachable, refuses a request, or cannot fulfil it."""
 
 
 class RegistryError(BrokerError):
-    """The schema registry is unreachable, refuses, or lacks a schema."""
+    """The schema registry is unreachable, refuses a request, or lacks a schema."""
 
     def __init__(self, message: str, *, temporary: bool = False) -> None:
+        """Make the error.
+
+        Args:
+            message: What failed, and what to do.
+            temporary: Whether a retry may succeed.
+        """
         super().__init__(message)
         self.temporary = temporary
-        """Whether asking again later may help."""
 
 
 class BrokerRefused(BrokerError):
-    """Kafka refuses this client: its credentials, certificates or permissions do not do."""
+    """Kafka refuses this client because of its credentials, certificates or permissions."""
 
 
 class KernelError(TamiyoError):
@@ -75,6 +80,12 @@ class AdaptationRefused(TamiyoError):
     """The host's own limits forbid this decision."""
 
     def __init__(self, limit: str, message: str) -> None:
+        """Make the error.
+
+        Args:
+            limit: Short name of the limit, for counting.
+            message: The reason in full.
+        """
         super().__init__(message)
         self.limit = limit
 
@@ -88,7 +99,7 @@ class CheckpointCorrupt(PolicyError):
 
 
 class UpdateRejected(PolicyError):
-    """A learning step that failed validation and was rolled back."""
+    """An update of the policy that failed its checks and was rolled back."""
 
 
 class RecordingError(TamiyoError):

@@ -1,4 +1,4 @@
-"""How to reach Kafka: one set of settings for every client Tamiyo uses."""
+"""How to reach Kafka: one set of settings for all clients of Tamiyo."""
 
 import ssl
 from typing import Any, Literal, Self
@@ -10,28 +10,42 @@ from tamiyo.schemas.errors import ConfigurationError
 
 
 class KafkaSettings(BaseSettings):
-    """Read from `TAMIYO_KAFKA_*`; secrets never show in `repr` or errors.
+    """Connection settings, read from `TAMIYO_KAFKA_*`. Secrets never appear in `repr` or errors.
 
-    Raises ConfigurationError where security settings are incomplete, would not be used, or name files that are not
-    what they should be: every client is told the same, before one of them tries.
+    All clients check the settings in the same way, before they connect.
+
+    Raises:
+        ConfigurationError: Security settings are incomplete, have no effect with the protocol, or name unusable files.
+
+    Example:
+        >>> settings = KafkaSettings(
+        ...     bootstrap_servers="kafka:9093", security_protocol="SASL_SSL",
+        ...     sasl_mechanism="SCRAM-SHA-512", sasl_username="tamiyo", sasl_password="secret",
+        ... )
+        >>> settings.sasl_password
+        SecretStr('**********')
+        >>> settings.librdkafka()["sasl.mechanism"]
+        'SCRAM-SHA-512'
     """
 
-    # Without it a ValidationError would print all that was given, passwords included.
+    # Otherwise a ValidationError would print its input, passwords included.
     model_config = SettingsConfigDict(env_prefix="TAMIYO_KAFKA_", extra="ignore", hide_input_in_errors=True)
 
     bootstrap_servers: str = Field("127.0.0.1:9092", description="host:port, several separated by commas")
     security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = Field(
-        "PLAINTEXT", description="Whether connections are encrypted, and whether a user logs in"
+        "PLAINTEXT", description="Encryption (SSL) and login (SASL) of the broker's listener"
     )
     sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] | None = Field(
-        None, description="How the user logs in; required with SASL"
+        None, description="How the user logs in; for SASL"
     )
-    sasl_username: str | None = Field(None, description="Required with SASL")
-    sasl_password: SecretStr | None = Field(None, description="Required with SASL")
-    ssl_ca_file: str | None = Field(None, description="PEM file of the authorities to trust; unset: the system's")
+    sasl_username: str | None = Field(None, description="User that logs in; for SASL")
+    sasl_password: SecretStr | None = Field(None, description="That user's password; for SASL")
+    ssl_ca_file: str | None = Field(
+        None, description="PEM file of the certificate authorities to trust; unset: the system's"
+    )
     ssl_cert_file: str | None = Field(None, description="PEM file of the client's certificate")
-    ssl_key_file: str | None = Field(None, description="PEM file of the client's key; unset: in the certificate's")
-    ssl_key_password: SecretStr | None = Field(None, description="Of the client's key, where it is encrypted")
+    ssl_key_file: str | None = Field(None, description="PEM file of the client's key; unset: in the certificate's file")
+    ssl_key_password: SecretStr | None = Field(None, description="Password of the client's key, if it is encrypted")
 
     @property
     def tls(self) -> bool:
@@ -40,7 +54,7 @@ class KafkaSettings(BaseSettings):
 
     @property
     def sasl(self) -> tuple[str, str, str] | None:
-        """Mechanism, user and password, or None where no user logs in."""
+        """Mechanism, user and password; None without SASL."""
         if not (self.security_protocol.startswith("SASL") and self.sasl_mechanism and self.sasl_username):
             return None
         return self.sasl_mechanism, self.sasl_username, _plain(self.sasl_password) or ""
@@ -67,38 +81,39 @@ class KafkaSettings(BaseSettings):
             useless = login if self.tls else {**login, **files}
         if any(useless.values()):
             named = " and ".join(f"TAMIYO_KAFKA_{name}" for name, value in useless.items() if value)
-            raise ConfigurationError(f"{protocol} does not use {named}: set the protocol, or leave them unset")
+            raise ConfigurationError(f"{protocol} does not use {named}: change the protocol, or unset them")
         if self.ssl_key_file and not self.ssl_cert_file:
             raise ConfigurationError("TAMIYO_KAFKA_SSL_KEY_FILE needs TAMIYO_KAFKA_SSL_CERT_FILE")
         self.ssl_context()
         return self
 
     def ssl_context(self) -> ssl.SSLContext | None:
-        """Return the TLS context that asyncio clients need, host names checked; None where connections are plain.
+        """Return the TLS context for asyncio clients, which verifies host names; None for plain connections.
 
-        Raises ConfigurationError where a file cannot be read, or is not what it should be.
+        Raises:
+            ConfigurationError: A file cannot be read, or is not a certificate or key.
         """
         if not self.tls:
             return None
-        what = f"TAMIYO_KAFKA_SSL_CA_FILE={self.ssl_ca_file}"
+        setting = f"TAMIYO_KAFKA_SSL_CA_FILE={self.ssl_ca_file}"
         try:
             context = ssl.create_default_context(cafile=self.ssl_ca_file)
             if self.ssl_cert_file:
                 key = f" with TAMIYO_KAFKA_SSL_KEY_FILE={self.ssl_key_file}" if self.ssl_key_file else ""
-                what = f"TAMIYO_KAFKA_SSL_CERT_FILE={self.ssl_cert_file}{key}"
-                # The password as a function: without one, an encrypted key would be asked for on the terminal.
+                setting = f"TAMIYO_KAFKA_SSL_CERT_FILE={self.ssl_cert_file}{key}"
+                # The password as a function: without it, ssl would prompt for that of an encrypted key on the terminal.
                 context.load_cert_chain(
                     self.ssl_cert_file, self.ssl_key_file, lambda: _plain(self.ssl_key_password) or ""
                 )
         except OSError as error:
-            raise ConfigurationError(f"{what} cannot be used: {error}") from error
+            raise ConfigurationError(f"{setting} cannot be used: {error}") from error
         return context
 
     def librdkafka(self, **extra: Any) -> dict[str, Any]:
         """Return the configuration of a confluent-kafka client.
 
-        Producers partition as Java's and aiokafka's do (murmur2), so that a run's key lands on the same partition
-        number of every topic, whoever writes it.
+        Args:
+            **extra: More of librdkafka's settings; a setting of None is left out.
         """
         config: dict[str, Any] = {
             "bootstrap.servers": self.bootstrap_servers,
@@ -121,7 +136,7 @@ def _plain(secret: SecretStr | None) -> str | None:
 
 
 MAX_MESSAGE_BYTES = 4 * 1024 * 1024
-"""The largest message that a producer of ours sends, before compression."""
+"""Largest message that a producer sends, before compression."""
 
 PRODUCER = {
     "partitioner": "murmur2_random",
@@ -130,20 +145,21 @@ PRODUCER = {
     "compression.type": "lz4",
     "message.max.bytes": MAX_MESSAGE_BYTES,
 }
-"""What every librdkafka producer of ours adds: order and no repeats within a session, and the common partitioner."""
+"""Settings of every librdkafka producer: order without repeats within a session, and the partitioner (murmur2) of Java
+and aiokafka producers, so that a run's key maps to the same partition number of every topic with every producer."""
 
 
 class TopicNames(BaseSettings):
-    """An installation's topic names: the catalogue's behind an optional prefix (`TAMIYO_TOPIC_PREFIX`)."""
+    """An installation's topic names: the catalogue's names after an optional prefix (`TAMIYO_TOPIC_PREFIX`)."""
 
     model_config = SettingsConfigDict(env_prefix="TAMIYO_TOPIC_", extra="ignore")
 
-    prefix: str = Field("", pattern=r"^[A-Za-z0-9._-]{0,100}$", description="Goes before every topic's name")
+    prefix: str = Field("", pattern=r"^[A-Za-z0-9._-]{0,100}$", description="Prefix of all topic names")
 
     def full(self, name: str) -> str:
-        """Return the name on the broker."""
+        """Return a topic's name on the broker; `name` is that of the catalogue."""
         return f"{self.prefix}{name}"
 
     def bare(self, name: str) -> str:
-        """Return the catalogue name of a topic on the broker."""
+        """Return a topic's name in the catalogue; `name` is that on the broker."""
         return name.removeprefix(self.prefix)

@@ -1,4 +1,4 @@
-"""Rewards, experience, and the policies learned from them."""
+"""Rewards, experiences, and the policies learned from them."""
 
 from enum import StrEnum
 from typing import Annotated
@@ -11,60 +11,68 @@ from tamiyo.schemas.record import Count, Id, Milliseconds, NonNegative, Ratio, R
 
 
 class SpanReward(Record):
-    """What a decision was worth over one time span after it."""
+    """Reward of a decision over one time span after it."""
 
     name: Annotated[Id, Field(description="immediate, short_term, medium_term or long_term.")]
-    weight: Annotated[Ratio, Field(description="Before renormalising over the spans seen.")]
-    start: Annotated[NonNegative, Field(description="Begin after the decision, in the clock's unit.")]
-    end: Annotated[NonNegative | None, Field(description="End after the decision; null: open.")] = None
-    seen: Annotated[bool, Field(description="False: unknown, which is not zero.")]
-    windows: Annotated[Count, Field(description="Windows that lay in it.")] = 0
-    components: Annotated[dict[str, Real], Field(description="By component name, before weights.")] = {}
+    weight: Annotated[Ratio, Field(description="Weight before renormalising over the measured spans.")]
+    start: Annotated[NonNegative, Field(description="Start after the decision, in the clock's unit.")]
+    end: Annotated[
+        NonNegative | None, Field(description="End after the decision, in the clock's unit; null: open.")
+    ] = None
+    seen: Annotated[bool, Field(description="Whether it was measured; false means unknown, not zero.")]
+    windows: Annotated[Count, Field(description="Windows in the span.")] = 0
+    components: Annotated[dict[str, Real], Field(description="Values by component name, before weighting.")] = {}
     total: Annotated[Real, Field(description="Weighted sum of components, before tanh.")] = 0.0
 
 
 class RewardAnalysis(Record):
-    """What a decision was worth, as far as is known."""
+    """Reward of a decision, as far as it is known."""
 
     run_id: Annotated[Id, Field(description="The training run; also the message key.")]
     analysis_id: Annotated[Id, Field(description="Hash of decision and revision.")]
-    decision_id: Annotated[Id, Field(description="The decision judged.")]
-    revision: Annotated[Count, Field(description="0 for the first span closed, and up; the highest holds.")]
+    decision_id: Annotated[Id, Field(description="The decision that is rewarded.")]
+    revision: Annotated[
+        Count, Field(description="0 for the first completed span, then rising; the highest is current.")
+    ]
     step: Annotated[Count, Field(description="The decision's step.")]
-    time_ms: Annotated[Milliseconds, Field(description="Event time of the last window used.")]
-    action: Annotated[Action, Field(description="What was executed, or asked for and refused.")]
+    time_ms: Annotated[Milliseconds, Field(description="Event time of the last window used, ms since the epoch, UTC.")]
+    action: Annotated[Action, Field(description="The action that was executed, or requested and refused.")]
     status: Annotated[Id, Field(description="executed, refused, failed, vetoed, or none for no_op.")]
-    components: Annotated[dict[str, Real], Field(description="Mean over the spans seen, before weights.")]
-    weights: Annotated[dict[str, Real], Field(description="Of each component; the same keys.")]
-    spans: Annotated[list[SpanReward], Field(max_length=16, description="All spans, seen or not.")]
-    total: Annotated[Real, Field(ge=-1, le=1, description="tanh of the weighted sum over the spans seen.")]
-    confidence: Annotated[Ratio, Field(description="Share of the span weight seen, less for noisy baselines.")]
+    components: Annotated[dict[str, Real], Field(description="Means over the measured spans, before weighting.")]
+    weights: Annotated[dict[str, Real], Field(description="Weight of each component; the same keys.")]
+    spans: Annotated[list[SpanReward], Field(max_length=16, description="All spans, measured or not.")]
+    total: Annotated[
+        Real, Field(ge=-1, le=1, description="tanh of the weighted sum over the measured spans, in [-1, 1].")
+    ]
+    confidence: Annotated[Ratio, Field(description="Share of the span weight measured, reduced for noisy baselines.")]
     improvement: Annotated[
         Real | None,
-        Field(description="Relative loss reduction against the projected baseline; null: unknown."),
+        Field(description="Loss reduction relative to the projected trend; null: unknown."),
     ] = None
-    predicted_reward: Annotated[Real, Field(description="What the policy expected.")] = 0.0
+    predicted_reward: Annotated[Real, Field(description="Reward that the policy expected.")] = 0.0
     complete: Annotated[bool, Field(description="No later revision will come.")] = False
-    explanation: Text = ""
+    explanation: Annotated[Text, Field(description="The reason for the reward, in words.")] = ""
 
 
 class Experience(Record):
-    """One decision with its reward, as the learner takes it. The highest revision under an id holds."""
+    """One decision with its reward: what the learner learns from. The highest revision of an id is current."""
 
     run_id: Annotated[Id, Field(description="The training run; also the message key.")]
     experience_id: Annotated[Id, Field(description="The decision's id.")]
-    revision: Annotated[Count, Field(description="That of the reward analysis.")]
-    time_ms: Annotated[Milliseconds, Field(description="Event time of the last window used.")]
-    graph: Annotated[ModelGraph, Field(description="What the policy saw.")]
-    kinds: Annotated[list[Id], Field(max_length=200, description="Actions a layer, in order.")]
-    action_index: Annotated[Count, Field(description="What was sampled.")]
-    mask: Annotated[bytes, Field(description="One byte an action: 1 legal, 0 not.")]
-    probabilities: Annotated[Tensor, Field(description="[actions]: the behaviour distribution.")]
+    revision: Annotated[Count, Field(description="Revision of the reward analysis.")]
+    time_ms: Annotated[Milliseconds, Field(description="Event time of the last window used, ms since the epoch, UTC.")]
+    graph: Annotated[ModelGraph, Field(description="The graph that the policy decided on.")]
+    kinds: Annotated[list[Id], Field(max_length=200, description="Kinds of action at one layer, in order.")]
+    action_index: Annotated[Count, Field(description="Position of the sampled action.")]
+    mask: Annotated[bytes, Field(description="One byte per action: 1 legal, 0 not.")]
+    probabilities: Annotated[Tensor, Field(description="[actions]: the distribution that was sampled from.")]
     policy_version: Annotated[Count, Field(description="Checkpoint that decided.")]
     value: Annotated[Real, Field(description="The value head's estimate then.")]
     reward: Annotated[Real, Field(ge=-1, le=1, description="The analysis' total.")]
-    confidence: Annotated[Ratio, Field(description="The analysis' confidence.")]
-    success: Annotated[bool | None, Field(description="Measurably improved; null: nothing was executed.")] = None
+    confidence: Annotated[Ratio, Field(description="Confidence of the reward analysis, in [0, 1].")]
+    success: Annotated[
+        bool | None, Field(description="Whether the run measurably improved; null: nothing was executed.")
+    ] = None
     complete: Annotated[bool, Field(description="No later revision will come.")] = False
 
 
@@ -76,19 +84,21 @@ class CheckpointStatus(StrEnum):
 
 
 class PolicyCheckpoint(Record):
-    """A policy that may act: where it is, and what it was learned from."""
+    """A released policy: where it is stored, and what it was learned from."""
 
     name: Annotated[Id, Field(description="The policy's name; also the message key.")]
     version: Annotated[Count, Field(description="Rises by one with every release.")]
-    parent_version: Annotated[Count | None, Field(description="What it was learned from; null for the first.")] = None
+    parent_version: Annotated[Count | None, Field(description="Version it was learned from; null for the first.")] = (
+        None
+    )
     time_ms: Annotated[Milliseconds, Field(description="When it was released, ms since the epoch, UTC.")]
-    status: CheckpointStatus
-    file: Annotated[Id, Field(description="Its name in the checkpoint store; never a path.")]
+    status: Annotated[CheckpointStatus, Field(description="Whether the checkpoint may act.")]
+    file: Annotated[Id, Field(description="File name in the checkpoint store; never a path.")]
     checksum: Annotated[str, Field(max_length=64, description="SHA-256 of the stored bytes, hex.")]
-    size_bytes: Count
-    feature_version: Annotated[Count, Field(description="Of the feature catalogue it reads.")]
-    blueprints: Annotated[list[Id], Field(max_length=200, description="Blueprints it can choose, in order.")]
+    size_bytes: Annotated[Count, Field(description="Size of the stored file.")]
+    feature_version: Annotated[Count, Field(description="Version of the feature catalogue that it reads.")]
+    blueprints: Annotated[list[Id], Field(max_length=200, description="Blueprints that it can load, in order.")]
     offsets: Annotated[dict[str, Count], Field(description="Next offset of the experience topic, by partition.")]
-    experiences: Annotated[Count, Field(description="Experiences consumed in all.")] = 0
-    updates: Annotated[Count, Field(description="Learning steps accepted in all.")] = 0
-    metrics: Annotated[dict[str, Real], Field(description="losses/..., charts/... of the last update.")] = {}
+    experiences: Annotated[Count, Field(description="Experiences learned from so far.")] = 0
+    updates: Annotated[Count, Field(description="Updates accepted so far.")] = 0
+    metrics: Annotated[dict[str, Real], Field(description="losses/... and charts/... of the last update.")] = {}

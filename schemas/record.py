@@ -1,7 +1,7 @@
-"""The base of every record, and the value types they are made of.
+"""The base class of every record, and the value types of their fields.
 
-A record is validated where it is made and where it is read, so nothing past a boundary needs to ask again
-whether a loss is finite or two columns are equally long.
+A record is validated when it is made and when it is read. Code behind that boundary relies on it: a loss is finite, and
+columns are equally long.
 """
 
 from typing import Annotated, Any, Self
@@ -11,9 +11,9 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 MAX_LAYERS = 10_000  # an order of magnitude above the deepest networks trained today
-MAX_ELEMENTS = 4_000_000  # 16 MB of float32: more than a broker's default message, so never reached honestly
+MAX_ELEMENTS = 4_000_000  # 16 MB of float32: above a broker's default message size, so no valid tensor reaches it
 
-# No control characters, spaces or separators: these strings become file names, log fields and metric labels.
+# No control characters, spaces or separators, because ids become file names, log fields and metric labels.
 Id = Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=r"^[\w][\w.:/\-]*$")]
 Text = Annotated[str, StringConstraints(max_length=2000)]
 Real = Annotated[float, Field(allow_inf_nan=False)]
@@ -33,16 +33,22 @@ Ids = Annotated[list[Id], Field(max_length=MAX_LAYERS)]
 
 
 class Record(BaseModel):
-    """One Avro record; fields are its wire contract, in order."""
+    """One Avro record. Its fields, in order, are the wire contract."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, ser_json_bytes="base64", allow_inf_nan=False)
 
 
 class Tensor(Record):
-    """A dense array: `shape`, and its values as little-endian float32 in row-major order."""
+    """A dense float32 array.
+
+    Example:
+        >>> tensor = Tensor.of([[1, 2], [3, 4]])
+        >>> tensor.shape, tensor.numpy().tolist()
+        ([2, 2], [[1.0, 2.0], [3.0, 4.0]])
+    """
 
     shape: Annotated[list[Count], Field(max_length=4, description="Extent of each axis.")]
-    data: Annotated[bytes, Field(description="Little-endian float32, row-major, 4 bytes an element.")]
+    data: Annotated[bytes, Field(description="Little-endian float32 values, row-major, 4 bytes per element.")]
 
     @model_validator(mode="after")
     def _sized(self) -> Self:
@@ -50,26 +56,35 @@ class Tensor(Record):
         for extent in self.shape:
             elements *= extent
         if elements > MAX_ELEMENTS:
-            raise ValueError(f"a tensor of {self.shape} has more than {MAX_ELEMENTS} elements")
+            raise ValueError(f"expected at most {MAX_ELEMENTS} elements, got a tensor of {self.shape}")
         if len(self.data) != 4 * elements:
-            raise ValueError(f"a tensor of {self.shape} takes {4 * elements} bytes, but {len(self.data)} came")
+            raise ValueError(f"expected {4 * elements} bytes for a tensor of {self.shape}, got {len(self.data)}")
         if not np.isfinite(np.frombuffer(self.data, "<f4")).all():
             raise ValueError("a tensor must be finite")
         return self
 
     @classmethod
     def of(cls, values: npt.ArrayLike) -> Self:
-        """Make a tensor of anything numpy can read."""
+        """Return a tensor of any values that numpy can convert to float32, of at most four axes."""
         array = np.ascontiguousarray(values, dtype="<f4")
         return cls(shape=list(array.shape), data=array.tobytes())
 
     def numpy(self) -> npt.NDArray[np.float32]:
-        """Return the values, read-only, in their shape."""
+        """Return the values in their shape, read-only."""
         return np.frombuffer(self.data, "<f4").reshape(self.shape)
 
 
 def require_columns(record: BaseModel, length: int, names: list[str]) -> None:
-    """Raise ValueError unless every named column of `record` has `length` entries."""
+    """Check the length of columns.
+
+    Args:
+        record: The record with the columns.
+        length: The number of layers.
+        names: The columns to check.
+
+    Raises:
+        ValueError: A column has another length.
+    """
     for name in names:
         found = len(getattr(record, name))
         if found != length:
@@ -77,7 +92,13 @@ def require_columns(record: BaseModel, length: int, names: list[str]) -> None:
 
 
 def fill_columns(values: Any, defaults: dict[str, Any], key: str = "layer_id") -> Any:
-    """Give a raw frame's missing or empty columns their default, one entry a layer."""
+    """Return a raw frame with defaults, one entry per layer, in its missing or empty columns.
+
+    Args:
+        values: What pydantic validates; anything but a dict with a list under `key` is returned as it is.
+        defaults: Default entry by column.
+        key: The column that sets the number of layers.
+    """
     if isinstance(values, dict) and isinstance(values.get(key), list):
         length = len(values[key])
         missing = {name: [default] * length for name, default in defaults.items() if not values.get(name)}

@@ -1,7 +1,7 @@
-"""How to reach a schema registry, and the few requests of Confluent's API that are needed.
+"""A client of a schema registry: the settings, and the few requests of Confluent's API that Tamiyo needs.
 
-The standard library's HTTP client, since a training environment gets this too: confluent-kafka's own client would bring
-httpx, Authlib and three more packages.
+It uses the standard library's HTTP client, because training environments install it too: confluent-kafka's own client
+would add httpx, Authlib and three more packages.
 """
 
 import base64
@@ -20,23 +20,25 @@ from tamiyo.schemas.errors import ConfigurationError, RegistryError
 
 MEDIA_TYPE = "application/vnd.schemaregistry.v1+json"
 COMPATIBILITY = "BACKWARD_TRANSITIVE"
-"""A new schema can read what any earlier one wrote: readers are upgraded before writers, old topics stay readable."""
-MAX_ANSWER_BYTES = 4 * 1024 * 1024  # the longest schema is 12 kB
+"""Every schema reads the records of all earlier ones: upgrade readers before writers, and old topics stay readable."""
+MAX_RESPONSE_BYTES = 4 * 1024 * 1024  # the longest schema has 12 kB
 
 
 class RegistrySettings(BaseSettings):
-    """Read from `TAMIYO_REGISTRY_*`; secrets never show in `repr`. Without a URL there is no registry."""
+    """Settings of the registry, read from `TAMIYO_REGISTRY_*`. Secrets never appear in `repr`."""
 
     model_config = SettingsConfigDict(env_prefix="TAMIYO_REGISTRY_", extra="ignore")
 
-    url: str | None = Field(None, description="Where the registry speaks Confluent's API; unset: no registry")
-    username: str | None = Field(None, description="For HTTP basic authentication; an API key")
-    password: SecretStr | None = Field(None, description="For HTTP basic authentication; an API secret")
+    url: str | None = Field(None, description="URL of Confluent's API at the registry; unset: no registry")
+    username: str | None = Field(None, description="User or API key, for HTTP basic authentication")
+    password: SecretStr | None = Field(None, description="That user's password, or the API key's secret")
     ssl_ca_file: str | None = Field(None, description="PEM file of the certificate authorities to trust")
     ssl_cert_file: str | None = Field(None, description="PEM file of the client's certificate")
     ssl_key_file: str | None = Field(None, description="PEM file of the client's key")
-    timeout_s: float = Field(3.0, gt=0, le=30, description="How long an answer may take; a stage waits for it")
-    startup_timeout_s: float = Field(60.0, gt=0, description="How long an unreachable registry is waited for")
+    timeout_s: float = Field(
+        3.0, gt=0, le=30, description="Seconds to wait for a response; a stage is blocked meanwhile"
+    )
+    startup_timeout_s: float = Field(60.0, gt=0, description="Seconds to wait for an unavailable registry at startup")
 
     @field_validator("url")
     @classmethod
@@ -45,33 +47,41 @@ class RegistrySettings(BaseSettings):
             return None
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError("must begin http:// or https:// and name a host")
-        if parts.username is not None or parts.password is not None:  # it would stand in every error
-            raise ValueError("must not hold credentials: set TAMIYO_REGISTRY_USERNAME and TAMIYO_REGISTRY_PASSWORD")
+            raise ValueError("must begin with http:// or https:// and name a host")
+        if parts.username is not None or parts.password is not None:  # every error message shows the URL
+            raise ValueError("must not contain credentials: set TAMIYO_REGISTRY_USERNAME and TAMIYO_REGISTRY_PASSWORD")
         return url.rstrip("/")
 
     @model_validator(mode="after")
     def _both(self) -> "RegistrySettings":
         if (self.username is None) != (self.password is None):
-            raise ValueError("TAMIYO_REGISTRY_USERNAME and TAMIYO_REGISTRY_PASSWORD go together")
+            raise ValueError("set both TAMIYO_REGISTRY_USERNAME and TAMIYO_REGISTRY_PASSWORD, or neither")
         return self
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
     def redirect_request(self, *_: Any) -> None:
-        """Follow none: the credentials are for the host that was named."""
+        """Follow no redirect: the credentials are for the configured host."""
 
 
 class Registry:
     """A registry's subjects. Thread-safe; nothing is cached.
 
-    Every method raises RegistryError: `temporary` where the registry does not answer or fails, else where it refuses.
+    Raises:
+        RegistryError: From every method: `temporary` if the registry is unavailable or fails, else if it refuses.
     """
 
     def __init__(self, settings: RegistrySettings) -> None:
-        """Raise ConfigurationError where there is no URL, or a certificate cannot be used."""
+        """Make a client; it connects with the first request.
+
+        Args:
+            settings: Where the registry is, and how to log in.
+
+        Raises:
+            ConfigurationError: There is no URL, or a certificate cannot be used.
+        """
         if settings.url is None:
-            raise ConfigurationError("there is no schema registry: set TAMIYO_REGISTRY_URL")
+            raise ConfigurationError("expected the URL of a schema registry: set TAMIYO_REGISTRY_URL")
         self.url = settings.url
         self._timeout_s = settings.timeout_s
         self._headers = {"Content-Type": MEDIA_TYPE, "Accept": f"{MEDIA_TYPE}, application/json"}
@@ -87,38 +97,38 @@ class Registry:
         self._opener = urllib.request.build_opener(_NoRedirect, urllib.request.HTTPSHandler(context=context))
 
     def find(self, subject: str, schema: str) -> int | None:
-        """Return the id of `schema` under `subject`, None where it is not registered."""
-        answer = self._call("POST", f"subjects/{quote(subject, safe='')}", {"schema": schema}, absent_is_none=True)
-        return None if answer is None else _integer(answer, "id")
+        """Return the id of `schema` under `subject`; None if it is not registered there."""
+        response = self._call("POST", f"subjects/{quote(subject, safe='')}", {"schema": schema}, absent_is_none=True)
+        return None if response is None else _integer(response, "id")
 
     def register(self, subject: str, schema: str) -> int:
-        """Register `schema` and return its id; the same schema again gets the same id."""
-        answer = self._call("POST", f"subjects/{quote(subject, safe='')}/versions", {"schema": schema})
-        return _integer(answer, "id")
+        """Register `schema` under `subject` and return its id; a schema that is registered already keeps its id."""
+        response = self._call("POST", f"subjects/{quote(subject, safe='')}/versions", {"schema": schema})
+        return _integer(response, "id")
 
     def version_numbers(self, subject: str) -> list[int]:
-        """Return the numbers of the subject's versions; none where there is no such subject."""
-        answer = self._call("GET", f"subjects/{quote(subject, safe='')}/versions", kind=list, absent_is_none=True)
-        return [each for each in answer or [] if isinstance(each, int)]
+        """Return the numbers of the subject's versions; empty if there is no such subject."""
+        response = self._call("GET", f"subjects/{quote(subject, safe='')}/versions", kind=list, absent_is_none=True)
+        return [each for each in response or [] if isinstance(each, int)]
 
     def schema(self, schema_id: int) -> str | None:
-        """Return the schema under an id, as JSON, None where there is none."""
-        answer = self._call("GET", f"schemas/ids/{schema_id}", absent_is_none=True)
-        return None if answer is None else str(answer.get("schema", ""))
+        """Return the schema of an id as JSON text; None if there is none."""
+        response = self._call("GET", f"schemas/ids/{schema_id}", absent_is_none=True)
+        return None if response is None else str(response.get("schema", ""))
 
     def compatibility(self, subject: str) -> str | None:
-        """Return the subject's own compatibility level, None where it has none."""
-        answer = self._call("GET", f"config/{quote(subject, safe='')}", absent_is_none=True)
-        return None if answer is None else str(answer.get("compatibilityLevel") or answer.get("compatibility"))
+        """Return the subject's own compatibility level; None if it has none."""
+        response = self._call("GET", f"config/{quote(subject, safe='')}", absent_is_none=True)
+        return None if response is None else str(response.get("compatibilityLevel") or response.get("compatibility"))
 
     def set_compatibility(self, subject: str, level: str) -> None:
-        """Set what later versions of a subject must be compatible with."""
+        """Set the subject's compatibility level, e.g. BACKWARD_TRANSITIVE."""
         self._call("PUT", f"config/{quote(subject, safe='')}", {"compatibility": level})
 
     def compatible(self, subject: str, schema: str) -> bool:
-        """Return whether `schema` could be the subject's next version."""
-        answer = self._call("POST", f"compatibility/subjects/{quote(subject, safe='')}/versions", {"schema": schema})
-        return bool(answer.get("is_compatible"))
+        """Return whether `schema` may become the subject's next version."""
+        response = self._call("POST", f"compatibility/subjects/{quote(subject, safe='')}/versions", {"schema": schema})
+        return bool(response.get("is_compatible"))
 
     def _call(
         self, method: str, path: str, body: object = None, *, kind: type = dict, absent_is_none: bool = False
@@ -130,14 +140,14 @@ class Registry:
             method=method,
         )
         try:
-            with self._opener.open(request, timeout=self._timeout_s) as response:
-                data = response.read(MAX_ANSWER_BYTES + 1)
-            if len(data) > MAX_ANSWER_BYTES:
-                raise ValueError(f"more than {MAX_ANSWER_BYTES} bytes")
-            answer = json.loads(data)
-            if not isinstance(answer, kind):
-                raise ValueError(f"{str(answer)[:200]} instead of a {kind.__name__}")
-            return answer
+            with self._opener.open(request, timeout=self._timeout_s) as reply:
+                data = reply.read(MAX_RESPONSE_BYTES + 1)
+            if len(data) > MAX_RESPONSE_BYTES:
+                raise ValueError(f"more than {MAX_RESPONSE_BYTES} bytes")
+            response = json.loads(data)
+            if not isinstance(response, kind):
+                raise ValueError(f"{str(response)[:200]} instead of a {kind.__name__}")
+            return response
         except urllib.error.HTTPError as refusal:
             with refusal:
                 if refusal.code == 404 and absent_is_none:
@@ -147,24 +157,24 @@ class Registry:
             reason = getattr(error, "reason", error)
             certificate = isinstance(reason, ssl.SSLCertVerificationError)
             raise RegistryError(
-                f"the schema registry at {self.url} does not answer as it should: {reason}"
+                f"the schema registry at {self.url} gives no valid response: {reason}"
                 + (" (set TAMIYO_REGISTRY_SSL_CA_FILE)" if certificate else ""),
                 temporary=not certificate,
             ) from error
 
     def _refused(self, method: str, path: str, refusal: urllib.error.HTTPError) -> RegistryError:
-        said = refusal.read(2_000).decode(errors="replace").strip()
+        details = refusal.read(2_000).decode(errors="replace").strip()
         if refusal.code in (401, 403):
             advice = "check TAMIYO_REGISTRY_USERNAME and TAMIYO_REGISTRY_PASSWORD"
-            return RegistryError(f"the schema registry at {self.url} refuses us ({refusal.code}): {advice}")
-        # 408 and 429: too slow, too much. Anything below 500 else is our mistake, and stays one.
+            return RegistryError(f"the schema registry at {self.url} refuses access ({refusal.code}): {advice}")
+        # 408 (timeout) and 429 (too many requests) pass; any other status below 500 is an error of the request.
         temporary = refusal.code >= 500 or refusal.code in (408, 429)
-        what = f"the schema registry answers {refusal.code} to {method} {self.url}/{path}: {said}"
-        return RegistryError(what, temporary=temporary)
+        message = f"the schema registry returned {refusal.code} for {method} {self.url}/{path}: {details}"
+        return RegistryError(message, temporary=temporary)
 
 
-def _integer(answer: Any, name: str) -> int:
+def _integer(response: Any, name: str) -> int:
     try:
-        return int(answer[name])
+        return int(response[name])
     except (KeyError, TypeError, ValueError):
-        raise RegistryError(f"the schema registry's answer has no {name}: {str(answer)[:200]}") from None
+        raise RegistryError(f"expected {name} in the schema registry's response, got {str(response)[:200]}") from None

@@ -1,4 +1,4 @@
-"""Copies of the schemas as they were released: what older programs still write, and older topics still hold."""
+"""Copies of the released schemas, which older programs still write and older topics still contain."""
 
 import json
 from functools import cache
@@ -8,12 +8,12 @@ from typing import Any
 from tamiyo.schemas.record import Record
 
 FOLDER = Path(__file__).parent / "avro" / "released"
-"""A folder a version, each with that version's `.avsc` files. They never change again."""
+"""One folder per version with its `.avsc` files, which never change again."""
 
 
 @cache
 def released(record: type[Record]) -> dict[str, Any]:
-    """Return every released schema of `record`, as parsed JSON by version; none for a record that is new."""
+    """Return the released schemas of `record` as JSON values, by version; empty for a new record."""
     return {
         path.parent.name: json.loads(path.read_text(encoding="utf-8"))
         for path in sorted(FOLDER.glob(f"*/{record.__name__}.avsc"))

@@ -1,4 +1,11 @@
-"""The topic catalogue: every topic, its record, who writes and reads it, and how long it is kept."""
+"""The topic catalogue: every topic with its record, its writer and readers, and how long it is kept.
+
+Example:
+    >>> DECISIONS.name, DECISIONS.record.__name__, DECISIONS.dead_letters
+    ('tamiyo.adaptation.decisions', 'AdaptationDecision', 'tamiyo.adaptation.decisions.dlq')
+    >>> [topic.name for topic in CATALOGUE if topic.writer == "learner"]
+    ['tamiyo.policy.checkpoints']
+"""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -21,26 +28,32 @@ DAY_MS = 86_400_000
 
 @dataclass(frozen=True, slots=True)
 class Topic:
-    """One topic: its name without the installation's prefix, and its contract."""
+    """One topic and its contract."""
 
     name: str
+    """Without the installation's prefix."""
     record: type[Record]
+    """Type of its values."""
     writer: str
+    """The program that produces to it."""
     readers: tuple[str, ...]
+    """The programs that consume it."""
     cleanup: Literal["delete", "compact"] = "delete"
+    """Kafka's cleanup.policy."""
     retention_ms: int = 7 * DAY_MS
+    """Kafka's retention.ms; it has no effect on a compacted topic."""
     description: str = ""
     periodic: bool = False
-    """Whether the host sends a frame for every sampled step, so that watermarks wait for it."""
+    """Whether the host publishes a frame for every sampled step, so that watermarks wait for it."""
 
     @property
     def dead_letters(self) -> str:
-        """Where messages that cannot be used go, as they came."""
+        """Name of the topic for unusable messages, which keep their bytes."""
         return f"{self.name}.dlq"
 
     @property
     def late(self) -> str:
-        """Where messages go that came after their window was final."""
+        """Name of the topic for messages that arrived after their window was final."""
         return f"{self.name}.late"
 
 
@@ -53,21 +66,25 @@ KERNEL_PERFORMANCE = Topic(
     periodic=True,
 )
 CACHE_HIT_RATES = Topic(
-    "telemetry.cache.hit_rates", CacheHitRates, "host", ("intake",), description="The host's kernel cache."
+    "telemetry.cache.hit_rates",
+    CacheHitRates,
+    "host",
+    ("intake",),
+    description="Hits, misses and size of the host's kernel cache.",
 )
 ERROR_RECOVERY = Topic(
     "telemetry.error_recovery.events",
     ErrorRecoveryEvent,
     "host",
     ("intake",),
-    description="Kernels that failed, and what was done.",
+    description="Errors of kernels, and the host's recovery.",
 )
 LAYER_HEALTH = Topic(
     "telemetry.layer.health_signals",
     LayerHealth,
     "host",
     ("intake",),
-    description="How each layer learns; growth scores; seeds.",
+    description="Gradients, growth scores and seeds of every layer.",
     periodic=True,
 )
 MODEL_PERFORMANCE = Topic(
@@ -84,7 +101,7 @@ TOPOLOGY = Topic(
     "host",
     ("graphs", "kernels"),
     cleanup="compact",
-    description="The network as a run began.",
+    description="The network at the start of a run.",
 )
 SIGNALS = Topic(
     "tamiyo.health.signals",
@@ -105,7 +122,7 @@ GRAPHS = Topic(
     ModelGraph,
     "graphs",
     ("decisions", "rewards"),
-    description="The network as the policy sees it.",
+    description="The network as a graph: the input of the policy.",
 )
 DECISIONS = Topic(
     "tamiyo.adaptation.decisions",
@@ -113,7 +130,7 @@ DECISIONS = Topic(
     "decisions",
     ("host", "kernels", "rewards", "anyone"),
     retention_ms=90 * DAY_MS,
-    description="One decision a graph, no_op included.",
+    description="One decision per graph, no_op included.",
 )
 KERNELS = Topic(
     "tamiyo.kernels",
@@ -121,7 +138,7 @@ KERNELS = Topic(
     "kernels",
     ("host",),
     cleanup="compact",
-    description="Kernels compiled for decisions, or why not.",
+    description="Kernels compiled for decisions, or why one was refused.",
 )
 OUTCOMES = Topic(
     "tamiyo.adaptation.outcomes",
@@ -129,7 +146,7 @@ OUTCOMES = Topic(
     "host",
     ("rewards", "decisions"),
     retention_ms=90 * DAY_MS,
-    description="What the host did with a decision.",
+    description="How the host handled a decision.",
 )
 REWARDS = Topic(
     "tamiyo.rewards",
@@ -137,7 +154,7 @@ REWARDS = Topic(
     "rewards",
     ("anyone",),
     retention_ms=90 * DAY_MS,
-    description="What a decision was worth, span by span.",
+    description="Reward of a decision, per time span.",
 )
 EXPERIENCE = Topic(
     "tamiyo.experience",
@@ -153,7 +170,7 @@ CHECKPOINTS = Topic(
     "learner",
     ("decisions", "anyone"),
     cleanup="compact",
-    description="Policies that may act.",
+    description="Released policies.",
 )
 CONTROL = Topic(
     "tamiyo.control",
@@ -161,7 +178,7 @@ CONTROL = Topic(
     "an operator",
     ("decisions", "host"),
     cleanup="compact",
-    description="Pause, dry-run, protected layers.",
+    description="Standing orders: pause, dry run, protected layers.",
 )
 
 CATALOGUE: tuple[Topic, ...] = (
@@ -184,6 +201,7 @@ CATALOGUE: tuple[Topic, ...] = (
 )
 TELEMETRY: tuple[Topic, ...] = CATALOGUE[:5]
 PERIODIC: tuple[Topic, ...] = tuple(topic for topic in TELEMETRY if topic.periodic)
-"""The telemetry that a watermark waits for."""
+"""The telemetry topics that a watermark waits for."""
 PERIODIC_NAMES: frozenset[str] = frozenset(topic.name for topic in PERIODIC)
 BY_NAME: dict[str, Topic] = {topic.name: topic for topic in CATALOGUE}
+"""The catalogue by name, without the installation's prefix."""

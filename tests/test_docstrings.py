@@ -1,4 +1,4 @@
-"""Public definitions say what they do, and those that users call say what their parameters mean."""
+"""Public definitions have a docstring; those that users call describe their parameters."""
 
 import ast
 import inspect

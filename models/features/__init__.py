@@ -1,8 +1,8 @@
 """The feature catalogue: every number that the policy reads of a graph, with its unit, scale, source and formula.
 
-`nodes.py`, `edges.py` and `whole.py` have one function a feature. Scales are fixed, never learned from data, so that a
-graph means the same to every version of the policy. A value that was not measured is 0, and a `_measured` or `_known`
-column beside it marks it. Every value is finite and within +-LIMIT.
+`nodes.py`, `edges.py` and `network.py` have one function per feature. Scales are fixed, never learned from data, so
+that a graph means the same to every version of the policy. A value that was not measured is 0, and a `_measured` or
+`_known` column marks it. Every value is finite and within +-LIMIT.
 
 Example:
     >>> from tamiyo.models.features import NODE_FEATURES

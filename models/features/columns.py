@@ -1,12 +1,12 @@
-"""The catalogues as they stand in a graph: reading a column by name."""
+"""Reads the features of a graph by name, and checks that they are of this catalogue."""
 
 import numpy as np
 import numpy.typing as npt
 
 from tamiyo.models.features.edges import edge_features
+from tamiyo.models.features.network import global_features
 from tamiyo.models.features.nodes import node_features
 from tamiyo.models.features.version import FEATURE_VERSION
-from tamiyo.models.features.whole import global_features
 from tamiyo.schemas.analysis import ModelGraph
 from tamiyo.schemas.errors import PolicyError
 

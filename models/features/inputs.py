@@ -35,9 +35,9 @@ class GraphInputs(Series):
         Args:
             window: The current window.
             topology: The run's topology; its layers are the graph's nodes.
-            history: The run's preceding windows, oldest first; only the last HISTORY_WINDOWS count.
+            history: The run's preceding windows, oldest first, at most HISTORY_WINDOWS.
         """
-        super().__init__([*list(history)[-HISTORY_WINDOWS:], window], [layer.layer_id for layer in topology.layers])
+        super().__init__([*history, window], [layer.layer_id for layer in topology.layers])
         self.current = window
         self.topology = topology
 

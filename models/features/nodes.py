@@ -231,7 +231,7 @@ def growth_trend(g: GraphInputs) -> Array:
     return relative_slope(g.history("growth_score"))
 
 
-# Where it stands.
+# Where it is in the network, and whether it was seen.
 
 
 @feature(unit="0..1", scale="x", source="ModelTopology.layers")

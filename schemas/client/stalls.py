@@ -1,7 +1,7 @@
-"""Finds partitions that a consumer has silently stopped fetching.
+"""Detects partitions that a consumer has silently stopped fetching.
 
-librdkafka can stop after a broker outage (its issue 5153): no error is raised, and no message comes until the partition
-is assigned again. Long-running readers without a consumer group therefore check for it.
+After a broker outage, librdkafka's consumer may stop fetching a partition without an error, until the partition is
+assigned again (librdkafka issue 5153). Readers that use confluent-kafka without a group therefore check periodically.
 """
 
 from collections.abc import Iterable
@@ -11,10 +11,15 @@ from confluent_kafka import OFFSET_END, KafkaException, TopicPartition
 
 
 class Stalls:
-    """Detects stalled partitions among those assigned to a consumer."""
+    """Finds stalled partitions among those assigned to a consumer."""
 
     def __init__(self, consumer: Any, assigned: Iterable[TopicPartition]) -> None:
-        """`assigned`: the consumer's partitions, each with its first offset."""
+        """Watch a consumer.
+
+        Args:
+            consumer: A confluent-kafka consumer.
+            assigned: The partitions as assigned to it, each with its first offset.
+        """
         self._consumer = consumer
         self._starts = {(place.topic, place.partition): place.offset for place in assigned}
         self._waiting: dict[tuple[str, int], int] = {}
@@ -23,20 +28,25 @@ class Stalls:
         """Return the assigned partitions, each with the next offset to read."""
         places = self._consumer.position(self._consumer.assignment())
         for place in places:
-            if place.offset < 0:  # no message yet
+            if place.offset < 0:  # nothing was read yet
                 place.offset = self._starts[place.topic, place.partition]
         return list(places)
 
     def check(self, timeout_s: float) -> list[TopicPartition]:
-        """Return the partitions, with their next offsets, whose next message was unread at the last check too.
+        """Find partitions whose next record was available at the last check and is still unread.
 
-        Empty where the broker does not respond within `timeout_s`: then no fetch is expected either.
+        Args:
+            timeout_s: Seconds to wait for the broker.
+
+        Returns:
+            The stalled partitions, each with the next offset to read; empty if the broker does not respond, which is
+            another failure.
         """
         before, self._waiting = self._waiting, {}
         stalled = []
         try:
             places = self.places()
-            # One request for all: separate requests would each wait behind a fetch.
+            # One request for all partitions: one for each would wait behind a fetch every time.
             latest = [TopicPartition(place.topic, place.partition, OFFSET_END) for place in places]
             ends = self._consumer.offsets_for_times(latest, timeout=timeout_s)
         except KafkaException:

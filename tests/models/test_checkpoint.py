@@ -63,14 +63,14 @@ def test_an_optimisers_state_goes_on_where_it_was():
     step(policy, optimizer)
     state = {
         "optimizer": optimizer.state_dict(),
-        "anchor": dict(policy.state_dict()),
+        "proximal": dict(policy.state_dict()),
         "rounds": 4,
         "nested": [1, (2.5,)],
     }
     data = save(policy, state, CheckpointHeader.of(policy, version=1))
     served, _, found = load(data)
     assert (found["rounds"], found["nested"]) == (4, [1, [2.5]])
-    assert torch.equal(found["anchor"]["encoder.weight"], policy.encoder.weight)
+    assert torch.equal(found["proximal"]["encoder.weight"], policy.encoder.weight)
     resumed = torch.optim.AdamW(served.parameters(), lr=1.0)
     resumed.load_state_dict(found["optimizer"])
     step(policy, optimizer)
@@ -85,7 +85,7 @@ def test_what_cannot_be_saved_is_named(value):
         save(policy, {"odd": value}, CheckpointHeader.of(policy, version=0))
 
 
-def test_weights_that_are_not_finite_are_neither_saved_nor_served():
+def test_weights_that_are_not_finite_are_neither_saved_nor_loaded():
     policy = TamiyoPolicy(CONFIG)
     good = save(policy, None, CheckpointHeader.of(policy, version=0))
     with torch.no_grad():
@@ -99,7 +99,7 @@ def test_weights_that_are_not_finite_are_neither_saved_nor_served():
         load(bad)
 
 
-@pytest.mark.parametrize("damage", ["flip", "cut", "empty", "garbage", "no_metadata", "other_network", "short"])
+@pytest.mark.parametrize("damage", ["flip", "truncated", "empty", "garbage", "no_metadata", "other_network", "short"])
 def test_corruption_is_found(damage):
     policy = TamiyoPolicy(CONFIG)
     data = save(policy, None, CheckpointHeader.of(policy, version=0))
@@ -107,7 +107,7 @@ def test_corruption_is_found(damage):
     other = TamiyoPolicy(CONFIG.model_copy(update={"hidden": 8}))
     broken = {
         "flip": data[:-100] + bytes([data[-100] ^ 1]) + data[-99:],
-        "cut": data[:-1],
+        "truncated": data[:-1],
         "empty": b"",
         "garbage": b"\xff" * 1000,
         "no_metadata": raw_save({"policy/x": torch.zeros(1)}),
@@ -195,7 +195,7 @@ def test_a_missing_file_is_explained(store):
         store.read("policy-000001.safetensors")
 
 
-def test_of_many_who_write_a_version_at_once_one_does(tmp_path):
+def test_of_many_who_write_a_version_at_once_one_succeeds(tmp_path):
     store = CheckpointStore(str(tmp_path))
 
     def attempt(number):

@@ -48,7 +48,7 @@ def test_it_is_each_heads_own_network_and_prior():
         for parameter in found.parameters():
             parameter.normal_(0, 0.3)
     placed, whole = embeddings(batch)
-    said = found(placed, whole, batch).detach()
+    predictions = found(placed, whole, batch).detach()
     prior = found.prior(batch)
     for head in range(4):
         node = torch.relu(placed @ found.node_first[head] + found.node_first_bias[head, 0])
@@ -56,7 +56,7 @@ def test_it_is_each_heads_own_network_and_prior():
         no_op = torch.relu(whole @ found.no_op_first[head] + found.no_op_first_bias[head, 0])
         no_op = no_op @ found.no_op_last[head] + found.no_op_last_bias[head, 0]
         learned = torch.cat([no_op.flatten(), node.flatten()])
-        torch.testing.assert_close(said[head], (learned + prior[head]).detach(), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(predictions[head], (learned + prior[head]).detach(), atol=1e-5, rtol=1e-5)
 
 
 def test_the_prior_by_hand():
@@ -117,7 +117,7 @@ def test_heads_come_to_agree_where_they_saw_rewards_and_nowhere_else():
     assert float(output.spread[unseen.action]) > 0.15
 
 
-def test_features_that_no_prior_tells_apart_do_not_divide_by_nothing():
+def test_features_that_no_prior_distinguishes_do_not_divide_by_nothing():
     graph = graph_of(2)
     batch = GraphBatch.of([graph], KINDS, [make_example(0).graph.mask.numpy()])
     batch.x.zero_()

@@ -29,7 +29,7 @@ def test_the_specifications_node_features():
     assert node_column(build_graph(window, make_topology(type="lstm"), []), "type_other")[0] == 1.0
 
 
-def test_names_and_passages_come_from_window_and_topology():
+def test_ids_and_metadata_come_from_window_and_topology():
     window, topology = make_window(4, final=True), make_topology(protected=["layer.1"], cooldown_steps=150)
     graph = build_graph(window, topology, [])
     assert graph.graph_id == graph_id(window.window_id, topology.topology_id)
@@ -62,7 +62,7 @@ def test_seeds_and_counts_fall_back_to_history_and_then_to_the_topology():
     assert (graph.dormant_seeds, graph.active_seeds, graph.fossilized_seeds) == ([3, 2, 4], [1, 1, 0], [0, 1, 0])
     assert graph.learning_rate_scale == [0.5, 1.0, 1.0]
     assert (graph.parameters, graph.base_parameters) == (900, 574)
-    assert graph.steps_since_adaptation == 70  # told as 20 at step 40, and this window ends at step 90
+    assert graph.steps_since_adaptation == 70  # reported as 20 at step 40; this window ends at step 90
     fresh = build_graph(make_window(1, model=empty, **gaps), make_topology(), [])
     assert (fresh.dormant_seeds, fresh.parameters, fresh.steps_since_adaptation) == ([4, 4, 4], 574, None)
 

@@ -102,6 +102,19 @@ def test_it_does_not_grow_when_the_gain_is_doubtful(doubt):
     assert loads < 0.05
 
 
+def test_it_does_not_grow_while_the_last_kernel_is_useless():
+    def loads(last):
+        run = [
+            make_window(index, active_seeds=[1, 0, 0], contribution=[worth, None, None])
+            for index, worth in enumerate([0.1, 0.1, 0.1, last, last])
+        ]
+        found = build_graph(run[-1], make_topology(), run[:-1])
+        return sum(of(found, "load_kernel", layer, "parallel_expansion") for layer in found.layer_id)
+
+    assert loads(0.1) > 0.5
+    assert loads(-0.1) < 0.05
+
+
 def test_it_hesitates_without_a_growth_score():
     graph = make_graph(5, growth_score=None)
     assert of(graph, "load_kernel", "layer.0", "parallel_expansion") == pytest.approx(0.01, rel=0.2)

@@ -38,7 +38,7 @@ def checkpoint(made, offsets=None):
 # Taking
 
 
-def test_an_experience_counts_once_and_its_newest_revision_holds():
+def test_an_experience_counts_once_and_its_newest_revision_counts():
     made = learner()
     assert made.take(make_experience("a", revision=0, complete=False, reward=0.1)) == Taken.FRESH
     assert made.take(make_experience("a", revision=0, complete=False, reward=0.9)) == Taken.REPEATED
@@ -80,7 +80,7 @@ def test_what_does_not_fit_is_counted_by_reason_and_changes_nothing():
     assert made.take(make_experience("a")) == Taken.FRESH  # a rejected revision is not one that was seen
 
 
-def test_only_so_many_ids_are_remembered(monkeypatch):
+def test_only_so_many_ids_are_kept(monkeypatch):
     monkeypatch.setattr(module, "KNOWN_IDS", 3)
     made = learner(fresh_batch=100)
     for each in stream(5):
@@ -92,7 +92,7 @@ def test_only_so_many_ids_are_remembered(monkeypatch):
 # When to learn
 
 
-def test_a_whole_batch_of_fresh_experiences_sets_off_an_update():
+def test_a_whole_batch_of_fresh_experiences_triggers_an_update():
     made = learner()
     assert made.learn(stream(3)) is None
     assert not made.ready()
@@ -133,7 +133,7 @@ def test_experiences_of_policies_too_old_leave_replay():
 # A bad update
 
 
-def test_an_update_that_must_not_act_leaves_the_incumbent_and_keeps_what_it_saw():
+def test_a_rejected_update_leaves_the_policy_and_keeps_its_experiences():
     made = learner()
     made.learn(stream(4))
     before = checkpoint(made)
@@ -232,7 +232,7 @@ def test_a_number_is_never_given_to_two_policies():
     assert made.version == 9
 
 
-# What it knows of itself
+# Statistics
 
 
 def test_statistics_by_hand():
@@ -259,11 +259,11 @@ def test_statistics_by_hand():
 def test_calibration_is_scored_before_anything_is_learned_from_the_rewards():
     made = learner()
     experiences = stream(4)
-    said = [made.policy(each.graph) for each in (module.Example.of(e, made.policy.kinds, 3) for e in experiences)]
+    outputs = [made.policy(each.graph) for each in (module.Example.of(e, made.policy.kinds, 3) for e in experiences)]
     expected = [
         abs(e.reward - float(output.predicted_reward[e.action_index].detach()))
         / (float(output.spread[e.action_index].detach()) + NOISE_FLOOR)
-        for e, output in zip(experiences, said, strict=True)
+        for e, output in zip(experiences, outputs, strict=True)
     ]
     report = made.learn(experiences)
     assert made.policy.calibration.scores == pytest.approx(expected, rel=1e-4)
@@ -271,7 +271,7 @@ def test_calibration_is_scored_before_anything_is_learned_from_the_rewards():
         np.mean(
             [
                 abs(e.reward - float(o.predicted_reward[e.action_index].detach()))
-                for e, o in zip(experiences, said, strict=True)
+                for e, o in zip(experiences, outputs, strict=True)
             ]
         ),
         rel=1e-4,
@@ -280,7 +280,7 @@ def test_calibration_is_scored_before_anything_is_learned_from_the_rewards():
     assert all(math.isfinite(value) for value in report.metrics.values())
 
 
-def test_the_checkpoint_says_where_it_stands():
+def test_the_checkpoint_has_versions_offsets_and_counts():
     made = learner()
     made.learn(stream(4))
     header = made.header(name="mine", offsets={"0": 4, "3": 9}, time_ms=12, parent=0)

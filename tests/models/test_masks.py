@@ -68,7 +68,7 @@ def test_a_paused_run_is_left_alone():
 
 
 @pytest.mark.parametrize(
-    ("host", "installation", "told", "decided", "allowed"),
+    ("host", "installation", "reported", "decided", "allowed"),
     [
         (100, 0, None, None, True),
         (100, 0, 99.0, None, False),
@@ -79,8 +79,8 @@ def test_a_paused_run_is_left_alone():
         (0, 0, 0.0, 0, True),
     ],
 )
-def test_cooldown(host, installation, told, decided, allowed):
-    graph = make_graph(topology=make_topology(cooldown_steps=host), model={"steps_since_adaptation": told})
+def test_cooldown(host, installation, reported, decided, allowed):
+    graph = make_graph(topology=make_topology(cooldown_steps=host), model={"steps_since_adaptation": reported})
     actions = legal(graph, limits=MaskLimits(cooldown_steps=installation), steps_since_decision=decided)
     assert (actions != NOTHING) is allowed
 

@@ -101,6 +101,6 @@ def test_heads_agree_where_they_were_trained_and_not_elsewhere():
     assert output.spread[1] < 0.05
     assert float(output.predicted_reward[1]) == pytest.approx(0.5, abs=0.1)
     by_kind = output.spread[1:].reshape(3, -1)
-    # The same kind at layers that look alike: nearly as sure, beside the 0.25 of kinds that were never tried.
+    # The same kind at similar layers: nearly as low, compared with 0.25 for kinds that were never tried.
     assert by_kind[:, 0].max() < by_kind[:, 1:].min() / 3
     torch.testing.assert_close(by_kind[:, 1:], torch.full_like(by_kind[:, 1:], 0.25))

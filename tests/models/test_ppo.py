@@ -12,7 +12,7 @@ from tamiyo.models.masks import MaskLimits, legal_actions
 from tamiyo.models.policy import PolicyConfig, TamiyoPolicy
 from tamiyo.models.ppo import choices, divergence, importance_weight, normalise_advantage, ppo_loss, weighted_mean
 from tests.support.factories import make_graph
-from tests.support.slow_ppo import case, distribution, nudged, random_cases, slow_losses, tensors
+from tests.support.slow_ppo import distribution, nudged, random_samples, sample, slow_losses, tensors
 
 SETTINGS = LearningSettings()
 POLICY_ONLY = LearningSettings(vf_coef=0, ent_coef=0, safety_coef=0, reward_coef=0)
@@ -20,8 +20,8 @@ FIELDS = ["total", "policy", "value", "entropy", "safety", "reward", "approx_kl"
 seeds = st.integers(0, 2**32)
 
 
-def fast_losses(cases, settings=SETTINGS, dtype=torch.float64, **calibration):
-    losses = ppo_loss(*tensors(cases, dtype), settings, **calibration)
+def fast_losses(samples, settings=SETTINGS, dtype=torch.float64, **calibration):
+    losses = ppo_loss(*tensors(samples, dtype), settings, **calibration)
     return {name: float(getattr(losses, name).detach()) for name in FIELDS}
 
 
@@ -30,38 +30,38 @@ def fast_losses(cases, settings=SETTINGS, dtype=torch.float64, **calibration):
 
 @given(seeds, st.floats(0.3, 2.25), st.sampled_from([0.0, 0.1]))
 def test_every_loss_equals_the_slow_computation(seed, multiplier, noise_floor):
-    cases = random_cases(seed)
-    found = fast_losses(cases, multiplier=multiplier, noise_floor=noise_floor)
+    samples = random_samples(seed)
+    found = fast_losses(samples, multiplier=multiplier, noise_floor=noise_floor)
     assert found == pytest.approx(
-        slow_losses(cases, SETTINGS, multiplier=multiplier, noise_floor=noise_floor), abs=1e-9
+        slow_losses(samples, SETTINGS, multiplier=multiplier, noise_floor=noise_floor), abs=1e-9
     )
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_in_single_precision_too(seed):
-    cases = random_cases(seed, graphs=16)
-    found = fast_losses(cases, dtype=torch.float32, multiplier=0.5, noise_floor=0.1)
-    expected = slow_losses(cases, SETTINGS, multiplier=0.5, noise_floor=0.1)
+    samples = random_samples(seed, graphs=16)
+    found = fast_losses(samples, dtype=torch.float32, multiplier=0.5, noise_floor=0.1)
+    expected = slow_losses(samples, SETTINGS, multiplier=0.5, noise_floor=0.1)
     assert found == pytest.approx(expected, rel=1e-5, abs=1e-6)
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_every_gradient_equals_the_slow_computations_finite_difference(seed):
-    cases = random_cases(seed, graphs=4, heads=2)
-    output, batch, targets = tensors(cases)
+    samples = random_samples(seed, graphs=4, heads=2)
+    output, batch, targets = tensors(samples)
     ppo_loss(output, batch, targets, SETTINGS, multiplier=0.5, noise_floor=0.1).total.backward()
     for part in ("logits", "value", "ensemble"):
         gradient = getattr(output, part).grad
         for position, found in enumerate(gradient.flatten().tolist()):
             ahead, behind = (
-                slow_losses(nudged(cases, part, position, step), SETTINGS, multiplier=0.5, noise_floor=0.1)["total"]
+                slow_losses(nudged(samples, part, position, step), SETTINGS, multiplier=0.5, noise_floor=0.1)["total"]
                 for step in (1e-6, -1e-6)
             )
             assert found == pytest.approx((ahead - behind) / 2e-6, abs=1e-6), (part, position)
 
 
 def test_the_gradient_reaches_every_weight_of_a_policy():
-    # Directional derivatives of the slow loss of what the network says, along random directions in weight space.
+    # Directional derivatives of the slow loss of the network's output, along random directions in weight space.
     policy = TamiyoPolicy(PolicyConfig(blueprints=("parallel_expansion",), hidden=4, layers=1, heads=2)).eval()
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
@@ -77,14 +77,14 @@ def test_the_gradient_reaches_every_weight_of_a_policy():
             for name, value in ((name, getattr(single, name)) for name in GraphBatch.__slots__)
         }
     )
-    told = [
-        case(
+    experiences = [
+        sample(
             [0.0] * len(mask), mask=mask.tolist(), action=1, advantage=worth, reward=worth, proximal=0.05, behaviour=0.1
         )
         for mask, worth in zip(masks, (0.7, -0.4), strict=True)
     ]
 
-    def said():
+    def outputs():
         with torch.no_grad():
             output = policy(batch)
         spans = list(zip(batch.offsets[:-1].tolist(), batch.offsets[1:].tolist(), strict=True))
@@ -95,10 +95,10 @@ def test_the_gradient_reaches_every_weight_of_a_policy():
                 value=float(output.value[index]),
                 ensemble=output.ensemble[:, start:end].tolist(),
             )
-            for index, (each, (start, end)) in enumerate(zip(told, spans, strict=True))
+            for index, (each, (start, end)) in enumerate(zip(experiences, spans, strict=True))
         ]
 
-    *_, targets = tensors(told)
+    *_, targets = tensors(experiences)
     ppo_loss(policy(batch), batch, targets, SETTINGS, multiplier=0.5, noise_floor=0.1).total.backward()
     parameters = list(policy.parameters())
     assert all(parameter.grad is not None for parameter in parameters)
@@ -111,7 +111,7 @@ def test_the_gradient_reaches_every_weight_of_a_policy():
             with torch.no_grad():
                 for parameter, along in zip(parameters, direction, strict=True):
                     parameter.add_(along, alpha=sign * step)
-            ends.append(slow_losses(said(), SETTINGS, multiplier=0.5, noise_floor=0.1)["total"])
+            ends.append(slow_losses(outputs(), SETTINGS, multiplier=0.5, noise_floor=0.1)["total"])
         with torch.no_grad():
             for parameter, along in zip(parameters, direction, strict=True):
                 parameter.add_(along, alpha=step)
@@ -142,7 +142,7 @@ def test_the_importance_weight_is_proximal_over_behaviour_and_truncated():
 def test_the_clip_for_both_signs_of_the_advantage(ratio, advantage, loss, moves):
     # Two actions of probability 1/2; the importance weight is (1/2 / ratio) / 1/4, kept below its bound.
     proximal = 0.5 / ratio
-    output, batch, targets = tensors([case([0.0, 0.0], advantage=advantage, proximal=proximal, behaviour=proximal)])
+    output, batch, targets = tensors([sample([0.0, 0.0], advantage=advantage, proximal=proximal, behaviour=proximal)])
     found = ppo_loss(output, batch, targets, POLICY_ONLY)
     assert found.policy.item() == found.total.item() == pytest.approx(loss)
     found.total.backward()
@@ -153,20 +153,22 @@ def test_the_clip_for_both_signs_of_the_advantage(ratio, advantage, loss, moves)
     assert found.approx_kl.item() == pytest.approx(ratio - 1 - math.log(ratio))
 
 
-def test_the_policys_part_weighs_by_importance_confidence_and_who_may_teach():
-    cases = [
-        case([0.0, 0.0], advantage=1.0, proximal=0.5, behaviour=0.25, weight=0.5),  # rho 2, ratio 1
-        case([0.0, 0.0], advantage=-1.0, proximal=0.5, behaviour=1.0, weight=1.0),  # rho 1/2
-        case([0.0, 0.0], advantage=9.0, proximal=0.5, behaviour=0.5, actor=0.0),
+def test_the_policy_loss_is_weighted_by_importance_confidence_and_actor():
+    samples = [
+        sample([0.0, 0.0], advantage=1.0, proximal=0.5, behaviour=0.25, weight=0.5),  # rho 2, ratio 1
+        sample([0.0, 0.0], advantage=-1.0, proximal=0.5, behaviour=1.0, weight=1.0),  # rho 1/2
+        sample([0.0, 0.0], advantage=9.0, proximal=0.5, behaviour=0.5, actor=0.0),
     ]
     # (0.5 x -2 + 1 x 0.5) / 1.5
-    assert fast_losses(cases)["policy"] == pytest.approx(-1 / 3)
-    assert fast_losses(cases)["importance"] == pytest.approx(1.25)
+    assert fast_losses(samples)["policy"] == pytest.approx(-1 / 3)
+    assert fast_losses(samples)["importance"] == pytest.approx(1.25)
 
 
 def test_value_and_reward_heads_by_hand():
-    first = case([0.0, 0.0], value=0.5, reward=1.0, ensemble=[[0.0, 9.0], [0.5, 9.0]], bootstrap=[2.0, 0.0], weight=1.0)
-    second = case([0.0, 0.0], value=0.0, reward=-1.0, ensemble=[[-1.0, 9.0], [0.0, 9.0]], weight=0.25)
+    first = sample(
+        [0.0, 0.0], value=0.5, reward=1.0, ensemble=[[0.0, 9.0], [0.5, 9.0]], bootstrap=[2.0, 0.0], weight=1.0
+    )
+    second = sample([0.0, 0.0], value=0.0, reward=-1.0, ensemble=[[-1.0, 9.0], [0.0, 9.0]], weight=0.25)
     found = fast_losses([first, second])
     assert found["value"] == pytest.approx((0.25 + 0.25 * 1.0) / 1.25)
     # First: (2 x 1 + 0 x 0.25) / 2 heads = 1; second: (0 + 1) / 2.
@@ -174,7 +176,7 @@ def test_value_and_reward_heads_by_hand():
 
 
 def test_entropy_counts_only_graphs_with_a_choice():
-    choosing, forced = case([0.0, 0.0]), case([0.0, 3.0], mask=[True, False])
+    choosing, forced = sample([0.0, 0.0]), sample([0.0, 3.0], mask=[True, False])
     assert fast_losses([choosing, forced])["entropy"] == pytest.approx(math.log(2))
     assert fast_losses([forced])["entropy"] == 0.0
     assert fast_losses([forced])["safety"] == pytest.approx(0.1 * 0.1)  # its uncertainty is 0, its entropy no matter
@@ -183,15 +185,15 @@ def test_entropy_counts_only_graphs_with_a_choice():
 def test_the_specifications_safety_term_by_hand():
     # Spread of the heads .1, so half-width 0.25 x (.1 + .1) = .05 and relu(.1 - .05) = .05; entropy of (.9, .1) is
     # .3251, so relu(.5 - .3251) = .1749; each is weighed by .1.
-    sure = case([math.log(9.0), 0.0], ensemble=[[0.1, 0.0], [0.3, 0.0]])
+    sure = sample([math.log(9.0), 0.0], ensemble=[[0.1, 0.0], [0.3, 0.0]])
     found = fast_losses([sure], multiplier=0.25, noise_floor=0.1)
     assert found["safety"] == pytest.approx(0.1 * 0.05 + 0.1 * (0.5 - 0.325083), abs=1e-6)
-    unsure = case([0.0, 0.0], ensemble=[[0.1, 0.0], [0.3, 0.0]])
+    unsure = sample([0.0, 0.0], ensemble=[[0.1, 0.0], [0.3, 0.0]])
     assert fast_losses([unsure], multiplier=1.0)["safety"] == pytest.approx(0.0)
 
 
 def test_the_total_is_the_specifications_sum():
-    found = fast_losses(random_cases(3), multiplier=0.5)
+    found = fast_losses(random_samples(3), multiplier=0.5)
     assert SETTINGS.vf_coef == 0.5
     assert SETTINGS.ent_coef == 0.01
     assert found["total"] == pytest.approx(
@@ -199,12 +201,12 @@ def test_the_total_is_the_specifications_sum():
     )
 
 
-# What must not speak
+# What must not count
 
 
 def test_masked_actions_have_no_gradient_whatever_their_logits():
     output, batch, targets = tensors(
-        [case([0.3, 1e30, -0.2, -1e30], mask=[True, False, True, False], action=2, advantage=1.0)]
+        [sample([0.3, 1e30, -0.2, -1e30], mask=[True, False, True, False], action=2, advantage=1.0)]
     )
     ppo_loss(output, batch, targets, SETTINGS).total.backward()
     gradient = output.logits.grad
@@ -214,14 +216,14 @@ def test_masked_actions_have_no_gradient_whatever_their_logits():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("silent", [{"weight": 0.0}, {"actor": 0.0}])
-def test_what_has_no_weight_is_silent_even_with_an_infinite_ratio(silent, dtype):
-    heard = case([0.2, -0.1], advantage=1.0, proximal=0.4)
-    mute = case([0.5, 0.0], advantage=-1.0, **silent)
-    output, batch, targets = tensors([heard, mute], dtype)
+@pytest.mark.parametrize("without", [{"weight": 0.0}, {"actor": 0.0}])
+def test_an_experience_without_weight_does_not_count_even_with_an_infinite_ratio(without, dtype):
+    counted = sample([0.2, -0.1], advantage=1.0, proximal=0.4)
+    ignored = sample([0.5, 0.0], advantage=-1.0, **without)
+    output, batch, targets = tensors([counted, ignored], dtype)
     targets.proximal_logprob[1] = -1000.0
     losses = ppo_loss(output, batch, targets, POLICY_ONLY)
-    alone, alone_batch, alone_targets = tensors([heard], dtype)
+    alone, alone_batch, alone_targets = tensors([counted], dtype)
     expected = ppo_loss(alone, alone_batch, alone_targets, POLICY_ONLY)
     torch.testing.assert_close(losses.policy, expected.policy)
     losses.total.backward()
@@ -230,8 +232,8 @@ def test_what_has_no_weight_is_silent_even_with_an_infinite_ratio(silent, dtype)
     assert output.logits.grad[2:].tolist() == [0.0, 0.0]
 
 
-def test_a_ratio_that_the_clip_holds_back_has_no_gradient_even_where_it_overflows():
-    output, batch, targets = tensors([case([0.0, 0.0], advantage=1.0)], torch.float32)
+def test_a_ratio_that_the_clip_cuts_off_has_no_gradient_even_where_it_overflows():
+    output, batch, targets = tensors([sample([0.0, 0.0], advantage=1.0)], torch.float32)
     targets.proximal_logprob[0] = -1000.0
     targets.behaviour_logprob[0] = -1000.0
     losses = ppo_loss(output, batch, targets, POLICY_ONLY)
@@ -241,7 +243,7 @@ def test_a_ratio_that_the_clip_holds_back_has_no_gradient_even_where_it_overflow
 
 
 def test_importance_is_no_part_of_the_gradient():
-    output, batch, targets = tensors(random_cases(1))
+    output, batch, targets = tensors(random_samples(1))
     losses = ppo_loss(output, batch, targets, SETTINGS)
     assert not any(each.requires_grad for each in (losses.approx_kl, losses.clipfrac, losses.importance))
 
@@ -302,13 +304,13 @@ def test_the_divergence_by_hand():
 
 @given(seeds)
 def test_the_divergence_is_exact_and_never_negative(seed):
-    before, now = random_cases(seed), random_cases(seed)
+    before, now = random_samples(seed), random_samples(seed)
     now = [replace(each, logits=[logit + 0.3 * index for index, logit in enumerate(each.logits)]) for each in now]
-    said = []
-    for cases in (before, now):
-        output, batch, _ = tensors(cases)
-        said.append(masked_log_softmax(output.logits.detach(), batch.mask, batch.action_graph))
-    found = divergence(said[0], said[1], batch.action_graph, batch.graphs).tolist()
+    outputs = []
+    for samples in (before, now):
+        output, batch, _ = tensors(samples)
+        outputs.append(masked_log_softmax(output.logits.detach(), batch.mask, batch.action_graph))
+    found = divergence(outputs[0], outputs[1], batch.action_graph, batch.graphs).tolist()
     expected = [
         sum(p * math.log(p / q) for p, q in zip(distribution(a), distribution(b), strict=True) if p > 0)
         for a, b in zip(before, now, strict=True)
@@ -318,10 +320,10 @@ def test_the_divergence_is_exact_and_never_negative(seed):
 
 
 def test_a_minibatch_takes_its_experiences_and_nothing_else():
-    cases = random_cases(2, graphs=5)
-    *_, targets = tensors(cases)
+    samples = random_samples(2, graphs=5)
+    *_, targets = tensors(samples)
     picked = targets.minibatch(torch.tensor([3, 0]), torch.tensor([4, 1]))
     assert picked.action.tolist() == [4, 1]
     for name in ("behaviour_logprob", "proximal_logprob", "advantage", "reward", "weight", "actor"):
         assert getattr(picked, name).tolist() == getattr(targets, name)[[3, 0]].tolist()
-    assert picked.bootstrap.T.tolist() == [cases[3].bootstrap, cases[0].bootstrap]
+    assert picked.bootstrap.T.tolist() == [samples[3].bootstrap, samples[0].bootstrap]

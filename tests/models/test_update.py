@@ -61,7 +61,7 @@ def updater():
 # An accepted update
 
 
-def test_an_update_changes_everything_and_tells_how(updater):
+def test_an_update_changes_everything_and_reports_metrics(updater):
     before = everything(updater)
     found = update(updater, version=1)
     after = everything(updater)
@@ -77,8 +77,8 @@ def test_an_update_changes_everything_and_tells_how(updater):
 
 def test_the_same_update_gives_the_same_bits():
     made = [Updater(small_policy(), settings()) for _ in range(2)]
-    told = [update(each) for each in made]
-    assert told[0].metrics == told[1].metrics
+    updates = [update(each) for each in made]
+    assert updates[0].metrics == updates[1].metrics
     assert same(everything(made[0]), everything(made[1]))
 
 
@@ -108,7 +108,7 @@ def test_the_last_minibatch_may_be_short_and_each_experience_is_in_one_of_an_epo
     assert seen[:3] != seen[3:]
 
 
-def test_who_had_no_choice_or_an_old_policy_teaches_rewards_only():
+def test_an_experience_without_choice_or_of_an_old_policy_trains_rewards_only():
     made = Updater(small_policy(), settings(max_age=3))
     forced = [make_example(f"f{number}", action=0, legal=[0]) for number in range(8)]
     old = [replace(each, policy_version=1) for each in EXAMPLES[:8]]
@@ -120,7 +120,7 @@ def test_who_had_no_choice_or_an_old_policy_teaches_rewards_only():
     assert young["losses/importance"] > 0
 
 
-def test_what_the_policy_expected_is_of_the_action():
+def test_predictions_are_those_of_the_executed_action():
     made = Updater(small_policy(), settings())
     found = made.predict(EXAMPLES[:3])
     for index, each in enumerate(EXAMPLES[:3]):
@@ -162,7 +162,7 @@ def test_gradients_are_clipped_at_half(monkeypatch):
             return step()
 
         monkeypatch.setattr(made.optimizer, "step", watched)
-        # Without advantages the policy has nothing to say, and the reward heads' coefficient is the gradient's.
+        # Without advantages the policy has no gradient, and the reward heads' coefficient is the gradient's.
         update(made, [replace(each, policy_version=0, choices=1) for each in EXAMPLES])
         assert norms
         if clipped:
@@ -218,7 +218,7 @@ def test_a_minibatch_beyond_the_loss_bound_is_skipped_and_the_others_learn():
     assert found["charts/gradient_steps"] == 2
 
 
-# What takes an update back
+# What rolls an update back
 
 
 def with_a_broken_gradient(updater, monkeypatch):
@@ -287,7 +287,7 @@ def without_confidence(updater, monkeypatch):
         (without_confidence, "no experience of the batch has a confidence above 0"),
     ],
 )
-def test_a_bad_update_is_taken_back_whole(updater, monkeypatch, damage, reason):
+def test_a_bad_update_is_rolled_back_completely(updater, monkeypatch, damage, reason):
     examples = damage(updater, monkeypatch)
     before = everything(updater)
     with pytest.raises(UpdateRejected, match=reason):
@@ -296,7 +296,7 @@ def test_a_bad_update_is_taken_back_whole(updater, monkeypatch, damage, reason):
     assert not updater.policy.training
 
 
-def test_after_one_that_was_taken_back_learning_goes_on_as_if_it_had_not_been():
+def test_after_a_rollback_learning_continues_as_if_it_had_not_been():
     one, other = (Updater(small_policy(), settings()) for _ in range(2))
     for each in (one, other):
         update(each)
@@ -307,8 +307,8 @@ def test_after_one_that_was_taken_back_learning_goes_on_as_if_it_had_not_been():
     assert same(everything(one), everything(other))
 
 
-def test_a_heuristic_below_the_floor_may_learn_as_long_as_it_gets_no_surer():
-    # The entropy bonus alone speaks: it rises, though it stays below a floor that nothing could reach.
+def test_a_heuristic_below_the_floor_may_learn_as_long_as_it_does_not_lose_entropy():
+    # With the entropy bonus alone the entropy rises, though it stays below a floor that nothing could reach.
     made = Updater(small_policy(), settings(entropy_floor=50.0, ent_coef=5.0, clip_coef=1e-6))
     before = entropy(made.policy)
     found = update(made, [replace(each, choices=1) for each in EXAMPLES])
@@ -329,8 +329,8 @@ def test_a_state_goes_on_where_it_was(updater):
     policy = copy.deepcopy(updater.policy)
     resumed = Updater(policy, settings(), copy.deepcopy(updater.state()))
     assert same(everything(resumed), everything(updater))
-    told = [update(each, version=1, seed=1).metrics for each in (updater, resumed)]
-    assert told[0] == told[1]
+    updates = [update(each, version=1, seed=1).metrics for each in (updater, resumed)]
+    assert updates[0] == updates[1]
     assert same(everything(resumed), everything(updater))
 
 

@@ -48,7 +48,7 @@ def test_the_schema_would_notice(
     assert not validator.is_valid(wrong)
 
 
-def test_says_what_the_catalogue_says(document: dict[str, Any]) -> None:
+def test_it_matches_the_catalogue(document: dict[str, Any]) -> None:
     assert {each["address"] for each in document["channels"].values()} == {topic.name for topic in CATALOGUE}
     for topic in CATALOGUE:
         name = topic.record.__name__

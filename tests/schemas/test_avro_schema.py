@@ -1,4 +1,4 @@
-"""The schema files are what the records say."""
+"""The schema files match the records."""
 
 import json
 

@@ -51,7 +51,7 @@ def changed(change: Change) -> dict[str, Any]:
 
 
 def read(schema: dict[str, Any]) -> Any:
-    """Read a record of today's with `schema`: the judgement of another implementation."""
+    """Read a record of today's with `schema`, by another implementation."""
     data = io.BytesIO(encode(PERFORMANCE)[10:])
     return fastavro.schemaless_reader(data, parsed_schema(type(PERFORMANCE)), fastavro.parse_schema(schema))
 
@@ -96,7 +96,7 @@ def test_every_release_is_compared(tmp_path: Path) -> None:
     (current / "A.avsc").write_text(json.dumps({"type": "record", "name": "A", "fields": fields}))
     assert list(compatibility.problems(current, releases)) == []
     compatibility.release("1.1.0", current, releases)
-    # The new x could be read by the last version but not by the one before: transitive is what is asked for.
+    # The new x could be read by the last version but not by the one before: the check is transitive.
     (current / "A.avsc").write_text(
         json.dumps({"type": "record", "name": "A", "fields": [{"name": "x", "type": "long"}]})
     )

@@ -1,4 +1,4 @@
-"""Requests to a registry: what is sent, what is refused, what may pass, and that no secret leaks."""
+"""Requests to a registry: what is sent, which failures are temporary, and that no secret leaks."""
 
 import base64
 import ssl
@@ -10,7 +10,7 @@ import trustme
 from pydantic import ValidationError
 
 from tamiyo.schemas.errors import ConfigurationError, RegistryError
-from tamiyo.schemas.registry import MAX_ANSWER_BYTES, Registry, RegistrySettings
+from tamiyo.schemas.registry import MAX_RESPONSE_BYTES, Registry, RegistrySettings
 from tests.support.registry_server import RegistryServer
 
 SECRET = "s3cret"
@@ -38,7 +38,7 @@ def test_finds_what_was_registered(server: RegistryServer) -> None:
     assert registry.compatibility("a/b-value") is None
     registry.set_compatibility("a/b-value", "FULL")
     assert registry.compatibility("a/b-value") == "FULL"
-    assert "POST /subjects/a%2Fb-value/versions" in server.asked  # a name never becomes a path
+    assert "POST /subjects/a%2Fb-value/versions" in server.requests  # a name never becomes a path
 
 
 def test_credentials_are_sent_and_shown_nowhere(server: RegistryServer) -> None:
@@ -59,7 +59,7 @@ def test_a_redirect_is_not_followed_with_the_credentials(server: RegistryServer)
         server.failure, server.location = (302, b""), f"{elsewhere.url}/subjects/s"
         with pytest.raises(RegistryError, match="302"):
             client(server, username="me", password=SECRET).version_numbers("s")
-        assert elsewhere.asked == []
+        assert elsewhere.requests == []
 
 
 @pytest.mark.parametrize(
@@ -73,22 +73,22 @@ def test_a_redirect_is_not_followed_with_the_credentials(server: RegistryServer)
         (200, b"<html>", True),
         (200, b"[1]", True),
         (200, b"[" * 100_000, True),
-        (200, b" " * (MAX_ANSWER_BYTES + 1), True),
+        (200, b" " * (MAX_RESPONSE_BYTES + 1), True),
         (200, b"{}", False),
         (200, b'{"id": "seven"}', False),
     ],
 )
-def test_what_may_pass_is_told_from_what_will_not(
+def test_temporary_failures_are_distinguished_from_lasting_ones(
     server: RegistryServer, status: int, body: bytes, temporary: bool
 ) -> None:
     server.failure = (status, body)
     with pytest.raises(RegistryError) as refused:
         client(server).register("s", "{}")
     assert refused.value.temporary is temporary
-    assert server.url in str(refused.value) or "answer has no id" in str(refused.value)
+    assert server.url in str(refused.value) or "expected id in" in str(refused.value)
 
 
-def test_a_registry_that_is_away_is_named() -> None:
+def test_a_registry_that_is_unavailable_is_named() -> None:
     with RegistryServer() as gone:
         registry = client(gone)
     with pytest.raises(RegistryError, match=gone.url) as refused:
@@ -96,7 +96,7 @@ def test_a_registry_that_is_away_is_named() -> None:
     assert refused.value.temporary
 
 
-def test_only_a_trusted_certificate_is_talked_to(tmp_path: Path) -> None:
+def test_only_a_trusted_certificate_is_used(tmp_path: Path) -> None:
     authority = trustme.CA()
     tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     authority.issue_cert("127.0.0.1").configure_cert(tls)
@@ -109,7 +109,7 @@ def test_only_a_trusted_certificate_is_talked_to(tmp_path: Path) -> None:
             with pytest.raises(RegistryError, match="TAMIYO_REGISTRY_SSL_CA_FILE") as refused:
                 client(server, **settings).find("s", "{}")
             assert not refused.value.temporary
-        assert len(server.asked) == 1
+        assert len(server.requests) == 1
     with pytest.raises(ConfigurationError, match="TAMIYO_REGISTRY_SSL_"):
         client(server, ssl_ca_file=str(tmp_path / "absent.pem"))
 
@@ -119,8 +119,8 @@ def test_only_a_trusted_certificate_is_talked_to(tmp_path: Path) -> None:
     [
         ({"url": "registry:8081"}, "http:// or https://"),
         ({"url": "file:///etc/passwd"}, "http:// or https://"),
-        ({"url": f"http://me:{SECRET}@registry"}, "must not hold credentials"),
-        ({"url": "http://registry", "username": "me"}, "go together"),
+        ({"url": f"http://me:{SECRET}@registry"}, "must not contain credentials"),
+        ({"url": "http://registry", "username": "me"}, "or neither"),
         ({"url": "http://registry", "timeout_s": 0}, "greater than 0"),
     ],
 )

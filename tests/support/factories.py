@@ -67,7 +67,7 @@ def make_topology(
     seeds: int = 4,
     edges: Sequence[tuple[int, int]] | None = None,
 ) -> ModelTopology:
-    """A chain of `layers` layers, "layer.0" and up, unless `edges` says otherwise."""
+    """A chain of `layers` layers, "layer.0" and up, unless `edges` is given."""
     names = [f"layer.{index}" for index in range(layers)]
     if offers is None:
         offers = LINEAR_BLUEPRINTS if type == "linear" else CONV_BLUEPRINTS

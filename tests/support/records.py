@@ -66,7 +66,7 @@ def records(draw: st.DrawFn, record: type[Record]) -> Any:
 
 
 def consistent(name: str, fields: dict[str, Any], length: int) -> dict[str, Any]:
-    """Mend what a record's own rules ask of several fields together."""
+    """Fix fields that a record's own rules relate to each other."""
     if name == "ModelTopology":
         layers = [layer.model_copy(update={"layer_id": f"l{i}"}) for i, layer in enumerate(fields["layers"])]
         edges = [edge.model_copy(update={"source": "l0", "target": "l0"}) for edge in fields["edges"]]

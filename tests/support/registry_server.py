@@ -1,4 +1,4 @@
-"""A registry in this process that can be told to fail, and remembers what it was asked."""
+"""A schema registry in this process that can be made to fail and records its requests."""
 
 import json
 import ssl
@@ -9,12 +9,12 @@ from urllib.parse import unquote, urlsplit
 
 
 class RegistryServer(ThreadingHTTPServer):
-    """As much of Confluent's API as is used; `with` starts and stops it."""
+    """The part of Confluent's API that Tamiyo uses; `with` starts and stops it."""
 
     daemon_threads = True
 
     def __init__(self, port: int = 0, tls: ssl.SSLContext | None = None) -> None:
-        super().__init__(("127.0.0.1", port), _Answer)
+        super().__init__(("127.0.0.1", port), _Handler)
         if tls is not None:
             self.socket = tls.wrap_socket(self.socket, server_side=True)
         self.scheme = "http" if tls is None else "https"
@@ -22,17 +22,18 @@ class RegistryServer(ThreadingHTTPServer):
         """Schema ids of each subject, by version."""
         self.schemas: dict[int, str] = {}
         self.compatibility: dict[str, str] = {}
-        self.asked: list[str] = []
+        self.requests: list[str] = []
         """Method and path of every request, in order."""
-        self.heard = threading.Event()
+        self.requested = threading.Event()
         """Set by every request."""
         self.authorization: str | None = None
-        """What the last request had in that header."""
+        """That header of the last request."""
         self.failure: tuple[int, bytes] | None = None
-        """Status and body of every answer, while set."""
+        """Status and body of every response, while set."""
         self.location: str | None = None
-        self._patience: int | None = None
         """Where the failure redirects to."""
+        self._failures_left: int | None = None
+        """Requests that still fail; None: all of them, while `failure` is set."""
 
     @property
     def url(self) -> str:
@@ -49,15 +50,15 @@ class RegistryServer(ThreadingHTTPServer):
         return schema_id
 
     def recover_after(self, requests: int) -> None:
-        """Take the failure back after so many further requests."""
-        self._patience = requests
+        """Fail for so many further requests, then recover."""
+        self._failures_left = requests
 
     def count_down(self) -> None:
-        """Note a request."""
-        if self._patience is not None:
-            self._patience -= 1
-            if self._patience < 0:
-                self.failure = self._patience = None
+        """Count a request."""
+        if self._failures_left is not None:
+            self._failures_left -= 1
+            if self._failures_left < 0:
+                self.failure = self._failures_left = None
 
     def __enter__(self) -> Self:
         self._thread = threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.02})
@@ -70,43 +71,43 @@ class RegistryServer(ThreadingHTTPServer):
         self.server_close()
 
     def handle_error(self, *_: object) -> None:
-        """Say nothing: a client that does not trust the certificate hangs up."""
+        """Ignore it: a client that does not trust the certificate closes the connection."""
 
 
-class _Answer(BaseHTTPRequestHandler):
+class _Handler(BaseHTTPRequestHandler):
     server: RegistryServer
 
     def do_GET(self) -> None:
         place = self._place()
         if place[0] == "subjects":
             versions = self.server.subjects.get(place[1], [])
-            self._say(list(range(1, len(versions) + 1)) if versions else None)
+            self._respond(list(range(1, len(versions) + 1)) if versions else None)
         elif place[0] == "config":
             level = self.server.compatibility.get(place[1])
-            self._say(None if level is None else {"compatibilityLevel": level})
+            self._respond(None if level is None else {"compatibilityLevel": level})
         else:
             text = self.server.schemas.get(int(place[2]))
-            self._say(None if text is None else {"schema": text})
+            self._respond(None if text is None else {"schema": text})
 
     def do_POST(self) -> None:
         place, schema = self._place(), self._body().get("schema", "")
         if place[0] == "compatibility":
-            self._say({"is_compatible": True})
+            self._respond({"is_compatible": True})
         elif place[-1] == "versions":
-            self._say({"id": self.server.add(place[1], schema)})
+            self._respond({"id": self.server.add(place[1], schema)})
         else:
             ids = self.server.subjects.get(place[1], [])
-            self._say(next(({"id": each} for each in ids if self.server.schemas[each] == schema), None))
+            self._respond(next(({"id": each} for each in ids if self.server.schemas[each] == schema), None))
 
     def do_PUT(self) -> None:
         place = self._place()
         self.server.compatibility[place[1]] = self._body()["compatibility"]
-        self._say({})
+        self._respond({})
 
     def _place(self) -> list[str]:
         self.server.count_down()
-        self.server.asked.append(f"{self.command} {self.path.removeprefix('/apis/ccompat/v7')}")
-        self.server.heard.set()
+        self.server.requests.append(f"{self.command} {self.path.removeprefix('/apis/ccompat/v7')}")
+        self.server.requested.set()
         self.server.authorization = self.headers["Authorization"]
         return [unquote(each) for each in urlsplit(self.path).path.removeprefix("/apis/ccompat/v7/").split("/")]
 
@@ -114,8 +115,8 @@ class _Answer(BaseHTTPRequestHandler):
         loaded: dict[str, str] = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         return loaded
 
-    def _say(self, answer: Any) -> None:
-        status, data = (404, b'{"error_code": 40401}') if answer is None else (200, json.dumps(answer).encode())
+    def _respond(self, body: Any) -> None:
+        status, data = (404, b'{"error_code": 40401}') if body is None else (200, json.dumps(body).encode())
         status, data = self.server.failure or (status, data)
         self.send_response(status)
         self.send_header("Content-Length", str(len(data)))

@@ -16,8 +16,8 @@ from tamiyo.models.ppo import Targets
 
 
 @dataclass(frozen=True)
-class Case:
-    """One experience: a graph's actions, what the network says of them, and what it is learned from."""
+class Sample:
+    """One experience: a graph's actions, the network's output for them, and the targets."""
 
     logits: list[float]
     mask: list[bool]
@@ -35,23 +35,23 @@ class Case:
     actor: float = 1.0
 
 
-def case(logits, action=0, mask=None, heads=2, **fields):
-    """A case whose reward heads say 0 unless told otherwise."""
+def sample(logits, action=0, mask=None, heads=2, **fields):
+    """A sample whose reward heads predict 0, unless `ensemble` is given."""
     mask = mask if mask is not None else [True] * len(logits)
     fields.setdefault("ensemble", [[0.0] * len(logits) for _ in range(heads)])
     fields.setdefault("bootstrap", [1.0] * heads)
-    return Case(list(logits), mask, action, **fields)
+    return Sample(list(logits), mask, action, **fields)
 
 
-def random_cases(seed, graphs=6, heads=3):
-    """Cases of 1 to 7 actions, some masked, some without a choice, a weight or a say in the policy."""
+def random_samples(seed, graphs=6, heads=3):
+    """Samples of 1 to 7 actions, some masked, some without a choice, a weight or an influence on the policy."""
     rng = random.Random(seed)
     found = []
     for _ in range(graphs):
         actions = rng.randint(1, 7)
         mask = [True, *(rng.random() < 0.7 for _ in range(actions - 1))]
         found.append(
-            Case(
+            Sample(
                 logits=[rng.gauss(0, 1.5) for _ in range(actions)],
                 mask=mask,
                 action=rng.choice([index for index, legal in enumerate(mask) if legal]),
@@ -70,7 +70,7 @@ def random_cases(seed, graphs=6, heads=3):
 
 
 def distribution(each):
-    """Probabilities of a case's actions, 0 where masked."""
+    """Probabilities of a sample's actions, 0 where masked."""
     highest = max(logit for logit, legal in zip(each.logits, each.mask, strict=True) if legal)
     weights = [math.exp(logit - highest) if legal else 0.0 for logit, legal in zip(each.logits, each.mask, strict=True)]
     return [weight / sum(weights) for weight in weights]
@@ -82,7 +82,7 @@ def entropy(probabilities):
 
 
 def mean(pairs):
-    """Of (value, weight) pairs; 0 where nothing has weight."""
+    """Weighted mean of (value, weight) pairs; 0 without any weight."""
     pairs = [(value, weight) for value, weight in pairs if weight > 0]
     total = sum(weight for _, weight in pairs)
     return sum(value * weight for value, weight in pairs) / total if total else 0.0
@@ -94,11 +94,11 @@ def spread(predictions):
     return math.sqrt(sum((prediction - centre) ** 2 for prediction in predictions) / len(predictions))
 
 
-def slow_losses(cases, settings: LearningSettings, *, multiplier=1.0, noise_floor=0.0):
+def slow_losses(samples, settings: LearningSettings, *, multiplier=1.0, noise_floor=0.0):
     """Every field of `Losses`, by name."""
     policy, value, entropies, unsure, shallow, rewards, kl, clipped, importance = ([] for _ in range(9))
     low, high = 1 - settings.clip_coef, 1 + settings.clip_coef
-    for each in cases:
+    for each in samples:
         probabilities = distribution(each)
         ratio = probabilities[each.action] / each.proximal
         rho = min(each.proximal / each.behaviour, settings.max_importance)
@@ -139,20 +139,20 @@ def slow_losses(cases, settings: LearningSettings, *, multiplier=1.0, noise_floo
     return found
 
 
-def tensors(cases, dtype=torch.float64):
+def tensors(samples, dtype=torch.float64):
     """(output, batch, targets) as `ppo_loss` takes them; logits, value and ensemble are leaves that want gradients."""
-    sizes = [len(each.logits) for each in cases]
+    sizes = [len(each.logits) for each in samples]
     offsets = torch.tensor([0, *torch.tensor(sizes).cumsum(0).tolist()])
-    action_graph = torch.repeat_interleave(torch.arange(len(cases)), torch.tensor(sizes))
+    action_graph = torch.repeat_interleave(torch.arange(len(samples)), torch.tensor(sizes))
     nothing = torch.zeros(0)
     batch = GraphBatch(
         x=nothing,
         edge_index=nothing,
         edge_attr=nothing,
-        globals=torch.zeros(len(cases), 1),
+        globals=torch.zeros(len(samples), 1),
         node_graph=nothing,
         prior=nothing,
-        mask=torch.tensor([legal for each in cases for legal in each.mask]),
+        mask=torch.tensor([legal for each in samples for legal in each.mask]),
         action_graph=action_graph,
         action_row=nothing,
         offsets=offsets,
@@ -161,50 +161,50 @@ def tensors(cases, dtype=torch.float64):
     def leaf(values):
         return torch.tensor(values, dtype=dtype, requires_grad=True)
 
-    heads = len(cases[0].ensemble)
+    heads = len(samples[0].ensemble)
     output = PolicyOutput(
-        logits=leaf([logit for each in cases for logit in each.logits]),
-        value=leaf([each.value for each in cases]),
-        ensemble=leaf([[said for each in cases for said in each.ensemble[head]] for head in range(heads)]),
+        logits=leaf([logit for each in samples for logit in each.logits]),
+        value=leaf([each.value for each in samples]),
+        ensemble=leaf([[value for each in samples for value in each.ensemble[head]] for head in range(heads)]),
         node_embeddings=nothing,
         global_embedding=nothing,
         action_graph=action_graph,
     )
 
     def column(name):
-        return torch.tensor([getattr(each, name) for each in cases], dtype=dtype)
+        return torch.tensor([getattr(each, name) for each in samples], dtype=dtype)
 
     targets = Targets(
-        action=offsets[:-1] + torch.tensor([each.action for each in cases]),
+        action=offsets[:-1] + torch.tensor([each.action for each in samples]),
         behaviour_logprob=column("behaviour").log(),
         proximal_logprob=column("proximal").log(),
         advantage=column("advantage"),
         reward=column("reward"),
         weight=column("weight"),
         actor=column("actor"),
-        bootstrap=torch.tensor([each.bootstrap for each in cases], dtype=dtype).T,
+        bootstrap=torch.tensor([each.bootstrap for each in samples], dtype=dtype).T,
     )
     return output, batch, targets
 
 
-def nudged(cases, part, position, step):
-    """The cases with one number of `part` (logits, value, ensemble) changed, as it stands in the flat tensor."""
-    sizes = [len(each.logits) for each in cases]
+def nudged(samples, part, position, step):
+    """The samples with one number of `part` (logits, value, ensemble) changed, as it stands in the flat tensor."""
+    sizes = [len(each.logits) for each in samples]
     if part == "value":
         changed, within = position, None
     else:
         head, flat = divmod(position, sum(sizes))
-        changed = next(index for index in range(len(cases)) if flat < sum(sizes[: index + 1]))
+        changed = next(index for index in range(len(samples)) if flat < sum(sizes[: index + 1]))
         within = flat - sum(sizes[:changed])
-    each = cases[changed]
+    each = samples[changed]
     if part == "value":
         each = replace(each, value=each.value + step)
     elif part == "logits":
         each = replace(each, logits=[logit + step * (i == within) for i, logit in enumerate(each.logits)])
     else:
         heads = [
-            [said + step * (h == head and i == within) for i, said in enumerate(row)]
+            [value + step * (h == head and i == within) for i, value in enumerate(row)]
             for h, row in enumerate(each.ensemble)
         ]
         each = replace(each, ensemble=heads)
-    return [*cases[:changed], each, *cases[changed + 1 :]]
+    return [*samples[:changed], each, *samples[changed + 1 :]]

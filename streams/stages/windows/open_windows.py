@@ -1,4 +1,4 @@
-"""The open windows of a partition, by run: all the state that windows hold."""
+"""The open windows of a partition, by run: the state of the windows stage."""
 
 import heapq
 from collections import OrderedDict
@@ -21,7 +21,7 @@ MAX_LAYOUTS = 64  # distinct lists of layers shared among a run's signals
 
 @dataclass(slots=True)
 class OpenWindow:
-    """One window that still takes signals; `signal_id in window` is true of those it holds."""
+    """One window that still takes signals; `signal_id in window` tests whether a signal is inside."""
 
     start: int
     offset: int

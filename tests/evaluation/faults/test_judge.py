@@ -90,7 +90,7 @@ def kinds(kafka: KafkaSettings, names: TopicNames, scene: Scene, stages: Sequenc
         ("none", set()),
         # The window is lost, or contains only the signals after the commit.
         ("acknowledge", {"a window is missing", "a window is wrong"}),
-        ("recall", {"two contents under one id"}),
+        ("restore", {"two contents under one id"}),
     ],
 )
 def test_bugs_of_a_stage_that_crashes_are_found(

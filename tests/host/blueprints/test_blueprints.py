@@ -14,7 +14,7 @@ from tests.support.layers import GEOMETRIES, random_input, spec_of, train
 PAIRS = [(name, geometry) for geometry in GEOMETRIES for name in for_layer(spec_of(geometry))]
 
 
-def test_the_catalogue_is_what_the_wire_says() -> None:
+def test_the_catalogue_has_its_names_in_order() -> None:
     assert names() == ("parallel_expansion", "low_rank", "bottleneck", "depthwise_separable", "squeeze_excite")
     assert for_layer(spec_of("linear")) == ("parallel_expansion", "low_rank", "bottleneck")
     convolution = ("parallel_expansion", "bottleneck", "depthwise_separable", "squeeze_excite")
@@ -22,7 +22,7 @@ def test_the_catalogue_is_what_the_wire_says() -> None:
 
 
 @pytest.mark.parametrize(("name", "geometry"), PAIRS)
-def test_a_kernel_changes_nothing_and_counts_what_it_announced(name: str, geometry: str) -> None:
+def test_a_kernel_changes_nothing_and_has_the_announced_size(name: str, geometry: str) -> None:
     module, _ = GEOMETRIES[geometry]
     spec = spec_of(geometry)
     x = random_input(spec)
@@ -152,6 +152,6 @@ def test_adding_a_blueprint_is_one_class(monkeypatch: pytest.MonkeyPatch) -> Non
         register(ShiftBlueprint)
 
 
-def test_an_unknown_name_is_refused_with_the_known_ones() -> None:
+def test_an_unknown_name_is_refused_with_the_existing_ones() -> None:
     with pytest.raises(KernelError, match=r"'../evil'.*parallel_expansion, low_rank"):
         blueprint("../evil")

@@ -1,4 +1,4 @@
-"""What a client is told of a broker that it does not get on with."""
+"""The reported reasons why a client cannot connect to a broker."""
 
 import socket
 import struct
@@ -23,14 +23,14 @@ def read(connection: socket.socket) -> None:
     connection.recv(1000)
 
 
-def answer(connection: socket.socket) -> None:
+def respond(connection: socket.socket) -> None:
     connection.recv(1000)
     connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
 
 
 @contextmanager
 def listening(behave: Callable[[socket.socket], object]) -> Iterator[str]:
-    """Treat every connection so, and close it."""
+    """Handle every connection with `behave`, and close it."""
 
     def serve() -> None:
         while True:
@@ -53,7 +53,7 @@ def listening(behave: Callable[[socket.socket], object]) -> Iterator[str]:
             thread.join()
 
 
-@pytest.mark.parametrize("behave", [reset, read, answer, socket.socket.fileno])
+@pytest.mark.parametrize("behave", [reset, read, respond, socket.socket.fileno])
 def test_a_listener_that_breaks_off_may_want_another_protocol(behave: Callable[[socket.socket], object]) -> None:
     with listening(behave) as server:
         error = explain(KafkaSettings(bootstrap_servers=server), 1)
@@ -61,7 +61,7 @@ def test_a_listener_that_breaks_off_may_want_another_protocol(behave: Callable[[
 
 
 @pytest.mark.parametrize("server", ["127.0.0.1:1", "no.such.host.invalid:9092"])
-def test_where_nobody_listens_the_protocol_is_not_to_blame(server: str) -> None:
+def test_without_a_listener_the_protocol_is_not_mentioned(server: str) -> None:
     error = explain(KafkaSettings(bootstrap_servers=server), 1)
     assert error is not None
     assert HINT not in str(error)

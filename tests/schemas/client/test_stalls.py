@@ -1,4 +1,4 @@
-"""Which partitions a consumer has stopped to fetch."""
+"""Partitions that a consumer has stopped fetching."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -43,24 +43,24 @@ def stalls(consumer: Consumer) -> Stalls:
     return Stalls(consumer, [TopicPartition(topic, 0, 1) for topic in consumer.at])
 
 
-def test_what_waits_at_two_looks_has_stalled_and_all_is_asked_in_one_request(consumer: Consumer) -> None:
-    stalled = stalls(consumer)
-    assert stalled.check(1.0) == []
-    assert [(each.topic, each.offset) for each in stalled.check(1.0)] == [("waits", 5), ("fresh", 1)]
+def test_a_record_unread_at_two_checks_is_a_stall_found_by_one_request(consumer: Consumer) -> None:
+    detector = stalls(consumer)
+    assert detector.check(1.0) == []
+    assert [(each.topic, each.offset) for each in detector.check(1.0)] == [("waits", 5), ("fresh", 1)]
     assert consumer.requests == 2
 
 
 def test_what_moves_has_not_stalled(consumer: Consumer) -> None:
-    stalled = stalls(consumer)
-    stalled.check(1.0)
+    detector = stalls(consumer)
+    detector.check(1.0)
     consumer.at.update(waits=6, fresh=2)
-    assert stalled.check(1.0) == []
+    assert detector.check(1.0) == []
 
 
-def test_a_broker_that_is_away_is_no_stall(consumer: Consumer) -> None:
-    stalled = stalls(consumer)
-    stalled.check(1.0)
+def test_a_broker_that_is_unavailable_is_no_stall(consumer: Consumer) -> None:
+    detector = stalls(consumer)
+    detector.check(1.0)
     consumer.away = True
-    assert stalled.check(1.0) == []
+    assert detector.check(1.0) == []
     consumer.away = False
-    assert stalled.check(1.0) == []  # what it does not say at two looks in a row is not known to have waited
+    assert detector.check(1.0) == []  # a stall needs two checks in a row with a response

@@ -85,7 +85,7 @@ def test_the_largest_value_is_still_accepted_and_not_measured_is_no_value(value:
             windows.add(incoming(beyond), Window(0, 10))
 
 
-def test_a_window_holds_as_many_layers_as_a_record_may_have() -> None:
+def test_a_window_may_have_as_many_layers_as_a_record() -> None:
     windows = OpenWindows()
     windows.add(incoming(signal(KERNEL, 0, layers=[f"a{n}" for n in range(6_000)])), Window(0, 0))
     windows.add(incoming(signal(LAYER, 0, layers=[f"b{n}" for n in range(4_000)]), offset=1), Window(0, 0))

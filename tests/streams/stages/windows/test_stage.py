@@ -164,7 +164,7 @@ def test_event_time_clock() -> None:
 def test_idle_runs_close_on_the_logs_own_time() -> None:
     stage = windows_stage(idle_timeout_s=30)
     stage.feed(partition([*frames(0), *frames(10)]))
-    assert not stage.tick(5_000_000)  # whatever the wall clock says: no time has passed since the last record
+    assert not stage.tick(5_000_000)  # no time has passed since the last record, by the log's clock
     assert not stage.tick(5_029_999)
     (record,) = windows(stage.tick(5_030_000))
     assert (record.start, record.frames, record.final) == (0, 6, False)
