@@ -311,9 +311,18 @@ def test_a_frame_without_layers_gives_a_signal() -> None:
     assert output.record.layer_id == []
 
 
-def test_a_run_that_has_been_idle_for_long_is_forgotten_and_others_are_not() -> None:
+def test_the_oldest_frames_of_a_run_are_forgotten_first() -> None:
+    intake = stage(max_remembered=2)
+    frames = partition([kernel_performance(step) for step in (1, 2, 3)], KERNEL_PERFORMANCE.name)
+    intake.feed(frames)
+    assert outputs(intake.feed(frames[1:])) == []
+    assert [output.record.step for output in outputs(intake.feed(frames[:1]))] == [1]
+
+
+@pytest.mark.parametrize("runs", [("over", "lives"), ("lives", "over")])
+def test_a_run_that_has_been_idle_for_long_is_forgotten_and_others_are_not(runs: tuple[str, str]) -> None:
     intake = stage(idle_timeout_s=60)
-    first = [incoming(kernel_performance(1, run_id=run), KERNEL_PERFORMANCE.name) for run in ("over", "lives")]
+    first = [incoming(kernel_performance(1, run_id=run), KERNEL_PERFORMANCE.name) for run in runs]
     assert len(outputs(intake.feed(first))) == 2
     intake.tick(1_000_000)
     intake.tick(1_059_000)
