@@ -284,6 +284,30 @@ def test_restored_outputs_without_sources_still_count_as_final() -> None:
     assert not outputs(again.feed(log))
 
 
+def test_a_restored_window_without_a_source_counts_as_closed_by_the_input_before_it() -> None:
+    log = partition([*frames(0), *frames(50), *frames(100)])
+    first, second = outputs(windows_stage().feed(log))
+    again = windows_stage()
+    again.restore(
+        [
+            PriorOutput("tamiyo.health.windows", 0, first.record, first.identity, {SIGNALS.name: 5}),
+            PriorOutput("tamiyo.health.windows", 1, second.record, second.identity),
+        ]
+    )
+    assert again.feed(log) == []
+    assert again.counts["repeated"] == 6
+
+
+def test_windows_of_another_clock_are_not_final_after_a_restart() -> None:
+    by_time = windows_stage(clock="time", width=60_000)
+    before = outputs(by_time.feed(partition([*frames(0), *frames(100)])))
+    assert len(before) == 1
+    again = windows_stage()
+    again.restore(prior_outputs(before))
+    (record,) = windows(again.feed(partition([*frames(100), *frames(150)], first=6)))
+    assert (record.clock, record.start, record.frames) == ("step", 100, 3)
+
+
 def test_repeats_are_recognised_after_a_restart_and_after_the_runs_end() -> None:
     log = partition([*frames(0), *frames(50), *frames(100, final=True)])
     produced = windows_stage().feed(log)
