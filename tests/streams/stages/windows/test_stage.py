@@ -242,11 +242,20 @@ def test_too_many_layers_are_rejected() -> None:
 def test_open_signals_are_bounded() -> None:
     stage = windows_stage(max_open_signals=10)
     ahead = [signal(KERNEL, step, {"x": [1.0] * 4}, layers=["a", "b", "c", "d"]) for step in (0, 50, 100)]
+    assert not windows_stage(max_open_signals=12).feed(partition(ahead))
     produced = stage.feed(partition(ahead))
     assert [(record.start, record.signals) for record in windows(produced)] == [(0, 4)]
     assert stage.counts["forced"] == 1
     behind = stage.feed(partition([signal(MODEL, 0)], first=3))
     assert rejects(behind)[0].late
+
+
+def test_the_oldest_window_of_the_fullest_run_closes_early() -> None:
+    stage = windows_stage(max_open_signals=5)
+    two = [signal(KERNEL, step, {"x": [1.0] * 2}, layers=["a", "b"], run_id="full") for step in (50, 0)]
+    one = [signal(KERNEL, step, {"x": [1.0]}, layers=["a"], run_id="other") for step in (0, 50)]
+    (record,) = windows(stage.feed(partition([one[0], *two, one[1]])))
+    assert (record.run_id, record.start) == ("full", 0)
 
 
 def test_open_runs_are_bounded() -> None:
