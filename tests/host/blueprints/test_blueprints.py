@@ -80,6 +80,13 @@ def test_the_expansion_is_capped_at_wide_layers(features: int, width: int) -> No
     assert CATALOGUE["parallel_expansion"].parameters(spec) == 3 * width + width + width * features + features
 
 
+def test_a_capped_expansion_is_still_a_multiple_of_the_groups() -> None:
+    spec = LayerSpec.of("wide", nn.Conv1d(96, 96, 1, groups=3), torch.zeros(1, 96, 4))
+    built = blueprint("parallel_expansion").build(spec, seed=0)
+    assert built.parameter_count == blueprint("parallel_expansion").parameters(spec)
+    assert built.hidden(*spec.sample(1)).shape == (1, 510, 4)
+
+
 def test_a_squeeze_excite_gate_scales_whole_channels() -> None:
     spec = spec_of("conv2d")
     kernel = blueprint("squeeze_excite").build(spec, seed=0)

@@ -1,6 +1,8 @@
 """A layer's spec: what is seen of a module, and what is refused."""
 
 import json
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -88,6 +90,25 @@ def test_incomplete_json_is_refused() -> None:
     del data["out_features"]
     with pytest.raises(KernelIncompatible, match=r"incomplete.*out_features"):
         LayerSpec.from_dict(data)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"kernel_size": (3,)},
+        {"stride": (2,)},
+        {"padding": (1,)},
+        {"dilation": (2,)},
+        {"groups": 2},
+        {"padding_mode": "reflect"},
+        {"dtype": "float64"},
+    ],
+    ids=str,
+)
+def test_every_difference_in_geometry_is_one(change: dict[str, Any]) -> None:
+    spec = spec_of("conv1d")
+    (name,) = change
+    assert (spec.fits(replace(spec, **change)) or "").startswith(f"{name} is ")
 
 
 def test_fits_ignores_names_and_lengths_only() -> None:
