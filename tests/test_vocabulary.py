@@ -123,7 +123,7 @@ def test_retired_words_are_not_used(folder: str) -> None:
         ("def recall(self, toldOnce): ...", [(1, "recall"), (1, "told")]),
         ("class TenureHTTPShell: ...", [(1, "tenure"), (1, "shell")]),
         ('"""The first line.\n\nIt says so all the same."""', [(3, "says"), (3, "all the same")]),
-        ("x = 1  # LoggedMessage from it", [(1, "heard")]),
+        ("x = 1  # Heard from it", [(1, "heard")]),
         ("heed_outcomes = 'TAMIYO_DECISION_HEED_OUTCOMES'", []),
         ("x = 'a look at the shell, where the law holds'", []),
         ("f'{x} was asked for'", [(1, "asked for")]),
