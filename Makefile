@@ -77,7 +77,7 @@ outage: $(VENV)/.dev  ## Measure how a broker outage of ten minutes slows traini
 overload: $(VENV)/.bench  ## Send ten times the sustainable rate for a minute, on KAFKA_HOME's Kafka; ARGS="--report FILE"
 	@$(BIN)/python -m tamiyo.evaluation.overload $(ARGS)
 
-# pip-audit is no dependency of the project, so it gets a virtual environment of its own.
+# pip-audit is no dependency of the project, so it gets its own virtual environment.
 audit:  ## Look up known vulnerabilities of the pinned versions; fails if the service is unreachable
 	@test -x $(VENV)/audit/bin/pip-audit || \
 	{ $(PYTHON) -m venv $(VENV)/audit && $(VENV)/audit/bin/python -m pip install --quiet pip-audit; }

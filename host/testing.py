@@ -47,9 +47,9 @@ _TOPIC_OF: dict[type[Record], Topic] = {
 class MemoryTransport:
     """A transport for tests: it keeps what a run publishes in memory, and makes decisions on request.
 
-    Only Kafka and the policy are replaced. Records pass through the real codec, kernels are compiled and stored as the
-    kernels stage does it, and the host executes, limits and answers decisions as in production. One transport carries
-    one run; kernels stay in memory, whatever `HostSettings.store_url` is.
+    Only Kafka and the policy are replaced. Records pass through the real codec; kernels are compiled, checked and
+    stored as in the kernels stage; the host applies its limits, executes decisions and publishes outcomes as in
+    production. One transport carries one run. Kernels stay in memory, whatever `HostSettings.store_url` is.
 
     Example:
         >>> import torch
@@ -95,8 +95,8 @@ class MemoryTransport:
     ) -> AdaptationDecision:
         """Make a decision about the attached run; it is executed, or refused, at the next `handle.step`.
 
-        For `load_kernel` the kernel is compiled too. If it cannot be compiled (it exceeds the parameter budget, say),
-        the host refuses the decision with the reason, as in production.
+        For `load_kernel` the kernel is compiled too. If that fails, for example because it exceeds the parameter
+        budget, the host refuses the decision with the reason, as in production.
 
         Args:
             kind: A DecisionType or its value: "load_kernel", "unload_kernel", "fossilize_kernel",
@@ -141,7 +141,7 @@ class MemoryTransport:
         """Return the records on a topic so far, decoded, oldest first.
 
         Args:
-            topic: Name of the topic without a prefix, as in the catalogue: "tamiyo.adaptation.outcomes", say.
+            topic: Name of the topic without a prefix, as in the catalogue, such as "tamiyo.adaptation.outcomes".
 
         Raises:
             ConfigurationError: There is no such topic.
@@ -233,7 +233,7 @@ class MemoryTransport:
         )
 
     def _compile(self, decision: AdaptationDecision, topology: ModelTopology) -> CompiledKernel:
-        """Compile and store the kernel of a decision, or say why not."""
+        """Compile and store the kernel of a decision; return the record of it, or of the reason why not."""
         assert decision.layer_id is not None
         assert decision.blueprint is not None
         assert decision.kernel_id is not None

@@ -136,7 +136,7 @@ def _plain(secret: SecretStr | None) -> str | None:
 
 
 MAX_MESSAGE_BYTES = 4 * 1024 * 1024
-"""The largest message that a producer sends, before compression."""
+"""Largest message that a producer sends, before compression."""
 
 PRODUCER = {
     "partitioner": "murmur2_random",

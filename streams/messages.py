@@ -1,4 +1,4 @@
-"""A message as it lies on a topic, and as a recording keeps it."""
+"""A message of a topic or a recording."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ Headers = tuple[tuple[str, bytes | None], ...]
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One message of a topic, with the bytes as they came."""
+    """One message of a topic, with its original bytes."""
 
     topic: str
     """Catalogue name, without an installation's prefix."""
@@ -33,5 +33,5 @@ class Message:
 
 
 def is_end(value: bytes | None, headers: Iterable[tuple[str, bytes | None]] | None) -> bool:
-    """Return whether a message marks the end of its partition."""
+    """Return whether a message is the end marker of its partition."""
     return value is None and any(name == END_HEADER for name, _ in headers or ())

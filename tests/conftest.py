@@ -1,4 +1,4 @@
-"""Brokers for the whole session, and what produces to and reads from them."""
+"""Brokers and a schema registry for the whole session, and clients for them."""
 
 import logging
 import os
@@ -16,12 +16,12 @@ from tamiyo.streams.admin.brokers import EmbeddedBroker, LocalKafka
 from tests.support.kafka_log import KafkaLog
 from tests.support.registries import running_registry
 
-torch.set_num_threads(1)  # two threads on a shared machine are slower than one, by up to a hundred times
+torch.set_num_threads(1)  # on a busy machine two threads are up to a hundred times slower than one
 
 
 TESTS = Path(__file__).parent
 
-# Files that take longest, with brokers and processes of their own: begun first, so that no core idles at the end.
+# The files that take longest, with their own brokers and processes: run first, so that no core idles at the end.
 LONGEST = (
     "streams/replay/test_replay.py",
     "evaluation/faults/test_faults.py",
@@ -47,14 +47,14 @@ LONGEST = (
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the longest files first; every file stays in one piece."""
+    """Put the longest files first, without splitting a file."""
     rank = {name: place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: rank.get(item.path.relative_to(TESTS).as_posix(), len(rank)))
 
 
 @pytest.fixture(autouse=True)
-def logging_as_it_was() -> Iterator[None]:
-    """A command that a test runs in this process sets logging up; its stream is closed when the test has ended."""
+def restored_logging() -> Iterator[None]:
+    """Restore logging after a test: commands configure it with a stream that is closed when the test ends."""
     root, config = logging.getLogger(), structlog.get_config()
     handlers, level = list(root.handlers), root.level
     yield
@@ -67,14 +67,14 @@ def logging_as_it_was() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def embedded() -> Iterator[EmbeddedBroker]:
-    """One embedded broker for the session: tests keep apart by topic prefix."""
+    """One embedded broker for the session; every test uses its own topic prefix."""
     with EmbeddedBroker() as broker:
         yield broker
 
 
 @pytest.fixture(scope="session")
 def real_kafka() -> Iterator[str]:
-    """Bootstrap servers of a real Kafka: from KAFKA_HOME, else from a container, else the test is skipped."""
+    """Bootstrap servers of a real Kafka from KAFKA_HOME, else from a container; skips the test without either."""
     home = os.environ.get("KAFKA_HOME")
     if home:
         with LocalKafka(home) as broker:
@@ -84,8 +84,8 @@ def real_kafka() -> Iterator[str]:
 
     try:
         container = KafkaContainer().with_kraft().start()
-    except Exception as error:  # docker's client raises its own, requests' and urllib3's
-        pytest.skip(f"no real Kafka: KAFKA_HOME is not set, and no Docker engine answers ({type(error).__name__})")
+    except Exception as error:  # docker's client raises its own errors, and those of requests and urllib3
+        pytest.skip(f"no real Kafka: KAFKA_HOME is not set and Docker is unreachable ({type(error).__name__})")
     try:
         yield container.get_bootstrap_server()
     finally:
@@ -94,7 +94,7 @@ def real_kafka() -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def registry_url() -> Iterator[str]:
-    """URL of a real schema registry from REGISTRY_HOME, else the test is skipped. Tests keep apart by topic prefix."""
+    """URL of a real schema registry from REGISTRY_HOME; skips the test without one."""
     home = os.environ.get("REGISTRY_HOME")
     if not home:
         pytest.skip("no schema registry: REGISTRY_HOME is not set")
@@ -104,7 +104,7 @@ def registry_url() -> Iterator[str]:
 
 @pytest.fixture
 def names() -> TopicNames:
-    """A topic prefix of the test's own."""
+    """Topic names with a prefix that no other test uses."""
     return TopicNames(prefix=f"t{uuid.uuid4().hex[:8]}.")
 
 
@@ -116,7 +116,7 @@ def kafka(embedded: EmbeddedBroker) -> KafkaSettings:
 
 @pytest.fixture
 def open_log(names: TopicNames) -> Iterator[Callable[[KafkaSettings], KafkaLog]]:
-    """Make a `KafkaLog` for a broker, under the test's prefix."""
+    """Create `KafkaLog`s for a broker, under the test's prefix."""
     logs: list[KafkaLog] = []
 
     def make(kafka: KafkaSettings) -> KafkaLog:
@@ -130,6 +130,6 @@ def open_log(names: TopicNames) -> Iterator[Callable[[KafkaSettings], KafkaLog]]
 
 @pytest.fixture
 def kafka_log(kafka: KafkaSettings, names: TopicNames) -> Iterator[KafkaLog]:
-    """Produce to and read from the embedded broker, under the test's prefix."""
+    """A `KafkaLog` of the embedded broker, under the test's prefix."""
     with closing(KafkaLog(kafka, names)) as log:
         yield log

@@ -1,4 +1,4 @@
-"""What is shipped is what is in the tree."""
+"""The wheel contains the tree."""
 
 import subprocess
 import sys

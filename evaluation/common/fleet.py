@@ -171,13 +171,13 @@ class Fleet:
         while waiting := [name for name in waiting if not self.ready(name)]:
             if self.clock() > deadline:
                 raise BrokerError(
-                    f"{waiting[0]} was not ready within {timeout_s:.0f} s:\n{self._children.last_words(waiting[0])}"
+                    f"{waiting[0]} was not ready within {timeout_s:.0f} s:\n{self._children.log_end(waiting[0])}"
                 )
             time.sleep(POLL_S)
 
     def last_words(self, name: str) -> str:
         """Return the end of a process's log."""
-        return self._children.last_words(name)
+        return self._children.log_end(name)
 
     # Actions
 

@@ -50,7 +50,7 @@ class Live:
         self._producer.produce(self.names.full(topic.name), encode(record), key)
 
     def flush(self) -> None:
-        """Await all deliveries."""
+        """Wait for all deliveries."""
         self._producer.flush()
 
     def release(self, version: int) -> None:

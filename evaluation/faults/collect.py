@@ -77,7 +77,7 @@ class Collector:
         return Sample(committed, self.ends(places))
 
     def messages(self) -> dict[str, list[Message]]:
-        """Return everything on every topic; raises BrokerError where it cannot be read."""
+        """Return all messages of all topics; raise BrokerError if they cannot be read."""
         ends = self.ends(self.partitions())
         found: dict[str, list[Message]] = {name: [] for name, _ in ends}
         ranges = [OffsetRange(self._names.full(name), number, 0, end) for (name, number), end in ends.items()]

@@ -47,7 +47,7 @@ from tamiyo.schemas.topics import (
     Topic,
 )
 from tamiyo.streams.admin.topic_tail import TopicLine, to_json_values
-from tamiyo.streams.process.logs import silence
+from tamiyo.streams.process.logs import only_critical
 from tamiyo.streams.runtime.views import TopicView
 from tamiyo.streams.stages.base import Incoming, Output, Reject, Stage
 from tamiyo.streams.stages.registry import STAGES
@@ -269,7 +269,7 @@ def main(
     require_folder(report)
     console = Console()
     torch.set_num_threads(1)
-    silence()
+    only_critical()
     with Progress(disable=not sys.stderr.isatty()) as progress:
         task = progress.add_task("hostile records", total=records)
         verdict = run(records, seed, on_progress=lambda done: progress.update(task, completed=done))

@@ -1,9 +1,9 @@
-"""A contextual bandit of graphs: a world small enough to know the best decision in, and to learn in within seconds.
+"""A contextual bandit of graphs: its best decision is known, and a policy learns it within seconds.
 
-Each round shows a network of `nodes` layers in which exactly one is worth growing. One feature (avg_correlation) says
-which; the growth score, which the heuristic goes by, says so only sometimes. Growing the right layer earns GOOD, with
-any other blueprint than the first half as much; a wrong one costs BAD; slowing a layer down costs SLOW; waiting is
-free. Rewards carry noise. So a learner can beat the heuristic, and one that collapses to waiting is told from both.
+Each round is a network of `nodes` layers of which exactly one should grow. One feature (avg_correlation) identifies it
+reliably, the growth score, which the heuristic uses, only sometimes. Growing the right layer earns GOOD with the first
+blueprint and half as much with another; growing a wrong one costs BAD, slowing a layer down costs SLOW, and no_op earns
+0. Rewards are noisy. So a learner can beat the heuristic, and a policy that collapsed to no_op differs from both.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from tamiyo.schemas.telemetry import BlueprintOffer
 GOOD = 0.6
 BAD = -0.2
 SLOW = -0.1
-HINT = 0.3  # how much the right layer's growth score is above the others', which lie in 0..1
+HINT = 0.3  # added to the right layer's growth score; the others' are uniform in 0..1
 BLUEPRINTS = ("parallel_expansion", "bottleneck")
 
 _NODE = {feature.name: index for index, feature in enumerate(NODE_FEATURES)}
@@ -38,21 +38,31 @@ _GLOBAL = {feature.name: index for index, feature in enumerate(GLOBAL_FEATURES)}
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """One context: what the policy sees, and what it does not."""
+    """One context."""
 
     graph: ModelGraph
+    """What the policy sees."""
     mask: npt.NDArray[np.bool_]
+    """[actions]: which are legal."""
     expected: npt.NDArray[np.float64]
-    """[actions]: the mean reward of each."""
+    """[actions]: the mean reward of each, hidden from the policy."""
 
 
 class GrowthBandit:
-    """Rounds and rewards that follow from a seed; round `index` is the same whenever it is asked for."""
+    """Rounds and rewards as functions of a seed and a round's index."""
 
     def __init__(
         self, seed: int, *, nodes: int = 30, noise: float = 0.2, hint: float = HINT, good: float = GOOD
     ) -> None:
-        """`noise` is the standard deviation of a reward around its mean; with `good` below 0 it is best to wait."""
+        """Create a bandit.
+
+        Args:
+            seed: Of all rounds and rewards.
+            nodes: Layers of the network.
+            noise: Standard deviation of a reward about its mean.
+            hint: Added to the growth score of the right layer.
+            good: Mean reward of growing the right layer; below 0, no_op is best.
+        """
         self.seed = seed
         self.nodes = nodes
         self.noise = noise
@@ -62,7 +72,7 @@ class GrowthBandit:
 
     @property
     def params(self) -> dict[str, float]:
-        """What the bandit was made of."""
+        """The parameters of the bandit."""
         return {"seed": self.seed, "nodes": self.nodes, "noise": self.noise, "hint": self.hint, "good": self.good}
 
     def round(self, index: int) -> Round:
@@ -74,7 +84,7 @@ class GrowthBandit:
         return Round(graph, mask, self._expected(right))
 
     def reward(self, index: int, action: int) -> float:
-        """Return what `action` earns in round `index`, noise included, in [-1, 1]."""
+        """Return the reward of `action` in round `index`, noise included, in [-1, 1]."""
         noise = float(np.random.default_rng([self.seed, index, action, 1]).normal(0.0, self.noise))
         return float(np.clip(self.round(index).expected[action] + noise, -1.0, 1.0))
 
@@ -170,8 +180,8 @@ class GrowthBandit:
         )
 
 
-def play(learner: Learner, bandit: GrowthBandit, rounds: Sequence[int]) -> Iterator[UpdateReport | None]:
-    """Decide, be rewarded and learn in each of `rounds`, as the chain of stages does; yields what each round taught."""
+def learn_rounds(learner: Learner, bandit: GrowthBandit, rounds: Sequence[int]) -> Iterator[UpdateReport | None]:
+    """Decide, reward and learn in each of `rounds`, as the stages and the learner do; yield each round's update."""
     for index in rounds:
         context = bandit.round(index)
         seed = sampling_seed(decision_id(context.graph.graph_id))
@@ -180,7 +190,7 @@ def play(learner: Learner, bandit: GrowthBandit, rounds: Sequence[int]) -> Itera
 
 
 def expected_reward(policy: TamiyoPolicy, bandit: GrowthBandit, rounds: Sequence[int]) -> float:
-    """Return the mean reward of the distribution that `policy` acts by in `rounds`: exact, not sampled."""
+    """Return the mean over `rounds` of the expected reward under the policy's distribution: exact, not sampled."""
     earned = []
     for index in rounds:
         context = bandit.round(index)
@@ -190,6 +200,6 @@ def expected_reward(policy: TamiyoPolicy, bandit: GrowthBandit, rounds: Sequence
 
 
 def no_op_share(policy: TamiyoPolicy, bandit: GrowthBandit, rounds: Sequence[int]) -> float:
-    """Return the mean probability of no_op: 1 is a collapsed policy."""
+    """Return the mean probability of no_op; near 1 the policy has collapsed."""
     contexts = [bandit.round(index) for index in rounds]
     return float(np.mean([choose(policy, each.graph, each.mask, seed=0).probabilities[0] for each in contexts]))

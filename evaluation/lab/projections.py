@@ -1,9 +1,9 @@
-"""How far the projected loss (`streams/stages/rewards/projection.py`) is from what runs without Tamiyo really did.
+"""Measure the error of the projected loss (`streams/stages/rewards/projection.py`) on runs without Tamiyo.
 
     python -m tamiyo.evaluation.lab.projections
 
-Trains static runs of every task, projects their validation loss from several moments on, and prints for each damping
-the mean error of log loss (negative: the projection was too bold, which withholds credit; positive: drift is credited).
+Trains static runs of every task, projects their validation loss from several moments, and prints for each damping the
+mean error of log loss. Below 0 the projection is too low and withholds credit; above 0 it credits drift.
 """
 
 import math
@@ -21,7 +21,7 @@ from tamiyo.host.reference.tasks import TASKS, load_task
 from tamiyo.host.reference.train import train
 from tamiyo.streams.stages.rewards.projection import DAMPING, Projection
 
-WINDOW = 50  # steps between two looks at the validation loss, as in a window of the default width
+WINDOW = 50  # steps between two validations, the default width of a window
 BASELINE_WINDOWS = 12
 MOMENTS = (300, 400, 500, 600, 800, 1000, 1500)
 AHEAD = (200, 500, 1000, 1500)
@@ -60,7 +60,7 @@ def errors(points: Curve, damping: float) -> list[float]:
 
 
 def main(seeds: int = 4, steps: int = 3_000) -> None:
-    """Print a row a damping."""
+    """Print one row per damping, from `seeds` runs of each task."""
     torch.set_num_threads(1)
     jobs = [(task, seed) for task in TASKS for seed in range(100, 100 + seeds)]
     curves = [curve(task, seed, steps) for task, seed in track(jobs, description="training static runs")]
@@ -69,8 +69,8 @@ def main(seeds: int = 4, steps: int = 3_000) -> None:
         table.add_column(column, justify="right")
     for damping in DAMPINGS:
         found = [error for points in curves for error in errors(points, damping)]
-        mark = " (used)" if damping == DAMPING else ""
-        table.add_row(f"{damping}{mark}", f"{fmean(found):+.3f}", f"{fmean(map(abs, found)):.3f}")
+        note = " (used)" if damping == DAMPING else ""
+        table.add_row(f"{damping}{note}", f"{fmean(found):+.3f}", f"{fmean(map(abs, found)):.3f}")
     Console().print(table)
 
 

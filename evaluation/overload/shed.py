@@ -76,7 +76,7 @@ def shed_of(signals: Iterable[HealthSignals]) -> Shed:
 
 
 def shed(kafka: KafkaSettings, names: TopicNames) -> dict[str, Any]:
-    """Read the signals of an installation, all of them, and return the sums."""
+    """Read all signals of an installation and return the sums."""
     found = Shed()
     with PartitionReader(kafka) as reader:
         for message in reader.read(reader.ranges(names.full(SIGNALS.name))):

@@ -64,13 +64,13 @@ class Quiet:
     """An observer of a replay that prints nothing."""
 
     def phase(self, description: str) -> None:
-        """Say nothing."""
+        """Print nothing."""
 
     def published(self, count: int) -> None:
-        """Say nothing."""
+        """Print nothing."""
 
     def computed(self, count: int) -> None:
-        """Say nothing."""
+        """Print nothing."""
 
 
 def replay(

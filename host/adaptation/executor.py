@@ -1,4 +1,4 @@
-"""Decisions carried out between two steps, once each, and the outcome of every one that asks for something."""
+"""Execute decisions between two steps, each once, and publish the outcome of each."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class Counts:
-    """What came of the decisions so far; `repeated` are those that came again."""
+    """Number of decisions by result; `repeated` counts decisions received again."""
 
     decisions: int = 0
     repeated: int = 0
@@ -47,10 +47,10 @@ class _Pending:
 
 
 class Executor:
-    """Takes what has arrived, executes what may be executed, and tells what came of it.
+    """Takes decisions, kernels and control commands as they arrive, and executes the decisions that are ready.
 
-    A decision is known by its id: whatever comes under one again is dropped. `no_op`, which a vetoed decision becomes
-    too, asks for nothing and has no outcome.
+    A decision is identified by its id; one received again is ignored. `no_op`, which includes every vetoed decision,
+    changes nothing and has no outcome.
     """
 
     def __init__(
@@ -66,11 +66,24 @@ class Executor:
         publish: Callable[[AdaptationOutcome], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """Start without any decision.
+
+        Args:
+            run_id: The run, for the outcomes.
+            layers: The wrapped layers by layer_id.
+            growing: The optimiser that kernels join and leave.
+            cache: Where kernels are loaded from.
+            limits: What the host allows.
+            settings: Timeouts and the learning rate factor.
+            held_out: Measures the loss before and after an adaptation; None: the loss is left out.
+            publish: Called with the outcome of every decision except `no_op`.
+            clock: Seconds, monotonic.
+        """
         self.counts = Counts()
         self.last_step: int | None = None
         """Step of the last executed adaptation; None before the first."""
         self.latest_decision_step: int | None = None
-        """Highest step a decision has spoken about."""
+        """Highest step that a decision was about; None before the first."""
         self._run_id = run_id
         self._layers = layers
         self._growing = growing
@@ -90,45 +103,45 @@ class Executor:
 
     @property
     def open(self) -> int:
-        """Decisions not answered yet."""
+        """Number of decisions without an outcome yet."""
         return len(self._pending)
 
     def scale(self, layer_id: str) -> float:
-        """A layer's learning rate as a share of the optimiser's."""
+        """Return a layer's learning rate as a share of the optimiser's, in (0, 1]."""
         return self._scales.get(layer_id, 1.0)
 
     def scales(self) -> dict[str, float]:
-        """The scale of every layer that has been slowed down."""
+        """Return the learning rate scale of every layer that was slowed down."""
         return dict(self._scales)
 
     def resume(self, scales: Mapping[str, float]) -> None:
-        """Go on with the scales of an earlier process; the optimiser has its own part of it."""
+        """Restore the scales of an earlier process; the optimiser restores the rates themselves."""
         self._scales = dict(scales)
 
     def hit_rate(self, layer_id: str) -> float:
-        """Kernel cache hits / look-ups for a layer; 1 where nothing was asked (nothing was missed)."""
+        """Return the share of a layer's kernel loads that the cache held already; 1 before the first load."""
         hits, lookups = self._lookups.get(layer_id, (0, 0))
         return hits / lookups if lookups else 1.0
 
     def steps_since(self, step: int) -> int | None:
-        """Steps since the last executed adaptation; None before the first."""
+        """Return the steps since the last executed adaptation; None before the first."""
         return None if self.last_step is None else step - self.last_step
 
     def record_batch(self, batch: int) -> None:
-        """Tell the size of a training batch, on which latencies before and after are measured."""
+        """Record the size of a training batch: latencies before and after an adaptation are measured with it."""
         self._batch = max(1, batch)
 
     def take(self, record: InboundRecord, step: int) -> None:
-        """Take one record; a decision that is not allowed is answered at once."""
+        """Take one record; a decision that the limits forbid is refused at once."""
         if isinstance(record, ControlCommand):
-            self._limits.order(record)
+            self._limits.take_command(record)
         elif isinstance(record, CompiledKernel):
             self._kernels[record.kernel_id] = record
         else:
             self._decide(record, step)
 
     def run(self, step: int) -> bool:
-        """Execute what is ready and give up what has waited too long; whether the network was changed."""
+        """Execute the ready decisions, fail those whose kernel is overdue; return whether the network changed."""
         changed = False
         for pending in list(self._pending.values()):
             decision = pending.decision
@@ -139,11 +152,13 @@ class Executor:
             elif self._clock() >= pending.deadline:
                 del self._pending[decision.decision_id]
                 waited = self._settings.compile_timeout_s
-                self._answer(decision, step, OutcomeStatus.FAILED, f"no_kernel: none came within {waited:g} s")
+                self._publish_outcome(
+                    decision, step, OutcomeStatus.FAILED, f"no_kernel: no kernel arrived within {waited:g} s"
+                )
         return changed
 
     def end(self, step: int) -> None:
-        """The run is over: refuse what is open, and whatever still comes."""
+        """End the run at `step`: refuse the open decisions, and every further one."""
         self._ended = True
         for pending in list(self._pending.values()):
             self._refuse_ended(pending.decision, step)
@@ -165,10 +180,12 @@ class Executor:
             self._pending[decision.decision_id] = _Pending(decision, deadline)
 
     def _refuse_ended(self, decision: AdaptationDecision, step: int) -> None:
-        self._answer(decision, step, OutcomeStatus.REFUSED, "run_ended: training was over before it could be done")
+        self._publish_outcome(
+            decision, step, OutcomeStatus.REFUSED, "run_ended: the training ended before it could be executed"
+        )
 
     def _allowed(self, decision: AdaptationDecision, step: int, parameters: int | None = None) -> bool:
-        """Whether the host's limits allow it; if not, it has been answered."""
+        """Return whether the limits allow the decision; if not, refuse it."""
         try:
             self._limits.check(
                 decision,
@@ -177,12 +194,12 @@ class Executor:
                 parameters=parameters,
             )
         except AdaptationRefused as refusal:
-            self._answer(decision, step, OutcomeStatus.REFUSED, f"{refusal.limit}: {refusal}")
+            self._publish_outcome(decision, step, OutcomeStatus.REFUSED, f"{refusal.limit}: {refusal}")
             return False
         return True
 
     def _execute(self, decision: AdaptationDecision, kernel: CompiledKernel | None, step: int) -> bool:
-        # The limits are asked again: the network and the orders may have changed while the kernel was compiled.
+        # Check again: the network and the control commands may have changed while the kernel was compiled.
         if not self._allowed(decision, step):
             return False
         layer = self._layers[decision.layer_id or ""]
@@ -191,17 +208,17 @@ class Executor:
         try:
             kernel_id = self._adapt(decision, kernel, layer, step)
         except AdaptationRefused as refusal:
-            self._answer(decision, step, OutcomeStatus.REFUSED, f"{refusal.limit}: {refusal}", before=before)
+            self._publish_outcome(decision, step, OutcomeStatus.REFUSED, f"{refusal.limit}: {refusal}", before=before)
             return False
-        except Exception as error:  # whatever a kernel or an optimiser raises, training goes on as it was
+        except Exception as error:  # training comes first: no kernel and no optimiser may end it
             log.warning(
                 "decision %s failed: %s", decision.decision_id, error, exc_info=not isinstance(error, TamiyoError)
             )
             reason = f"{type(error).__name__}: {error}"
-            self._answer(decision, step, OutcomeStatus.FAILED, reason, before=before)
+            self._publish_outcome(decision, step, OutcomeStatus.FAILED, reason, before=before)
             return False
         self.last_step = step
-        self._answer(
+        self._publish_outcome(
             decision,
             step,
             OutcomeStatus.EXECUTED,
@@ -215,7 +232,7 @@ class Executor:
     def _adapt(
         self, decision: AdaptationDecision, kernel: CompiledKernel | None, layer: KasminaLayer, step: int
     ) -> str | None:
-        """Do it; returns the kernel it was done to."""
+        """Change the network; return the id of the kernel concerned, if there is one."""
         match decision.type:
             case DecisionType.LOAD_KERNEL:
                 assert kernel is not None
@@ -232,31 +249,33 @@ class Executor:
 
     def _load(self, decision: AdaptationDecision, compiled: CompiledKernel, layer: KasminaLayer, step: int) -> str:
         if compiled.status is KernelStatus.REFUSED:
-            raise AdaptationRefused("not_compiled", compiled.reason or "the kernels stage gave no reason")
+            raise AdaptationRefused("not_compiled", compiled.reason or "the kernels stage reported no reason")
         if (compiled.layer_id, compiled.blueprint) != (decision.layer_id, decision.blueprint):
             raise AdaptationRefused(
                 "wrong_kernel",
-                f"{compiled.blueprint} for {compiled.layer_id} came, {decision.blueprint} for {decision.layer_id} was "
-                "asked for",
+                f"expected {decision.blueprint} for {decision.layer_id}, got {compiled.blueprint} for "
+                f"{compiled.layer_id}",
             )
         misses = self._cache.stats().misses
         kernel, metadata = self._cache.get(compiled.kernel_id, compiled.checksum, layer=layer.spec)
         hits, lookups = self._lookups.get(layer.layer_id, (0, 0))
         self._lookups[layer.layer_id] = (hits + (self._cache.stats().misses == misses), lookups + 1)
         if metadata.blueprint != decision.blueprint:
-            raise AdaptationRefused("wrong_kernel", f"the stored kernel is a {metadata.blueprint}")
+            raise AdaptationRefused(
+                "wrong_kernel", f"expected {decision.blueprint}, the stored kernel is {metadata.blueprint}"
+            )
         self._limits.check(decision, steps_since=self.steps_since(step), parameters=kernel.parameter_count)
         index = layer.load_kernel(kernel, kernel_id=compiled.kernel_id, blueprint=metadata.blueprint, step=step)
         loaded = layer.seeds[index].kernel
         assert loaded is not None
         self._growing.add(loaded, beside=layer.base.parameters(), name=f"{layer.layer_id}.kernels.{index}")
         scale = self.scale(layer.layer_id)
-        if scale < 1.0:  # the kernel learns at its layer's rate
+        if scale < 1.0:  # a kernel learns at the rate of its layer
             self._growing.scale_learning_rate(loaded.parameters(), scale)
         return compiled.kernel_id
 
     def _measure(self, layer: KasminaLayer) -> dict[str, float]:
-        """loss (held-out, nats, where there is a held-out batch), latency_ms (of the layer), parameters (of all)."""
+        """Return loss (nats, if there is a held-out batch), latency_ms (of the layer), parameters (of all layers)."""
         measured = {
             "latency_ms": latency_ms(layer, self._batch),
             "parameters": float(sum(each.base_parameters + each.kernel_parameters for each in self._layers.values())),
@@ -265,7 +284,7 @@ class Executor:
         loss = None if self._held_out is None else self._held_out.loss()
         return measured if loss is None else {"loss": loss, **measured}
 
-    def _answer(
+    def _publish_outcome(
         self,
         decision: AdaptationDecision,
         step: int,

@@ -1,4 +1,4 @@
-"""The optimiser's side of growth: parameters that come, go, or slow down while training runs."""
+"""Add, remove and slow down an optimiser's parameters while training runs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from tamiyo.schemas.errors import ConfigurationError, KernelError
 
-# LBFGS keeps one flat history of all parameters, Muon takes matrices only: neither can grow a convolution.
+# LBFGS keeps one flat history of all parameters; Muon accepts matrices only, so no convolution kernel.
 _CANNOT_GROW = ("LBFGS", "Muon")
 # Rprop's step is not proportional to lr.
 _CANNOT_SCALE = ("Rprop",)
@@ -22,17 +22,17 @@ class GrowingOptimizer:
     A kernel's parameters join the param group of the layer they sit at, so its hyper-parameters and every
     learning rate scheduler apply to them, and the number of groups, which schedulers count on, never changes.
 
-    A layer's own learning rate is scaled by shortening the step that the optimiser has made: p <- old + scale x
-    (new - old). For a step proportional to lr that is exactly the smaller lr (weight decay included, as torch
-    ties it to lr too), whatever a scheduler does with the group's lr. It costs a copy of the scaled parameters a
-    step; `param_groups` do not show it, `learning_rate` does.
+    The learning rate of a single layer is scaled by shortening the step that the optimiser made:
+    p <- old + scale * (new - old). If steps are proportional to lr, this equals a smaller lr (weight decay included,
+    since torch multiplies it by lr), whatever a scheduler does with the group's lr. It costs a copy of the scaled
+    parameters per step. `param_groups` do not show the scale; `learning_rate` does.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
-        """Raises ConfigurationError for an optimiser that cannot grow (LBFGS, Muon)."""
+        """Hook into `optimizer`. Raises ConfigurationError if it cannot grow (LBFGS, Muon)."""
         kind = type(optimizer).__name__
         if kind in _CANNOT_GROW:
-            raise ConfigurationError(f"{kind} cannot take new parameters while it runs: use Adam, AdamW or SGD")
+            raise ConfigurationError(f"{kind} cannot take new parameters during training: use Adam, AdamW or SGD")
         self.optimizer = optimizer
         self._scales: dict[nn.Parameter, float] = {}
         self._before: dict[nn.Parameter, Tensor] = {}
@@ -42,9 +42,15 @@ class GrowingOptimizer:
         ]
 
     def add(self, kernel: nn.Module, *, beside: Iterable[nn.Parameter], name: str = "kernel") -> int:
-        """Train a kernel's parameters in the group of the layer's (`beside`); returns the group's index.
+        """Train a kernel's parameters, in the param group of its layer.
 
-        The first group, where the layer itself is not trained. Parameters already there stay where they are.
+        Args:
+            kernel: The module whose parameters are added; those trained already stay where they are.
+            beside: The layer's own parameters. If none of them is trained, the first group is used.
+            name: Prefix of the parameters' names, for optimisers that keep names.
+
+        Returns:
+            The index of the param group.
         """
         known = self._places()
         at = next((known[p] for p in beside if p in known), 0)
@@ -58,7 +64,7 @@ class GrowingOptimizer:
         return at
 
     def drop(self, parameters: Iterable[nn.Parameter]) -> int:
-        """Take parameters out, with their state and gradient; returns how many there were. Others keep theirs."""
+        """Remove parameters with their state and gradient; return how many were trained. No other changes."""
         leaving = {id(p): p for p in parameters}
         count = 0
         for group in self.optimizer.param_groups:
@@ -75,21 +81,31 @@ class GrowingOptimizer:
         return count
 
     def forget(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Drop the optimiser's state of these (their values were replaced), and keep training them."""
+        """Drop the optimiser's state of parameters whose values were replaced; they continue to be trained."""
         for parameter in parameters:
             self.optimizer.state.pop(parameter, None)
 
     def scale_learning_rate(self, parameters: Iterable[nn.Parameter], factor: float) -> float:
-        """Multiply the learning rate of these parameters by `factor` (0..1]; returns the smallest scale among them.
+        """Multiply the learning rate of some parameters by a factor.
 
-        Raises ConfigurationError for a factor out of range or an optimiser whose step is not proportional to lr,
-        KernelError where none of the parameters is trained.
+        Args:
+            parameters: Those that are not trained are ignored.
+            factor: In (0, 1].
+
+        Returns:
+            The smallest scale among them, in (0, 1].
+
+        Raises:
+            ConfigurationError: The factor is out of range, or the optimiser's step is not proportional to lr (Rprop).
+            KernelError: None of the parameters is trained.
         """
         kind = type(self.optimizer).__name__
         if not 0.0 < factor <= 1.0:
-            raise ConfigurationError(f"a learning rate is scaled by a factor in (0, 1], got {factor}")
+            raise ConfigurationError(f"a learning rate factor must be in (0, 1], got {factor}")
         if kind in _CANNOT_SCALE:
-            raise ConfigurationError(f"{kind} does not step in proportion to lr: its rate cannot be scaled a layer")
+            raise ConfigurationError(
+                f"the steps of {kind} are not proportional to lr: the rate of a single layer cannot be scaled"
+            )
         known = self._places()
         trained = [p for p in parameters if p in known]
         if not trained:
@@ -99,23 +115,29 @@ class GrowingOptimizer:
         return min(self._scales[p] for p in trained)
 
     def learning_rate(self, parameter: nn.Parameter) -> float:
-        """The rate this parameter learns at now: its group's lr times its scale. Raises KernelError if untrained."""
+        """Return a parameter's learning rate: its group's lr times its scale. Raises KernelError if untrained."""
         place = self._places().get(parameter)
         if place is None:
             raise KernelError("the optimiser does not train this parameter")
         return float(self.optimizer.param_groups[place]["lr"]) * self._scales.get(parameter, 1.0)
 
     def close(self) -> None:
-        """Take the hooks off: scaled rates go back to their groups', grown parameters stay."""
+        """Remove the hooks: every rate is its group's lr again, grown parameters stay."""
         for hook in self._hooks:
             hook.remove()
         self._hooks.clear()
         self._before.clear()
 
     def state_dict(self, model: nn.Module) -> dict[str, Any]:
-        """The optimiser's state by parameter name; torch's own is by position, which growth does not keep.
+        """Return the optimiser's state by parameter name: plain dicts, lists, numbers and tensors.
 
-        Plain dicts, lists, numbers and tensors. Raises KernelError where a trained parameter is not the model's.
+        torch's own state_dict is by position, which growth changes.
+
+        Args:
+            model: The model that holds every trained parameter.
+
+        Raises:
+            KernelError: A trained parameter is not the model's.
         """
         name_of = {p: name for name, p in model.named_parameters()}
         packed = self.optimizer.state_dict()
@@ -133,14 +155,21 @@ class GrowingOptimizer:
         return {"groups": groups, "state": state, "scales": scales}
 
     def load_state_dict(self, model: nn.Module, saved: dict[str, Any]) -> None:
-        """Resume: `model` has loaded its own state dict (kernels included) before; kernels join their saved groups.
+        """Resume; kernels join their saved param groups.
 
-        Raises KernelError where groups or names do not match the model's.
+        Args:
+            model: Must have loaded its own state dict, kernels included.
+            saved: The result of `state_dict`.
+
+        Raises:
+            KernelError: Groups or names do not match.
         """
         parameters = dict(model.named_parameters())
         groups, state = saved["groups"], saved["state"]
         if len(groups) != len(self.optimizer.param_groups):
-            raise KernelError(f"saved with {len(groups)} param groups, there are {len(self.optimizer.param_groups)}")
+            raise KernelError(
+                f"the saved state has {len(groups)} param groups, the optimiser has {len(self.optimizer.param_groups)}"
+            )
         missing = sorted({n for group in groups for n in group["params"]} - set(parameters))
         if missing:
             raise KernelError(f"the model has no parameter {', '.join(missing)}: load its state dict first")
@@ -160,6 +189,7 @@ class GrowingOptimizer:
         self._scales = {parameters[n]: float(scale) for n, scale in saved["scales"].items()}
 
     def _places(self) -> dict[nn.Parameter, int]:
+        """Return the index of each trained parameter's group."""
         return {p: index for index, group in enumerate(self.optimizer.param_groups) for p in group["params"]}
 
     def _remember(self, *_: Any) -> None:

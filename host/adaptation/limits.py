@@ -1,4 +1,4 @@
-"""The host's own limits: what it lets nobody do to its network, whatever was decided elsewhere."""
+"""The host's own limits, checked before every adaptation, whatever was decided elsewhere."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tamiyo.schemas.errors import AdaptationRefused
 
 
 class Limits:
-    """Checks a decision against settings, standing orders and the state of the network as it is now."""
+    """Checks a decision against the settings, the control commands in force and the current state of the network."""
 
     def __init__(
         self,
@@ -24,20 +24,28 @@ class Limits:
         protected: Collection[str],
         blueprints: Mapping[str, Collection[str]],
     ) -> None:
-        """`blueprints`: by layer, the names on offer there."""
+        """Start without control commands.
+
+        Args:
+            layers: The wrapped layers by layer_id.
+            settings: Cooldown, number of kernels, learning rate floor.
+            parameter_budget: Parameters that all kernels together may have.
+            protected: Names of layers that must not be adapted.
+            blueprints: By layer_id, the names of the blueprints that support the layer.
+        """
         self._layers = layers
         self._settings = settings
         self.parameter_budget = parameter_budget
         self._protected = frozenset(protected)
         self._blueprints = blueprints
-        self._orders: dict[str, ControlCommand] = {}
+        self._commands: dict[str, ControlCommand] = {}
 
-    def order(self, command: ControlCommand) -> None:
-        """Take an operator's order; the newest one for this run, and for all runs, stand together."""
+    def take_command(self, command: ControlCommand) -> None:
+        """Put a control command in force; the newest for this run and the newest for all runs apply together."""
         key = ALL_RUNS if command.run_id == ALL_RUNS else "run"
-        standing = self._orders.get(key)
-        if standing is None or command.time_ms >= standing.time_ms:
-            self._orders[key] = command
+        current = self._commands.get(key)
+        if current is None or command.time_ms >= current.time_ms:
+            self._commands[key] = command
 
     def check(
         self,
@@ -47,19 +55,25 @@ class Limits:
         steps_since: int | None,
         parameters: int | None = None,
     ) -> None:
-        """Raise AdaptationRefused, naming the limit, unless `decision` may be executed now.
+        """Return if `decision` may be executed now.
 
-        scale: the layer's learning rate scale. steps_since: steps since the last adaptation, None before the first.
-        parameters: what the kernel to load really takes, once it is known; until then the blueprint's own estimate.
+        Args:
+            decision: What is to be executed.
+            scale: The layer's learning rate scale, in (0, 1].
+            steps_since: Steps since the last executed adaptation; None before the first.
+            parameters: Size of the kernel to load, once it is known; None: as the blueprint computes it.
+
+        Raises:
+            AdaptationRefused: A limit forbids it; the error carries the limit's name.
         """
         layer = self._check_target(decision)
-        if decision.dry_run or any(order.dry_run for order in self._orders.values()):
-            raise AdaptationRefused("dry_run", "decisions are recorded only")
-        if any(order.paused for order in self._orders.values()):
+        if decision.dry_run or any(command.dry_run for command in self._commands.values()):
+            raise AdaptationRefused("dry_run", "decisions are recorded and not executed")
+        if any(command.paused for command in self._commands.values()):
             raise AdaptationRefused("paused", "an operator has paused adaptations")
         cooldown = self._settings.cooldown_steps
         if steps_since is not None and steps_since < cooldown:
-            raise AdaptationRefused("cooldown", f"{steps_since} steps since the last adaptation, of {cooldown} wanted")
+            raise AdaptationRefused("cooldown", f"{steps_since} steps since the last adaptation, {cooldown} required")
         if decision.type == DecisionType.LOAD_KERNEL:
             self._check_load(decision, layer, parameters)
         elif decision.type == DecisionType.UNLOAD_KERNEL:
@@ -69,18 +83,18 @@ class Limits:
         elif scale * self._settings.learning_rate_factor < self._settings.learning_rate_floor:
             raise AdaptationRefused(
                 "learning_rate_floor",
-                f"layer {layer.layer_id} learns at {scale:g} of its rate, the floor is "
+                f"layer {layer.layer_id} has learning rate scale {scale:g}; the next would be below the floor of "
                 f"{self._settings.learning_rate_floor:g}",
             )
 
     def _check_target(self, decision: AdaptationDecision) -> KasminaLayer:
         kinds = [kind.value for kind in DecisionType if kind is not DecisionType.NO_OP]
         if decision.type not in kinds:
-            raise AdaptationRefused("unknown_type", f"{decision.type} is none of {', '.join(kinds)}")
+            raise AdaptationRefused("unknown_type", f"expected one of {', '.join(kinds)}, got {decision.type}")
         layer_id = decision.layer_id or ""
-        # A protected name is protected whether or not there is such a layer.
-        if layer_id in self._protected or any(layer_id in order.protected_layers for order in self._orders.values()):
-            raise AdaptationRefused("protected_layer", f"layer {layer_id} must not be adapted")
+        # First, so that a protected name is refused as such even if there is no such layer.
+        if layer_id in self._protected or any(layer_id in each.protected_layers for each in self._commands.values()):
+            raise AdaptationRefused("protected_layer", f"layer {layer_id} is protected")
         layer = self._layers.get(layer_id)
         if layer is None:
             raise AdaptationRefused("unknown_layer", f"there is no layer {layer_id!r} that can carry kernels")
@@ -89,24 +103,25 @@ class Limits:
     def _check_load(self, decision: AdaptationDecision, layer: KasminaLayer, parameters: int | None) -> None:
         name = decision.blueprint or ""
         if name not in self._blueprints.get(layer.layer_id, ()):
-            raise AdaptationRefused("unknown_blueprint", f"{name!r} is not on offer at layer {layer.layer_id}")
+            raise AdaptationRefused("unknown_blueprint", f"{name!r} does not support layer {layer.layer_id}")
         if decision.kernel_id is None:
-            raise AdaptationRefused("no_kernel_id", "a load_kernel decision names the kernel that is to be loaded")
+            raise AdaptationRefused("no_kernel_id", "a load_kernel decision must name its kernel")
         _require(layer, "no_dormant_seed", lambda s: s.state is SeedState.DORMANT)
         loaded = sum(seed.loaded for each in self._layers.values() for seed in each.seeds)
         most = self._settings.max_kernels
         if most is not None and loaded >= most:
-            raise AdaptationRefused("max_kernels", f"{loaded} kernels are loaded, of {most} allowed")
+            raise AdaptationRefused("max_kernels", f"{loaded} kernels are loaded, at most {most} are allowed")
         used = sum(each.kernel_parameters for each in self._layers.values())
         added = CATALOGUE[name].parameters(layer.spec) if parameters is None else parameters
         if used + added > self.parameter_budget:
             raise AdaptationRefused(
                 "parameter_budget",
-                f"{added} parameters more than the {used} grown so far pass the budget of {self.parameter_budget}",
+                f"{added} parameters, with the {used} grown so far, exceed the budget of {self.parameter_budget}",
             )
 
 
-def _require(layer: KasminaLayer, limit: str, holds: Callable[[Seed], bool]) -> None:
-    if not any(holds(seed) for seed in layer.seeds):
+def _require(layer: KasminaLayer, limit: str, suits: Callable[[Seed], bool]) -> None:
+    """Raise AdaptationRefused unless a seed of the layer suits."""
+    if not any(suits(seed) for seed in layer.seeds):
         states = ", ".join(seed.state.value for seed in layer.seeds)
         raise AdaptationRefused(limit, f"the seeds of layer {layer.layer_id} are {states}")

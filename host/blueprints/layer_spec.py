@@ -1,4 +1,4 @@
-"""What a kernel has to fit: the shape of one layer, as plain JSON-able facts."""
+"""The geometry of a layer, which a kernel must fit, as JSON values."""
 
 from __future__ import annotations
 
@@ -17,16 +17,26 @@ LAYER_TYPES: tuple[str, ...] = get_args(LayerType)
 PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
-# Larger than any layer a kernel is worth building for; keeps a hostile spec from asking for terabytes.
+# Larger than any real layer; a hostile spec cannot request terabytes.
 _LARGEST = 1 << 24
 
 
 @dataclass(frozen=True, slots=True)
 class LayerSpec:
-    """Geometry of a Linear, Conv1d or Conv2d layer, and the shapes it was seen to take and give.
+    """Geometry of a Linear, Conv1d or Conv2d layer, and the shapes of an example of its input and output.
 
-    `in_features` and `out_features` are channels where the layer is a convolution; `kernel_size`, `stride` and
-    `dilation` have one entry a spatial dimension and are empty for Linear. The sample shapes leave the batch out.
+    Attributes:
+        layer_id: Name of the layer.
+        type: "linear", "conv1d" or "conv2d".
+        in_features: Inputs, or input channels.
+        out_features: Outputs, or output channels.
+        sample_input_shape: Shape of one sample's input, without the batch.
+        sample_output_shape: Shape of one sample's output, without the batch.
+        kernel_size: One entry per spatial dimension; empty for Linear. Likewise `stride` and `dilation`.
+        padding: One entry per spatial dimension, or "same" or "valid".
+        groups: Groups of the convolution.
+        padding_mode: "zeros", "reflect", "replicate" or "circular".
+        dtype: "float32", "float64", "float16" or "bfloat16".
     """
 
     layer_id: str
@@ -44,31 +54,31 @@ class LayerSpec:
     dtype: str = "float32"
 
     def __post_init__(self) -> None:
-        """Raises KernelIncompatible where the facts contradict each other."""
+        """Raise KernelIncompatible if the values contradict each other."""
         for problem in self._problems():
             raise KernelIncompatible(f"layer {self.layer_id!r}: {problem}")
 
     def _problems(self) -> list[str]:
         problems = []
         if self.type not in LAYER_TYPES:
-            return [f"type {self.type!r} is none of {', '.join(LAYER_TYPES)}"]
+            return [f"type must be one of {', '.join(LAYER_TYPES)}, got {self.type!r}"]
         if self.dtype not in DTYPES:
-            problems.append(f"dtype {self.dtype!r} is none of {', '.join(DTYPES)}")
+            problems.append(f"dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}")
         sizes = (self.in_features, self.out_features, self.groups, *self.kernel_size, *self.stride, *self.dilation)
         if not all(0 < n <= _LARGEST for n in (*sizes, *self.sample_input_shape, *self.sample_output_shape)):
             problems.append(f"every size must be in 1..{_LARGEST}")
         if math.prod(self.sample_input_shape) > _LARGEST or math.prod(self.sample_output_shape) > _LARGEST:
-            problems.append(f"a sample may hold at most {_LARGEST} values")
+            problems.append(f"a sample may have at most {_LARGEST} values")
         n = self.spatial_dims
         if any(len(v) != n for v in (self.kernel_size, self.stride, self.dilation)):
-            problems.append(f"kernel_size, stride and dilation of a {self.type} have {n} entries")
+            problems.append(f"kernel_size, stride and dilation of a {self.type} must have {n} entries")
         if isinstance(self.padding, str):
             if not n or self.padding not in ("same", "valid"):
-                problems.append(f"padding {self.padding!r} is neither 'same' nor 'valid'")
+                problems.append(f"padding must be 'same' or 'valid' or numbers, got {self.padding!r}")
         elif len(self.padding) != n or any(not 0 <= p <= _LARGEST for p in self.padding):
-            problems.append(f"padding of a {self.type} has {n} entries, none below 0")
+            problems.append(f"padding of a {self.type} must have {n} entries, none below 0")
         if self.padding_mode not in PADDING_MODES:
-            problems.append(f"padding_mode {self.padding_mode!r} is none of {', '.join(PADDING_MODES)}")
+            problems.append(f"padding_mode must be one of {', '.join(PADDING_MODES)}, got {self.padding_mode!r}")
         if self.groups > 0 and (self.in_features % self.groups or self.out_features % self.groups):
             problems.append(f"{self.groups} groups do not divide {self.in_features} and {self.out_features} channels")
         problems += self._shape_problems()
@@ -82,7 +92,7 @@ class LayerSpec:
         else:
             fits = all(len(shape) == self.spatial_dims + 1 for shape in shapes)
             fits = fits and shapes[0][0] == self.in_features and shapes[1][0] == self.out_features
-        return [] if fits else [f"sample shapes {shapes[0]} -> {shapes[1]} are not those of this {self.type}"]
+        return [] if fits else [f"sample shapes {shapes[0]} -> {shapes[1]} do not fit this {self.type}"]
 
     @property
     def spatial_dims(self) -> int:
@@ -91,7 +101,7 @@ class LayerSpec:
 
     @property
     def positions(self) -> int:
-        """Places in one sample's output that the layer computes its features at (multiplies any cost)."""
+        """Number of positions in one sample's output; every cost is per position."""
         shape = self.sample_output_shape
         return math.prod(shape[1:]) if self.spatial_dims else math.prod(shape[:-1])
 
@@ -101,16 +111,16 @@ class LayerSpec:
         return DTYPES[self.dtype]
 
     def sample(self, batch: int = 2, *, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
-        """Random (layer input, layer output) of shapes [batch, *sample shape], to try a kernel on."""
+        """Return a random (layer input, layer output) of shapes [batch, *sample shape], to test a kernel."""
         return (
             torch.randn(batch, *self.sample_input_shape, generator=generator).to(self.torch_dtype),
             torch.randn(batch, *self.sample_output_shape, generator=generator).to(self.torch_dtype),
         )
 
     def fits(self, other: LayerSpec) -> str | None:
-        """None if a kernel built for this spec can run at `other`, else the first fact that differs.
+        """Return None if a kernel built for this spec can run at `other`, else the first difference.
 
-        The layer's name and the sample's spatial extent do not matter: a convolution takes any length.
+        The layer's name and the sample's spatial extent are ignored: a convolution takes any length.
         """
         for name in (
             "type", "in_features", "out_features", "kernel_size", "stride", "padding", "dilation", "groups",
@@ -123,9 +133,15 @@ class LayerSpec:
 
     @classmethod
     def of(cls, layer_id: str, module: nn.Module, sample_input: Tensor) -> Self:
-        """The spec of a Linear, Conv1d or Conv2d that was given `sample_input` [batch, ...].
+        """Return the spec of a module.
 
-        Raises KernelIncompatible for any other module, or an input that the module cannot take.
+        Args:
+            layer_id: Name of the layer.
+            module: A Linear, Conv1d or Conv2d.
+            sample_input: An input of it, [batch, ...].
+
+        Raises:
+            KernelIncompatible: The module is of another type, or cannot take the input.
         """
         weight = getattr(module, "weight", None)
         if not isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d) or not isinstance(weight, Tensor):
@@ -164,7 +180,7 @@ class LayerSpec:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able facts; `from_dict` reads them back."""
+        """Return the spec as JSON values; `from_dict` reads them back."""
         out: dict[str, Any] = {}
         for field in fields(self):
             value = getattr(self, field.name)
@@ -173,7 +189,7 @@ class LayerSpec:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
-        """A spec from JSON. Raises KernelIncompatible where a field is missing, unknown or of a wrong type."""
+        """Read `to_dict`'s result. Raises KernelIncompatible if a field is missing, unknown or of a wrong type."""
         types = {f.name: str(f.type) for f in fields(cls)}
         unknown = sorted(set(data) - set(types))
         if unknown:
@@ -183,7 +199,7 @@ class LayerSpec:
             if isinstance(value, list):
                 value = tuple(value)
             if not _is_of(types[name], value):
-                raise KernelIncompatible(f"layer spec: {name} should be {types[name]}, got {value!r}")
+                raise KernelIncompatible(f"layer spec: {name} must be {types[name]}, got {value!r}")
             values[name] = value
         try:
             return cls(**values)
@@ -192,6 +208,7 @@ class LayerSpec:
 
 
 def _is_of(annotation: str, value: object) -> bool:
+    """Return whether a JSON value fits a field's annotation."""
     integers = isinstance(value, tuple) and all(type(v) is int for v in value)
     if annotation == "int":
         return type(value) is int

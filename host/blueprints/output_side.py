@@ -1,4 +1,4 @@
-"""Kernels that read the layer's output: a second look at what the layer said."""
+"""Kernels that read the layer's output and refine it."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ class Bottleneck(Blueprint):
     """An MLP at each position of the output (1x1 convolutions): narrow at wide layers, with a floor at narrow ones."""
 
     name = "bottleneck"
-    floor: ClassVar[int] = 16  # in a network 6 channels wide, half of them would be too few to add anything
+    floor: ClassVar[int] = 16  # half of a layer 6 wide would be too few features to help
 
     def width(self, spec: LayerSpec) -> int:
-        """Hidden features: half the layer's, at least 16, at most 512."""
+        """Return the hidden features: half the layer's, at least 16, at most 512."""
         return max(self.floor, min(512, spec.out_features // 2))
 
     def supports(self, spec: LayerSpec) -> bool:
@@ -78,7 +78,7 @@ class DepthwiseSeparable(Blueprint):
 
 
 class SqueezeExciteKernel(Kernel):
-    """layer output x tanh(last(ReLU(first(channel means)))): a gate in 0..2 on each channel, 1 at the start."""
+    """layer output * tanh(last(ReLU(first(channel means)))): plus the layer's output, a gate in 0..2, first 1."""
 
     def __init__(self, features: int, width: int, spatial_dims: int) -> None:
         super().__init__()
@@ -97,12 +97,12 @@ class SqueezeExciteKernel(Kernel):
 
 
 class SqueezeExcite(Blueprint):
-    """Louder or quieter channels by what the whole sample looks like; a handful of parameters."""
+    """A gate on each channel, computed from the channel means of the sample; few parameters. (Hu et al. 2018.)"""
 
     name = "squeeze_excite"
 
     def width(self, spec: LayerSpec) -> int:
-        """Hidden features: a quarter of the channels, at least 4."""
+        """Return the hidden features: a quarter of the channels, at least 4."""
         return max(4, spec.out_features // 4)
 
     def supports(self, spec: LayerSpec) -> bool:
@@ -113,7 +113,7 @@ class SqueezeExcite(Blueprint):
         return 2 * spec.out_features * width + width + spec.out_features
 
     def flops(self, spec: LayerSpec) -> int:
-        # two small matrices, and one product an output value
+        # two small matrices, and one product per output value
         return 2 * spec.out_features * self.width(spec) + math.prod(spec.sample_output_shape)
 
     def make(self, spec: LayerSpec) -> Kernel:

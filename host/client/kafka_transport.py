@@ -114,7 +114,7 @@ class KafkaTransport:
             self._publisher.close(timeout_s)
 
     def _report_connection(self, run_id: str) -> None:
-        """Report whether the run is connected: the one line that the SDK prints where logging is not configured."""
+        """Report whether the run is connected: the one line that the SDK prints if logging is not configured."""
         servers = self._kafka.bootstrap_servers
         if self.connected:
             level, line = logging.INFO, f"tamiyo: run {run_id} is connected to {servers}"

@@ -15,7 +15,7 @@ __all__ = ["InboundRecord", "Make", "Transport"]
 InboundRecord = AdaptationDecision | CompiledKernel | ControlCommand
 
 Make = Callable[[], Record]
-"""Makes a record. Called once, outside the training thread where the transport has a thread of its own."""
+"""Makes a record. Called once, outside the training thread if the transport has its own."""
 
 
 class Transport(Protocol):
@@ -26,7 +26,7 @@ class Transport(Protocol):
 
     @property
     def store_url(self) -> str | None:
-        """fsspec URL of the store that holds the kernels; None: `HostSettings.store_url`."""
+        """fsspec URL of the kernels' store; None: `HostSettings.store_url`."""
 
     @property
     def connected(self) -> bool:

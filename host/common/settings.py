@@ -1,11 +1,11 @@
-"""Every setting of the training side, read from the environment (`TAMIYO_HOST_<FIELD>`) when an object is made."""
+"""The settings of the training side, read from the environment (`TAMIYO_HOST_<FIELD>`) when an object is made."""
 
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
 class _Store(BaseSettings):
-    # The installation's store is named once, for stages and hosts alike.
+    # One environment variable names the installation's store, for stages and hosts alike.
     model_config = SettingsConfigDict(env_prefix="TAMIYO_STORE_", extra="ignore")
 
     url: str = "file://./tamiyo-store"
@@ -16,32 +16,51 @@ def _kernel_store() -> str:
 
 
 class HostSettings(BaseSettings):
-    """What `attach` measures, how much that may cost, and what the host lets be done to its network."""
+    """How often an attached run is measured, how much that may cost, and which adaptations are allowed.
+
+    Each field is read from `TAMIYO_HOST_<FIELD>` unless it is given.
+    """
 
     model_config = SettingsConfigDict(env_prefix="TAMIYO_HOST_", extra="ignore")
 
-    sample_interval: int = Field(25, ge=1, description="Steps between two telemetry frames; two or more in a window")
+    sample_interval: int = Field(
+        25,
+        ge=1,
+        description="Steps between two telemetry frames; at most half of a window's width, so that a window has two",
+    )
     growth_interval: int = Field(100, ge=1, description="Steps between two growth scores")
-    contribution_interval: int = Field(50, ge=1, description="Steps between two counterfactuals of the kernels")
-    cache_interval: int = Field(100, ge=1, description="Steps between two frames about the kernel cache")
+    contribution_interval: int = Field(
+        50, ge=1, description="Steps between two measurements of what the kernels contribute"
+    )
+    cache_interval: int = Field(100, ge=1, description="Steps between two frames on the kernel cache")
     overhead_budget: float = Field(
-        0.06, gt=0, description="Time in the SDK / time of training above which probes become rarer"
+        0.06, gt=0, description="Overhead (SDK time / training time) above which measurements become rarer"
     )
 
-    ramp_steps: int = Field(50, ge=0, description="Steps over which a kernel comes in or goes out")
-    parameter_budget: int | None = Field(None, ge=0, description="Parameters that kernels may add; unset: by ratio")
-    parameter_budget_ratio: float = Field(8.0, ge=0, description="The same as a multiple of the network's own")
-    cooldown_steps: int = Field(100, ge=0, description="Steps the host wants between two adaptations")
-    max_kernels: int | None = Field(None, ge=0, description="Kernels in the network at once; unset: one a seed")
-    protected_layers: list[str] = Field([], description="Layers that must never be adapted (JSON list)")
-    learning_rate_factor: float = Field(0.5, gt=0, lt=1, description="What optimize_parameters does to a layer's rate")
-    learning_rate_floor: float = Field(1 / 16, gt=0, le=1, description="Scale below which no layer is slowed")
+    ramp_steps: int = Field(50, ge=0, description="Steps over which a kernel's share of the output rises or falls")
+    parameter_budget: int | None = Field(
+        None, ge=0, description="Parameters that kernels may add; unset: parameter_budget_ratio applies"
+    )
+    parameter_budget_ratio: float = Field(
+        8.0, ge=0, description="The parameter budget as a multiple of the network's own parameters"
+    )
+    cooldown_steps: int = Field(100, ge=0, description="Smallest number of steps between two adaptations")
+    max_kernels: int | None = Field(None, ge=0, description="Largest number of kernels at once; unset: one per seed")
+    protected_layers: list[str] = Field([], description="Layers that are never adapted (JSON list of names)")
+    learning_rate_factor: float = Field(
+        0.5, gt=0, lt=1, description="Factor by which optimize_parameters multiplies a layer's rate"
+    )
+    learning_rate_floor: float = Field(1 / 16, gt=0, le=1, description="Smallest learning rate scale of a layer")
 
-    store_url: str = Field(default_factory=_kernel_store, description="fsspec URL of the kernels")
-    cache_capacity: int = Field(64, ge=1, description="Kernels held in memory")
+    store_url: str = Field(default_factory=_kernel_store, description="fsspec URL of the kernel store")
+    cache_capacity: int = Field(64, ge=1, description="Kernels kept in memory")
 
-    queue_capacity: int = Field(10_000, ge=1, description="Records waiting to be published; more are dropped")
-    connect_timeout_s: float = Field(2.0, ge=0, description="How long attach waits for a broker before going on alone")
-    compile_timeout_s: float = Field(10.0, gt=0, description="How long a decision waits for its kernel")
-    drain_s: float = Field(5.0, ge=0, description="How long close waits for decisions still under way")
-    flush_timeout_s: float = Field(5.0, ge=0, description="How long close waits for records to be delivered")
+    queue_capacity: int = Field(
+        10_000, ge=1, description="Records that may wait for publication; further ones are dropped"
+    )
+    connect_timeout_s: float = Field(2.0, ge=0, description="Seconds that attach waits for a broker")
+    compile_timeout_s: float = Field(
+        10.0, gt=0, description="Seconds that a decision waits for its kernel before it fails"
+    )
+    drain_s: float = Field(5.0, ge=0, description="Seconds that close waits for decisions still under way")
+    flush_timeout_s: float = Field(5.0, ge=0, description="Seconds that close waits for deliveries")

@@ -1,4 +1,4 @@
-"""Kernels in memory: least recently used out first, over the kernel store."""
+"""A least-recently-used cache of kernels in front of the kernel store."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class CacheStats:
-    """Counts since the start, and what is held now."""
+    """Counts since the start, and the current contents."""
 
     hits: int
     misses: int
@@ -31,7 +31,7 @@ class CacheStats:
 
     @property
     def hit_rate(self) -> float:
-        """Hits over look-ups; 1.0 before the first one (nothing was missed)."""
+        """Hits divided by look-ups; 1.0 before the first one."""
         lookups = self.hits + self.misses
         return self.hits / lookups if lookups else 1.0
 
@@ -45,11 +45,11 @@ class _Entry:
 
 
 def check_compatible(metadata: KernelMetadata, layer: LayerSpec) -> None:
-    """Raises KernelIncompatible with the fact that differs, where a kernel cannot run at a layer."""
+    """Return if a kernel can run at a layer. Raises KernelIncompatible, naming the difference, if not."""
     recipe = blueprint(metadata.blueprint)
     difference = metadata.spec.fits(layer)
     if not difference and metadata.version != recipe.version:
-        difference = f"version is {metadata.version}, the blueprint's is {recipe.version}"
+        difference = f"its version is {metadata.version}, the blueprint's is {recipe.version}"
     if not difference and not recipe.supports(layer):
         difference = f"{recipe.name} does not support a {layer.type}"
     if difference:
@@ -59,12 +59,18 @@ def check_compatible(metadata: KernelMetadata, layer: LayerSpec) -> None:
 
 
 class KernelCache:
-    """Threads may share it (a receiver prefetches while training loads); the store is read outside the lock."""
+    """Thread-safe: a receiver prefetches while training loads; the store is read outside the lock."""
 
     def __init__(self, store: KernelStore, *, capacity: int = 64, max_bytes: int = 256 * 1024 * 1024) -> None:
-        """At most `capacity` kernels of `max_bytes` together; the newest one is always kept."""
+        """Start empty.
+
+        Args:
+            store: Where kernels are read from.
+            capacity: Largest number of kernels kept, at least 1.
+            max_bytes: Largest size of all kernels together, bytes; the newest one is always kept.
+        """
         if capacity < 1:
-            raise KernelError(f"a kernel cache holds at least 1 kernel, got capacity {capacity}")
+            raise KernelError(f"the capacity of a kernel cache must be at least 1, got {capacity}")
         self.store = store
         self.capacity = capacity
         self.max_bytes = max_bytes
@@ -73,9 +79,16 @@ class KernelCache:
         self._hits = self._misses = self._evictions = self._bytes = 0
 
     def get(self, kernel_id: str, checksum: str, *, layer: LayerSpec | None = None) -> tuple[Kernel, KernelMetadata]:
-        """A kernel of one's own (a copy), validated and, where `layer` is given, fitting it.
+        """Return a copy of a kernel, and its metadata.
 
-        One held under another checksum is read again. Raises as the store does, and KernelIncompatible.
+        Args:
+            kernel_id: Name of the kernel in the store.
+            checksum: Expected SHA-256, hex; a cached kernel with another checksum is read again.
+            layer: If given, the kernel must be compatible with it.
+
+        Raises:
+            KernelError: As `KernelStore.get`.
+            KernelIncompatible: The kernel does not fit `layer`.
         """
         entry = self._lookup(kernel_id, checksum, count_hit=True)
         if layer is not None:
@@ -83,7 +96,7 @@ class KernelCache:
         return copy.deepcopy(entry.kernel), entry.metadata
 
     def prefetch(self, kernel_id: str, checksum: str) -> None:
-        """Bring a kernel in ahead of its use: a miss where it was not there, nothing where it was."""
+        """Load a kernel before it is needed. Counts a miss if it was absent, and nothing if it was cached."""
         self._lookup(kernel_id, checksum, count_hit=False)
 
     def fetch_ahead(self, compiled: CompiledKernel) -> None:
@@ -95,7 +108,7 @@ class KernelCache:
                 log.info("kernel %s could not be prefetched: %s", compiled.kernel_id, error)
 
     def pristine(self, kernel_id: str) -> dict[str, Tensor]:
-        """The parameters a kernel was stored with, from memory (for `ErrorRecovery.source`). Raises KernelError."""
+        """Return the parameters that a cached kernel was stored with. Raises KernelError if it is not cached."""
         with self._lock:
             entry = self._entries.get(kernel_id)
         if entry is None:
@@ -103,12 +116,12 @@ class KernelCache:
         return {name: value.detach().clone() for name, value in entry.kernel.state_dict().items()}
 
     def invalidate(self, kernel_id: str) -> None:
-        """Forget a kernel; one that is not held is no error."""
+        """Remove a kernel, if it is cached."""
         with self._lock:
             self._remove(kernel_id)
 
     def stats(self) -> CacheStats:
-        """What has happened so far."""
+        """Return the counts so far."""
         with self._lock:
             return CacheStats(self._hits, self._misses, self._evictions, len(self._entries), self._bytes)
 

@@ -1,4 +1,4 @@
-"""Kernels at rest: one safetensors file a kernel under an fsspec URL, its spec as JSON in the file's header."""
+"""The kernel store: one safetensors file per kernel under an fsspec URL, with its metadata as JSON in the header."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from tamiyo.schemas.errors import KernelCorrupt, KernelError, KernelIncompatible
 from tamiyo.schemas.files import write_atomically
 from tamiyo.schemas.stores import open_store
 
-# The largest kernel worth the name; a message that names a larger one is refused before a byte is read.
 MAX_BYTES = 64 * 1024 * 1024
+"""Largest kernel file, bytes; a larger one is refused before any of it is read."""
 FORMAT = 1
 
 _KERNEL_ID = re.compile(r"[0-9a-f]{8,64}")
@@ -36,7 +36,7 @@ _HEADER_KEY = "tamiyo"
 
 @dataclass(frozen=True, slots=True)
 class KernelMetadata:
-    """What a stored kernel says of itself, beside its tensors."""
+    """The metadata of a stored kernel."""
 
     kernel_id: str
     blueprint: str
@@ -47,7 +47,7 @@ class KernelMetadata:
     shapes: dict[str, tuple[int, ...]]
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able; `from_dict` reads it back."""
+        """Return the metadata as JSON values; `from_dict` reads them back."""
         return {
             "format": FORMAT,
             "kernel_id": self.kernel_id,
@@ -61,10 +61,10 @@ class KernelMetadata:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
-        """Raises KernelCorrupt where a field is missing or not what it should be, KernelIncompatible for a bad spec."""
+        """Read `to_dict`'s result. Raises KernelCorrupt for a bad field, KernelIncompatible for spec or format."""
         try:
             if data["format"] != FORMAT:
-                raise KernelIncompatible(f"kernel file of format {data['format']!r}, this reads {FORMAT}")
+                raise KernelIncompatible(f"expected a kernel file of format {FORMAT}, got {data['format']!r}")
             return cls(
                 kernel_id=str(data["kernel_id"]),
                 blueprint=str(data["blueprint"]),
@@ -80,7 +80,7 @@ class KernelMetadata:
 
 @dataclass(frozen=True, slots=True)
 class StoredKernel:
-    """A receipt: what to ask the store for (`kernel_id`), and what must come back (`checksum`, SHA-256 in hex)."""
+    """The receipt of a stored kernel; `kernel_id` and `checksum` (SHA-256, hex) are what `KernelStore.get` takes."""
 
     kernel_id: str
     checksum: str
@@ -90,18 +90,27 @@ class StoredKernel:
 
 
 class KernelStore:
-    """`put` and `get` kernels under an fsspec URL (a folder, memory://, s3://...). Threads may share it."""
+    """Reads and writes kernels under an fsspec URL (a folder, memory://, s3://...). Thread-safe."""
 
     def __init__(self, url: str, *, max_bytes: int = MAX_BYTES) -> None:
-        """Raise ConfigurationError for a URL whose file system is unknown or not installed."""
-        self.url = without_secrets(url)  # for messages
+        """Open the store.
+
+        Args:
+            url: fsspec URL.
+            max_bytes: Largest kernel file, bytes.
+
+        Raises:
+            ConfigurationError: The URL's filesystem is unknown or not installed.
+        """
+        self.url = without_secrets(url)  # for messages only
         self.max_bytes = max_bytes
         self._fs, self._root = open_store(url)
 
     def put(self, kernel_id: str, kernel: Kernel, spec: LayerSpec, blueprint_name: str) -> StoredKernel:
-        """Store a kernel whole or not at all, over one of the same id; the same kernel gives the same bytes.
+        """Store a kernel atomically, replacing one of the same id; the same kernel gives the same bytes.
 
-        Raises KernelError for a bad id, a kernel over `max_bytes`, or a store that cannot be written.
+        Raises:
+            KernelError: The id is malformed, the file would exceed `max_bytes`, or the store cannot be written.
         """
         path, recipe = self._path(kernel_id), blueprint(blueprint_name)
         tensors = {k: v.detach().cpu().contiguous() for k, v in kernel.state_dict().items()}
@@ -116,7 +125,7 @@ class KernelStore:
         )
         data = safetensors.save(tensors, {_HEADER_KEY: json.dumps(metadata.to_dict(), sort_keys=True)})
         if len(data) > self.max_bytes:
-            raise KernelError(f"kernel {kernel_id} takes {len(data)} bytes, the store's limit is {self.max_bytes}")
+            raise KernelError(f"kernel {kernel_id} has {len(data)} bytes, the limit is {self.max_bytes}")
         try:
             self._write(path, data)
         except OSError as error:
@@ -125,14 +134,20 @@ class KernelStore:
         return StoredKernel(kernel_id, checksum, len(data), metadata.parameters, metadata)
 
     def get(self, kernel_id: str, checksum: str) -> tuple[Kernel, KernelMetadata]:
-        """The kernel, checked against `checksum` and against its own metadata.
+        """Return a kernel and its metadata, both checked.
 
-        Raises KernelError (absent, too large, bad id, unreadable), KernelCorrupt (checksum, format, values),
-        KernelIncompatible (another blueprint version).
+        Args:
+            kernel_id: 8 to 64 hex digits.
+            checksum: Expected SHA-256 of the file, 64 hex digits.
+
+        Raises:
+            KernelError: The kernel is absent or too large, an argument is malformed, or the store cannot be read.
+            KernelCorrupt: The checksum, the format or the values are wrong.
+            KernelIncompatible: The kernel is of another version of its blueprint.
         """
         path = self._path(kernel_id)
         if not _CHECKSUM.fullmatch(checksum):
-            raise KernelError(f"kernel {kernel_id}: expected a SHA-256 of 64 hex digits, got {checksum[:80]!r}")
+            raise KernelError(f"kernel {kernel_id}: expected a SHA-256 in 64 hex digits, got {checksum[:80]!r}")
         data = self._read(kernel_id, path)
         found = hashlib.sha256(data).hexdigest()
         if found != checksum:
@@ -140,17 +155,17 @@ class KernelStore:
         return _decode(kernel_id, data)
 
     def exists(self, kernel_id: str) -> bool:
-        """Whether a kernel of that id is stored."""
+        """Return whether a kernel of this id is stored."""
         return bool(self._fs.exists(self._path(kernel_id)))
 
     def delete(self, kernel_id: str) -> None:
-        """Remove a kernel; one that is not there is no error."""
+        """Remove a kernel, if it is stored."""
         path = self._path(kernel_id)
         if self._fs.exists(path):
             self._fs.rm_file(path)
 
     def _path(self, kernel_id: str) -> str:
-        # ids come in messages: nothing but hex digits may ever reach a path
+        # Ids arrive in messages: only hex digits may reach a path.
         if not isinstance(kernel_id, str) or not _KERNEL_ID.fullmatch(kernel_id):
             raise KernelError(f"a kernel id is 8 to 64 hex digits, got {str(kernel_id)[:80]!r}")
         return posixpath.join(self._root, f"{kernel_id}.safetensors")
@@ -159,7 +174,7 @@ class KernelStore:
         try:
             size = int(self._fs.size(path))
             if size > self.max_bytes:
-                raise KernelError(f"kernel {kernel_id} takes {size} bytes, the limit is {self.max_bytes}")
+                raise KernelError(f"kernel {kernel_id} has {size} bytes, the limit is {self.max_bytes}")
             return bytes(self._fs.cat_file(path, start=0, end=size))
         except FileNotFoundError as error:
             raise KernelError(f"kernel {kernel_id} is not in {self.url}") from error
@@ -168,7 +183,7 @@ class KernelStore:
 
     def _write(self, path: str, data: bytes) -> None:
         if not isinstance(self._fs, LocalFileSystem):
-            self._fs.pipe_file(path, data)  # object stores make an object visible whole or not at all
+            self._fs.pipe_file(path, data)  # object stores write atomically
             return
         self._fs.makedirs(self._root, exist_ok=True)
         write_atomically(Path(path), data)
@@ -182,33 +197,33 @@ def _decode(kernel_id: str, data: bytes) -> tuple[Kernel, KernelMetadata]:
     except (SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise KernelCorrupt(f"kernel {kernel_id} is not a kernel file: {error}") from error
     if metadata.kernel_id != kernel_id:
-        raise KernelCorrupt(f"kernel {kernel_id} says it is {metadata.kernel_id!r}")
+        raise KernelCorrupt(f"kernel {kernel_id}: the file is of kernel {metadata.kernel_id!r}")
     return _assemble(metadata, tensors), metadata
 
 
 def _assemble(metadata: KernelMetadata, tensors: dict[str, Tensor]) -> Kernel:
-    """Build the blueprint's kernel and fill it, once nothing contradicts anything."""
+    """Build the blueprint's kernel and fill it with the tensors, after checking them against the metadata."""
     what, spec = f"kernel {metadata.kernel_id}", metadata.spec
     recipe = blueprint(metadata.blueprint)
     if metadata.version != recipe.version:
         raise KernelIncompatible(
-            f"{what} is of {recipe.name} version {metadata.version}, this is {recipe.version}: compile it again"
+            f"{what} is of {recipe.name} version {metadata.version}, expected {recipe.version}: compile it again"
         )
     if not recipe.supports(spec):
         raise KernelIncompatible(f"{what}: blueprint {recipe.name} does not support a {spec.type}")
     shapes = {name: tuple(t.shape) for name, t in tensors.items()}
     if shapes != metadata.shapes:
-        raise KernelCorrupt(f"{what} holds tensors {shapes}, its metadata says {metadata.shapes}")
-    # before anything is built: a spec may not ask for more memory than the file itself holds
-    held, expected = sum(math.prod(shape) for shape in shapes.values()), recipe.parameters(spec)
-    if not held == metadata.parameters == expected:
+        raise KernelCorrupt(f"{what} contains tensors {shapes}, its metadata lists {metadata.shapes}")
+    # Before building, so that no spec can request more memory than the file has.
+    count, expected = sum(math.prod(shape) for shape in shapes.values()), recipe.parameters(spec)
+    if not count == metadata.parameters == expected:
         raise KernelCorrupt(
-            f"{what} holds {held} parameters, its metadata says {metadata.parameters}, its blueprint {expected}"
+            f"{what} contains {count} parameters, its metadata lists {metadata.parameters}, its blueprint {expected}"
         )
     if any(t.dtype != spec.torch_dtype for t in tensors.values()):
-        raise KernelCorrupt(f"{what} holds tensors that are not {spec.dtype}")
+        raise KernelCorrupt(f"{what} contains tensors that are not {spec.dtype}")
     if not all(bool(torch.isfinite(t).all()) for t in tensors.values()):
-        raise KernelCorrupt(f"{what} holds values that are not finite")
+        raise KernelCorrupt(f"{what} contains values that are not finite")
     kernel = recipe.build(spec, seed=0)
     try:
         kernel.load_state_dict(tensors)

@@ -17,8 +17,8 @@ def export(model: nn.Module) -> nn.Module:
     """Return a copy of a grown model with equal outputs, made of torch's and the user's modules only.
 
     A layer without a live kernel becomes its original module again; a grown one becomes a torch.fx GraphModule of the
-    original and its kernels, each at its current share of the output. The copy can be saved, scripted, or loaded where
-    Tamiyo is not installed.
+    original and its kernels, each at its current share of the output. The copy can be saved, scripted, or loaded
+    without Tamiyo.
 
     Args:
         model: The attached model, or any module that contains its layers; it stays as it is.

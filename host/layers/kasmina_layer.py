@@ -1,4 +1,4 @@
-"""KasminaLayer: a layer with seeds that kernels grow in."""
+"""KasminaLayer: a layer with seeds, the slots in which kernels grow."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from tamiyo.host.layers.seed import RAMP_STEPS, Seed, SeedState
 from tamiyo.schemas.errors import KernelError, KernelIncompatible
 
 Observer = Callable[["KasminaLayer", Tensor, Tensor, float], None]
-"""(layer, input, output, latency_ms): called after a forward of a sampled step."""
+"""Called with (layer, input, output, latency_ms) after a forward pass of a sampled step."""
 
 
 @dataclass(frozen=True, slots=True)
 class Dropped:
-    """A kernel that has left its seed; its parameters have to leave the optimiser."""
+    """A kernel that has left its seed; its parameters must leave the optimiser."""
 
     seed_index: int
     kernel_id: str
@@ -38,10 +38,10 @@ class Dropped:
 
 
 class KasminaLayer(nn.Module):
-    """A Linear, Conv1d or Conv2d with `num_seeds` slots; output = base(x) + sum of alpha x kernel(x, base(x)).
+    """A Linear, Conv1d or Conv2d with seeds: output = base(x) + sum over live seeds of alpha * kernel(x, base(x)).
 
-    Every kernel sees the base's own output, so gating one off changes no other. Attributes this class lacks are
-    read from the base (`weight`, `in_features`).
+    Every kernel receives the base's own output, so gating one off changes no other. Attributes that this class lacks
+    (`weight`, `in_features`) are those of the base.
     """
 
     base: nn.Module
@@ -62,9 +62,22 @@ class KasminaLayer(nn.Module):
         recovery: ErrorRecovery | None = None,
         cache: KernelCache | None = None,
     ) -> None:
-        """Wrap `base`, or build Linear(input_size, output_size). Without `spec` the first forward finds it.
+        """Wrap a module, or build a Linear.
 
-        `cache` is only for `get_layer_stats`; without telemetry an ungrown layer is not even timed.
+        Args:
+            base: The module to wrap; None: Linear(input_size, output_size).
+            layer_id: Name of the layer in records and messages.
+            input_size: Inputs of the Linear.
+            output_size: Outputs of the Linear.
+            num_seeds: Kernels that the layer can carry at once.
+            telemetry_enabled: Whether forward passes are timed even if no kernel has grown.
+            ramp_steps: Steps over which a kernel's alpha rises from 0 to 1, or falls.
+            spec: Geometry of the layer; None: found at the first forward pass.
+            recovery: Handles errors of kernels; several layers may share one.
+            cache: Source of the cache counts in `get_layer_stats`.
+
+        Raises:
+            KernelError: Neither `base` nor both sizes are given.
         """
         super().__init__()
         if base is None:
@@ -96,7 +109,7 @@ class KasminaLayer(nn.Module):
             return getattr(base, name)
 
     def __getstate__(self) -> dict[str, Any]:
-        # an observer and a cache lead to threads and clients: a copy of a model must not drag them along
+        # An observer and a cache refer to threads and clients, which a copy of the model must not include.
         return self.__dict__ | {"observer": None, "cache": None}
 
     def extra_repr(self) -> str:
@@ -105,30 +118,30 @@ class KasminaLayer(nn.Module):
 
     @property
     def spec(self) -> LayerSpec:
-        """Raises KernelError before the first forward where none was given."""
+        """Geometry of the layer. Raises KernelError before the first forward pass if none was given."""
         if self._spec is None:
             if self._seen is None:
-                raise KernelError(f"layer {self.layer_id!r} has seen no input yet: run a forward pass, or give spec=")
+                raise KernelError(f"layer {self.layer_id!r} has no input shape yet: run a forward pass, or pass spec=")
             self._spec = LayerSpec.of(self.layer_id, self.base, torch.zeros(1, *self._seen[1:]))
         return self._spec
 
     @property
     def base_parameters(self) -> int:
-        """Numbers in the wrapped module."""
+        """Number of parameters of the wrapped module."""
         return sum(p.numel() for p in self.base.parameters())
 
     @property
     def kernel_parameters(self) -> int:
-        """Numbers in the kernels, in effect or not."""
+        """Number of parameters of all kernels, live or bypassed."""
         return sum(p.numel() for p in self.kernels.parameters())
 
     def forward(self, input: Tensor) -> Tensor:
-        """The base's output, with the live kernels' deltas on it."""
+        """Return the base's output plus the deltas of the live kernels."""
         performance, observer, live = self.performance, self.observer, self._live
         performance.total_executions += 1
         if self._seen is None:
             self._seen = input.shape
-        base = self._modules["base"]  # `self.base` would go through two __getattr__ in Python
+        base = self._modules["base"]  # `self.base` would take two Python calls of __getattr__
         assert base is not None
         if not (live or self.telemetry_enabled or observer):
             plain: Tensor = base(input)
@@ -146,13 +159,14 @@ class KasminaLayer(nn.Module):
         return output
 
     def _grown(self, live: tuple[Seed, ...], input: Tensor, output: Tensor) -> Tensor:
+        """Return `output` plus the deltas of the live kernels; a kernel that fails is left to the recovery."""
         grown = output
         for seed in live:
             try:
                 delta: Tensor | None = _delta(seed, input, output)
-            except Exception as error:  # whatever a kernel raises, training goes on without it
-                if _is_sick(input) or _is_sick(output):
-                    continue  # the network went astray by itself: no kernel is to blame, none can help
+            except Exception as error:  # training comes first: it continues without the kernel
+                if not _is_finite(input) or not _is_finite(output):
+                    continue  # the network itself has diverged: not an error of the kernel
                 self.performance.errors += 1
                 delta = self.recovery.recover(self.layer_id, seed, error, partial(_delta, seed, input, output))
                 self._refresh()
@@ -165,9 +179,21 @@ class KasminaLayer(nn.Module):
     def load_kernel(
         self, kernel: Kernel, *, kernel_id: str, blueprint: str, step: int, seed_index: int | None = None
     ) -> int:
-        """Put a kernel into a seed (the first dormant one); returns its index. The output stays what it was.
+        """Load a kernel into a seed; the layer's output does not change.
 
-        Raises KernelIncompatible where it does not fit, KernelError where no seed is free or it changes the output.
+        Args:
+            kernel: A fresh kernel, whose delta is zero; it is moved to the layer's device and dtype.
+            kernel_id: Name of the kernel in the store.
+            blueprint: Name of its blueprint.
+            step: Current training step; the ramp starts here.
+            seed_index: Index of the seed; None: the first dormant one.
+
+        Returns:
+            The index of the seed.
+
+        Raises:
+            KernelIncompatible: The kernel cannot run at this layer.
+            KernelError: No seed is dormant, or the kernel would change the output by more than 1e-6.
         """
         if seed_index is None:
             free = [s.index for s in self.seeds if s.state is SeedState.DORMANT]
@@ -176,7 +202,9 @@ class KasminaLayer(nn.Module):
             seed_index = free[0]
         seed = self._seed(seed_index)
         if seed.loaded:
-            raise KernelError(f"seed {seed_index} of layer {self.layer_id!r} holds kernel {seed.kernel_id}: unload it")
+            raise KernelError(
+                f"seed {seed_index} of layer {self.layer_id!r} carries kernel {seed.kernel_id}: unload it first"
+            )
         weight = next(self.base.parameters())
         kernel = kernel.to(device=weight.device, dtype=weight.dtype).train(self.training)
         self._check(kernel, kernel_id, weight)
@@ -186,6 +214,7 @@ class KasminaLayer(nn.Module):
         return seed_index
 
     def _check(self, kernel: Kernel, kernel_id: str, weight: Tensor) -> None:
+        """Raise KernelError or KernelIncompatible unless the kernel runs here and leaves the output unchanged."""
         layer_input, layer_output = (t.to(weight) for t in self.spec.sample(generator=torch.Generator().manual_seed(0)))
         try:
             with torch.no_grad():
@@ -194,20 +223,27 @@ class KasminaLayer(nn.Module):
             raise KernelIncompatible(f"kernel {kernel_id} cannot run at layer {self.layer_id!r}: {error}") from error
         if not isinstance(delta, Tensor) or delta.shape != layer_output.shape:
             raise KernelIncompatible(
-                f"kernel {kernel_id} gives {tuple(getattr(delta, 'shape', ()))}, layer {self.layer_id!r} gives "
-                f"{tuple(layer_output.shape)}"
+                f"kernel {kernel_id} returns shape {tuple(getattr(delta, 'shape', ()))}, "
+                f"layer {self.layer_id!r} returns {tuple(layer_output.shape)}"
             )
         largest = float(delta.abs().max())
         if not largest < PRESERVING:
             raise KernelError(
-                f"kernel {kernel_id} would move the output of layer {self.layer_id!r} by {largest:.3g}, "
-                f"a load may by {PRESERVING}"
+                f"kernel {kernel_id} would change the output of layer {self.layer_id!r} by {largest:.3g}, "
+                f"at most {PRESERVING} is allowed"
             )
 
     def unload(self, seed_index: int | None = None) -> int:
-        """Start ramping a kernel down (the newest, by default); `advance` drops it in the end. Returns its index.
+        """Start to ramp a kernel down; `advance` drops it at the end of the ramp.
 
-        Raises KernelError where there is none, or it is FOSSILIZED.
+        Args:
+            seed_index: Index of the seed; None: the newest kernel that can be unloaded.
+
+        Returns:
+            The index of the seed.
+
+        Raises:
+            KernelError: There is no such kernel, or it is FOSSILIZED.
         """
         seed = self._chosen(seed_index, "unload", lambda s: s.loaded and not (s.permanent or s.unloading))
         seed.unload()
@@ -215,13 +251,23 @@ class KasminaLayer(nn.Module):
         return seed.index
 
     def fossilize(self, seed_index: int | None = None) -> int:
-        """Make an ACTIVE kernel permanent (the newest, by default). Returns its index. Raises KernelError."""
+        """Make an ACTIVE kernel permanent.
+
+        Args:
+            seed_index: Index of the seed; None: the newest ACTIVE kernel.
+
+        Returns:
+            The index of the seed.
+
+        Raises:
+            KernelError: There is no such kernel, or it is not ACTIVE.
+        """
         seed = self._chosen(seed_index, "make permanent", lambda s: s.state is SeedState.ACTIVE and not s.unloading)
         seed.fossilize()
         return seed.index
 
     def advance(self, step: int) -> list[Dropped]:
-        """Between steps: move the ramps on, repair kernels, end quarantines. Returns the kernels that were dropped."""
+        """Between steps: advance the ramps, repair kernels, end quarantines; return the dropped kernels."""
         dropped = []
         for seed in self.seeds:
             if seed.kernel is None:
@@ -235,13 +281,13 @@ class KasminaLayer(nn.Module):
         return dropped
 
     def observe(self, observer: Observer | None) -> None:
-        """Call `observer` after every forward from now on; None: call nobody."""
-        # nn.Module's own __setattr__ asks whether this is a parameter, a buffer or a module, at every sampled step.
+        """Call `observer` after every forward pass from now on; None: stop."""
+        # nn.Module's own __setattr__ would check for parameters, buffers and modules at every sampled step.
         object.__setattr__(self, "observer", observer)
 
     @contextmanager
     def gated_off(self, seed_index: int) -> Iterator[None]:
-        """Within: the output without this kernel, for the counterfactual. Not for a step that is trained on."""
+        """Leave a kernel out of the output inside the context, for the counterfactual; not for a training step."""
         seed = self._seed(seed_index)
         before, seed.gated = seed.gated, True
         self._refresh()
@@ -253,41 +299,51 @@ class KasminaLayer(nn.Module):
 
     def _seed(self, index: int) -> Seed:
         if not 0 <= index < len(self.seeds):
-            raise KernelError(f"layer {self.layer_id!r} has seeds 0..{len(self.seeds) - 1}, not {index}")
+            raise KernelError(f"layer {self.layer_id!r} has seeds 0..{len(self.seeds) - 1}, got {index}")
         return self.seeds[index]
 
     def _chosen(self, index: int | None, purpose: str, eligible: Callable[[Seed], bool]) -> Seed:
+        """Return the seed at `index`, or the newest eligible one. Raises KernelError if there is none."""
         if index is not None:
             return self._seed(index)
         candidates = [seed for seed in self.seeds if eligible(seed)]
         if not candidates:
-            raise KernelError(f"layer {self.layer_id!r} holds no kernel to {purpose}")
+            raise KernelError(f"layer {self.layer_id!r} has no kernel to {purpose}")
         return max(candidates, key=lambda seed: (seed.loaded_step, seed.index))
 
     def _refresh(self) -> None:
         self._live = tuple(seed for seed in self.seeds if seed.live)
 
     def get_layer_stats(self) -> dict[str, Any]:
-        """state_stats {num_seeds, dormant_seeds, loading_seeds, active_seeds, error_recovery_seeds, fossilized_seeds},
-        performance {total_executions, kernel_executions, errors, error_rate, average_latency_ms, last_latency_ms},
-        cache {hits, misses, evictions, hit_rate, ...}, parameters {base, kernels}, seeds [one dict a loaded seed].
+        """Return the layer's statistics.
 
-        active_seeds counts the kernels that shape the output and may still be unloaded; loading_seeds of them ramp up.
-        Latencies are None before a forward was timed.
+        Returns:
+            A dict of `state_stats` (num_seeds, dormant_seeds, loading_seeds, active_seeds, error_recovery_seeds,
+            fossilized_seeds), `performance` (total_executions, kernel_executions, errors, error_rate,
+            average_latency_ms, last_latency_ms), `cache` (hits, misses, evictions, hit_rate, ...), `parameters` (base,
+            kernels) and `seeds` (one dict per loaded seed). active_seeds counts kernels that contribute to the output
+            and can still be unloaded, loading_seeds those of them that ramp up. Latencies are None before the first
+            timed forward pass.
         """
         return layer_stats(
             self.layer_id, self.seeds, self.performance, self.cache, self.base_parameters, self.kernel_parameters
         )
 
     def get_extra_state(self) -> Tensor:
-        """What the seeds hold, as JSON in a uint8 tensor: every value of the state dict stays a tensor."""
+        """Return the seeds' state as JSON in a uint8 tensor, so that every value of a state dict is a tensor."""
         return pack(self.spec if any(seed.loaded for seed in self.seeds) else None, self.seeds)
 
     def set_extra_state(self, state: Tensor) -> None:
-        """Rebuild the seeds' kernels; torch then loads their parameters. Whatever the seeds held before is gone.
+        """Rebuild the seeds' kernels in place of the current ones; torch then loads their parameters.
 
-        Make the optimiser (or `GrowingOptimizer.load_state_dict`) after this: it has to know the kernels.
-        Raises KernelIncompatible where the saved kernels do not fit this layer.
+        Create the optimiser, or call `GrowingOptimizer.load_state_dict`, afterwards: it must train the kernels.
+
+        Args:
+            state: The result of `get_extra_state`.
+
+        Raises:
+            KernelIncompatible: The saved kernels do not fit this layer.
+            KernelCorrupt: The state is malformed.
         """
         saved, spec = unpack(state)
         if spec is not None:
@@ -311,35 +367,38 @@ class KasminaLayer(nn.Module):
 
 
 def _delta(seed: Seed, layer_input: Tensor, layer_output: Tensor) -> Tensor:
-    """The kernel's delta. Raises FloatingPointError unless every value is finite: one sum tells, for 5 us."""
+    """Return the kernel's delta. Raises FloatingPointError if a value is not finite: one sum finds out, in 5 us."""
     assert seed.kernel is not None
     delta: Tensor = seed.kernel(layer_input, layer_output)
     if delta.shape != layer_output.shape:
-        raise KernelIncompatible(f"delta is {tuple(delta.shape)}, the output {tuple(layer_output.shape)}")
-    if _is_sick(delta):
-        raise FloatingPointError(f"kernel {seed.kernel_id} gave values that are not finite")
+        raise KernelIncompatible(f"the delta has shape {tuple(delta.shape)}, the output {tuple(layer_output.shape)}")
+    if not _is_finite(delta):
+        raise FloatingPointError(f"kernel {seed.kernel_id} returned values that are not finite")
     return delta.to(layer_output.dtype)
 
 
-def _is_sick(values: Tensor) -> bool:
+def _is_finite(values: Tensor) -> bool:
+    """Return whether the sum is finite: almost always the same as every value, and much cheaper."""
     total = values.detach().sum(dtype=torch.float64 if values.dtype is torch.float64 else torch.float32).item()
-    return not math.isfinite(total)
+    return math.isfinite(total)
 
 
-class _Nothing(nn.Module):
+class _Identity(nn.Module):
+    """A module whose forward pass costs nothing but the call."""
+
     def forward(self, input: Tensor) -> Tensor:
         return input
 
 
 @cache
 def wrapping_seconds() -> float:
-    """What a KasminaLayer adds to a forward call of the layer in it, seconds; measured once a process, in 2 ms."""
-    bare, nothing = _Nothing(), torch.zeros(1, 1)
+    """Return the time that a KasminaLayer adds to a forward call, seconds; measured once per process, in 2 ms."""
+    bare, sample = _Identity(), torch.zeros(1, 1)
     wrapped = KasminaLayer(nn.Linear(1, 1), layer_id="measured", input_size=1, output_size=1)
     wrapped._modules["base"] = bare
 
     def cheapest(module: nn.Module) -> float:
-        # The least of several: whatever else runs can only add to it.
-        return min(timeit.repeat(lambda: module(nothing), number=50, repeat=7)) / 50
+        # The minimum, because other processes can only add to the time.
+        return min(timeit.repeat(lambda: module(sample), number=50, repeat=7)) / 50
 
     return max(0.0, cheapest(wrapped) - cheapest(bare))

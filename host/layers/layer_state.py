@@ -1,4 +1,4 @@
-"""What a layer's seeds hold, as a tensor in the model's state dict."""
+"""The state of a layer's seeds as a tensor in the model's state dict."""
 
 from __future__ import annotations
 
@@ -24,8 +24,10 @@ _SAVED = (
 
 
 def pack(spec: LayerSpec | None, seeds: Iterable[Seed]) -> Tensor:
-    """JSON in a uint8 tensor [bytes], so that every value of a state dict stays a tensor. Kernels' parameters are
-    saved beside it, by torch. Raises KernelError where a kernel's blueprint is not in the catalogue."""
+    """Return the loaded seeds as JSON in a uint8 tensor [bytes], so that every value of a state dict is a tensor.
+
+    torch saves the kernels' parameters itself. Raises KernelError if a kernel's blueprint is not in the catalogue.
+    """
     loaded: list[dict[str, Any]] = []
     for seed in seeds:
         if seed.loaded:
@@ -36,14 +38,14 @@ def pack(spec: LayerSpec | None, seeds: Iterable[Seed]) -> Tensor:
 
 
 def unpack(state: Tensor) -> tuple[list[Seed], LayerSpec | None]:
-    """The loaded seeds, each with a kernel of the right shapes for torch to fill, and the spec they were built for.
+    """Return the loaded seeds, each with a kernel for torch to fill, and the spec they were built for.
 
-    Raises KernelCorrupt for a state that `pack` did not write, KernelIncompatible for another blueprint version.
+    Raises KernelCorrupt for a malformed state, KernelIncompatible for another format or blueprint version.
     """
     try:
         saved = json.loads(bytes(state.to("cpu", torch.uint8).tolist()))
         if saved["format"] != FORMAT:
-            raise KernelIncompatible(f"seeds saved in format {saved['format']!r}, this reads {FORMAT}")
+            raise KernelIncompatible(f"expected seeds in format {FORMAT}, got {saved['format']!r}")
         spec = LayerSpec.from_dict(saved["spec"]) if saved["seeds"] else None
         return [_restore(spec, entry) for entry in saved["seeds"] if spec is not None], spec
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -54,7 +56,7 @@ def _restore(spec: LayerSpec, entry: dict[str, Any]) -> Seed:
     recipe, version = blueprint(entry["blueprint"]), entry["version"]
     if version != recipe.version:
         raise KernelIncompatible(
-            f"kernel {entry['kernel_id']} is of {recipe.name} version {version}, this is {recipe.version}"
+            f"kernel {entry['kernel_id']} is of {recipe.name} version {version}, expected {recipe.version}"
         )
     values = {name: entry[name] for name in _SAVED} | {"state": SeedState(entry["state"])}
     return Seed(**values, kernel=recipe.build(spec, seed=0))

@@ -1,4 +1,4 @@
-"""What a layer says of itself: counters, and the statistics that the specification names."""
+"""A layer's counters, and the statistics that the specification names."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tamiyo.host.layers.seed import Seed, SeedState
 
 @dataclass(slots=True)
 class Performance:
-    """Counters since construction. Latency is wall-clock of the forward call (on a GPU: of its launch)."""
+    """Counters since construction. Latency is the wall-clock time of the forward call, on a GPU of its launch only."""
 
     total_executions: int = 0
     kernel_executions: int = 0
@@ -31,7 +31,7 @@ def layer_stats(
     base_parameters: int,
     kernel_parameters: int,
 ) -> dict[str, Any]:
-    """The dict of `KasminaLayer.get_layer_stats`."""
+    """Return the dict of `KasminaLayer.get_layer_stats`."""
     states = Counter(seed.state for seed in seeds)
     attempts = performance.kernel_executions + performance.errors
     timed = performance.timed

@@ -1,12 +1,12 @@
-"""What happens when a kernel raises or yields values that are not finite.
+"""Recovery from a kernel that raises, or returns values that are not finite.
 
-Training goes on with correct outputs whatever happens here: a kernel that fails is bypassed in the same step. Its
-parameters are replaced only between steps (`repair`), never under a backward pass that still needs them.
+Training continues with correct outputs: a kernel that fails is bypassed in the same step. Its parameters are replaced
+only between steps (`maintain`), never while a backward pass still needs them.
 
-    1st error      retry at once, where the parameters are finite; else fall back, then reload or reset
-    2nd error      fall back, then reload its last healthy parameters, or reset it to a zero delta
-    3rd error      fall back: ERROR_RECOVERY, bypassed; after a quarantine it is reset and returns on probation
-    on probation   one more error: unload (a fossilized kernel goes back to quarantine)
+    1st error      retry at once if the parameters are finite; else fall back, then reload or reset
+    2nd error      fall back, then reload the last healthy parameters, or reset to a zero delta
+    3rd error      fall back: ERROR_RECOVERY, bypassed; reset after a quarantine, then on probation
+    on probation   at the next error unload (a fossilized kernel returns to quarantine)
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 
 class RecoveryStrategy(StrEnum):
-    """The five ways back, in the order they escalate."""
+    """The five strategies, in order of escalation."""
 
     RETRY = "retry"
     FALL_BACK = "fall_back"
@@ -38,7 +38,7 @@ class RecoveryStrategy(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class RecoveryEvent:
-    """One attempt at recovery, for the telemetry. `success`: the network's output is as it should be after it."""
+    """One attempt to recover, for the telemetry. `success`: the network's output is correct after it."""
 
     layer_id: str
     seed_id: int
@@ -51,11 +51,9 @@ class RecoveryEvent:
 
 
 class ErrorRecovery:
-    """Decides and carries out recovery; shared by the layers of a model. Callbacks run in the training thread.
+    """Chooses and executes recovery strategies; the layers of a model share one.
 
-    on_event: gets each RecoveryEvent. on_replaced: gets the parameters whose values were replaced, so that the
-    optimiser forgets what it knew of them. source: the parameters a kernel id was stored with (the kernel cache);
-    raises KernelError where it has none.
+    Callbacks run in the training thread.
     """
 
     def __init__(
@@ -69,7 +67,17 @@ class ErrorRecovery:
         on_replaced: Callable[[Iterable[nn.Parameter]], None] | None = None,
         source: Callable[[str], Mapping[str, Tensor]] | None = None,
     ) -> None:
-        """Counts of errors and clean executions; lengths in training steps."""
+        """Set the thresholds.
+
+        Args:
+            max_errors: Errors after which a kernel is quarantined.
+            forgive_after: Executions without an error that clear the earlier ones.
+            quarantine_steps: Length of a quarantine, training steps.
+            snapshot_every: Steps between two snapshots of healthy parameters.
+            on_event: Called with each RecoveryEvent.
+            on_replaced: Called with parameters whose values were replaced, so that the optimiser drops their state.
+            source: Returns the parameters that a kernel id was stored with, or raises KernelError.
+        """
         self.max_errors = max_errors
         self.forgive_after = forgive_after
         self.quarantine_steps = quarantine_steps
@@ -79,11 +87,11 @@ class ErrorRecovery:
         self.source = source
 
     def __getstate__(self) -> dict[str, object]:
-        # callbacks lead to threads and clients: a copy of a model (an EMA, say) must not drag them along
+        # Callbacks refer to threads and clients, which a copy of the model (such as an EMA) must not include.
         return self.__dict__ | {"on_event": None, "on_replaced": None, "source": None}
 
     def succeeded(self, seed: Seed) -> None:
-        """Count a clean execution; enough of them in a row forgive what went before."""
+        """Count an execution without an error; `forgive_after` of them in a row clear the earlier errors."""
         seed.executions += 1
         if seed.errors or seed.probation:
             seed.clean += 1
@@ -91,7 +99,17 @@ class ErrorRecovery:
                 seed.errors, seed.clean, seed.probation = 0, 0, False
 
     def recover(self, layer_id: str, seed: Seed, error: Exception, attempt: Callable[[], Tensor]) -> Tensor | None:
-        """A good delta if `attempt`, made once more, gives one; else None: bypass the kernel in this step."""
+        """Handle an error in a forward pass.
+
+        Args:
+            layer_id: The layer, for the event.
+            seed: The seed whose kernel failed.
+            error: What it raised.
+            attempt: Computes the delta again.
+
+        Returns:
+            The delta if a retry succeeded; None: bypass the kernel in this step.
+        """
         started = time.perf_counter()
         seed.errors, seed.total_errors, seed.clean = seed.errors + 1, seed.total_errors + 1, 0
         if seed.probation and not seed.permanent:
@@ -112,14 +130,14 @@ class ErrorRecovery:
         return None
 
     def maintain(self, layer_id: str, seed: Seed, step: int) -> None:
-        """Between steps: repair what failed, let quarantines end, remember healthy parameters."""
+        """Repair the kernel of a seed, end its quarantine, or take a snapshot of it. Call between steps."""
         if seed.kernel is None or seed.doomed or seed.unloading:
             return
         if seed.awaiting_repair:
             self._repair(layer_id, seed)
         elif seed.state is SeedState.ERROR_RECOVERY:
             if step - seed.quarantined_step >= self.quarantine_steps:
-                self._reset(layer_id, seed, KernelError(f"quarantine of {self.quarantine_steps} steps is over"))
+                self._reset(layer_id, seed, KernelError(f"the quarantine of {self.quarantine_steps} steps has ended"))
                 seed.release()
         elif step - seed.snapshot_step >= self.snapshot_every and not seed.errors and is_finite(seed):
             seed.snapshot = {k: v.detach().clone() for k, v in seed.kernel.state_dict().items()}
@@ -128,28 +146,28 @@ class ErrorRecovery:
     def _retry(self, attempt: Callable[[], Tensor]) -> Tensor | None:
         try:
             return attempt()
-        except Exception as error:  # whatever a kernel raises, training goes on
+        except Exception as error:  # training comes first: bypass the kernel
             log.debug("retry failed: %s", error)
             return None
 
     def _repair(self, layer_id: str, seed: Seed) -> None:
         started = time.perf_counter()
         seed.awaiting_repair = False
-        failure = KernelError("no healthy parameters to go back to")
+        failure = KernelError("there are no healthy parameters to reload")
         try:
             values = self._healthy(seed)
             assert seed.kernel is not None
             with torch.no_grad():
                 own = dict(seed.kernel.named_parameters())
                 if {k: v.shape for k, v in own.items()} != {k: v.shape for k, v in values.items()}:
-                    raise KernelError(f"stored parameters of kernel {seed.kernel_id} are of other shapes")
+                    raise KernelError(f"the stored parameters of kernel {seed.kernel_id} have other shapes")
                 for name, parameter in own.items():
                     parameter.copy_(values[name])
         except KernelError as error:
             failure = error
         else:
             self._forget(seed)
-            self._report(layer_id, seed, KernelError("errors in a row"), RecoveryStrategy.RELOAD, True, started)
+            self._report(layer_id, seed, KernelError("consecutive errors"), RecoveryStrategy.RELOAD, True, started)
             return
         self._report(layer_id, seed, failure, RecoveryStrategy.RELOAD, False, started)
         self._reset(layer_id, seed, failure)
@@ -158,7 +176,7 @@ class ErrorRecovery:
         if seed.snapshot is not None:
             return seed.snapshot
         if self.source is None:
-            raise KernelError("no healthy parameters to go back to: no snapshot was taken yet, and no cache is set")
+            raise KernelError("there are no healthy parameters to reload: no snapshot yet, and no cache")
         return self.source(seed.kernel_id)
 
     def _reset(self, layer_id: str, seed: Seed, error: Exception) -> None:
@@ -170,7 +188,7 @@ class ErrorRecovery:
         self._report(layer_id, seed, error, RecoveryStrategy.RESET, is_finite(seed), started)
 
     def _forget(self, seed: Seed) -> None:
-        # moments that saw a NaN would bring it back at the next optimiser step
+        # The optimiser's moments may contain NaN, which its next step would write back.
         assert seed.kernel is not None
         for parameter in seed.kernel.parameters():
             parameter.grad = None
@@ -196,13 +214,13 @@ class ErrorRecovery:
             success=success,
             recovery_time_ms=(time.perf_counter() - started) * 1e3,
         )
-        log.info("kernel error: %s", event)
+        log.info("kernel error handled: %s", event)
         if self.on_event is not None:
             self.on_event(event)
 
 
 def is_finite(seed: Seed) -> bool:
-    """Whether every parameter of the seed's kernel is finite."""
+    """Return whether every parameter of the seed's kernel is finite."""
     if seed.kernel is None:
         return True
     return all(bool(torch.isfinite(p.detach()).all()) for p in seed.kernel.parameters())

@@ -1,4 +1,4 @@
-"""A seed: the slot at a layer that a kernel grows in, its state and its ramp."""
+"""A seed: a slot at a layer in which a kernel grows, with its state and its ramp."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from torch import Tensor
 from tamiyo.host.blueprints.base import Kernel
 from tamiyo.schemas.errors import KernelError
 
-# Steps over which a kernel's share of the output goes from 0 to 1, or back.
 RAMP_STEPS = 50
+"""Default number of steps over which a kernel's share of the output rises from 0 to 1, or falls."""
 
 
 class SeedState(StrEnum):
-    """What a seed is doing; a seed on its way out stays ACTIVE until its share of the output is 0."""
+    """State of a seed; a kernel that is being unloaded stays ACTIVE until its share of the output is 0."""
 
     DORMANT = "DORMANT"
     LOADING = "LOADING"
@@ -26,7 +26,7 @@ class SeedState(StrEnum):
 
 @dataclass(slots=True, eq=False)
 class Seed:
-    """One slot. `alpha` (0..1) is the share of the kernel's delta that reaches the layer's output.
+    """One slot. `alpha` (0..1) is the share of the kernel's delta that is added to the layer's output.
 
     Transitions: DORMANT -load-> LOADING -ramp done-> ACTIVE -fossilize-> FOSSILIZED; LOADING or ACTIVE -unload->
     `unloading`, ramping down -> DORMANT; any of them -errors-> ERROR_RECOVERY (bypassed) -release-> LOADING.
@@ -40,56 +40,56 @@ class Seed:
     blueprint: str = ""
     loaded_step: int = 0
     ticks: int = 0
-    """Steps up the ramp, 0..ramp_steps: an integer, so that a ramp up and down ends exactly where it began."""
+    """Position on the ramp, 0..ramp_steps: an integer, so that a ramp up and down ends exactly at 0."""
     step: int = 0
-    """The step that `ticks` is of."""
+    """The training step at which `ticks` was updated."""
     unloading: bool = False
     gated: bool = False
-    """Left out for the moment, by `KasminaLayer.gated_off`."""
+    """Left out of the output temporarily, by `KasminaLayer.gated_off`."""
     permanent: bool = False
-    """Fossilized: comes back FOSSILIZED from ERROR_RECOVERY and is never dropped."""
+    """Fossilized: returns to FOSSILIZED after ERROR_RECOVERY and is never dropped."""
     executions: int = 0
     total_errors: int = 0
     errors: int = 0
-    """Errors that still count against the kernel; a long clean run forgives them."""
+    """Errors that count towards a quarantine; many executions without an error clear them."""
     clean: int = 0
-    """Executions without an error since the last one."""
+    """Executions since the last error."""
     probation: bool = False
-    """Back from ERROR_RECOVERY: the next error is the last."""
+    """Released from ERROR_RECOVERY: the next error unloads the kernel."""
     awaiting_repair: bool = False
-    """Bypassed until its parameters are replaced, at the next `KasminaLayer.advance`."""
+    """Bypassed until `KasminaLayer.advance` replaces its parameters."""
     doomed: bool = False
-    """Bypassed, and dropped at the next `KasminaLayer.advance`."""
+    """Bypassed until `KasminaLayer.advance` drops it."""
     quarantined_step: int = 0
     snapshot: dict[str, Tensor] | None = field(default=None, repr=False)
-    """The kernel's parameters when they were last seen healthy."""
+    """The kernel's last healthy parameters."""
     snapshot_step: int = 0
 
     @property
     def alpha(self) -> float:
-        """Share of the delta in the output, 0..1, were the seed live."""
+        """Share of the delta in the output while the seed is live, 0..1."""
         if self.kernel is None:
             return 0.0
         return self.ticks / self.ramp_steps if self.ramp_steps else float(not self.unloading)
 
     @property
     def loaded(self) -> bool:
-        """Whether a kernel sits here, in effect or not."""
+        """Whether the seed carries a kernel, live or bypassed."""
         return self.kernel is not None
 
     @property
     def live(self) -> bool:
-        """Whether the kernel shapes the output now."""
+        """Whether the kernel contributes to the output now."""
         bypassed = self.gated or self.doomed or self.awaiting_repair or self.state is SeedState.ERROR_RECOVERY
         return self.kernel is not None and not bypassed and self.alpha > 0.0
 
     def load(self, kernel: Kernel, *, kernel_id: str, blueprint: str, step: int) -> None:
-        """DORMANT -> LOADING, the first step up the ramp taken: a kernel learns from its first step on.
+        """DORMANT -> LOADING, one step up the ramp, because a kernel with alpha 0 would get no gradient.
 
-        ACTIVE at once where `ramp_steps` is 0 or 1. Raises KernelError in any other state.
+        ACTIVE at once if `ramp_steps` is 0 or 1. Raises KernelError in any other state.
         """
         if self.state is not SeedState.DORMANT:
-            raise KernelError(f"seed {self.index} is {self.state}, holding kernel {self.kernel_id}: unload it first")
+            raise KernelError(f"seed {self.index} is {self.state} with kernel {self.kernel_id}: unload it first")
         self.kernel, self.kernel_id, self.blueprint = kernel, kernel_id, blueprint
         self.loaded_step = self.step = self.snapshot_step = step
         self.ticks = min(1, self.ramp_steps)
@@ -97,9 +97,9 @@ class Seed:
         self._arrive()
 
     def unload(self) -> None:
-        """Start the way down, from wherever the ramp is; a repeat changes nothing. A bypassed kernel goes at once.
+        """Ramp down from the current position; a repetition changes nothing. A bypassed kernel is dropped at once.
 
-        Raises KernelError where there is nothing to unload, or it is permanent.
+        Raises KernelError if there is no kernel, or it is permanent.
         """
         if self.kernel is None:
             raise KernelError(f"seed {self.index} is DORMANT: there is no kernel to unload")
@@ -111,14 +111,14 @@ class Seed:
         self.unloading = True
 
     def fossilize(self) -> None:
-        """ACTIVE -> FOSSILIZED. Raises KernelError in any other state, and on the way down."""
+        """ACTIVE -> FOSSILIZED. Raises KernelError in any other state, and while unloading or awaiting repair."""
         if self.state is not SeedState.ACTIVE or self.unloading or self.awaiting_repair:
-            doing = "being unloaded" if self.unloading else "under repair" if self.awaiting_repair else self.state
-            raise KernelError(f"seed {self.index} is {doing}: only an ACTIVE kernel can be made permanent")
+            state = "being unloaded" if self.unloading else "under repair" if self.awaiting_repair else self.state
+            raise KernelError(f"seed {self.index} is {state}: only an ACTIVE kernel can be made permanent")
         self.state, self.permanent = SeedState.FOSSILIZED, True
 
     def advance(self, step: int) -> bool:
-        """Move the ramp to `step` (a step already seen changes nothing); True once the kernel has to be dropped."""
+        """Advance the ramp to `step`, ignoring earlier steps; return whether the kernel must be dropped now."""
         passed, self.step = max(0, step - self.step), max(step, self.step)
         if self.kernel is None or self.doomed:
             return self.doomed
@@ -131,17 +131,17 @@ class Seed:
         return False
 
     def quarantine(self) -> None:
-        """-> ERROR_RECOVERY: bypassed until released."""
+        """Any state -> ERROR_RECOVERY: bypassed until `release`."""
         self.state, self.quarantined_step, self.awaiting_repair = SeedState.ERROR_RECOVERY, self.step, False
 
     def release(self) -> None:
-        """ERROR_RECOVERY -> LOADING on probation, at the foot of the ramp."""
+        """ERROR_RECOVERY -> LOADING on probation, at the start of the ramp."""
         self.state, self.probation, self.errors = SeedState.LOADING, True, 0
         self.ticks = min(1, self.ramp_steps)
         self._arrive()
 
     def clear(self) -> Kernel:
-        """-> DORMANT, handing the kernel over. Raises KernelError where there is none."""
+        """Any state -> DORMANT; return the kernel. Raises KernelError if there is none."""
         kernel = self.kernel
         if kernel is None:
             raise KernelError(f"seed {self.index} is DORMANT: there is no kernel to drop")

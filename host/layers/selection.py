@@ -21,7 +21,7 @@ _KINDS = (nn.Linear, nn.Conv1d, nn.Conv2d)
 
 @dataclass(frozen=True, slots=True)
 class SelectedLayer:
-    """A layer to wrap: its geometry, its module, and every (parent, attribute) under which the model holds it."""
+    """A layer to wrap: its geometry, its module, and every (parent, attribute) of the model that refers to it."""
 
     spec: LayerSpec
     module: nn.Module
@@ -33,7 +33,7 @@ def select_layers(
 ) -> dict[str, SelectedLayer]:
     """Return the layers to wrap by layer_id, in the order in which they run on `example`.
 
-    A layer that the model holds under several names is one layer, named by the first.
+    A module under several names is one layer, named by the first.
 
     Raises:
         ConfigurationError: The model is attached already, is a single layer, cannot run on `example`, or lacks a wanted
@@ -68,11 +68,10 @@ def select_layers(
 
 def require_known(names: Iterable[str], known: Iterable[str], argument: str) -> frozenset[str]:
     """Return `names` as a set. Raises ConfigurationError if one is not among `known`, naming the argument."""
-    wanted, there = frozenset(names), frozenset(known)
-    if wanted - there:
-        raise ConfigurationError(
-            f"{argument}: there is no layer {', '.join(sorted(wanted - there))}; there are {', '.join(sorted(there))}"
-        )
+    wanted, existing = frozenset(names), frozenset(known)
+    if wanted - existing:
+        missing, there_are = ", ".join(sorted(wanted - existing)), ", ".join(sorted(existing))
+        raise ConfigurationError(f"{argument}: there is no layer {missing}; there are {there_are}")
     return wanted
 
 

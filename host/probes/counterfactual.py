@@ -1,4 +1,4 @@
-"""The counterfactual: what a layer's kernels are worth now, on data the network does not train on."""
+"""The counterfactual: how much worse the network would be without a layer's kernels, on held-out data."""
 
 from __future__ import annotations
 
@@ -21,25 +21,31 @@ _LATENCY_REPEATS = 5
 
 
 class HeldOutBatch:
-    """A fixed held-out batch and the loss on it."""
+    """A fixed batch that the network does not train on, and the loss on it."""
 
     def __init__(self, model: nn.Module, loss_fn: Callable[[Any, Any], Tensor], inputs: Any, targets: Any) -> None:
-        """`inputs` as `attach`'s example_input; loss = loss_fn(model(inputs), targets), a mean in nats."""
+        """Take `inputs` as `attach`'s example_input; loss = loss_fn(model(inputs), targets), a mean in nats."""
         self._model = model
         self._loss_fn = loss_fn
         self._inputs = inputs
         self._targets = targets
 
     def loss(self) -> float | None:
-        """The loss in eval mode, as float32 has it; None where it is not finite."""
+        """Return the loss in eval mode, nats; None if it is not finite."""
         with evaluating(self._model):
             loss = float(self._loss_fn(call(self._model, self._inputs), self._targets))
         return loss if math.isfinite(loss) else None
 
     def contributions(self, layers: Iterable[KasminaLayer]) -> dict[str, float]:
-        """Loss with a layer's loading and active kernels gated off, minus on, nats, by layer_id.
+        """Return what each layer's kernels contribute: the loss without them minus the loss with them.
 
-        Layers without such kernels are left out; one forward pass a layer measured, and one more.
+        It takes one forward pass per measured layer, and one more.
+
+        Args:
+            layers: Those without loading or active kernels are left out.
+
+        Returns:
+            Contribution by layer_id, nats; positive if the kernels help.
         """
         grown = {layer: active_seeds(layer) for layer in layers}
         grown = {layer: seeds for layer, seeds in grown.items() if seeds}
@@ -58,12 +64,12 @@ class HeldOutBatch:
 
 
 def active_seeds(layer: KasminaLayer) -> list[int]:
-    """Indices of the seeds whose kernel shapes the output and could still be unloaded."""
+    """Return the indices of the seeds whose kernel contributes to the output and can still be unloaded."""
     return [s.index for s in layer.seeds if s.live and s.state in (SeedState.LOADING, SeedState.ACTIVE)]
 
 
 def latency_ms(layer: KasminaLayer, batch: int) -> float:
-    """Median forward latency of a layer on `batch` samples of its shape, ms; its counters stay what they were."""
+    """Return the median forward latency of a layer on `batch` samples, ms; the layer's counters do not change."""
     weight = next(layer.base.parameters())
     sample = torch.zeros(batch, *layer.spec.sample_input_shape, dtype=weight.dtype, device=weight.device)
     counters, times = replace(layer.performance), []
@@ -78,7 +84,7 @@ def latency_ms(layer: KasminaLayer, batch: int) -> float:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Within: eval mode without gradients; afterwards every module is in the mode it was in."""
+    """Use eval mode without gradients inside the context; afterwards every module is in its former mode."""
     training = [module for module in model.modules() if module.training]
     try:
         if training:

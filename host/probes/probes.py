@@ -1,4 +1,4 @@
-"""What is measured of the layers at a sampled step: in the forward pass, at the gradients, around the update."""
+"""Measurements of the layers at a sampled step: in the forward pass, of the gradients, around the update."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ from tamiyo.host.probes.overhead import OverheadMeter
 
 log = logging.getLogger(__name__)
 
-# Bounds of one layer's statistics, so that they cost about the same at any layer.
+# Bounds, so that a layer's statistics cost about the same at any layer.
 MAX_UNITS = 64
-MAX_POSITIONS = 1024  # a variance of so many values is within 5 % of the whole's
+MAX_POSITIONS = 1024  # the variance of so many values is within 5 % of the true one
 MAX_SAMPLES = 64
 MAX_PARAMETERS = 1 << 18
 
 
 @dataclass(frozen=True, slots=True)
 class Activation:
-    """One layer in the forward pass of the sampled step."""
+    """One layer in the forward pass: latency, and the output's variance, share of dead units, mean |correlation|."""
 
     latency_ms: float
     variance: float
@@ -42,7 +42,7 @@ class Activation:
 
 @dataclass(frozen=True, slots=True)
 class Learning:
-    """One layer's own parameters in the sampled step."""
+    """One layer's own parameters: norm of the gradient, and norm of the update divided by that of the values."""
 
     gradient_norm: float
     update_ratio: float
@@ -50,20 +50,20 @@ class Learning:
 
 @dataclass(frozen=True, slots=True)
 class Measurements:
-    """Everything measured at a step; a layer that did not run, or gave values that are not finite, is left out."""
+    """The measurements of a step by layer_id; a layer that did not run, or whose values are not finite, is absent."""
 
     batch: int
     activations: Mapping[str, Activation]
     learning: Mapping[str, Learning]
     growth: Mapping[str, float]
     growth_seconds: float
-    """What the growth scores took."""
+    """Time that the growth scores took, seconds."""
 
 
 def unit_values(output: Tensor, channels_last: bool) -> Tensor | npt.NDArray[np.float32]:
-    """A copy of a layer's output [batch, ...] as [units, samples, positions]: evenly spread ones, where very many.
+    """Return a copy of a layer's output [batch, ...] as [units, samples, positions], thinned evenly if it is large.
 
-    An array where the output lies in main memory, which a dozen small operations are several times cheaper on.
+    A numpy array if the output is in main memory, because small operations are several times cheaper on it.
     """
     values = output.detach()
     local = values.device.type == "cpu" and values.dtype is torch.float32
@@ -73,23 +73,27 @@ def unit_values(output: Tensor, channels_last: bool) -> Tensor | npt.NDArray[np.
     elif found.ndim != 3:
         found = found.reshape(*found.shape[:2], -1)
     batch, units, positions = found.shape
-    # The batch is thinned first: a large layer's output is never copied whole.
+    # Thin first, so that a large output is never copied whole.
     samples = MAX_POSITIONS if positions == 1 else MAX_SAMPLES
     every = math.ceil(batch / samples)
     along = math.ceil(positions * math.ceil(batch / every) / MAX_POSITIONS)
     part = found[::every, :: math.ceil(units / MAX_UNITS), ::along].swapaxes(0, 1)
-    # What follows the layer may change its output in place.
+    # A copy, because the next module may change the output in place.
     copied: Tensor | npt.NDArray[np.float32] = part.copy() if local else part.clone()
     return copied
 
 
 def activation_stats(units: npt.NDArray[np.float32]) -> tuple[float, float, float]:
-    """(variance, dead ratio, mean absolute correlation) of [units, positions].
+    """Return variance, dead ratio and mean absolute correlation of a layer's output.
 
-    Variance over all values (population); the share of units that are positive nowhere; the mean over pairs of units
-    that vary, 0 where no two do.
+    Args:
+        units: Values, [units, positions].
+
+    Returns:
+        The population variance of all values; the share of units that are positive nowhere, 0..1; the mean
+        |correlation| over all pairs of units that vary, 0..1, 0 if fewer than two do.
     """
-    # Few and plain operations: this runs for every layer, and each costs more than the numbers in it.
+    # Few operations: this runs for every layer, and the overhead of a call exceeds its arithmetic.
     count, positions = units.shape
     means = np.add.reduce(units, axis=1) / positions
     centred = units - means[:, None]
@@ -98,7 +102,7 @@ def activation_stats(units: npt.NDArray[np.float32]) -> tuple[float, float, floa
     spread = means - np.add.reduce(means) / count
     variance = (float(np.add.reduce(squares)) / positions + float(spread @ spread)) / count
     dead = float(np.add.reduce(np.maximum.reduce(units, axis=1) <= 0)) / count
-    # Rounding leaves a constant unit with a little variance of its own.
+    # Rounding leaves a constant unit with a small variance.
     varies = squares > positions * 1e-12 * (1e-12 + means * means)
     vary = int(np.add.reduce(varies))
     if vary < 2:
@@ -109,21 +113,23 @@ def activation_stats(units: npt.NDArray[np.float32]) -> tuple[float, float, floa
 
 
 @dataclass(slots=True)
-class _Seen:
+class _Output:
+    """A layer's output in the sampled step, thinned."""
+
     latency_ms: float
     units: Tensor | npt.NDArray[np.float32]
 
 
 @dataclass(slots=True)
 class _Sample:
-    """What the hooks leave behind between arming and collecting."""
+    """What the hooks have recorded since `arm`."""
 
     growth: bool
     batch: int = 0
-    seen: dict[str, _Seen] = field(default_factory=dict)
+    outputs: dict[str, _Output] = field(default_factory=dict)
     flows: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
     owners: list[str] = field(default_factory=list)
-    """The layer of each entry of the lists below."""
+    """The layer of each entry in the lists below."""
     gradients: list[Tensor] = field(default_factory=list)
     before: list[Tensor] = field(default_factory=list)
     parameters: list[Tensor] = field(default_factory=list)
@@ -131,16 +137,17 @@ class _Sample:
 
 
 class Probes:
-    """Hooks on layers and optimiser that do nothing unless armed for the step under way."""
+    """Hooks on layers and optimiser that measure the step under way if armed, and do nothing otherwise."""
 
     def __init__(
         self, layers: Mapping[str, KasminaLayer], optimizer: torch.optim.Optimizer, meter: OverheadMeter
     ) -> None:
+        """Register the hooks; their time counts as the SDK's."""
         self._layers = layers
         self._measuring = _Measuring(meter)
         self._sample: _Sample | None = None
         self._growth = {layer_id: GrowthProbe(layer.spec) for layer_id, layer in layers.items()}
-        # Registered after whatever scales a layer's learning rate, so that the update is seen as it was made.
+        # Registered after GrowingOptimizer's hooks, so that the update is measured after its scaling.
         self._hooks = [
             optimizer.register_step_pre_hook(self._before_step),
             optimizer.register_step_post_hook(self._after_step),
@@ -148,45 +155,45 @@ class Probes:
 
     @property
     def errors(self) -> int:
-        """Steps, or parts of them, that could not be measured because of an error of ours."""
+        """Number of errors of the SDK while measuring."""
         return self._measuring.errors
 
     @property
     def armed(self) -> bool:
-        """Whether the step under way is being measured."""
+        """Whether the step under way is measured."""
         return self._sample is not None
 
     def take_seconds(self) -> float:
-        """Time spent in the hooks since this was last asked."""
+        """Return the time spent in the hooks since the last call, seconds."""
         seconds, self._measuring.seconds = self._measuring.seconds, 0.0
         return seconds
 
     def arm(self, *, growth: bool) -> None:
-        """Measure the step that begins now; with growth scores, which cost the most, only if told."""
+        """Measure the step that begins now, with growth scores, the most expensive part, if `growth`."""
         self._sample = _Sample(growth)
         for layer in self._layers.values():
             layer.observe(self._observe)
 
     def disarm(self) -> None:
-        """Forget what was measured."""
+        """Stop measuring and discard the measurements."""
         self._sample = None
         for layer in self._layers.values():
             layer.observe(None)
 
     def close(self) -> None:
-        """Take all hooks off."""
+        """Remove all hooks."""
         self.disarm()
         for hook in self._hooks:
             hook.remove()
         self._hooks.clear()
 
     def collect(self) -> Measurements | None:
-        """What was measured since `arm`, then disarmed; None where nothing was. One transfer from the device."""
+        """Return the measurements since `arm`, and disarm; None if not armed. Few transfers from the device."""
         sample = self._sample
         self.disarm()
         if sample is None:
             return None
-        activations = {layer_id: self._activation(seen) for layer_id, seen in sample.seen.items()}
+        activations = {layer_id: self._activation(output) for layer_id, output in sample.outputs.items()}
         learning = _learning(sample)
         started = time.perf_counter()
         growth = self._scores(sample)
@@ -198,10 +205,10 @@ class Probes:
             growth_seconds=time.perf_counter() - started,
         )
 
-    def _activation(self, seen: _Seen) -> Activation | None:
-        units = seen.units if isinstance(seen.units, np.ndarray) else seen.units.float().cpu().numpy()
+    def _activation(self, output: _Output) -> Activation | None:
+        units = output.units if isinstance(output.units, np.ndarray) else output.units.float().cpu().numpy()
         stats = activation_stats(units.reshape(len(units), -1))
-        return Activation(seen.latency_ms, *stats) if all(map(math.isfinite, stats)) else None
+        return Activation(output.latency_ms, *stats) if all(map(math.isfinite, stats)) else None
 
     def _scores(self, sample: _Sample) -> dict[str, float]:
         scores = read_all([self._growth[layer_id].score(*flow) for layer_id, flow in sample.flows.items()])
@@ -209,16 +216,15 @@ class Probes:
 
     def _observe(self, layer: KasminaLayer, layer_input: Tensor, output: Tensor, latency_ms: float) -> None:
         sample = self._sample
-        # A forward pass in eval mode or without gradients is not the step's.
+        # A forward pass in eval mode or without gradients is a validation, not the training step.
         if sample is None or not (layer.training and torch.is_grad_enabled()):
             return
         with self._measuring:
             units = unit_values(output, channels_last=layer.spec.type == "linear")
-            sample.seen[layer.layer_id] = _Seen(latency_ms, units)
+            sample.outputs[layer.layer_id] = _Output(latency_ms, units)
             sample.batch = max(sample.batch, layer_input.shape[0])
             if sample.growth and output.requires_grad:
-                flows, given = sample.flows, layer_input.detach()
-                keep = partial(_keep, flows, layer.layer_id, given)
+                keep = partial(_keep, sample.flows, layer.layer_id, layer_input.detach())
                 output.register_hook(keep)  # type: ignore[no-untyped-call]
 
     def _before_step(self, *_: Any) -> None:
@@ -246,7 +252,7 @@ class Probes:
 
 
 class _Measuring:
-    """Within: what is done counts as the SDK's, and no error of ours reaches the training loop."""
+    """A context whose time counts as the SDK's, and from which no error reaches the training loop."""
 
     def __init__(self, meter: OverheadMeter) -> None:
         self.errors = 0
@@ -265,18 +271,19 @@ class _Measuring:
         self._meter.leave()
         if not isinstance(error, Exception):
             return False
-        # Training comes first: a layer we cannot measure is a layer without telemetry.
+        # Training comes first: a layer that cannot be measured has no telemetry.
         self.errors += 1
-        log.warning("a step could not be measured: %s: %s", type(error).__name__, error, exc_info=self.errors == 1)
+        log.warning("measuring a step failed: %s: %s", type(error).__name__, error, exc_info=self.errors == 1)
         return True
 
 
-def _keep(flows: dict[str, tuple[Tensor, Tensor]], layer_id: str, given: Tensor, gradient: Tensor) -> None:
-    flows.setdefault(layer_id, (given, gradient.detach()))
+def _keep(flows: dict[str, tuple[Tensor, Tensor]], layer_id: str, layer_input: Tensor, gradient: Tensor) -> None:
+    """Keep the first (input, gradient) of a layer; a hook for the gradient at its output."""
+    flows.setdefault(layer_id, (layer_input, gradient.detach()))
 
 
 def _part(parameter: nn.Parameter) -> Tensor:
-    """The parameter, or evenly spread values of a very large one."""
+    """Return the parameter's values, thinned evenly if there are more than MAX_PARAMETERS."""
     flat = parameter.detach().reshape(-1)
     return flat[:: math.ceil(len(flat) / MAX_PARAMETERS)] if len(flat) > MAX_PARAMETERS else flat
 
@@ -289,7 +296,7 @@ def _dense(gradient: Tensor) -> Tensor:
 
 
 def _learning(sample: _Sample) -> dict[str, Learning]:
-    """Norms over all of a layer's parameters, from those of each; one transfer from the device."""
+    """Return the norms over each layer's parameters, from those of every parameter; one transfer from the device."""
     if not sample.changes:
         return {}
     norms = read_all([*sample.gradients, *sample.changes, *sample.before])

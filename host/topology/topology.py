@@ -1,4 +1,4 @@
-"""A run's topology: the layers that can carry kernels, what fits them, and how data flows between them."""
+"""A run's topology record: layers that can carry kernels, blueprints that fit them, and the data flow between them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tamiyo.schemas.telemetry import BlueprintOffer, LayerEdge, LayerNode, Model
 
 
 def trainable(module: nn.Module) -> int:
-    """Numbers in a module that training changes."""
+    """Return the number of trainable parameters of a module."""
     return sum(p.numel() for p in module.parameters() if p.requires_grad)
 
 
@@ -34,7 +34,22 @@ def topology(
     cooldown_steps: int,
     planned_steps: int | None,
 ) -> ModelTopology:
-    """The record, layers in the order of `specs`; the same network has the same topology_id in every run."""
+    """Return the record; the same network has the same topology_id in every run.
+
+    Args:
+        run_id: The run.
+        specs: Geometry by layer_id, in the order of execution.
+        parameters: Number of parameters by layer_id.
+        edges: Data flow between the layers.
+        num_seeds: Seeds of each layer.
+        protected: Layers that must not be adapted.
+        time_ms: When the run was attached, ms since the epoch, UTC.
+        task: Name of the training task.
+        total_parameters: Trainable parameters of the whole network.
+        parameter_budget: Parameters that kernels may add.
+        cooldown_steps: Smallest number of steps between two adaptations.
+        planned_steps: Length of the training, if known.
+    """
     layers = [
         LayerNode(
             layer_id=layer_id,

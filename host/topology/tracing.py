@@ -1,4 +1,4 @@
-"""How data flows between a model's layers: traced with torch.fx, or the order of execution where that fails."""
+"""Find the data flow between a model's layers: traced with torch.fx, else the order of execution."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Example = Tensor | tuple[Any, ...] | Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Edge:
-    """Data flows from `source` to `target`; `skip` where it also goes round through other layers."""
+    """Data flows from `source` to `target`; kind `skip` if it also does so through other layers."""
 
     source: str
     target: str
@@ -30,7 +30,7 @@ class Edge:
 
 @dataclass(frozen=True, slots=True)
 class Execution:
-    """Layers in the order in which they first ran, and what each was given."""
+    """The layers in the order in which they first ran, and the input of each."""
 
     order: tuple[str, ...]
     inputs: Mapping[str, Tensor]
@@ -46,18 +46,18 @@ def call(model: nn.Module, example: Example) -> Any:
 
 
 def execute(model: nn.Module, layers: Mapping[str, nn.Module], example: Example) -> Execution:
-    """Run the model once in eval mode, without gradients, and see which layers run, in what order and on what.
+    """Run the model once in eval mode, without gradients, to find which layers run, in what order, on what inputs.
 
-    Modes and the global random state are as before afterwards. Raises ConfigurationError where the model cannot take
+    The modules' modes and the global random state do not change. Raises ConfigurationError if the model cannot run on
     the example.
     """
     inputs: dict[str, Tensor] = {}
 
     def watch(layer_id: str) -> Any:
         def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            given = args[0] if args else next(iter(kwargs.values()), None)
-            if isinstance(given, Tensor):
-                inputs.setdefault(layer_id, given.detach())
+            first = args[0] if args else next(iter(kwargs.values()), None)
+            if isinstance(first, Tensor):
+                inputs.setdefault(layer_id, first.detach())
 
         return hook
 
@@ -69,7 +69,7 @@ def execute(model: nn.Module, layers: Mapping[str, nn.Module], example: Example)
             call(model, example)
     except (RuntimeError, TypeError, ValueError, IndexError, KeyError) as error:
         raise ConfigurationError(
-            f"the model cannot run on example_input ({type(error).__name__}: {error}): give one batch as the training "
+            f"the model cannot run on example_input ({type(error).__name__}: {error}): pass one batch as the training "
             "loop does, a tuple of arguments, or a mapping of keyword arguments"
         ) from error
     finally:
@@ -90,11 +90,11 @@ class _Tracer(fx.Tracer):
 
 
 def edges(model: nn.Module, layers: Mapping[str, nn.Module], order: Sequence[str]) -> list[Edge]:
-    """Data-flow edges between `layers`, those in `order`; consecutive layers where the model cannot be traced."""
+    """Return the data-flow edges between the layers in `order`; consecutive layers if the model cannot be traced."""
     try:
         with torch.random.fork_rng(devices=[]):
             graph = _Tracer(layers).trace(model)
-    except Exception as error:  # tracing runs the user's forward on proxies: it may raise anything at all
+    except Exception as error:  # tracing runs the user's forward pass on proxies, which may raise anything
         log.info("the model cannot be traced (%s): edges follow the order of execution", error)
         return [Edge(a, b, "order") for a, b in pairwise(order)]
     wanted = set(order)
@@ -113,7 +113,7 @@ def edges(model: nn.Module, layers: Mapping[str, nn.Module], order: Sequence[str
 
 
 def _kind(source: str, target: str, pairs: Mapping[tuple[str, str], None]) -> EdgeKind:
-    """Whether data also reaches `target` from `source` through another layer."""
+    """Return `skip` if data also reaches `target` from `source` through another layer, else `data`."""
     seen: set[str] = set()
     frontier = [b for a, b in pairs if a == source and b != target]
     while frontier:

@@ -39,7 +39,9 @@ class ConnectionFailure:
         """Return the failure as an error to raise; `servers` are the bootstrap servers, for the message."""
         if self.final:
             return BrokerRefused(f"{servers} refuses the connection: {self.reason}")
-        return BrokerError(f"cannot connect to Kafka at {servers}: {self.reason}")
+        return BrokerError(
+            f"no broker is reachable at {servers}: {self.reason}; start one or set TAMIYO_KAFKA_BOOTSTRAP_SERVERS"
+        )
 
 
 class Connection:

@@ -141,7 +141,7 @@ class PartitionReader:
         """Yield the messages of ranges, each range in order, until all are read or `stopped`.
 
         Raises:
-            BrokerError: no message came for `timeout_s` seconds, though ranges have more. None: wait without limit.
+            BrokerError: ranges have more messages, but none came for `timeout_s` seconds; None: wait without limit.
         """
         left = {(each.topic, each.partition): each.end for each in ranges if each.start < each.end}
         self.assign({(each.topic, each.partition): each.start for each in ranges if each.start < each.end})

@@ -1,4 +1,4 @@
-"""`tamiyo topics acls`: the permissions to grant on Kafka, for people, for `kafka-acls.sh`, and for programs."""
+"""`tamiyo topics acls`: lists the permissions to grant on Kafka, as a table, for `kafka-acls.sh` or as JSON."""
 
 import json
 from dataclasses import asdict
@@ -10,16 +10,19 @@ from rich.console import Console
 from rich.table import Table
 
 from tamiyo.schemas.errors import ConfigurationError
-from tamiyo.streams.cli import options as settings_of
+from tamiyo.streams.cli import options
+from tamiyo.streams.cli.options import examples
 
-EPILOG = (
-    "Examples: `tamiyo topics acls` · `tamiyo topics acls --role intake --format commands | while read -r acl; do "
-    'eval kafka-acls.sh --bootstrap-server kafka:9092 "$acl"; done` · `tamiyo topics acls --role learner --check`'
+EPILOG = examples(
+    "tamiyo topics acls",
+    "tamiyo topics acls --role learner --check",
+    "tamiyo topics acls --role intake --format commands | while read -r acl; do "
+    'eval kafka-acls.sh --bootstrap-server kafka:9092 "$acl"; done',
 )
 
 
 class Format(StrEnum):
-    """How the list is written."""
+    """Output format of the list."""
 
     TABLE = "table"
     COMMANDS = "commands"
@@ -29,25 +32,40 @@ class Format(StrEnum):
 def acls(
     role: Annotated[
         list[str] | None,
-        typer.Option(help="A stage, learner, host, operator or reader; repeat for several [default: all]"),
+        typer.Option(
+            metavar="ROLE",
+            help="A stage, learner, host, operator or reader; repeat for several. [default: all]",
+        ),
     ] = None,
-    format: Annotated[Format, typer.Option(help="table; commands, arguments of kafka-acls.sh; or json")] = Format.TABLE,
-    principal: Annotated[str, typer.Option(help="Who is granted it; {role} stands for the role")] = "User:{role}",
-    check: Annotated[bool, typer.Option("--check", help="Ask the broker which of them this user lacks")] = False,
+    format: Annotated[
+        Format, typer.Option(help="Output format; commands are arguments of kafka-acls.sh.")
+    ] = Format.TABLE,
+    principal: Annotated[
+        str, typer.Option(help="Principal to grant them to; {role} stands for the role.")
+    ] = "User:{role}",
+    check: Annotated[bool, typer.Option("--check", help="List only those that this user lacks.")] = False,
     bootstrap: Annotated[
         str | None,
-        typer.Option("--bootstrap-servers", "-b", help="For --check [env: TAMIYO_KAFKA_BOOTSTRAP_SERVERS]"),
+        typer.Option(
+            "--bootstrap-servers",
+            "-b",
+            metavar="HOST:PORT",
+            help="Kafka broker for --check. [env: TAMIYO_KAFKA_BOOTSTRAP_SERVERS]",
+        ),
     ] = None,
 ) -> None:
-    """List the permissions that each process needs on Kafka, and no more. Needs no broker unless --check is given."""
+    """List the permissions that each process needs on Kafka, and no others.
+
+    Needs a broker only for --check, which exits with status 1 if some are missing.
+    """
     from tamiyo.streams.admin.acls import ROLES, grants, missing
 
     if any(character in principal for character in "'\n\\") or not principal.partition(":")[2]:
         raise ConfigurationError(f"--principal {principal!r} must be like User:{{role}}, without quotes")
-    names, console = settings_of.names(), Console()
+    names, console = options.names(), Console()
     wanted = {each: grants(each, names) for each in dict.fromkeys(role or ROLES)}
     if check:
-        kafka = settings_of.connected_kafka(bootstrap)
+        kafka = options.connected_kafka(bootstrap)
         wanted = {each: missing(listed, kafka) for each, listed in wanted.items()}
     rows = [(each, principal.replace("{role}", each), grant) for each, listed in wanted.items() for grant in listed]
     if format is Format.JSON:
@@ -64,4 +82,4 @@ def acls(
     if check and rows:
         raise typer.Exit(1)
     if check and format is Format.TABLE:
-        console.print("nothing is missing")
+        console.print("no permission is missing")

@@ -1,4 +1,4 @@
-"""`tamiyo dlq`: look at what stages set aside, and send it back."""
+"""`tamiyo dlq`: inspects dead letters and republishes them."""
 
 import json
 import sys
@@ -13,70 +13,55 @@ from rich.text import Text
 
 from tamiyo.schemas.display import printable
 from tamiyo.schemas.errors import ConfigurationError
-from tamiyo.schemas.kafka import KafkaSettings
-from tamiyo.streams.cli import options as settings_of
-from tamiyo.streams.cli.options import Bootstrap
+from tamiyo.streams.cli import options
+from tamiyo.streams.cli.options import Bootstrap, examples
 
 app = typer.Typer(
     no_args_is_help=True,
-    help="Look at the messages that stages could not use, and send them back.",
-    epilog="Examples: `tamiyo dlq list` · `tamiyo dlq show telemetry.cache.hit_rates -n 3` · "
-    "`tamiyo dlq redrive --reason DecodeError --dry-run`",
+    help="Inspect the messages that stages rejected, and republish them.",
+    epilog=examples(
+        "tamiyo dlq list",
+        "tamiyo dlq show telemetry.cache.hit_rates -n 3",
+        "tamiyo dlq redrive --reason DecodeError --dry-run",
+    ),
 )
 
 console = Console()
 
-TopicArgument = Annotated[list[str] | None, typer.Argument(help="Topics, with or without .dlq [default: all]")]
-Reason = Annotated[str | None, typer.Option(help="Only letters whose reason contains this, in any case")]
-At = Annotated[list[str] | None, typer.Option(help="Only the letter at PARTITION:OFFSET of one topic; repeat")]
-Limit = Annotated[int | None, typer.Option("-n", min=1, help="No more than so many, the oldest of each partition")]
-AsJson = Annotated[bool, typer.Option("--json", help="As JSON")]
+TopicArgument = Annotated[
+    list[str] | None, typer.Argument(help="Topics, with or without .dlq. [default: all]", show_default=False)
+]
+Reason = Annotated[
+    str | None, typer.Option(metavar="TEXT", help="Only dead letters whose reason contains this, ignoring case.")
+]
+At = Annotated[
+    list[str] | None,
+    typer.Option(metavar="PLACE", help="Only the dead letter at PARTITION:OFFSET of one topic; repeat for several."),
+]
+Limit = Annotated[
+    int | None, typer.Option("-n", min=1, metavar="N", help="At most N dead letters of each partition, oldest first.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+RESULTS = {
+    "sent": "sent back",
+    "found": "sent back by an earlier redrive that crashed",
+    "done": "sent back meanwhile by another redrive",
+    "claimed": "claimed by another redrive in progress; call again in a minute",
+}
 
 
-def _opened(bootstrap: str | None) -> tuple[Any, KafkaSettings]:
-    from tamiyo.streams.admin.dead_letters import DeadLetters
-
-    kafka = settings_of.connected_kafka(bootstrap)
-    return DeadLetters(kafka, settings_of.names()), kafka
-
-
-def _chosen(topics: Sequence[str] | None) -> Any:
-    from tamiyo.streams.admin.dead_letters import chosen
-
-    return chosen(settings_of.names(), topics or ())
-
-
-def _wanted(topics: Sequence[str] | None, reason: str | None, at: Sequence[str] | None) -> Callable[[Any], bool]:
-    """Return whether a letter is one of those asked for."""
-    places: set[tuple[int, int]] = set()
-    for text in at or ():
-        partition, _, offset = text.partition(":")
-        if not (partition.isdigit() and offset.isdigit()):
-            raise ConfigurationError(f"--at {text}: expected PARTITION:OFFSET, as `tamiyo dlq show` names it")
-        places.add((int(partition), int(offset)))
-    if places and len(topics or ()) != 1:
-        raise ConfigurationError("--at needs the one topic that it is about")
-
-    def wanted(letter: Any) -> bool:
-        named = reason is None or reason.casefold() in letter.reason.casefold()
-        return named and (not places or (letter.partition, letter.offset) in places)
-
-    return wanted
-
-
-@app.command("list", epilog="Examples: `tamiyo dlq list` · `tamiyo dlq list tamiyo.health.signals --json`")
-def list_letters(topics: TopicArgument = None, as_json: AsJson = False, bootstrap: Bootstrap = None) -> None:
-    """Count the dead letters of each topic by reason, and how many of them have gone back."""
-    chosen = _chosen(topics)
-    letters, _ = _opened(bootstrap)
-    with letters:
-        boxes = letters.partitions(chosen)
+@app.command("list", epilog=examples("tamiyo dlq list", "tamiyo dlq list tamiyo.health.signals --json"))
+def list_dead_letters(topics: TopicArgument = None, as_json: AsJson = False, bootstrap: Bootstrap = None) -> None:
+    """Count the dead letters of each topic by reason, and how many of them were sent back."""
+    chosen = _topics(topics)
+    with _dead_letters(options.connected_kafka(bootstrap)) as dead_letters:
+        partitions = dead_letters.partitions(chosen)
     counted: dict[tuple[str, str], Counter[str]] = {}
-    for box in boxes:
-        for letter in box.dead_letters:
-            count = counted.setdefault((box.topic.name, letter.kind), Counter())
+    for partition in partitions:
+        for each in partition.dead_letters:
+            count = counted.setdefault((partition.topic.name, each.kind), Counter())
             count["letters"] += 1
-            count["redriven"] += letter.offset in box.redriven
+            count["redriven"] += each.offset in partition.redriven
     rows = [
         {"topic": topic, "reason": kind, "letters": count["letters"], "redriven": count["redriven"]}
         for (topic, kind), count in sorted(counted.items(), key=lambda each: (each[0][0], -each[1]["letters"]))
@@ -87,15 +72,18 @@ def list_letters(topics: TopicArgument = None, as_json: AsJson = False, bootstra
     if not rows:
         console.print("no dead letters")
         return
-    table = Table("topic", "reason", "letters", "redriven")
+    table = Table("topic", "reason", "dead letters", "sent back")
     for row in rows:
         table.add_row(*(Text(printable(str(each))) for each in row.values()))
     console.print(table)
 
 
 @app.command(
-    epilog="Examples: `tamiyo dlq show telemetry.cache.hit_rates -n 3` · `tamiyo dlq show --reason poison --json` · "
-    "`tamiyo dlq show tamiyo.health.signals --at 2:17`"
+    epilog=examples(
+        "tamiyo dlq show telemetry.cache.hit_rates -n 3",
+        "tamiyo dlq show --reason poison --json",
+        "tamiyo dlq show tamiyo.health.signals --at 2:17",
+    )
 )
 def show(
     topics: TopicArgument = None,
@@ -105,74 +93,104 @@ def show(
     as_json: AsJson = False,
     bootstrap: Bootstrap = None,
 ) -> None:
-    """Show dead letters: why, from where, their bytes (escaped; in hex with --json), and the record if they are one."""
-    wanted = _wanted(topics, reason, at)
-    chosen = _chosen(topics)
-    letters, _ = _opened(bootstrap)
-    with letters:
-        boxes = letters.partitions(chosen)
-    for box in boxes:
-        for letter in [each for each in box.dead_letters if wanted(each)][:limit]:
-            redriven = letter.offset in box.redriven
+    """Print dead letters: reason, source, bytes, and the record if the bytes decode.
+
+    Bytes are escaped, or in hex with --json.
+    """
+    wanted = _filter(topics, reason, at)
+    chosen = _topics(topics)
+    with _dead_letters(options.connected_kafka(bootstrap)) as dead_letters:
+        partitions = dead_letters.partitions(chosen)
+    for partition in partitions:
+        for each in [each for each in partition.dead_letters if wanted(each)][:limit]:
+            redriven = each.offset in partition.redriven
             if as_json:
-                sys.stdout.write(json.dumps({**letter.described(), "redriven": redriven}) + "\n")
+                sys.stdout.write(json.dumps({**each.described(), "redriven": redriven}) + "\n")
             else:
-                sys.stdout.write(letter.text() + ("\n  redriven" if redriven else "") + "\n")
+                sys.stdout.write(each.text() + ("\n  sent back" if redriven else "") + "\n")
 
 
 @app.command(
-    epilog="Examples: `tamiyo dlq redrive --dry-run` · `tamiyo dlq redrive telemetry.cache.hit_rates --yes` · "
-    "`tamiyo dlq redrive --reason 'topology' -n 10`"
+    epilog=examples(
+        "tamiyo dlq redrive --dry-run",
+        "tamiyo dlq redrive telemetry.cache.hit_rates --yes",
+        "tamiyo dlq redrive --reason topology -n 10",
+    )
 )
 def redrive(
     topics: TopicArgument = None,
     reason: Reason = None,
     at: At = None,
     limit: Limit = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing")] = False,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be done, and do nothing.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")] = False,
     bootstrap: Bootstrap = None,
 ) -> None:
-    """Publish dead letters to the topics they came from, with their key and bytes; each once, however often called.
+    """Republish dead letters to the topics they were rejected from, each once, however often this is called.
 
-    First mend what made stages set them aside: what still cannot be used comes back as a new dead letter.
+    Key and bytes are unchanged. Correct the cause first: what a stage still rejects becomes a new dead letter. Exit
+    status 1 if another redrive is in progress.
     """
     from tamiyo.streams.admin.redrive import Redrive
 
-    wanted = _wanted(topics, reason, at)
-    chosen = _chosen(topics)
-    letters, kafka = _opened(bootstrap)
-    with letters:
-        boxes = letters.partitions(chosen, _say)
-        selected = [(box, [each for each in box.waiting if wanted(each)][:limit]) for box in boxes]
+    wanted = _filter(topics, reason, at)
+    chosen = _topics(topics)
+    kafka = options.connected_kafka(bootstrap)
+    with _dead_letters(kafka) as dead_letters:
+        partitions = dead_letters.partitions(chosen, _print)
+        selected = [(each, [one for one in each.waiting if wanted(one)][:limit]) for each in partitions]
         counts = Counter((each.topic.name, each.kind) for _, batch in selected for each in batch)
         total = sum(counts.values())
         for (topic, kind), count in sorted(counts.items()):
-            _say(f"{count:>7,} to {topic}: {kind}")
+            _print(f"{count:>7,} to {topic}: {kind}")
         if not total:
-            _say("nothing to send back")
+            _print("nothing to send back")
             return
         if dry_run:
-            _say(f"{total:,} letters would go back; nothing was done")
+            _print(f"{total:,} dead letters would be sent back; nothing was done")
             return
         if not yes:
-            typer.confirm(f"Send {total:,} letters back?", abort=True)
+            typer.confirm(f"Send {total:,} dead letters back?", abort=True)
         done: Counter[str] = Counter()
-        sending = Redrive(letters, kafka)
-        for box, batch in selected:
-            for what, count in sending.send(box, batch):
-                done[what] += count
-                _say(f"{done.total():,} of {total:,}: {box.topic.name}/{box.partition}")
-    words = {
-        "sent": "sent back",
-        "found": "had gone back by a call that did not end",
-        "done": "went back meanwhile, by another call",
-        "claimed": "left to another call that is at it; call again in a minute",
-    }
-    _say(", ".join(f"{done[what]:,} {words[what]}" for what in words if done[what]))
+        sending = Redrive(dead_letters, kafka)
+        for partition, batch in selected:
+            for result, count in sending.send(partition, batch):
+                done[result] += count
+                _print(f"{done.total():,} of {total:,}: {partition.topic.name}/{partition.partition}")
+    _print(", ".join(f"{done[result]:,} {text}" for result, text in RESULTS.items() if done[result]))
     if done["claimed"]:
         raise typer.Exit(1)
 
 
-def _say(text: str) -> None:
+def _dead_letters(kafka: Any) -> Any:
+    from tamiyo.streams.admin.dead_letters import DeadLetters
+
+    return DeadLetters(kafka, options.names())
+
+
+def _topics(topics: Sequence[str] | None) -> Any:
+    from tamiyo.streams.admin.dead_letters import chosen
+
+    return chosen(options.names(), topics or ())
+
+
+def _filter(topics: Sequence[str] | None, reason: str | None, at: Sequence[str] | None) -> Callable[[Any], bool]:
+    """Return whether a dead letter matches the options."""
+    places: set[tuple[int, int]] = set()
+    for text in at or ():
+        partition, _, offset = text.partition(":")
+        if not (partition.isdigit() and offset.isdigit()):
+            raise ConfigurationError(f"--at {text}: expected PARTITION:OFFSET, as printed by `tamiyo dlq show`")
+        places.add((int(partition), int(offset)))
+    if places and len(topics or ()) != 1:
+        raise ConfigurationError("--at needs exactly one topic")
+
+    def wanted(dead_letter: Any) -> bool:
+        matches = reason is None or reason.casefold() in dead_letter.reason.casefold()
+        return matches and (not places or (dead_letter.partition, dead_letter.offset) in places)
+
+    return wanted
+
+
+def _print(text: str) -> None:
     console.print(printable(text), highlight=False, soft_wrap=True, markup=False)

@@ -1,4 +1,4 @@
-"""The commands' common options, and what they come to; settings are imported late, so that --help is quick."""
+"""Options that several commands share, and the settings they stand for."""
 
 import sys
 from typing import TYPE_CHECKING, Annotated
@@ -10,21 +10,58 @@ from tamiyo.schemas.display import printable
 if TYPE_CHECKING:
     from tamiyo.schemas.kafka import KafkaSettings, TopicNames
 
+# Panels of `tamiyo --help`.
+TRAIN = "Train with Tamiyo"
+RUN = "Run the pipeline"
+OPERATE = "Operate it"
+REPLAY = "Record and replay"
+
 Bootstrap = Annotated[
     str | None,
-    typer.Option("--bootstrap-servers", "-b", help="host:port of Kafka [env: TAMIYO_KAFKA_BOOTSTRAP_SERVERS]"),
+    typer.Option(
+        "--bootstrap-servers",
+        "-b",
+        metavar="HOST:PORT",
+        help="Kafka broker; several separated by commas. [env: TAMIYO_KAFKA_BOOTSTRAP_SERVERS]",
+    ),
+]
+HttpPort = Annotated[
+    int | None,
+    typer.Option(
+        min=0,
+        max=65535,
+        metavar="PORT",
+        help="Port of /metrics, /healthz and /readyz; 0: any free port. [env: TAMIYO_WORKER_HTTP_PORT]",
+    ),
+]
+TopicOption = Annotated[
+    list[str] | None,
+    typer.Option("--topic", metavar="NAME", help="Topic of the catalogue; repeat for several. [default: all]"),
+]
+Runs = Annotated[
+    list[str] | None,
+    typer.Option("--run", metavar="RUN_ID", help="Only messages of this run; repeat for several."),
 ]
 
 
+def examples(*commands: str) -> str:
+    """Return the epilog of a command's help. A command with a note is given with its own backticks."""
+    title = "Example" if len(commands) == 1 else "Examples"
+    return "\n\n".join([f"{title}:", *(f"- {each}" if "`" in each else f"- `{each}`" for each in commands)])
+
+
 def kafka(bootstrap: str | None) -> "KafkaSettings":
-    """Return how to reach Kafka: from the environment, at `bootstrap` where it is given."""
+    """Return the settings of the broker: the environment's, with `bootstrap` where it is given."""
     from tamiyo.schemas.kafka import KafkaSettings
 
     return KafkaSettings() if bootstrap is None else KafkaSettings(bootstrap_servers=bootstrap)
 
 
 def connected_kafka(bootstrap: str | None) -> "KafkaSettings":
-    """Return how to reach Kafka once a connection works; raises BrokerError after the commands' timeout."""
+    """Return the settings of the broker once a connection to it works.
+
+    Raises BrokerError after TAMIYO_COMMAND_PATIENCE_S seconds. Each failed attempt is a line on standard error.
+    """
     from tamiyo.schemas.client.broker_wait import wait_for_broker
     from tamiyo.streams.settings import CommandSettings
 

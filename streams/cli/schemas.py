@@ -5,10 +5,19 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-app = typer.Typer(no_args_is_help=True, help="Register the schemas with a registry, and check them.")
+from tamiyo.streams.cli.options import examples
+
+app = typer.Typer(
+    no_args_is_help=True,
+    help="Register the schemas in a schema registry, and check them.",
+    epilog=examples("tamiyo schemas register", "tamiyo schemas check"),
+)
 console = Console()
 
-Url = Annotated[str | None, typer.Option("--url", help="Of the registry's Confluent API [env: TAMIYO_REGISTRY_URL]")]
+Url = Annotated[
+    str | None,
+    typer.Option("--url", metavar="URL", help="The registry's Confluent API. [env: TAMIYO_REGISTRY_URL]"),
+]
 
 
 def _registry(url: str | None) -> Any:
@@ -18,26 +27,29 @@ def _registry(url: str | None) -> Any:
 
 
 @app.command(
-    epilog="Examples: `tamiyo schemas register` · `tamiyo schemas register --url http://registry:8080/apis/ccompat/v7`"
+    epilog=examples("tamiyo schemas register", "tamiyo schemas register --url http://registry:8080/apis/ccompat/v7")
 )
 def register(url: Url = None) -> None:
-    """Register what is new of every topic's schema, as `<topic>-value` under BACKWARD_TRANSITIVE; exit 1 if refused."""
-    from tamiyo.schemas.kafka import TopicNames
-    from tamiyo.streams.admin import schema_registry as registry
+    """Register every topic's schema as `<topic>-value` under BACKWARD_TRANSITIVE.
 
-    for subject, number in registry.register(_registry(url), TopicNames()):
+    Registered schemas stay as they are. Exit status 1 if the registry refuses one.
+    """
+    from tamiyo.schemas.kafka import TopicNames
+    from tamiyo.streams.admin import schema_registry
+
+    for subject, number in schema_registry.register(_registry(url), TopicNames()):
         console.print(f"{subject}: schema {number}", highlight=False, soft_wrap=True)
 
 
-@app.command(epilog="Example: `tamiyo schemas check && echo fine`")
+@app.command(epilog=examples("tamiyo schemas check && echo fine"))
 def check(url: Url = None) -> None:
-    """Compare the registry's subjects with the catalogue, changing nothing; exit 1 where they differ."""
+    """Compare the registry's subjects with the catalogue, without changes. Exit status 1 if they differ."""
     from tamiyo.schemas.kafka import TopicNames
-    from tamiyo.streams.admin import schema_registry as registry
+    from tamiyo.streams.admin import schema_registry
 
-    found = list(registry.problems(_registry(url), TopicNames()))
+    found = list(schema_registry.problems(_registry(url), TopicNames()))
     for problem in found:
         console.print(problem, highlight=False, soft_wrap=True)
-    console.print("schemas are registered as the catalogue says" if not found else f"{len(found)} problems")
+    console.print("all schemas match the catalogue" if not found else f"{len(found)} problems")
     if found:
         raise typer.Exit(1)

@@ -1,6 +1,6 @@
-"""`tamiyo demo`: the whole of Tamiyo on one machine, on a real training run, beside its static twin.
+"""Runs all of Tamiyo on one machine, with a training run and its static twin, for `tamiyo demo`.
 
-The embedded broker lives in this process; the stages, the learner and the training runs are processes of the same
+The embedded broker runs in this process. The stages, the learner and the training runs are processes of the same
 command line that a production installation uses.
 """
 
@@ -26,14 +26,14 @@ from tamiyo.streams.demo.observer import Observer
 from tamiyo.streams.process.children import Children
 from tamiyo.streams.process.interrupts import stoppable
 
-# Which stages share a process: two for two cores, each with work for about half a core.
+# Stages by process: two processes for two cores, each with work for about half a core.
 WORKERS: dict[str, tuple[str, ...]] = {
     "worker-signals": ("intake", "windows"),
     "worker-policy": ("graphs", "decisions", "kernels", "rewards"),
 }
 READY_TIMEOUT_S = 90.0
 DRAIN_TIMEOUT_S = 30.0
-CURTAIN_S = 3.0  # patience of somebody who has pressed Ctrl-C
+STOP_TIMEOUT_S = 3.0  # to wait for the last records after Ctrl-C
 POLL_S = 0.1
 QUICK_STEPS = 1_000
 FULL_STEPS = 3_000
@@ -41,7 +41,7 @@ FULL_STEPS = 3_000
 
 @dataclass(frozen=True, slots=True)
 class Demo:
-    """What to show."""
+    """The parameters of a demo."""
 
     task: str = "mnist1d"
     seed: int = 0
@@ -49,9 +49,14 @@ class Demo:
     runs: int = 1
 
     def run(self, console: Console, kafka: KafkaSettings | None = None) -> reports.Report:
-        """Run it, with progress on `console`, on the embedded broker unless `kafka` names another.
+        """Run the demo. Ctrl-C stops it, and the report covers what has happened until then.
 
-        On Ctrl-C it stops everything and reports what is known.
+        Args:
+            console: receives the progress.
+            kafka: the broker to use; by default an embedded one.
+
+        Returns:
+            The report.
         """
         started = time.monotonic()
         with ExitStack() as stack:
@@ -71,20 +76,20 @@ class Demo:
             display = Display(console, self.steps)
             children = stack.enter_context(Children(folder, environment))
             observer = stack.enter_context(Observer(kafka, names, display.take))
-            told = stack.enter_context(stoppable())
-            theatre = _DemoSession(self, console, children, observer, folder, told)
+            stopped = stack.enter_context(stoppable())
+            session = _DemoSession(self, console, children, observer, folder, stopped)
             try:
-                theatre.run(display)
+                session.run(display)
                 complete = True
             except KeyboardInterrupt:
-                console.print("\n[yellow]stopping: what is known so far follows[/]")
-                theatre.stop_early()
+                console.print("\n[yellow]stopping; the report covers the demo so far[/]")
+                session.stop_early()
                 complete = False
-            return theatre.report(round(time.monotonic() - started, 3), complete)
+            return session.report(round(time.monotonic() - started, 3), complete)
 
 
 class _DemoSession:
-    """One performance: its processes, and what they have told so far."""
+    """The processes of one demo."""
 
     def __init__(
         self,
@@ -93,14 +98,14 @@ class _DemoSession:
         children: Children,
         observer: Observer,
         folder: Path,
-        told: threading.Event,
+        stopped: threading.Event,
     ) -> None:
         self._demo = demo
         self._console = console
         self._children = children
         self._observer = observer
         self._folder = folder
-        self._told = told
+        self._stopped = stopped
         self._ports = dict(zip(WORKERS, free_ports(len(WORKERS)), strict=True))
         self._seeds = range(demo.seed, demo.seed + demo.runs)
 
@@ -110,12 +115,12 @@ class _DemoSession:
             chosen = [argument for stage in stages for argument in ("--stage", stage)]
             self._children.start(name, ["worker", *chosen, "--http-port", str(self._ports[name])])
         self._children.start("learner", ["learner"])
-        self._wait(self._ready, READY_TIMEOUT_S, "the stages to be ready")
+        self._wait(self._ready, READY_TIMEOUT_S, "the stages to become ready")
         with display.progress:
             for seed in self._seeds:
                 self._train(seed, "host")
             self._wait(lambda: not any(self._children.running(f"host-{seed}") for seed in self._seeds), None, "")
-            self._console.print("the training is over; static twins and the last rewards follow ...")
+            self._console.print("training finished; training the static twins and waiting for the last rewards ...")
             for seed in self._seeds:
                 self._train(seed, "static")
             self._wait(lambda: not any(self._children.running(f"static-{seed}") for seed in self._seeds), None, "")
@@ -125,9 +130,9 @@ class _DemoSession:
                 self._console.print(f"[yellow]{error}[/]")
 
     def stop_early(self) -> None:
-        """End the training runs properly: they tell how far they came, and their last records arrive."""
+        """Stop the training runs in order, so that they write their results, and wait for their last records."""
         self._children.stop([name for name in self._children.names() if name not in (*WORKERS, "learner")])
-        deadline = time.monotonic() + CURTAIN_S
+        deadline = time.monotonic() + STOP_TIMEOUT_S
         while not self._drained() and time.monotonic() < deadline:
             time.sleep(POLL_S)
 
@@ -140,11 +145,11 @@ class _DemoSession:
     def _wait(self, done: Callable[[], bool], timeout_s: float | None, what: str) -> None:
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         while not done():
-            if self._told.is_set():
+            if self._stopped.is_set():
                 raise KeyboardInterrupt
             self._children.check([*WORKERS, "learner"])
             if deadline is not None and time.monotonic() > deadline:
-                raise TimeoutError(f"waited {timeout_s:.0f} s for {what}, in vain")
+                raise TimeoutError(f"timed out after {timeout_s:.0f} s waiting for {what}")
             time.sleep(POLL_S)
 
     def _ready(self) -> bool:
@@ -157,12 +162,13 @@ class _DemoSession:
         )
 
     def _drained(self) -> bool:
+        """Return whether all runs have ended, and every decision has its outcome and its complete reward."""
         seen = self._observer
-        asked = {d.decision_id for d in seen.decisions.values() if d.type != "no_op"}
+        adaptations = {d.decision_id for d in seen.decisions.values() if d.type != "no_op"}
         return (
             {f"{self._demo.task}-{seed}" for seed in self._seeds} <= seen.finished_graphs
             and len(seen.decisions) == len(seen.ids["tamiyo.model.graphs"])
-            and asked <= seen.outcomes.keys()
+            and adaptations <= seen.outcomes.keys()
             and seen.decisions.keys() <= seen.rewards.keys()
             and all(reward.complete for reward in list(seen.rewards.values()))
         )
@@ -173,7 +179,7 @@ class _DemoSession:
             try:
                 pages.append(httpx.get(f"http://127.0.0.1:{port}/metrics", timeout=2.0).text)
             except httpx.TransportError:
-                continue  # stopped before it was ready: nothing was measured there
+                continue  # stopped before it was ready, so it has no measurements
         return pages
 
     def report(self, wall_seconds: float, complete: bool) -> reports.Report:

@@ -1,4 +1,4 @@
-"""What a demo shows while it runs: a progress bar a run, and a line for each decision and what it earned."""
+"""Shows a running demo: a progress bar for each run, and a line for each adaptation and its reward."""
 
 import threading
 
@@ -14,11 +14,11 @@ from tamiyo.schemas.learning import PolicyCheckpoint, RewardAnalysis
 from tamiyo.schemas.record import Record
 from tamiyo.schemas.telemetry import ModelPerformance
 
-PLAIN_EVERY = 10  # lines of progress in all where there is no terminal to draw a bar on
+PLAIN_LINES = 10  # lines of progress for each run, where there is no terminal for a bar
 
 
 class Display:
-    """Turns records as they come into lines and bars; called from the observer's thread."""
+    """Turns records into lines and bars; called from the observer's thread."""
 
     def __init__(self, console: Console, steps: int) -> None:
         self.console = console
@@ -32,7 +32,7 @@ class Display:
         )
         self._steps = steps
         self._tasks: dict[str, TaskID] = {}
-        self._told: dict[str, int] = {}
+        self._printed: dict[str, int] = {}
         self._losses: dict[str, float] = {}
         self._decisions: dict[str, AdaptationDecision] = {}
         self._versions: set[int] = set()
@@ -40,20 +40,20 @@ class Display:
         self._lock = threading.Lock()
 
     def take(self, topic: topics.Topic, record: Record) -> None:
-        """Show one record if it is one that people watch."""
+        """Show a record, if it is of a kind that is shown."""
         with self._lock:
             if isinstance(record, ModelPerformance):
                 self._performance(record)
             elif isinstance(record, AdaptationDecision):
                 self._decision(record)
             elif isinstance(record, AdaptationOutcome):
-                words = record.status.value if not record.reason else f"{record.status.value}: {record.reason}"
-                self._say(record.run_id, record.step, f"{record.type} at {record.layer_id} {_plain(words)}")
+                status = record.status.value if not record.reason else f"{record.status.value}: {record.reason}"
+                self._print(record.run_id, record.step, f"{record.type} at {record.layer_id} {_plain(status)}")
             elif isinstance(record, RewardAnalysis):
                 self._reward(record)
             elif isinstance(record, PolicyCheckpoint) and record.version not in self._versions:
                 self._versions.add(record.version)
-                origin = "the heuristic it starts from" if record.version == 0 else f"{record.experiences} experiences"
+                origin = "the initial heuristic" if record.version == 0 else f"{record.experiences} experiences"
                 self.console.print(f"[magenta]policy version {record.version}[/] from {origin}")
 
     def _performance(self, record: ModelPerformance) -> None:
@@ -65,10 +65,10 @@ class Display:
         if record.run_id not in self._tasks:
             self._tasks[record.run_id] = self.progress.add_task(record.run_id, total=self._steps, state=state)
         self.progress.update(self._tasks[record.run_id], completed=record.step, state=state)
-        part = record.step * PLAIN_EVERY // max(self._steps, 1)
-        if not self.console.is_terminal and part > self._told.get(record.run_id, 0):
-            self._told[record.run_id] = part
-            self._say(record.run_id, record.step, state)
+        part = record.step * PLAIN_LINES // max(self._steps, 1)
+        if not self.console.is_terminal and part > self._printed.get(record.run_id, 0):
+            self._printed[record.run_id] = part
+            self._print(record.run_id, record.step, state)
 
     def _decision(self, record: AdaptationDecision) -> None:
         if record.decision_id in self._decisions:
@@ -76,25 +76,25 @@ class Display:
         self._decisions[record.decision_id] = record
         if record.type != "no_op":
             what = record.type if record.blueprint is None else f"{record.type} {record.blueprint}"
-            sure = f"confidence {record.confidence:.2f}, policy {record.policy_version}"
-            self._say(record.run_id, record.step, f"[bold cyan]decides {what} at {record.layer_id}[/] ({sure})")
+            details = f"confidence {record.confidence:.2f}, policy {record.policy_version}"
+            self._print(record.run_id, record.step, f"[bold cyan]decision: {what} at {record.layer_id}[/] ({details})")
 
     def _reward(self, record: RewardAnalysis) -> None:
         if record.action.type == "no_op" or not record.complete or record.decision_id in self._rewarded:
             return
         self._rewarded.add(record.decision_id)
         colour = "green" if record.total > 0 else "red"
-        self._say(
+        self._print(
             record.run_id,
             record.step,
-            f"[{colour}]{record.action.type} at {record.action.layer_id} earned {record.total:+.2f}[/]: "
+            f"[{colour}]reward {record.total:+.2f} for {record.action.type} at {record.action.layer_id}[/]: "
             f"{_plain(record.explanation)}",
         )
 
-    def _say(self, run_id: str, step: int, words: str) -> None:
-        self.console.print(f"{run_id} [dim]step {step:>5}[/] {words}", highlight=False)
+    def _print(self, run_id: str, step: int, text: str) -> None:
+        self.console.print(f"{run_id} [dim]step {step:>5}[/] {text}", highlight=False)
 
 
 def _plain(text: str) -> str:
-    """Return a record's text as words only: neither rich's markup nor a terminal's escape sequences."""
+    """Return a record's text without rich's markup and a terminal's escape sequences."""
     return escape(printable(text))

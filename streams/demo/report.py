@@ -1,4 +1,4 @@
-"""The report of a demo: what the topics, the metrics and the training processes say, as JSON and as a page to read."""
+"""The report of a demo, from topics, metrics and training results, as JSON and as text."""
 
 import json
 import math
@@ -24,7 +24,7 @@ LATENCIES = {
 
 @dataclass
 class Report:
-    """Everything a demo found out."""
+    """The results of a demo."""
 
     task: str
     seed: int
@@ -43,7 +43,7 @@ class Report:
 
 
 def counts(observer: Observer) -> dict[str, int]:
-    """Return the counts of a report from what was seen on the topics."""
+    """Return the counts of records on the topics."""
     executed = [o for o in observer.outcomes.values() if o.status is OutcomeStatus.EXECUTED]
     return {
         "telemetry_records": sum(observer.records[topic.name] for topic in topics.TELEMETRY),
@@ -65,7 +65,7 @@ def counts(observer: Observer) -> dict[str, int]:
 
 
 def decisions(observer: Observer) -> list[dict[str, Any]]:
-    """Return every decision with what became of it, in order of run and step."""
+    """Return every decision with its outcome and reward, in order of run and step."""
     rows = []
     for decision in sorted(observer.decisions.values(), key=lambda d: (d.run_id, d.step)):
         outcome = observer.outcomes.get(decision.decision_id)
@@ -138,10 +138,10 @@ def quantile(q: float, cumulative: dict[float, float]) -> float | None:
 
 
 def show(report: Report, console: Console) -> None:
-    """Print the summary beside the static twin."""
+    """Print a summary: the runs and their static twins, adaptations, counts and latencies."""
     if report.host and report.static:
         title = f"{report.task}, {'all runs' if len(report.runs) > 1 else f'seed {report.seed}'}"
-        table = Table(title=title, show_edge=False)  # eighty columns hold it, just
+        table = Table(title=title, show_edge=False)  # fits eighty columns
         for column in ("run", "network", "steps", "validation loss", "test accuracy", "parameters", "overhead"):
             justify: Literal["left", "right"] = "left" if column in ("run", "network") else "right"
             table.add_column(column, justify=justify, min_width=max(map(len, column.split())))

@@ -1,13 +1,11 @@
-"""The learner's process: the experience topic in, released policies out.
+"""The learner's loop: reads the experience topic, updates the policy and releases it.
 
-No consumer group decides what has been learned: the learner reads every partition itself, from the offsets in the
-checkpoint it goes on from. The offsets are written in one file with the weights that came of them, so that after any
-crash each experience counts once.
+The learner reads every partition itself, from the offsets in the checkpoint that it resumes from, without a consumer
+group. A checkpoint file holds both the weights and the offsets of the experiences that they were learned from, so that
+each experience counts once after any crash.
 """
 
-import asyncio
 import contextlib
-import signal
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -23,7 +21,7 @@ from tamiyo.models.policy import PolicyConfig, TamiyoPolicy
 from tamiyo.schemas.client.awaited_producer import AwaitedProducer
 from tamiyo.schemas.client.broker_wait import wait_for_broker
 from tamiyo.schemas.codec import decode
-from tamiyo.schemas.errors import BrokerError, SchemaError, TamiyoError
+from tamiyo.schemas.errors import BrokerError, SchemaError
 from tamiyo.schemas.kafka import KafkaSettings, TopicNames
 from tamiyo.schemas.learning import Experience
 from tamiyo.schemas.topics import CHECKPOINTS, EXPERIENCE
@@ -32,23 +30,19 @@ from tamiyo.streams.admin.topics import Topics
 from tamiyo.streams.learner import metrics
 from tamiyo.streams.learner.experience_topic import ExperienceTopic
 from tamiyo.streams.learner.releases import CheckpointReleases
-from tamiyo.streams.process.exit_codes import EXIT_FAILURE, EXIT_SOFTWARE, EXIT_TEMPFAIL
-from tamiyo.streams.process.http_endpoint import HealthServer
 from tamiyo.streams.process.malloc import trim
-from tamiyo.streams.process.watchdog import LoopWatch, StallDetector
+from tamiyo.streams.process.watchdog import StallDetector
 from tamiyo.streams.runtime.encoding import message_of
 from tamiyo.streams.settings import LearnerSettings
 from tamiyo.streams.stages.base import Incoming, Reject
 
-__all__ = ["Learner", "LearnerLoop", "run_learner"]
-
 log = structlog.get_logger(__name__)
 
-REFRESH_S = 30.0  # how often partitions are counted again, and the lag is measured
+REFRESH_S = 30.0  # interval at which new partitions are added and the lag is measured
 
 
 class LearnerLoop:
-    """Feeds a Learner from Kafka and releases what it learns; `run` blocks in a thread of its own."""
+    """Feeds a Learner from Kafka and releases its policies. `run` blocks, in a separate thread."""
 
     def __init__(
         self,
@@ -66,29 +60,29 @@ class LearnerLoop:
         self._waiting_since: float | None = None
         self._turned = clock()
         self._refreshed = clock()
-        self._still = StallDetector()
+        self._stalls = StallDetector()
         self.ready = False
-        """Whether it reads, with a policy released."""
-        self.began = False
-        """Whether it ever was ready: what fails after that may pass."""
+        """Whether it is reading, with a policy released."""
+        self.started = False
+        """Whether it was ever ready: a failure after that may be an outage."""
         self.learner: Learner | None = None
 
     def stop(self) -> None:
-        """Ask `run` to return once the update in hand is released."""
+        """Make `run` return once the current update is released."""
         self._stop.set()
 
     @property
     def turned(self) -> float:
-        """When the loop last came round, on its clock."""
+        """Time of the loop's last turn, on its clock."""
         return self._turned
 
     def health(self) -> Mapping[str, Any]:
-        """Say whether the loop comes round."""
+        """Return whether the loop is turning."""
         late = self._clock() - self._turned
         return {"ok": late < self._settings.stall_timeout_s, "loop_late_s": round(late, 3)}
 
     def readiness(self) -> Mapping[str, Any]:
-        """Say whether it learns."""
+        """Return whether it is learning, and its progress."""
         learner = self.learner
         return {
             "ok": self.ready and not self._stop.is_set(),
@@ -101,8 +95,10 @@ class LearnerLoop:
     def run(self) -> None:
         """Learn until `stop`.
 
-        Raises BrokerError where Kafka or its topics cannot be used, OSError where the checkpoint store cannot,
-        ConfigurationError where a setting is wrong.
+        Raises:
+            BrokerError: Kafka or its topics cannot be used.
+            OSError: the checkpoint store cannot be used.
+            ConfigurationError: a setting is wrong.
         """
         if not self._wait_for_topics():
             return
@@ -118,10 +114,10 @@ class LearnerLoop:
         self._dead_letters = AwaitedProducer(self._kafka, timeout_s=settings.delivery_timeout_s)
         self._experiences = ExperienceTopic(self._kafka, self._names)
         try:
-            learner = self._begin()
+            learner = self._start()
             self._refill(learner, self._experiences)
             self._experiences.start()
-            self.ready = self.began = True
+            self.ready = self.started = True
             while not self._stop.is_set():
                 self._turn(learner)
         finally:
@@ -129,12 +125,12 @@ class LearnerLoop:
             self._experiences.close()
             with contextlib.suppress(BrokerError):  # they are read, and rejected, again after a restart
                 self._dead_letters.flush()
-        log.info("stopped", version=learner.version, not_yet_learned=learner.waiting)
+        log.info("stopped", version=learner.version, waiting_experiences=learner.waiting)
 
-    # Beginning
+    # Start
 
     def _wait_for_topics(self) -> bool:
-        """Wait for the broker and the learner's topics; returns False where it was stopped meanwhile."""
+        """Wait for the broker and check the topics; return False where `stop` was called meanwhile."""
 
         def report(reason: str, left_s: float) -> None:
             self._turned = self._clock()
@@ -152,16 +148,16 @@ class LearnerLoop:
             require("learner", grants("learner", self._names), self._kafka)
         missing = topics.missing()
         if missing:
-            raise BrokerError(f"there are no topics {', '.join(missing)}; `tamiyo topics create` makes them")
+            raise BrokerError(f"there are no topics {', '.join(missing)}; `tamiyo topics create` creates them")
         return True
 
-    def _begin(self) -> Learner:
-        """Go on from the newest checkpoint, or release the heuristic as a new policy."""
+    def _start(self) -> Learner:
+        """Resume from the newest checkpoint, or release the heuristic as a new policy."""
         settings = self._settings
         catalogue = blueprints.names()
         found = self._releases.find(catalogue)
         if found.policy is None or found.header is None:
-            # Not version 0 where there was one before: a number never means two policies.
+            # Not version 0 where that existed before: a number never means two policies.
             version = found.newest + 1
             self._experiences.seek({})
             policy = TamiyoPolicy(PolicyConfig(blueprints=catalogue, seed=settings.seed))
@@ -179,9 +175,9 @@ class LearnerLoop:
             state=found.state,
         )
         self._experiences.seek({int(number): offset for number, offset in header.offsets.items()})
-        log.info("going on from a checkpoint", version=header.version, experiences=header.experiences)
+        log.info("resuming from a checkpoint", version=header.version, experiences=header.experiences)
         if header.config.blueprints != catalogue or header.version < found.newest:
-            # Another set of actions is another policy, and a decision by the one that gave way must not be its.
+            # Another set of actions is another policy, which must not share a number with the skipped one.
             self.learner.renumber()
             self._release(self.learner, parent=header.version)
         elif not found.announced:
@@ -190,23 +186,23 @@ class LearnerLoop:
         return self.learner
 
     def _refill(self, learner: Learner, experiences: ExperienceTopic) -> None:
-        """Fill replay with what the checkpoint has counted already; it never counts again."""
+        """Refill replay with experiences that the checkpoint has counted; they do not count again."""
         for message in experiences.tail(self._settings.refill):
             self._turned = self._clock()
-            # What cannot be decoded went to the dead letters the first time.
+            # A message that cannot be decoded was dead-lettered when it was first read.
             with contextlib.suppress(SchemaError):
                 learner.restore_experience(decode(message.value(), Experience))
             if self._stop.is_set():
                 return
-        log.info("replay is filled again", experiences=len(learner.replay))
+        log.info("replay refilled", experiences=len(learner.replay))
 
-    # Going on
+    # Learning
 
     def _turn(self, learner: Learner) -> None:
         now = self._turned = self._clock()
-        # Never more than an update's worth: what is read is learned before the next is, and stands in its offsets.
-        room = max(1, self._settings.fresh_batch - learner.waiting)
-        for message in self._experiences.read(room):
+        # Never more than one update needs: the checkpoint's offsets then cover exactly what it was learned from.
+        wanted = max(1, self._settings.fresh_batch - learner.waiting)
+        for message in self._experiences.read(wanted):
             self._take(learner, message)
         self._dead_letters.poll()
         if learner.waiting and self._waiting_since is None:
@@ -217,20 +213,20 @@ class LearnerLoop:
         metrics.WAITING.set(learner.waiting)
         if now - self._refreshed >= REFRESH_S:
             self._refreshed = now
-            self._watch(self._experiences.refresh())
+            self._check_stall(self._experiences.refresh())
 
-    def _watch(self, lag: int | None) -> None:
+    def _check_stall(self, lag: int | None) -> None:
         """Raise BrokerError where messages wait and none was read for too long: librdkafka can stall silently."""
-        looks = self._still.check(tuple(self._experiences.positions.items()))
+        checks = self._stalls.check(tuple(self._experiences.positions.items()))
         if not lag:
-            self._still.reset()
-        elif looks * REFRESH_S >= self._settings.stall_timeout_s:
+            self._stalls.reset()
+        elif checks * REFRESH_S >= self._settings.stall_timeout_s:
             found = self._experiences.unread()
-            self._still.reset()
+            self._stalls.reset()
             if found is not None:
-                patience = self._settings.stall_timeout_s
+                timeout_s = self._settings.stall_timeout_s
                 raise BrokerError(
-                    f"watchdog: offset {found[1]} of partition {found[0]} waits unread for {patience:.0f} s"
+                    f"watchdog: offset {found[1]} of partition {found[0]} has been unread for {timeout_s:.0f} s"
                 )
 
     def _take(self, learner: Learner, message: Message) -> None:
@@ -245,11 +241,11 @@ class LearnerLoop:
             if taken == Taken.REJECTED:
                 reason = next(iter(learner.rejected - rejected))
                 metrics.REJECTED.labels(reason).inc()
-                log.warning("an experience is not learned from", experience=experience.experience_id, reason=reason)
+                log.warning("experience rejected", experience=experience.experience_id, reason=reason)
 
     def _reject(self, message: Message, kind: str, reason: str) -> None:
         metrics.REJECTED.labels(kind).inc()
-        log.error("an experience cannot be read", partition=message.partition(), offset=message.offset(), reason=reason)
+        log.error("message rejected", partition=message.partition(), offset=message.offset(), reason=reason)
         where = (EXPERIENCE.name, message.partition(), message.offset())
         source = Incoming(*where, timestamp_ms=0, record=None, raw=message.value() or b"", key=message.key())
         topic, key, value, headers = message_of(Reject(source, reason), "learner")
@@ -262,7 +258,7 @@ class LearnerLoop:
         metrics.UPDATE_SECONDS.observe(time.perf_counter() - began)
         self._waiting_since = None
         if report is not None:
-            self._tell(report)
+            self._log(report)
             if report.accepted:
                 self._release(learner, parent=parent)
         trim()
@@ -274,53 +270,16 @@ class LearnerLoop:
             time_ms=time.time_ns() // 1_000_000,
             parent=parent,
         )
-        # A bad message before these offsets will not be read again: it must be with the dead letters by now.
+        # Rejected messages before these offsets are not read again: they must be dead-lettered by now.
         self._dead_letters.flush()
         self._releases.release(header, learner.checkpoint(header))
         metrics.VERSION.set(learner.version)
 
-    def _tell(self, report: UpdateReport) -> None:
+    def _log(self, report: UpdateReport) -> None:
         metrics.UPDATES.labels("accepted" if report.accepted else "rolled_back").inc()
         metrics.show(report.metrics)
-        facts = {"version": report.version, "fresh": report.fresh, "replayed": report.replayed}
+        fields = {"version": report.version, "fresh": report.fresh, "replayed": report.replayed}
         if report.accepted:
-            log.info("learned", **facts, mean_reward=report.metrics.get("charts/mean_reward"))
+            log.info("policy updated", **fields, mean_reward=report.metrics.get("charts/mean_reward"))
         else:
-            log.warning("an update was rolled back", **facts, reason=report.reason)
-
-
-def run_learner(
-    settings: LearnerSettings | None = None,
-    *,
-    kafka: KafkaSettings | None = None,
-    names: TopicNames | None = None,
-) -> int:
-    """Learn until SIGTERM or SIGINT; return the process's exit status.
-
-    On a signal the update in hand is finished and released. What was read but not learned from is read again by the
-    next learner. A broker or store that cannot be used is logged and gives 1, or 75 once it has run; a bug gives 70.
-    """
-
-    async def main() -> int:
-        chosen = settings or LearnerSettings()
-        loop = LearnerLoop(chosen, kafka or KafkaSettings(), names or TopicNames())
-        health = HealthServer(healthy=loop.health, ready=loop.readiness, host=chosen.http_host, port=chosen.http_port)
-        for number in (signal.SIGTERM, signal.SIGINT):
-            asyncio.get_running_loop().add_signal_handler(number, loop.stop)
-        await health.start()
-        watchdog = LoopWatch("the learner's loop", lambda: loop.turned, chosen.stall_timeout_s)
-        watchdog.start()
-        try:
-            await asyncio.to_thread(loop.run)
-        except (TamiyoError, OSError) as error:
-            log.error("the learner cannot go on", reason=f"{type(error).__name__}: {error}")
-            return EXIT_TEMPFAIL if loop.began else EXIT_FAILURE
-        except Exception as error:
-            log.critical("a bug in the learner: the process ends, nothing more is learned", exc_info=error)
-            return EXIT_SOFTWARE
-        finally:
-            watchdog.stop()
-            await health.stop()
-        return 0
-
-    return asyncio.run(main())
+            log.warning("update rolled back", **fields, reason=report.reason)

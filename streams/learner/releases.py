@@ -1,4 +1,4 @@
-"""Where policies are released: the newest checkpoint to go on from, and the next one stored and announced."""
+"""Finds the newest checkpoint to resume from, and stores and announces new ones."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -21,26 +21,27 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class ResumePoint:
-    """What a learner starts from."""
+    """The checkpoint that a learner resumes from."""
 
     policy: TamiyoPolicy | None = None
-    """None: there is nothing to go on from."""
+    """None: there is no usable checkpoint."""
     header: CheckpointHeader | None = None
     state: Mapping[str, Any] | None = None
-    """The optimiser's, None where it does not fit any more."""
+    """State of the optimiser; None where it does not fit the policy."""
     newest: int = -1
-    """The highest version ever given out; -1 where there was none."""
+    """The highest version ever used; -1 where there was none."""
     announced: bool = False
-    """Whether the topic's newest announcement is of this checkpoint."""
+    """Whether the topic's newest announcement is for this checkpoint."""
     data: bytes = field(default=b"", repr=False)
 
 
 class CheckpointReleases:
     """The checkpoints of one policy, in the store and on the topic.
 
-    A file is stored before it is announced. So the store's newest may be ahead of the topic, never behind it; whoever
-    starts announces it again. No file is written over: that keeps two learners (one was thought dead, and only slept)
-    from releasing two policies under one number, or from learning an experience twice.
+    A file is stored before it is announced, so the store's newest version may be ahead of the topic, never behind it; a
+    learner announces it again when it starts. No file is replaced. If two learners run at once (for example a
+    presumed-dead one resumes), the store accepts each version once, so no number means two policies and no experience
+    is learned twice.
     """
 
     def __init__(
@@ -61,10 +62,14 @@ class CheckpointReleases:
         self._producer = AwaitedProducer(kafka, timeout_s=delivery_timeout_s)
 
     def find(self, blueprints: tuple[str, ...]) -> ResumePoint:
-        """Return the newest checkpoint that can be gone on from, its actions those of `blueprints`.
+        """Return the newest usable checkpoint; one that was rolled back or is corrupt is skipped.
 
-        One that was rolled back, or whose file is broken, gives way to the one before it.
-        Raises BrokerError where the topic cannot be read, ConfigurationError where the store is another policy's.
+        Args:
+            blueprints: actions that the policy shall have.
+
+        Raises:
+            BrokerError: the topic cannot be read.
+            ConfigurationError: the store holds another policy.
         """
         announced = self.announced()
         versions = self._store.versions()
@@ -72,29 +77,32 @@ class CheckpointReleases:
         for version in reversed(versions):
             same = announced is not None and announced.version == version
             if announced is not None and same and announced.status == CheckpointStatus.ROLLED_BACK:
-                log.warning("the newest policy was rolled back: going on from the one before", version=version)
+                log.warning("newest policy was rolled back, trying the previous one", version=version)
                 continue
             try:
                 data = self._store.read(self._store.file_name(version))
                 expected = announced.checksum if announced is not None and same else None
                 policy, header, state = load(data, expected, blueprints=blueprints)
             except CheckpointCorrupt as error:
-                log.error("a checkpoint is broken: going on from the one before", version=version, error=str(error))
+                log.error("checkpoint is corrupt, trying the previous one", version=version, error=str(error))
                 continue
             except PolicyError as error:
-                log.warning("the checkpoint cannot be learned further", version=version, error=str(error))
+                log.warning("checkpoint cannot be used, starting anew", version=version, error=str(error))
                 return ResumePoint(newest=newest)
             if header.name != self._name:
                 raise ConfigurationError(
-                    f"the checkpoint store holds policy {header.name!r}, this learner's is {self._name!r}: give each "
-                    "policy a store of its own (TAMIYO_LEARNER_CHECKPOINT_URL)"
+                    f"the checkpoint store holds policy {header.name!r}, this learner has {self._name!r}: give each "
+                    "policy its own store (TAMIYO_LEARNER_CHECKPOINT_URL)"
                 )
             same = same and header.config.blueprints == blueprints
             return ResumePoint(policy, header, state, newest, same, data)
         return ResumePoint(newest=newest)
 
     def announced(self) -> PolicyCheckpoint | None:
-        """Return the newest announcement of this policy. Raises BrokerError where the topic cannot be read."""
+        """Return the newest announcement of this policy, None where there is none.
+
+        Raises BrokerError where the topic cannot be read.
+        """
         found: PolicyCheckpoint | None = None
         with PartitionReader(self._kafka, "tamiyo-learner-releases") as reader:
             for message in reader.read(reader.ranges(self._topic)):
@@ -103,35 +111,38 @@ class CheckpointReleases:
                 try:
                     found = decode(message.value(), PolicyCheckpoint)
                 except SchemaError as error:
-                    log.error("an announcement cannot be read", offset=message.offset(), error=str(error))
+                    log.error("announcement cannot be read", offset=message.offset(), error=str(error))
         return found
 
     def release(self, header: CheckpointHeader, data: bytes) -> PolicyCheckpoint:
-        """Store a checkpoint, then announce it; both are done when this returns.
+        """Store a checkpoint, then announce it and wait for the delivery.
 
-        Raises OSError where the store fails, BrokerError where the announcement was not delivered, PolicyError where
-        another learner has gone on from the same policy: what this one has learned since is not released.
+        Raises:
+            OSError: the store fails.
+            BrokerError: the announcement was not delivered.
+            PolicyError: another learner has released this version; this one's is not released.
         """
         try:
             self._store.write(header.version, data)
         except FileExistsError:
-            raise self._rival(header.version) from None
+            raise self._conflict(header.version) from None
         announcement = self.announce(header, data)
         versions = self._store.versions()
         if versions and versions[-1] > header.version:
-            # This one slept between file and announcement. Whoever starts announces the newest again.
-            raise self._rival(versions[-1])
+            # Another learner resumed between file and announcement. The next start announces the newest again.
+            raise self._conflict(versions[-1])
         for version in versions[: -self._keep]:
             self._store.delete(version)
         return announcement
 
-    def _rival(self, version: int) -> PolicyError:
+    def _conflict(self, version: int) -> PolicyError:
         return PolicyError(
-            f"policy {version} is in the store already: another learner of {self._name!r} works too, and only one may"
+            f"checkpoint {version} already exists: another learner is running for policy {self._name!r}; run exactly "
+            "one"
         )
 
     def announce(self, header: CheckpointHeader, data: bytes) -> PolicyCheckpoint:
-        """Announce a stored checkpoint. Raises BrokerError where the announcement was not delivered."""
+        """Announce a stored checkpoint; raises BrokerError where the announcement was not delivered."""
         announcement = PolicyCheckpoint(
             name=header.name,
             version=header.version,

@@ -1,4 +1,4 @@
-"""Child processes of a demo: started with a log file each, watched, and stopped however the demo ends."""
+"""Child processes of the command line, each with a log file; they are stopped however the parent ends."""
 
 import ctypes
 import os
@@ -14,34 +14,34 @@ from typing import Self
 
 from tamiyo.schemas.errors import TamiyoError
 
-GRACE_S = 10.0  # what `tamiyo worker` promises for a graceful stop
-LAST_WORDS = 15  # lines of a log that usually hold the reason
+GRACE_S = 10.0  # time that `tamiyo worker` takes for a graceful stop at most
+LOG_END = 15  # lines of a log that usually hold the reason
 PR_SET_PDEATHSIG = 1
 
 
-def tie() -> Callable[[], None]:
-    """Return what a child calls before it executes, so that Linux kills it when this thread has ended, however.
+def die_with_parent() -> Callable[[], None]:
+    """Return a `preexec_fn` for a child that Linux kills when the calling thread ends.
 
-    Elsewhere a parent that is killed leaves its children.
+    On other systems a parent that is killed leaves its children.
     """
     parent = os.getpid()
     libc = ctypes.CDLL(None) if sys.platform == "linux" else None
 
-    def tied() -> None:
+    def prepare() -> None:
         if libc is not None:
             libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != parent:
             os._exit(0)
 
-    return tied
+    return prepare
 
 
 class Children:
-    """Processes of the `tamiyo` command line, by name."""
+    """Processes of the `tamiyo` command line, by name. A context manager that stops them."""
 
     def __init__(self, logs: Path, environment: Mapping[str, str]) -> None:
         self._logs = logs
-        # They are watched here: to start one again would hide why it ended.
+        # A supervisor would hide why a child exited.
         self._environment = {**os.environ, "TAMIYO_SUPERVISOR_ENABLED": "false", **environment}
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
 
@@ -61,10 +61,17 @@ class Children:
         environment: Mapping[str, str] | None = None,
         folder: Path | None = None,
     ) -> None:
-        """Start `tamiyo ARGUMENTS` under `name`, in `folder` where one is given; its log goes on where it was."""
+        """Start a process.
+
+        Args:
+            name: its name here; a process that exited may be started again, and appends to the same log.
+            arguments: of `tamiyo`.
+            environment: added to that of all children.
+            folder: its working directory; by default this process's.
+        """
         with (self._logs / f"{name}.log").open("ab") as log:
-            # A session of its own: Ctrl-C reaches the demo only, which then stops its children in order.
-            self._processes[name] = subprocess.Popen(  # noqa: S603 (our own command line, no shell)
+            # A new session: Ctrl-C reaches only the parent, which then stops its children in order.
+            self._processes[name] = subprocess.Popen(  # noqa: S603 (this command line, no shell)
                 [sys.executable, "-m", "tamiyo.streams.cli", *arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -72,50 +79,50 @@ class Children:
                 env={**self._environment, **(environment or {})},
                 cwd=folder,
                 start_new_session=True,
-                # A Ctrl-C between the fork and this assignment leaves a child that nobody knows.
-                preexec_fn=tie() if threading.current_thread() is threading.main_thread() else None,
+                # A Ctrl-C between the fork and this assignment would leave a child behind.
+                preexec_fn=die_with_parent() if threading.current_thread() is threading.main_thread() else None,
             )
 
     def names(self) -> list[str]:
-        """Return the names of all that were started."""
+        """Return the names of all processes that were started."""
         return list(self._processes)
 
     def pid(self, name: str) -> int:
-        """Return the process id that `name` has, or had last."""
+        """Return the current or last process id of `name`."""
         return self._processes[name].pid
 
     def exit_code(self, name: str) -> int | None:
-        """Return how `name` ended (minus a signal's number where one ended it); None while it runs."""
+        """Return the exit status of `name`, minus the signal's number if one ended it; None while it runs."""
         return self._processes[name].poll()
 
     def signal(self, name: str, number: int) -> None:
-        """Send a signal to `name`, if it still runs."""
+        """Send a signal to `name` if it is running."""
         self._processes[name].send_signal(number)
 
     def wait(self, name: str, timeout_s: float | None = None) -> int:
-        """Return how `name` ended, once it has; raises subprocess.TimeoutExpired after `timeout_s`."""
+        """Wait for `name` and return its exit status; raises subprocess.TimeoutExpired after `timeout_s`."""
         return self._processes[name].wait(timeout_s)
 
     def running(self, name: str) -> bool:
-        """Return whether `name` still runs; raises TamiyoError with its last words if it failed."""
+        """Return whether `name` is running; raises TamiyoError with the end of its log if it failed."""
         code = self._processes[name].poll()
         if code not in (None, 0):
-            raise TamiyoError(f"{name} ended with status {code}:\n{self.last_words(name)}")
+            raise TamiyoError(f"{name} exited with status {code}:\n{self.log_end(name)}")
         return code is None
 
     def check(self, names: Sequence[str]) -> None:
-        """Raise TamiyoError with the last words of the first of `names` that has ended, which none should."""
+        """Raise TamiyoError with the end of its log if one of `names` has exited."""
         for name in names:
             if not self.running(name):
-                raise TamiyoError(f"{name} ended by itself:\n{self.last_words(name)}")
+                raise TamiyoError(f"{name} exited unexpectedly:\n{self.log_end(name)}")
 
-    def last_words(self, name: str) -> str:
+    def log_end(self, name: str) -> str:
         """Return the end of a child's log."""
         lines = (self._logs / f"{name}.log").read_text(errors="replace").splitlines()
-        return "\n".join(lines[-LAST_WORDS:])
+        return "\n".join(lines[-LOG_END:])
 
     def stop(self, names: Sequence[str] | None = None) -> None:
-        """Stop `names` (all by default): SIGTERM together, SIGKILL for what is left after the grace."""
+        """Stop `names` (all by default): SIGTERM to all at once, SIGKILL to those left after the grace period."""
         chosen = [self._processes[name] for name in (self._processes if names is None else names)]
         for process in chosen:
             if process.poll() is None:

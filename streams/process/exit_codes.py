@@ -1,12 +1,12 @@
-"""How a pipeline process ends when it does not end well: with which status, and its last words.
+"""Exit statuses of a pipeline process (as in sysexits.h), and two ways to exit with one.
 
-    0    told to stop, and everything said is delivered and committed
-    1    it never ran: a setting is wrong, or Kafka, its topics or the store cannot be used
-    2    the command line is wrong
+    0    stopped on request; all outputs are delivered and committed
+    1    never ran: a setting is wrong, or Kafka, its topics or the store cannot be used
+    2    wrong command line
     70   a bug: the same input will raise again
-    75   Kafka, the store or the process itself got stuck or failed: to start again may help
+    75   Kafka, the store or the process failed or stalled: a restart may help
 
-A supervisor (`streams/process/supervisor.py`, or a platform's own) starts the process again after 70, 75 and a signal.
+A supervisor (`streams/process/supervisor.py`, or a platform's own) restarts the process after 70, 75 and a signal.
 """
 
 import logging
@@ -22,21 +22,21 @@ EXIT_SOFTWARE = 70
 EXIT_TEMPFAIL = 75
 """EX_TEMPFAIL."""
 
-LAST_WORDS_S = 2.0  # a blocked standard error, or a lock that a hung thread holds, must not keep the process alive
+ABORT_TIMEOUT_S = 2.0  # a blocked standard error, or a lock of a hung thread, must not keep the process alive
 
 
-def abort(status: int, words: str, *, end_process: Callable[[int], Any] = os._exit) -> None:
-    """End the process at once, with `words` as the last line on standard error.
+def abort(status: int, reason: str, *, end_process: Callable[[int], Any] = os._exit) -> None:
+    """End the process at once, with `reason` as the last line on standard error.
 
-    Nothing more is acknowledged or committed, as a graceful stop would do.
+    Unlike a graceful stop, it commits nothing more.
     """
-    limit = threading.Timer(LAST_WORDS_S, end_process, (status,))
+    limit = threading.Timer(ABORT_TIMEOUT_S, end_process, (status,))
     limit.daemon = True
     limit.start()
     try:
         for handler in logging.getLogger().handlers:
             handler.flush()
-        sys.stderr.write(f"tamiyo: {words}; the process ends with status {status}, and acknowledges nothing more\n")
+        sys.stderr.write(f"tamiyo: {reason}; exiting with status {status} without further commits\n")
         sys.stderr.flush()
         end_process(status)
     finally:
@@ -44,10 +44,10 @@ def abort(status: int, words: str, *, end_process: Callable[[int], Any] = os._ex
 
 
 def exit_without_cleanup(status: int) -> NoReturn:
-    """End a process that has done everything, without taking it apart.
+    """End a process that has finished its work, without Python's cleanup.
 
-    Python frees every object of torch and its friends on the way out: more than a second of a processor, and many where
-    others want it too, when a supervisor or platform counts the seconds of a graceful stop.
+    Python would free every object of torch and other libraries: more than a second of processor time, and several on
+    a busy machine, while a supervisor or platform limits the seconds of a graceful stop.
     """
     logging.shutdown()
     sys.stdout.flush()

@@ -1,4 +1,4 @@
-"""Prometheus metrics of a training process: what its handle has counted, read when somebody asks."""
+"""Prometheus metrics of a training process, collected from its handle at each scrape."""
 
 import asyncio
 import threading
@@ -15,35 +15,45 @@ START_TIMEOUT_S = 10.0
 
 
 class HostCollector:
-    """Collects `Handle.stats`; its fields' docstring says what they are."""
+    """Collects `Handle.stats`, which documents the values."""
 
     def __init__(self, handle: Handle) -> None:
         self._handle = handle
 
     def collect(self) -> Iterable[Metric]:
-        """Return the metric families as they stand."""
+        """Return the current metric families."""
         stats = self._handle.stats
         records = CounterMetricFamily(
-            "tamiyo_host_records", "Records delivered to Kafka, or dropped.", labels=["result"]
+            "tamiyo_host_records", "Records by result: published to Kafka, or dropped.", labels=["result"]
         )
         records.add_metric(["published"], stats.published_records)
         records.add_metric(["dropped"], stats.dropped_records)
-        decisions = CounterMetricFamily("tamiyo_host_decisions", "Decisions by what came of them.", labels=["result"])
+        decisions = CounterMetricFamily(
+            "tamiyo_host_decisions", "Decisions by result: executed, refused, failed or repeated.", labels=["result"]
+        )
         for result in ("executed", "refused", "failed", "repeated"):
             decisions.add_metric([result], getattr(stats, result))
-        seconds = CounterMetricFamily("tamiyo_host_seconds", "Wall-clock time, by whose it was.", labels=["whose"])
+        seconds = CounterMetricFamily(
+            "tamiyo_host_seconds", "Wall-clock time of the training and of the SDK.", labels=["whose"]
+        )
         seconds.add_metric(["training"], stats.training_seconds)
         seconds.add_metric(["sdk"], stats.sdk_seconds)
-        parameters = GaugeMetricFamily("tamiyo_host_parameters", "Numbers in the network.", labels=["part"])
+        parameters = GaugeMetricFamily(
+            "tamiyo_host_parameters", "Parameters of the network: base network and kernels.", labels=["part"]
+        )
         parameters.add_metric(["kernels"], stats.kernel_parameters)
         parameters.add_metric(["base"], stats.parameters - stats.kernel_parameters)
         return [
-            CounterMetricFamily("tamiyo_host_steps", "Training steps done.", value=stats.step),
-            CounterMetricFamily("tamiyo_host_errors", "Errors of the SDK that training survived.", value=stats.errors),
-            GaugeMetricFamily(
-                "tamiyo_host_overhead_ratio", "Time in the SDK / time of training.", stats.overhead_ratio
+            CounterMetricFamily("tamiyo_host_steps", "Completed training steps.", value=stats.step),
+            CounterMetricFamily(
+                "tamiyo_host_errors", "Errors in the SDK; training continues after them.", value=stats.errors
             ),
-            GaugeMetricFamily("tamiyo_host_connected", "Whether Kafka has ever answered.", int(stats.connected)),
+            GaugeMetricFamily(
+                "tamiyo_host_overhead_ratio", "Time in the SDK / time in training.", stats.overhead_ratio
+            ),
+            GaugeMetricFamily(
+                "tamiyo_host_connected", "Whether the SDK has ever been connected to Kafka.", int(stats.connected)
+            ),
             records,
             decisions,
             seconds,
@@ -53,9 +63,20 @@ class HostCollector:
 
 @contextmanager
 def served(handle: Handle, *, host: str, port: int) -> Iterator[int]:
-    """Within: /metrics, /healthz and /readyz of a training run, from a thread of their own; gives the port.
+    """Serve /metrics, /healthz and /readyz of a training run within the block, from a separate thread.
 
-    Ready means that Kafka has answered. Raises ConfigurationError where the port is taken.
+    The run is ready once it has been connected to Kafka.
+
+    Args:
+        handle: the attached run.
+        host: address to listen on.
+        port: 0 for any free port.
+
+    Yields:
+        The port.
+
+    Raises:
+        ConfigurationError: the port is in use.
     """
     collector = HostCollector(handle)
     loop = asyncio.new_event_loop()

@@ -13,11 +13,11 @@ log = structlog.get_logger(__name__)
 
 SHUTDOWN_S = 1.0
 Probe = Callable[[], Mapping[str, Any]]
-"""Says how things stand; its entry `ok` decides between 200 and 503."""
+"""Returns a state as JSON values; its entry `ok` decides between status 200 and 503."""
 
 
 class HealthServer:
-    """Serves the process's metrics and two probes, in the running event loop."""
+    """Serves the process's metrics, a liveness probe and a readiness probe, in the running event loop."""
 
     def __init__(self, *, healthy: Probe, ready: Probe, host: str = "127.0.0.1", port: int = 0) -> None:
         self._healthy = healthy
@@ -26,10 +26,10 @@ class HealthServer:
         self._wanted_port = port
         self._runner: web.AppRunner | None = None
         self.port = 0
-        """Where it listens, once started."""
+        """The actual port, once started."""
 
     async def start(self) -> None:
-        """Listen; with port 0 on any free port, which the log names. Raises ConfigurationError if that cannot be."""
+        """Start listening; the log names the port. Raises ConfigurationError where the port cannot be used."""
         app = web.Application()
         app.add_routes(
             [
@@ -38,7 +38,7 @@ class HealthServer:
                 web.get("/readyz", self._probe(self._ready)),
             ]
         )
-        # aiohttp would wait a minute for a request that never ends, and the process's stop with it.
+        # By default aiohttp, and so the process's stop, waits a minute for a request that never ends.
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=SHUTDOWN_S)
         await self._runner.setup()
         site = web.TCPSite(self._runner, self._host, self._wanted_port)
@@ -47,11 +47,11 @@ class HealthServer:
         except OSError as error:
             await self.stop()
             raise ConfigurationError(
-                f"nothing can listen on {self._host}:{self._wanted_port} ({error.strerror or error}); choose another "
-                "--http-port, or 0 for any that is free"
+                f"cannot listen on {self._host}:{self._wanted_port} ({error.strerror or error}); choose another "
+                "--http-port, or 0 for any free port"
             ) from error
         self.port = int(self._runner.addresses[0][1])
-        log.info("metrics and health are served", url=f"http://{self._host}:{self.port}/metrics")
+        log.info("serving metrics and health", url=f"http://{self._host}:{self.port}/metrics")
 
     async def stop(self) -> None:
         """Stop listening."""
@@ -65,8 +65,8 @@ class HealthServer:
 
     @staticmethod
     def _probe(probe: Probe) -> Callable[[web.Request], Any]:
-        async def answer(_: web.Request) -> web.Response:
+        async def respond(_: web.Request) -> web.Response:
             state = probe()
             return web.json_response(dict(state), status=200 if state.get("ok") else 503)
 
-        return answer
+        return respond

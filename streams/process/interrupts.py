@@ -1,4 +1,4 @@
-"""To be stopped between two things, not in the middle of one."""
+"""Turns Ctrl-C and SIGTERM into a request to stop at the next safe point."""
 
 import signal
 import threading
@@ -9,21 +9,21 @@ from typing import Any
 
 @contextmanager
 def stoppable() -> Iterator[threading.Event]:
-    """Within, Ctrl-C or SIGTERM sets the event, and a second one raises KeyboardInterrupt where it finds the program.
+    """Within the block, Ctrl-C or SIGTERM sets the event; a second one raises KeyboardInterrupt at once.
 
-    An exception raised anywhere may be lost: in a callback that Python calls around a fork it is printed and ignored.
-    And it may lose something: a record that was read and not yet taken.
+    An exception raised at any point may be lost: Python prints and ignores it in callbacks around a fork. It may also
+    lose data: a record that was read and not yet processed.
     """
-    told = threading.Event()
+    stopped = threading.Event()
 
-    def tell(*_: Any) -> None:
-        if told.is_set():
+    def handle(*_: Any) -> None:
+        if stopped.is_set():
             raise KeyboardInterrupt
-        told.set()
+        stopped.set()
 
-    before = {number: signal.signal(number, tell) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield told
+        yield stopped
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -36,7 +36,7 @@ def on_signals(stop: Callable[[], None]) -> None:
 
 
 def stop_flag() -> Callable[[], bool]:
-    """Return what tells, from now on, whether Ctrl-C or SIGTERM has come."""
-    told = threading.Event()
-    on_signals(told.set)
-    return told.is_set
+    """Return a function that returns whether Ctrl-C or SIGTERM has arrived since."""
+    stopped = threading.Event()
+    on_signals(stopped.set)
+    return stopped.is_set

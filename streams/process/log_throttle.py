@@ -1,7 +1,7 @@
-"""Libraries that say the same again and again, said once in a while.
+"""Limits repeated log messages of libraries.
 
-While a broker is away, the clients of one worker together say four hundred times a second that they cannot reach it: a
-quarter of an hour of that fills a log with what its first line said, and the last words of a process with nothing else.
+During a broker outage the clients of one worker log four hundred connection failures a second. Without a limit, a
+quarter of an hour of them hides everything else in the log.
 """
 
 import logging
@@ -9,13 +9,13 @@ import time
 from collections.abc import Callable, Collection
 
 EVERY_S = 10.0
-MAX_KINDS = 1_000  # messages told apart; more are a library that formats its own
+MAX_KINDS = 1_000  # more distinct messages than that come from a library that formats them itself
 
 
-class Repeats(logging.Filter):
-    """Lets a library's message through once in `EVERY_S`, with the number of those left out since.
+class RepeatFilter(logging.Filter):
+    """Passes a library's message once in `EVERY_S` seconds, with the number of suppressed repeats.
 
-    Messages are the same if their logger, level and format are; what is ours always passes.
+    Messages repeat each other if logger, level and format are equal. Messages of other loggers always pass.
     """
 
     def __init__(self, libraries: Collection[str], *, clock: Callable[[], float] = time.monotonic) -> None:
@@ -23,21 +23,22 @@ class Repeats(logging.Filter):
         self._libraries = frozenset(libraries)
         self._clock = clock
         self._kinds: dict[tuple[str, int, str], tuple[float, int]] = {}
-        """When each was last let through, and how many were left out since."""
+        """When each last passed, and how many were suppressed since."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Return whether the record is to be told; adds to its message what was not."""
+        """Return whether a record passes; appends the number of suppressed repeats to its message."""
         if record.name.split(".")[0] not in self._libraries:
             return True
         kind = (record.name, record.levelno, str(record.msg))
         now = self._clock()
-        told, left_out = self._kinds.pop(kind, (-EVERY_S, 0))
-        if now - told < EVERY_S:
-            self._kinds[kind] = (told, left_out + 1)
+        passed, suppressed = self._kinds.pop(kind, (-EVERY_S, 0))
+        if now - passed < EVERY_S:
+            self._kinds[kind] = (passed, suppressed + 1)
             return False
         self._kinds[kind] = (now, 0)
         if len(self._kinds) > MAX_KINDS:
             del self._kinds[next(iter(self._kinds))]
-        if left_out:
-            record.msg, record.args = f"{record.getMessage()} (and {left_out} times more in {now - told:.0f} s)", ()
+        if suppressed:
+            message = f"{record.getMessage()} (and {suppressed} times more in {now - passed:.0f} s)"
+            record.msg, record.args = message, ()
         return True

@@ -1,4 +1,4 @@
-"""Structured logs of a pipeline process: JSON a line, or coloured text on a terminal, on standard error."""
+"""Configures structured logs of a pipeline process: JSON lines, or coloured text on a terminal, on standard error."""
 
 import logging
 import sys
@@ -8,21 +8,24 @@ from typing import Any, Literal
 import structlog
 
 from tamiyo.schemas.display import printable
-from tamiyo.streams.process.log_throttle import Repeats
+from tamiyo.streams.process.log_throttle import RepeatFilter
 
 NOISY = ("faust", "mode", "aiokafka", "asyncio", "kafka", "aiohttp.access")
 
 
-def silence() -> None:
-    """Log nothing below CRITICAL: for programs that feed stages what these complain about, a million times."""
+def only_critical() -> None:
+    """Log nothing below CRITICAL, for programs that feed stages millions of invalid records."""
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
     logging.getLogger().setLevel(logging.CRITICAL)
 
 
 def configure(level: str = "INFO", style: Literal["auto", "json", "text"] = "auto", verbose: bool = False) -> None:
-    """Send this process's logs, the libraries' included, through structlog to standard error.
+    """Send the logs of this process and its libraries through structlog to standard error.
 
-    Libraries speak from WARNING up unless `verbose`: Faust's chatter about rebalances is hundreds of lines a start.
+    Args:
+        level: lowest level that is logged.
+        style: json, text, or auto: text on a terminal.
+        verbose: log libraries from `level` too, not only from WARNING: Faust logs hundreds of lines at each start.
     """
     text = style == "text" or (style == "auto" and sys.stderr.isatty())
     shared: list[Any] = [
@@ -53,16 +56,16 @@ def configure(level: str = "INFO", style: Literal["auto", "json", "text"] = "aut
         )
     )
     if not verbose:
-        handler.addFilter(Repeats(NOISY))
+        handler.addFilter(RepeatFilter(NOISY))
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
     for name in NOISY:
         logging.getLogger(name).setLevel(level.upper() if verbose else logging.WARNING)
-    # At DEBUG it logs every request, the one with the password included.
+    # At DEBUG it logs every request, including the one with the password.
     logging.getLogger("aiokafka.conn").setLevel(max(logging.INFO, logging.getLogger("aiokafka").level))
 
 
 def _printable(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    """Escape what a record's words could do to a terminal; JSON escapes it by itself."""
+    """Escape control characters of records for a terminal; JSON escapes them by itself."""
     return {name: printable(value) if isinstance(value, str) else value for name, value in event.items()}

@@ -1,10 +1,10 @@
-"""How a process that runs for months asks the C library to give memory back.
+"""Makes the C library return freed memory to the system, for processes that run for months.
 
-glibc gives every thread a heap of its own, raises the size from which blocks are mapped singly to whatever was last
-freed, and keeps freed memory at a heap's end. A worker decodes in one thread, computes in others, and now and then
-reads a policy of megabytes or the ends of all its topics: what that leaves behind is never needed again, and looks like
-a leak. So there are few heaps, and large blocks are always mapped, and so always returned; and after a great piece of
-work what lies free between what is held goes back too.
+glibc gives every thread its own heap, raises the size from which blocks are mapped individually to whatever was last
+freed, and keeps freed memory at a heap's end. A worker decodes in one thread, computes in others, and occasionally
+reads a policy of megabytes or the ends of all its topics: the memory that this leaves behind looks like a leak. So the
+number of heaps is limited, large blocks are always mapped and therefore always returned, and `trim` returns free pages
+between used ones after a large task.
 """
 
 import ctypes
@@ -13,11 +13,11 @@ import sys
 # malloc.h
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8
 ARENAS = 2
-LARGE = 131_072  # bytes; glibc's own value, which naming it keeps from rising
+LARGE = 131_072  # bytes; glibc's default, which no longer rises once it is set
 
 
-def give_back() -> bool:
-    """Set this process's malloc so; return whether it could be, which it can where glibc is the C library."""
+def limit_heaps() -> bool:
+    """Configure malloc of this process; return whether that is possible, which requires glibc."""
     if sys.platform != "linux":
         return False
     library = ctypes.CDLL(None)
@@ -29,6 +29,6 @@ def give_back() -> bool:
 
 
 def trim() -> None:
-    """Give back now what lies free; takes milliseconds, in which other threads may have to wait for memory."""
+    """Return free memory to the system; takes milliseconds, in which other threads may wait for memory."""
     if sys.platform == "linux" and hasattr(library := ctypes.CDLL(None), "malloc_trim"):
         library.malloc_trim(0)

@@ -1,11 +1,11 @@
-"""Notices that a process does not get on, and ends it: nothing is acknowledged, and a supervisor starts it again.
+"""Detects a stalled process and ends it without further commits, for a supervisor to restart it.
 
-Three things are watched. The event loop (or the learner's) must come round: a thread watches, since a blocked loop
-cannot. A stage for which records wait must move, and the consumer's group coordination must live
+Three things are checked. The event loop (or the learner's loop) must turn: a thread checks that, since a blocked loop
+cannot. A stage with waiting records must progress, and the consumer's group coordination must work
 (`streams/runtime/liveness.py`).
 
-Time is counted in looks that found nothing moved, not on a clock: a process that was frozen whole, or a machine that
-slept, has not been stuck.
+Stalls are measured in checks without progress, not on a clock: a process that was frozen as a whole, or a machine that
+slept, has not stalled.
 """
 
 import faulthandler
@@ -16,60 +16,67 @@ from typing import Any
 
 from tamiyo.streams.process import exit_codes
 
-LOOKS = 8  # within one patience: a sign of life just after a look is missed for an eighth of it at most
+CHECKS = 8  # within one timeout, so that a stall is detected after at most 9/8 of it
 
 
 class StallDetector:
-    """Counts looks that found the same sign of life."""
+    """Counts consecutive checks without progress."""
 
     def __init__(self) -> None:
-        self._sign: Hashable = None
-        self._looks = 0
+        self._progress: Hashable = None
+        self._checks = 0
 
-    def check(self, sign: Hashable) -> int:
-        """Return how many looks in a row, before this one, found the same."""
-        self._looks = self._looks + 1 if sign == self._sign else 0
-        self._sign = sign
-        return self._looks
+    def check(self, progress: Hashable) -> int:
+        """Return how many consecutive checks before this one had the same `progress`."""
+        self._checks = self._checks + 1 if progress == self._progress else 0
+        self._progress = progress
+        return self._checks
 
     def reset(self) -> None:
-        """Begin to count anew: to stand still is right just now."""
-        self._looks = 0
+        """Restart the count, when no progress is expected."""
+        self._checks = 0
 
 
 class LoopWatch:
-    """A thread that ends the process when its loop does not come round."""
+    """A thread that ends the process when its loop stops turning."""
 
     def __init__(
         self,
         loop: str,
         turns: Callable[[], Hashable],
-        patience_s: float,
+        timeout_s: float,
         *,
         end: Callable[[int, str], Any] = exit_codes.abort,
     ) -> None:
-        """`turns` returns something that changes with every turn of the loop."""
+        """Prepare the thread.
+
+        Args:
+            loop: name of the loop in messages.
+            turns: returns a value that changes with every turn of the loop.
+            timeout_s: seconds without a turn after which the process ends.
+            end: ends the process, given an exit status and a reason.
+        """
         self._loop = loop
         self._turns = turns
-        self._patience_s = patience_s
+        self._timeout_s = timeout_s
         self._end = end
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
     def start(self) -> None:
-        """Begin to watch."""
+        """Start checking."""
         self._thread.start()
 
     def stop(self) -> None:
-        """Watch no longer."""
+        """Stop checking."""
         self._stopped.set()
 
     def _watch(self) -> None:
-        still = StallDetector()
-        while not self._stopped.wait(self._patience_s / LOOKS):
-            if still.check(self._turns()) >= LOOKS:
-                # Which line it hangs in is what one wants to know; this needs no lock that the hung thread may hold.
+        stalls = StallDetector()
+        while not self._stopped.wait(self._timeout_s / CHECKS):
+            if stalls.check(self._turns()) >= CHECKS:
+                # Shows the line in which the loop hangs, without a lock that the hung thread may hold.
                 faulthandler.dump_traceback(sys.__stderr__ or 2)
-                words = f"watchdog: {self._loop} has not come round for {self._patience_s:.0f} s"
-                self._end(exit_codes.EXIT_TEMPFAIL, words)
+                reason = f"watchdog: {self._loop} has not turned for {self._timeout_s:.0f} s"
+                self._end(exit_codes.EXIT_TEMPFAIL, reason)
                 return

@@ -1,4 +1,4 @@
-"""`tamiyo diff`: whether two runs said the same, to the byte, under the same ids."""
+"""Compares the records of two runs byte by byte, under the same ids, for `tamiyo diff`."""
 
 import hashlib
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -19,39 +19,39 @@ from tamiyo.streams.recording.topic_reader import Selection, TopicReader
 
 COMPARED = (WINDOWS, GRAPHS, DECISIONS)
 TOPICS_SCHEME = "topics:"
-ID_FIELDS = ("decision_id", "graph_id", "window_id", "signal_id")  # the last that a record has not been derived from
+ID_FIELDS = ("decision_id", "graph_id", "window_id", "signal_id")  # the first that a record has identifies it
 SHOWN = 200  # characters of a value
 
 
 class Side(Protocol):
-    """One of the two: a recording, or topics under a prefix."""
+    """One side of a comparison: a recording, or topics under a prefix."""
 
     def messages(self, topic: Topic) -> Iterator[Message]:
-        """Yield a topic's messages, the same at every call while nothing is added."""
+        """Yield a topic's messages; every call yields the same ones while none is added."""
 
 
 class TopicsSide:
-    """The topics under a prefix, as they are."""
+    """Topics under a prefix."""
 
     def __init__(self, kafka: KafkaSettings, names: TopicNames) -> None:
         self._kafka = kafka
         self._names = names
 
     def messages(self, topic: Topic) -> Iterator[Message]:
-        """Yield what lies on the topic now; raises BrokerError where there is none."""
+        """Yield the topic's current messages; raises BrokerError where there is no such topic."""
         with closing(TopicReader(self._kafka, self._names)) as reader:
             yield from reader.messages(reader.resolve(Selection(topics=(topic.name,))))
 
 
 class RecordingSide:
-    """A recording, its files as they were written."""
+    """A recording, whose files are verified."""
 
     def __init__(self, recording: Recording) -> None:
         self._recording = recording
         self._verified: set[str] = set()
 
     def messages(self, topic: Topic) -> Iterator[Message]:
-        """Yield the recorded messages; raises RecordingError where they are damaged."""
+        """Yield the recorded messages; raises RecordingError where a file is damaged."""
         if topic.name not in self._verified:
             self._recording.verify([topic])
             self._verified.add(topic.name)
@@ -59,9 +59,15 @@ class RecordingSide:
 
 
 def side(text: str, kafka: Callable[[], KafkaSettings]) -> Side:
-    """Return what `text` names: a recording's folder, or `topics:PREFIX`.
+    """Return the side that `text` names.
 
-    Raises RecordingError or ConfigurationError where it names neither.
+    Args:
+        text: a recording's folder, or `topics:PREFIX`.
+        kafka: returns the broker's settings; called for topics only.
+
+    Raises:
+        RecordingError: the folder is not a recording.
+        ConfigurationError: there is no such folder.
     """
     if text.startswith(TOPICS_SCHEME):
         return TopicsSide(kafka(), TopicNames(prefix=text.removeprefix(TOPICS_SCHEME)))
@@ -84,23 +90,23 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """How one topic compares."""
+    """The result of comparing one topic."""
 
     topic: str
     same: int
     """Ids with the same bytes on both sides."""
     differ: int
-    """Ids with other bytes."""
+    """Ids with different bytes."""
     left_only: int
     right_only: int
     contradictions: int
-    """Ids that came again with other bytes, on either side; the first holds."""
+    """Ids with different bytes within one side; the first ones are compared."""
     first: Place | None
-    """Of the records that differ, the first on the left."""
+    """The first record of the left side that differs."""
 
     @property
     def equal(self) -> bool:
-        """Return whether both sides said the same, and each said one thing."""
+        """Return whether both sides have the same records and no contradictions."""
         return not (self.differ or self.left_only or self.right_only or self.contradictions)
 
 
@@ -138,8 +144,8 @@ def _compare(
     left: Side, right: Side, topic: Topic, runs: set[bytes], ignore: set[str], progress: Callable[[int], None]
 ) -> Difference:
     ignored = ignore & set(topic.record.model_fields)
-    ours, again_left = _digests(left, topic, runs, ignored, progress)
-    theirs, again_right = _digests(right, topic, runs, ignored, progress)
+    ours, left_contradictions = _digests(left, topic, runs, ignored, progress)
+    theirs, right_contradictions = _digests(right, topic, runs, ignored, progress)
     common = [name for name in ours if name in theirs]
     differ = [name for name in common if ours[name] != theirs[name]]
     first = _place(left, right, topic, differ[0], ignored) if differ else None
@@ -149,7 +155,7 @@ def _compare(
         len(differ),
         len(ours) - len(common),
         len(theirs) - len(common),
-        again_left + again_right,
+        left_contradictions + right_contradictions,
         first,
     )
 
@@ -158,7 +164,7 @@ def _digests(
     side: Side, topic: Topic, runs: set[bytes], ignored: set[str], progress: Callable[[int], None]
 ) -> tuple[dict[str, bytes], int]:
     found: dict[str, bytes] = {}
-    again: set[str] = set()
+    contradictions: set[str] = set()
     for message in side.messages(topic):
         progress(1)
         if message.value is None or (runs and message.key not in runs):
@@ -166,8 +172,8 @@ def _digests(
         name = _identity(message, topic)
         digest = hashlib.blake2b(_compared_bytes(message.value, topic, ignored), digest_size=16).digest()
         if found.setdefault(name, digest) != digest:
-            again.add(name)
-    return found, len(again)
+            contradictions.add(name)
+    return found, len(contradictions)
 
 
 def _compared_bytes(value: bytes, topic: Topic, ignored: set[str]) -> bytes:

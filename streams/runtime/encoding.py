@@ -1,6 +1,7 @@
 """Encode what a stage publishes: topic, key, bytes, and the headers that a restart reads back."""
 
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from tamiyo.schemas.codec import encode
@@ -19,25 +20,30 @@ from tamiyo.streams.headers import (
 from tamiyo.streams.runtime.end_of_stream import EndOfStream
 from tamiyo.streams.stages.base import SHORT_ID, Output, Reject
 
-MAX_INSIDE = 1_000  # ids named, 16 kB: a message has an end
-MAX_REASON = 2_000  # bytes of it in a header
+MAX_MEMBER_IDS = 1_000  # 16 kB: a message's size has a limit
+MAX_REASON = 2_000  # bytes of a header
 
 Headers = list[tuple[str, bytes]]
 
 
 def key_of(each: Output | Reject) -> tuple[str, str]:
-    """Return (topic, identity), under which a thing is said once."""
+    """Return (topic, identity), under which an output or a reject is published once."""
     if isinstance(each, Output):
         return each.topic.name, each.identity
-    return _aside(each), f"{each.source.topic}:{each.source.offset}"
+    return _rejected_to(each), f"{each.source.topic}:{each.source.offset}"
+
+
+def encode_positions(positions: Mapping[str, int], reached: Mapping[str, int]) -> bytes:
+    """Return the positions header: of each input the highest offset that this worker or an earlier one `reached`."""
+    return ",".join(f"{topic}={max(offset, reached.get(topic, 0))}" for topic, offset in positions.items()).encode()
 
 
 def message_of(
     each: Output | Reject | EndOfStream, stage: str, positions: bytes | None = None
 ) -> tuple[str, bytes | None, bytes | None, Headers]:
-    """Return catalogue topic, key, value and headers of what `stage` says, having read its inputs to `positions`.
+    """Return catalogue topic, key, value and headers of what `stage` publishes.
 
-    Without positions it is nothing that the stage reads back.
+    `positions` is the positions header. Without it the message is not one that a stage reads back.
     """
     headers: Headers = [(STAGE_HEADER, stage.encode())]
     if positions is not None:
@@ -50,15 +56,16 @@ def message_of(
     if isinstance(each, Output):
         headers.append((ID_HEADER, each.identity.encode()))
         if each.member_ids:
-            headers.append((INSIDE_HEADER, "".join(name[:SHORT_ID] for name in each.member_ids[:MAX_INSIDE]).encode()))
+            members = "".join(name[:SHORT_ID] for name in each.member_ids[:MAX_MEMBER_IDS])
+            headers.append((INSIDE_HEADER, members.encode()))
         record: Any = each.record
         return each.topic.name, record.run_id.encode(), encode(each.record), headers
     headers.append((REASON_HEADER, each.reason.encode()[:MAX_REASON]))
     headers.append((TIME_HEADER, str(time.time_ns() // 1_000_000).encode()))
     if each.poison:
         headers.append((POISON_HEADER, b"1"))
-    return _aside(each), each.source.key, each.source.raw, headers
+    return _rejected_to(each), each.source.key, each.source.raw, headers
 
 
-def _aside(each: Reject) -> str:
+def _rejected_to(each: Reject) -> str:
     return f"{each.source.topic}.late" if each.late else f"{each.source.topic}.dlq"

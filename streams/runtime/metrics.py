@@ -1,43 +1,72 @@
 """Prometheus metrics of the stages: prefix `tamiyo_`, base units."""
 
+import time
+from typing import Any
+
 from prometheus_client import Counter, Gauge, Histogram
 
-# Fine where the budgets are: 50 ms for intake, 100 ms for a decision.
+from tamiyo.schemas.topics import DECISIONS, SIGNALS
+from tamiyo.streams.runtime.end_of_stream import EndOfStream
+from tamiyo.streams.stages.base import Output, Reject
+
+# Narrow around the budgets: 50 ms for intake, 100 ms for a decision.
 LATENCY_BUCKETS = (
     0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.04, 0.05,
     0.065, 0.08, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1.0, 2.0, 5.0, 10.0,
 )  # fmt: skip
-# From the event's own clock to a decision there are four stages and a window to close.
+# An event passes four stages, and waits for its window to close.
 END_TO_END_BUCKETS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1, 1.5, 2, 3, 5, 7.5, 10, 20, 30, 60, 300, 3600)
 
-RECEIVED = Counter("tamiyo_records_received_total", "Records a stage has received.", ["stage", "topic"])
-PUBLISHED = Counter("tamiyo_records_published_total", "Records a stage has published.", ["stage", "topic"])
+RECEIVED = Counter("tamiyo_records_received_total", "Records received by a stage.", ["stage", "topic"])
+PUBLISHED = Counter("tamiyo_records_published_total", "Records published by a stage.", ["stage", "topic"])
 REJECTED = Counter(
-    "tamiyo_records_rejected_total", "Records sent to dead letters, or to the late topic.", ["stage", "topic", "kind"]
+    "tamiyo_records_rejected_total",
+    "Records rejected to a dead-letter topic or a late topic.",
+    ["stage", "topic", "kind"],
 )
 REPEATED = Counter(
-    "tamiyo_records_repeated_total", "Outputs not published, since they were before a restart.", ["stage", "topic"]
+    "tamiyo_records_repeated_total",
+    "Outputs suppressed after a restart because they had been published before.",
+    ["stage", "topic"],
 )
-SHED = Counter(
-    "tamiyo_layer_signals_shed_total", "Layer-signals that intake left out, the least telling, since too many waited."
-)
+SHED = Counter("tamiyo_layer_signals_shed_total", "Layer signals shed by intake under overload, lowest priority first.")
 STAGE_LATENCY = Histogram(
     "tamiyo_stage_latency_seconds",
-    "From an input's arrival at the stage to the delivery of the output it closed.",
+    "Time from an input's arrival at the stage to the delivery of the output that it completed.",
     ["stage"],
     buckets=LATENCY_BUCKETS,
 )
 END_TO_END_LATENCY = Histogram(
     "tamiyo_end_to_end_latency_seconds",
-    "From the event time of the newest telemetry in a graph to the delivery of its decision.",
+    "Time from the newest telemetry in a graph, by event time, to the delivery of its decision.",
     buckets=END_TO_END_BUCKETS,
 )
-OPEN_RECORDS = Gauge("tamiyo_stage_open_records", "Records received and not yet acknowledged.", ["stage"])
-PARTITIONS = Gauge("tamiyo_stage_partitions", "Partitions this process works on.", ["stage"])
-REBALANCES = Counter("tamiyo_rebalances_total", "Assignments received from the group's coordinator.", ["stage"])
-BATCH_RECORDS = Histogram(
-    "tamiyo_stage_batch_records", "Records fed at once.", ["stage"], buckets=(1, 2, 5, 10, 20, 50, 100, 200, 500)
+OPEN_RECORDS = Gauge("tamiyo_stage_open_records", "Records received and not yet committed.", ["stage"])
+PARTITIONS = Gauge("tamiyo_stage_partitions", "Partitions assigned to this process.", ["stage"])
+REBALANCES = Counter(
+    "tamiyo_rebalances_total", "Partition assignments received from the group's coordinator.", ["stage"]
 )
-FEED_SECONDS = Counter("tamiyo_stage_busy_seconds_total", "Time a stage has computed.", ["stage"])
+BATCH_RECORDS = Histogram(
+    "tamiyo_stage_batch_records",
+    "Records processed in one call of a stage.",
+    ["stage"],
+    buckets=(1, 2, 5, 10, 20, 50, 100, 200, 500),
+)
+FEED_SECONDS = Counter("tamiyo_stage_busy_seconds_total", "Computing time of a stage.", ["stage"])
 VIEW_KEYS = Gauge("tamiyo_view_keys", "Keys in the view of a compacted topic.", ["topic"])
 POLICY_VERSION = Gauge("tamiyo_policy_version", "Policy version of the newest decision.")
+
+
+def observe_delivery(stage: str, each: Output | Reject | EndOfStream, received: float | None) -> None:
+    """Count a delivered output; `received` is when the input that closed it arrived (`time.perf_counter()`)."""
+    if not isinstance(each, Output):
+        return
+    if received is not None:
+        STAGE_LATENCY.labels(stage).observe(time.perf_counter() - received)
+    PUBLISHED.labels(stage, each.topic.name).inc()
+    record: Any = each.record
+    if each.topic is SIGNALS:
+        SHED.inc(record.shed)
+    elif each.topic is DECISIONS:
+        END_TO_END_LATENCY.observe(max(0.0, time.time() - record.time_ms / 1000))
+        POLICY_VERSION.set(record.policy_version)

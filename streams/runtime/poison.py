@@ -1,12 +1,12 @@
-"""Which records made a stage raise, remembered past the end of the process: a bug must not stop a partition for ever.
+"""Which records made a stage raise, kept over restarts: a bug must not stop a partition for ever.
 
-A stage that raised is not fed on, since nobody knows what state the bug left it in: the process ends with nothing
-acknowledged, and the next one reads the same records again. Before it ends, it writes down here what it had fed. If
-that was one record, that one has failed once more; if it was a batch, its records are fed one by one from then on, so
-that the one to blame will be known. A record that has failed often enough goes to the dead letters without being fed.
+A stage that raised is not fed on, since the bug may have left it in any state: the process ends with nothing
+acknowledged, and the next one reads the same records again. Before it ends, it records here what it had fed. If that
+was one record, that record has failed once more; if it was a batch, its records are fed one by one from then on, so
+that the one that fails is found. A record that has failed often enough alone is dead-lettered without being fed.
 
-The place is a small file a partition, on the disk of the worker that failed. Another machine that takes the partition
-over counts for itself; what has gone to the dead letters says so there (`POISON_HEADER`), and is fed nowhere again.
+The place is a small file per partition, on the disk of the worker that failed. Another machine that takes the partition
+over counts by itself; a dead letter of a poison record is marked (`POISON_HEADER`), and no machine feeds that record.
 """
 
 import json
@@ -21,17 +21,18 @@ from tamiyo.streams.stages.base import Incoming
 
 log = structlog.get_logger(__name__)
 
-REASON_LENGTH = 1_000  # characters of an exception: a word to find the bug by, not the record it may quote
+REASON_LENGTH = 1_000  # characters of an exception: enough to find the bug by, not the record it may quote
 
 
 class PoisonTracker:
-    """The suspected records of one partition of one group. Without a path, they are forgotten with the process."""
+    """Failures of the records of one partition of one group. Without a path, they are lost with the process."""
 
     def __init__(self, path: Path | None = None, *, attempts: int = 3) -> None:
-        """Read what is known; `attempts` failures of a record that was fed alone condemn it."""
+        """Read the failures kept at `path`; after `attempts` failures alone, a record is poison."""
         self._path = path
         self._attempts = attempts
         self._failures: dict[str, int] = {}
+        """"topic:offset" of every suspected record, with how often it failed alone."""
         self._reason = ""
         if path is not None:
             self._read(path)
@@ -40,7 +41,7 @@ class PoisonTracker:
         return bool(self._failures)
 
     def forget_below(self, positions: Mapping[str, int]) -> None:
-        """Forget what lies before the offsets that reading begins at: it will not be fed again."""
+        """Forget records before the offsets at which reading begins: they are not fed again."""
         self._failures = {
             place: count
             for place, count in self._failures.items()
@@ -49,30 +50,32 @@ class PoisonTracker:
         }
 
     def isolate(self, topic: str, offset: int) -> bool:
-        """Return whether a record is to be fed alone."""
+        """Return whether a record has to be fed alone."""
         return f"{topic}:{offset}" in self._failures
 
     def is_poison(self, topic: str, offset: int) -> str | None:
-        """Return why a record is not to be fed any more; None where it is."""
+        """Return why a record must not be fed any more; None if it may be."""
         failures = self._failures.get(f"{topic}:{offset}", 0)
         if failures < self._attempts:
             return None
-        return f"poison: alone, it ended the process {failures} times; last {self._reason}"
+        return f"poison: crashed the stage {failures} times when fed alone; last error: {self._reason}"
 
     def record_failure(self, batch: Iterable[Incoming], error: Exception) -> None:
-        """Write down that the stage raised `error` on a batch. Never raises: the process is about to end anyway."""
+        """Record that the stage raised `error` on a batch. Never raises: the process is about to end."""
         places = [f"{each.topic}:{each.offset}" for each in batch]
         for place in places:
             self._failures[place] = self._failures.get(place, 0) + (len(places) == 1)
         self._reason = f"{type(error).__name__}: {error}"[:REASON_LENGTH]
         log.error(
-            "records are suspected, and fed one by one from now on" if len(places) > 1 else "a record is suspected",
+            "stage failed on a batch: its records are fed one by one from now on"
+            if len(places) > 1
+            else "stage failed on a record fed alone",
             records=places[:5], count=len(places), failures=self._failures[places[0]], reason=self._reason,
         )  # fmt: skip
         try:
             self._write()
         except OSError as problem:
-            log.error("the suspicion cannot be kept: it begins anew with the next process", error=str(problem))
+            log.error("failures cannot be written: the next process counts from zero", error=str(problem))
 
     def _read(self, path: Path) -> None:
         try:
@@ -82,9 +85,7 @@ class PoisonTracker:
         except FileNotFoundError:
             return
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            log.error(
-                "the file of suspected records cannot be read, and is not heeded", path=str(path), error=str(error)
-            )
+            log.error("file of failed records is unreadable and ignored", path=str(path), error=str(error))
 
     def _write(self) -> None:
         if self._path is None:

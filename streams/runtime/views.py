@@ -1,4 +1,4 @@
-"""Compacted topics, read whole and kept current: the newest record under each key."""
+"""Views of compacted topics, read completely and kept current: the newest record under each key."""
 
 import asyncio
 import threading
@@ -25,14 +25,14 @@ log = structlog.get_logger(__name__)
 R = TypeVar("R", bound=Record)
 
 MAX_UNPACKED = 1_000  # records; a topology of ten layers takes 44 kB unpacked, and 0.5 kB packed
-UNPACKED_S = 600.0  # not asked for in this time, a record is unpacked again when it is
+UNPACKED_S = 600.0  # after this time without a `get`, a record is kept only in packed form
 
 
 class TopicView(Generic[R]):
     """The newest record under each key of one compacted topic. A message without a value removes its key.
 
-    Keys are runs, and over months far more runs are over than go on; so what is kept of each is its bytes, packed, and
-    only what was lately asked for is kept as a record.
+    Keys are runs, and over months far more runs are over than go on: so the view keeps the packed bytes of each, and
+    decoded records only of those that were read lately.
     """
 
     def __init__(self, topic: Topic, *, clock: Callable[[], float] = time.monotonic) -> None:
@@ -40,9 +40,9 @@ class TopicView(Generic[R]):
         self._clock = clock
         self._packed: dict[str, bytes] = {}
         self._unpacked: OrderedDict[str, tuple[R, float]] = OrderedDict()
-        """With the time when it was last asked for, the longest ago first."""
+        """With the time of the last `get`, the longest ago first."""
         self._lock = threading.Lock()
-        """Stages that compute in threads of their own ask while the reader goes on."""
+        """Stages that compute in threads read while the reader task writes."""
 
     def get(self, key: str) -> R | None:
         """Return the newest record under `key`, or None."""
@@ -68,10 +68,10 @@ class TopicView(Generic[R]):
         return len(self._packed)
 
     def apply(self, key: bytes | None, value: bytes | None) -> None:
-        """Take one message, in the log's order; raises SchemaError when it is not a record of the topic."""
+        """Apply one message, in the log's order; raises SchemaError when it is not a record of the topic."""
         name = (key or b"").decode("utf-8", "replace")
         if value is not None:
-            decode(value, self.topic.record)  # what cannot be read is found out now, not by whoever asks
+            decode(value, self.topic.record)  # so a broken record fails here, not in a stage
         with self._lock:
             self._unpacked.pop(name, None)
             if value is None:
@@ -84,7 +84,7 @@ class TopicView(Generic[R]):
 
 
 class Views:
-    """Keeps the views of a process: one reader without a group, over every partition of every topic.
+    """The views of a process: one reader without a group, over every partition of every topic.
 
     All partitions, since the keys of some topics are not runs (a policy's name, * for all).
     """
@@ -100,14 +100,14 @@ class Views:
 
     @property
     def caught_up(self) -> bool:
-        """Whether everything that was there at the start has been read."""
+        """Whether everything that existed at the start has been read."""
         return self._caught_up.is_set()
 
     @property
     def ended(self) -> BaseException | None:
         """Return what ended the reader; None while it reads.
 
-        Without it topologies, policies and orders would stand still for good, and nothing would say so.
+        Without this check topologies, policies and orders would stay stale unnoticed.
         """
         if self._task is None or not self._task.done():
             return None
@@ -123,9 +123,9 @@ class Views:
         self._task = asyncio.create_task(self._read(), name="views")
 
     async def wait(self, timeout_s: float) -> None:
-        """Return once everything that was there at the start is read.
+        """Return once everything that existed at the start is read.
 
-        Raises BrokerError after `timeout_s`, or at once where the broker refuses.
+        Raises BrokerError after `timeout_s`, or at once if the broker refuses the client.
         """
         reading = asyncio.create_task(self._caught_up.wait())
         ends = {reading} if self._task is None else {reading, self._task}
@@ -136,7 +136,7 @@ class Views:
         if self._task is not None and self._task.done() and not self._task.cancelled():
             self._task.result()
         raise BrokerError(
-            f"compacted topics ({', '.join(self.by_name)}) were not read within {timeout_s:.0f} s"
+            f"expected to read the compacted topics ({', '.join(self.by_name)}) within {timeout_s:.0f} s, and did not"
         ) from self._failed
 
     async def stop(self) -> None:
@@ -162,12 +162,12 @@ class Views:
             except (KafkaError, BrokerError) as error:
                 if isinstance(error, BrokerRefused) and not self.caught_up:
                     raise
-                # A broker or registry that goes away comes back; what was read stays valid meanwhile.
+                # An outage of the broker or registry passes; what was read stays valid meanwhile.
                 self._failed = error
-                log.warning("the reader of compacted topics starts again", error=repr(error))
+                log.warning("reader of compacted topics restarts", error=repr(error))
                 await asyncio.sleep(1.0)
             finally:
-                # A task that was just made, cancelled before its first turn, makes aiokafka raise CancelledError.
+                # aiokafka raises CancelledError when it cancels a task that has not had its first turn.
                 await asyncio.sleep(0)
                 await consumer.stop()
 
@@ -180,10 +180,10 @@ class Views:
         behind = {partition for partition, end in ends.items() if end > 0}
         while True:
             if not self.caught_up:
-                # Positions pass gaps that compaction left; a partition that was emptied stands at its end at once.
+                # Positions pass gaps that compaction left; the position of an emptied partition is at its end at once.
                 behind = {each for each in behind if await consumer.position(each) < ends[each]}
                 if not behind:
-                    log.info("compacted topics are read", **{name: len(view) for name, view in self.by_name.items()})
+                    log.info("compacted topics read", **{name: len(view) for name, view in self.by_name.items()})
                     self._caught_up.set()
             batches = await consumer.getmany(timeout_ms=1000 if self.caught_up else 100)
             for partition, messages in batches.items():
@@ -194,7 +194,7 @@ class Views:
                         view.apply(message.key, message.value)
                     except SchemaError as error:
                         log.error(
-                            "a message of a compacted topic is ignored",
+                            "undecodable message of a compacted topic ignored",
                             topic=name, partition=partition.partition, offset=message.offset, error=str(error),
                         )  # fmt: skip
                         metrics.REJECTED.labels("view", name, "undecodable").inc()
@@ -209,7 +209,7 @@ class Views:
             await consumer._client.add_topic(full)
             while not (numbers := consumer.partitions_for_topic(full)):
                 if time.monotonic() > deadline:
-                    raise BrokerError(f"topic {full} does not exist; make it with `tamiyo topics create`")
+                    raise BrokerError(f"topic {full} does not exist; create it with `tamiyo topics create`")
                 await asyncio.sleep(0.1)
                 await consumer._client.force_metadata_update()
             found.extend(TopicPartition(full, number) for number in sorted(numbers))

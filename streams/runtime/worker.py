@@ -20,7 +20,7 @@ from tamiyo.streams.admin.topics import Topics
 from tamiyo.streams.process.exit_codes import EXIT_FAILURE, abort
 from tamiyo.streams.process.http_endpoint import HealthServer
 from tamiyo.streams.process.watchdog import LoopWatch
-from tamiyo.streams.runtime import liveness as watches
+from tamiyo.streams.runtime import liveness
 from tamiyo.streams.runtime.stage_runner import StageRunner, status_of
 from tamiyo.streams.runtime.views import Views
 from tamiyo.streams.settings import WorkerSettings
@@ -30,11 +30,11 @@ from tamiyo.streams.stages.registry import StageEntry, entry
 log = structlog.get_logger(__name__)
 
 EMBEDDED_FETCH_WAIT_MS = 10  # the mock cluster answers a fetch that found nothing only when this is over
-LOOP_PATIENCE_S = 5.0  # without a turn of the loop for this long, something blocks it
+LOOP_TIMEOUT_S = 5.0  # without a turn of the event loop for this long, something blocks it
 
 
 class Worker:
-    """Runs stages until it is told to stop."""
+    """Runs stages until `stop`."""
 
     def __init__(
         self, entries: Mapping[str, StageEntry], worker: WorkerSettings, kafka: KafkaSettings, names: TopicNames
@@ -45,30 +45,30 @@ class Worker:
         self._names = names
         self._stop = asyncio.Event()
         self._last_turn = time.monotonic()
-        self.shells: list[StageRunner] = []
+        self.runners: list[StageRunner] = []
         self.health: HealthServer | None = None
 
     def stop(self) -> None:
-        """Ask for a graceful stop; `run` returns when it is done."""
+        """Begin a graceful stop; `run` returns when it is done."""
         self._stop.set()
 
     async def run(self) -> None:
         """Run until `stop`.
 
         Raises:
-            BrokerError: the broker stays away at the start, or topics are missing or do not fit together.
+            BrokerError: no broker is reachable at the start, or topics are missing or do not fit together.
             ConfigurationError: a setting is wrong.
         """
         stages = {name: each.load() for name, each in self._entries.items()}
         if "torch" in sys.modules:
-            # More threads than one make a small forward pass slower by a factor of fifty beside a busy neighbour.
+            # With more threads than one, a busy neighbour makes a small forward pass fifty times slower.
             sys.modules["torch"].set_num_threads(1)
         fetch_wait_ms = await self._wait_for_broker(stages)
         if self._stop.is_set():
             return
         watched = {topic.name: topic for stage in stages.values() for topic in stage.views}
         views = Views(list(watched.values()), self._kafka, self._names, fetch_wait_ms=fetch_wait_ms)
-        self.shells = [
+        self.runners = [
             StageRunner(
                 stage,
                 self._entries[name].settings(),
@@ -91,17 +91,17 @@ class Worker:
         turning = asyncio.create_task(self._turn(), name="turn")
         watchdog = LoopWatch("the event loop", lambda: self._last_turn, self._worker.watchdog.loop_s)
         watchdog.start()
-        watching: list[asyncio.Task[None]] = []
+        checking: list[asyncio.Task[None]] = []
         try:
             await views.start()
-            watching = [task for shell in self.shells for task in watches.start(shell)]
-            starting = asyncio.gather(*(shell.start() for shell in self.shells))
+            checking = [task for runner in self.runners for task in liveness.start(runner)]
+            starting = asyncio.gather(*(runner.start() for runner in self.runners))
             await self._until_stopped(starting)
-            log.info("stopping: nothing more is fed")
-            await self._stop_shells()
+            log.info("stopping")
+            await self._stop_runners()
         finally:
             watchdog.stop()
-            for task in (turning, *watching):
+            for task in (turning, *checking):
                 task.cancel()
             await views.stop()
             await self.health.stop()
@@ -112,20 +112,20 @@ class Worker:
         await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
         if starting.done():
             starting.result()
-            log.info("all stages run", stages={shell.name: shell.partitions for shell in self.shells})
+            log.info("all stages run", stages={runner.name: runner.partitions for runner in self.runners})
             await stopping
         else:
             starting.cancel()
             await asyncio.gather(starting, return_exceptions=True)
 
-    async def _stop_shells(self) -> None:
+    async def _stop_runners(self) -> None:
         try:
             await asyncio.wait_for(
-                asyncio.gather(*(shell.stop() for shell in self.shells)), self._worker.shutdown_timeout_s
+                asyncio.gather(*(runner.stop() for runner in self.runners)), self._worker.shutdown_timeout_s
             )
         except TimeoutError:
-            # What was not committed is read again. Faust's threads may hang with it, so not by returning.
-            log.error("the stop took too long and is cut short", seconds=self._worker.shutdown_timeout_s)
+            # What was not committed is read again. Faust's threads may hang too, so returning is not enough.
+            log.error("graceful stop timed out, exiting", seconds=self._worker.shutdown_timeout_s)
             logging.shutdown()
             os._exit(EXIT_FAILURE)
 
@@ -158,9 +158,9 @@ class Worker:
         problems = await asyncio.to_thread(topics.check)
         if problems:
             raise BrokerError(
-                f"{len(problems)} topics are not as they must be: {'; '.join(problems[:5])}"
+                f"{len(problems)} topics do not fit the catalogue: {'; '.join(problems[:5])}"
                 f"{' ...' if len(problems) > 5 else ''}. `tamiyo topics create` makes missing ones, "
-                "`tamiyo topics check` says all"
+                "`tamiyo topics check` lists all"
             )
         return min(EMBEDDED_FETCH_WAIT_MS, self._worker.fetch_wait_ms) if embedded else self._worker.fetch_wait_ms
 
@@ -171,15 +171,15 @@ class Worker:
 
     def _healthy(self) -> Mapping[str, Any]:
         late = time.monotonic() - self._last_turn
-        return {"ok": late < LOOP_PATIENCE_S, "loop_late_s": round(max(0.0, late - 0.5), 3)}
+        return {"ok": late < LOOP_TIMEOUT_S, "loop_late_s": round(max(0.0, late - 0.5), 3)}
 
     def _ready(self, views: Views) -> Mapping[str, Any]:
         return {
-            "ok": views.caught_up and all(shell.ready for shell in self.shells) and not self._stop.is_set(),
+            "ok": views.caught_up and all(runner.ready for runner in self.runners) and not self._stop.is_set(),
             "views_caught_up": views.caught_up,
             "stages": {
-                shell.name: {"assigned": shell.assigned, "ready": shell.ready, "partitions": shell.partitions}
-                for shell in self.shells
+                runner.name: {"assigned": runner.assigned, "ready": runner.ready, "partitions": runner.partitions}
+                for runner in self.runners
             },
         }
 
@@ -197,8 +197,8 @@ def run_worker(
 ) -> int:
     """Run the named stages until SIGTERM or SIGINT; return the process's exit status.
 
-    Raises ConfigurationError for a stage that does not exist or a wrong setting. A broker that cannot be used is
-    logged and gives 1; `streams/process/exit_codes.py` has the others.
+    Raises ConfigurationError for a stage that does not exist or a wrong setting. An unusable broker is logged and
+    returns 1; `streams/process/exit_codes.py` has the others.
     """
     return run_entries({name: entry(name) for name in stages}, settings, kafka=kafka, names=names)
 
@@ -210,7 +210,7 @@ def run_entries(
     kafka: KafkaSettings | None = None,
     names: TopicNames | None = None,
 ) -> int:
-    """Do what `run_worker` does, for stages that are given rather than named."""
+    """Run given stage entries as `run_worker` runs named ones."""
 
     async def main() -> int:
         worker = Worker(entries, settings or WorkerSettings(), kafka or KafkaSettings(), names or TopicNames())
@@ -220,12 +220,12 @@ def run_entries(
         try:
             await worker.run()
         except BrokerError as error:
-            log.error("the worker cannot run", reason=str(error))
+            log.error("worker cannot start", reason=str(error))
             return EXIT_FAILURE
         except TamiyoError:
             raise
         except Exception as error:
-            log.critical("the worker failed", exc_info=error)
+            log.critical("worker failed", exc_info=error)
             abort(status_of(error), f"the worker failed: {error!r}")
         return 0
 

@@ -5,17 +5,30 @@ from tamiyo.schemas.adaptation import Action, DecisionType
 MAX_LENGTH = 2000  # characters that a record's text field may hold
 
 
-def action_words(action: Action) -> str:
-    """Return an action as a phrase, e.g. "load low_rank at features.0"."""
+def imperative(action: Action) -> str:
+    """Return an action as an order, e.g. "load low_rank at layer features.0"."""
+    verb, _, rest = _phrase(action)
+    return f"{verb} {rest}"
+
+
+def gerund(action: Action) -> str:
+    """Return an action as a subject, e.g. "Loading low_rank at layer features.0"."""
+    _, verb, rest = _phrase(action)
+    return f"{verb} {rest}"
+
+
+def _phrase(action: Action) -> tuple[str, str, str]:
+    """Return the verb, its gerund, and what it applies to."""
+    layer = f"layer {action.layer_id}"
     match action.type:
         case DecisionType.NO_OP:
-            return "leave the network alone"
+            return "make", "Making", "no adaptation"
         case DecisionType.LOAD_KERNEL:
-            return f"load {action.blueprint} at {action.layer_id}"
+            return "load", "Loading", f"{action.blueprint} at {layer}"
         case DecisionType.UNLOAD_KERNEL:
-            return f"unload a kernel of {action.layer_id}"
+            return "unload", "Unloading", f"a kernel at {layer}"
         case DecisionType.FOSSILIZE_KERNEL:
-            return f"make a kernel of {action.layer_id} permanent"
+            return "make", "Making", f"a kernel at {layer} permanent"
         case DecisionType.OPTIMIZE_PARAMETERS:
-            return f"halve the learning rate of {action.layer_id}"
-    return f"{action.type} at {action.layer_id}"
+            return "halve", "Halving", f"the learning rate of {layer}"
+    return "apply", "Applying", f"{action.type} at {layer}"

@@ -1,4 +1,4 @@
-"""What a stage is, without Kafka: a deterministic function of a bounded stretch of its input partition.
+"""The interface of a stage: a deterministic function of a bounded range of its input partition, without Kafka.
 
 A `Stage` object holds the state of one stage for one partition. The runner (`streams/runtime/stage_runner.py`) creates
 one when the partition is assigned, restores what it had already published, feeds it decoded records in order, publishes
@@ -14,14 +14,14 @@ from tamiyo.schemas.record import Record
 from tamiyo.schemas.topics import Topic
 
 SHORT_ID = 16
-"""Hex digits of an id that tell it from all others that a stage remembers: 64 bits."""
+"""Hex digits (64 bits) of an id that suffice to distinguish it from all others in a stage's state."""
 
 R_co = TypeVar("R_co", covariant=True)
 
 
 @dataclass(frozen=True, slots=True)
 class Incoming:
-    """One input record, with where it came from."""
+    """One input record and its place on the log."""
 
     topic: str
     """Catalogue name, without the installation's prefix."""
@@ -31,7 +31,7 @@ class Incoming:
     record: Any
     """The decoded record, of the topic's record type."""
     raw: bytes = b""
-    """The bytes as they came, for the dead letters."""
+    """The bytes as they were received, for a dead letter."""
     key: bytes | None = None
 
 
@@ -42,22 +42,22 @@ class Output:
     topic: Topic
     record: Record
     identity: str
-    """Deterministic id; what was published under it before is not published again."""
+    """Deterministic id: an output is published once under it."""
     source: Incoming | None
-    """The input whose arrival closed this; None when a clock did. Its topic, partition and offset go into headers."""
+    """The input whose arrival closed this; None if time did. Its topic, partition and offset go into a header."""
     member_ids: Sequence[str] = ()
-    """Ids of the inputs that this holds, for a stage that must know them again after a restart; also a header."""
+    """Ids of the inputs that this contains, for a stage that must recognise them after a restart; also a header."""
 
 
 @dataclass(frozen=True, slots=True)
 class Reject:
-    """An input that cannot be used: it goes, as it came, to `<topic>.dlq` or `<topic>.late`, and the flow goes on."""
+    """An unusable input: it is published unchanged to `<topic>.dlq` or `<topic>.late`, and the flow goes on."""
 
     source: Incoming
     reason: str
     late: bool = False
     poison: bool = False
-    """Whether the stage's own code failed on it; it is not fed again, even where it is read again."""
+    """Whether the stage's own code failed on it; it is never fed again, even if it is read again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +71,7 @@ class PriorOutput:
     sources: Mapping[str, int] = field(default_factory=dict)
     """Input topic to the offset that closed it."""
     member_ids: Sequence[str] = ()
-    """The first `SHORT_ID` digits of the ids of the inputs inside, as far as there was room to name them."""
+    """The first `SHORT_ID` digits of the ids of the inputs it contains, of the first thousand."""
 
 
 class View(Protocol[R_co]):
@@ -95,12 +95,12 @@ class Stage(ABC):
     inputs: ClassVar[tuple[Topic, ...]]
     outputs: ClassVar[tuple[Topic, ...]]
     views: ClassVar[tuple[Topic, ...]]
-    """Compacted topics read whole before the first record is fed."""
+    """Compacted topics that are read completely before the first record is fed."""
     offload: ClassVar[bool] = False
     """Whether `feed` and `tick` run in a thread, so that a long computation does not block other stages."""
 
     backlog: int | None = None
-    """Records known to wait on the log, set before each `feed` and `tick`; None where unknown, as in a replay."""
+    """Records known to wait on the log, set before each `feed` and `tick`; None if unknown, as in a replay."""
 
     @abstractmethod
     def __init__(self, partition: int, settings: Any, views: Mapping[str, View[Any]]) -> None:
@@ -108,11 +108,11 @@ class Stage(ABC):
 
     @abstractmethod
     def restore(self, outputs: Iterable[PriorOutput]) -> None:
-        """Take in what this partition's stage had already published, oldest first, before anything is fed."""
+        """Rebuild state from what this partition's stage has published, oldest first; called before anything is fed."""
 
     @abstractmethod
     def feed(self, batch: Sequence[Incoming]) -> Sequence[Output | Reject]:
-        """Take records in order of arrival; return what to publish now, in order."""
+        """Process records in order of arrival; return what to publish now, in order."""
 
     @abstractmethod
     def tick(self, now_ms: int) -> Sequence[Output | Reject]:
@@ -120,8 +120,8 @@ class Stage(ABC):
 
     @abstractmethod
     def open_offsets(self) -> Mapping[str, int]:
-        """Return for each input topic the lowest offset still needed; a topic that is absent needs nothing."""
+        """Return for each input topic the lowest offset still needed; an absent topic needs nothing."""
 
     def flush(self) -> Sequence[Output | Reject]:
-        """Return what the stage still holds, when a replay has ended all its inputs. By default nothing."""
+        """Return what the stage still holds when a replay has ended all its inputs; by default nothing."""
         return ()

@@ -1,35 +1,40 @@
-"""How long a run has said nothing."""
+"""How long a run has sent nothing."""
 
 from dataclasses import dataclass
 
 
 @dataclass(slots=True)
 class IdleTimer:
-    """The silence of one run, as a stage hears it.
+    """The idle time of one run.
 
-    Where everything on the log has been read, it began with the run's last record, at the broker's time, whichever
-    process read that: else every rebalance would begin it anew, and a run that died would be held for as long as
-    there are rebalances. While records wait, the run's may be among them, and only what passes here counts.
+    When everything on the log has been read, it counts from the run's last record, by the broker's time and whichever
+    process read that record. Counting from what this process read would start anew with every rebalance, and a run that
+    died would be kept for as long as partitions move. While records wait on the log, the run's may be among them, and
+    only the time since the last one read here counts.
     """
 
-    heard_ms: int | None = None
-    """The broker's time of the newest record."""
-    _touched: bool = True
+    newest_ms: int | None = None
+    """The highest broker time of a record."""
     _since_ms: int = 0
+    """The tick from which the run counts as idle here."""
+    _active: bool = True
+    """Whether a record was read since the last tick."""
 
     def record(self, timestamp_ms: int) -> None:
-        """Take note of a record."""
-        self._touched = True
-        self.heard_ms = max(timestamp_ms, self.heard_ms or 0)
+        """Record that a record was read, with the broker's `timestamp_ms`."""
+        self._active = True
+        self.newest_ms = max(timestamp_ms, self.newest_ms or 0)
 
     def idle_ms(self, now_ms: int, *, backlog: int | None) -> int:
-        """Return how long it has lasted; `backlog`: records known to wait on the log, None where nobody knows.
+        """Return how long the run has been idle, in ms. Call it at every tick.
 
-        Asked for at every look at the clock: what was heard since the look before is taken as heard now.
+        Args:
+            now_ms: The wall clock. Records read since the last call count as read now.
+            backlog: Records known to wait on the log; None if unknown.
         """
-        if self._touched:
-            self._touched, self._since_ms = False, now_ms
-        began_ms = self._since_ms
-        if backlog == 0 and self.heard_ms is not None:
-            began_ms = min(began_ms, self.heard_ms)
-        return max(0, now_ms - began_ms)
+        if self._active:
+            self._active, self._since_ms = False, now_ms
+        since_ms = self._since_ms
+        if backlog == 0 and self.newest_ms is not None:
+            since_ms = min(since_ms, self.newest_ms)
+        return max(0, now_ms - since_ms)

@@ -1,15 +1,18 @@
-"""Which names came lately: for memories of tens of thousands, of which only membership is asked."""
+"""A bounded set of the ids added last, for tens of thousands of ids of which only membership is needed."""
 
 import numpy as np
 
-BLOCK = 1_000  # names kept as they came, before they are sorted among the others
+BLOCK = 1_000  # ids kept in order of arrival before they are sorted among the others
 
 
 class RecentIds:
-    """The last `most` names noted, and up to `BLOCK` before them; sixteen bytes each once sorted in.
+    """The last `most` ids added, and up to `BLOCK` before them; sixteen bytes each once sorted.
 
-    A name is known by its 64-bit hash. Python salts it, so names that are taken for each other cannot be made; of
-    100,000 at random, one in 10^14 is taken for a name that was noted.
+    An id is kept as its 64-bit hash. Python salts it, so nobody can construct ids that collide; with 100,000 random
+    ids, one of 10^14 others is taken for a member.
+
+    Args:
+        most: How many ids are kept at least, >= 1.
     """
 
     def __init__(self, most: int) -> None:
@@ -23,11 +26,11 @@ class RecentIds:
         key = hash(name)
         if key in self._new:
             return True
-        at = self._sorted.searchsorted(key)
-        return bool(at < len(self._sorted) and self._sorted[at] == key)
+        place = self._sorted.searchsorted(key)
+        return bool(place < len(self._sorted) and self._sorted[place] == key)
 
     def add(self, name: str) -> None:
-        """Note a name; beyond `most`, the oldest are forgotten."""
+        """Add an id; beyond `most`, the oldest are dropped."""
         self._new[hash(name)] = None
         if len(self._new) >= BLOCK:
             newest = np.fromiter(self._new, np.int64, len(self._new))

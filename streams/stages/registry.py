@@ -1,4 +1,4 @@
-"""The stages by name. A stage's module is imported when it is asked for: intake needs no torch."""
+"""The stages by name. A stage's module is imported when the stage is loaded: intake needs no torch."""
 
 from dataclasses import dataclass
 from importlib import import_module
@@ -19,7 +19,7 @@ from tamiyo.streams.stages.base import Stage
 
 @dataclass(frozen=True, slots=True)
 class StageEntry:
-    """Where a stage's class is, what configures it, and the consumer group that shares its partitions."""
+    """Where a stage's class is, its settings, and the consumer group that shares its partitions."""
 
     module: str
     cls: str
@@ -49,7 +49,7 @@ STAGES: dict[str, StageEntry] = {
 
 
 def entry(name: str) -> StageEntry:
-    """Return the stage called `name`; raises ConfigurationError naming those that exist."""
+    """Return the entry of the stage `name`; raises ConfigurationError with the names that exist."""
     if name not in STAGES:
         raise ConfigurationError(f"there is no stage {name!r}; choose from {', '.join(STAGES)}")
     return STAGES[name]

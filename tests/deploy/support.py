@@ -1,4 +1,4 @@
-"""What the deployment files are checked against: the program's commands, settings and metrics, read from its code."""
+"""The program's commands, settings and metrics, read from its code, to check the deployment files against."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -49,7 +49,7 @@ def settings() -> dict[str, tuple[type[BaseSettings], str]]:
 
 
 def environment_problems(environment: Mapping[str, str]) -> list[str]:
-    """Say which `TAMIYO_` variables no settings class reads, or whose value it would refuse."""
+    """Return the `TAMIYO_` variables that no settings class reads, or whose value it refuses."""
     problems = []
     for name, value in environment.items():
         if not name.startswith("TAMIYO_"):
@@ -66,7 +66,7 @@ def environment_problems(environment: Mapping[str, str]) -> list[str]:
 
 
 def command_problem(arguments: Sequence[str]) -> str | None:
-    """Say why `tamiyo` would refuse these arguments; nothing is run."""
+    """Return why `tamiyo` would refuse these arguments, without running anything."""
     command: Any = typer.main.get_command(import_module("tamiyo.streams.cli").app)
     context, rest = None, list(arguments)
     try:
@@ -100,7 +100,7 @@ SCRAPE_LABELS = {"job", "instance", "service", "le"}
 
 
 def expression_problems(expression: str) -> list[str]:
-    """Say which of a PromQL expression's series or labels the program does not export."""
+    """Return the series and labels of a PromQL expression that the program does not export."""
     problems = []
     if expression.count("(") != expression.count(")") or expression.count("{") != expression.count("}"):
         problems.append(f"unbalanced: {expression}")

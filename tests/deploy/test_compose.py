@@ -50,29 +50,29 @@ def test_fits_the_compose_specification(compose: dict[str, Any]) -> None:
     validate(compose)
 
 
-def test_the_schema_would_notice(compose: dict[str, Any]) -> None:
+def test_the_schema_refuses_a_wrong_file(compose: dict[str, Any]) -> None:
     wrong = {**compose, "services": {"kafka": {"imagge": "apache/kafka:4.3.1"}}}
     with pytest.raises(jsonschema.ValidationError):
         validate(wrong)
 
 
-def test_every_stage_and_the_learner_is_a_service_of_its_own(commands: dict[str, list[str]]) -> None:
+def test_every_stage_and_the_learner_has_its_service(commands: dict[str, list[str]]) -> None:
     workers = {name: stages_of(command) for name, command in commands.items() if command[0] == "worker"}
     assert workers == {stage: [stage] for stage in STAGES}
     assert commands["learner"] == ["learner"]
 
 
-def test_every_command_is_one_the_program_takes(commands: dict[str, list[str]]) -> None:
+def test_every_command_is_valid(commands: dict[str, list[str]]) -> None:
     assert {name: problem for name, command in commands.items() if (problem := command_problem(command))} == {}
 
 
-def test_a_command_that_does_not_exist_would_be_noticed() -> None:
+def test_a_wrong_command_is_found() -> None:
     assert command_problem(["worker", "--stagge", "intake"]) is not None
     assert command_problem(["worker", "--stage", "nonsense"]) is not None
     assert command_problem(["nonsense"]) is not None
 
 
-def test_every_variable_is_one_the_program_reads(ours: dict[str, Any]) -> None:
+def test_every_variable_is_read_by_the_program(ours: dict[str, Any]) -> None:
     problems = {name: environment_problems(service.get("environment", {})) for name, service in ours.items()}
     assert {name: found for name, found in problems.items() if found} == {}
     assert environment_problems({"TAMIYO_NONSENSE": "1"})
@@ -107,25 +107,25 @@ def test_nothing_is_privileged(services: dict[str, Any]) -> None:
         assert not any("docker.sock" in str(volume) for volume in service.get("volumes", [])), name
 
 
-def test_our_containers_can_write_only_where_they_must(ours: dict[str, Any]) -> None:
+def test_containers_can_write_only_where_they_must(ours: dict[str, Any]) -> None:
     for name, service in ours.items():
         assert service["read_only"] is True, name
         assert service["cap_drop"] == ["ALL"], name
         assert service["tmpfs"] == ["/tmp"], name
 
 
-def test_every_lasting_service_restarts_and_is_watched(services: dict[str, Any]) -> None:
+def test_every_long_running_service_restarts_and_is_checked(services: dict[str, Any]) -> None:
     for name, service in services.items():
         if name in ONCE:
             assert service["restart"].startswith("on-failure"), name
             assert service["healthcheck"] == {"disable": True}, name
         else:
             assert service["restart"] == "unless-stopped", name
-            # Ours are watched by the image's own HEALTHCHECK; see test_image.
+            # Tamiyo's services use the image's HEALTHCHECK; see test_image.
             assert "healthcheck" in service or service["image"].startswith(OURS), name
 
 
-def test_what_is_depended_on_exists(compose: dict[str, Any], services: dict[str, Any]) -> None:
+def test_dependencies_exist(compose: dict[str, Any], services: dict[str, Any]) -> None:
     for name, service in services.items():
         for other, how in service.get("depends_on", {}).items():
             assert other in services, name
@@ -138,13 +138,13 @@ def test_what_is_depended_on_exists(compose: dict[str, Any], services: dict[str,
             assert (ROOT / service["build"]["context"] / service["build"]["dockerfile"]).is_file()
 
 
-def test_who_needs_the_stores_mounts_them(ours: dict[str, Any]) -> None:
+def test_services_that_need_the_stores_mount_them(ours: dict[str, Any]) -> None:
     for name in ("decisions", "kernels", "learner", "train"):
         path = ours[name]["environment"]["TAMIYO_STORE_URL"].removeprefix("file://")
         assert f"stores:{path}" in ours[name]["volumes"]
 
 
-def test_kafka_runs_in_kraft_mode_and_advertises_what_clients_use(services: dict[str, Any]) -> None:
+def test_kafka_runs_in_kraft_mode_and_advertises_its_listeners(services: dict[str, Any]) -> None:
     kafka = services["kafka"]["environment"]
     assert kafka["KAFKA_PROCESS_ROLES"] == "broker,controller"
     advertised = dict(each.split("://") for each in kafka["KAFKA_ADVERTISED_LISTENERS"].split(","))

@@ -1,4 +1,4 @@
-"""deploy/Dockerfile, read line by line: pinned, from the constraints, not root, watched."""
+"""deploy/Dockerfile, read line by line: pinned, from the constraints, not root, with a health check."""
 
 import json
 import os
@@ -35,7 +35,7 @@ def environment() -> dict[str, str]:
 
 def test_base_images_are_pinned() -> None:
     bases = [arguments.split()[0] for arguments in named("FROM")]
-    assert len(bases) == 2  # what builds is left behind
+    assert len(bases) == 2  # the build stage is left behind
     assert len(set(bases)) == 1
     assert PINNED.match(bases[0])
     assert bases[0].startswith("python:3.11.")
@@ -48,7 +48,7 @@ def test_installs_the_pipeline_from_the_constraints() -> None:
     assert (ROOT / "constraints.txt").is_file()
 
 
-def test_copies_every_package_and_what_the_build_reads() -> None:
+def test_copies_every_package_and_every_file_of_the_build() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     copied = {source for arguments in named("COPY") if "--from" not in arguments for source in arguments.split()[:-1]}
     folders = set(project["tool"]["setuptools"]["package-dir"].values())
@@ -70,7 +70,7 @@ def test_starts_the_program() -> None:
     assert command_problem(json.loads(named("CMD")[0])) is None
 
 
-def test_sets_only_variables_that_are_read() -> None:
+def test_sets_only_variables_that_the_program_reads() -> None:
     assert environment_problems(environment()) == []
     assert environment()["OMP_NUM_THREADS"] == "1"
 
@@ -108,5 +108,5 @@ def test_health_check_follows_healthz(status: int, healthy: bool) -> None:
     assert (done.returncode == 0) is healthy
 
 
-def test_health_check_asks_the_port_that_is_exposed() -> None:
+def test_health_check_uses_the_exposed_port() -> None:
     assert named("EXPOSE") == [environment()["TAMIYO_WORKER_HTTP_PORT"]]

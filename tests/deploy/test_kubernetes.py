@@ -1,4 +1,4 @@
-"""The Kubernetes manifests: complete, consistent with each other, and about the program that is there."""
+"""The Kubernetes manifests: complete, and consistent with each other and with the program."""
 
 from typing import Any
 
@@ -43,7 +43,7 @@ def test_every_file_is_applied() -> None:
     assert listed == {path.name for path in FOLDER.glob("*.yaml")} - {"kustomization.yaml"}
 
 
-def test_every_stage_is_a_deployment_of_its_own(deployments: dict[str, dict[str, Any]]) -> None:
+def test_every_stage_has_its_deployment(deployments: dict[str, dict[str, Any]]) -> None:
     arguments = {name: container(each)["args"] for name, each in deployments.items()}
     assert {name: stages_of(each) for name, each in arguments.items() if each[0] == "worker"} == {
         f"tamiyo-{stage}": [stage] for stage in STAGES
@@ -51,7 +51,7 @@ def test_every_stage_is_a_deployment_of_its_own(deployments: dict[str, dict[str,
     assert arguments["tamiyo-learner"] == ["learner"]
 
 
-def test_every_command_is_one_the_program_takes(workloads: dict[str, dict[str, Any]]) -> None:
+def test_every_command_is_valid(workloads: dict[str, dict[str, Any]]) -> None:
     problems = {name: command_problem(container(each)["args"]) for name, each in workloads.items()}
     assert {name: problem for name, problem in problems.items() if problem} == {}
 
@@ -61,13 +61,13 @@ def test_there_is_never_a_second_learner(deployments: dict[str, dict[str, Any]])
     assert deployments["tamiyo-learner"]["spec"]["strategy"] == {"type": "Recreate"}
 
 
-def test_every_variable_is_one_the_program_reads(manifests: list[dict[str, Any]]) -> None:
+def test_every_variable_is_read_by_the_program(manifests: list[dict[str, Any]]) -> None:
     (config,) = [each for each in manifests if each["kind"] == "ConfigMap"]
     assert all(isinstance(value, str) for value in config["data"].values())
     assert environment_problems(config["data"]) == []
 
 
-def test_every_pod_is_told_the_config_and_no_secret_is_written_down(
+def test_every_pod_has_the_configuration_and_no_secret_is_in_the_files(
     manifests: list[dict[str, Any]], workloads: dict[str, dict[str, Any]]
 ) -> None:
     assert not [each for each in manifests if each["kind"] == "Secret"]
@@ -97,7 +97,7 @@ def test_pods_run_with_the_least_rights(workloads: dict[str, dict[str, Any]]) ->
         }, name
 
 
-def test_pods_are_probed_where_the_program_answers(
+def test_probes_match_the_programs_endpoints(
     manifests: list[dict[str, Any]], deployments: dict[str, dict[str, Any]]
 ) -> None:
     (config,) = [each for each in manifests if each["kind"] == "ConfigMap"]
@@ -111,9 +111,7 @@ def test_pods_are_probed_where_the_program_answers(
         assert each["resources"]["limits"]["memory"], name
 
 
-def test_selectors_select_what_they_mean(
-    manifests: list[dict[str, Any]], deployments: dict[str, dict[str, Any]]
-) -> None:
+def test_selectors_match_their_pods(manifests: list[dict[str, Any]], deployments: dict[str, dict[str, Any]]) -> None:
     (service,) = [each for each in manifests if each["kind"] == "Service"]
     (policy,) = [each for each in manifests if each["kind"] == "NetworkPolicy"]
     seen = set()

@@ -1,4 +1,4 @@
-"""Prometheus and Grafana: every series and label they name is one that the program exports."""
+"""Prometheus and Grafana: the program exports every series and label that they use."""
 
 import json
 import re
@@ -24,7 +24,7 @@ def rules() -> list[dict[str, Any]]:
     return [rule for group in groups for rule in group["rules"]]
 
 
-def test_expressions_that_name_nothing_real_would_be_noticed() -> None:
+def test_wrong_expressions_are_found() -> None:
     assert expression_problems("rate(tamiyo_nonsense_total[5m])")
     assert expression_problems('rate(tamiyo_records_received_total{colour="red"}[5m])')
     assert expression_problems("sum by (colour) (tamiyo_stage_open_records)")
@@ -81,7 +81,7 @@ def test_the_data_source_is_the_one_that_is_provisioned(dashboard: dict[str, Any
     assert f"127.0.0.1:{port}:{port}" in services[host]["ports"]
 
 
-def test_the_dashboard_is_where_grafana_looks() -> None:
+def test_the_dashboard_is_where_grafana_reads_it() -> None:
     (provider,) = load_yaml("deploy/grafana/provisioning/dashboards/tamiyo.yml")["providers"]
     grafana = load_yaml("docker-compose.yml")["services"]["grafana"]
     path = provider["options"]["path"]
@@ -89,7 +89,7 @@ def test_the_dashboard_is_where_grafana_looks() -> None:
     assert grafana["environment"]["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"] == f"{path}/{DASHBOARDS[0].name}"
 
 
-def test_every_alert_is_about_series_that_exist_and_says_what_to_do(rules: list[dict[str, Any]]) -> None:
+def test_every_alert_uses_existing_series_and_advises(rules: list[dict[str, Any]]) -> None:
     assert rules
     for rule in rules:
         assert expression_problems(rule["expr"]) == [], rule["alert"]
@@ -99,7 +99,7 @@ def test_every_alert_is_about_series_that_exist_and_says_what_to_do(rules: list[
         assert rule["annotations"]["description"]
 
 
-def test_prometheus_scrapes_every_process_of_ours() -> None:
+def test_prometheus_scrapes_every_process() -> None:
     config = load_yaml("deploy/prometheus/prometheus.yml")
     (job,) = [job for job in config["scrape_configs"] if job["job_name"] == "tamiyo"]
     (discovery,) = job["dns_sd_configs"]
@@ -113,7 +113,7 @@ def test_prometheus_scrapes_every_process_of_ours() -> None:
     assert {services[name]["environment"]["TAMIYO_WORKER_HTTP_PORT"] for name in lasting} == {str(discovery["port"])}
 
 
-def test_the_rules_file_is_where_prometheus_looks() -> None:
+def test_the_rules_file_is_where_prometheus_reads_it() -> None:
     (path,) = load_yaml("deploy/prometheus/prometheus.yml")["rule_files"]
     volumes = load_yaml("docker-compose.yml")["services"]["prometheus"]["volumes"]
     (folder,) = [volume.split(":") for volume in volumes if volume.startswith("./deploy")]

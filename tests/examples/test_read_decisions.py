@@ -43,11 +43,11 @@ def publish_decisions(servers: str) -> None:
     """Write one decision in each of the two framings."""
     kafka = KafkaSettings(bootstrap_servers=servers)
     with closing(KafkaLog(kafka, BARE)) as log, RegistryServer() as server:
-        log.say(DECISIONS, [decision("first", step=3)])
+        log.publish(DECISIONS, [decision("first", step=3)])
         server.add(subject(DECISIONS.record, BARE), schema_text(DECISIONS.record))
         use_registry(Subjects(Registry(RegistrySettings(url=server.url)), BARE))
         try:
-            log.say(DECISIONS, [decision("second", step=4)])
+            log.publish(DECISIONS, [decision("second", step=4)])
         finally:
             use_registry(None)
 

@@ -1,4 +1,4 @@
-"""What `attach` wraps, refuses, and tells of the network."""
+"""The layers that `attach` wraps or refuses, and the topology that it publishes."""
 
 import json
 from collections.abc import Iterator
@@ -9,10 +9,12 @@ from torch import Tensor, nn
 
 from tamiyo.host.blueprints import CATALOGUE
 from tamiyo.host.blueprints.layer_spec import LayerSpec
+from tamiyo.host.client.transport import Make
 from tamiyo.host.layers.kasmina_layer import KasminaLayer
+from tamiyo.host.testing import MemoryTransport
 from tamiyo.schemas.errors import ConfigurationError
 from tamiyo.schemas.telemetry import ModelTopology
-from tamiyo.schemas.topics import TOPOLOGY
+from tamiyo.schemas.topics import TOPOLOGY, Topic
 from tests.support.runs import RUN, Run, data, network, run
 
 
@@ -92,7 +94,7 @@ class Shared(nn.Module):
         return output
 
 
-def test_a_layer_under_two_names_is_one_layer_and_what_does_not_run_is_left_alone() -> None:
+def test_a_layer_under_two_names_is_one_layer_and_idle_layers_are_not_wrapped() -> None:
     model = Shared()
     example = torch.randn(2, 3, 4)
     before = model(example)
@@ -127,7 +129,7 @@ def test_the_global_random_state_is_left_alone() -> None:
         (Shared(), {"example_input": torch.ones(2, 3, 4), "layers": ["idle"]}, "do not run"),
     ],
 )
-def test_what_cannot_be_attached_is_said(model: nn.Module, more: dict[str, object], message: str) -> None:
+def test_a_model_that_cannot_be_attached_is_an_error(model: nn.Module, more: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigurationError, match=message):
         run(model, **more)  # type: ignore[arg-type]
 
@@ -138,3 +140,34 @@ def test_a_model_is_attached_once() -> None:
         run(made.model)
     made.handle.detach()
     run(made.model).handle.close()
+
+
+def test_layers_protected_by_the_settings_are_protected_too() -> None:
+    made = run(protected=["5"], protected_layers=["0", "elsewhere"])
+    assert [node.protected for node in topology(made).layers] == [True, False, True]
+    made.load("0")
+    made.train(1)
+    assert [outcome.reason.split(":")[0] for outcome in made.outcomes] == ["protected_layer"]
+    made.handle.close()
+
+
+class StrictTransport(MemoryTransport):
+    """Accepts records of a connected run only."""
+
+    def publish(self, topic: Topic, make: Make) -> None:
+        assert self.connected
+        super().publish(topic, make)
+
+
+def test_the_transport_is_open_before_the_topology_is_published() -> None:
+    made = run(transport=StrictTransport())
+    assert topology(made).run_id == RUN
+    made.handle.close()
+
+
+def test_a_model_whose_run_cannot_be_opened_stays_as_it_was() -> None:
+    model, first = network(), run()
+    with pytest.raises(ConfigurationError, match="carries run"):
+        run(model, transport=first.transport)
+    assert not any(isinstance(module, KasminaLayer) for module in model.modules())
+    first.handle.close()

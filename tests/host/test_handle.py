@@ -70,7 +70,7 @@ def test_the_run_ends_with_a_final_frame_on_each_companion(trained: Run) -> None
     assert trained.transport.closed
 
 
-def test_frames_say_what_was_measured(trained: Run) -> None:
+def test_frames_contain_what_was_measured(trained: Run) -> None:
     performance, health, model = (column[0] for column in frames(trained))
     assert performance.layer_id == health.layer_id == ["0", "3", "5"]
     # two training steps, and no other forward pass
@@ -115,11 +115,11 @@ def test_a_validation_goes_into_the_next_frame_and_is_not_overhead() -> None:
     made.train(2)
     before = made.handle.stats
 
-    def look() -> tuple[float, float]:
+    def validation() -> tuple[float, float]:
         time.sleep(0.2)
         return 0.75, 0.5
 
-    assert made.handle.validate(look) == (0.75, 0.5)
+    assert made.handle.validate(validation) == (0.75, 0.5)
     after = made.handle.stats
     assert after.sdk_seconds - before.sdk_seconds < 0.1
     assert after.training_seconds - before.training_seconds < 0.1
@@ -129,7 +129,7 @@ def test_a_validation_goes_into_the_next_frame_and_is_not_overhead() -> None:
     assert [(f.validation_loss, f.validation_accuracy) for f in model] == [(None, None), (0.75, 0.5), (None, None)]
 
 
-def test_epoch_and_accuracy_are_told_by_the_loop() -> None:
+def test_epoch_and_accuracy_are_the_loops() -> None:
     made = run(sample_interval=1)
     made.handle.epoch = 3
     assert made.handle.sampling
@@ -194,7 +194,7 @@ def test_an_unloaded_kernel_leaves_model_and_optimiser() -> None:
     made.handle.close()
 
 
-def test_a_kernel_that_fails_is_told_and_training_goes_on() -> None:
+def test_a_failing_kernel_is_published_and_training_continues() -> None:
     made = run()
     layer = made.layer("3")
     faulty = FaultyKernel(4)
@@ -224,7 +224,7 @@ class FaultyTransport(MemoryTransport):
         raise RuntimeError("out of luck")
 
 
-def test_an_error_of_ours_does_not_end_training(caplog: pytest.LogCaptureFixture) -> None:
+def test_an_error_of_the_sdk_does_not_end_training(caplog: pytest.LogCaptureFixture) -> None:
     made = run(transport=FaultyTransport())
     made.train(4)
     made.handle.close()
@@ -237,13 +237,15 @@ class AwaitingTransport(MemoryTransport):
     awaits_decisions = True
 
 
-def test_the_end_answers_what_is_open_and_waits_for_the_last_decision() -> None:
+def test_closing_refuses_open_decisions_and_waits_for_the_last_one() -> None:
     made = run(drain_s=20.0, transport=AwaitingTransport())
     made.train(3)
-    made.transport.send(decision("open"))  # its kernel never comes
+    made.transport.send(decision("open"))  # its kernel never arrives
     made.train(1)
     made.transport.send(decision("late", step=3), decision("last", step=4))
+    started = time.monotonic()
     made.handle.close()
+    assert time.monotonic() - started < 10.0
     assert [(o.status, o.reason.split(":")[0]) for o in made.outcomes] == [(OutcomeStatus.REFUSED, "run_ended")] * 3
     stats = made.handle.stats
     assert (stats.decisions, stats.refused, stats.executed, stats.failed) == (3, 3, 0, 0)
@@ -253,10 +255,10 @@ def test_nothing_happens_after_the_end() -> None:
     made = run()
     made.train(2)
     made.handle.close()
-    told = made.transport.published
+    published = made.transport.published
     made.train(4)
     made.handle.close()
-    assert made.transport.published == told
+    assert made.transport.published == published
     assert made.handle.stats.step == 2
 
 
@@ -273,7 +275,16 @@ def test_detach_puts_plain_layers_back_where_nothing_grew() -> None:
     assert torch.allclose(plain(inputs), made.model(inputs), atol=1e-6)
 
 
-def test_a_grown_run_goes_on_from_its_state() -> None:
+def test_detach_releases_the_optimiser() -> None:
+    made = run()
+    made.transport.decide("optimize_parameters", layer="3")
+    made.train(1)
+    assert len(made.optimizer._optimizer_step_pre_hooks) == 2
+    made.handle.detach()
+    assert len(made.optimizer._optimizer_step_pre_hooks) == len(made.optimizer._optimizer_step_post_hooks) == 0
+
+
+def test_a_grown_run_resumes_from_its_state() -> None:
     first = run()
     first.load()
     first.train(3)
@@ -302,7 +313,7 @@ def test_the_context_manager_ends_the_run() -> None:
     assert handle.stats.step == 2
 
 
-def test_over_kafka_a_repeated_decision_is_executed_once_and_answered(
+def test_over_kafka_a_repeated_decision_is_executed_once(
     kafka: KafkaSettings, names: TopicNames, kafka_log: KafkaLog
 ) -> None:
     Topics(kafka, names).touch()
@@ -317,11 +328,11 @@ def test_over_kafka_a_repeated_decision_is_executed_once_and_answered(
         transport=KafkaTransport(kafka, names),
     )
     with closing(handle):
-        asked = decision()
+        decided = decision()
         layer = model.get_submodule("0")
         assert isinstance(layer, KasminaLayer)
-        kafka_log.say(DECISIONS, [asked, asked])
-        kafka_log.say(KERNELS, [compiled(asked, layer.spec)])
+        kafka_log.publish(DECISIONS, [decided, decided])
+        kafka_log.publish(KERNELS, [compiled(decided, layer.spec)])
         for seed in range(5000):
             inputs, labels = data(seed=seed)
             loss = F.cross_entropy(model(inputs), labels)
@@ -334,18 +345,18 @@ def test_over_kafka_a_repeated_decision_is_executed_once_and_answered(
     stats = handle.stats
     assert (stats.decisions, stats.repeated, stats.executed, stats.dropped_records) == (1, 1, 1, 0)
     assert (stats.connected, stats.errors) == (True, 0)
-    (heard,) = kafka_log.hear(OUTCOMES.name)
-    outcome: AdaptationOutcome = heard.record(AdaptationOutcome)
-    assert (outcome.decision_id, outcome.status) == (asked.decision_id, OutcomeStatus.EXECUTED)
-    assert len(kafka_log.hear(TOPOLOGY.name)) == 1
-    health = [each.record(LayerHealth) for each in kafka_log.hear(LAYER_HEALTH.name)]
-    assert len(health) == len(kafka_log.hear(KERNEL_PERFORMANCE.name)) == stats.step // 2 + 1
+    (read,) = kafka_log.read(OUTCOMES.name)
+    outcome: AdaptationOutcome = read.record(AdaptationOutcome)
+    assert (outcome.decision_id, outcome.status) == (decided.decision_id, OutcomeStatus.EXECUTED)
+    assert len(kafka_log.read(TOPOLOGY.name)) == 1
+    health = [each.record(LayerHealth) for each in kafka_log.read(LAYER_HEALTH.name)]
+    assert len(health) == len(kafka_log.read(KERNEL_PERFORMANCE.name)) == stats.step // 2 + 1
     assert [each.final for each in health] == [False] * (len(health) - 1) + [True]
-    assert len({each.partition for each in (heard, *kafka_log.hear(TOPOLOGY.name))}) == 1
-    assert kafka_log.hear(DECISIONS.name)[0].record(AdaptationDecision) == asked
+    assert len({each.partition for each in (read, *kafka_log.read(TOPOLOGY.name))}) == 1
+    assert kafka_log.read(DECISIONS.name)[0].record(AdaptationDecision) == decided
 
 
-def test_without_a_broker_training_goes_on_and_drops_are_counted(names: TopicNames) -> None:
+def test_without_a_broker_training_continues_and_drops_are_counted(names: TopicNames) -> None:
     model = network()
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
     nowhere = KafkaSettings(bootstrap_servers="127.0.0.1:1")

@@ -15,7 +15,7 @@ from tamiyo.schemas.record import Tensor
 from tests.support.experiences import HEADS, KINDS, graph_of, make_example, make_experience
 
 
-def test_what_an_example_holds():
+def test_what_an_example_contains():
     experience = make_experience(
         "a", action=3, legal=[0, 3, 4], probabilities=[0.5, 0, 0, 0.3, 0.2, 0, 0, 0, 0, 0, 0], revision=2,
         policy_version=7, reward=-0.25, value=0.1, confidence=0.6, success=None, complete=False,

@@ -39,7 +39,7 @@ def checkpoint(made, offsets=None):
 # Taking
 
 
-def test_an_experience_counts_once_and_its_newest_revision_holds():
+def test_an_experience_counts_once_and_its_newest_revision_counts():
     made = learner()
     assert made.take(make_experience("a", revision=0, complete=False, reward=0.1)) == Taken.FRESH
     assert made.take(make_experience("a", revision=0, complete=False, reward=0.9)) == Taken.REPEATED

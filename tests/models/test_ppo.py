@@ -232,7 +232,7 @@ def test_an_experience_without_weight_does_not_count_even_with_an_infinite_ratio
     assert output.logits.grad[2:].tolist() == [0.0, 0.0]
 
 
-def test_a_ratio_that_the_clip_holds_back_has_no_gradient_even_where_it_overflows():
+def test_a_ratio_that_the_clip_cuts_off_has_no_gradient_even_where_it_overflows():
     output, batch, targets = tensors([sample([0.0, 0.0], advantage=1.0)], torch.float32)
     targets.proximal_logprob[0] = -1000.0
     targets.behaviour_logprob[0] = -1000.0

@@ -104,18 +104,21 @@ def plant(root: Path, change: Change) -> Outcome:
 
 def plant_all(root: Path, changes: Sequence[Change], jobs: int) -> Iterator[Outcome]:
     """Yield the outcome of every change as it is known; `jobs` run at a time."""
+    by_tests: dict[str, list[Change]] = {}
+    for change in changes:
+        by_tests.setdefault(change.tests, []).append(change)
     with ThreadPoolExecutor(jobs) as pool:
         try:
-            tests = sorted({change.tests for change in changes})
-            broken = dict(zip(tests, pool.map(lambda each: passes_unchanged(root, each), tests), strict=True))
-            yield from (
-                Outcome(each, Verdict.FAILED, "without the change:\n" + broken[each.tests])
-                for each in changes
-                if broken[each.tests]
-            )
-            sound = [each for each in changes if not broken[each.tests]]
-            for future in as_completed([pool.submit(plant, root, each) for each in sound]):
-                yield future.result()
+            checks = {pool.submit(passes_unchanged, root, tests): tests for tests in by_tests}
+            plants = []
+            for check in as_completed(checks):
+                waiting = by_tests[checks[check]]
+                if problem := check.result():
+                    yield from (Outcome(each, Verdict.FAILED, f"without the change:\n{problem}") for each in waiting)
+                else:
+                    plants += [pool.submit(plant, root, each) for each in waiting]
+            for planted in as_completed(plants):
+                yield planted.result()
         except KeyboardInterrupt:
             pool.shutdown(cancel_futures=True)  # each running pytest got the signal too, and its copy is removed
             raise
@@ -141,7 +144,8 @@ def main(
             console.print(f"{each.area}: {each.file}: {each.why}", markup=False, highlight=False, soft_wrap=True)
         return
     began, outcomes = time.monotonic(), []
-    console.print(f"{len(changes)} changes; first their tests on the unchanged tree")
+    tests = len({each.tests for each in changes})
+    console.print(f"{len(changes)} changes; {tests} sets of tests run on the unchanged tree first")
     for outcome in plant_all(ROOT, changes, jobs):
         outcomes.append(outcome)
         words = f"{len(outcomes):4} of {len(changes)}  {outcome.verdict:8}  {outcome.change.file}: {outcome.change.why}"

@@ -1,4 +1,4 @@
-"""The lists of planted changes fit the code, and the runner tells a caught change from a survivor."""
+"""The lists of planted changes fit the code, and the runner distinguishes caught changes from survivors."""
 
 from pathlib import Path
 

@@ -50,7 +50,7 @@ def test_random_bytes_are_refused(data: bytes) -> None:
         decode(data, ModelPerformance)
 
 
-def test_missing_foreign_oversized_and_trailing_bytes_say_what_is_wrong() -> None:
+def test_missing_foreign_oversized_and_trailing_bytes_have_their_own_error() -> None:
     with pytest.raises(DecodeError, match="no value"):
         decode(None, ModelPerformance)
     with pytest.raises(DecodeError, match="expected a ModelPerformance"):

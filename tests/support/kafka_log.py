@@ -90,11 +90,3 @@ class KafkaLog:
             if time.monotonic() > deadline:
                 raise AssertionError(f"{topic}: {len(found)} messages after {timeout_s} s: {found[-3:]}")
             time.sleep(0.1)
-
-    # Former names, for tests that still use them.
-    say = publish
-    say_raw = publish_bytes
-    hear = read
-
-
-Heard = LoggedMessage

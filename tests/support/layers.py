@@ -32,7 +32,7 @@ def random_input(spec: LayerSpec, batch: int = 3, seed: int = 0) -> Tensor:
 
 
 def layer(name: str = "linear", **options: object) -> KasminaLayer:
-    """A wrapped copy of a geometry with parameters of its own."""
+    """A wrapped copy of a geometry with its own parameters."""
     module, example = GEOMETRIES[name]
     torch.manual_seed(0)
     base = type(module)(**_arguments(module))
@@ -67,7 +67,7 @@ def train(built: Kernel, seed: int = 2) -> None:
 
 
 class FaultyKernel(Kernel):
-    """A trained constant delta of 1; raises or gives NaN as often as `faults` says."""
+    """A trained constant delta of 1; raises or gives NaN `faults` times."""
 
     def __init__(self, features: int, faults: int = 0, kind: str = "raise") -> None:
         super().__init__()

@@ -1,7 +1,7 @@
-"""A stage small enough to know by heart: it sums each run's numbers in pairs. `python -m tests.support.pairs` runs it.
+"""A small stage that sums each run's numbers in pairs. `python -m tests.support.pairs` runs it.
 
-A number is `CacheHitRates.hits`, its place in the run `step`. 666 cannot be used, 999 is a bug, 888 takes for ever: it
-blocks the event loop, or with the argument `offload` only the stage.
+A number is `CacheHitRates.hits`, its place in the run `step`. 666 is rejected as late, 999 is a bug, and 888 never
+returns: it blocks the event loop, or with the argument `offload` only the stage.
 """
 
 import sys
@@ -50,16 +50,16 @@ class PairStage(Stage):
         self._open: dict[str, Incoming] = {}
         self._closing: set[int] = set()
 
-    def restore(self, said: Iterable[PriorOutput]) -> None:
-        # The first of a pair may lie before the committed offset and its second after it: that one opens nothing.
-        self._closing = {each.sources[NUMBERS.name] for each in said}
+    def restore(self, outputs: Iterable[PriorOutput]) -> None:
+        # The first of a pair may be before the committed offset and its second after it: the second opens nothing.
+        self._closing = {each.sources[NUMBERS.name] for each in outputs}
 
     def feed(self, batch: Sequence[Incoming]) -> Sequence[Output | Reject]:
-        said: list[Output | Reject] = []
+        outputs: list[Output | Reject] = []
         for each in batch:
             run, value = each.record.run_id, each.record.hits
             if value == 666:
-                said.append(Reject(each, "the number of the beast", late=True))
+                outputs.append(Reject(each, "the number of the beast", late=True))
             elif value == 888:
                 time.sleep(3600)
             elif value == 999:
@@ -73,8 +73,8 @@ class PairStage(Stage):
                 total = (first.record.hits + value) * (factor.hits if factor else 1)
                 step = first.record.step
                 inside = [identity("number", run, one) for one in (step, each.record.step)]
-                said.append(Output(SUMS, number(run, step, total), identity("pair", run, step), each, inside))
-        return said
+                outputs.append(Output(SUMS, number(run, step, total), identity("pair", run, step), each, inside))
+        return outputs
 
     def tick(self, now_ms: int) -> Sequence[Output | Reject]:
         return ()

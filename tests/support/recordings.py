@@ -1,4 +1,4 @@
-"""Recordings made by hand, as the recorder leaves them."""
+"""Creates recordings as the recorder does."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -13,13 +13,13 @@ from tamiyo.streams.recording.topic_reader import Selection
 def message(
     topic: str, offset: int, value: bytes | None = b"value", *, partition: int = 0, **fields: object
 ) -> Message:
-    """A message of run-1 that came a second after the one before."""
+    """Return a message of run-1, a second after the previous offset."""
     values = {"timestamp_ms": 1000 * offset, "key": b"run-1", "headers": (), **fields}
     return Message(topic, partition, offset, value=value, **values)  # type: ignore[arg-type]
 
 
 def make_recording(folder: Path, messages: Iterable[Message], **fields: object) -> Manifest:
-    """Write messages, each partition's in order, and the manifest that goes with them."""
+    """Write messages, each partition's in order, and their manifest."""
     folder.mkdir(parents=True, exist_ok=True)
     writers: dict[tuple[str, int], LogWriter] = {}
     for each in messages:

@@ -1,4 +1,4 @@
-"""A schema registry that nobody here wrote, as a process."""
+"""Runs an independent schema registry."""
 
 import os
 import signal
@@ -11,19 +11,19 @@ from contextlib import contextmanager
 
 from tamiyo.streams.admin.brokers import free_ports
 
-PATIENCE_S = 60.0  # up in 4 s on an idle machine
+START_TIMEOUT_S = 60.0  # up in 4 s on an idle machine
 
 
 @contextmanager
 def running_registry(home: str) -> Iterator[str]:
-    """Run `home`/start on a free port; yield the URL of its Confluent API. What it holds is gone afterwards."""
+    """Run `home`/start on a free port; yield the URL of its Confluent API. Its data is discarded afterwards."""
     (port,) = free_ports(1)
     url = f"http://127.0.0.1:{port}/apis/ccompat/v7"
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen([f"{home}/start", str(port)], stdout=log, stderr=log, start_new_session=True)
         try:
-            deadline = time.monotonic() + PATIENCE_S
-            while not _answers(url):
+            deadline = time.monotonic() + START_TIMEOUT_S
+            while not _responds(url):
                 if process.poll() is not None or time.monotonic() > deadline:
                     log.seek(0)
                     raise AssertionError(f"the registry did not come up: {log.read()[-2000:].decode(errors='replace')}")
@@ -34,7 +34,7 @@ def running_registry(home: str) -> Iterator[str]:
             process.wait()
 
 
-def _answers(url: str) -> bool:
+def _responds(url: str) -> bool:
     try:
         with urllib.request.urlopen(f"{url}/subjects", timeout=2):
             return True

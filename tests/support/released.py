@@ -1,4 +1,4 @@
-"""Policies released into a store, as the learner does it."""
+"""Releases policies into a store, as the learner does."""
 
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from tests.support.factories import BLUEPRINTS
 
 
 def make_policy(seed: int = 0, *, learned: bool = False, **fields: Any) -> TamiyoPolicy:
-    """A small policy; with `learned` its heads say something else than the heuristic, and surely."""
+    """Return a small policy; with `learned` its heads differ clearly from the heuristic."""
     policy = TamiyoPolicy(PolicyConfig(blueprints=BLUEPRINTS, hidden=16, layers=2, seed=seed, **fields))
     if learned:
         generator = torch.Generator().manual_seed(seed)
@@ -25,7 +25,7 @@ def make_policy(seed: int = 0, *, learned: bool = False, **fields: Any) -> Tamiy
 
 
 def release(url: Path | str, number: int, policy: TamiyoPolicy | None = None, **fields: Any) -> PolicyCheckpoint:
-    """Write checkpoint `number`, unless it is there, and return its announcement."""
+    """Write checkpoint `number`, unless it exists, and return its announcement."""
     policy = policy or make_policy(number)
     data = save(policy, None, CheckpointHeader.of(policy, version=number))
     store = CheckpointStore(f"file://{url}")

@@ -1,4 +1,4 @@
-"""A real Kafka with everything locked: TLS, SASL and ACLs, its authority and certificates made here."""
+"""A real Kafka with TLS, SASL and ACLs, and a new certificate authority."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,14 +28,14 @@ LISTENERS = {"TLS": "SSL", "EXPIRED": "SSL", "SASLTLS": "SASL_SSL", "SASLPLAIN":
 
 @dataclass(frozen=True, slots=True)
 class LockedKafka:
-    """The node, and how to come in. Whoever uses the plain listener is a super user."""
+    """The node, and settings of its users. The plain listener is for the super user."""
 
     node: LocalKafka
     folder: Path
 
     @property
     def admin(self) -> KafkaSettings:
-        """The super user."""
+        """Return settings of the super user."""
         return KafkaSettings(bootstrap_servers=self.node.bootstrap_servers)
 
     @property
@@ -44,7 +44,7 @@ class LockedKafka:
         return str(self.folder / "ca.pem")
 
     def user(self, name: str = "user", mechanism: str = "SCRAM-SHA-512", **changes: object) -> KafkaSettings:
-        """Settings of a user over TLS; `changes` to them."""
+        """Return settings of a user over TLS, with `changes`."""
         settings = {
             "bootstrap_servers": self.node.servers["SASLTLS"],
             "security_protocol": "SASL_SSL",
@@ -56,7 +56,7 @@ class LockedKafka:
         return KafkaSettings(**{**settings, **changes})  # type: ignore[arg-type]
 
     def tls(self, **changes: object) -> KafkaSettings:
-        """Settings of a client known by its certificate alone; `changes` to them."""
+        """Return settings of a client that authenticates by certificate, with `changes`."""
         settings = {
             "bootstrap_servers": self.node.servers["TLS"],
             "security_protocol": "SSL",
@@ -76,7 +76,7 @@ class LockedKafka:
 
 
 def write_certificate(certificate: trustme.LeafCert, path: Path) -> None:
-    """Write key and chain into one PEM file, the key in PKCS #8, which is all that Java reads."""
+    """Write key and chain into one PEM file, the key in PKCS #8 as Java requires."""
     key = load_pem_private_key(certificate.private_key_pem.bytes(), None)
     chain = b"".join(each.bytes() for each in certificate.cert_chain_pems)
     path.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()) + chain)

@@ -1,4 +1,4 @@
-"""`python -m tests.support.supervised CODE ...`: a supervisor of `python -c CODE ...`, set by the environment."""
+"""`python -m tests.support.supervised CODE ...`: supervise `python -c CODE ...`, with settings of the environment."""
 
 import sys
 

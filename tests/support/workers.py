@@ -1,4 +1,4 @@
-"""Worker processes with the pair stage (`tests/support/pairs.py`), and the numbers they are fed."""
+"""Worker processes with the pair stage (`tests/support/pairs.py`), and numbers to feed them."""
 
 import os
 import subprocess
@@ -13,12 +13,12 @@ import httpx
 from tamiyo.schemas.kafka import KafkaSettings, TopicNames
 from tamiyo.schemas.telemetry import CacheHitRates
 from tamiyo.streams.admin.brokers import free_ports
-from tests.support.kafka_log import Heard
+from tests.support.kafka_log import LoggedMessage
 from tests.support.pairs import FACTORS, LETTERS, NUMBERS, SUMS, number
 
 ROOT = Path(__file__).parents[2]
 TOPICS = (NUMBERS, LETTERS, FACTORS, SUMS)
-ORDINARY = 600  # numbers below it mean nothing to the stage
+ORDINARY = 600  # numbers below it have no special meaning to the stage
 RUNS = [f"run-{index}" for index in range(8)]
 
 
@@ -26,7 +26,7 @@ class Process:
     """A worker with the pair stage, as a process."""
 
     def __init__(self, kafka: KafkaSettings, names: TopicNames, folder: Path, *arguments: str, **settings: Any) -> None:
-        """`settings` are the worker's; those that begin with TAMIYO_ are taken as they are."""
+        """`settings` are the worker's; those that begin with TAMIYO_ are environment names."""
         (self.port,) = free_ports(1)
         self.log = folder / f"worker-{self.port}.log"
         environment = {
@@ -55,21 +55,21 @@ class Process:
 
     def metric(self, name: str) -> float:
         """Sum a metric's samples."""
-        lines = [line for line in self.get("/metrics").text.splitlines() if line.startswith(name)]
-        return sum(float(line.rsplit(" ", 1)[1]) for line in lines)
+        samples = [each for each in self.get("/metrics").text.splitlines() if each.startswith(name)]
+        return sum(float(each.rsplit(" ", 1)[1]) for each in samples)
 
     def wait_until_ready(self, partitions: int | None = None, timeout_s: float = 40.0) -> "Process":
-        """Wait until /readyz agrees, with so many partitions."""
+        """Wait until /readyz reports ready, with so many partitions."""
         deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline:
             assert self.process.poll() is None, self.log.read_text()
             try:
-                answer = self.get("/readyz")
+                response = self.get("/readyz")
             except httpx.HTTPError:
                 time.sleep(0.1)
                 continue
-            held = answer.json()["stages"].get("pairs", {}).get("partitions", [])
-            if answer.status_code == 200 and (partitions is None or len(held) == partitions):
+            held = response.json()["stages"].get("pairs", {}).get("partitions", [])
+            if response.status_code == 200 and (partitions is None or len(held) == partitions):
                 return self
             time.sleep(0.1)
         raise AssertionError(f"not ready: {self.log.read_text()}")
@@ -84,10 +84,10 @@ def numbers(first: int, last: int, runs: list[str] = RUNS) -> list[CacheHitRates
     return [number(run, step, step % ORDINARY) for step in range(first, last) for run in runs]
 
 
-def sums(heard: list[Heard]) -> dict[tuple[str, int], int]:
-    """Return what was said of each pair, the first that was said; a pair that was said differently fails."""
+def sums(messages: list[LoggedMessage]) -> dict[tuple[str, int], int]:
+    """Return the sum of each pair; a pair that was published with two different sums fails."""
     found: dict[tuple[str, int], int] = {}
-    for each in heard:
+    for each in messages:
         record = each.record(CacheHitRates)
         assert found.setdefault((record.run_id, record.step), record.hits) == record.hits
     return found
@@ -97,5 +97,5 @@ def expected(last: int, runs: list[str] = RUNS) -> dict[tuple[str, int], int]:
     return {(run, step): 2 * (step % ORDINARY) + 1 for step in range(0, last - 1, 2) for run in runs}
 
 
-def enough(count: int) -> Callable[[list[Heard]], bool]:
-    return lambda heard: len({each.identity for each in heard}) >= count
+def enough(count: int) -> Callable[[list[LoggedMessage]], bool]:
+    return lambda messages: len({each.identity for each in messages}) >= count

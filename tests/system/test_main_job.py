@@ -1,6 +1,6 @@
-"""The main job, end to end: processes of the real command line, a real training run, a broker.
+"""The main job end to end: processes of the real command line, a real training run, a broker.
 
-One run on the embedded broker and one on a real Kafka; every test looks at what is left on the topics.
+The demo runs once on the embedded broker and once on a real Kafka; the tests check the records on the topics.
 """
 
 import io
@@ -25,27 +25,27 @@ from tamiyo.streams.settings import RewardSettings, WindowSettings
 
 pytestmark = [pytest.mark.flow, pytest.mark.timeout(240)]
 
-# On every telemetry topic one message that is no Avro: they must end in the dead letters and stop nothing.
+# One message on every telemetry topic that is no Avro: it must become a dead letter and stop nothing.
 GARBAGE = b"\xc3\x01not a record"
 BAD = [topic.name for topic in topics.TELEMETRY]
 
 
 @dataclass
 class Job:
-    """A demo that has ended, and the broker it ran on."""
+    """A finished demo and its broker."""
 
     report: Report
     kafka: KafkaSettings
     shown: str
 
     def records(self, topic: topics.Topic | str) -> list[dict[str, Any]]:
-        """Return what lies on a topic."""
+        """Return the records of a topic."""
         name = topic if isinstance(topic, str) else topic.name
         return [line.value for line in follow(name, self.kafka, TopicNames(prefix=""), beginning=True, forever=False)]
 
 
-def play(bootstrap: str) -> Job:
-    """Run the demo's quick form with a bad message on each telemetry topic."""
+def run_demo(bootstrap: str) -> Job:
+    """Run the quick demo with an invalid message on each telemetry topic."""
     kafka, names = KafkaSettings(bootstrap_servers=bootstrap), TopicNames(prefix="")
     Topics(kafka, names).create()
     producer = Producer(kafka.librdkafka(**PRODUCER))
@@ -54,7 +54,7 @@ def play(bootstrap: str) -> Job:
     assert producer.flush(20) == 0
     page = io.StringIO()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TAMIYO_LEARNER_FRESH_BATCH", "4")  # so that even a run of twenty decisions is served new policies
+        patch.setenv("TAMIYO_LEARNER_FRESH_BATCH", "4")  # so that twenty decisions suffice for a new policy
         report = Demo(task="mnist1d", seed=0, steps=QUICK_STEPS).run(Console(file=page, width=160), kafka)
     return Job(report, kafka, page.getvalue())
 
@@ -62,15 +62,15 @@ def play(bootstrap: str) -> Job:
 @pytest.fixture(scope="module", params=["embedded", pytest.param("real", marks=pytest.mark.kafka)])
 def job(request: pytest.FixtureRequest) -> Iterator[Job]:
     if request.param == "real":
-        yield play(request.getfixturevalue("real_kafka"))
+        yield run_demo(request.getfixturevalue("real_kafka"))
         return
     with EmbeddedBroker() as broker:
-        yield play(broker.bootstrap_servers)
+        yield run_demo(broker.bootstrap_servers)
 
 
 def test_telemetry_in_decisions_out(job: Job) -> None:
     counts = job.report.counts
-    assert counts["telemetry_records"] >= 3 * QUICK_STEPS // 50  # three topics, and no window without a frame
+    assert counts["telemetry_records"] >= 3 * QUICK_STEPS // 50  # three topics, and a frame in every window
     assert counts["signals"] == counts["telemetry_records"]
     assert counts["graphs"] == counts["windows"] >= QUICK_STEPS // 50
     assert counts["decisions"] == counts["graphs"]
@@ -78,7 +78,7 @@ def test_telemetry_in_decisions_out(job: Job) -> None:
     assert {d["graph_id"] for d in job.records(topics.DECISIONS)} == {g["graph_id"] for g in job.records(topics.GRAPHS)}
 
 
-def test_decisions_are_executed_on_the_network_and_answered(job: Job) -> None:
+def test_decisions_are_executed_and_have_outcomes(job: Job) -> None:
     counts = job.report.counts
     assert counts["outcomes"] == counts["adaptations_asked_for"]
     assert counts["executed"] >= 1
@@ -96,7 +96,7 @@ def test_decisions_are_executed_on_the_network_and_answered(job: Job) -> None:
 def test_rewards_are_attributed_over_spans(job: Job) -> None:
     loads = [r for r in job.records(topics.REWARDS) if r["action"]["type"] == "load_kernel" and r["complete"]]
     assert loads
-    # A load that was refused, or executed as the run ended, shows in no span; with a window to spare, in the first.
+    # A load that was refused or executed at the run's end is in no span; one executed a window earlier is in the first.
     last = QUICK_STEPS - RewardSettings().span_steps[0] - WindowSettings().width
     executed = {o["decision_id"]: o["step"] for o in job.records(topics.OUTCOMES) if o["status"] == "executed"}
     early = [reward for reward in loads if executed.get(reward["decision_id"], QUICK_STEPS) <= last]
@@ -108,7 +108,7 @@ def test_rewards_are_attributed_over_spans(job: Job) -> None:
     assert {reward["total"] for reward in waits} == {0.0}
 
 
-def test_experience_is_learned_and_the_new_policy_served(job: Job) -> None:
+def test_experiences_are_learned_and_new_policies_decide(job: Job) -> None:
     assert job.report.counts["experiences"] >= job.report.counts["decisions"]
     assert job.report.counts["policy_updates"] >= 1
     newest = max(record["version"] for record in job.records(topics.CHECKPOINTS))
@@ -119,7 +119,7 @@ def test_experience_is_learned_and_the_new_policy_served(job: Job) -> None:
     assert served <= set(range(newest + 1))
 
 
-def test_each_bad_record_is_a_dead_letter_with_its_reason(job: Job) -> None:
+def test_each_invalid_message_is_a_dead_letter_with_its_reason(job: Job) -> None:
     assert job.report.counts["dead_letters"] == len(BAD)
     for name in BAD:
         lines = list(follow(f"{name}.dlq", job.kafka, TopicNames(prefix=""), beginning=True, forever=False))
@@ -127,12 +127,12 @@ def test_each_bad_record_is_a_dead_letter_with_its_reason(job: Job) -> None:
         assert "expected a" in lines[0].headers["tamiyo-reason"]
 
 
-def test_a_decision_sent_again_changes_nothing(job: Job) -> None:
+def test_a_decision_has_one_outcome(job: Job) -> None:
     ids = [outcome["decision_id"] for outcome in job.records(topics.OUTCOMES)]
     assert len(ids) == len(set(ids))
 
 
-def test_the_report_has_what_it_promises(job: Job, tmp_path: Path) -> None:
+def test_the_report_is_complete(job: Job, tmp_path: Path) -> None:
     path = tmp_path / "report.json"
     job.report.write(path)
     report = json.loads(path.read_text())

@@ -1,4 +1,4 @@
-"""A whole installation under its own supervisors: the broker goes, workers are killed and stopped, nobody helps."""
+"""An installation under its supervisors recovers by itself from broker outages and killed processes."""
 
 import os
 import signal
@@ -14,24 +14,24 @@ from confluent_kafka import Producer
 
 from tamiyo.evaluation.common.installation import Installation
 from tamiyo.evaluation.common.live_runs import sampled_steps
-from tamiyo.evaluation.common.simulated_runs import Load, topology
+from tamiyo.evaluation.common.simulated_runs import TOPICS, Load, topology
 from tamiyo.schemas.analysis import ModelGraph
 from tamiyo.schemas.codec import decode, encode
 from tamiyo.schemas.kafka import PRODUCER
-from tamiyo.schemas.topics import CATALOGUE, CHECKPOINTS, DECISIONS, GRAPHS, TELEMETRY, TOPOLOGY
+from tamiyo.schemas.topics import CATALOGUE, CHECKPOINTS, DECISIONS, GRAPHS, TOPOLOGY
 from tamiyo.streams.admin.brokers import free_ports, kafka_home
 from tests.support.kafka_log import KafkaLog
 
 pytestmark = [pytest.mark.kafka, pytest.mark.flow]
 
-LOAD = Load(runs=4, layers=6, frames=300, name="trouble")
+LOAD = Load(runs=4, layers=6, frames=300, name="operation")
 WINDOW = 50  # steps, as by default
 OUTAGE_S = 8.0
 STOP_S = 10.0
 
 
 class Publishing(threading.Thread):
-    """Publishes the load over so many seconds, whatever the broker does: records wait in the producer."""
+    """Publishes the load over some seconds; while the broker is down, records wait in the producer."""
 
     def __init__(self, installation: Installation, seconds: float) -> None:
         super().__init__(daemon=True)
@@ -44,10 +44,9 @@ class Publishing(threading.Thread):
     def run(self) -> None:
         for run_id in LOAD.run_ids:
             self._producer.produce(self._names.full(TOPOLOGY.name), encode(topology(run_id, LOAD.layers)), run_id)
-        topics = {topic.record: topic.name for topic in TELEMETRY}
         for together in zip(*(sampled_steps(LOAD, run) for run in range(LOAD.runs)), strict=True):
             for record in (record for each in together for record in each):
-                full = self._names.full(topics[type(record)])
+                full = self._names.full(TOPICS[type(record)].name)
                 self._producer.produce(full, encode(record), record.run_id)  # type: ignore[attr-defined]
             self._producer.poll(self._pause)
             time.sleep(self._pause)
@@ -59,11 +58,11 @@ class Publishing(threading.Thread):
 def installation(tmp_path: Path) -> Iterator[Installation]:
     home = kafka_home()
     if home is None:
-        pytest.skip("no broker that could be killed: KAFKA_HOME is not set")
+        pytest.skip("KAFKA_HOME is not set, and this test restarts its broker")
     settings = {"TAMIYO_SUPERVISOR_FIRST_BACKOFF_S": "0.5", "TAMIYO_SUPERVISOR_LAST_BACKOFF_S": "3"}
     with Installation(home, tmp_path, settings=settings) as running:
         worker, learner = free_ports(2)
-        # Not as the fleet starts them by itself: with the supervisors that this is about.
+        # With supervisors, which this test is about; `add_worker` starts processes without.
         running.fleet.add("worker", ["worker", "--supervise", "--http-port", str(worker)], worker)
         running.fleet.add("learner", ["learner", "--supervise", "--http-port", str(learner)], learner)
         running.fleet.wait_ready()
@@ -71,9 +70,9 @@ def installation(tmp_path: Path) -> Iterator[Installation]:
 
 
 def decided(log: KafkaLog) -> tuple[set[str], Counter[str]]:
-    """Return the ids of all graphs, and how many different decisions each has."""
-    graphs = {each.record(ModelGraph).graph_id for each in log.hear(GRAPHS.name)}
-    decisions = {(decode(each.value, DECISIONS.record).graph_id, each.value) for each in log.hear(DECISIONS.name)}  # type: ignore[attr-defined]
+    """Return the ids of all graphs, and the number of different decisions on each."""
+    graphs = {each.record(ModelGraph).graph_id for each in log.read(GRAPHS.name)}
+    decisions = {(decode(each.value, DECISIONS.record).graph_id, each.value) for each in log.read(DECISIONS.name)}  # type: ignore[attr-defined]
     return graphs, Counter(graph for graph, _ in decisions)
 
 
@@ -86,11 +85,11 @@ def wait_until_decided(log: KafkaLog, timeout_s: float = 150.0) -> None:
         assert time.monotonic() < deadline, f"{len(graphs)} graphs, {len(decisions)} decided"
         time.sleep(1)
     assert len(graphs) == LOAD.windows(WINDOW)
-    assert set(decisions.values()) == {1}, "a graph was decided differently"
+    assert set(decisions.values()) == {1}, "a graph has different decisions"
 
 
 @pytest.mark.timeout(420)
-def test_nobody_has_to_help_when_the_broker_and_processes_go(installation: Installation) -> None:
+def test_an_installation_recovers_from_an_outage_and_killed_processes(installation: Installation) -> None:
     fleet = installation.fleet
     with closing(KafkaLog(installation.kafka, installation.names)) as log:
         log.wait_for(CHECKPOINTS.name, bool)
@@ -110,7 +109,7 @@ def test_nobody_has_to_help_when_the_broker_and_processes_go(installation: Insta
         fleet.wait_ready()
         assert [fleet.pid("worker"), fleet.pid("learner")] == supervisors
         assert fleet.ends == []
-        assert [each for topic in CATALOGUE for each in log.hear(topic.dead_letters)] == []
+        assert [each for topic in CATALOGUE for each in log.read(topic.dead_letters)] == []
 
 
 @pytest.mark.timeout(420)
@@ -121,7 +120,7 @@ def test_a_worker_of_all_stages_stops_in_time_under_load(installation: Installat
         publishing = Publishing(installation, seconds=30)
         publishing.start()
         log.wait_for(DECISIONS.name, bool)
-        assert publishing.left > 50  # it is in the middle of it
+        assert publishing.left > 50  # still publishing
         began = time.monotonic()
         fleet.stop("worker")
         took = time.monotonic() - began

@@ -1,7 +1,7 @@
-"""The tests that the specification itself names, in its words, on the stages without Kafka.
+"""The tests that the specification names, on the stages without Kafka.
 
-The second (learning) uses a world with known rewards (evaluation/lab/bandit.py). The fourth (latency) is measured by
-`make bench` and in the demo's report; here it is only bounded generously.
+The second (learning) uses a bandit with known rewards (evaluation/lab/bandit.py). The fourth (latency) is measured by
+`make bench` and in the demo's report; here it has a generous bound.
 """
 
 import time
@@ -14,7 +14,7 @@ from scipy import stats
 from torch import nn
 from torch.nn import functional as F
 
-from tamiyo.evaluation.lab.bandit import BLUEPRINTS, GrowthBandit, expected_reward, no_op_share, play
+from tamiyo.evaluation.lab.bandit import BLUEPRINTS, GrowthBandit, expected_reward, learn_rounds, no_op_share
 from tamiyo.host import HostSettings, attach
 from tamiyo.host.blueprints import names
 from tamiyo.host.layers.kasmina_layer import KasminaLayer
@@ -48,7 +48,7 @@ STEPS = 700
 
 
 def start(folder: Path) -> Chain:
-    """Return a chain of all stages, served by version 0 of the policy."""
+    """Return a chain of all stages that decides with version 0 of the policy."""
     chain = Chain()
     store = CheckpointStore(f"file://{folder}/checkpoints")
     policy = TamiyoPolicy(PolicyConfig(blueprints=tuple(names())))
@@ -102,7 +102,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Chain, KasminaLayer]:
         assert isinstance(layer, KasminaLayer)
         assert layer.telemetry_enabled
         for step in range(STEPS):
-            inputs = torch.randn(64, 128)  # never twice the same: there is nothing to overfit
+            inputs = torch.randn(64, 128)  # fresh in every step: nothing can be overfitted
             loss = F.cross_entropy(model(inputs), teacher(inputs).argmax(1))
             optimizer.zero_grad()
             loss.backward()
@@ -114,14 +114,14 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Chain, KasminaLayer]:
 
 
 class TestEndToEnd:
-    """Realistic signals into a system with KasminaLayer(128, 64, 4 seeds): a decision comes out and is executed."""
+    """From realistic signals of a KasminaLayer(128, 64, 4 seeds) to a decision that is executed."""
 
-    def test_a_confident_valid_decision_comes_out(self, run: tuple[Chain, KasminaLayer]) -> None:
+    def test_a_confident_valid_decision_is_published(self, run: tuple[Chain, KasminaLayer]) -> None:
         chain, _ = run
         decisions = chain.log[topics.DECISIONS.name]
-        asked = [decision for decision in decisions if decision.type != DecisionType.NO_OP]
-        assert asked
-        assert all(decision.confidence > 0.5 for decision in asked)
+        requested = [decision for decision in decisions if decision.type != DecisionType.NO_OP]
+        assert requested
+        assert all(decision.confidence > 0.5 for decision in requested)
         assert {decision.type for decision in decisions} <= {kind.value for kind in DecisionType}
 
     def test_it_is_executed(self, run: tuple[Chain, KasminaLayer]) -> None:
@@ -130,17 +130,17 @@ class TestEndToEnd:
         assert any(outcome.type == DecisionType.LOAD_KERNEL for outcome in executed)
         assert layer.get_layer_stats()["state_stats"]["active_seeds"] > 0
 
-    def test_every_graph_is_decided_and_every_request_answered(self, run: tuple[Chain, KasminaLayer]) -> None:
+    def test_every_graph_has_a_decision_and_every_adaptation_an_outcome(self, run: tuple[Chain, KasminaLayer]) -> None:
         chain, _ = run
         graphs = [graph.graph_id for graph in chain.log[topics.GRAPHS.name]]
         decisions = chain.log[topics.DECISIONS.name]
-        asked = {decision.decision_id for decision in decisions if decision.type != DecisionType.NO_OP}
+        requested = {decision.decision_id for decision in decisions if decision.type != DecisionType.NO_OP}
         assert len(graphs) >= STEPS // WindowSettings().width
         assert [decision.graph_id for decision in decisions] == graphs
-        assert {outcome.decision_id for outcome in chain.log[topics.OUTCOMES.name]} == asked
+        assert {outcome.decision_id for outcome in chain.log[topics.OUTCOMES.name]} == requested
         assert chain.rejected == []
 
-    def test_every_decision_is_rewarded_in_the_end(self, run: tuple[Chain, KasminaLayer]) -> None:
+    def test_every_decision_has_a_final_reward(self, run: tuple[Chain, KasminaLayer]) -> None:
         chain, _ = run
         complete = {reward.decision_id for reward in chain.log[topics.REWARDS.name] if reward.complete}
         assert complete == {decision.decision_id for decision in chain.log[topics.DECISIONS.name]}
@@ -153,7 +153,7 @@ class TestEndToEnd:
 
 
 def test_learning_after_100_experiences_performance_and_mean_reward_are_higher() -> None:
-    """Where no growth pays, the heuristic grows all the same. Six seeds; a small policy that learns quickly."""
+    """The heuristic grows although no growth pays here. Six seeds; a small policy that learns quickly."""
     held_out = range(10**6, 10**6 + 30)
     gains, waits = [], []
     for seed in range(10, 16):
@@ -161,7 +161,7 @@ def test_learning_after_100_experiences_performance_and_mean_reward_are_higher()
         policy = TamiyoPolicy(PolicyConfig(blueprints=BLUEPRINTS, hidden=32, layers=2, seed=seed))
         learner = Learner(policy, LearningSettings(seed=seed, learning_rate=2e-3))
         before = expected_reward(policy, bandit, held_out), no_op_share(policy, bandit, held_out)
-        for _ in play(learner, bandit, range(100)):
+        for _ in learn_rounds(learner, bandit, range(100)):
             pass
         gains.append(expected_reward(learner.policy, bandit, held_out) - before[0])
         waits.append(no_op_share(learner.policy, bandit, held_out) - before[1])
@@ -180,7 +180,7 @@ def test_safety_the_dangerous_decision_is_refused() -> None:
 
 
 def test_latency_one_decision_from_a_graph(tmp_path: Path) -> None:
-    # The target is 100 ms at p99, which `make bench` and the demo's report measure. Here: not seconds.
+    # The target of 100 ms at p99 is measured by `make bench` and in the demo's report.
     policy = TamiyoPolicy(PolicyConfig(blueprints=tuple(names()))).eval()
     graph = make_graph()
     mask = np.ones(1 + len(graph.layer_id) * len(policy.kinds), bool)

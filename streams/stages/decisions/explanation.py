@@ -1,36 +1,47 @@
-"""Explain a decision in one sentence."""
+"""Explain a decision in an engineer's note of one or two sentences."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
+from tamiyo.models.behaviour import Choice
 from tamiyo.schemas.adaptation import Action, DecisionType, Veto
 from tamiyo.schemas.analysis import ModelGraph
-from tamiyo.streams.stages.action_text import MAX_LENGTH, action_words
+from tamiyo.streams.stages.action_text import MAX_LENGTH, imperative
 
 
 def explain_decision(
     action: Action,
     graph: ModelGraph,
+    choice: Choice,
     *,
-    probability: float,
-    alternatives: int,
-    method: str,
+    legal_actions: int,
     policy_version: int,
-    predicted_reward: float,
-    uncertainty: float,
     vetoes: Sequence[Veto],
     blocking_vetoes: Sequence[Veto],
     dry_run: bool,
 ) -> str:
-    """Explain a decision; `alternatives` counts the legal actions, `blocking_vetoes` say why only no_op is legal."""
+    """Return what was decided, how, and whether it is executed.
+
+    Args:
+        action: The action sampled.
+        graph: The graph it was sampled for.
+        choice: Probability, expected reward and uncertainty of the action.
+        legal_actions: How many actions it was sampled from.
+        policy_version: Version of the policy.
+        vetoes: Why the action is not executed.
+        blocking_vetoes: Why only no_op was legal.
+        dry_run: Whether decisions are recorded only.
+    """
     if blocking_vetoes:
-        return f"Step {graph.step}: leave the network alone, since {_reasons(blocking_vetoes)}."[:MAX_LENGTH]
-    who = f"policy {policy_version}" if method == "policy" else "the heuristic (the policy is not sure yet)"
+        return f"Step {graph.step}: no adaptation allowed; {_reasons(blocking_vetoes)}."[:MAX_LENGTH]
+    policy = f"policy {policy_version}"
+    chosen_by = policy if choice.method == "policy" else f"heuristic as {policy} is uncertain"
+    probability = float(choice.probabilities[choice.index])
     text = (
-        f"Step {graph.step}: {action_words(action)}, chosen by {who} with probability {probability:.2f} among "
-        f"{alternatives} legal actions; expected reward {predicted_reward:+.2f} +/- {uncertainty:.2f}"
+        f"Step {graph.step}: {imperative(action)} (probability {probability:.2f} of {_count(legal_actions)}, "
+        f"{chosen_by}, expected reward {choice.predicted_reward:+.2f} +/- {choice.uncertainty:.2f})"
     )
-    facts = _facts(action, graph)
-    text += f"; {facts}." if facts else "."
+    state = ", ".join(_state(action, graph))
+    text += f"; {state}." if state else "."
     if vetoes:
         text += f" Not executed: {_reasons(vetoes)}."
     elif dry_run and action.type != DecisionType.NO_OP:
@@ -38,21 +49,25 @@ def explain_decision(
     return text[:MAX_LENGTH]
 
 
+def _count(legal_actions: int) -> str:
+    return f"{legal_actions:,} legal action{'s' if legal_actions != 1 else ''}"
+
+
 def _reasons(vetoes: Sequence[Veto]) -> str:
     return "; ".join(f"{veto.reason} ({veto.by})" for veto in vetoes)
 
 
-def _facts(action: Action, graph: ModelGraph) -> str:
-    facts = []
+def _state(action: Action, graph: ModelGraph) -> Iterator[str]:
+    """Yield the loss of the network, the health of the layer, and the size of the kernel."""
     loss = graph.model_metrics.get("validation_loss", graph.model_metrics.get("train_loss"))
     if loss is not None:
-        facts.append(f"loss {loss:.3f}")
-    if action.layer_id in graph.layer_id:
-        node = graph.layer_id.index(action.layer_id)
-        facts.append(f"health {graph.health[node]:.2f}")
-        if action.layer_id in graph.problematic:
-            facts.append("a problematic layer")
-        for offer in graph.offers[node]:
-            if action.type == DecisionType.LOAD_KERNEL and offer.name == action.blueprint:
-                facts.append(f"{offer.parameters:,} parameters more")
-    return ", ".join(facts)
+        yield f"loss {loss:.3f}"
+    if action.layer_id not in graph.layer_id:
+        return
+    node = graph.layer_id.index(action.layer_id)
+    yield f"health {graph.health[node]:.2f}"
+    if action.layer_id in graph.problematic:
+        yield "problematic layer"
+    for offer in graph.offers[node]:
+        if action.type == DecisionType.LOAD_KERNEL and offer.name == action.blueprint:
+            yield f"{offer.parameters:,} more parameters"

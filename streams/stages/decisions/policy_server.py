@@ -1,4 +1,4 @@
-"""Which policy is served: follows the announcements of released checkpoints, and keeps what works."""
+"""The policy server: follows the announcements of released checkpoints and serves the newest that works."""
 
 import threading
 import time
@@ -17,15 +17,15 @@ from tamiyo.streams.stages.base import View
 
 log = structlog.get_logger(__name__)
 
-RETRY_S = 5.0  # a store may show a file a little after it was announced
+RETRY_S = 5.0  # an eventually consistent store may list a file after it was announced
 
-_reading = threading.Lock()
-"""Held while a file is read and made into a policy, which takes as long as several decisions."""
+_loading = threading.Lock()
+"""Held while a checkpoint is loaded, which takes as long as several decisions."""
 
 
 @dataclass(frozen=True, slots=True)
 class ServedPolicy:
-    """A policy that may act, and under which version it does."""
+    """A policy that may act, and the version recorded with its decisions."""
 
     policy: TamiyoPolicy
     version: int
@@ -33,11 +33,11 @@ class ServedPolicy:
 
 
 class PolicyServer:
-    """The policy under one name.
+    """Serves the policy of one name.
 
-    A newer announcement replaces it once its file was read, has the announced checksum and version, and holds finite
-    numbers; on any failure the incumbent stays and the file is tried again later. A version that is announced as rolled
-    back, or that turned out not to work, gives way to the one before it.
+    A newly announced version replaces the current one once its file was read, matches the announced checksum and
+    version, and has finite weights. On any failure the current version stays and the file is tried again later. A
+    version that is announced as rolled back, or that is rejected, is replaced by the one before it.
     """
 
     def __init__(
@@ -48,69 +48,82 @@ class PolicyServer:
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """Serve policy `name`.
+
+        Args:
+            view: Newest announcement per policy name.
+            store: Where the checkpoint files are.
+            name: The policy's name.
+            clock: Monotonic seconds, for retries.
+        """
         self._view = view
         self._store = store
         self._name = name
         self._clock = clock
         self._served: ServedPolicy | None = None
         self._previous: ServedPolicy | None = None
-        self._distrusted: set[str] = set()
-        """Checksums of policies that turned out not to work."""
+        self._rejected: set[str] = set()
+        """Checksums of policies that failed while deciding."""
         self._failed: tuple[str, float] | None = None
-        """Checksum of the file that could not be served, and when."""
+        """Checksum of the file that could not be loaded, and when."""
 
     def current(self, graph: ModelGraph | None = None) -> ServedPolicy | None:
-        """Return the policy to decide with now, whatever the graph; None before the first was announced."""
+        """Return the policy to decide with now, for any graph; None before the first was announced."""
         announced = self._view.get(self._name)
         if announced is not None:
             self._follow(announced)
         return self._served
 
     def reject(self, served: ServedPolicy, reason: Exception) -> bool:
-        """Give up a policy that does not work; returns whether there is another to go on with."""
-        log.error("a policy does not work and is not served any more", version=served.version, reason=str(reason))
-        self._distrusted.add(served.checksum)
+        """Stop serving a policy that failed while deciding; return whether another one can replace it."""
+        log.error("policy rejected", version=served.version, reason=str(reason))
+        self._rejected.add(served.checksum)
         if self._served is served:
             self._step_back()
         return self._served is not None
 
     def _follow(self, announced: PolicyCheckpoint) -> None:
+        """Serve what is announced, if it can be."""
         served = self._served
         if announced.status == CheckpointStatus.ROLLED_BACK:
             if served is not None and served.version == announced.version and self._previous is not None:
-                log.warning("a policy was rolled back", version=served.version, to=self._previous.version)
+                log.warning("policy rolled back", version=served.version, to=self._previous.version)
                 self._step_back()
             return
-        if served is not None and (served.version, served.checksum) == (announced.version, announced.checksum):
-            return
-        if announced.checksum in self._distrusted:
-            return
-        checksum, when = self._failed or ("", 0.0)
-        if checksum == announced.checksum and self._clock() - when < RETRY_S:
-            return
-        if not _reading.acquire(blocking=served is None):
-            return  # another partition is reading a policy: this one's graphs need not wait for it
+        if not self._is_loadable(announced) or not _loading.acquire(blocking=served is None):
+            return  # if another partition is loading a policy, this one decides with its current policy meanwhile
         try:
             self._previous, self._served = served, self._load(announced)
         except PolicyError as error:
             self._failed = (announced.checksum, self._clock())
+            serving = served.version if served is not None else None
             log.error(
-                "a released policy cannot be served",
+                "policy load failed",
                 version=announced.version,
                 file=announced.file,
-                serving=served.version if served is not None else None,
+                serving=serving,
                 error=str(error),
             )
             return
         finally:
-            _reading.release()
+            _loading.release()
         self._failed = None
-        log.info("serving a policy", version=announced.version, experiences=announced.experiences)
+        log.info("policy loaded", version=announced.version, experiences=announced.experiences)
+
+    def _is_loadable(self, announced: PolicyCheckpoint) -> bool:
+        """Return whether a checkpoint is not served yet, was not rejected, and did not fail within RETRY_S."""
+        served = self._served
+        if served is not None and (served.version, served.checksum) == (announced.version, announced.checksum):
+            return False
+        if announced.checksum in self._rejected:
+            return False
+        checksum, when = self._failed or ("", 0.0)
+        return not (checksum == announced.checksum and self._clock() - when < RETRY_S)
 
     def _load(self, announced: PolicyCheckpoint) -> ServedPolicy:
         policy, version = _read(self._store.url, announced.file, announced.checksum)
         if version != announced.version:
-            raise PolicyError(f"checkpoint {announced.file} is of version {version}, {announced.version} was announced")
+            raise PolicyError(f"checkpoint {announced.file}: expected version {announced.version}, got {version}")
         return ServedPolicy(policy, announced.version, announced.checksum)
 
     def _step_back(self) -> None:
@@ -119,7 +132,7 @@ class PolicyServer:
 
 @lru_cache(maxsize=4)
 def _read(url: str, file: str, checksum: str) -> tuple[TamiyoPolicy, int]:
-    """Return a checkpoint's policy and version, made once a process: all its partitions decide with the same one."""
+    """Return a checkpoint's policy and version; loaded once per process and shared by all its partitions."""
     try:
         data = CheckpointStore(url).read(file)
     except OSError as error:

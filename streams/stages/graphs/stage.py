@@ -171,8 +171,8 @@ class GraphsStage(Stage):
     def _is_repeat(self, incoming: Incoming) -> bool:
         """Return whether the same or a later window of the run was read before, at a lower offset.
 
-        A window with a graph may come again after its run was dropped; only its id shows it then. The window that is
-        read again after a restart keeps its offset and is no repeat: the history needs it.
+        A window with a graph may be repeated after its run was dropped; only its id identifies it then. A window read
+        again after a restart has its old offset and is no repeat: the history needs it.
         """
         window: HealthWindow = incoming.record
         if 0 <= self._published.get(window.window_id, -1) < incoming.offset:
@@ -227,7 +227,7 @@ class GraphsStage(Stage):
         if window.window_id in self._published or incoming.offset <= self._published_until.get(window.run_id, -1):
             self.counts["repeated"] += 1
             return ()
-        # Measured in offsets, not in time: a restart finds the same history, however late it comes.
+        # Measured in offsets, not in time, so that a restart builds upon the same history, however late it is.
         oldest = incoming.offset - self.settings.history_stretch
         graph = self._build(window, topology, [past.record for past in run.history if past.offset >= oldest])
         self._add_published(window.window_id, incoming.offset)
@@ -254,7 +254,7 @@ class GraphsStage(Stage):
             run.held_since_ms = None
 
     def _drop_distant_runs(self) -> None:
-        """Drop the runs whose last window lies too far back to be history of another."""
+        """Drop the runs whose last window is too far back to be history of another."""
         while self._runs:
             run_id, run = next(iter(self._runs.items()))
             if run.held or run.offset >= self._newest_offset - self.settings.history_stretch:

@@ -1,8 +1,8 @@
-"""How unusual a layer's metrics are: robust deviation from its own last frames.
+"""How unusual a layer's metrics are: the robust deviation from its own last frames.
 
 deviation = |x - median| / (1.4826 MAD + eps), over the last `frames` values of one layer and metric, x not among
-them. 1.4826 makes the median absolute deviation estimate a normal distribution's standard deviation, and neither a
-burst nor a jump spoils either, as they would a mean and a variance.
+them. The factor 1.4826 makes the median absolute deviation (MAD) estimate a normal distribution's standard deviation.
+Unlike a mean and a variance, median and MAD withstand bursts and jumps.
 """
 
 from collections.abc import Sequence
@@ -11,15 +11,20 @@ import numpy as np
 import numpy.typing as npt
 
 MAD_TO_SIGMA = 1.4826
-RELATIVE_EPSILON = 1e-3  # of the median: what was constant so far may vary by a thousandth before it is unusual
-ABSOLUTE_EPSILON = 1e-9
-HIGHEST = 100.0  # a hundred deviations are beyond any doubt; errors get this much
+RELATIVE_EPSILON = 1e-3  # of the median: a metric constant so far may vary by a thousandth before it is unusual
+ABSOLUTE_EPSILON = 1e-9  # keeps the scale above 0 for a metric that was constantly 0
+HIGHEST = 100.0  # the bound on a deviation, and the priority of errors: a hundred deviations are beyond doubt
 
 
 class RollingDeviation:
-    """The deviation of each layer of one run's frames from one source.
+    """The rolling deviation of each layer, over one run's frames of one source.
 
     A layer that appears in several rows of a frame (one a seed) has a history for its first row, its second, and so on.
+
+    Args:
+        metrics: How many metrics each row has.
+        frames: How many last values of a layer and metric are remembered.
+        minimum: Values below which nothing counts as unusual.
     """
 
     def __init__(self, metrics: int, *, frames: int = 64, minimum: int = 8) -> None:
@@ -35,24 +40,26 @@ class RollingDeviation:
 
     @property
     def cells(self) -> int:
-        """Return how many values are remembered."""
+        """Return how many values are remembered, of 4 bytes each."""
         return self._ring.size
 
     @property
     def layers(self) -> int:
-        """Return how many layers' rows are remembered."""
+        """Return how many rows are remembered."""
         return len(self._slots)
 
     def update(self, layers: Sequence[str], values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-        """Return each row's largest deviation over its metrics, 0..`HIGHEST`, then remember the values.
+        """Return each row's largest deviation over its metrics, then remember the values.
 
-        Parameters
-        ----------
-        layers: the layer of each row.
-        values: [rows, metrics]; NaN where not measured, which deviates from nothing.
+        Args:
+            layers: The layer of each row.
+            values: [rows, metrics]; NaN where not measured, which counts as no deviation.
+
+        Returns:
+            [rows], 0..`HIGHEST`.
         """
         rows = self._rows(tuple(layers))
-        with np.errstate(over="ignore", invalid="ignore"):  # float32 reaches 3.4e38; beyond it is unusual enough
+        with np.errstate(over="ignore", invalid="ignore"):  # above 3.4e38 float32 is infinite: unusual enough
             current = values.astype(np.float32)
             deviation = self._deviation(self._ring[rows], current)
         self._ring[rows, :, self._seen[rows] % self._frames] = current
@@ -60,7 +67,7 @@ class RollingDeviation:
         return deviation
 
     def _deviation(self, history: npt.NDArray[np.float32], current: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
-        history.sort(axis=-1)  # a copy already, by fancy indexing; NaN goes last
+        history.sort(axis=-1)  # in place: fancy indexing has made a copy; NaN goes last
         known = self._frames - np.isnan(history).sum(axis=-1)
         median = _middle(history, known)
         spread = np.abs(history - median[..., None])
@@ -72,7 +79,7 @@ class RollingDeviation:
         return result
 
     def _rows(self, layers: tuple[str, ...]) -> npt.NDArray[np.intp]:
-        if layers == self._last_layers:  # a run's frames name the same layers nearly always
+        if layers == self._last_layers:  # nearly all frames of a run name the same layers
             return self._last_rows
         nth: dict[str, int] = {}
         rows = []

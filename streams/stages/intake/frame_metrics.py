@@ -1,4 +1,4 @@
-"""What a telemetry record says about layers and about the model: the names of metrics on the wire."""
+"""The metrics of telemetry records, by layer and of the model, under their names on the wire."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -18,7 +18,7 @@ from tamiyo.schemas.telemetry import (
 )
 from tamiyo.streams.stages.intake.health_score import health_score
 
-LARGEST = 1e39  # beyond float32, so nothing a host measured; its square still fits a float64
+LARGEST = 1e39  # above float32, so no host can measure more; its square still fits a float64
 
 EXECUTION = (
     "execution_latency_ms",
@@ -42,9 +42,9 @@ STATE = (
     "kernel_parameters",
     "learning_rate_scale",
 )
-"""What a graph must know of every layer: in a layer-signal that is dropped these stay, and only `MEASURED` goes."""
+"""What a graph needs of every layer: a dropped layer-signal keeps these and loses only `MEASURED`."""
 
-# Where the unusual would show; with it every column whose values have no bound of their own.
+# The columns in which something unusual shows, and every column whose values have no bound in the schema.
 EXECUTION_SCORED = (
     "execution_latency_ms",
     "cache_hit_rate",
@@ -58,35 +58,37 @@ MODEL = tuple(name for name in ModelPerformance.model_fields if name not in Fram
 
 @dataclass(slots=True)
 class FrameMetrics:
-    """One telemetry record as metrics.
-
-    `scored` is [rows, metrics], NaN where not measured: the values whose deviation makes the priority. `errors` marks
-    the rows that tell of an error. `kept` names the metrics that even a dropped row keeps.
-    """
+    """The metrics of one telemetry record."""
 
     layer_id: list[str] = field(default_factory=list)
+    """The layer of each row."""
     metrics: dict[str, Sequence[float | None]] = field(default_factory=dict)
+    """Metric name to one value a row, None where not measured."""
     model_metrics: dict[str, float] = field(default_factory=dict)
+    """Metrics of the whole model by name."""
     scored: npt.NDArray[np.float64] | None = None
+    """[rows, metrics], NaN where not measured: the values whose deviation decides the priority."""
     errors: npt.NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, dtype=bool))
+    """[rows], whether the row reports an error."""
     kept: tuple[str, ...] = ()
+    """The metrics that even a dropped row keeps."""
 
 
 def read(record: Frame) -> FrameMetrics:
-    """Return what a telemetry record says.
+    """Return the metrics of a telemetry record.
 
     Raises:
-        RecordError: a value is larger than any a host can have measured.
+        RecordError: A value is larger than any that a host can measure.
     """
-    reading = _READERS[type(record)](record)
-    if reading.scored is not None:
-        largest = np.fmax.reduce(np.abs(reading.scored), axis=None, initial=0.0)
+    content = _READERS[type(record)](record)
+    if content.scored is not None:
+        largest = np.fmax.reduce(np.abs(content.scored), axis=None, initial=0.0)
         if largest > LARGEST:
             raise RecordError(f"a layer's value of {largest:g} is beyond {LARGEST:g}, the largest that can be measured")
-    for name, value in reading.model_metrics.items():
+    for name, value in content.model_metrics.items():
         if abs(value) > LARGEST:
             raise RecordError(f"{name} of {value:g} is beyond {LARGEST:g}, the largest that can be measured")
-    return reading
+    return content
 
 
 def _execution(record: KernelPerformance) -> FrameMetrics:

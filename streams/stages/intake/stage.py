@@ -1,10 +1,10 @@
-"""Intake: five telemetry topics become one log of health signals, validated, scored, filtered and, if need be, shed.
+"""Intake: five telemetry topics become one log of health signals: validated, scored, filtered and shed under overload.
 
-Every frame gives one `HealthSignals`, in order of arrival: the order among layer-signals that priority decides is which
-of them survive, never which frame goes first, since the watermark downstream rests on each source's own order.
+Every frame gives one `HealthSignals`, in order of arrival. Priority decides which layer-signals survive, never which
+frame goes first, since the watermark downstream relies on each source's own order.
 
-Nothing is held back, so nothing is asked for again after a restart. The rolling deviation then begins anew: it
-decides what is dropped under overload or by the filter, not what any published signal measured.
+Nothing is held back: a frame can be committed once its signal is published. The rolling deviation starts anew after a
+restart: it decides what is dropped under overload or by the filter, and no value of a published signal.
 """
 
 from collections import Counter, OrderedDict
@@ -36,14 +36,21 @@ SOURCES = frozenset(topic.name for topic in TELEMETRY)
 class _Scored:
     source: Incoming
     signal_id: str
-    reading: FrameMetrics
+    content: FrameMetrics
     priority: npt.NDArray[np.float64]
-    wanted: npt.NDArray[np.bool_]
-    """What the filter lets through."""
+    """[rows], 0..`HIGHEST`."""
+    passing: npt.NDArray[np.bool_]
+    """[rows], what the filter lets through."""
 
 
 class IntakeStage(Stage):
-    """One partition of the five telemetry topics."""
+    """The health signals of one partition of the five telemetry topics.
+
+    Args:
+        partition: The partition of the telemetry topics.
+        settings: What is valid, what is unusual, what is filtered, and when layer-signals are shed.
+        views: Not used: intake needs no compacted topic.
+    """
 
     name: ClassVar[str] = "intake"
     inputs: ClassVar[tuple[Topic, ...]] = TELEMETRY
@@ -53,81 +60,99 @@ class IntakeStage(Stage):
     def __init__(self, partition: int, settings: IntakeSettings, views: Mapping[str, View[Any]]) -> None:
         self.partition = partition
         self.settings = settings
-        """Records known to wait behind the next batch; set from outside, it counts towards the buffer."""
         self.counts: Counter[str] = Counter()
         """received, rejected and repeated frames; layer-signals processed, filtered and shed."""
-        # The signal ids of each run, oldest first; runs and deviations stand in the order they were last heard of.
         self._seen: OrderedDict[str, dict[str, None]] = OrderedDict()
-        # By run and source: each source's frames come in order, so the order among sources does not show.
+        """The signal ids of each run, oldest first; the longest idle run first."""
         self._deviations: OrderedDict[tuple[str, str], RollingDeviation] = OrderedDict()
+        """By run and source: only a source's frames are in order, so how sources interleave changes no priority."""
         self._cells = 0
-        self._heard_ms: OrderedDict[str, int] = OrderedDict()
-        """By run, the time of the tick before its newest frame; the longest silent first."""
+        """Values remembered by all deviations."""
+        self._active_ms: OrderedDict[str, int] = OrderedDict()
+        """By run, the time of the tick before its newest frame; the longest idle first."""
         self._now_ms: int | None = None
+        """The last tick."""
 
-    def restore(self, said: Iterable[PriorOutput]) -> None:
-        """Learn which frames were published already."""
-        for one in said:
-            self._repeated(one.record.run_id, one.identity)
+    def restore(self, outputs: Iterable[PriorOutput]) -> None:
+        """Restore which frames were published.
+
+        Args:
+            outputs: The signals this partition has published, oldest first.
+        """
+        for output in outputs:
+            self._is_repeat(output.record.run_id, output.identity)
 
     def feed(self, batch: Sequence[Incoming]) -> Sequence[Output | Reject]:
-        """Return one signal a frame, or its rejection; a frame seen before gives nothing."""
+        """Turn frames into signals.
+
+        Args:
+            batch: Frames in order of arrival, of any of the five topics.
+
+        Returns:
+            One signal a frame, or its rejection, in order; nothing for a frame that was seen before.
+        """
         scored: list[_Scored | Reject] = []
         for incoming in batch:
             self.counts["received"] += 1
             try:
-                one = self._score(incoming)
+                frame = self._score(incoming)
             except RecordError as error:
                 self.counts["rejected"] += 1
                 scored.append(Reject(incoming, str(error)))
                 continue
-            if one is None:
+            if frame is None:
                 self.counts["repeated"] += 1
             else:
-                scored.append(one)
-        kept = self._survival([one for one in scored if isinstance(one, _Scored)])
-        return [one if isinstance(one, Reject) else self._publish(one, kept.get(one.signal_id)) for one in scored]
+                scored.append(frame)
+        chances = self._survival([each for each in scored if isinstance(each, _Scored)])
+        return [
+            each if isinstance(each, Reject) else self._output(each, chances.get(each.signal_id)) for each in scored
+        ]
 
     def tick(self, now_ms: int) -> Sequence[Output | Reject]:
-        """Return nothing: only records make signals. Let go of runs that have been silent for long: they are over."""
+        """Forget the runs that have been idle for so long that they are over.
+
+        Args:
+            now_ms: The wall clock, ms since the epoch.
+
+        Returns:
+            Nothing: only frames give signals.
+        """
         if self._now_ms is None:
-            self._heard_ms = OrderedDict.fromkeys(self._heard_ms, now_ms)
+            self._active_ms = OrderedDict.fromkeys(self._active_ms, now_ms)
         self._now_ms = now_ms
-        while self._heard_ms:
-            run_id, heard_ms = next(iter(self._heard_ms.items()))
-            if now_ms - heard_ms < 1000 * self.settings.idle_timeout_s:
+        while self._active_ms:
+            run_id, active_ms = next(iter(self._active_ms.items()))
+            if now_ms - active_ms < 1000 * self.settings.idle_timeout_s:
                 break
-            del self._heard_ms[run_id]
+            del self._active_ms[run_id]
             self._seen.pop(run_id, None)
             for topic in TELEMETRY:
-                self._let_go(run_id, topic.name)
+                self._forget_deviation(run_id, topic.name)
         return ()
 
-    def _let_go(self, run_id: str, topic: str) -> None:
-        """Forget what was ordinary of a run that is over."""
-        forgotten = self._deviations.pop((run_id, topic), None)
-        self._cells -= forgotten.cells if forgotten is not None else 0
-
     def open_offsets(self) -> Mapping[str, int]:
-        """Return nothing: every record is answered when it is fed."""
+        """Return nothing: no record is needed once it was fed."""
         return {}
 
     def _score(self, incoming: Incoming) -> _Scored | None:
+        """Validate and score a frame; return None for one that was seen before."""
         frame: Frame = incoming.record
         self._check(incoming, frame)
-        reading = read(frame)
+        content = read(frame)
         name = signal_id(incoming)
-        if self._repeated(frame.run_id, name):
+        if self._is_repeat(frame.run_id, name):
             return None
-        priority = np.zeros(len(reading.layer_id))
-        if reading.scored is not None and len(priority):
-            priority = self._deviation((frame.run_id, incoming.topic), reading)
-        priority[reading.errors] = HIGHEST
+        priority = np.zeros(len(content.layer_id))
+        if content.scored is not None and len(priority):
+            priority = self._deviation((frame.run_id, incoming.topic), content.layer_id, content.scored)
+        priority[content.errors] = HIGHEST
         if frame.final:
-            self._let_go(frame.run_id, incoming.topic)
-        return _Scored(incoming, name, reading, priority, self._wanted(reading, priority))
+            self._forget_deviation(frame.run_id, incoming.topic)
+        return _Scored(incoming, name, content, priority, self._passing(content, priority))
 
     def _check(self, incoming: Incoming, frame: Frame) -> None:
+        """Raise a RecordError for a frame whose time, step or companions cannot be true."""
         ahead = frame.time_ms - incoming.timestamp_ms
         if incoming.timestamp_ms > 0 and ahead > 1000 * self.settings.future_tolerance_s:
             raise RecordError(
@@ -136,54 +161,57 @@ class IntakeStage(Stage):
             )
         if frame.step > self.settings.max_step:
             raise RecordError(f"step {frame.step} is beyond the largest expected, {self.settings.max_step}")
-        strange = set(frame.companions) - SOURCES
-        if strange:
+        unknown = set(frame.companions) - SOURCES
+        if unknown:
             raise RecordError(
-                f"companions names {sorted(strange)}, which no stage reads; the watermark would wait for it"
+                f"companions names {sorted(unknown)}, which no stage reads: the run's watermark would never advance"
             )
 
-    def _wanted(self, reading: FrameMetrics, priority: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
-        wanted = priority >= self.settings.minimum_priority
+    def _passing(self, content: FrameMetrics, priority: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
+        """Return which rows the filter lets through: errors always."""
+        passing = priority >= self.settings.minimum_priority
         if self.settings.ignored_layers:
-            wanted &= [not any(fnmatchcase(n, p) for p in self.settings.ignored_layers) for n in reading.layer_id]
-        wanted |= reading.errors
-        return wanted
+            ignored = [any(fnmatchcase(n, p) for p in self.settings.ignored_layers) for n in content.layer_id]
+            passing &= ~np.array(ignored, dtype=bool)  # typed, since a frame may have no layers
+        passing |= content.errors
+        return passing
 
     def _survival(self, frames: Sequence[_Scored]) -> dict[str, npt.NDArray[np.float64]]:
-        """Return each frame's survival probabilities, by signal id; nothing at all where everything fits."""
+        """Return each frame's survival probabilities, by signal id; nothing if all that waits fits the buffer."""
         settings = self.settings
-        rows = sum(len(one.priority) for one in frames)
+        rows = sum(len(frame.priority) for frame in frames)
         waiting = (self.backlog or 0) * rows / len(frames) if frames else 0.0
         if rows <= settings.batch_signals or rows + waiting <= settings.buffer_signals:
             return {}
         # This batch keeps the share of itself that would make everything waiting fit the buffer.
         budget = max(rows * settings.buffer_signals / (rows + waiting), float(settings.batch_signals))
-        priority = np.concatenate([one.priority for one in frames])
-        exempt = np.concatenate([one.reading.errors | one.source.record.final for one in frames])
+        priority = np.concatenate([frame.priority for frame in frames])
+        exempt = np.concatenate([frame.content.errors | frame.source.record.final for frame in frames])
         chances = survival(priority, exempt, budget)
-        ends = np.cumsum([len(one.priority) for one in frames])
-        return {one.signal_id: part for one, part in zip(frames, np.split(chances, ends[:-1]), strict=True)}
+        ends = np.cumsum([len(frame.priority) for frame in frames])
+        return {frame.signal_id: part for frame, part in zip(frames, np.split(chances, ends[:-1]), strict=True)}
 
-    def _publish(self, one: _Scored, chances: npt.NDArray[np.float64] | None) -> Output:
-        frame: Frame = one.source.record
-        reading, priority = one.reading, one.priority
+    def _output(self, scored: _Scored, chances: npt.NDArray[np.float64] | None) -> Output:
+        """Return the signal of a frame, without the rows that the filter or, with `chances`, the draw drops."""
+        frame: Frame = scored.source.record
+        priority = scored.priority
         if chances is None:
-            chances, kept = np.ones(len(priority)), one.wanted
+            chances, kept = np.ones(len(priority)), scored.passing
         else:
-            kept = one.wanted & (draws(one.signal_id, len(priority)) < chances)
-        layers, metrics = reading.layer_id, reading.metrics
+            kept = scored.passing & (draws(scored.signal_id, len(priority)) < chances)
+        layers, metrics = scored.content.layer_id, scored.content.metrics
         dropped = len(priority) - int(kept.sum())
-        filtered = len(priority) - int(one.wanted.sum())
+        filtered = len(priority) - int(scored.passing.sum())
         if dropped:
-            layers, metrics, rows = _drop(reading, kept)
+            layers, metrics, rows = _drop(scored.content, kept)
             chances, priority = chances[rows], priority[rows]
         self.counts["filtered"] += filtered
         self.counts["shed"] += dropped - filtered
         self.counts["processed"] += len(kept) - dropped
         record = HealthSignals(
             run_id=frame.run_id,
-            signal_id=one.signal_id,
-            source=one.source.topic,
+            signal_id=scored.signal_id,
+            source=scored.source.topic,
             step=frame.step,
             epoch=frame.epoch,
             time_ms=frame.time_ms,
@@ -195,50 +223,57 @@ class IntakeStage(Stage):
             survival=chances.tolist(),
             shed=dropped - filtered,
             filtered=filtered,
-            model_metrics=reading.model_metrics,
+            model_metrics=scored.content.model_metrics,
         )
-        return Output(SIGNALS, record, one.signal_id, one.source)
+        return Output(SIGNALS, record, scored.signal_id, scored.source)
 
-    def _deviation(self, key: tuple[str, str], reading: FrameMetrics) -> npt.NDArray[np.float64]:
-        assert reading.scored is not None
+    def _deviation(
+        self, key: tuple[str, str], layers: Sequence[str], values: npt.NDArray[np.float64]
+    ) -> npt.NDArray[np.float64]:
+        """Return each row's deviation in a frame of the run and source `key`, within the bound on remembered values."""
         settings = self.settings
         tracked = self._deviations.pop(key, None)
-        if tracked is None or tracked.layers > MAX_LAYERS:  # layers that change with every frame are no network's
+        if tracked is None or tracked.layers > MAX_LAYERS:  # no network changes its layers with every frame
             self._cells -= tracked.cells if tracked else 0
             tracked = RollingDeviation(
-                reading.scored.shape[1], frames=settings.deviation_frames, minimum=settings.deviation_minimum
+                values.shape[1], frames=settings.deviation_frames, minimum=settings.deviation_minimum
             )
         before = tracked.cells
-        deviation = tracked.update(reading.layer_id, reading.scored)
+        deviation = tracked.update(layers, values)
         self._deviations[key] = tracked
         self._cells += tracked.cells - before
         while self._cells > settings.deviation_cells and len(self._deviations) > 1:
-            _, longest_silent = self._deviations.popitem(last=False)
-            self._cells -= longest_silent.cells
+            _, longest_idle = self._deviations.popitem(last=False)
+            self._cells -= longest_idle.cells
         return deviation
 
-    def _repeated(self, run_id: str, name: str) -> bool:
+    def _forget_deviation(self, run_id: str, topic: str) -> None:
+        """Forget the deviation of a source of a run that is over."""
+        forgotten = self._deviations.pop((run_id, topic), None)
+        self._cells -= forgotten.cells if forgotten is not None else 0
+
+    def _is_repeat(self, run_id: str, name: str) -> bool:
         """Return whether a signal was seen before, and remember it."""
         seen = self._seen.pop(run_id, {})
         self._seen[run_id] = seen
-        self._heard_ms[run_id] = self._now_ms or 0
-        self._heard_ms.move_to_end(run_id)
+        self._active_ms[run_id] = self._now_ms or 0
+        self._active_ms.move_to_end(run_id)
         if name in seen:
             return True
         seen[name] = None
         if len(seen) > self.settings.max_remembered:
             del seen[next(iter(seen))]
-        if len(self._seen) > self.settings.max_runs:  # a repeat of a forgotten run is caught by its window
-            longest_silent, _ = self._seen.popitem(last=False)
-            self._heard_ms.pop(longest_silent, None)
+        if len(self._seen) > self.settings.max_runs:  # the windows stage drops the repeats of a forgotten run
+            longest_idle, _ = self._seen.popitem(last=False)
+            self._active_ms.pop(longest_idle, None)
         return False
 
 
 def signal_id(incoming: Incoming) -> str:
-    """Return the name of a frame's signal.
+    """Return the id of a frame's signal.
 
-    A step has one frame of a source, and a run's last may share its step with one before. Errors are many a step, so
-    they are told apart by what they say: where they lie on the topic is not the same in a replay.
+    A step has one frame of a source, except that a run's last frame may share its step with the one before. A step may
+    have many errors: their content distinguishes them, since a replay does not keep their offsets.
     """
     frame: Frame = incoming.record
     parts: list[str | int] = [frame.run_id, incoming.topic, frame.step]
@@ -250,18 +285,18 @@ def signal_id(incoming: Incoming) -> str:
 
 
 def _drop(
-    reading: FrameMetrics, kept: npt.NDArray[np.bool_]
+    content: FrameMetrics, kept: npt.NDArray[np.bool_]
 ) -> tuple[list[str], dict[str, Sequence[float | None]], npt.NDArray[np.intp]]:
-    """Return the layers and metrics left, and which rows they are; state that graphs need stays in any case."""
-    if reading.kept:
+    """Return the layers and metrics that stay, and their rows. A frame with state that graphs need keeps every row."""
+    if content.kept:
         blanked: dict[str, Sequence[float | None]] = {
             name: column
-            if name in reading.kept
+            if name in content.kept
             else [value if keep else None for value, keep in zip(column, kept.tolist(), strict=True)]
-            for name, column in reading.metrics.items()
+            for name, column in content.metrics.items()
         }
-        return reading.layer_id, blanked, np.arange(len(kept))
+        return content.layer_id, blanked, np.arange(len(kept))
     metrics: dict[str, Sequence[float | None]] = {
-        name: list(compress(column, kept)) for name, column in reading.metrics.items()
+        name: list(compress(column, kept)) for name, column in content.metrics.items()
     }
-    return list(compress(reading.layer_id, kept)), metrics, np.flatnonzero(kept)
+    return list(compress(content.layer_id, kept)), metrics, np.flatnonzero(kept)

@@ -1,7 +1,7 @@
-"""Kernels: builds, checks and stores the kernel that a decision asks for, and says where it is or why there is none.
+"""Kernels: builds, checks and stores the kernel of each load decision, and publishes its checksum or why it is refused.
 
 The kernel's id and the seed of its first weights follow from the decision's id, so the same decision gives the same
-kernel however often it is compiled. A decision whose run's topology has not come yet waits for it, not for ever.
+kernel however often it is compiled. A decision waits for its run's topology, up to a timeout.
 """
 
 import json
@@ -27,25 +27,32 @@ from tamiyo.streams.stages.recent_ids import RecentIds
 
 log = structlog.get_logger(__name__)
 
-MAX_REASON = 2000  # what a record's text may hold
-REMEMBERED = 20_000  # kernels told of; more than are ever read again after a restart
+MAX_REASON = 2000  # characters a record's text may have
+MAX_PUBLISHED = 20_000  # kernels remembered as published; a restart never reads more decisions again
 
 
 @dataclass(slots=True)
 class _Waiting:
     incoming: Incoming
     since_ms: int | None = None
+    """The first tick since the decision waits."""
 
 
 class KernelsStage(Stage):
-    """The kernels of one partition."""
+    """The kernels of one partition of decisions.
+
+    Args:
+        partition: The partition of `tamiyo.adaptation.decisions`.
+        settings: The kernel store, and how many decisions wait for a topology and how long.
+        views: The newest topology of each run, under the topology topic's name.
+    """
 
     name: ClassVar[str] = "kernels"
     inputs: ClassVar[tuple[Topic, ...]] = (DECISIONS,)
     outputs: ClassVar[tuple[Topic, ...]] = (KERNELS,)
     views: ClassVar[tuple[Topic, ...]] = (TOPOLOGY,)
     offload: ClassVar[bool] = True
-    """Building and storing take longer than the process's other stages may wait."""
+    """Building and storing would block the process's other stages for too long."""
 
     def __init__(self, partition: int, settings: KernelSettings, views: Mapping[str, View[Any]]) -> None:
         self.partition = partition
@@ -53,44 +60,63 @@ class KernelsStage(Stage):
         self._topologies: View[ModelTopology] = views[TOPOLOGY.name]
         self._store = KernelStore(settings.store_url)
         self._waiting: OrderedDict[str, _Waiting] = OrderedDict()
-        self._told = RecentIds(REMEMBERED)
+        """Decisions without a topology, by kernel id, the longest waiting first."""
+        self._published = RecentIds(MAX_PUBLISHED)
 
-    def restore(self, said: Iterable[PriorOutput]) -> None:
-        """Learn which kernels were told of: they are neither built nor stored again."""
-        for each in said:
-            self._told.add(each.record.kernel_id)
+    def restore(self, outputs: Iterable[PriorOutput]) -> None:
+        """Restore which kernels were published: they are neither built nor stored again.
+
+        Args:
+            outputs: The kernels this partition has published, compiled and refused ones.
+        """
+        for output in outputs:
+            self._published.add(output.record.kernel_id)
 
     def feed(self, batch: Sequence[Incoming]) -> Sequence[Output | Reject]:
-        """Compile for every decision that a host is to execute by loading a kernel."""
-        said: list[Output | Reject] = []
+        """Compile the kernel of each decision that makes a host load one; dry runs need none.
+
+        Args:
+            batch: Decisions in order of their offsets.
+
+        Returns:
+            One `CompiledKernel` for each, compiled or refused with the reason, unless it has to wait for a topology.
+        """
+        result: list[Output | Reject] = []
         for incoming in batch:
             decision: AdaptationDecision = incoming.record
             name = kernel_id(decision.decision_id)
-            wanted = decision.type == DecisionType.LOAD_KERNEL and not decision.dry_run
-            if not wanted or name in self._told or name in self._waiting:
+            needed = decision.type == DecisionType.LOAD_KERNEL and not decision.dry_run
+            if not needed or name in self._published or name in self._waiting:
                 continue
             if self._topologies.get(decision.run_id) is not None:
-                said.append(self._compile(incoming))
+                result.append(self._compile(incoming))
                 continue
             self._waiting[name] = _Waiting(incoming)
             if len(self._waiting) > self.settings.max_waiting:
-                said.append(self._give_up(self._waiting.popitem(last=False)[1]))
-        return said
+                result.append(self._refuse_waiting(self._waiting.popitem(last=False)[1]))
+        return result
 
     def tick(self, now_ms: int) -> Sequence[Output | Reject]:
-        """Compile what waited for a topology that has come; refuse what has waited too long."""
-        said: list[Output | Reject] = []
+        """Compile the kernels whose topology has arrived, and refuse those that have waited too long.
+
+        Args:
+            now_ms: The wall clock, ms since the epoch.
+
+        Returns:
+            Their records.
+        """
+        result: list[Output | Reject] = []
         for name, waiting in list(self._waiting.items()):
             if waiting.since_ms is None:
                 waiting.since_ms = now_ms
             if self._topologies.get(waiting.incoming.record.run_id) is not None:
-                said.append(self._compile(self._waiting.pop(name).incoming))
+                result.append(self._compile(self._waiting.pop(name).incoming))
             elif now_ms - waiting.since_ms >= 1000 * self.settings.topology_timeout_s:
-                said.append(self._give_up(self._waiting.pop(name)))
-        return said
+                result.append(self._refuse_waiting(self._waiting.pop(name)))
+        return result
 
     def open_offsets(self) -> Mapping[str, int]:
-        """Return the lowest offset of the decisions that wait."""
+        """Return the lowest offset of the decisions that wait, by topic."""
         if not self._waiting:
             return {}
         return {DECISIONS.name: min(waiting.incoming.offset for waiting in self._waiting.values())}
@@ -102,10 +128,10 @@ class KernelsStage(Stage):
         try:
             stored = build(decision, topology, self._store)
         except KernelError as error:
-            log.warning("a kernel is refused", run_id=decision.run_id, decision_id=decision.decision_id,
+            log.warning("kernel refused", run_id=decision.run_id, decision_id=decision.decision_id,
                         layer=decision.layer_id, blueprint=decision.blueprint, reason=str(error))  # fmt: skip
             return self._refuse(incoming, str(error))
-        self._told.add(stored.kernel_id)
+        self._published.add(stored.kernel_id)
         record = CompiledKernel(
             run_id=decision.run_id,
             kernel_id=stored.kernel_id,
@@ -120,13 +146,13 @@ class KernelsStage(Stage):
         )
         return Output(KERNELS, record, record.kernel_id, incoming)
 
-    def _give_up(self, waiting: _Waiting) -> Output:
-        return self._refuse(waiting.incoming, f"the topology of run {waiting.incoming.record.run_id} never came")
+    def _refuse_waiting(self, waiting: _Waiting) -> Output:
+        return self._refuse(waiting.incoming, f"no topology of run {waiting.incoming.record.run_id} has arrived")
 
     def _refuse(self, incoming: Incoming, reason: str) -> Output:
         decision: AdaptationDecision = incoming.record
         name = kernel_id(decision.decision_id)
-        self._told.add(name)
+        self._published.add(name)
         record = CompiledKernel(
             run_id=decision.run_id,
             kernel_id=name,
@@ -141,11 +167,23 @@ class KernelsStage(Stage):
 
 
 def build(decision: AdaptationDecision, topology: ModelTopology | None, store: KernelStore) -> StoredKernel:
-    """Build, check and store the kernel of a decision. Raises KernelError with the reason not to."""
+    """Build, check and store the kernel of a decision.
+
+    Args:
+        decision: A `load_kernel` decision.
+        topology: The newest topology of its run; its parameter budget is the kernel's limit.
+        store: Where the kernel is put.
+
+    Returns:
+        The stored kernel: its id, checksum, size in bytes and number of parameters.
+
+    Raises:
+        KernelError: The kernel cannot or must not be built; the message is the reason.
+    """
     if topology is None:
-        raise KernelError(f"the topology of run {decision.run_id} is not known")
+        raise KernelError(f"no topology of run {decision.run_id} has arrived")
     if decision.layer_id is None or decision.blueprint is None:
-        raise KernelError("a load_kernel decision names a layer and a blueprint, this one does not")
+        raise KernelError("a load_kernel decision needs a layer and a blueprint; this one lacks one")
     layer = next((each for each in topology.layers if each.layer_id == decision.layer_id), None)
     if layer is None:
         raise KernelError(f"run {decision.run_id} has no layer {decision.layer_id!r}")
@@ -153,7 +191,7 @@ def build(decision: AdaptationDecision, topology: ModelTopology | None, store: K
         raise KernelError(f"layer {decision.layer_id!r} is protected")
     try:
         spec = json.loads(layer.spec)
-    except (ValueError, RecursionError) as error:  # RecursionError: two thousand brackets are a text, too
+    except (ValueError, RecursionError) as error:  # RecursionError: thousands of nested brackets
         raise KernelError(f"the spec of layer {decision.layer_id!r} is not JSON: {error}") from error
     if not isinstance(spec, dict):
         raise KernelError(f"the spec of layer {decision.layer_id!r} is not a JSON object")

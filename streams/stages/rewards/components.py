@@ -1,8 +1,9 @@
-"""The six components of a reward, each a pure function, and how they are weighed.
+"""The six components of a reward, each a pure function, and their weighted sum.
 
-Every component is relative to doing nothing, so that waiting is worth exactly 0: where a formula of the specification
-gives a bonus to a state rather than to a change (a latency under half a millisecond), what the unchanged state would
-have earned is taken off. Cost and risk are never negative; their weights are.
+Names, weights and formulas are the specification's (docs, specification, "Reward"), except that every component is
+relative to doing nothing, so that no_op earns exactly 0: where a formula rewards a state rather than a change (a
+latency under half a millisecond), the value of the unchanged state is subtracted. Cost and risk are never negative;
+their weights are.
 """
 
 import math
@@ -26,43 +27,42 @@ WEIGHTS: Final[Mapping[str, float]] = {
 }
 NOTHING: Final[Mapping[str, float]] = dict.fromkeys(WEIGHTS, 0.0)
 
-GAIN_UNIT = math.log(1.25)  # a loss reduced by a fifth is worth 1
+GAIN_UNIT = math.log(1.25)  # a loss reduced by a fifth has the value 1
 ACCURACY_BOUND = 3.0  # a loss halved; beyond it tanh is flat anyway
 SPEED_BOUND = 1.0  # no slowdown may outweigh a loss reduced by half
 
 # The specification's execution layer runs a kernel forward in under half a millisecond; backward takes about twice as
-# long. What a step slows down within that is the price of the kernel's operators, whatever the network's size, and is
-# charged as cost; only what is beyond it is a slowdown. Without this, on a step of 1 ms, no kernel could ever pay.
+# long. A slowdown within that is the price of the kernel's operators, whatever the network's size, and is charged as
+# cost; only the rest reduces the speed. Without this allowance no kernel could pay on a step of 1 ms.
 FORWARD_ALLOWANCE_MS = 0.5
 STEP_ALLOWANCE_MS = 3 * FORWARD_ALLOWANCE_MS
 
-FIXED_COST = 0.2  # every adaptation disturbs training, so one without effect loses something
-RENT_COST = 0.2
-LATENCY_COST = 0.2
+FIXED_COST = 0.2  # every adaptation disturbs training, so one without effect must lose something
+RENT_COST = 0.2  # for parameters that use the whole budget
+LATENCY_COST = 0.2  # for a step twice as slow
 
-REFUSED_RISK = 0.1  # weighed: -0.05, enough to prefer what a host accepts, too little to teach never to act
+REFUSED_RISK = 0.1  # weighted -0.05: enough to prefer what a host accepts, too little to teach the policy never to act
 VETOED_RISK = 0.1
 FAILED_RISK = 0.2
-RECOVERY_RISK = 0.25  # a kernel that had to be recovered must not earn by the recovery (2 x .05 x .8 = .08)
+RECOVERY_RISK = 0.25  # weighted -.125: above what a recovery earns as stability (2 x .05 x .8 = .08)
 UNCERTAINTY_RISK = 0.1
-ERROR_SLOPE = 5.0  # as in the health score: one error in five executions is as bad as it gets
+ERROR_SLOPE = 5.0  # as in the health score: one error in five executions is the worst case
 
 
-def accuracy_improvement(without: float, with_: float) -> float:
-    """Return log(loss without / loss with) / log(1.25), in [-3, 3]; both losses in nats and above 0."""
-    return accuracy_of_gain(math.log(without / with_))
-
-
-def accuracy_of_gain(gain: float) -> float:
-    """Return the component for a log ratio of losses."""
+def accuracy_improvement(gain: float) -> float:
+    """Return gain / log(1.25), in [-3, 3]; the gain is log(loss without the adaptation / loss with it)."""
     return max(-ACCURACY_BOUND, min(ACCURACY_BOUND, gain / GAIN_UNIT))
 
 
 def speed_improvement(before: float, after: float) -> float:
-    """Return the specification's speed term for latencies in ms.
+    """Return the specification's speed term.
 
-    (before - after) / before, 0 where before is 0; + 0.2 if after < 0.5 ms, else + 0.1 if after < 1 ms; - 0.5 if
+    (before - after) / before, or 0 if before is 0; + 0.2 if after < 0.5 ms, else + 0.1 if after < 1 ms; - 0.5 if
     slower by more than 10 %.
+
+    Args:
+        before: Latency before the adaptation, in ms.
+        after: Latency after it, in ms.
     """
     if before <= 0:
         return 0.0
@@ -77,10 +77,13 @@ def speed_improvement(before: float, after: float) -> float:
 
 
 def relative_speed(before: float, after: float, *, noise: float = 0.0, allowance_ms: float = 0.0) -> float:
-    """Return the speed term above what no change would earn, in [-1, 1].
+    """Return the speed term less that of an unchanged latency, in [-1, 1].
 
-    A relative change within `noise` is none: on a shared machine latencies wander without anybody's doing. A slowdown
-    counts from `allowance_ms` on.
+    Args:
+        before: Latency before the adaptation, in ms.
+        after: Latency after it, in ms.
+        noise: Relative change within which the term is 0: latencies vary on a shared machine.
+        allowance_ms: Slowdown that does not count, in ms.
     """
     if before <= 0 or abs(after - before) <= noise * before:
         return 0.0
@@ -95,8 +98,13 @@ def stability_improvement(
 ) -> float:
     """Return the specification's stability term.
 
-    2 x max(0, error rate before - after) + 2 x (recovery success rate - 0.95) - min(latency variance / 10, 0.5); the
-    variance in ms squared. `recovery_rate` None means that nothing had to be recovered: unknown is not good, so 0.
+    2 x max(0, error rate before - after) + 2 x (recovery success rate - 0.95) - min(latency variance / 10, 0.5).
+
+    Args:
+        error_rate_before: Errors an execution before the adaptation, in 0..1.
+        error_rate_after: The same after it.
+        recovery_rate: Share of recoveries that succeeded; None if there were none, which counts as 0.
+        latency_variance: In ms squared.
     """
     recovery = 0.0 if recovery_rate is None else 2.0 * (recovery_rate - 0.95)
     return 2.0 * max(0.0, error_rate_before - error_rate_after) + recovery - min(latency_variance / 10.0, 0.5)
@@ -109,7 +117,7 @@ def relative_stability(
     latency_variance_before: float,
     latency_variance_after: float,
 ) -> float:
-    """Return the stability term above what no change would earn."""
+    """Return the stability term less that of an unchanged state."""
     after = stability_improvement(error_rate_before, error_rate_after, recovery_rate, latency_variance_after)
     return after - stability_improvement(0.0, 0.0, None, latency_variance_before)
 
@@ -120,23 +128,33 @@ def memory_efficiency(parameters_added: int, parameter_budget: int) -> float:
 
 
 def adaptation_cost(parameters_added: int, parameter_budget: int, latency_share: float) -> float:
-    """Return what an executed adaptation costs: the disturbance, rent for its parameters, and its share of latency.
+    """Return the cost of an executed adaptation, in 0.2..0.6: a fixed part, its parameters, and its latency.
 
-    Rent is log(1 + parameters) / log(1 + budget); `latency_share` is the relative slowdown, counted in 0..1.
+    Args:
+        parameters_added: Counts as log(1 + parameters) / log(1 + budget), in 0..1.
+        parameter_budget: Parameters by which the run may grow in all.
+        latency_share: Relative slowdown of a step; counts in 0..1.
     """
     rent = math.log1p(max(parameters_added, 0)) / math.log1p(max(parameter_budget, 1))
     return FIXED_COST + RENT_COST * min(rent, 1.0) + LATENCY_COST * max(0.0, min(latency_share, 1.0))
 
 
 def risk_penalty(error_rate_before: float, error_rate_after: float, recoveries: int, uncertainty: float) -> float:
-    """Return the risk of an executed adaptation in 0..1: new errors, recoveries, and a guess that was uncertain."""
+    """Return the risk of an executed adaptation, in 0..1.
+
+    Args:
+        error_rate_before: Errors an execution before the adaptation, in 0..1.
+        error_rate_after: The same after it; an increase counts five times.
+        recoveries: How many errors the layer had to recover from.
+        uncertainty: Of the policy's predicted reward, in 0..1.
+    """
     errors = ERROR_SLOPE * max(0.0, error_rate_after - error_rate_before)
     recovery = RECOVERY_RISK if recoveries else 0.0
     return min(1.0, errors + recovery + UNCERTAINTY_RISK * uncertainty)
 
 
 def weighted_sum(components: Mapping[str, float]) -> float:
-    """Return the components under their weights; raises KeyError for a key without a weight."""
+    """Return the weighted sum of the components; raises KeyError for a name without a weight."""
     return sum((WEIGHTS[name] * value for name, value in components.items()), 0.0)
 
 

@@ -1,13 +1,16 @@
-"""Explain a reward in one sentence."""
+"""Explain a reward in an engineer's note of one or two sentences."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from tamiyo.schemas.adaptation import Action
-from tamiyo.schemas.learning import SpanReward
-from tamiyo.streams.stages.action_text import MAX_LENGTH, action_words
+from tamiyo.streams.stages.action_text import MAX_LENGTH, gerund
 from tamiyo.streams.stages.rewards import components as rc
+from tamiyo.streams.stages.rewards.attribution import RewardEstimate
+from tamiyo.streams.stages.rewards.status import RewardStatus
 
-_WORDS = {
+SMALLEST_SHOWN = 0.005  # a weighted component that would print as 0.00 is left out
+
+_LABELS = {
     rc.ACCURACY: "lower loss",
     rc.SPEED: "speed",
     rc.MEMORY: "parameters",
@@ -16,35 +19,55 @@ _WORDS = {
     rc.RISK: "risk",
 }
 
+_UNEXECUTED = {
+    RewardStatus.REFUSED: "was refused by the host",
+    RewardStatus.FAILED: "failed",
+    RewardStatus.VETOED: "was vetoed",
+}
 
-def explain_reward(
-    action: Action,
-    status: str,
-    *,
-    reason: str,
-    spans: Sequence[SpanReward],
-    components: Mapping[str, float],
-    total: float,
-    confidence: float,
-    improvement: float | None,
-) -> str:
-    """Return what a decision was worth, and why; `reason` is the host's or the veto's where it was not executed."""
-    if status == "none":
-        return "Doing nothing is the measure of everything else: worth exactly 0."
-    what = action_words(action)
-    if status == "dry_run":
-        return f"To {what} was recorded only (dry run): what it would have been worth is unknown."
-    if status != "executed":
-        return f"To {what} was {status}: {reason or 'no reason was given'}; worth {total:+.2f}."[:MAX_LENGTH]
-    seen = sum(span.seen for span in spans)
-    if improvement is None:
-        return f"To {what} was executed; no loss was measured after it yet, so what it is worth is unknown."
-    direction = "lowered" if improvement >= 0 else "raised"
-    parts = sorted(
-        ((rc.WEIGHTS[name] * value, name) for name, value in components.items()), key=lambda part: -abs(part[0])
-    )
-    told = ", ".join(f"{_WORDS[name]} {value:+.2f}" for value, name in parts if abs(value) >= 0.005)
+
+def explain_reward(action: Action, status: RewardStatus, estimate: RewardEstimate, *, reason: str = "") -> str:
+    """Return what a decision earned, and why.
+
+    Args:
+        action: What was executed, or what was proposed and not executed.
+        status: How the decision ended.
+        estimate: The reward.
+        reason: The host's or the vetoes' reason if it was not executed.
+    """
+    return _explain(action, status, estimate, reason)[:MAX_LENGTH]
+
+
+def _explain(action: Action, status: RewardStatus, estimate: RewardEstimate, reason: str) -> str:
+    if status is RewardStatus.NONE:
+        return "No adaptation. Reward 0 by definition: every other reward is relative to it."
+    what = gerund(action)
+    if status is RewardStatus.DRY_RUN:
+        return f"{what} was recorded only (dry run). Reward unknown: it was not executed."
+    reward = f"Reward {estimate.total:+.2f}"
+    if status is not RewardStatus.EXECUTED:
+        return f"{what} {_UNEXECUTED[status]}: {reason or 'no reason was given'}. {reward}."
+    if estimate.improvement is None:
+        return f"{what} was executed. Reward unknown: no loss has been measured since."
+    changed = "lowered" if estimate.improvement >= 0 else "raised"
+    seen = sum(span.seen for span in estimate.spans)
     return (
-        f"To {what} {direction} the loss by {abs(improvement):.1%} against where the run was heading, over {seen} of "
-        f"{len(spans)} spans (confidence {confidence:.0%}); worth {total:+.2f}: {told}."
-    )[:MAX_LENGTH]
+        f"{what} {changed} the loss by {abs(estimate.improvement):.1%} relative to the projected trend "
+        f"({seen} of {len(estimate.spans)} spans). {reward}{_parts(estimate.components)} "
+        f"(confidence {estimate.confidence:.0%})."
+    )
+
+
+def _parts(components: Mapping[str, float]) -> str:
+    """Return the weighted components, largest first, e.g. ": lower loss +0.16, cost -0.13"."""
+    weighted = sorted(((rc.WEIGHTS[name] * value, name) for name, value in components.items()), key=_size)
+    shown = [f"{_label(name, value)} {value:+.2f}" for value, name in weighted if abs(value) >= SMALLEST_SHOWN]
+    return f": {', '.join(shown)}" if shown else ""
+
+
+def _size(part: tuple[float, str]) -> float:
+    return -abs(part[0])
+
+
+def _label(name: str, value: float) -> str:
+    return "higher loss" if name == rc.ACCURACY and value < 0 else _LABELS[name]

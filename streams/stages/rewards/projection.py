@@ -1,21 +1,27 @@
-"""Where a run's loss was heading before a decision: the baseline that an improvement is measured against.
+"""Estimate a gain against the projected trend: what the run's own loss would have been without the adaptation.
 
-A plain before/after difference pays for whatever happens while the network improves anyway, so the trend that was
-there is carried on and only what lies below it counts. The trend is fitted to the logarithm of the loss (a learning
-curve is straighter there) by Theil-Sen, which a few wild windows cannot bend, and carried on *damped*: its speed dies
-away over DAMPING times the stretch it was fitted to, so in all it credits the run with that share of the fall that was
-seen. `python -m tamiyo.evaluation.lab.projections` says how far this is from what runs without Tamiyo really did.
-A loss that was rising is projected flat: nobody is paid for a rise that did not come.
+A plain before/after difference pays for whatever happens while the network improves anyway, so the trend from before
+the adaptation is extrapolated and only what lies below it counts. The trend is fitted to the logarithm of the loss (a
+learning curve is straighter there) by Theil-Sen, which a few outlying windows cannot bend, and extrapolated *damped*:
+its slope decays over DAMPING times the range it was fitted to, so in all it credits the run with that share of the fall
+that was seen. `python -m tamiyo.evaluation.lab.projections` measures the error of this on runs without Tamiyo.
+A rising loss is projected flat: an adaptation earns nothing for a rise that did not happen.
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import median
 from typing import Self
 
 import numpy as np
 
-MIN_POINTS = 3  # two points always lie on a line, so nothing would be known of the noise
+from tamiyo.streams.stages.rewards.adaptation import ExecutedAdaptation
+from tamiyo.streams.stages.rewards.counterfactual import CounterfactualEstimator
+from tamiyo.streams.stages.rewards.gain import Gain
+from tamiyo.streams.stages.rewards.window_summary import WindowSummary
+
+MIN_POINTS = 3  # two points always define a line, so the noise would be unknown
 DAMPING = 0.7  # of 1, .7, .5, .35 and .25 the one with the least bias that does not credit drift on average
 MAD_TO_SIGMA = 1.4826  # median absolute deviation to standard deviation, for a normal distribution
 
@@ -30,16 +36,22 @@ class Projection:
     slope: float
     """Log loss a clock unit at the origin; never above 0."""
     horizon: float
-    """Clock units over which the slope dies away: DAMPING times the stretch that was seen."""
+    """Clock units over which the slope decays: DAMPING times the range that was fitted."""
     noise: float
     """Standard deviation of one window about the trend, in log loss; robust."""
     points: int
 
     @classmethod
     def fit(cls, times: Sequence[float], losses: Sequence[float], origin: float) -> Self | None:
-        """Fit to losses at increasing `times` up to `origin`.
+        """Fit a trend.
 
-        Returns None where nothing can be said: fewer than MIN_POINTS positive losses, or no time between them.
+        Args:
+            times: Clock values (steps or ms), increasing, up to `origin`.
+            losses: Loss at each of them, in nats; values that are not positive and finite are left out.
+            origin: Clock value from which the trend is extrapolated.
+
+        Returns:
+            None if no trend can be fitted: fewer than MIN_POINTS losses, or no time between them.
         """
         pairs = [(time, loss) for time, loss in zip(times, losses, strict=True) if loss > 0 and math.isfinite(loss)]
         if len(pairs) < MIN_POINTS or pairs[-1][0] <= pairs[0][0]:
@@ -58,11 +70,59 @@ class Projection:
         """Return the projected log loss at a clock value at or after the origin."""
         return self.level + self.slope * self.horizon * -math.expm1(-max(0.0, time - self.origin) / self.horizon)
 
-    def loss(self, time: float) -> float:
-        """Return the projected loss at a clock value at or after the origin."""
-        return math.exp(self.log_loss(time))
-
     @property
     def margin(self) -> float:
-        """Log loss by which the level itself may be off: a gain smaller than this is not credited."""
+        """Standard error of the level, in log loss: a gain smaller than this is not credited."""
         return self.noise / math.sqrt(self.points)
+
+
+class ProjectionEstimator:
+    """Measures an adaptation by how far the run's loss lies below its projected trend.
+
+    The validation loss is used where it was measured before the adaptation and in the span, else the training loss.
+    After the run's next executed adaptation, the gain is shared in proportion to the layers' contributions; windows
+    without a contribution are left out, since the two adaptations' effects cannot be separated.
+    """
+
+    def __init__(
+        self,
+        adaptation: ExecutedAdaptation,
+        before: Sequence[WindowSummary],
+        counterfactual: CounterfactualEstimator,
+    ) -> None:
+        """Fit the trends.
+
+        Args:
+            adaptation: What was executed.
+            before: Windows that ended before the adaptation, oldest first.
+            counterfactual: Gives this adaptation's share where a later one is in effect too.
+        """
+        self._next_adaptation_at = adaptation.next_adaptation_at
+        self._counterfactual = counterfactual
+        self._projections: list[tuple[str, Projection]] = []
+        for series in ("validation_loss", "train_loss"):
+            history = [(w.middle, loss) for w in before if (loss := getattr(w, series)) is not None]
+            projection = Projection.fit([t for t, _ in history], [loss for _, loss in history], adaptation.effective_at)
+            if projection is not None:
+                self._projections.append((series, projection))
+
+    def gain(self, windows: Sequence[WindowSummary]) -> Gain | None:
+        """Return the median gain over `windows`, less the projection's margin, or None if it is unknown."""
+        for series, projection in self._projections:
+            gains = [
+                share * (projection.log_loss(w.middle) - math.log(loss))
+                for w in windows
+                if (loss := getattr(w, series)) is not None and loss > 0 and (share := self._share(w)) is not None
+            ]
+            if gains:
+                value = median(gains)
+                # An error of the projection must not earn; a loss is charged as measured.
+                value -= min(projection.margin, max(value, 0.0))
+                return Gain(value, projection.noise)
+        return None
+
+    def _share(self, window: WindowSummary) -> float | None:
+        """Return the part of a window's gain that is this adaptation's, in 0..1; None if it is unknown."""
+        if window.end <= self._next_adaptation_at:
+            return 1.0
+        return self._counterfactual.share(window)

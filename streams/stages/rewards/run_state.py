@@ -1,10 +1,11 @@
-"""What the rewards stage holds of one run: its windows, and the decisions whose worth is not yet known."""
+"""The state that the rewards stage keeps of one run: its windows, and the decisions whose reward is not final."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from tamiyo.schemas.adaptation import AdaptationDecision, AdaptationOutcome, DecisionType, OutcomeStatus
-from tamiyo.schemas.analysis import ModelGraph
+from tamiyo.schemas.analysis import HealthWindow, ModelGraph
+from tamiyo.schemas.identity import decision_id
 from tamiyo.schemas.topics import DECISIONS, GRAPHS, OUTCOMES, WINDOWS
 from tamiyo.streams.stages.base import Incoming
 from tamiyo.streams.stages.idle_timer import IdleTimer
@@ -13,18 +14,18 @@ from tamiyo.streams.stages.rewards.window_summary import WindowSummary
 
 @dataclass(slots=True)
 class Pending:
-    """A decision with what has come for it so far."""
+    """A decision, joined with the records that have arrived for it."""
 
     decision: AdaptationDecision
     source: Incoming
     graph: Incoming | None = None
     outcome: Incoming | None = None
     closed: int = 0
-    """Spans that have been judged; also the next revision."""
+    """Spans that were closed; also the next revision."""
 
     @property
     def executable(self) -> bool:
-        """Whether a host was asked to do something."""
+        """Whether the decision requests something of the host."""
         return self.decision.type != DecisionType.NO_OP and not self.decision.dry_run
 
 
@@ -39,18 +40,18 @@ class Run:
     """Waiting for their decision."""
     pending: dict[str, Pending] = field(default_factory=dict)
     executed: dict[str, Incoming] = field(default_factory=dict)
-    """Outcomes that changed the network: another adaptation's gain is not a decision's own."""
+    """Outcomes that changed the network: the gain after a later adaptation is not one decision's alone."""
     clock: str | None = None
-    """Known with the first window."""
-    answered: tuple[int, int] = (0, 0)
-    """Step and event time of the newest decision that was read; a run's decisions lie in the order of its graphs."""
+    """"step" or "time"; None until the first window."""
+    decided_up_to: tuple[int, int] = (0, 0)
+    """Step and event time of the newest decision that was read; a run's decisions are in the order of its graphs."""
     ended: bool = False
-    final_answered: bool = False
-    """Whether the decision for the run's last graph came: then nothing more will."""
-    silence: IdleTimer = field(default_factory=IdleTimer)
+    final_decided: bool = False
+    """Whether the decision on the run's last graph was read: no further record will come."""
+    idle_timer: IdleTimer = field(default_factory=IdleTimer)
 
     def position(self, record: AdaptationDecision | AdaptationOutcome | ModelGraph) -> float:
-        """Return where a record stands on the run's clock."""
+        """Return a record's value of the run's clock: its step, or its event time in ms."""
         return float(record.time_ms if self.clock == "time" else record.step)
 
     @property
@@ -67,25 +68,72 @@ class Run:
         ]
         return min(later, default=float("inf"))
 
-    def answer(self, decision: AdaptationDecision) -> None:
-        """Note that `decision` was read. Decisions on graphs before it lie before it, or are not read again.
+    def add_window(self, incoming: Incoming) -> None:
+        """Take a window; a repeated one is ignored."""
+        window: HealthWindow = incoming.record
+        if self.windows and window.start <= self.windows[-1].start:
+            return
+        self.clock = window.clock
+        self.windows.append(WindowSummary.of(window, incoming.offset))
+        self.ended = window.final
 
-        Only the decisions' own order tells that. After a restart graphs are read again beside it: that a later graph
-        was decided does not mean that the decision on an earlier one has been read.
+    def add_graph(self, incoming: Incoming, *, completed: bool) -> None:
+        """Join a graph with its decision, or keep it until that is read; `completed`: it has its final reward."""
+        graph: ModelGraph = incoming.record
+        name = decision_id(graph.graph_id)
+        pending = self.pending.get(name)
+        if completed:
+            self.final_decided |= graph.final
+        elif pending is not None:
+            self.final_decided |= graph.final
+            pending.graph = pending.graph or incoming
+        elif not self.is_decided(graph):
+            self.graphs.setdefault(name, incoming)
+
+    def add_decision(self, incoming: Incoming, *, completed: bool) -> None:
+        """Join a decision with the graph and outcome read before it; a repeated or `completed` one is ignored."""
+        decision: AdaptationDecision = incoming.record
+        name = decision.decision_id
+        graph = self.graphs.pop(name, None)
+        self.mark_decided(decision)
+        if graph is not None:
+            self.final_decided |= graph.record.final
+        if not completed and name not in self.pending:
+            self.pending[name] = Pending(decision, incoming, graph, self.outcomes.pop(name, None))
+
+    def add_outcome(self, incoming: Incoming, *, completed: bool) -> None:
+        """Join an outcome with its decision, or keep it until that is read; the first outcome counts."""
+        outcome: AdaptationOutcome = incoming.record
+        name = outcome.decision_id
+        if is_executed(outcome):
+            self.executed.setdefault(name, incoming)
+        if completed:
+            return
+        pending = self.pending.get(name)
+        if pending is None:
+            self.outcomes.setdefault(name, incoming)
+        elif pending.outcome is None:
+            pending.outcome = incoming
+
+    def mark_decided(self, decision: AdaptationDecision) -> None:
+        """Record that `decision` was read, and drop the graphs up to its own.
+
+        Decisions are in the order of their graphs, so those on earlier graphs were read before it or are not read
+        again. Graphs give no such order: after a restart they are read again independently of the decisions.
         """
-        self.answered = max(self.answered, (decision.step, decision.time_ms))
-        self.graphs = {name: waiting for name, waiting in self.graphs.items() if not self.is_answered(waiting.record)}
+        self.decided_up_to = max(self.decided_up_to, (decision.step, decision.time_ms))
+        self.graphs = {name: waiting for name, waiting in self.graphs.items() if not self.is_decided(waiting.record)}
 
-    def is_answered(self, graph: ModelGraph) -> bool:
+    def is_decided(self, graph: ModelGraph) -> bool:
         """Return whether the decision on `graph` has been read, or will not be."""
-        return (graph.step, graph.time_ms) <= self.answered
+        return (graph.step, graph.time_ms) <= self.decided_up_to
 
     def trim(self, baseline_windows: int, max_held: int) -> None:
-        """Let go of what no decision, present or to come, needs any more."""
+        """Drop what no present or future decision needs, and the oldest beyond `max_held` of each kind."""
         if self.clock is not None:
             floor = min(
                 (
-                    float(self.answered[self.clock == "time"]),
+                    float(self.decided_up_to[self.clock == "time"]),
                     *(self.position(p.decision) for p in self.pending.values()),
                 )
             )
@@ -100,11 +148,11 @@ class Run:
 
     @property
     def empty(self) -> bool:
-        """Whether no decision is open and nothing waits for one."""
+        """Whether no decision is pending and nothing waits for one."""
         return not (self.graphs or self.outcomes or self.pending)
 
     def offsets(self) -> Iterator[tuple[str, int]]:
-        """Yield topic and offset of what is held; of windows the lowest only."""
+        """Yield topic and offset of every record held; of the windows only the lowest."""
         if self.windows:
             yield WINDOWS.name, self.windows[0].offset
         for graph in self.graphs.values():
@@ -119,17 +167,6 @@ class Run:
                 yield OUTCOMES.name, pending.outcome.offset
 
 
-def parameters_added(decision: AdaptationDecision, graph: ModelGraph, outcome: AdaptationOutcome) -> int:
-    """Return the change in parameters: as the host measured it, else as the graph offered it, else 0."""
-    if "parameters" in outcome.before and "parameters" in outcome.after:
-        return round(outcome.after["parameters"] - outcome.before["parameters"])
-    if decision.type == DecisionType.LOAD_KERNEL and decision.layer_id in graph.layer_id:
-        for offer in graph.offers[graph.layer_id.index(decision.layer_id)]:
-            if offer.name == decision.blueprint:
-                return offer.parameters
-    return 0
-
-
 def is_executed(outcome: AdaptationOutcome) -> bool:
-    """Return whether the host did what it was asked."""
+    """Return whether the host executed the decision."""
     return outcome.status == OutcomeStatus.EXECUTED

@@ -1,4 +1,4 @@
-"""What rewards need of a window: a few numbers instead of the whole record, so that many can be held."""
+"""The few numbers of a window that rewards need, so that many windows can be held."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,10 +9,10 @@ from tamiyo.schemas.analysis import HealthWindow, LayerStats
 
 @dataclass(frozen=True, slots=True)
 class WindowSummary:
-    """One final window of a run. Losses in nats, latencies in ms; None: not measured, which is not zero."""
+    """One window of a run. Losses in nats, latencies in ms; None means not measured, which is not zero."""
 
     offset: int
-    """Of the record in the windows topic."""
+    """In the windows topic."""
     start: float
     end: float
     time_ms: int
@@ -20,17 +20,17 @@ class WindowSummary:
     train_loss: float | None = None
     validation_loss: float | None = None
     step_time_ms: float | None = None
-    """The fastest training step seen: what noise adds, a minimum leaves out."""
+    """The fastest training step: a minimum excludes most noise."""
     layers_ms: float | None = None
     """Sum over layers of their fastest forward pass."""
     latency_variance: float | None = None
-    """Of a typical layer, ms squared."""
+    """Median over the layers, ms squared."""
     contribution: Mapping[str, float] | None = None
-    """Layer to held-out loss with its kernels gated off minus on."""
+    """Layer to held-out loss with its kernels gated off, minus with them on."""
     errors: Mapping[str, float] | None = None
-    """Layer to error rate, where errors happened."""
+    """Layer to error rate in 0..1, of layers with errors."""
     recoveries: Mapping[str, tuple[int, float]] | None = None
-    """Layer to how many recoveries, and how many of them succeeded."""
+    """Layer to the number of recoveries, and how many of them succeeded."""
 
     @property
     def middle(self) -> float:
@@ -39,7 +39,7 @@ class WindowSummary:
 
     @classmethod
     def of(cls, window: HealthWindow, offset: int) -> "WindowSummary":
-        """Take what matters from a window."""
+        """Summarize a window read at `offset` of the windows topic."""
         model = window.model_metrics
         step_time = model.get("step_time_ms")
         latencies = window.metrics.get("execution_latency_ms")

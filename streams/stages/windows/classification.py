@@ -37,7 +37,7 @@ def classify(
     passed: int,
     windows: Mapping[int, Container[str]],
 ) -> Repeat | Late | Window:
-    """Decide what to do with a signal. It changes nothing.
+    """Return what a signal is to the windows of its run. Nothing is changed.
 
     1. A signal inside a closed window is a repeat.
     2. A signal whose window was final before it arrived is late. Only a source's last frame never is, since it ends
@@ -66,9 +66,9 @@ def classify(
         if not signal.final:
             return Late(final_end)
         clock = final_end
-    start = clock // width * width
     if ends is not None and clock < ends.end:
         return Repeat()
+    start = clock // width * width
     if signal.signal_id in windows.get(start, ()):
         return Repeat()
     return Window(start, clock)

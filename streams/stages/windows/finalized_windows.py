@@ -73,7 +73,7 @@ class FinalizedWindows:
     def close(self, run_id: str, end: int, offset: int, signal_ids: Iterable[str]) -> None:
         """Record the window up to `end` that the input at `offset` has just closed, with the signals inside."""
         self.add_signals(signal_ids)
-        self.add(run_id, end, offset).discard_before(offset)  # what is read from here on lies behind it
+        self.add(run_id, end, offset).discard_before(offset)  # every input fed from here on has a higher offset
 
     def add_signals(self, signal_ids: Iterable[str]) -> None:
         """Record the signals inside a closed window, by at least the first `SHORT_ID` digits of their ids."""

@@ -1,4 +1,4 @@
-"""The open windows of a partition, by run: all the state that windows hold."""
+"""The open windows of a partition, by run: the state of the windows stage."""
 
 import heapq
 from collections import OrderedDict
@@ -21,7 +21,7 @@ MAX_LAYOUTS = 64  # distinct lists of layers shared among a run's signals
 
 @dataclass(slots=True)
 class OpenWindow:
-    """One window that still takes signals; `signal_id in window` is true of those it holds."""
+    """One window that still takes signals; `signal_id in window` tests whether a signal is inside."""
 
     start: int
     offset: int
@@ -101,7 +101,14 @@ class OpenWindows:
         return max(self._runs.values(), key=lambda run: run.rows)
 
     def add(self, incoming: Incoming, place: Window) -> OpenRun:
-        """Put a signal into its window, opened if need be, and return its run.
+        """Put a signal into its window, which is opened for its first signal.
+
+        Args:
+            incoming: The signal, at a higher offset than all before it.
+            place: The start of its window, and the clock value at which it counts.
+
+        Returns:
+            The signal's run, now the one active last.
 
         Raises:
             RecordError: A value is beyond any that can be measured, or the window would have too many layers. Nothing

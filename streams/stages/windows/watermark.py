@@ -1,4 +1,4 @@
-"""The watermark of one run: how far its own clock has certainly come."""
+"""The watermark of one run: the clock value that all its periodic sources have reached."""
 
 from collections.abc import Iterable
 

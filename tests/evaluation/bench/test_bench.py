@@ -1,4 +1,4 @@
-"""The benchmark measures what it says: equal content for ours and the peer, right arithmetic, whole reports."""
+"""The benchmark: equal content for the stages and the peer, arithmetic, and reports."""
 
 import json
 import math
@@ -46,10 +46,10 @@ def result(*values: float) -> Result:
 def test_results_summarise_their_repeats() -> None:
     one = result(3.0, 1.0, 2.0, 10.0)
     assert (one.minimum, one.median, one.maximum) == (1.0, 2.5, 10.0)
-    told = one.to_dict()
-    assert told["values"] == [3.0, 1.0, 2.0, 10.0]
-    assert told["median"] == 2.5
-    assert json.loads(json.dumps(told)) == told
+    values = one.to_dict()
+    assert values["values"] == [3.0, 1.0, 2.0, 10.0]
+    assert values["median"] == 2.5
+    assert json.loads(json.dumps(values)) == values
 
 
 @pytest.mark.parametrize(("q", "expected"), [(0.0, 1.0), (0.5, 2.5), (1.0, 4.0), (0.99, 3.97)])
@@ -57,7 +57,7 @@ def test_percentiles_interpolate_between_ranks(q: float, expected: float) -> Non
     assert percentile([4.0, 1.0, 3.0, 2.0], q) == pytest.approx(expected)
 
 
-def test_a_command_is_told_without_the_folders_of_whoever_gave_it() -> None:
+def test_a_command_is_reported_without_its_folders() -> None:
     given = ["--minutes", "3", "--report", "/home/somebody/soak.json"]
     assert command("tamiyo.evaluation.soak", given) == "python -m tamiyo.evaluation.soak --minutes 3 --report soak.json"
 
@@ -75,13 +75,13 @@ def test_the_ratio_pairs_medians_and_the_worst_with_the_best() -> None:
 def test_the_machine_is_described_and_not_named() -> None:
     import platform
 
-    facts = machine()
-    assert facts["cores"] >= 1
-    assert platform.node() not in json.dumps(facts).split('"')
+    described = machine()
+    assert described["cores"] >= 1
+    assert platform.node() not in json.dumps(described).split('"')
     assert {"torch", "fastavro", "confluent-kafka"} <= versions().keys()
 
 
-def test_the_load_is_the_same_every_time_and_says_how_much_it_is() -> None:
+def test_a_load_is_reproducible_and_states_its_size() -> None:
     first, again = (list(frames(SMALL, 1)) for _ in range(2))
     assert first == again
     assert list(frames(SMALL, 0)) != first
@@ -100,7 +100,7 @@ def test_loads_of_different_names_share_no_run() -> None:
     assert not set(Load(1, 1, 1, seed=1).run_ids) & set(Load(1, 1, 1, seed=2).run_ids)
 
 
-def test_every_partition_gets_as_much() -> None:
+def test_every_partition_gets_equally_many_messages() -> None:
     load = Load(runs=8, layers=2, frames=3)
     for made in (messages(load), peer_messages(load)):
         sizes = [0] * PARTITIONS
@@ -109,7 +109,7 @@ def test_every_partition_gets_as_much() -> None:
         assert len(set(sizes)) == 1
 
 
-def test_the_peer_is_given_the_same_content_one_signal_a_message() -> None:
+def test_the_peer_gets_the_same_content_one_signal_a_message() -> None:
     ours = [message for message in messages(SMALL) if message.topic in (KERNEL_PERFORMANCE.name, LAYER_HEALTH.name)]
     theirs = [json.loads(message.value) for message in peer_messages(SMALL)]
     assert len(theirs) == SMALL.layer_signals
@@ -133,7 +133,7 @@ def _rows(message: Any) -> Sequence[str]:
     return decode(message.value, record).layer_id  # type: ignore[attr-defined, no-any-return]
 
 
-def test_the_peer_computes_what_our_windows_hold(inputs: dict[str, Any]) -> None:
+def test_the_peer_computes_the_statistics_of_our_windows(inputs: dict[str, Any]) -> None:
     windows: list[HealthWindow] = [each.record for each in inputs["graphs"].messages]
     compared = 0
     for run, run_id in enumerate(SMALL.run_ids):
@@ -166,7 +166,7 @@ def test_the_peer_checks_values_as_intake_does(value: float) -> None:
     assert not quix_peer.valid(signal)
 
 
-def test_every_stage_is_measured_on_what_the_one_before_it_said(small: Bench, inputs: dict[str, Any]) -> None:
+def test_every_stage_is_measured_on_the_outputs_of_the_one_before_it(small: Bench, inputs: dict[str, Any]) -> None:
     assert list(inputs) == ["intake", "windows", "graphs", "decisions", "rewards"]
     assert len(inputs["intake"].messages) == len(inputs["windows"].messages) == 2 * 12 * 3
     found = stages(SMALL, small, inputs, repeats=2)
@@ -176,7 +176,7 @@ def test_every_stage_is_measured_on_what_the_one_before_it_said(small: Bench, in
         assert min(each.values) > 0
 
 
-def test_every_graph_of_the_load_is_decided_on(small: Bench, inputs: dict[str, Any]) -> None:
+def test_every_graph_of_the_load_has_a_decision(small: Bench, inputs: dict[str, Any]) -> None:
     outputs = feed_all(small.stage("decisions"), inputs["decisions"].messages)
     assert len({output.record.graph_id for output in outputs if isinstance(output.record, AdaptationDecision)}) == 6
 
@@ -214,7 +214,7 @@ def test_the_plans_fit_the_embedded_broker() -> None:
             assert len({partition for _, partition in sizes}) == PARTITIONS
 
 
-def test_the_report_has_a_row_a_result_and_is_whole_as_json(
+def test_the_report_has_a_row_a_result_and_everything_as_json(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from contextlib import nullcontext

@@ -1,4 +1,4 @@
-"""The soak's account: everything that was sent against everything that came of it."""
+"""The account: the frames sent against the records published for them."""
 
 import pytest
 
@@ -40,13 +40,13 @@ def test_a_decision_may_be_read_before_its_graph() -> None:
     assert ledger.verdict().clean
 
 
-def test_everything_wrong_is_counted() -> None:
+def test_every_failure_is_counted() -> None:
     ledger = sent()
     assert ledger.verdict().windows_missing == 1
     ledger.graph(GRAPH, WINDOW)
     assert ledger.verdict().graphs_unanswered == 1
     ledger.graph("another", WINDOW)
-    ledger.graph("strange", "a window that holds nothing")
+    ledger.graph("strange", "a window without frames")
     ledger.decision(decision_id(GRAPH), "run", 40, b"one", 1)
     ledger.decision(decision_id(GRAPH), "run", 40, b"another", 1)
     ledger.counts["dead"] += 2
@@ -56,7 +56,7 @@ def test_everything_wrong_is_counted() -> None:
     assert account.dead == 2
 
 
-def test_a_window_is_awaited_only_once_it_is_complete() -> None:
+def test_a_window_is_expected_once_it_is_complete() -> None:
     ledger = sent(final=False)
     assert (ledger.verdict().windows_expected, ledger.verdict().windows_open) == (0, 1)
     ledger.stepped("run", 50, 160, False)

@@ -1,4 +1,4 @@
-"""The soak's reader is not what loses something."""
+"""The reader of the account replaces a stalled consumer, so that no record counts as lost."""
 
 import time
 from collections.abc import Callable
@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from confluent_kafka import Consumer
 
-from tamiyo.evaluation.common import account_reader as soak_reader
+from tamiyo.evaluation.common import account_reader
 from tamiyo.evaluation.common.account import Ledger
 from tamiyo.evaluation.common.account_reader import Reader
 from tamiyo.schemas.kafka import KafkaSettings, TopicNames
@@ -17,7 +17,7 @@ from tests.support.kafka_log import KafkaLog
 from tests.support.runs import decision
 
 
-class Deaf:
+class Stalled:
     """A consumer whose fetcher has stalled."""
 
     def __init__(self, consumer: Consumer) -> None:
@@ -30,10 +30,10 @@ class Deaf:
         return getattr(self._consumer, name)
 
 
-def test_it_goes_on_where_its_consumer_has_stalled(
+def test_a_stalled_consumer_is_replaced_where_it_stopped(
     kafka: KafkaSettings, names: TopicNames, kafka_log: KafkaLog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(soak_reader, "LOOK_S", 0.3)
+    monkeypatch.setattr(account_reader, "CHECK_S", 0.3)
     Topics(kafka, names).touch()
     ledger = Ledger()
     reader = Reader(kafka, names, ledger)
@@ -43,13 +43,13 @@ def test_it_goes_on_where_its_consumer_has_stalled(
         while not done() and time.monotonic() < deadline:
             list(reader.poll(0.05))
 
-    kafka_log.say(DECISIONS, [decision("first")])
+    kafka_log.publish(DECISIONS, [decision("first")])
     read_until(lambda: ledger.verdict().decisions == 1)
-    deaf = Deaf(reader._consumer)
-    reader._consumer = deaf  # type: ignore[assignment]
-    kafka_log.say(DECISIONS, [decision("second")])
+    stalled = Stalled(reader._reader.consumer)
+    reader._reader.consumer = stalled  # type: ignore[assignment]
+    kafka_log.publish(DECISIONS, [decision("second")])
     read_until(lambda: ledger.verdict().decisions == 2)
     reader.close()
 
-    assert reader._consumer is not deaf
+    assert reader._reader.consumer is not stalled
     assert (ledger.verdict().decisions, ledger.verdict().repeated, reader.counts["stalled"]) == (2, 0, 1)

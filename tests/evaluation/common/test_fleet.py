@@ -1,4 +1,4 @@
-"""The fleet: what ends is started again, what is stopped stays down, and nothing outlives the block."""
+"""The fleet restarts processes that end, keeps stopped ones down, and ends all with its block."""
 
 import os
 import signal
@@ -10,7 +10,7 @@ import pytest
 
 from tamiyo.evaluation.common.fleet import Fleet, worker_arguments
 
-# Not a pipeline: the fleet's own work is the same with any `tamiyo` command that runs until it is told to stop.
+# The fleet handles all commands alike, so a command without torch does: one that runs until stopped, one that ends.
 LONG = ["broker"]
 SHORT = ["topics", "list"]
 
@@ -24,11 +24,11 @@ def fleet(tmp_path: Path) -> Iterator[Fleet]:
 def eventually(condition: Callable[[], bool], timeout_s: float = 30.0) -> None:
     deadline = time.monotonic() + timeout_s
     while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
+        assert time.monotonic() < deadline, f"timed out after {timeout_s:.0f} s"
         time.sleep(0.05)
 
 
-def test_a_killed_process_is_started_again_and_its_end_is_kept(fleet: Fleet) -> None:
+def test_a_killed_process_is_restarted_and_its_exit_recorded(fleet: Fleet) -> None:
     fleet.add("one", LONG, 1)
     first = fleet.pid("one")
     assert first is not None
@@ -40,7 +40,7 @@ def test_a_killed_process_is_started_again_and_its_end_is_kept(fleet: Fleet) -> 
     assert fleet.restarts["one"] == 1
 
 
-def test_a_process_that_ends_by_itself_is_started_again_and_not_taken_for_killed(fleet: Fleet) -> None:
+def test_a_process_that_ends_by_itself_is_restarted_and_recorded_as_such(fleet: Fleet) -> None:
     fleet.add("one", SHORT, 1)
 
     eventually(lambda: fleet.restarts["one"] > 0)
@@ -48,7 +48,7 @@ def test_a_process_that_ends_by_itself_is_started_again_and_not_taken_for_killed
     assert (fleet.ends[0].code, fleet.ends[0].meant) == (0, False)
 
 
-def test_what_is_stopped_stays_down_until_it_is_started(fleet: Fleet) -> None:
+def test_a_stopped_process_stays_down_until_it_is_started(fleet: Fleet) -> None:
     fleet.add("one", LONG, 1)
     eventually(lambda: "export" in fleet.last_words("one"))
 
@@ -89,7 +89,7 @@ def test_nothing_outlives_the_block(tmp_path: Path) -> None:
             os.kill(pid, 0)
 
 
-def test_a_worker_runs_the_stages_named_on_its_port() -> None:
+def test_a_worker_gets_its_stages_and_its_port() -> None:
     assert worker_arguments(["intake", "windows"], 9100) == [
         "worker", "--no-supervise", "--http-port", "9100", "--stage", "intake", "--stage", "windows",
     ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""Where an installation that is to be broken keeps its logs and its store."""
+"""The folder of an installation's logs and store."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ import typer
 from tamiyo.evaluation.common.installation import working_folder
 
 
-def test_a_named_folder_is_made_and_kept_and_an_unnamed_one_is_not(tmp_path: Path) -> None:
+def test_a_given_folder_is_kept_and_a_temporary_one_removed(tmp_path: Path) -> None:
     with working_folder(tmp_path / "new" / "one", "x-") as named, working_folder(None, "x-") as unnamed:
         (named / "log").touch()
         (unnamed / "log").touch()
@@ -16,7 +16,7 @@ def test_a_named_folder_is_made_and_kept_and_an_unnamed_one_is_not(tmp_path: Pat
     assert not unnamed.exists()
 
 
-def test_what_another_installation_left_is_not_gone_on_with(tmp_path: Path) -> None:
+def test_a_used_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "store").mkdir()
     with pytest.raises(typer.BadParameter, match="is not empty"), working_folder(tmp_path, "x-"):
         pass

@@ -1,11 +1,11 @@
 """A worker with a bug for the judge to find: `python -m tests.evaluation.faults.planted BUG CRASH_AT STAGE...`.
 
-The stages and the shell are the real ones, with one thing about them changed. At the CRASH_AT-th output of the last
+The stages and the runner are the real ones, with one thing about them changed. At the CRASH_AT-th output of the last
 stage the process ends as `kill -9` would end it; 0: never.
 
-- `none`: nothing is changed, and the crash comes all the same.
+- `none`: nothing is changed, and the crash still comes.
 - `acknowledge`: inputs are acknowledged and committed before what they close is published.
-- `recall`: what the stage said before a restart is not read back.
+- `restore`: what the stage published before a restart is not read back.
 - `identity`: a decision's id is drawn, not computed.
 """
 
@@ -13,15 +13,17 @@ import asyncio
 import os
 import sys
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from tamiyo.streams.process.logs import configure
-from tamiyo.streams.runtime.partition_task import PartitionTask, RestoredState
-from tamiyo.streams.runtime.stage_runner import StageRunner
+from tamiyo.streams.runtime import metrics
+from tamiyo.streams.runtime.output_pipeline import OutputPipeline
+from tamiyo.streams.runtime.restore import Restore, RestoredState
 from tamiyo.streams.runtime.worker import run_worker
 from tamiyo.streams.stages.base import Output
 from tamiyo.streams.stages.decisions import stage as decisions
+from tamiyo.streams.stages.registry import entry
 
 CRASHED = 137
 
@@ -33,45 +35,48 @@ class Plant:
         self.crash_at = crash_at
         self.stage = stage
         self.outputs = 0
-        publish, recall, observe = PartitionTask._publish, StageRunner._recall, PartitionTask._observe
+        publish, read, observe = OutputPipeline.publish, Restore.read, metrics.observe_delivery
+        restored_outputs = [topic.name for topic in entry(stage).load().outputs]
 
-        async def publishing(tenure: PartitionTask, said: Iterable[Any]) -> None:
-            said = list(said)
-            if tenure.stage_name == stage and any(isinstance(each, Output) for each in said):
-                await self._before(tenure, said, acknowledge=bug == "acknowledge")
-            await publish(tenure, said)
+        async def publishing(pipeline: OutputPipeline, outputs: Iterable[Any], open_offsets: Mapping[str, int]) -> None:
+            outputs = list(outputs)
+            if pipeline._stage == stage and any(isinstance(each, Output) for each in outputs):
+                await self._before(pipeline, outputs, open_offsets, acknowledge=bug == "acknowledge")
+            await publish(pipeline, outputs, open_offsets)
 
-        async def forgetting(shell: StageRunner, *arguments: Any) -> Any:
-            memory, said = await recall(shell, *arguments)
-            return (RestoredState(memory.positions), []) if shell.name == stage else (memory, said)
+        async def forgetting(restore: Restore, *arguments: Any) -> Any:
+            state, outputs = await read(restore, *arguments)
+            forgets = list(restore._outputs) == restored_outputs
+            return (RestoredState(state.positions), []) if forgets else (state, outputs)
 
-        def observing(tenure: PartitionTask, each: Any, received: float | None) -> None:
-            observe(tenure, each, received)
-            if tenure.stage_name == stage:
+        def observing(stage_name: str, each: Any, received: float | None) -> None:
+            observe(stage_name, each, received)
+            if stage_name == stage:
                 self.outputs += 1
                 if self.outputs == self.crash_at:
                     os._exit(CRASHED)
 
         if bug == "identity":
             decisions.decision_id = lambda graph: uuid.uuid4().hex  # type: ignore[assignment]
-        if bug == "recall":
-            StageRunner._recall = forgetting  # type: ignore[method-assign]
+        if bug == "restore":
+            Restore.read = forgetting  # type: ignore[method-assign]
         if stage == "decisions":
-            PartitionTask._observe = observing  # type: ignore[method-assign]
+            metrics.observe_delivery = observing
         else:
-            PartitionTask._publish = publishing  # type: ignore[method-assign]
+            OutputPipeline.publish = publishing  # type: ignore[method-assign]
 
-    async def _before(self, tenure: PartitionTask, said: list[Any], *, acknowledge: bool) -> None:
+    async def _before(
+        self, pipeline: OutputPipeline, outputs: list[Any], open_offsets: Mapping[str, int], *, acknowledge: bool
+    ) -> None:
         """Acknowledge too early, if that is the bug; crash, if it is time, with all that is acknowledged committed."""
-        self.outputs += sum(isinstance(each, Output) for each in said)
+        self.outputs += sum(isinstance(each, Output) for each in outputs)
         crash = 0 < self.crash_at <= self.outputs
-        while crash and tenure._sent:  # noqa: ASYNC110 - nothing tells
+        while crash and pipeline.in_flight:  # noqa: ASYNC110 - no event reports it
             await asyncio.sleep(0.01)
         if acknowledge:
-            tenure._acknowledge(tenure._bounds())
+            pipeline._acknowledge(pipeline._bounds(open_offsets))
         if crash:
-            shell: Any = tenure._connection
-            await shell.app.consumer.commit()
+            await pipeline._publisher._app.consumer.commit()
             os._exit(CRASHED)
 
 

@@ -1,4 +1,4 @@
-"""Faults on a real Kafka: twenty, close together, and nothing wrong afterwards; seeds that once found something."""
+"""Twenty faults in short order on a real Kafka leave no violation; plans, disks and reports."""
 
 import errno
 import json
@@ -15,16 +15,16 @@ from tamiyo.evaluation.faults.__main__ import run
 from tamiyo.evaluation.faults.disk import Disk
 from tamiyo.evaluation.faults.judge import Violation
 from tamiyo.evaluation.faults.kinds import ALL, KINDS, plan
-from tamiyo.evaluation.faults.report import Course, Injection, summary, told
+from tamiyo.evaluation.faults.report import Course, Injection, run_report, summary
 from tamiyo.streams.admin.brokers import kafka_home
 
 
 @pytest.mark.kafka
-@pytest.mark.timeout(600)  # two minutes, where nothing else runs
+@pytest.mark.timeout(600)  # two minutes on an idle machine
 def test_twenty_faults(tmp_path: Path) -> None:
     home = kafka_home()
     if home is None:
-        pytest.skip("faults are injected into a node of our own: KAFKA_HOME must name an unpacked Kafka")
+        pytest.skip("KAFKA_HOME names no unpacked Kafka, and faults need a node of their own")
     course = run(home, tmp_path, faults=20, seed=5, workers=2, gap_s=2.0, open_faults=6)
     assert course.violations == []
     assert len(course.injections) == 20
@@ -34,7 +34,7 @@ def test_twenty_faults(tmp_path: Path) -> None:
     assert course.counts["different decisions"] == course.counts["different graphs"] > 50
 
 
-def test_a_plan_follows_from_its_seed_and_holds_every_kind() -> None:
+def test_a_plan_follows_from_its_seed_and_contains_every_kind() -> None:
     chosen = plan(55, random.Random(3))
     assert chosen == plan(55, random.Random(3)) != plan(55, random.Random(4))
     assert len(chosen) == 55
@@ -42,7 +42,7 @@ def test_a_plan_follows_from_its_seed_and_holds_every_kind() -> None:
     assert Counter(chosen)["kill_worker"] > Counter(chosen)["full_state"]
 
 
-def test_a_full_disk_takes_no_file_and_then_takes_it(tmp_path: Path) -> None:
+def test_a_file_cannot_be_written_while_its_disk_is_full(tmp_path: Path) -> None:
     with Disk(tmp_path / "disk") as disk:
         if not disk.mounted:
             pytest.skip("this process may not mount a file system")
@@ -65,7 +65,9 @@ for line in sys.stdin:
 """
 
 
-def test_where_nothing_may_be_mounted_the_writers_meet_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_writers_get_a_file_size_limit_without_the_right_to_mount(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(faults_disk, "_mount", lambda folder, options: False)
     writer = subprocess.Popen([sys.executable, "-c", WRITER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert writer.stdin is not None
@@ -84,13 +86,13 @@ def test_where_nothing_may_be_mounted_the_writers_meet_a_limit(tmp_path: Path, m
     assert disk.means == "RLIMIT_FSIZE of the processes"
 
 
-def test_a_report_sums_up_its_seeds() -> None:
+def test_a_report_merges_its_seeds() -> None:
     first, second = Course(1), Course(2)
     first.counts = {"different graphs": 7}
     first.injections = [Injection("storm", 0.0, recovery_seconds=1.0), Injection("storm", 1.0, recovery_seconds=3.0)]
     second.injections = [Injection("kill_worker", 0.0, recovery_seconds=8.0)]
     second.violations = [Violation("a window is missing", "run-1 0..50", "it is not there")]
-    reports = [json.loads(json.dumps(summary([told(course, "make faults")]))) for course in (first, second)]
+    reports = [json.loads(json.dumps(summary([run_report(course, "make faults")]))) for course in (first, second)]
     assert [each["seed"] for each in reports] == [1, 2]
     report = summary([run for each in reports for run in each["runs"]])
     assert report["faults"] == 3

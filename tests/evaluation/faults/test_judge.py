@@ -1,4 +1,4 @@
-"""The judge of fault runs finds what is wrong: bugs planted in real stages that crash, and every kind of bad log."""
+"""The judge of fault runs finds bugs planted in real stages that crash."""
 
 import os
 import subprocess
@@ -11,16 +11,16 @@ from typing import Any
 import pytest
 
 from tamiyo.evaluation.common.live_runs import Live
-from tamiyo.evaluation.common.simulated_runs import Load, frames, topology
+from tamiyo.evaluation.common.simulated_runs import TOPICS, Load, frames, topology
 from tamiyo.evaluation.faults.collect import collect
 from tamiyo.evaluation.faults.judge import judge
 from tamiyo.evaluation.faults.ledger import Ledger
 from tamiyo.schemas.codec import encode
 from tamiyo.schemas.kafka import KafkaSettings, TopicNames
-from tamiyo.schemas.topics import DECISIONS, TELEMETRY, TOPOLOGY, WINDOWS, Topic
+from tamiyo.schemas.topics import DECISIONS, TOPOLOGY, WINDOWS
 from tamiyo.streams.admin.topics import Topics
 from tests.evaluation.faults.planted import CRASHED
-from tests.support.kafka_log import Heard, KafkaLog
+from tests.support.kafka_log import KafkaLog, LoggedMessage
 
 ROOT = Path(__file__).parents[3]
 LOAD = Load(runs=2, layers=3, frames=40, name="planted")
@@ -29,7 +29,7 @@ BEHIND = 2  # frames of one run behind the other, so that a window is open whene
 
 
 class Scene:
-    """Two lives of a worker with a planted bug: the first crashes, the second goes on."""
+    """Two runs of a worker with a planted bug: the first crashes, the second continues."""
 
     def __init__(self, kafka: KafkaSettings, names: TopicNames, folder: Path, bug: str, stages: Sequence[str]) -> None:
         self.store = f"file://{folder}/store"
@@ -41,9 +41,9 @@ class Scene:
             "TAMIYO_KAFKA_BOOTSTRAP_SERVERS": self._kafka.bootstrap_servers,
             "TAMIYO_TOPIC_PREFIX": self._names.prefix,
             "TAMIYO_STORE_URL": self.store,
-            # What is committed is what the plant commits.
+            # Only the plant commits.
             "TAMIYO_WORKER_COMMIT_INTERVAL_S": "60",
-            # Else one batch may hold both runs to their end, and be lost whole.
+            # A larger batch could contain both runs to their end and be lost whole.
             "TAMIYO_WORKER_MAX_BATCH": "10",
             "OMP_NUM_THREADS": "1",
         }
@@ -60,7 +60,7 @@ class Scene:
         second = self.start(0)
         try:
             done()
-            time.sleep(1.0)  # for what should not come
+            time.sleep(1.0)  # for records that should not arrive
         finally:
             second.terminate()
             second.wait(20)
@@ -69,13 +69,12 @@ class Scene:
 def publish(kafka: KafkaSettings, names: TopicNames) -> None:
     """Publish two runs on one partition, one behind the other."""
     live = Live(kafka, names, "memory://")
-    topics: dict[type, Topic] = {topic.record: topic for topic in TELEMETRY}
     steps: list[tuple[int, Any]] = []
     for run in range(LOAD.runs):
-        live.say(TOPOLOGY, topology(LOAD.run_ids[run], LOAD.layers), LOAD.run_ids[run])
+        live.publish(TOPOLOGY, topology(LOAD.run_ids[run], LOAD.layers), LOAD.run_ids[run])
         steps += [(number // 3 + BEHIND * run, frame) for number, frame in enumerate(frames(LOAD, run))]
     for _, frame in sorted(steps, key=lambda step: step[0]):
-        live._producer.produce(names.full(topics[type(frame)].name), encode(frame), frame.run_id, 0)
+        live._producer.produce(names.full(TOPICS[type(frame)].name), encode(frame), frame.run_id, 0)
     live.flush()
 
 
@@ -89,9 +88,9 @@ def kinds(kafka: KafkaSettings, names: TopicNames, scene: Scene, stages: Sequenc
     ("bug", "expected"),
     [
         ("none", set()),
-        # Lost whole, or made of what of its signals came after the commit.
+        # The window is lost, or contains only the signals after the commit.
         ("acknowledge", {"a window is missing", "a window is wrong"}),
-        ("recall", {"two contents under one id"}),
+        ("restore", {"two contents under one id"}),
     ],
 )
 def test_bugs_of_a_stage_that_crashes_are_found(
@@ -102,10 +101,9 @@ def test_bugs_of_a_stage_that_crashes_are_found(
     publish(kafka, names)
     scene = Scene(kafka, names, tmp_path, bug, stages)
 
-    def over(heard: list[Heard]) -> bool:
-        return {each.record(WINDOWS.record).run_id for each in heard if each.record(WINDOWS.record).final} == set(
-            LOAD.run_ids
-        )
+    def over(messages: list[LoggedMessage]) -> bool:
+        windows = [each.record(WINDOWS.record) for each in messages]
+        return {each.run_id for each in windows if each.final} == set(LOAD.run_ids)
 
     scene.run(7, lambda: kafka_log.wait_for(WINDOWS.name, over))
     found = kinds(kafka, names, scene, stages)
@@ -114,7 +112,7 @@ def test_bugs_of_a_stage_that_crashes_are_found(
 
 @pytest.mark.flow
 @pytest.mark.parametrize(("bug", "expected"), [("none", set()), ("identity", {"several decision ids"})])
-def test_an_id_that_is_drawn_is_found(
+def test_a_random_id_is_found(
     kafka: KafkaSettings, names: TopicNames, kafka_log: KafkaLog, tmp_path: Path, bug: str, expected: set[str]
 ) -> None:
     stages = ("intake", "windows", "graphs", "decisions")
@@ -124,8 +122,8 @@ def test_an_id_that_is_drawn_is_found(
     publish(kafka, names)
     graphs = LOAD.windows(WIDTH)
 
-    def over(heard: list[Heard]) -> bool:
-        return len({each.record(DECISIONS.record).graph_id for each in heard}) == graphs
+    def over(messages: list[LoggedMessage]) -> bool:
+        return len({each.record(DECISIONS.record).graph_id for each in messages}) == graphs
 
     scene.run(5, lambda: kafka_log.wait_for(DECISIONS.name, over))
     found = kinds(kafka, names, scene, stages)

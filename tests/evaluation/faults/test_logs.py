@@ -1,4 +1,4 @@
-"""The judge, on the log of a whole run that is right, and on the same log with one thing wrong."""
+"""The judge on the log of a correct run, and on the same log with one error."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -8,11 +8,10 @@ from typing import Any
 import pytest
 
 from tamiyo.evaluation.common.live_runs import sampled_steps
-from tamiyo.evaluation.common.simulated_runs import Load, topology
+from tamiyo.evaluation.common.simulated_runs import TOPICS, Load, topology
 from tamiyo.evaluation.faults.collect import checkpoints, kernels
 from tamiyo.evaluation.faults.judge import judge
 from tamiyo.evaluation.faults.ledger import Checkpoint, Evidence, Execution, Ledger, Sample, Sent
-from tamiyo.evaluation.faults.world import TOPICS
 from tamiyo.models.graph import build_graph
 from tamiyo.schemas.adaptation import AdaptationOutcome, DecisionType, OutcomeStatus
 from tamiyo.schemas.codec import decode, encode
@@ -32,6 +31,7 @@ from tamiyo.schemas.topics import (
     Topic,
 )
 from tamiyo.streams.messages import Message
+from tamiyo.streams.stages.registry import STAGES
 from tests.system.test_specification import start
 
 LOAD = Load(runs=2, layers=3, frames=45, name="judged")
@@ -41,18 +41,18 @@ Messages = dict[str, list[Message]]
 
 @pytest.fixture(scope="module")
 def right(tmp_path_factory: pytest.TempPathFactory) -> Evidence:
-    """Two whole runs through the real stages, in one thread; every load of a kernel is carried out."""
+    """Two complete runs through the real stages in one thread; every decision is executed."""
     folder: Path = tmp_path_factory.mktemp("judged")
     chain = start(folder)
     ledger = Ledger()
     for run_id in LOAD.run_ids:
         chain.send(TOPOLOGY, topology(run_id, LOAD.layers), run_id)
-    answered = 0
+    executed = 0
     for steps in zip(*(sampled_steps(LOAD, run) for run in range(LOAD.runs)), strict=True):
         for record in (record for step in steps for record in step):
             chain.send(TOPICS[type(record)], record, record.run_id)  # type: ignore[attr-defined]
-        for decision in chain.log[DECISIONS.name][answered:]:
-            answered += 1
+        for decision in chain.log[DECISIONS.name][executed:]:
+            executed += 1
             if decision.type != DecisionType.NO_OP:
                 ledger.executions.append(Execution(decision.decision_id, decision.graph_id, decision.run_id))
                 chain.send(OUTCOMES, outcome(decision), decision.run_id)
@@ -61,7 +61,7 @@ def right(tmp_path_factory: pytest.TempPathFactory) -> Evidence:
         for name, records in chain.log.items()
         if name in BY_NAME
     }
-    assert ledger.executions, "nothing was executed: too little is judged"
+    assert ledger.executions, "nothing was executed, so executions are not checked"
     return Evidence(
         ledger, messages, {}, checkpoints(f"file://{folder}/checkpoints"), kernels(f"file://{folder}/kernels")
     )
@@ -85,14 +85,14 @@ def kinds(evidence: Evidence) -> set[str]:
 
 
 def changed(evidence: Evidence, change: Callable[[Messages], object]) -> Evidence:
-    """Return the evidence with other messages."""
+    """Return the evidence with changed messages."""
     messages = {name: list(found) for name, found in evidence.messages.items()}
     change(messages)
     return replace(evidence, messages=messages, _entries={})
 
 
 def rewritten(topic: Topic, index: int, **fields: Any) -> Callable[[Messages], object]:
-    """Return what changes fields of one record."""
+    """Return a change of fields of one record."""
 
     def change(messages: Messages) -> None:
         before = messages[topic.name][index]
@@ -103,7 +103,7 @@ def rewritten(topic: Topic, index: int, **fields: Any) -> Callable[[Messages], o
 
 
 def again(topic: Topic, index: int, **fields: Any) -> Callable[[Messages], object]:
-    """Return what repeats a record at the end of its topic, with other fields."""
+    """Return a change that repeats a record at the end of its topic with other fields."""
 
     def change(messages: Messages) -> None:
         before = messages[topic.name][index]
@@ -117,8 +117,8 @@ def lost(topic: Topic, index: int) -> Callable[[Messages], object]:
     return lambda messages: messages[topic.name].pop(index)
 
 
-def aside(topic: Topic, name: str, index: int = 0) -> Callable[[Messages], object]:
-    """Return what copies a message of `topic` into topic `name`."""
+def rejected(topic: Topic, name: str, index: int = 0) -> Callable[[Messages], object]:
+    """Return a change that copies a message of `topic` to topic `name`."""
 
     def change(messages: Messages) -> None:
         messages.setdefault(name, []).append(replace(messages[topic.name][index], topic=name, offset=0))
@@ -126,8 +126,19 @@ def aside(topic: Topic, name: str, index: int = 0) -> Callable[[Messages], objec
     return change
 
 
+def late(topic: str | None) -> Callable[[Messages], object]:
+    """Return a change that appends a signal of the first step, new and too late, to the log and to `topic`."""
+
+    def change(messages: Messages) -> None:
+        again(SIGNALS, 0, signal_id="0" * 32)(messages)
+        if topic is not None:
+            rejected(SIGNALS, topic, -1)(messages)
+
+    return change
+
+
 def without_history(messages: Messages) -> None:
-    """Build the sixth graph as a worker would that had forgotten the run's windows."""
+    """Build the sixth graph as a worker would that did not restore the run's windows."""
     message = messages[GRAPHS.name][5]
     graph = decode(message.value, GRAPHS.record)
     windows = [decode(each.value, WINDOWS.record) for each in messages[WINDOWS.name]]
@@ -137,7 +148,7 @@ def without_history(messages: Messages) -> None:
     messages[GRAPHS.name][5] = replace(message, value=encode(build_graph(window, layout, [])))
 
 
-def test_a_log_that_is_right_is_right(right: Evidence) -> None:
+def test_a_correct_log_has_no_violation(right: Evidence) -> None:
     assert judge(right, width=WIDTH) == []
 
 
@@ -152,32 +163,52 @@ def test_a_repeat_is_no_violation(right: Evidence, topic: Topic) -> None:
     ("expected", "change"),
     [
         ("a frame was lost", lost(SIGNALS, -1)),
-        ("a signal of nothing", again(SIGNALS, 3, signal_id="0" * 32)),
+        ("a signal without a frame", again(SIGNALS, 3, signal_id="0" * 32)),
         ("a signal is wrong", rewritten(SIGNALS, 6, layer_id=["another", "layers.1", "layers.2"])),
+        ("a run did not end", lost(SIGNALS, -1)),
+        ("a late signal was lost", late(None)),
+        ("a source fell behind itself", late(SIGNALS.late)),
         ("a window is missing", lost(WINDOWS, 2)),
-        ("a window of nothing", again(WINDOWS, 2, window_id="0" * 32)),
+        ("a window without signals", again(WINDOWS, 2, window_id="0" * 32)),
         ("a window is wrong", rewritten(WINDOWS, 2, frames=4)),
         ("a window is wrong", rewritten(WINDOWS, 2, signals_digest="0" * 32)),
         ("two contents under one id", again(WINDOWS, 2, frames=4)),
-        ("in time, but set aside as late", aside(SIGNALS, SIGNALS.late)),
+        ("in time, but rejected as late", rejected(SIGNALS, SIGNALS.late)),
         ("a graph is missing", lost(GRAPHS, 2)),
         ("several graph ids", again(GRAPHS, 2, graph_id="0" * 32)),
         ("a graph is wrong", without_history),
         ("a decision is missing", lost(DECISIONS, 2)),
         ("several decision ids", again(DECISIONS, 2, decision_id="0" * 32)),
         ("two contents under one id", again(DECISIONS, 2, policy_version=9)),
-        ("a decision on nothing", again(DECISIONS, 2, graph_id="0" * 32)),
+        ("a decision is wrong", rewritten(DECISIONS, 2, step=7)),
+        ("a decision without a graph", again(DECISIONS, 2, graph_id="0" * 32)),
         ("a kernel is missing", lost(KERNELS, 0)),
         ("a kernel is wrong", rewritten(KERNELS, 0, checksum="0" * 64)),
         ("a reward is missing", lost(REWARDS, 0)),
         ("an experience is missing", lost(EXPERIENCE, 0)),
-        ("valid, but a dead letter", aside(KERNEL_PERFORMANCE, KERNEL_PERFORMANCE.dead_letters)),
+        ("valid, but a dead letter", rejected(KERNEL_PERFORMANCE, KERNEL_PERFORMANCE.dead_letters)),
     ],
 )
-def test_what_is_wrong_with_a_log_is_found(
-    right: Evidence, expected: str, change: Callable[[Messages], object]
-) -> None:
+def test_each_error_in_a_log_is_found(right: Evidence, expected: str, change: Callable[[Messages], object]) -> None:
     assert expected in kinds(changed(right, change))
+
+
+def test_a_late_signal_on_its_topic_is_not_lost(right: Evidence) -> None:
+    assert "a late signal was lost" not in kinds(changed(right, late(SIGNALS.late)))
+
+
+def test_a_signal_after_the_end_of_its_run_is_late(right: Evidence) -> None:
+    last = max(n for n, each in enumerate(right.records(SIGNALS)) if not each.record.final)
+    found = kinds(changed(right, again(SIGNALS, last, signal_id="0" * 32)))
+    assert "a late signal was lost" in found
+    assert "a run did not end" not in found
+
+
+def test_a_signal_on_another_partition_than_its_frame_is_found(right: Evidence) -> None:
+    def change(messages: Messages) -> None:
+        messages[SIGNALS.name][0] = replace(messages[SIGNALS.name][0], partition=1)
+
+    assert "a signal is wrong" in kinds(changed(right, change))
 
 
 def test_a_mean_that_is_off_by_a_millionth_is_found(right: Evidence) -> None:
@@ -188,24 +219,70 @@ def test_a_mean_that_is_off_by_a_millionth_is_found(right: Evidence) -> None:
     assert "a window is wrong" in kinds(changed(right, change))
 
 
-@pytest.mark.parametrize(("ahead", "found"), [(0, set()), (1, {"a commit passed an unanswered message"})])
-def test_commits_are_held_against_what_was_answered_then(right: Evidence, ahead: int, found: set[str]) -> None:
+@pytest.mark.parametrize(("ahead", "found"), [(0, set()), (1, {"a commit passed an input without an output"})])
+def test_a_commit_may_not_pass_the_outputs_of_its_time(right: Evidence, ahead: int, found: set[str]) -> None:
     graph = right.records(GRAPHS)[4]
     (decision,) = (each for each in right.records(DECISIONS) if each.record.graph_id == graph.record.graph_id)
-    answered = {(DECISIONS.name, 0): decision.message.offset + 1}
+    ends = {(DECISIONS.name, 0): decision.message.offset + 1}
     held = ("tamiyo_decisions", GRAPHS.name, 0)
-    sample = Sample({held: graph.message.offset + 1 + ahead}, answered)
+    sample = Sample({held: graph.message.offset + 1 + ahead}, ends)
     assert kinds(replace(right, ledger=Ledger(samples=[sample]), _entries={})) == found
 
 
-def test_what_no_topic_tells_is_found_in_the_ledger(right: Evidence) -> None:
+@pytest.mark.parametrize(
+    ("stage", "topic", "output"),
+    [
+        ("intake", KERNEL_PERFORMANCE, SIGNALS),
+        ("windows", SIGNALS, WINDOWS),
+        ("graphs", WINDOWS, GRAPHS),
+        ("decisions", GRAPHS, DECISIONS),
+        ("kernels", DECISIONS, KERNELS),
+        ("rewards", DECISIONS, REWARDS),
+    ],
+)
+def test_a_commit_of_every_stage_is_checked_against_its_output(
+    right: Evidence, stage: str, topic: Topic, output: Topic
+) -> None:
+    held = (STAGES[stage].group, topic.name, 0)
+    end = len(right.messages[topic.name])
+    ends = {(name, 0): len(found) for name, found in right.messages.items()}
+    for sample, found in (
+        (Sample({held: end}, ends), set()),
+        (Sample({held: end}, {**ends, (output.name, 0): 0}), {"a commit passed an input without an output"}),
+    ):
+        assert kinds(replace(right, ledger=Ledger(samples=[sample]), _entries={})) == found
+
+
+def test_a_commit_beyond_the_end_is_found(right: Evidence) -> None:
+    end = len(right.messages[GRAPHS.name])
+    held = ("tamiyo_decisions", GRAPHS.name, 0)
+    assert kinds(replace(right, committed={held: end}, _entries={})) == set()
+    assert kinds(replace(right, committed={held: end + 1}, _entries={})) == {"a commit is beyond the end"}
+
+
+def test_two_decisions_executed_for_one_graph_are_found(right: Evidence) -> None:
+    (one, *_) = right.ledger.executions
+    ledger = Ledger(executions=[one, replace(one, decision_id="another")])
+    assert kinds(replace(right, ledger=ledger, _entries={})) == {"executed twice"}
+
+
+@pytest.mark.parametrize(("value", "found"), [(None, set()), (b"other bytes", {"the broker lost a message"})])
+def test_the_bytes_at_an_acknowledged_offset_are_those_sent(
+    right: Evidence, value: bytes | None, found: set[str]
+) -> None:
+    message = right.messages[KERNEL_PERFORMANCE.name][3]
+    sent = Sent(message.topic, message.partition, message.offset, b"key", value or message.value or b"")
+    assert kinds(replace(right, ledger=Ledger(sent=[sent]), _entries={})) == found
+
+
+def test_errors_that_only_the_ledger_shows_are_found(right: Evidence) -> None:
     (one, *_) = right.ledger.executions
     refused = Sent(KERNEL_PERFORMANCE.name, 0, 10**6, b"key", b"no record", valid=False)
     ledger = Ledger(executions=[one, one], sent=[refused], crashes=["worker-1 ended with status 70"])
     assert kinds(replace(right, ledger=ledger, _entries={})) == {
         "executed twice",
         "the broker lost a message",
-        "a bad message was lost",
+        "an invalid message was lost",
         "a bug ended a process",
     }
 
@@ -214,10 +291,24 @@ def test_what_no_topic_tells_is_found_in_the_ledger(right: Evidence) -> None:
     ("experiences", "offset", "found"),
     [(5, 5, set()), (6, 5, {"experiences were miscounted"}), (4, 5, {"experiences were miscounted"})],
 )
-def test_a_checkpoint_counts_what_lies_before_its_offsets(
+def test_a_checkpoint_counts_the_experiences_before_its_offsets(
     right: Evidence, experiences: int, offset: int, found: set[str]
 ) -> None:
     ids = [each.record.experience_id for each in right.records(EXPERIENCE)]
     assert len(set(ids[:offset])) == offset
     checkpoint = Checkpoint(1, experiences, 1, {"0": offset}, "0" * 64)
     assert kinds(replace(right, checkpoints=[*right.checkpoints, checkpoint], _entries={})) == found
+
+
+def test_a_policy_that_learned_less_than_the_one_before_it_is_found(right: Evidence) -> None:
+    first, second = (Checkpoint(version, 5, updates, {"0": 5}, "0" * 64) for version, updates in ((1, 2), (2, 1)))
+    assert kinds(replace(right, checkpoints=[*right.checkpoints, first, second], _entries={})) == {
+        "learning went backwards"
+    }
+
+
+def test_a_policy_other_than_the_announced_one_is_found(right: Evidence) -> None:
+    (stored,) = right.checkpoints
+    other = replace(stored, checksum="0" * 64)
+    assert kinds(replace(right, checkpoints=[other], _entries={})) == {"a policy differs from its announcement"}
+    assert kinds(replace(right, checkpoints=[], _entries={})) == {"a policy differs from its announcement"}

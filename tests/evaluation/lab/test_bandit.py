@@ -1,7 +1,7 @@
-"""A world of graphs with a known best decision, and a learner in it.
+"""The bandit, whose best decision is known, and a learner on it.
 
-Leaving alone what earns nothing is learned within 100 experiences (tests/system/test_specification.py). Choosing the
-right layer takes more: over five seeds, nothing above chance after 112 experiences, a clear effect after 256.
+A policy learns within 100 experiences to make no adaptation if none pays (tests/system/test_specification.py). Choosing
+the right layer takes more: over five seeds no effect above chance after 112 experiences, a clear one after 256.
 """
 
 import math
@@ -9,7 +9,16 @@ import math
 import numpy as np
 import pytest
 
-from tamiyo.evaluation.lab.bandit import BAD, BLUEPRINTS, GOOD, SLOW, GrowthBandit, expected_reward, no_op_share, play
+from tamiyo.evaluation.lab.bandit import (
+    BAD,
+    BLUEPRINTS,
+    GOOD,
+    SLOW,
+    GrowthBandit,
+    expected_reward,
+    learn_rounds,
+    no_op_share,
+)
 from tamiyo.models.actions import to_action
 from tamiyo.models.behaviour import choose
 from tamiyo.models.example import Example
@@ -26,7 +35,7 @@ def learner(seed: int, rate: float) -> Learner:
     return Learner(policy, LearningSettings(seed=seed, learning_rate=rate, batch_size=64))
 
 
-def test_a_round_is_the_same_whenever_it_is_asked_for() -> None:
+def test_a_round_is_a_function_of_seed_and_index() -> None:
     one, other = GrowthBandit(3, nodes=NODES), GrowthBandit(3, nodes=NODES)
     assert one.round(5).graph == other.round(5).graph
     assert one.round(5).graph != one.round(6).graph
@@ -35,20 +44,20 @@ def test_a_round_is_the_same_whenever_it_is_asked_for() -> None:
     assert one.params == {"seed": 3, "nodes": NODES, "noise": 0.2, "hint": 0.3, "good": GOOD}
 
 
-def test_one_layer_is_worth_growing_and_waiting_is_free() -> None:
+def test_one_layer_should_grow_and_no_op_is_free() -> None:
     bandit = GrowthBandit(0, nodes=NODES, noise=0.0)
     context = bandit.round(1)
     layers = context.graph.layer_id
     correlation = context.graph.node_features.numpy()
-    said = {}
+    rewards = {}
     for index in np.flatnonzero(context.mask).tolist():
         action = to_action(index, layers, bandit.kinds)
         assert bandit.reward(1, index) == context.expected[index]
-        said.setdefault((action.type, action.blueprint), {})[action.layer_id] = context.expected[index]
-    assert said["no_op", None] == {None: 0.0}
-    assert sorted(said["load_kernel", BLUEPRINTS[0]].values()) == [BAD] * (NODES - 1) + [GOOD]
-    assert sorted(said["load_kernel", BLUEPRINTS[1]].values()) == [BAD] * (NODES - 1) + [GOOD / 2]
-    assert set(said["optimize_parameters", None].values()) == {SLOW}
+        rewards.setdefault((action.type, action.blueprint), {})[action.layer_id] = context.expected[index]
+    assert rewards["no_op", None] == {None: 0.0}
+    assert sorted(rewards["load_kernel", BLUEPRINTS[0]].values()) == [BAD] * (NODES - 1) + [GOOD]
+    assert sorted(rewards["load_kernel", BLUEPRINTS[1]].values()) == [BAD] * (NODES - 1) + [GOOD / 2]
+    assert set(rewards["optimize_parameters", None].values()) == {SLOW}
     assert correlation.shape[0] == NODES
 
 
@@ -60,7 +69,7 @@ def test_rewards_scatter_around_their_mean_and_stay_in_bounds() -> None:
     assert max(abs(GrowthBandit(0, nodes=2, noise=9.0).reward(index, 0)) for index in range(20)) == 1.0
 
 
-def test_its_experiences_are_such_as_the_learner_takes() -> None:
+def test_the_learner_accepts_its_experiences() -> None:
     bandit = GrowthBandit(0, nodes=NODES)
     made = learner(0, 3e-4)
     context = bandit.round(0)
@@ -80,11 +89,11 @@ def test_the_expected_reward_is_that_of_the_distribution() -> None:
 
 
 @pytest.mark.parametrize("seed", [1, 2])
-def test_learning_beats_the_heuristic_chance_and_waiting_and_does_not_collapse(seed: int) -> None:
+def test_learning_beats_the_heuristic_chance_and_no_op_and_does_not_collapse(seed: int) -> None:
     bandit = GrowthBandit(seed, nodes=NODES, noise=0.1)
     made = learner(seed, 2e-3)
     heuristic = expected_reward(made.policy, bandit, HELD_OUT)
-    for _ in play(made, bandit, range(256)):
+    for _ in learn_rounds(made, bandit, range(256)):
         pass
     learned = expected_reward(made.policy, bandit, HELD_OUT)
     contexts = [bandit.round(index) for index in HELD_OUT]

@@ -1,8 +1,5 @@
-"""Overload: what is sent under many names, how shedding is judged, and a small one on a broker."""
+"""Overload: the flood of telemetry, the check of shedding, and a small overload on a broker."""
 
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,8 +25,8 @@ from tests.support.telemetry import incoming, outputs
 TEMPLATE = Template.of(layers=3, frames=12)
 
 
-class Taken:
-    """What a flood has published."""
+class Published:
+    """A flood, and everything that it publishes."""
 
     def __init__(self) -> None:
         self.messages: list[tuple[str, bytes, str]] = []
@@ -38,29 +35,29 @@ class Taken:
 
 
 def test_a_flood_is_telemetry_of_runs_that_begin_and_end() -> None:
-    taken = Taken()
-    sent = taken.flood.publish(100, 5.0)
-    taken.flood.finish(6.0)
+    published = Published()
+    sent = published.flood.publish(100, 5.0)
+    published.flood.finish(6.0)
 
-    assert taken.flood.records == len(taken.messages) - taken.flood.numbers >= sent >= 100
+    assert published.flood.records == len(published.messages) - published.flood.numbers >= sent >= 100
     decoded = {topic: [] for topic in BY_NAME}  # type: ignore[var-annotated]
-    for topic, value, key in taken.messages:
+    for topic, value, key in published.messages:
         record = decode(value, BY_NAME[topic].record)
         assert record.run_id == key  # type: ignore[attr-defined]
         decoded[topic].append(record)
     begun = [record.run_id for record in decoded[TOPOLOGY.name] if isinstance(record, ModelTopology)]
-    assert len(set(begun)) == len(begun) == taken.flood.numbers > 2
+    assert len(set(begun)) == len(begun) == published.flood.numbers > 2
     finals = [
         each.run_id for each in decoded[KERNEL_PERFORMANCE.name] if isinstance(each, KernelPerformance) and each.final
     ]
     assert sorted(finals) == sorted(begun)
-    account = taken.ledger.verdict()
+    account = published.ledger.verdict()
     assert account.windows_expected > 0
     assert account.windows_open == 0, "every run has ended, so every window is complete"
 
 
 def overloaded() -> list[HealthSignals]:
-    """Return what intake says to frames of which one layer behaves strangely, far beyond its buffer."""
+    """Return intake's signals of many more frames than its buffer takes, in which one layer deviates."""
     intake = IntakeStage(0, IntakeSettings(batch_signals=10, buffer_signals=40, deviation_minimum=2), {})
     frames = []
     for step in range(40):
@@ -77,7 +74,7 @@ def overloaded() -> list[HealthSignals]:
     ]
 
 
-def test_what_intake_sheds_is_in_order_and_can_be_estimated() -> None:
+def test_intake_sheds_by_priority_and_the_rest_estimates_the_whole() -> None:
     found = shed_of(overloaded())
     assert found.out_of_order == 0
     assert found.offered == 40 * 8
@@ -86,7 +83,7 @@ def test_what_intake_sheds_is_in_order_and_can_be_estimated() -> None:
     assert 0.6 < found.to_dict()["share"] < 1
 
 
-def test_shedding_the_wrong_ones_is_noticed() -> None:
+def test_shedding_by_another_order_is_noticed() -> None:
     wrong = HealthSignals(
         run_id="run", signal_id="s", source=LAYER_HEALTH.name, step=0, time_ms=0, layer_id=["a", "b", "c", "d"],
         metrics={}, priority=[0.0, 1.0, 2.0, 3.0], survival=[0.9, 0.5, 0.6, 0.2], shed=2, model_metrics={},
@@ -96,7 +93,7 @@ def test_shedding_the_wrong_ones_is_noticed() -> None:
     assert found.to_dict()["mean_survival_of_the_quarter_with_the"] == {"lowest": 0.9, "highest": 0.2}
 
 
-def test_memory_is_told_by_phase() -> None:
+def test_memory_is_reported_by_phase() -> None:
     samples = [
         {"phase": phase, "rss_mb": {"worker": mb}}
         for phase, mb in [
@@ -133,20 +130,22 @@ def test_problems_are_named() -> None:
         "memory_limit_mb": 1_000,
     }
     assert problems(result) == [
-        "the account is not clean", "the rate asked was not reached", "worker took more memory than a container has",
-    ]  # fmt: skip
+        "the account is not clean",
+        "the requested rate was not reached",
+        "worker used more memory than a container's limit",
+    ]
 
 
 @contextmanager
 def broker() -> Iterator[str]:
-    """Run a real broker where there is one, else the embedded one."""
+    """Run a real broker if KAFKA_HOME names one, else the embedded broker."""
     home = kafka_home()
     with LocalKafka(home) if home is not None else EmbeddedBroker() as running:
         yield running.bootstrap_servers
 
 
 @pytest.mark.flow
-@pytest.mark.timeout(300)  # two processes import torch, on a machine that may do other things too
+@pytest.mark.timeout(300)  # two processes import torch, on a machine that may be busy
 def test_a_burst_beyond_the_buffer_is_shed_counted_and_decided_on(tmp_path: Path) -> None:
     names = TopicNames(prefix="")
     with broker() as servers:
@@ -155,7 +154,7 @@ def test_a_burst_beyond_the_buffer_is_shed_counted_and_decided_on(tmp_path: Path
         environment = {
             "TAMIYO_KAFKA_BOOTSTRAP_SERVERS": servers,
             "TAMIYO_STORE_URL": f"file://{tmp_path}/store",
-            # As if layers were many: a batch of more than 50 rows may be shed, and 250 may wait.
+            # Small limits instead of many layers: batches above 50 rows may be shed, and 250 rows may wait.
             "TAMIYO_INTAKE_BATCH_SIGNALS": "50",
             "TAMIYO_INTAKE_BUFFER_SIGNALS": "250",
             "OMP_NUM_THREADS": "1",
@@ -170,18 +169,10 @@ def test_a_burst_beyond_the_buffer_is_shed_counted_and_decided_on(tmp_path: Path
                 account = overload.account()
             finally:
                 overload.close()
-            told = shed(kafka, names)
+            found = shed(kafka, names)
             assert not fleet.ends
     assert account["clean"], account
     assert account["decisions"] == account["graphs"] == account["windows_expected"] > 30
-    assert told["layer_signals"] > 0
-    assert told["out_of_order"] == 0
+    assert found["layer_signals"] > 0
+    assert found["out_of_order"] == 0
     assert overload.undelivered == 0
-
-
-def test_help_has_examples() -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "tamiyo.evaluation.overload", "--help"],
-        capture_output=True, text=True, check=True, env={**os.environ, "COLUMNS": "200"},
-    )  # fmt: skip
-    assert "Examples" in done.stdout

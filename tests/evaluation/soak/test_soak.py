@@ -26,17 +26,17 @@ from tamiyo.streams.admin.brokers import kafka_home
 # Runs
 
 
-class Heard:
-    """Everything that a population says."""
+class Published:
+    """A population, and everything that it publishes."""
 
     def __init__(self) -> None:
         self.records: list[Record] = []
         self.ledger = Ledger(50)
         self.population = Population(
-            3, layers=4, pace_s=1.0, frames=(12, 20), seed=3, say=self.say, journal=self.ledger
+            3, layers=4, pace_s=1.0, frames=(12, 20), seed=3, publish=self.publish, journal=self.ledger
         )  # fmt: skip
 
-    def say(self, topic: Topic, record: Record, key: str) -> None:
+    def publish(self, topic: Topic, record: Record, key: str) -> None:
         assert type(record) is topic.record
         self.records.append(record)
 
@@ -44,29 +44,29 @@ class Heard:
         return [record for record in self.records if type(record) is kind]
 
 
-def test_runs_begin_and_end_and_others_take_their_place() -> None:
-    heard = Heard()
+def test_runs_begin_and_end_and_are_replaced() -> None:
+    published = Published()
     for second in range(60):
-        heard.population.advance(1000.0 + second)
-    began = [record.run_id for record in heard.of(ModelTopology)]
-    finals = {record.run_id for record in heard.of(ModelPerformance) if record.final}
-    assert len(heard.population.runs) == 3
-    assert len(set(began)) == len(began) == heard.population.numbers > 6
-    silent = set(began) - finals - heard.population.runs.keys()
+        published.population.advance(1000.0 + second)
+    began = [record.run_id for record in published.of(ModelTopology)]
+    finals = {record.run_id for record in published.of(ModelPerformance) if record.final}
+    assert len(published.population.runs) == 3
+    assert len(set(began)) == len(began) == published.population.numbers > 6
+    silent = set(began) - finals - published.population.runs.keys()
     assert finals
-    assert silent, "one in six falls silent, and this seed has one"
-    assert {type(record) for record in heard.records} >= {CacheHitRates, ErrorRecoveryEvent, LayerHealth}
+    assert silent, "one run in six is abandoned, and this seed has one"
+    assert {type(record) for record in published.records} >= {CacheHitRates, ErrorRecoveryEvent, LayerHealth}
 
-    heard.population.finish(1060.0)
+    published.population.finish(1060.0)
 
-    assert {record.run_id for record in heard.of(ModelPerformance) if record.final} == set(began) - silent
+    assert {record.run_id for record in published.of(ModelPerformance) if record.final} == set(began) - silent
 
 
 def test_the_same_seed_gives_the_same_runs() -> None:
-    first, second = Heard(), Heard()
-    for heard in (first, second):
+    first, second = Published(), Published()
+    for published in (first, second):
         for now in range(20):
-            heard.population.advance(1000.0 + now)
+            published.population.advance(1000.0 + now)
     assert first.records == second.records
 
 
@@ -80,29 +80,29 @@ def decision(run_id: str) -> AdaptationDecision:
     )  # fmt: skip
 
 
-def test_a_host_loads_a_kernel_once_it_is_there_and_its_telemetry_shows_it() -> None:
-    heard = Heard()
-    heard.population.advance(1000.0)
-    run_id = next(iter(heard.population.runs))
+def test_a_host_loads_a_kernel_when_it_arrives_and_its_telemetry_shows_it() -> None:
+    published = Published()
+    published.population.advance(1000.0)
+    run_id = next(iter(published.population.runs))
     wanted = decision(run_id)
     kernel = CompiledKernel(
         run_id=run_id, kernel_id="kernel", decision_id="decision", layer_id="layers.1", blueprint="low_rank",
         status="compiled",
     )  # fmt: skip
-    heard.population.heard(wanted, 1001.0)
-    assert not heard.of(OUTCOMES.record)
-    heard.population.heard(kernel, 1001.0)
-    heard.population.heard(wanted, 1001.0)
-    (outcome,) = heard.of(OUTCOMES.record)
+    published.population.receive(wanted, 1001.0)
+    assert not published.of(OUTCOMES.record)
+    published.population.receive(kernel, 1001.0)
+    published.population.receive(wanted, 1001.0)
+    (outcome,) = published.of(OUTCOMES.record)
     assert (outcome.status, outcome.decision_id) == ("executed", "decision")
     assert outcome.after["parameters"] > outcome.before["parameters"]
 
-    heard.population.advance(1002.0)
+    published.population.advance(1002.0)
 
-    health = [each for each in heard.of(LayerHealth) if each.run_id == run_id][-1]
+    health = [each for each in published.of(LayerHealth) if each.run_id == run_id][-1]
     assert (health.active_seeds, health.dormant_seeds) == ([0, 1, 0, 0], [2, 1, 2, 2])
     assert health.contribution[1] == GAIN
-    model = [each for each in heard.of(ModelPerformance) if each.run_id == run_id][-1]
+    model = [each for each in published.of(ModelPerformance) if each.run_id == run_id][-1]
     assert model.steps_since_adaptation is not None
 
 
@@ -119,7 +119,7 @@ def test_faults_come_from_the_seed_and_spare_witnesses_in_the_second_half() -> N
     assert [fault.at_s for fault in faults if fault.victim == BROKER] == [600, 1800, 3000, 4200, 5400, 6600]
     assert all(120 <= fault.at_s <= 7080 for fault in faults)
     assert all(fault.duration_s > 6 for fault in faults if fault.kind == "freeze"), (
-        "shorter than a session is no zombie"
+        "a freeze shorter than the session timeout makes no zombie"
     )
 
 
@@ -155,7 +155,7 @@ def write(path: Path, minutes: int, leak: float = 0.0) -> None:
         more.writelines(json.dumps(line) + "\n" for line in lines)
 
 
-def test_a_report_of_a_soak_that_was_cut_in_the_middle_of_a_line(tmp_path: Path) -> None:
+def test_a_report_of_a_soak_interrupted_in_the_middle_of_a_line(tmp_path: Path) -> None:
     path = tmp_path / "samples"
     write(path, 120)
     whole = report_of(path)
@@ -202,7 +202,7 @@ def test_a_leak_is_in_the_verdict_and_the_figure_can_be_drawn(tmp_path: Path) ->
 
 def test_a_file_without_samples_is_refused(tmp_path: Path) -> None:
     (tmp_path / "samples").write_text("")
-    with pytest.raises(ConfigurationError, match="holds no samples"):
+    with pytest.raises(ConfigurationError, match="has no samples of a soak"):
         report_of(tmp_path / "samples")
     (tmp_path / "samples.gz").write_bytes(b"none")
     with pytest.raises(ConfigurationError, match="cannot be unpacked"):
@@ -216,29 +216,21 @@ def test_trends_cannot_begin_after_the_end(tmp_path: Path, minute: float) -> Non
         report_of(tmp_path / "samples", minute)
 
 
-@pytest.mark.parametrize("module", ["soak", "soak_report", "soak_plot"])
-def test_help_has_examples(module: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", f"tamiyo.evaluation.{module}", "--help"], capture_output=True, text=True, check=True
-    )
-    assert "Example" in done.stdout
-
-
 @pytest.mark.skipif(kafka_home() is None, reason="needs a real Kafka: KAFKA_HOME names none")
-@pytest.mark.timeout(300)  # three processes import torch, on a machine that may do other things too
-def test_a_soak_that_is_stopped_drains_and_reports(tmp_path: Path) -> None:
+@pytest.mark.timeout(300)  # three processes import torch, on a machine that may be busy
+def test_a_stopped_soak_drains_and_reports(tmp_path: Path) -> None:
     samples, report = tmp_path / "samples", tmp_path / "report"
-    words = ["--minutes", "30", "--pace", "0.2", "--samples", str(samples), "--report", str(report)]
+    options = ["--minutes", "30", "--pace", "0.2", "--samples", str(samples), "--report", str(report)]
     with subprocess.Popen(
-        [sys.executable, "-m", "tamiyo.evaluation.soak", *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        [sys.executable, "-m", "tamiyo.evaluation.soak", *options], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     ) as soak:
         while not samples.exists() or sum(each["kind"] == "sample" for each in read_samples(samples)) < 3:
             assert soak.poll() is None, soak.communicate()
             time.sleep(0.5)
         soak.terminate()
-        told, _ = soak.communicate(timeout=180)
+        output, _ = soak.communicate(timeout=180)
     found = json.loads(report.read_text())
-    assert soak.returncode == 1, told
+    assert soak.returncode == 1, output
     assert not found["complete"]
     assert found["account"]["clean"], found["account"]
     assert found["account"]["decisions"] == found["account"]["graphs"] > 10

@@ -1,4 +1,4 @@
-"""Decisions carried out once each, and what is told of them."""
+"""Decisions are executed once each, and every one has an outcome."""
 
 from typing import Any
 
@@ -20,7 +20,7 @@ from tests.support.runs import RUN, STORE, compiled, decision, order, settings
 
 
 class Bench:
-    """An executor over one layer, with a clock of its own."""
+    """An executor over one layer, with its own clock."""
 
     def __init__(self, *, held_out: bool = True, **more: Any) -> None:
         torch.manual_seed(0)
@@ -51,20 +51,20 @@ class Bench:
             clock=lambda: self.now,
         )
 
-    def ask(self, name: str = "d1", *, step: int = 10, run: bool = True, **more: Any) -> AdaptationOutcome | None:
-        """Decide, compile where needed, execute; returns the outcome, if there is one."""
-        asked, told = decision(name, **more), len(self.outcomes)
-        self.executor.take(asked, step)
-        if asked.type == "load_kernel":
-            self.executor.take(compiled(asked, self.layer.spec), step)
+    def decide(self, name: str = "d1", *, step: int = 10, run: bool = True, **more: Any) -> AdaptationOutcome | None:
+        """Decide, compile if needed, execute; return the outcome, if there is one."""
+        decided, before = decision(name, **more), len(self.outcomes)
+        self.executor.take(decided, step)
+        if decided.type == "load_kernel":
+            self.executor.take(compiled(decided, self.layer.spec), step)
         if run:
             self.executor.run(step)
-        return self.outcomes[told] if len(self.outcomes) > told else None
+        return self.outcomes[before] if len(self.outcomes) > before else None
 
 
-def test_a_load_is_executed_and_told_with_before_and_after() -> None:
+def test_a_load_is_executed_and_published_with_before_and_after() -> None:
     bench = Bench()
-    outcome = bench.ask(step=12)
+    outcome = bench.decide(step=12)
     assert outcome is not None
     assert (outcome.status, outcome.reason, outcome.step) == (OutcomeStatus.EXECUTED, "", 12)
     assert outcome.outcome_id == outcome_id(decision().decision_id)
@@ -80,26 +80,26 @@ def test_a_load_is_executed_and_told_with_before_and_after() -> None:
     assert bench.executor.steps_since(20) == 8
 
 
-def test_a_decision_is_executed_once_however_often_it_comes() -> None:
+def test_a_repeated_decision_is_executed_once() -> None:
     bench = Bench()
     for step in (10, 11, 12):
-        bench.ask(step=step)
+        bench.decide(step=step)
     assert len(bench.outcomes) == 1
     assert len(bench.layer.kernels) == 1
     assert (bench.executor.counts.decisions, bench.executor.counts.repeated) == (1, 2)
     assert bench.executor.counts.executed == 1
 
 
-def test_decision_and_kernel_may_come_in_either_order() -> None:
+def test_decision_and_kernel_may_arrive_in_either_order() -> None:
     bench = Bench()
-    asked = decision()
-    bench.executor.take(compiled(asked, bench.layer.spec), 1)
+    decided = decision()
+    bench.executor.take(compiled(decided, bench.layer.spec), 1)
     assert not bench.executor.run(1)
-    bench.executor.take(asked, 2)
+    bench.executor.take(decided, 2)
     assert bench.executor.run(2)
 
 
-def test_a_kernel_that_never_comes_is_a_failure_after_the_timeout() -> None:
+def test_a_missing_kernel_is_a_failure_after_the_timeout() -> None:
     bench = Bench(compile_timeout_s=10.0)
     bench.executor.take(decision(), 10)
     bench.now = 9.9
@@ -108,15 +108,15 @@ def test_a_kernel_that_never_comes_is_a_failure_after_the_timeout() -> None:
     bench.now = 10.0
     assert not bench.executor.run(12)
     assert [(o.status, o.reason) for o in bench.outcomes] == [
-        (OutcomeStatus.FAILED, "no_kernel: none came within 10 s")
+        (OutcomeStatus.FAILED, "no_kernel: no kernel arrived within 10 s")
     ]
     assert bench.executor.open == 0
     assert bench.executor.last_step is None
 
 
-def test_no_op_asks_for_nothing() -> None:
+def test_no_op_has_no_outcome() -> None:
     bench = Bench()
-    assert bench.ask(type="no_op", layer=None) is None
+    assert bench.decide(type="no_op", layer=None) is None
     assert bench.executor.counts.decisions == 1
 
 
@@ -129,33 +129,33 @@ def test_no_op_asks_for_nothing() -> None:
         ({"type": "fossilize_kernel"}, "nothing_to_fossilize: "),
     ],
 )
-def test_what_the_limits_forbid_is_refused_with_the_limit(more: dict[str, Any], reason: str) -> None:
+def test_a_forbidden_decision_is_refused_with_the_limit(more: dict[str, Any], reason: str) -> None:
     bench = Bench()
-    outcome = bench.ask(**more)
+    outcome = bench.decide(**more)
     assert outcome is not None
     assert outcome.status is OutcomeStatus.REFUSED
     assert outcome.reason.startswith(reason)
     assert (outcome.before, outcome.after) == ({}, {})
 
 
-def test_limits_are_asked_again_when_the_kernel_has_come() -> None:
+def test_limits_are_checked_again_when_the_kernel_has_arrived() -> None:
     bench = Bench()
-    asked = decision()
-    bench.executor.take(asked, 10)
+    decided = decision()
+    bench.executor.take(decided, 10)
     bench.executor.take(order(paused=True), 11)
-    bench.executor.take(compiled(asked, bench.layer.spec), 12)
+    bench.executor.take(compiled(decided, bench.layer.spec), 12)
     assert not bench.executor.run(12)
     assert bench.outcomes[0].reason.startswith("paused: ")
     assert not bench.layer.kernels
 
 
-def test_cooldown_holds_between_two_loads_that_were_under_way_together() -> None:
+def test_cooldown_applies_between_two_loads_under_way_together() -> None:
     bench = Bench(cooldown_steps=50)
     first, second = decision("a"), decision("b")
-    for asked in (first, second):
-        bench.executor.take(asked, 10)
-    for asked in (first, second):
-        bench.executor.take(compiled(asked, bench.layer.spec), 11)
+    for decided in (first, second):
+        bench.executor.take(decided, 10)
+    for decided in (first, second):
+        bench.executor.take(compiled(decided, bench.layer.spec), 11)
     assert bench.executor.run(11)
     assert [o.status for o in bench.outcomes] == [OutcomeStatus.EXECUTED, OutcomeStatus.REFUSED]
     assert bench.outcomes[1].reason.startswith("cooldown: ")
@@ -163,10 +163,10 @@ def test_cooldown_holds_between_two_loads_that_were_under_way_together() -> None
 
 def test_a_kernel_that_was_not_compiled_is_refused_with_the_stages_reason() -> None:
     bench = Bench()
-    asked = decision()
-    bench.executor.take(asked, 10)
-    answer = compiled(asked, bench.layer.spec, status=KernelStatus.REFUSED, reason="over the budget", checksum="")
-    bench.executor.take(answer, 10)
+    decided = decision()
+    bench.executor.take(decided, 10)
+    refused = compiled(decided, bench.layer.spec, status=KernelStatus.REFUSED, reason="over the budget", checksum="")
+    bench.executor.take(refused, 10)
     bench.executor.run(10)
     assert (bench.outcomes[0].status, bench.outcomes[0].reason) == (
         OutcomeStatus.REFUSED,
@@ -174,11 +174,11 @@ def test_a_kernel_that_was_not_compiled_is_refused_with_the_stages_reason() -> N
     )
 
 
-def test_a_kernel_that_is_not_what_was_stored_fails_and_training_goes_on() -> None:
+def test_a_corrupt_kernel_fails_and_training_continues() -> None:
     bench = Bench()
-    asked = decision()
-    bench.executor.take(asked, 10)
-    bench.executor.take(compiled(asked, bench.layer.spec, checksum="0" * 64), 10)
+    decided = decision()
+    bench.executor.take(decided, 10)
+    bench.executor.take(compiled(decided, bench.layer.spec, checksum="0" * 64), 10)
     assert not bench.executor.run(10)
     assert bench.outcomes[0].status is OutcomeStatus.FAILED
     assert bench.outcomes[0].reason.startswith("KernelCorrupt: ")
@@ -189,23 +189,23 @@ def test_a_kernel_that_is_not_what_was_stored_fails_and_training_goes_on() -> No
 
 def test_a_kernel_for_something_else_is_refused() -> None:
     bench = Bench()
-    asked = decision()
-    bench.executor.take(asked, 10)
-    bench.executor.take(compiled(asked, bench.layer.spec, layer_id="1"), 10)
+    decided = decision()
+    bench.executor.take(decided, 10)
+    bench.executor.take(compiled(decided, bench.layer.spec, layer_id="1"), 10)
     bench.executor.run(10)
     assert bench.outcomes[0].reason.startswith("wrong_kernel: ")
 
 
 def test_unload_and_fossilize_name_the_kernel() -> None:
     bench = Bench()
-    bench.ask("a", step=1)
+    bench.decide("a", step=1)
     bench.layer.advance(5)
-    fossilized = bench.ask("b", type="fossilize_kernel", step=6)
+    fossilized = bench.decide("b", type="fossilize_kernel", step=6)
     assert fossilized is not None
     assert (fossilized.status, fossilized.kernel_id) == (OutcomeStatus.EXECUTED, decision("a").kernel_id)
-    bench.ask("c", step=7)
+    bench.decide("c", step=7)
     bench.layer.advance(12)
-    unloaded = bench.ask("d", type="unload_kernel", step=13)
+    unloaded = bench.decide("d", type="unload_kernel", step=13)
     assert unloaded is not None
     assert (unloaded.status, unloaded.kernel_id) == (OutcomeStatus.EXECUTED, decision("c").kernel_id)
     assert [dropped.kernel_id for dropped in bench.layer.advance(20)] == [decision("c").kernel_id]
@@ -215,45 +215,45 @@ def test_optimize_parameters_halves_a_layers_rate_down_to_the_floor() -> None:
     bench = Bench()
     weight = next(bench.layer.base.parameters())
     for index, rate in enumerate((0.005, 0.0025, 0.00125, 0.000625)):
-        outcome = bench.ask(f"d{index}", type="optimize_parameters")
+        outcome = bench.decide(f"d{index}", type="optimize_parameters")
         assert outcome is not None
         assert outcome.status is OutcomeStatus.EXECUTED
         assert bench.growing.learning_rate(weight) == pytest.approx(rate)
     assert bench.executor.scale("0") == 1 / 16
-    outcome = bench.ask("last", type="optimize_parameters")
+    outcome = bench.decide("last", type="optimize_parameters")
     assert outcome is not None
     assert outcome.reason.startswith("learning_rate_floor: ")
 
 
 def test_a_kernel_learns_at_the_rate_of_its_layer() -> None:
     bench = Bench()
-    bench.ask("a", type="optimize_parameters")
-    bench.ask("b")
+    bench.decide("a", type="optimize_parameters")
+    bench.decide("b")
     parameter = next(bench.layer.kernels.parameters())
     assert bench.growing.learning_rate(parameter) == pytest.approx(0.005)
 
 
-def test_hit_rates_are_those_of_the_layers_look_ups() -> None:
+def test_hit_rates_are_those_of_the_layers_lookups() -> None:
     bench = Bench()
     assert bench.executor.hit_rate("0") == 1.0
-    bench.ask("a")
+    bench.decide("a")
     assert bench.executor.hit_rate("0") == 0.0
-    asked = decision("b")
-    ready = compiled(asked, bench.layer.spec)
+    decided = decision("b")
+    ready = compiled(decided, bench.layer.spec)
     bench.cache.prefetch(ready.kernel_id, ready.checksum)
-    bench.executor.take(asked, 20)
+    bench.executor.take(decided, 20)
     bench.executor.take(ready, 20)
     bench.executor.run(20)
     assert bench.executor.hit_rate("0") == 0.5
 
 
-def test_without_a_held_out_batch_there_is_no_loss_but_the_rest() -> None:
-    outcome = Bench(held_out=False).ask()
+def test_without_a_held_out_batch_only_the_loss_is_missing() -> None:
+    outcome = Bench(held_out=False).decide()
     assert outcome is not None
     assert set(outcome.before) == set(outcome.after) == {"latency_ms", "parameters", "kernel_parameters"}
 
 
-def test_the_end_answers_what_is_open_and_what_still_comes() -> None:
+def test_the_end_refuses_open_and_further_decisions() -> None:
     bench = Bench()
     bench.executor.take(decision("open", step=100), 110)
     bench.executor.end(120)

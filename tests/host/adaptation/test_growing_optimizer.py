@@ -94,7 +94,7 @@ def test_a_load_and_an_unload_keep_all_other_state(make: Callable[[Params], Opti
 
 
 def test_growth_at_a_dead_kernel_does_not_change_what_the_others_learn() -> None:
-    """A kernel whose delta stays 0 (lr of the group aside) leaves the rest of training bit for bit as it was."""
+    """A kernel whose delta stays 0 (except the lr of its group) leaves the rest of training bit for bit as it was."""
     grown, plain = model(), model()
     optimizers = [Adam(net.parameters(), 1e-2) for net in (grown, plain)]
     for _ in range(2):
@@ -171,35 +171,35 @@ def test_forgotten_state_starts_anew() -> None:
 def test_a_scaled_layer_learns_as_if_its_group_had_that_rate(
     make: Callable[[Params], Optimizer], scheduler: Callable[[Optimizer], lr_scheduler.LRScheduler]
 ) -> None:
-    """Against plain torch: each layer an optimiser and a scheduler of its own, the lr put right before each step."""
-    ours, theirs = model(), model()
-    optimizer = make(ours.parameters())
+    """Against plain torch: each layer its own optimiser and scheduler, the lr corrected before each step."""
+    scaled, separate = model(), model()
+    optimizer = make(scaled.parameters())
     growing = GrowingOptimizer(optimizer)
     schedule = scheduler(optimizer)
-    references = [make(theirs[0].parameters()), make(theirs[2].parameters())]
+    references = [make(separate[0].parameters()), make(separate[2].parameters())]
     schedules = [scheduler(each) for each in references]
     for count in range(8):
         if count in (3, 5):
-            assert growing.scale_learning_rate(ours[0].parameters(), 0.5) == (0.5 if count == 3 else 0.25)
+            assert growing.scale_learning_rate(scaled[0].parameters(), 0.5) == (0.5 if count == 3 else 0.25)
         scale = 1.0 if count < 3 else 0.5 if count < 5 else 0.25
-        step(ours, optimizer)
+        step(scaled, optimizer)
         schedule.step()
         (group,) = references[0].param_groups
         scheduled = group["lr"]
         group["lr"] = scheduled * scale
         for each in references:
             each.zero_grad()
-        (theirs(X) - 1.0).square().mean().backward()
+        (separate(X) - 1.0).square().mean().backward()
         for each in references:
             each.step()
         group["lr"] = scheduled
         for other in schedules:
             other.step()
         assert optimizer.param_groups[0]["lr"] == pytest.approx(group["lr"])
-        for mine, reference in zip(ours.parameters(), theirs.parameters(), strict=True):
+        for mine, reference in zip(scaled.parameters(), separate.parameters(), strict=True):
             assert torch.allclose(mine, reference, atol=2e-6), count
-    assert growing.learning_rate(ours[0].base.weight) == pytest.approx(0.25 * optimizer.param_groups[0]["lr"])
-    assert growing.learning_rate(ours[2].base.weight) == optimizer.param_groups[0]["lr"]
+    assert growing.learning_rate(scaled[0].base.weight) == pytest.approx(0.25 * optimizer.param_groups[0]["lr"])
+    assert growing.learning_rate(scaled[2].base.weight) == optimizer.param_groups[0]["lr"]
 
 
 def test_closing_ends_the_scale() -> None:
@@ -214,13 +214,13 @@ def test_closing_ends_the_scale() -> None:
     assert torch.allclose(moved, -0.1 * net[0].base.weight.grad, atol=1e-7)
 
 
-def test_what_is_refused() -> None:
+def test_invalid_arguments_are_refused() -> None:
     net = model()
     with pytest.raises(ConfigurationError, match="LBFGS cannot take new parameters"):
         GrowingOptimizer(torch.optim.LBFGS(net.parameters()))
     growing = GrowingOptimizer(SGD(net[0].parameters(), 0.1))
     for factor in (0.0, -1.0, 1.5, float("nan")):
-        with pytest.raises(ConfigurationError, match="factor in"):
+        with pytest.raises(ConfigurationError, match="factor must be in"):
             growing.scale_learning_rate(net[0].parameters(), factor)
     with pytest.raises(KernelError, match="none of these parameters"):
         growing.scale_learning_rate(net[2].parameters(), 0.5)
@@ -257,9 +257,9 @@ def test_a_grown_run_resumes_bit_for_bit(names: bool) -> None:
     for _ in range(3):
         step(net, optimizer)
         step(again, resumed_optimizer)
-    theirs = dict(again.named_parameters())
-    assert len(theirs) == 12
-    assert all(torch.equal(value, theirs[name]) for name, value in net.named_parameters())
+    separate = dict(again.named_parameters())
+    assert len(separate) == 12
+    assert all(torch.equal(value, separate[name]) for name, value in net.named_parameters())
 
 
 def test_states_that_do_not_fit_are_refused() -> None:
@@ -271,7 +271,7 @@ def test_states_that_do_not_fit_are_refused() -> None:
         GrowingOptimizer(Adam(model().parameters())).load_state_dict(model(), saved)
     other = model()
     two = Adam([{"params": other[0].parameters()}, {"params": other[2].parameters()}])
-    with pytest.raises(KernelError, match="saved with 1 param groups, there are 2"):
+    with pytest.raises(KernelError, match="has 1 param groups, the optimiser has 2"):
         GrowingOptimizer(two).load_state_dict(other, saved)
     with pytest.raises(KernelError, match=r"not the model's, of shapes \[\(6, 4\), \(6,\)"):
         growing.state_dict(copy.deepcopy(net))

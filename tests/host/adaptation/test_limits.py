@@ -1,4 +1,4 @@
-"""What the host refuses, whoever asks."""
+"""What the host refuses, whatever was decided."""
 
 from typing import Any
 
@@ -32,9 +32,9 @@ def limits(target: KasminaLayer, budget: int = BUDGET, **more: Any) -> Limits:
     )
 
 
-def refusal(of: Limits, asked: Any, *, steps_since: int | None = None, **more: Any) -> str:
+def refusal(of: Limits, decided: Any, *, steps_since: int | None = None, **more: Any) -> str:
     with pytest.raises(AdaptationRefused) as caught:
-        of.check(asked, steps_since=steps_since, **more)
+        of.check(decided, steps_since=steps_since, **more)
     return caught.value.limit
 
 
@@ -57,32 +57,32 @@ def test_targets_and_blueprints_must_exist() -> None:
     assert refusal(chosen, decision(kernel_id=None)) == "no_kernel_id"
 
 
-def test_orders_to_pause_to_rehearse_and_to_protect_stand_until_replaced() -> None:
+def test_control_commands_apply_until_replaced() -> None:
     chosen = limits(layer())
-    chosen.order(order(time_ms=5, paused=True))
+    chosen.take_command(order(time_ms=5, paused=True))
     assert refusal(chosen, decision()) == "paused"
-    chosen.order(order(time_ms=4))  # older than what stands
+    chosen.take_command(order(time_ms=4))  # older than what stands
     assert refusal(chosen, decision()) == "paused"
-    chosen.order(order(time_ms=6, dry_run=True))
+    chosen.take_command(order(time_ms=6, dry_run=True))
     assert refusal(chosen, decision()) == "dry_run"
-    chosen.order(order(time_ms=7, protected_layers=["0"]))
+    chosen.take_command(order(time_ms=7, protected_layers=["0"]))
     assert refusal(chosen, decision()) == "protected_layer"
-    chosen.order(order(time_ms=8))
+    chosen.take_command(order(time_ms=8))
     chosen.check(decision(), steps_since=None)
 
 
-def test_an_order_for_all_runs_stands_beside_the_runs_own() -> None:
+def test_a_command_for_all_runs_applies_beside_the_runs_own() -> None:
     chosen = limits(layer())
-    chosen.order(order("*", time_ms=1, paused=True))
-    chosen.order(order(time_ms=2))
+    chosen.take_command(order("*", time_ms=1, paused=True))
+    chosen.take_command(order(time_ms=2))
     assert refusal(chosen, decision()) == "paused"
 
 
-def test_a_rehearsed_decision_is_not_executed() -> None:
+def test_a_dry_run_decision_is_not_executed() -> None:
     assert refusal(limits(layer()), decision(dry_run=True)) == "dry_run"
 
 
-def test_two_adaptations_keep_their_distance() -> None:
+def test_the_cooldown_separates_two_adaptations() -> None:
     chosen = limits(layer(), cooldown_steps=100)
     assert refusal(chosen, decision(), steps_since=99) == "cooldown"
     chosen.check(decision(), steps_since=100)
@@ -108,7 +108,7 @@ def test_seeds_and_kernels_are_counted() -> None:
     assert refusal(limits(target), decision()) == "no_dormant_seed"
 
 
-def test_there_has_to_be_something_to_unload_or_to_make_permanent() -> None:
+def test_a_kernel_is_required_to_unload_or_fossilize() -> None:
     target = layer()
     chosen = limits(target)
     assert refusal(chosen, decision(type="unload_kernel")) == "nothing_to_unload"

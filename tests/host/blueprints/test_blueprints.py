@@ -14,7 +14,7 @@ from tests.support.layers import GEOMETRIES, random_input, spec_of, train
 PAIRS = [(name, geometry) for geometry in GEOMETRIES for name in for_layer(spec_of(geometry))]
 
 
-def test_the_catalogue_is_what_the_wire_says() -> None:
+def test_the_catalogue_has_its_names_in_order() -> None:
     assert names() == ("parallel_expansion", "low_rank", "bottleneck", "depthwise_separable", "squeeze_excite")
     assert for_layer(spec_of("linear")) == ("parallel_expansion", "low_rank", "bottleneck")
     convolution = ("parallel_expansion", "bottleneck", "depthwise_separable", "squeeze_excite")
@@ -22,7 +22,7 @@ def test_the_catalogue_is_what_the_wire_says() -> None:
 
 
 @pytest.mark.parametrize(("name", "geometry"), PAIRS)
-def test_a_kernel_changes_nothing_and_counts_what_it_announced(name: str, geometry: str) -> None:
+def test_a_kernel_changes_nothing_and_has_the_announced_size(name: str, geometry: str) -> None:
     module, _ = GEOMETRIES[geometry]
     spec = spec_of(geometry)
     x = random_input(spec)
@@ -78,6 +78,13 @@ def test_the_parallel_expansion_is_the_layers_geometry_eight_times_as_wide() -> 
 def test_the_expansion_is_capped_at_wide_layers(features: int, width: int) -> None:
     spec = LayerSpec.of("x", nn.Linear(3, features), torch.zeros(1, 3))
     assert CATALOGUE["parallel_expansion"].parameters(spec) == 3 * width + width + width * features + features
+
+
+def test_a_capped_expansion_is_still_a_multiple_of_the_groups() -> None:
+    spec = LayerSpec.of("wide", nn.Conv1d(96, 96, 1, groups=3), torch.zeros(1, 96, 4))
+    built = blueprint("parallel_expansion").build(spec, seed=0)
+    assert built.parameter_count == blueprint("parallel_expansion").parameters(spec)
+    assert built.hidden(*spec.sample(1)).shape == (1, 510, 4)
 
 
 def test_a_squeeze_excite_gate_scales_whole_channels() -> None:
@@ -152,6 +159,6 @@ def test_adding_a_blueprint_is_one_class(monkeypatch: pytest.MonkeyPatch) -> Non
         register(ShiftBlueprint)
 
 
-def test_an_unknown_name_is_refused_with_the_known_ones() -> None:
+def test_an_unknown_name_is_refused_with_the_existing_ones() -> None:
     with pytest.raises(KernelError, match=r"'../evil'.*parallel_expansion, low_rank"):
         blueprint("../evil")

@@ -1,6 +1,8 @@
 """A layer's spec: what is seen of a module, and what is refused."""
 
 import json
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -36,7 +38,7 @@ def test_a_linear_layer_over_a_sequence_has_a_position_a_token() -> None:
 
 
 @pytest.mark.parametrize("name", GEOMETRIES)
-def test_json_brings_back_the_same_spec(name: str) -> None:
+def test_json_restores_the_same_spec(name: str) -> None:
     spec = spec_of(name)
     assert LayerSpec.from_dict(json.loads(json.dumps(spec.to_dict()))) == spec
 
@@ -60,25 +62,25 @@ def test_other_modules_and_inputs_are_refused() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"type": "lstm"}, "type 'lstm' is none of"),
-        ({"dtype": "complex64"}, "dtype 'complex64'"),
+        ({"type": "lstm"}, "type must be one of .*, got 'lstm'"),
+        ({"dtype": "complex64"}, "dtype must be one of .*, got 'complex64'"),
         ({"in_features": 0}, "every size must be in"),
         ({"in_features": 2**40}, "every size must be in"),
-        ({"kernel_size": [5, 5]}, "have 1 entries"),
-        ({"padding": "full"}, "neither 'same' nor 'valid'"),
+        ({"kernel_size": [5, 5]}, "must have 1 entries"),
+        ({"padding": "full"}, "padding must be 'same' or 'valid' or numbers"),
         ({"padding": [-1]}, "none below 0"),
-        ({"padding_mode": "mirror"}, "padding_mode 'mirror'"),
+        ({"padding_mode": "mirror"}, "padding_mode must be one of .*, got 'mirror'"),
         ({"groups": 4}, "4 groups do not divide 2 and 6"),
-        ({"sample_input_shape": [3, 20]}, "not those of this conv1d"),
-        ({"sample_input_shape": [2, 2**24]}, "a sample may hold at most"),
-        ({"out_features": "6"}, "out_features should be int, got '6'"),
-        ({"groups": True}, "groups should be int, got True"),
-        ({"stride": [1.5]}, "stride should be"),
-        ({"layer_id": None}, "layer_id should be str"),
+        ({"sample_input_shape": [3, 20]}, "do not fit this conv1d"),
+        ({"sample_input_shape": [2, 2**24]}, "a sample may have at most"),
+        ({"out_features": "6"}, "out_features must be int, got '6'"),
+        ({"groups": True}, "groups must be int, got True"),
+        ({"stride": [1.5]}, "stride must be"),
+        ({"layer_id": None}, "layer_id must be str"),
         ({"bias": True}, "has no field bias"),
     ],
 )
-def test_hostile_json_is_refused_with_the_fact(changes: dict[str, object], message: str) -> None:
+def test_hostile_json_is_refused_with_the_reason(changes: dict[str, object], message: str) -> None:
     with pytest.raises(KernelIncompatible, match=message):
         LayerSpec.from_dict(spec_of("conv1d").to_dict() | changes)
 
@@ -88,6 +90,25 @@ def test_incomplete_json_is_refused() -> None:
     del data["out_features"]
     with pytest.raises(KernelIncompatible, match=r"incomplete.*out_features"):
         LayerSpec.from_dict(data)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"kernel_size": (3,)},
+        {"stride": (2,)},
+        {"padding": (1,)},
+        {"dilation": (2,)},
+        {"groups": 2},
+        {"padding_mode": "reflect"},
+        {"dtype": "float64"},
+    ],
+    ids=str,
+)
+def test_every_difference_in_geometry_is_one(change: dict[str, Any]) -> None:
+    spec = spec_of("conv1d")
+    (name,) = change
+    assert (spec.fits(replace(spec, **change)) or "").startswith(f"{name} is ")
 
 
 def test_fits_ignores_names_and_lengths_only() -> None:

@@ -12,7 +12,7 @@ from tamiyo.schemas.telemetry import CacheHitRates
 from tamiyo.schemas.topics import CACHE_HIT_RATES
 from tests.support.kafka_log import KafkaLog
 
-NOWHERE = KafkaSettings(bootstrap_servers="127.0.0.1:1")  # nothing listens there
+NOWHERE = KafkaSettings(bootstrap_servers="127.0.0.1:1")  # no broker there
 
 
 def frame(step: int) -> CacheHitRates:
@@ -29,9 +29,9 @@ def test_records_arrive_in_order_under_the_runs_key(
             publisher.publish(CACHE_HIT_RATES, lambda step=step: frame(step))  # type: ignore[misc]
         assert publisher.flush(10)
         assert (publisher.published, publisher.dropped) == (20, 0)
-    heard = kafka_log.hear(CACHE_HIT_RATES.name)
-    assert [each.record(CacheHitRates).step for each in heard] == list(range(20))
-    assert {each.key for each in heard} == {b"run-1"}
+    read = kafka_log.read(CACHE_HIT_RATES.name)
+    assert [each.record(CacheHitRates).step for each in read] == list(range(20))
+    assert {each.key for each in read} == {b"run-1"}
 
 
 def closing_publisher(kafka: KafkaSettings, names: TopicNames, capacity: int = 100) -> "closing[_Closable]":
@@ -46,7 +46,7 @@ class _Closable(KafkaPublisher):
         super().close(timeout_s)
 
 
-def test_a_broken_record_costs_no_other(kafka: KafkaSettings, names: TopicNames, kafka_log: KafkaLog) -> None:
+def test_an_invalid_record_costs_no_other(kafka: KafkaSettings, names: TopicNames, kafka_log: KafkaLog) -> None:
     def broken() -> Record:
         return CacheHitRates(**{**frame(1).model_dump(), "hit_rate": 7.0})
 
@@ -55,7 +55,7 @@ def test_a_broken_record_costs_no_other(kafka: KafkaSettings, names: TopicNames,
         publisher.publish(CACHE_HIT_RATES, lambda: frame(2))
         assert publisher.flush(10)
         assert (publisher.published, publisher.dropped) == (1, 1)
-    assert [each.record(CacheHitRates).step for each in kafka_log.hear(CACHE_HIT_RATES.name)] == [2]
+    assert [each.record(CacheHitRates).step for each in kafka_log.read(CACHE_HIT_RATES.name)] == [2]
 
 
 def test_without_a_broker_records_are_dropped_and_counted_with_one_warning(
@@ -89,7 +89,7 @@ def test_a_full_queue_does_not_wait(names: TopicNames) -> None:
         publisher.close(0.0)
 
 
-def test_what_is_published_after_the_end_is_dropped(kafka: KafkaSettings, names: TopicNames) -> None:
+def test_records_after_the_end_are_dropped(kafka: KafkaSettings, names: TopicNames) -> None:
     with closing_publisher(kafka, names) as publisher:
         publisher.close()
         publisher.publish(CACHE_HIT_RATES, lambda: frame(1))

@@ -1,4 +1,4 @@
-"""Decisions, kernels and orders from Kafka."""
+"""Decisions, kernels and control commands from Kafka."""
 
 import time
 from collections.abc import Iterator
@@ -33,21 +33,21 @@ def kernel(run_id: str = RUN) -> CompiledKernel:
     )
 
 
-class Deaf:
-    """A consumer whose fetcher has stalled: it hands out nothing until a partition is taken up again."""
+class StalledConsumer:
+    """A consumer whose fetcher has stalled: it returns nothing until a partition is assigned again."""
 
     def __init__(self, consumer: Consumer) -> None:
         self._consumer = consumer
-        self._deaf = True
+        self._stalled = True
 
     def poll(self, timeout: float) -> Message | None:
-        if not self._deaf:
+        if not self._stalled:
             return self._consumer.poll(timeout)
         time.sleep(timeout)
         return None
 
     def incremental_assign(self, places: list[TopicPartition]) -> None:
-        self._deaf = False
+        self._stalled = False
         self._consumer.incremental_assign(places)
 
     def __getattr__(self, name: str) -> Any:
@@ -67,15 +67,15 @@ def connect(kafka: KafkaSettings, names: TopicNames, **more: object) -> KafkaRec
     return KafkaReceiver(RUN, kafka, names, connect_timeout_s=5.0, **more)  # type: ignore[arg-type]
 
 
-def test_only_this_runs_records_after_its_beginning_are_handed_on(
+def test_only_this_runs_records_since_its_start_are_received(
     kafka: KafkaSettings, names: TopicNames, kafka_log: KafkaLog, receivers: list[KafkaReceiver]
 ) -> None:
-    kafka_log.say(DECISIONS, [decision("before")])
+    kafka_log.publish(DECISIONS, [decision("before")])
     receivers.append(connect(kafka, names))
     assert receivers[0].connected
-    kafka_log.say(DECISIONS, [decision("other", run_id="run-2"), decision("mine")])
+    kafka_log.publish(DECISIONS, [decision("other", run_id="run-2"), decision("mine")])
     arrived = wait_for(receivers[0], 1)
-    kafka_log.say(KERNELS, [kernel("run-2"), kernel()])
+    kafka_log.publish(KERNELS, [kernel("run-2"), kernel()])
     arrived += wait_for(receivers[0], 1)
     assert [type(each) for each in arrived] == [AdaptationDecision, CompiledKernel]
     assert arrived[0] == decision("mine")
@@ -83,53 +83,53 @@ def test_only_this_runs_records_after_its_beginning_are_handed_on(
     assert list(receivers[0].receive()) == []
 
 
-def test_standing_orders_are_read_from_the_beginning(
+def test_control_commands_are_read_from_the_beginning(
     kafka: KafkaSettings, names: TopicNames, kafka_log: KafkaLog, receivers: list[KafkaReceiver]
 ) -> None:
-    kafka_log.say(CONTROL, [order("*", paused=True), order("run-2", paused=True), order(protected_layers=["0"])])
+    kafka_log.publish(CONTROL, [order("*", paused=True), order("run-2", paused=True), order(protected_layers=["0"])])
     receivers.append(connect(kafka, names))
     arrived = wait_for(receivers[0], 2)
     assert all(isinstance(each, ControlCommand) for each in arrived)
     assert {each.run_id for each in arrived} == {"*", RUN}
 
 
-def test_kernels_are_fetched_ahead_in_the_background(
+def test_kernels_are_prefetched_in_the_background(
     kafka: KafkaSettings, names: TopicNames, kafka_log: KafkaLog, receivers: list[KafkaReceiver]
 ) -> None:
     fetched: list[str] = []
     receivers.append(connect(kafka, names, on_kernel=lambda each: fetched.append(each.kernel_id)))
-    kafka_log.say(KERNELS, [kernel("run-2"), kernel()])
+    kafka_log.publish(KERNELS, [kernel("run-2"), kernel()])
     assert wait_for(receivers[0], 1) == [kernel()]
     assert fetched == ["ab" * 4]
 
 
-def test_what_cannot_be_read_stops_nothing(
+def test_an_unreadable_record_stops_nothing(
     kafka: KafkaSettings, names: TopicNames, kafka_log: KafkaLog, receivers: list[KafkaReceiver]
 ) -> None:
     receivers.append(connect(kafka, names))
-    kafka_log.say_raw(DECISIONS, [(RUN.encode(), b"nonsense"), (RUN.encode(), None)])
-    kafka_log.say(DECISIONS, [decision()])
+    kafka_log.publish_bytes(DECISIONS, [(RUN.encode(), b"nonsense"), (RUN.encode(), None)])
+    kafka_log.publish(DECISIONS, [decision()])
     assert wait_for(receivers[0], 1) == [decision()]
 
 
-@pytest.mark.parametrize("heard", [0, 1])
-def test_a_partition_that_is_not_fetched_any_more_is_taken_up_again(
+@pytest.mark.parametrize("received", [0, 1])
+def test_a_stalled_partition_is_assigned_again(
     kafka: KafkaSettings,
     names: TopicNames,
     kafka_log: KafkaLog,
     receivers: list[KafkaReceiver],
     monkeypatch: pytest.MonkeyPatch,
-    heard: int,
+    received: int,
 ) -> None:
-    kafka_log.say(DECISIONS, [decision("before")])
+    kafka_log.publish(DECISIONS, [decision("before")])
     monkeypatch.setattr(receiver_module, "_STALL_CHECK_S", 0.5)
     receivers.append(connect(kafka, names))
-    said = [decision(f"{number}") for number in range(heard + 2)]
-    kafka_log.say(DECISIONS, said[:heard])
-    assert wait_for(receivers[0], heard) == said[:heard]
-    receivers[0]._consumer = Deaf(receivers[0]._consumer)  # type: ignore[assignment]
-    kafka_log.say(DECISIONS, said[heard:])
-    assert wait_for(receivers[0], 2) == said[heard:]
+    sent = [decision(f"{number}") for number in range(received + 2)]
+    kafka_log.publish(DECISIONS, sent[:received])
+    assert wait_for(receivers[0], received) == sent[:received]
+    receivers[0]._consumer = StalledConsumer(receivers[0]._consumer)  # type: ignore[assignment]
+    kafka_log.publish(DECISIONS, sent[received:])
+    assert wait_for(receivers[0], 2) == sent[received:]
 
 
 def test_a_topic_that_appears_later_is_read_from_its_beginning(
@@ -139,16 +139,14 @@ def test_a_topic_that_appears_later_is_read_from_its_beginning(
     try:
         assert not receiver.connected
         Topics(kafka, names).touch()
-        kafka_log.say(DECISIONS, [decision()])
+        kafka_log.publish(DECISIONS, [decision()])
         assert wait_for(receiver, 1) == [decision()]
         assert receiver.connected
     finally:
         receiver.close()
 
 
-def test_a_broker_that_is_not_there_costs_the_timeout_and_nothing_else(
-    names: TopicNames, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_an_unreachable_broker_costs_the_timeout_only(names: TopicNames, capfd: pytest.CaptureFixture[str]) -> None:
     started = time.monotonic()
     receiver = KafkaReceiver(RUN, KafkaSettings(bootstrap_servers="127.0.0.1:1"), names, connect_timeout_s=0.2)
     assert time.monotonic() - started < 5

@@ -1,4 +1,4 @@
-"""The training side and a schema registry that is down, slow or wrong: records wait or go, training goes on."""
+"""The training side with a schema registry that is down, slow or wrong: records wait or are dropped."""
 
 import socket
 import time
@@ -23,7 +23,7 @@ from tests.support.runs import RUN, decision
 
 @pytest.fixture
 def server(names: TopicNames) -> Iterator[RegistryServer]:
-    """A registry that holds the catalogue, and that this process uses."""
+    """A registry with the catalogue's schemas, used by this process."""
     with RegistryServer() as running:
         for topic in CATALOGUE:
             running.add(subject(topic.record, names), schema_text(topic.record))
@@ -48,7 +48,7 @@ def publish(publisher: KafkaPublisher, count: int) -> float:
     return longest
 
 
-def test_records_wait_for_a_registry_that_is_away(
+def test_records_wait_for_an_unreachable_registry(
     kafka: KafkaSettings, names: TopicNames, kafka_log: KafkaLog, server: RegistryServer
 ) -> None:
     server.failure = (503, b"starting")
@@ -60,9 +60,9 @@ def test_records_wait_for_a_registry_that_is_away(
         assert publisher.flush(20)
         assert publisher.published + publisher.dropped == 30
         kept = publisher.published
-    heard = kafka_log.hear(CACHE_HIT_RATES.name)
-    assert [each.record(CacheHitRates).step for each in heard] == list(range(kept))
-    assert all((each.value or b"")[:1] == b"\0" for each in heard)
+    read = kafka_log.read(CACHE_HIT_RATES.name)
+    assert [each.record(CacheHitRates).step for each in read] == list(range(kept))
+    assert all((each.value or b"")[:1] == b"\0" for each in read)
 
 
 class _Publisher(KafkaPublisher):
@@ -70,8 +70,8 @@ class _Publisher(KafkaPublisher):
         super().close(timeout_s)
 
 
-def test_a_registry_that_never_answers_holds_nothing_up(kafka: KafkaSettings, names: TopicNames) -> None:
-    # It takes the connection and says nothing: the worst that a registry can do.
+def test_a_registry_that_stays_unreachable_blocks_nothing(kafka: KafkaSettings, names: TopicNames) -> None:
+    # It accepts the connection and never responds: the worst case.
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}"
         use_registry(Subjects(Registry(RegistrySettings(url=url, timeout_s=2.0)), names))
@@ -88,7 +88,7 @@ def test_a_registry_that_never_answers_holds_nothing_up(kafka: KafkaSettings, na
             use_registry(None)
 
 
-def test_what_is_not_registered_is_dropped_and_asked_for_once(
+def test_an_unregistered_schema_is_requested_once_and_its_records_dropped(
     kafka: KafkaSettings, names: TopicNames, server: RegistryServer
 ) -> None:
     server.subjects.clear()
@@ -99,7 +99,7 @@ def test_what_is_not_registered_is_dropped_and_asked_for_once(
     assert len(server.requests) == 1
 
 
-def test_decisions_wait_for_a_registry_that_is_away(
+def test_decisions_wait_for_an_unreachable_registry(
     kafka: KafkaSettings, names: TopicNames, kafka_log: KafkaLog, server: RegistryServer
 ) -> None:
     Topics(kafka, names).touch()
@@ -107,7 +107,7 @@ def test_decisions_wait_for_a_registry_that_is_away(
     use_registry(Subjects(Registry(RegistrySettings(url=server.url)), names))  # a host that has seen no schema yet
     with closing(KafkaReceiver(RUN, kafka, names, connect_timeout_s=5.0)) as receiver:
         server.failure = (503, b"down")
-        kafka_log.say_raw(DECISIONS, [(RUN.encode(), data)])
+        kafka_log.publish_bytes(DECISIONS, [(RUN.encode(), data)])
         deadline = time.monotonic() + 20
         requests = len(server.requests)
         while len(server.requests) == requests and time.monotonic() < deadline:

@@ -6,7 +6,7 @@ from pydantic import ValidationError
 from tamiyo.host.common.settings import HostSettings
 
 
-def test_they_are_read_from_the_environment_when_they_are_made(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_they_are_read_from_the_environment_at_construction(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TAMIYO_HOST_SAMPLE_INTERVAL", "7")
     monkeypatch.setenv("TAMIYO_HOST_PROTECTED_LAYERS", '["head"]')
     monkeypatch.setenv("TAMIYO_STORE_URL", "memory://somewhere/")
@@ -15,13 +15,13 @@ def test_they_are_read_from_the_environment_when_they_are_made(monkeypatch: pyte
     assert found.store_url == "memory://somewhere/kernels"
 
 
-def test_the_store_is_the_installations_own() -> None:
+def test_the_store_is_the_installations() -> None:
     from tamiyo.streams.settings import StoreSettings
 
     assert HostSettings().store_url == StoreSettings().kernels
 
 
 @pytest.mark.parametrize("wrong", [{"sample_interval": 0}, {"overhead_budget": 0}, {"learning_rate_factor": 1.0}])
-def test_what_makes_no_sense_is_refused(wrong: dict[str, float]) -> None:
+def test_invalid_values_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(ValidationError):
         HostSettings(**wrong)  # type: ignore[arg-type]

@@ -64,11 +64,11 @@ def test_bytes_are_bounded_too_but_the_newest_is_kept(store: KernelStore) -> Non
     tiny = KernelCache(store, max_bytes=1)
     get(tiny, put(store, 1))
     assert counts(tiny) == (0, 1, 0, 1)
-    with pytest.raises(KernelError, match="at least 1 kernel"):
+    with pytest.raises(KernelError, match="must be at least 1, got 0"):
         KernelCache(store, capacity=0)
 
 
-def test_everyone_gets_a_kernel_of_their_own(store: KernelStore) -> None:
+def test_every_caller_gets_its_own_copy(store: KernelStore) -> None:
     cache, receipt = KernelCache(store), put(store, 1)
     first, _ = cache.get(receipt.kernel_id, receipt.checksum)
     train(first)
@@ -80,7 +80,7 @@ def test_everyone_gets_a_kernel_of_their_own(store: KernelStore) -> None:
     assert not bool(cache.pristine(receipt.kernel_id)["last.weight"].any())
 
 
-def test_another_checksum_is_not_what_is_held(store: KernelStore) -> None:
+def test_a_cached_kernel_with_another_checksum_is_read_again(store: KernelStore) -> None:
     cache, old = KernelCache(store), put(store, 1)
     get(cache, old)
     new = store.put(old.kernel_id, kernel(SPEC, seed=9), SPEC, "bottleneck")
@@ -93,7 +93,7 @@ def test_another_checksum_is_not_what_is_held(store: KernelStore) -> None:
     assert counts(cache) == (1, 3, 0, 1)
 
 
-def test_what_the_store_refuses_is_not_kept(store: KernelStore) -> None:
+def test_a_kernel_that_the_store_refuses_is_not_cached(store: KernelStore) -> None:
     cache = KernelCache(store)
     with pytest.raises(KernelError, match="is not in"):
         cache.get("00000001", "0" * 64)
@@ -104,7 +104,7 @@ def test_what_the_store_refuses_is_not_kept(store: KernelStore) -> None:
         cache.pristine("00000001")
 
 
-def test_a_prefetch_makes_the_next_look_up_a_hit(store: KernelStore) -> None:
+def test_a_prefetch_makes_the_next_lookup_a_hit(store: KernelStore) -> None:
     cache, receipt = KernelCache(store), put(store, 1)
     cache.prefetch(receipt.kernel_id, receipt.checksum)
     cache.prefetch(receipt.kernel_id, receipt.checksum)
@@ -124,7 +124,7 @@ def test_an_invalidated_kernel_is_read_again(store: KernelStore) -> None:
     assert counts(cache) == (0, 2, 0, 1)
 
 
-def test_a_kernel_is_checked_against_the_layer_it_is_for(store: KernelStore) -> None:
+def test_a_kernel_is_checked_against_its_layer(store: KernelStore) -> None:
     cache, receipt = KernelCache(store), put(store, 1)
     cache.get(receipt.kernel_id, receipt.checksum, layer=SPEC)
     with pytest.raises(KernelIncompatible, match=r"does not fit layer 'head': stride is \(1,\)"):

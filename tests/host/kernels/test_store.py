@@ -1,4 +1,4 @@
-"""Kernels at rest: what is put comes back, and nothing else is believed."""
+"""The kernel store: stored kernels are read back, and everything else is refused."""
 
 import hashlib
 import json
@@ -43,7 +43,7 @@ def rewrite(store: KernelStore, data: bytes) -> str:
 
 @pytest.mark.parametrize("geometry", GEOMETRIES)
 @pytest.mark.parametrize("url", ["folder", "memory"])
-def test_what_is_put_comes_back(geometry: str, url: str, tmp_path: Path) -> None:
+def test_a_stored_kernel_is_read_back(geometry: str, url: str, tmp_path: Path) -> None:
     store = KernelStore(str(tmp_path / "deep" / "folder") if url == "folder" else "memory://kernels/here")
     spec = spec_of(geometry)
     for name in for_layer(spec):
@@ -126,7 +126,7 @@ def test_hostile_ids_never_reach_a_path(store: KernelStore, kernel_id: str) -> N
     assert not Path(store.url).exists()
 
 
-def test_what_is_absent_is_said_to_be(store: KernelStore) -> None:
+def test_an_absent_kernel_is_an_error(store: KernelStore) -> None:
     with pytest.raises(KernelError, match=f"kernel {ID} is not in"):
         store.get(ID, "0" * 64)
     assert not store.exists(ID)
@@ -148,18 +148,18 @@ def test_a_flipped_bit_is_found(store: KernelStore) -> None:
 
 
 @pytest.mark.parametrize("checksum", ["", "abc", "A" * 64, "0" * 63 + "\n"])
-def test_a_checksum_that_is_none_is_refused(store: KernelStore, checksum: str) -> None:
+def test_a_malformed_checksum_is_refused(store: KernelStore, checksum: str) -> None:
     put(store)
-    with pytest.raises(KernelError, match="SHA-256 of 64 hex digits"):
+    with pytest.raises(KernelError, match="SHA-256 in 64 hex digits"):
         store.get(ID, checksum)
 
 
-def test_the_size_limit_holds_both_ways(store: KernelStore) -> None:
+def test_the_size_limit_applies_to_put_and_get(store: KernelStore) -> None:
     receipt = put(store)
     small = KernelStore(store.url, max_bytes=receipt.size_bytes - 1)
-    with pytest.raises(KernelError, match=f"takes {receipt.size_bytes} bytes, the limit is"):
+    with pytest.raises(KernelError, match=f"has {receipt.size_bytes} bytes, the limit is"):
         small.get(ID, receipt.checksum)
-    with pytest.raises(KernelError, match=f"takes {receipt.size_bytes} bytes, the store's limit is"):
+    with pytest.raises(KernelError, match=f"has {receipt.size_bytes} bytes, the limit is"):
         put(small)
     assert KernelStore(store.url, max_bytes=receipt.size_bytes).get(ID, receipt.checksum)
 
@@ -169,7 +169,7 @@ def test_the_size_limit_holds_both_ways(store: KernelStore) -> None:
     [b"", b"\x00" * 7, b"\xff" * 64, b"not a kernel at all", (2**40).to_bytes(8, "little") + b"{}"],
     ids=["empty", "short", "ones", "text", "long_header"],
 )
-def test_bytes_that_are_no_kernel_are_refused(store: KernelStore, data: bytes) -> None:
+def test_other_bytes_are_refused(store: KernelStore, data: bytes) -> None:
     put(store)
     with pytest.raises(KernelCorrupt, match="is not a kernel file"):
         store.get(ID, rewrite(store, data))
@@ -192,24 +192,24 @@ def forge(store: KernelStore, edit: Callable[[dict[str, Any], dict[str, torch.Te
 @pytest.mark.parametrize(
     ("edit", "error", "message"),
     [
-        (lambda m, t: m.update(kernel_id="f" * 16), KernelCorrupt, "says it is 'ffff"),
+        (lambda m, t: m.update(kernel_id="f" * 16), KernelCorrupt, "the file is of kernel 'ffff"),
         (lambda m, t: m.update(blueprint="rootkit"), KernelError, "there is no blueprint 'rootkit'"),
         (lambda m, t: m.update(blueprint="low_rank"), KernelIncompatible, "low_rank does not support a conv1d"),
         (lambda m, t: m.update(blueprint="squeeze_excite"), KernelCorrupt, "its blueprint 58"),
-        (lambda m, t: m.update(version=2), KernelIncompatible, "version 2, this is 1"),
-        (lambda m, t: m.update(format=9), KernelIncompatible, "format 9"),
-        (lambda m, t: m.update(parameters=1), KernelCorrupt, "its metadata says 1"),
+        (lambda m, t: m.update(version=2), KernelIncompatible, "version 2, expected 1"),
+        (lambda m, t: m.update(format=9), KernelIncompatible, "format 1, got 9"),
+        (lambda m, t: m.update(parameters=1), KernelCorrupt, "its metadata lists 1"),
         (lambda m, t: m.update(parameters="many"), KernelCorrupt, "malformed"),
         (lambda m, t: m.update(spec=None), KernelCorrupt, "malformed"),
         (lambda m, t: m.pop("shapes"), KernelCorrupt, "malformed: KeyError: 'shapes'"),
-        (lambda m, t: m["spec"].update(out_features=2**22), KernelIncompatible, "not those of this conv1d"),
+        (lambda m, t: m["spec"].update(out_features=2**22), KernelIncompatible, "do not fit this conv1d"),
         (
             lambda m, t: m["spec"].update(out_features=2**22, sample_output_shape=[2**22, 1]),
             KernelCorrupt,
-            "holds 214 parameters",
+            "contains 214 parameters",
         ),
-        (lambda m, t: t.pop("last.bias"), KernelCorrupt, "holds tensors"),
-        (lambda m, t: t.update({"extra": torch.zeros(1)}), KernelCorrupt, "holds tensors"),
+        (lambda m, t: t.pop("last.bias"), KernelCorrupt, "contains tensors"),
+        (lambda m, t: t.update({"extra": torch.zeros(1)}), KernelCorrupt, "contains tensors"),
         (lambda m, t: t.update({"last.bias": torch.zeros(6).double()}), KernelCorrupt, "are not float32"),
         (lambda m, t: t["last.bias"].fill_(torch.nan), KernelCorrupt, "not finite"),
     ],

@@ -1,4 +1,4 @@
-"""Export: equal outputs, and nothing of ours left."""
+"""Export: equal outputs, and no class of Tamiyo left."""
 
 import subprocess
 import sys
@@ -22,7 +22,7 @@ def grow(wrapped: KasminaLayer, *blueprints: str) -> None:
         train(built, seed=number)
 
 
-def ours(model: nn.Module) -> list[str]:
+def tamiyo_classes(model: nn.Module) -> list[str]:
     kinds = {kind for module in model.modules() for kind in type(module).__mro__}
     return [kind.__qualname__ for kind in kinds if kind.__module__.startswith("tamiyo")]
 
@@ -34,7 +34,7 @@ def test_every_kernel_at_every_layer_exports_with_equal_outputs(geometry: str) -
     wrapped.advance(1)
     x = random_input(wrapped.spec)
     plain = export(wrapped)
-    assert ours(plain) == []
+    assert tamiyo_classes(plain) == []
     assert not torch.equal(wrapped(x), wrapped.base(x))
     assert torch.allclose(plain(x), wrapped(x), atol=1e-6, rtol=0)
     longer = random_input(wrapped.spec, batch=7, seed=3)
@@ -69,7 +69,7 @@ def test_a_model_is_copied_whole_and_left_alone() -> None:
     model, x = grown_model(), torch.randn(6, 4)
     before = model(x)
     plain = export(model)
-    assert ours(plain) == []
+    assert tamiyo_classes(plain) == []
     assert torch.allclose(plain(x), before, atol=1e-6, rtol=0)
     assert type(plain[1]) is nn.Linear  # an ungrown layer is its base again
     assert plain[0].first is plain[0].again
@@ -114,7 +114,7 @@ def test_a_users_own_linear_is_kept_as_it_is() -> None:
     assert torch.allclose(plain(x), wrapped(x), atol=1e-6, rtol=0)
 
 
-def test_an_export_loads_where_tamiyo_is_not(tmp_path: Path) -> None:
+def test_an_export_loads_without_tamiyo(tmp_path: Path) -> None:
     wrapped = layer("conv1d", ramp_steps=0)
     grow(wrapped, *for_layer(wrapped.spec))
     plain, x = export(wrapped), random_input(wrapped.spec)

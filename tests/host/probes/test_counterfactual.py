@@ -79,7 +79,7 @@ def test_measuring_leaves_modes_gradients_and_random_state_alone() -> None:
     assert all(p.grad is None for p in model.parameters())
 
 
-def test_modes_come_back_after_an_error() -> None:
+def test_modes_are_restored_after_an_error() -> None:
     model, _, _ = grown()
     with pytest.raises(RuntimeError), evaluating(model):
         model(torch.ones(2, 99))

@@ -79,7 +79,7 @@ def test_a_wide_layer_is_scored_along_random_directions() -> None:
     assert 0 < float(GrowthProbe(spec).score(given, gradient)) <= float((gradient**2).sum())
 
 
-def test_a_part_of_the_rows_stands_for_all_of_them() -> None:
+def test_a_part_of_the_rows_represents_all_of_them() -> None:
     spec = LayerSpec.of("0", nn.Linear(3, 2), torch.zeros(1, 3))
     given, gradient = randn(1000, 3, seed=1), randn(1000, 2, seed=2)
     gradient = gradient + torch.relu(given @ randn(3, 2, seed=3))

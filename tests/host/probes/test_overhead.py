@@ -113,7 +113,7 @@ def test_costly_probes_share_what_frames_leave(meter: OverheadMeter) -> None:
     assert chosen.interval("contribution") == pytest.approx(100)
 
 
-def test_frames_take_three_quarters_of_the_budget_and_are_stretched_at_most_twice(meter: OverheadMeter) -> None:
+def test_frames_take_three_quarters_of_the_budget_and_become_at_most_twice_as_rare(meter: OverheadMeter) -> None:
     chosen = governor(meter, budget=0.08)
     chosen.spent("frames", 10, 0.9e-3)  # 9 %: half as much again as the 6 % they may take
     chosen.adjust(1e-3)
@@ -132,7 +132,9 @@ def test_one_slow_run_does_not_move_the_median(meter: OverheadMeter) -> None:
     assert chosen.interval("growth") == 100
 
 
-def test_overhead_above_the_budget_stretches_by_the_square_of_the_excess(meter: OverheadMeter, clock: Clock) -> None:
+def test_overhead_above_the_budget_lengthens_intervals_by_the_square_of_the_excess(
+    meter: OverheadMeter, clock: Clock
+) -> None:
     chosen = governor(meter, budget=0.08)
     meter.start()
     clock.pass_(1.0)
@@ -142,7 +144,7 @@ def test_overhead_above_the_budget_stretches_by_the_square_of_the_excess(meter: 
     assert chosen.interval("frames") == pytest.approx(20)
 
 
-def test_what_cannot_wait_comes_off_the_budget(meter: OverheadMeter, clock: Clock) -> None:
+def test_the_work_of_every_step_reduces_the_budget(meter: OverheadMeter, clock: Clock) -> None:
     chosen = governor(meter, budget=0.08)
     meter.start()
     clock.pass_(1.0)

@@ -122,7 +122,7 @@ def test_gradient_norm_and_update_ratio_are_of_the_layers_own_parameters() -> No
     assert set(measured.learning) == {"conv", "head"}
 
 
-def test_the_update_is_seen_after_a_layers_rate_was_scaled() -> None:
+def test_the_update_is_measured_after_a_layers_rate_was_scaled() -> None:
     ratios = []
     for factor in (1.0, 0.5):
         network = Network()
@@ -191,7 +191,7 @@ def test_a_frozen_layer_learns_nothing_and_has_no_row() -> None:
     assert set(measured.activations) == {"conv", "head"}
 
 
-def test_an_error_of_ours_does_not_reach_the_training_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_of_the_sdk_does_not_reach_the_training_loop(monkeypatch: pytest.MonkeyPatch) -> None:
     network = Network()
 
     def fail(*_: object, **__: object) -> Tensor:
@@ -204,7 +204,7 @@ def test_an_error_of_ours_does_not_reach_the_training_loop(monkeypatch: pytest.M
     assert network.probes.collect() is not None
 
 
-def test_hooks_count_as_the_sdks_time_and_come_off() -> None:
+def test_hooks_count_as_the_sdks_time_and_are_removed() -> None:
     network = Network()
     network.meter.start()
     network.probes.arm(growth=False)

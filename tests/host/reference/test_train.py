@@ -71,19 +71,19 @@ def test_growth_scores_put_the_first_layer_first() -> None:
     assert means[0] == max(means)
 
 
-def test_progress_is_told_at_every_validation_and_a_run_can_be_stopped() -> None:
-    told: list[Progress] = []
+def test_progress_is_reported_at_every_validation_and_a_run_can_be_stopped() -> None:
+    reported: list[Progress] = []
     result = train(
         load_task("digits"),
         steps=100,
         validate_interval=10,
-        on_progress=told.append,
-        should_stop=lambda: len(told) == 3,
+        on_progress=reported.append,
+        should_stop=lambda: len(reported) == 3,
     )
-    assert [progress.step for progress in told] == [10, 20, 30]
+    assert [progress.step for progress in reported] == [10, 20, 30]
     assert result.steps == 30
-    assert told[-1].validation_loss == pytest.approx(result.validation_loss)
-    assert told[-1].parameters == 415
+    assert reported[-1].validation_loss == pytest.approx(result.validation_loss)
+    assert reported[-1].parameters == 415
 
 
 def test_an_error_in_the_loop_still_ends_the_run() -> None:

@@ -1,4 +1,4 @@
-"""What a training loop tells between two frames."""
+"""Metrics of a training loop between two frames."""
 
 import pytest
 import torch
@@ -9,28 +9,28 @@ from tamiyo.host.sampling.step_metrics import DIVERGED_LOSS, StepMetrics
 
 
 def test_means_are_over_the_steps_since_the_last_frame() -> None:
-    span = StepMetrics()
-    span.add(torch.tensor(1.0, requires_grad=True), torch.tensor(0.5), 3)
-    span.add(2.0, None, 5)
-    span.add(torch.tensor(6.0), 1.0, None)
-    fields = span.take(batch=100, steps=3, seconds=2.0)
+    metrics = StepMetrics()
+    metrics.add(torch.tensor(1.0, requires_grad=True), torch.tensor(0.5), 3)
+    metrics.add(2.0, None, 5)
+    metrics.add(torch.tensor(6.0), 1.0, None)
+    fields = metrics.take(batch=100, steps=3, seconds=2.0)
     assert fields["train_loss"] == pytest.approx(3.0)
     assert fields["train_accuracy"] == pytest.approx(0.75)
     assert fields["throughput"] == pytest.approx(4.0)
     assert fields["step_time_ms"] == pytest.approx(2000 / 3)
 
 
-def test_samples_that_were_not_told_are_counted_by_the_batch() -> None:
-    span = StepMetrics()
-    span.add(1.0, None, None)
-    assert span.take(batch=64, steps=10, seconds=2.0)["throughput"] == 320.0
+def test_samples_are_counted_by_the_batch_by_default() -> None:
+    metrics = StepMetrics()
+    metrics.add(1.0, None, None)
+    assert metrics.take(batch=64, steps=10, seconds=2.0)["throughput"] == 320.0
 
 
-def test_what_was_not_measured_is_null_and_the_last_loss_stands() -> None:
-    span = StepMetrics()
-    span.add(2.5, None, None)
-    span.take(batch=1, steps=1, seconds=1.0)
-    fields = span.take(batch=1, steps=0, seconds=0.0)
+def test_missing_values_are_null_and_the_last_loss_remains() -> None:
+    metrics = StepMetrics()
+    metrics.add(2.5, None, None)
+    metrics.take(batch=1, steps=1, seconds=1.0)
+    fields = metrics.take(batch=1, steps=0, seconds=0.0)
     assert fields["train_loss"] == 2.5
     assert (fields["train_accuracy"], fields["validation_loss"], fields["validation_accuracy"]) == (None, None, None)
     assert (fields["throughput"], fields["step_time_ms"]) == (0.0, 0.0)
@@ -47,20 +47,20 @@ def test_what_was_not_measured_is_null_and_the_last_loss_stands() -> None:
         ((float("nan"), 25.0), None, None),
     ],
 )
-def test_a_validation_is_told_once(result: object, loss: float | None, accuracy: float | None) -> None:
-    span = StepMetrics()
-    span.validated(result)  # type: ignore[arg-type]
-    fields = span.take(batch=1, steps=1, seconds=1.0)
+def test_a_validation_is_published_once(result: object, loss: float | None, accuracy: float | None) -> None:
+    metrics = StepMetrics()
+    metrics.validated(result)  # type: ignore[arg-type]
+    fields = metrics.take(batch=1, steps=1, seconds=1.0)
     assert (fields["validation_loss"], fields["validation_accuracy"]) == (loss, accuracy)
-    assert span.take(batch=1, steps=1, seconds=1.0)["validation_loss"] is None
+    assert metrics.take(batch=1, steps=1, seconds=1.0)["validation_loss"] is None
 
 
 @pytest.mark.parametrize("loss", [float("nan"), float("inf"), torch.tensor(float("-inf"))])
 def test_a_loss_that_is_not_finite_shows_as_diverged(loss: float) -> None:
-    span = StepMetrics()
-    span.add(1.0, None, None)
-    span.add(loss, None, None)
-    assert span.take(batch=1, steps=2, seconds=1.0)["train_loss"] == DIVERGED_LOSS
+    metrics = StepMetrics()
+    metrics.add(1.0, None, None)
+    metrics.add(loss, None, None)
+    assert metrics.take(batch=1, steps=2, seconds=1.0)["train_loss"] == DIVERGED_LOSS
 
 
 def test_memory_is_that_of_parameters_gradients_and_optimiser_state() -> None:

@@ -39,7 +39,7 @@ def layers_of(model: nn.Module) -> dict[str, nn.Module]:
     return {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear | nn.Conv1d)}
 
 
-def test_order_is_that_of_execution_with_what_each_layer_was_given() -> None:
+def test_order_is_that_of_execution_with_each_layers_input() -> None:
     model = Residual()
     run = execute(model, layers_of(model), torch.ones(5, 4))
     assert run.order == ("first", "middle", "last")
@@ -58,7 +58,7 @@ def test_execution_leaves_modes_random_state_and_hooks_as_they_were() -> None:
     assert all(p.grad is None for p in model.parameters())
 
 
-def test_an_edge_round_other_layers_is_a_skip() -> None:
+def test_an_edge_past_other_layers_is_a_skip() -> None:
     model = Residual()
     found = edges(model, layers_of(model), ["first", "middle", "last"])
     assert set(found) == {
@@ -68,7 +68,7 @@ def test_an_edge_round_other_layers_is_a_skip() -> None:
     }
 
 
-def test_what_cannot_be_traced_is_linked_in_order_of_execution() -> None:
+def test_a_model_that_cannot_be_traced_is_linked_in_order_of_execution() -> None:
     model = Branching()
     assert edges(model, layers_of(model), ["first", "middle", "last"]) == [
         Edge("first", "middle", "order"),

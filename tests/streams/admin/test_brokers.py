@@ -1,4 +1,4 @@
-"""Brokers of our own."""
+"""Embedded and local brokers."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from tamiyo.streams.admin.brokers import EmbeddedBroker, LocalKafka, free_ports,
 from tamiyo.streams.admin.topics import Topics
 
 
-def test_an_embedded_broker_lives_until_it_is_stopped() -> None:
+def test_an_embedded_broker_runs_until_it_is_stopped() -> None:
     with EmbeddedBroker() as broker:
         topics = Topics(KafkaSettings(bootstrap_servers=broker.bootstrap_servers), TopicNames())
         assert topics.reachable() is None
@@ -18,7 +18,7 @@ def test_an_embedded_broker_lives_until_it_is_stopped() -> None:
     assert topics.reachable(0.3) is not None
 
 
-def test_clusters_are_told_apart() -> None:
+def test_embedded_clusters_are_recognised() -> None:
     assert is_embedded("mockCluster55d0")
     assert not is_embedded("AkU3OEVBNTcwNTJENDM2Qg")
     assert not is_embedded(None)

@@ -1,4 +1,4 @@
-"""The catalogue in a real registry, and confluent-kafka's own serialisers at the other end of a topic."""
+"""The catalogue in a real registry, and confluent-kafka's serialisers as foreign clients."""
 
 import asyncio
 import json
@@ -73,7 +73,7 @@ def test_registers_the_catalogue_once(
     assert list(registry.problems(client, names)) == []
 
 
-def test_what_breaks_readers_is_refused_and_told(
+def test_an_incompatible_schema_is_refused_and_reported(
     settings: RegistrySettings,
     names: TopicNames,
     monkeypatch: pytest.MonkeyPatch,
@@ -88,9 +88,9 @@ def test_what_breaks_readers_is_refused_and_told(
     monkeypatch.setenv("TAMIYO_REGISTRY_URL", str(settings.url))
     monkeypatch.setenv("TAMIYO_TOPIC_PREFIX", names.prefix)
     assert run(monkeypatch, "schemas", "register") == 1
-    said = " ".join(capsys.readouterr().err.split())
-    assert "409" in said
-    assert f"{name}/versions" in said
+    printed = " ".join(capsys.readouterr().err.split())
+    assert "409" in printed
+    assert f"{name}/versions" in printed
     assert client.version_numbers(name) == [1]
 
 
@@ -99,7 +99,7 @@ def _settled(client: Registry, names: TopicNames) -> list[str]:
     return list(registry.problems(client, names))
 
 
-def test_doctor_and_check_say_what_is_missing(
+def test_doctor_and_check_report_missing_schemas(
     registry_url: str,
     names: TopicNames,
     monkeypatch: pytest.MonkeyPatch,
@@ -142,20 +142,20 @@ def test_a_foreign_client_in_both_directions(
     lesser = json.loads(text)
     lesser["fields"] = [field for field in lesser["fields"] if field["name"] != "throughput"]
     values = PERFORMANCE.model_dump()
-    kafka_log.say_raw(
+    kafka_log.publish_bytes(
         MODEL_PERFORMANCE,
         [
             (b"run", AvroSerializer(foreign, schema, conf={"auto.register.schemas": register})(values, context))
             for schema, register in ((json.dumps(json.loads(text)), False), (json.dumps(lesser), True))
         ],
     )
-    kafka_log.say(MODEL_PERFORMANCE, [PERFORMANCE])
-    heard = kafka_log.hear(MODEL_PERFORMANCE.name)
-    assert [each.record(ModelPerformance) for each in heard] == [PERFORMANCE] * 3
-    assert len({(each.value or b"")[:5] for each in heard}) == 2
+    kafka_log.publish(MODEL_PERFORMANCE, [PERFORMANCE])
+    published = kafka_log.read(MODEL_PERFORMANCE.name)
+    assert [each.record(ModelPerformance) for each in published] == [PERFORMANCE] * 3
+    assert len({(each.value or b"")[:5] for each in published}) == 2
 
     deserialize = AvroDeserializer(foreign, text)
-    assert [deserialize(each.value, context) for each in heard] == [values] * 3
+    assert [deserialize(each.value, context) for each in published] == [values] * 3
 
 
 @pytest.mark.flow
@@ -177,7 +177,7 @@ def test_a_stage_between_foreign_clients(
     data = serialize(frame.model_dump(), SerializationContext(full, MessageField.VALUE))
     producer = Producer(kafka.librdkafka(**PRODUCER))
     producer.produce(full, data, b"run")
-    producer.produce(full, b"\0\0\0\xff\xff" + (data or b"")[5:], b"run")  # of an id that nobody registered
+    producer.produce(full, b"\0\0\0\xff\xff" + (data or b"")[5:], b"run")  # with an unregistered id
     assert producer.flush(20) == 0
     command = [sys.executable, "-m", "tamiyo.streams.cli", "worker", "--no-supervise", "--stage", "intake"]
     with (tmp_path / "worker.log").open("wb") as log:
@@ -215,7 +215,7 @@ def _first(kafka: KafkaSettings, topic: str) -> Any:
         consumer.close()
 
 
-def test_a_start_waits_for_a_registry_that_is_away(names: TopicNames, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_start_waits_for_an_unreachable_registry(names: TopicNames, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry, "RETRY_S", 0.1)
     with RegistryServer() as server:
         port, patient = server.server_port, RegistrySettings(url=server.url, startup_timeout_s=30)
@@ -224,7 +224,7 @@ def test_a_start_waits_for_a_registry_that_is_away(names: TopicNames, monkeypatc
         registry.prepare(names, brief)
     assert away.value.temporary
     with RegistryServer(port) as server:
-        # It answers, but lacks the schemas: to wait would not help.
+        # It responds, but lacks the schemas: waiting would not help.
         with pytest.raises(RegistryError, match="tamiyo schemas register"):
             registry.prepare(names, patient)
         for topic in CATALOGUE:
@@ -235,7 +235,7 @@ def test_a_start_waits_for_a_registry_that_is_away(names: TopicNames, monkeypatc
         assert server.failure is None
 
 
-def test_views_wait_for_a_registry_that_is_away(kafka: KafkaSettings, names: TopicNames, kafka_log: KafkaLog) -> None:
+def test_views_wait_for_an_unreachable_registry(kafka: KafkaSettings, names: TopicNames, kafka_log: KafkaLog) -> None:
     order = ControlCommand(run_id="run", time_ms=1, paused=True)
 
     async def read(server: RegistryServer) -> Any:
@@ -255,14 +255,14 @@ def test_views_wait_for_a_registry_that_is_away(kafka: KafkaSettings, names: Top
         settings = RegistrySettings(url=server.url)
         server.add(subject(CONTROL.record, names), json.dumps(avro_schema(CONTROL.record)))
         registry.connect(names, settings)
-        kafka_log.say(CONTROL, [order])
+        kafka_log.publish(CONTROL, [order])
         registry.connect(names, settings)  # a process that has seen no schema yet
         server.requested.clear()
         server.failure = (503, b"down")
         assert asyncio.run(read(server)) == order
 
 
-def test_a_worker_without_its_registry_ends_with_a_line(
+def test_a_worker_without_its_registry_exits_with_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("TAMIYO_REGISTRY_URL", "http://127.0.0.1:1")

@@ -1,4 +1,4 @@
-"""Topics on brokers."""
+"""Creating, checking and deleting topics."""
 
 import asyncio
 from contextlib import closing
@@ -29,14 +29,14 @@ def test_the_embedded_broker_is_touched(kafka: KafkaSettings, names: TopicNames)
     assert topics.create(partitions=7) == []
 
 
-def test_a_broker_that_is_not_there() -> None:
+def test_a_missing_broker_is_an_error() -> None:
     (port,) = free_ports(1)
     topics = Topics(KafkaSettings(bootstrap_servers=f"127.0.0.1:{port}"), TopicNames())
     assert "Connection refused" in str(topics.reachable(0.2))
 
 
 @pytest.mark.kafka
-def test_topics_are_created_as_the_catalogue_says(real_kafka: str, names: TopicNames) -> None:
+def test_topics_are_created_as_in_the_catalogue(real_kafka: str, names: TopicNames) -> None:
     kafka = KafkaSettings(bootstrap_servers=real_kafka)
     topics = Topics(kafka, names, (WINDOWS, TOPOLOGY))
     assert not topics.embedded()
@@ -65,7 +65,7 @@ def test_topics_are_created_as_the_catalogue_says(real_kafka: str, names: TopicN
 
 
 @pytest.mark.kafka
-def test_the_largest_message_is_taken_by_the_broker_and_read_by_every_client(
+def test_the_largest_message_is_accepted_by_the_broker_and_read_by_every_client(
     real_kafka: str, names: TopicNames
 ) -> None:
     kafka, name = KafkaSettings(bootstrap_servers=real_kafka), names.full(WINDOWS.name)
@@ -87,7 +87,7 @@ def test_the_largest_message_is_taken_by_the_broker_and_read_by_every_client(
 
 
 async def read_by_aiokafka(kafka: KafkaSettings, name: str, count: int) -> list[bytes]:
-    """Read as the stages do, which fetch less at once than the largest message."""
+    """Read as stages do, which fetch less at once than the largest message."""
     limit = WorkerSettings().max_fetch_bytes
     assert limit < MAX_MESSAGE_BYTES
     consumer = aiokafka.AIOKafkaConsumer(
@@ -98,7 +98,7 @@ async def read_by_aiokafka(kafka: KafkaSettings, name: str, count: int) -> list[
 
 
 @pytest.mark.kafka
-def test_what_the_broker_refuses_is_an_error(real_kafka: str, names: TopicNames) -> None:
+def test_a_refusal_of_the_broker_is_an_error(real_kafka: str, names: TopicNames) -> None:
     topics = Topics(KafkaSettings(bootstrap_servers=real_kafka), names, (WINDOWS,))
     with pytest.raises(BrokerError, match="could not be created"):
         topics.create(partitions=1, replication=3)

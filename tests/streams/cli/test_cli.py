@@ -1,7 +1,8 @@
-"""The command line: every command explains itself, and wrong input gets one clear line."""
+"""The command line: every command has help with examples, and wrong input gets one clear line."""
 
 import json
 import sys
+import time
 from importlib.metadata import version
 
 import pytest
@@ -13,7 +14,7 @@ NOWHERE = "127.0.0.1:1"  # nothing listens on port 1
 
 
 @pytest.fixture(autouse=True)
-def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+def _short_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TAMIYO_COMMAND_PATIENCE_S", "0.3")
 
 
@@ -45,7 +46,7 @@ def test_every_command_has_an_example(
     assert f"tamiyo {' '.join(command)}" in " ".join(out.split())
 
 
-def test_all_the_pieces_exist() -> None:
+def test_all_commands_exist() -> None:
     wanted = {"demo", "broker", "worker", "learner", "train", "tail", "doctor", "control"}
     wanted |= {"record", "replay", "diff", "discard"}
     assert {path[0] for path in commands()} == wanted | {"topics", "schemas", "dlq"}
@@ -54,7 +55,7 @@ def test_all_the_pieces_exist() -> None:
     assert {path[1] for path in commands() if path[0] == "schemas"} == {"register", "check"}
 
 
-def test_the_version_is_told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_version_is_printed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(monkeypatch, "--version") == 0
     assert capsys.readouterr().out == f"tamiyo {version('esper-tamiyo')}\n"
 
@@ -70,7 +71,7 @@ def test_the_version_is_told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
         (["worker", "--stage", "coffee"], 1, "there is no stage 'coffee'; choose from intake"),
         (["worker", "--http-port", "70000"], 2, "less than or equal to 65535"),
         (["tail", "no.such.topic"], 1, "no topic 'no.such.topic' in the catalogue"),
-        (["topics", "check", "-b", NOWHERE], 1, f"cannot connect to Kafka at {NOWHERE}"),
+        (["topics", "check", "-b", NOWHERE], 1, f"no broker is reachable at {NOWHERE}"),
         (["schemas", "check"], 1, "set TAMIYO_REGISTRY_URL"),
         (
             ["schemas", "register", "--url", f"http://{NOWHERE}"],
@@ -83,38 +84,38 @@ def test_the_version_is_told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
         (["topics", "acls", "--role", "coffee"], 1, "there is no role 'coffee'; choose from intake"),
         (["topics", "acls", "--principal", "it's"], 1, "must be like User:{role}"),
         (["control", "run 1\n", "-b", NOWHERE], 1, "run_id"),
-        (["record", "new", "-b", NOWHERE], 1, f"cannot connect to Kafka at {NOWHERE}"),
+        (["record", "new", "-b", NOWHERE], 1, f"no broker is reachable at {NOWHERE}"),
         (["record", "new", "--topic", "coffee"], 1, "no topic 'coffee' in the catalogue"),
         (["record", "new", "--since", "yesterday"], 1, "--since yesterday: expected a time like 2026-05-01T10:00"),
         (["record", "new", "--since", "2026-05-02", "--until", "2026-05-01"], 1, "does not lie before --until"),
         (["record", "new", "--offsets", "tamiyo.rewards=5"], 1, "expected TOPIC:PARTITION=FIRST-LAST"),
-        (["record", "new", "--offsets", "tamiyo.rewards:0=5-4"], 1, "the first comes after the last"),
+        (["record", "new", "--offsets", "tamiyo.rewards:0=5-4"], 1, "FIRST is greater than LAST"),
         (["record", "new", "--offsets", "coffee:0=5-"], 1, "no topic 'coffee' in the catalogue"),
         (["replay", "--prefix", "r."], 1, "give a recording's folder, or --topics"),
         (
             ["replay", ".", "--prefix", "r.", "--run", "a"],
             1,
-            "--run chooses from topics; a recording is replayed whole",
+            "--run selects from topics; a recording is replayed whole",
         ),
         (["replay", ".", "--prefix", "r."], 1, "is not a recording: it has no manifest.json"),
-        (["replay", ".", "--prefix", "r.", "--speed", "fast"], 1, "--speed fast: expected max, or how many times"),
+        (["replay", ".", "--prefix", "r.", "--speed", "fast"], 1, "--speed fast: expected max, or a multiple"),
         (["replay", ".", "--prefix", "r.", "--speed", "0"], 1, "--speed 0: expected max"),
         (
             ["replay", ".", "--prefix", "r.", "--from", "graphs", "--to", "windows"],
             1,
             "no stage lies between graphs and",
         ),
-        (["replay", ".", "--prefix", "r.", "--save", "."], 1, "--save .: it is there already"),
+        (["replay", ".", "--prefix", "r.", "--save", "."], 1, "--save . exists already"),
         (["replay", ".", "--prefix", "r.", "--workers", "65"], 2, "less than or equal to 64"),
-        (["dlq", "list", "-b", NOWHERE], 1, f"cannot connect to Kafka at {NOWHERE}"),
+        (["dlq", "list", "-b", NOWHERE], 1, f"no broker is reachable at {NOWHERE}"),
         (["dlq", "show", "coffee"], 1, "no topic 'coffee' in the catalogue"),
         (["dlq", "redrive", "tamiyo.rewards", "--at", "5"], 1, "--at 5: expected PARTITION:OFFSET"),
-        (["dlq", "show", "--at", "0:5"], 1, "--at needs the one topic"),
+        (["dlq", "show", "--at", "0:5"], 1, "--at needs exactly one topic"),
         (["diff", "nowhere", "."], 1, "there is no folder nowhere"),
         (["discard", ""], 1, "the prefix '' is the installation's own"),
     ],
 )
-def test_wrong_input_is_explained_in_a_line(
+def test_wrong_input_is_explained_in_one_line(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     tmp_path: object,
@@ -129,6 +130,18 @@ def test_wrong_input_is_explained_in_a_line(
     shown = " ".join((captured.out + captured.err).replace("│", " ").split())
     assert words in shown
     assert "Traceback" not in shown
+
+
+def test_commands_report_each_failed_connection_and_give_up(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TAMIYO_COMMAND_PATIENCE_S", "3")
+    began = time.monotonic()
+    assert run(monkeypatch, "topics", "check", "-b", NOWHERE) == 1
+    assert 2.5 < time.monotonic() - began < 15
+    first, *_, last = capsys.readouterr().err.splitlines()
+    assert first.startswith(f"tamiyo: no connection to Kafka at {NOWHERE} yet (")
+    assert last.startswith(f"tamiyo: no broker is reachable at {NOWHERE}: ")
 
 
 def test_a_wrong_environment_variable_is_named(

@@ -1,4 +1,4 @@
-"""`tamiyo demo`: stopped at any moment, it stops everything and says what is known. tests/flow has a whole one."""
+"""`tamiyo demo` stops everything and reports at any moment. tests/system runs a complete one."""
 
 import contextlib
 import json
@@ -16,15 +16,15 @@ import pytest
 
 
 def _read_until(process: subprocess.Popen[str], pattern: str, timeout_s: float) -> str:
-    """Return what it printed, to the line with `pattern`."""
+    """Return the output up to `pattern`."""
     assert process.stdout is not None
-    said, deadline = "", time.monotonic() + timeout_s
-    while not re.search(pattern, said):
+    output, deadline = "", time.monotonic() + timeout_s
+    while not re.search(pattern, output):
         ready, _, _ = select.select([process.stdout], [], [], max(0.0, deadline - time.monotonic()))
         chunk = os.read(process.stdout.fileno(), 65536).decode() if ready else ""
-        assert chunk, f"{pattern!r} was not said within {timeout_s} s, but:\n{said}"
-        said += chunk
-    return said
+        assert chunk, f"{pattern!r} was not printed within {timeout_s} s, but:\n{output}"
+        output += chunk
+    return output
 
 
 @pytest.mark.timeout(240)
@@ -36,10 +36,10 @@ def _read_until(process: subprocess.Popen[str], pattern: str, timeout_s: float) 
         (r"step +\d+ load_kernel at", signal.SIGTERM),
     ],
 )
-def test_stopped_it_leaves_nothing_and_says_what_is_known(moment: str, stop: signal.Signals, tmp_path: Path) -> None:
+def test_a_stop_leaves_nothing_behind_and_reports(moment: str, stop: signal.Signals, tmp_path: Path) -> None:
     report = tmp_path / "report.json"
     command = [sys.executable, "-m", "tamiyo.streams.cli", "demo", "--task", "digits", "--steps", "100000"]
-    # A temporary folder of its own, to see that it is left empty.
+    # A separate temporary folder, to check that it is left empty.
     environment = os.environ | {"TMPDIR": str(tmp_path), "PYTHONUNBUFFERED": "1", "COLUMNS": "100"}
     process = subprocess.Popen(
         [*command, "--report", str(report)],
@@ -59,14 +59,14 @@ def test_stopped_it_leaves_nothing_and_says_what_is_known(moment: str, stop: sig
             os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
     assert process.returncode == 130, rest
-    assert "what is known so far" in rest
+    assert "the report covers the demo so far" in rest
     assert "Traceback" not in rest
-    told = json.loads(report.read_text())
-    assert told["complete"] is False
+    found = json.loads(report.read_text())
+    assert found["complete"] is False
     trained = "step" in moment
-    assert (told["counts"]["telemetry_records"] > 0) is trained
+    assert (found["counts"]["telemetry_records"] > 0) is trained
     if trained:
-        assert 0 < told["host"]["steps"] < 100_000
-    psutil.wait_procs(children, timeout=5)  # the last of them is ended by the kernel
+        assert 0 < found["host"]["steps"] < 100_000
+    psutil.wait_procs(children, timeout=5)  # the kernel ends the last of them
     assert [child for child in children if child.is_running() and child.status() != psutil.STATUS_ZOMBIE] == []
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith("tamiyo")] == []

@@ -22,7 +22,7 @@ def test_quantiles_interpolate_in_their_bucket() -> None:
     assert quantile(0.25, cumulative) == pytest.approx(0.0005)
     assert quantile(0.5, cumulative) == pytest.approx(0.001)
     assert quantile(0.7, cumulative) == pytest.approx(0.0015)
-    assert quantile(0.99, cumulative) == 0.002  # above the last bound nothing more is known
+    assert quantile(0.99, cumulative) == 0.002  # above the last bound
     assert quantile(0.5, {}) is None
     assert quantile(0.5, {0.001: 0.0, math.inf: 0.0}) is None
 

@@ -13,7 +13,7 @@ KEY = b"run-1"  # all on one partition
 
 @pytest.fixture
 def topic(kafka: KafkaSettings, names: TopicNames, kafka_log: KafkaLog) -> Iterator[ExperienceTopic]:
-    kafka_log.say_raw(EXPERIENCE, [(KEY, b"%d" % number) for number in range(6)])
+    kafka_log.publish_bytes(EXPERIENCE, [(KEY, b"%d" % number) for number in range(6)])
     with closing(ExperienceTopic(kafka, names)) as made:
         yield made
 
@@ -28,38 +28,38 @@ def read(topic: ExperienceTopic, count: int) -> list[bytes]:
 
 
 def partition(kafka_log: KafkaLog) -> int:
-    return kafka_log.hear(EXPERIENCE.name)[0].partition
+    return kafka_log.read(EXPERIENCE.name)[0].partition
 
 
-def test_it_reads_on_from_the_offsets_it_was_given(topic: ExperienceTopic, kafka_log: KafkaLog) -> None:
+def test_it_reads_from_the_given_offsets(topic: ExperienceTopic, kafka_log: KafkaLog) -> None:
     number = partition(kafka_log)
     topic.seek({number: 2})
     topic.start()
     assert read(topic, 3) == [b"2", b"3", b"4"]
     assert topic.positions[number] == 5
-    assert topic.refresh() == 1  # what is left unread
+    assert topic.refresh() == 1  # unread messages
     assert topic.unread() == (number, 5)
 
 
-def test_a_message_counts_as_taken_once_it_was(topic: ExperienceTopic, kafka_log: KafkaLog) -> None:
+def test_a_position_moves_once_a_message_is_taken(topic: ExperienceTopic, kafka_log: KafkaLog) -> None:
     number = partition(kafka_log)
     topic.seek({})
     topic.start()
     for _ in range(100):
         for message in topic.read(1):
-            assert topic.positions[number] == message.offset()  # a crash while it is in hand reads it again
+            assert topic.positions[number] == message.offset()  # after a crash meanwhile it is read again
         if topic.positions[number]:
             break
     assert topic.positions[number] == 1
 
 
-def test_offsets_of_another_topic_are_not_believed(topic: ExperienceTopic, kafka_log: KafkaLog) -> None:
+def test_offsets_beyond_the_end_restart_at_the_beginning(topic: ExperienceTopic, kafka_log: KafkaLog) -> None:
     number = partition(kafka_log)
-    topic.seek({number: 7})  # beyond its end: the topic was made anew
+    topic.seek({number: 7})  # the topic was created again
     assert topic.positions[number] == 0
 
 
-def test_the_tail_is_what_lies_before_and_moves_nothing(topic: ExperienceTopic, kafka_log: KafkaLog) -> None:
+def test_the_tail_lies_before_the_positions_and_does_not_move_them(topic: ExperienceTopic, kafka_log: KafkaLog) -> None:
     number = partition(kafka_log)
     topic.seek({number: 4})
     before = dict(topic.positions)

@@ -1,4 +1,4 @@
-"""The learner's process on the embedded broker: killed anywhere, each experience counts once."""
+"""The learner's process on the embedded broker: each experience counts once after a crash at any point."""
 
 import threading
 import time
@@ -25,11 +25,11 @@ BATCH = 4
 
 
 class Killed(Exception):
-    """The process ends here."""
+    """The process is killed here."""
 
 
 class Bench:
-    """One installation: a store, a broker, and learners that come and go."""
+    """One installation: a store, a broker, and learners one after the other."""
 
     def __init__(self, folder: Path, kafka: KafkaSettings, names: TopicNames, log: KafkaLog) -> None:
         self.store = CheckpointStore(f"file://{folder}")
@@ -63,17 +63,17 @@ class Bench:
         return loop
 
     def learn(self, experiences: int) -> LearnerLoop:
-        """Run a learner until it has counted as many experiences and none waits."""
+        """Run a learner until it has counted that many experiences and none is waiting."""
         loop = self.run(lambda loop: loop.ready and done(loop, experiences))
         assert done(loop, experiences)
         return loop
 
-    def tell(self, first: int, count: int = BATCH) -> None:
-        """Put experiences of three runs on the topic."""
-        self.log.say(EXPERIENCE, [make_experience(n, run_id=f"run-{n % 3}") for n in range(first, first + count)])
+    def publish(self, first: int, count: int = BATCH) -> None:
+        """Publish experiences of three runs."""
+        self.log.publish(EXPERIENCE, [make_experience(n, run_id=f"run-{n % 3}") for n in range(first, first + count)])
 
     def announced(self) -> list[PolicyCheckpoint]:
-        return [heard.record(PolicyCheckpoint) for heard in self.log.hear(CHECKPOINTS.name)]
+        return [each.record(PolicyCheckpoint) for each in self.log.read(CHECKPOINTS.name)]
 
 
 def done(loop: LearnerLoop, experiences: int) -> bool:
@@ -89,8 +89,8 @@ def bench(
     return Bench(tmp_path, kafka, names, kafka_log)
 
 
-def test_what_is_learned_is_stored_and_announced_with_its_offsets(bench: Bench) -> None:
-    bench.tell(0)
+def test_a_policy_is_stored_and_announced_with_its_offsets(bench: Bench) -> None:
+    bench.publish(0)
     loop = bench.learn(BATCH)
     first, second = bench.announced()
     assert (first.version, first.parent_version, first.experiences, sum(first.offsets.values())) == (0, None, 0, 0)
@@ -104,7 +104,7 @@ def test_what_is_learned_is_stored_and_announced_with_its_offsets(bench: Bench) 
 
 
 def kill_at(monkeypatch: pytest.MonkeyPatch, where: str, version: int) -> None:
-    """Make the release of a version end the process before its store or its announcement."""
+    """Kill the learner before it stores or announces a version."""
     real: Any = getattr(CheckpointReleases, where)
 
     def killed(self: CheckpointReleases, header: Any, data: bytes) -> Any:
@@ -116,10 +116,10 @@ def kill_at(monkeypatch: pytest.MonkeyPatch, where: str, version: int) -> None:
 
 
 @pytest.mark.parametrize(("where", "stored"), [("release", [0]), ("announce", [0, 1])])
-def test_killed_before_or_after_the_checkpoint_is_written_each_experience_counts_once(
+def test_each_experience_counts_once_after_a_crash_before_or_after_the_checkpoint(
     bench: Bench, where: str, stored: list[int]
 ) -> None:
-    bench.tell(0)
+    bench.publish(0)
     with pytest.MonkeyPatch.context() as patched:
         kill_at(patched, where, 1)
         with pytest.raises(Killed):
@@ -128,34 +128,34 @@ def test_killed_before_or_after_the_checkpoint_is_written_each_experience_counts
     assert [each.version for each in bench.announced()] == [0]
     bench.learn(BATCH)
     assert [(each.version, each.experiences) for each in bench.announced()] == [(0, 0), (1, BATCH)]
-    bench.tell(BATCH)
+    bench.publish(BATCH)
     loop = bench.learn(2 * BATCH)
     newest = bench.announced()[-1]
     assert (newest.version, newest.experiences, newest.updates) == (2, 2 * BATCH, 2)
     assert sum(newest.offsets.values()) == 2 * BATCH
     assert loop.learner is not None
     assert loop.learner.last is not None
-    assert loop.learner.last.replayed == BATCH  # read again into replay, not counted again
+    assert loop.learner.last.replayed == BATCH  # refilled into replay, not counted again
 
 
 @pytest.mark.parametrize("where", ["release", "announce"])
-def test_of_two_learners_one_releases(bench: Bench, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
-    """One sleeps before or after its policy is stored; another takes its place, goes on, and is there when it wakes."""
-    bench.tell(0)
+def test_only_one_of_two_learners_releases(bench: Bench, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
+    """One pauses before or after its policy is stored; another takes over and has released when it resumes."""
+    bench.publish(0)
     real: Any = getattr(CheckpointReleases, where)
-    asleep = threading.Event()
+    paused = threading.Event()
 
-    def sleep(self: CheckpointReleases, header: Any, data: bytes) -> Any:
-        if header.version == 1 and not asleep.is_set():
-            asleep.set()
-            bench.tell(BATCH)
+    def pause(self: CheckpointReleases, header: Any, data: bytes) -> Any:
+        if header.version == 1 and not paused.is_set():
+            paused.set()
+            bench.publish(BATCH)
             bench.learn(2 * BATCH)
         return real(self, header, data)
 
-    monkeypatch.setattr(CheckpointReleases, where, sleep)
-    with pytest.raises(PolicyError, match="another learner of 'tamiyo' works too"):
+    monkeypatch.setattr(CheckpointReleases, where, pause)
+    with pytest.raises(PolicyError, match="another learner is running for policy 'tamiyo'; run exactly one"):
         bench.run(lambda _: False)
-    bench.tell(2 * BATCH)
+    bench.publish(2 * BATCH)
     loop = bench.learn(3 * BATCH)
     newest = bench.announced()[-1]
     assert (newest.version, newest.experiences, sum(newest.offsets.values())) == (
@@ -168,38 +168,38 @@ def test_of_two_learners_one_releases(bench: Bench, monkeypatch: pytest.MonkeyPa
         assert announced == {checksum(bench.store.read(bench.store.file_name(version)))}, version
 
 
-def test_bad_records_are_dead_letters_and_stop_nothing(bench: Bench) -> None:
+def test_bad_records_are_dead_lettered_and_block_nothing(bench: Bench) -> None:
     unfit = make_experience("unfit", run_id="run-0").model_copy(update={"kinds": ["fly"]})
-    bench.log.say_raw(EXPERIENCE, [(b"run-0", b"no avro"), (b"run-0", encode(unfit))])
-    bench.tell(0)
+    bench.log.publish_bytes(EXPERIENCE, [(b"run-0", b"no avro"), (b"run-0", encode(unfit))])
+    bench.publish(0)
     loop = bench.learn(BATCH)
-    (letter,) = bench.log.hear(EXPERIENCE.dead_letters)
-    assert (letter.value, letter.key) == (b"no avro", b"run-0")
-    assert "expected a" in letter.headers["tamiyo-reason"]
-    assert letter.headers["tamiyo-source"].startswith(f"{EXPERIENCE.name}:")
+    (dead_letter,) = bench.log.read(EXPERIENCE.dead_letters)
+    assert (dead_letter.value, dead_letter.key) == (b"no avro", b"run-0")
+    assert "expected a" in dead_letter.headers["tamiyo-reason"]
+    assert dead_letter.headers["tamiyo-source"].startswith(f"{EXPERIENCE.name}:")
     assert loop.learner is not None
     assert loop.learner.rejected == {"kinds": 1}
     assert sum(bench.announced()[-1].offsets.values()) == BATCH + 2
 
 
-def test_from_a_policy_that_was_rolled_back_it_goes_on_with_the_one_before(bench: Bench) -> None:
-    bench.tell(0)
+def test_after_a_rolled_back_policy_it_resumes_from_the_previous_one(bench: Bench) -> None:
+    bench.publish(0)
     bench.learn(BATCH)
     bad = bench.announced()[-1]
     withdrawn = bad.model_copy(update={"status": CheckpointStatus.ROLLED_BACK})
-    bench.log.say_raw(CHECKPOINTS, [(b"tamiyo", encode(withdrawn))])
+    bench.log.publish_bytes(CHECKPOINTS, [(b"tamiyo", encode(withdrawn))])
     bench.learn(BATCH)
     after = [(each.version, each.parent_version, each.experiences) for each in bench.announced()[3:]]
-    # The weights and offsets of version 0 under a number of their own; then what was learned since counts anew.
+    # The weights and offsets of version 0 under a new number; the experiences since then count again.
     assert after == [(2, 0, 0), (3, 2, BATCH)]
 
 
-def test_a_revision_of_what_was_learned_counts_no_second_time(bench: Bench) -> None:
-    bench.tell(0)
+def test_a_revision_of_a_learned_experience_does_not_count_again(bench: Bench) -> None:
+    bench.publish(0)
     bench.learn(BATCH)
     repeated: Experience = make_experience(0, run_id="run-0")
-    bench.log.say(EXPERIENCE, [repeated, repeated.model_copy(update={"revision": 1})])
-    bench.tell(BATCH)
+    bench.log.publish(EXPERIENCE, [repeated, repeated.model_copy(update={"revision": 1})])
+    bench.publish(BATCH)
     bench.learn(2 * BATCH)
     assert sum(bench.announced()[-1].offsets.values()) <= 2 * BATCH + 2
     assert bench.announced()[-1].experiences == 2 * BATCH

@@ -22,7 +22,7 @@ def put(releases: CheckpointReleases, *versions: int, name: str = "tamiyo") -> N
         releases.release(header, save(policy, None, header))
 
 
-def test_the_newest_is_found_and_only_so_many_are_kept(
+def test_the_newest_is_found_and_old_ones_are_deleted(
     store: CheckpointStore, kafka: KafkaSettings, names: TopicNames
 ) -> None:
     releases = CheckpointReleases("tamiyo", store, kafka, names, keep=2)
@@ -35,7 +35,7 @@ def test_the_newest_is_found_and_only_so_many_are_kept(
     assert found.header.offsets == {"0": 2}
 
 
-def test_a_broken_file_gives_way_to_the_one_before_and_keeps_its_number(
+def test_a_corrupt_file_is_skipped_and_keeps_its_number(
     store: CheckpointStore, kafka: KafkaSettings, names: TopicNames, tmp_path: Path
 ) -> None:
     releases = CheckpointReleases("tamiyo", store, kafka, names)
@@ -64,21 +64,26 @@ def test_a_store_of_another_policy_is_refused(store: CheckpointStore, kafka: Kaf
         CheckpointReleases("tamiyo", store, kafka, names).find(BLUEPRINTS)
 
 
-def test_who_slept_before_announcing_says_that_another_went_on(
+def test_a_learner_that_paused_before_announcing_reports_the_other(
     store: CheckpointStore, kafka: KafkaSettings, names: TopicNames, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sleeper, other = (CheckpointReleases("tamiyo", store, kafka, names) for _ in range(2))
-    put(sleeper, 0)
-    announce = sleeper.announce
+    paused, other = (CheckpointReleases("tamiyo", store, kafka, names) for _ in range(2))
+    put(paused, 0)
+    announce = paused.announce
 
-    def sleep(header: CheckpointHeader, data: bytes) -> PolicyCheckpoint:
+    def pause(header: CheckpointHeader, data: bytes) -> PolicyCheckpoint:
         put(other, 2)
         return announce(header, data)
 
-    monkeypatch.setattr(sleeper, "announce", sleep)
-    with pytest.raises(PolicyError, match="policy 2 is in the store already: another learner of 'tamiyo'"):
-        put(sleeper, 1)
+    monkeypatch.setattr(paused, "announce", pause)
+    with pytest.raises(
+        PolicyError, match="checkpoint 2 already exists: another learner is running for policy 'tamiyo'"
+    ):
+        put(paused, 1)
     found = other.find(BLUEPRINTS)
-    assert (found.newest, found.announced) == (2, False)  # the sleeper's was the last word: it is to be said again
-    with pytest.raises(PolicyError, match="policy 2 is in the store already"):
-        put(sleeper, 2)
+    assert (found.newest, found.announced) == (
+        2,
+        False,
+    )  # the paused one's is the last on the topic, so 2 is announced again
+    with pytest.raises(PolicyError, match="checkpoint 2 already exists"):
+        put(paused, 2)

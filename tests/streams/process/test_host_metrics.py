@@ -1,4 +1,4 @@
-"""A training process answers for itself."""
+"""Metrics and health of a training process."""
 
 import socket
 
@@ -36,13 +36,13 @@ def test_a_runs_counts_are_served_while_it_trains() -> None:
     assert "tamiyo_host_steps" not in {metric.name for metric in REGISTRY.collect()}
 
 
-def test_a_port_that_is_taken_is_an_error() -> None:
+def test_a_port_in_use_is_an_error() -> None:
     made = run()
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         with (
-            pytest.raises(ConfigurationError, match="nothing can listen"),
+            pytest.raises(ConfigurationError, match="cannot listen on"),
             served(made.handle, host="127.0.0.1", port=taken.getsockname()[1]),
         ):
             pass

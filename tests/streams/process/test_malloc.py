@@ -1,4 +1,4 @@
-"""What a process frees goes back to the system."""
+"""Freed memory returns to the system."""
 
 import subprocess
 import sys
@@ -9,9 +9,9 @@ import pytest
 PROGRAM = """
 import sys, threading
 from pathlib import Path
-from tamiyo.streams.process.malloc import give_back
-if sys.argv[1] == "yes" and not give_back():
-    print("not here"); sys.exit()
+from tamiyo.streams.process.malloc import limit_heaps
+if sys.argv[1] == "yes" and not limit_heaps():
+    print("not glibc"); sys.exit()
 kept = []
 def work(n):
     blocks = []
@@ -28,13 +28,13 @@ print(int(Path("/proc/self/statm").read_text().split()[1]) * 4096 // 1_000_000)
 """
 
 
-# As the ends of topics are: messages of 30 kB, read and dropped, and something small that stays beside each.
+# Like the ends of topics: messages of 30 kB, read and dropped, with a small object kept for each.
 PIECES = """
 import sys
 from pathlib import Path
-from tamiyo.streams.process.malloc import give_back, trim
-if not give_back():
-    print("not here"); sys.exit()
+from tamiyo.streams.process.malloc import limit_heaps, trim
+if not limit_heaps():
+    print("not glibc"); sys.exit()
 blocks, kept = [], []
 for _ in range(3000):
     blocks.append(bytearray(30_000)); kept.append(bytearray(600))
@@ -47,18 +47,18 @@ print(int(Path("/proc/self/statm").read_text().split()[1]) * 4096 // 1_000_000)
 
 def resident_mb(settings: str, program: str = PROGRAM) -> int:
     done = subprocess.run([sys.executable, "-c", program, settings], capture_output=True, text=True, check=True)
-    if "not here" in done.stdout:
+    if "not glibc" in done.stdout:
         pytest.skip("the C library is not glibc")
     return int(done.stdout)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_large_blocks_are_given_back() -> None:
+def test_large_blocks_are_returned() -> None:
     steady, usual = resident_mb("yes"), resident_mb("no")
     assert steady < 40
     assert usual > steady
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_what_lies_free_between_what_is_held_goes_back_when_asked_for() -> None:
+def test_trim_returns_free_pages_between_used_ones() -> None:
     assert resident_mb("no", PIECES) - resident_mb("yes", PIECES) > 60

@@ -1,4 +1,4 @@
-"""What a supervisor starts again, what it does not, and that nothing outlives it."""
+"""The supervisor: what it restarts, what it does not, and that no child outlives it."""
 
 import os
 import signal
@@ -7,19 +7,21 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx
 import pytest
 
 from tamiyo.schemas.kafka import KafkaSettings, TopicNames
 from tamiyo.streams.admin.brokers import free_ports
+from tamiyo.streams.process import supervisor as module
 from tamiyo.streams.process.supervisor import Supervisor
 from tamiyo.streams.settings import SupervisorSettings
 
 ROOT = Path(__file__).parents[3]
 QUICK = {"TAMIYO_SUPERVISOR_FIRST_BACKOFF_S": "0.05", "TAMIYO_SUPERVISOR_STOP_TIMEOUT_S": "1"}
 
-# Ends with one status after another, a line a start; -9 by a signal.
+# Each start exits with the next status and appends a line to a file; -9 is a signal.
 ENDS = """
 import os, pathlib, sys
 starts = pathlib.Path(sys.argv[1])
@@ -32,7 +34,7 @@ if status < 0:
 sys.exit(status)
 """
 
-# Runs until it is told to stop; `stubborn` does not listen.
+# Runs until SIGTERM, which `stubborn` ignores.
 RUNS = """
 import os, pathlib, signal, sys, time
 def stop(*_):
@@ -59,23 +61,23 @@ def ends(folder: Path, statuses: str) -> tuple[int, int, str]:
 @pytest.mark.parametrize(
     ("statuses", "status", "starts"),
     [
-        ("0", 0, 1),  # it was told to stop by somebody else
+        ("0", 0, 1),  # stopped by somebody else
         ("1", 1, 1),  # a setting is wrong
         ("2", 2, 1),
         ("70,75,-9,0", 0, 4),
-        ("75,1,1,0", 0, 4),  # it has run: what it cannot use comes back
+        ("75,1,1,0", 0, 4),  # it has run before: an outage passes
         ("75,2", 2, 2),
     ],
 )
-def test_what_may_pass_is_started_again(tmp_path: Path, statuses: str, status: int, starts: int) -> None:
+def test_a_process_is_restarted_where_that_may_help(tmp_path: Path, statuses: str, status: int, starts: int) -> None:
     ended, started, logged = ends(tmp_path, statuses)
     assert (ended, started) == (status, starts), logged
-    assert logged.count("the process ended and is started again") == starts - 1
+    assert logged.count("process exited, restarting") == starts - 1
 
 
-def test_each_restart_says_why(tmp_path: Path) -> None:
+def test_each_restart_logs_its_reason(tmp_path: Path) -> None:
     _, _, logged = ends(tmp_path, "70,75,-11,0")
-    lines = [line for line in logged.splitlines() if "started again" in line]
+    lines = [line for line in logged.splitlines() if "restarting" in line]
     for line, words in zip(lines, ("a bug", "Kafka or the store failed", "killed by SIGSEGV"), strict=True):
         assert words in line
     assert '"restart": 3' in lines[2]
@@ -89,6 +91,35 @@ def test_waits_double_up_to_a_limit_and_half_of_them_is_random() -> None:
     assert [shortest.delay(failures) for failures in (1, 2, 9)] == [0.5, 1, 15]
 
 
+@pytest.fixture
+def signal_handlers() -> Iterator[None]:
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGALRM)
+    before = [signal.getsignal(number) for number in numbers]
+    yield
+    for number, handler in zip(numbers, before, strict=True):
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("signal_handlers")
+def test_a_long_run_resets_the_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = SupervisorSettings(first_backoff_s=1, last_backoff_s=30, reset_after_s=100)
+    supervisor = Supervisor([], settings, uniform=lambda: 1.0)
+    runs = iter([(10, 75), (99, 75), (100, 75), (10, 75), (10, 0)])
+    now, waits = 0, list[float]()
+
+    def run_once() -> int:
+        nonlocal now
+        duration, status = next(runs)
+        now += duration
+        return status
+
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now))
+    monkeypatch.setattr(supervisor, "_run_once", run_once)
+    monkeypatch.setattr(supervisor._stopped, "wait", waits.append)
+    assert supervisor.run() == 0
+    assert waits == [1, 2, 1, 2]
+
+
 Start = Callable[..., tuple["subprocess.Popen[str]", int]]
 
 
@@ -98,7 +129,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
     running: list[subprocess.Popen[str]] = []
 
     def begin(*arguments: str) -> tuple["subprocess.Popen[str]", int]:
-        command = [sys.executable, "-m", "tests.support.supervised", RUNS, str(tmp_path / "said"), *arguments]
+        command = [sys.executable, "-m", "tests.support.supervised", RUNS, str(tmp_path / "state"), *arguments]
         process = subprocess.Popen(command, cwd=ROOT, env={**os.environ, **QUICK}, stdout=subprocess.PIPE, text=True)
         running.append(process)
         assert process.stdout is not None
@@ -122,7 +153,7 @@ def gone(pid: int, timeout_s: float = 5.0) -> bool:
         except ProcessLookupError:
             return True
         if Path(f"/proc/{pid}/stat").exists() and Path(f"/proc/{pid}/stat").read_text().split()[2] == "Z":
-            return True  # dead, and its new parent has not looked yet
+            return True  # dead, and not yet reaped by its new parent
         time.sleep(0.05)
     return False
 
@@ -132,7 +163,7 @@ def test_a_stop_is_passed_on_and_waited_for(start: Start, tmp_path: Path, number
     supervisor, child = start()
     supervisor.send_signal(number)
     assert supervisor.wait(10) == 0
-    assert (tmp_path / "said").read_text() == "stopped"
+    assert (tmp_path / "state").read_text() == "stopped"
     assert gone(child)
 
 
@@ -168,7 +199,7 @@ def ready(port: int, timeout_s: float = 60.0) -> bool:
 
 @pytest.mark.flow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the children from /proc")
-def test_a_killed_worker_is_back_without_anybody(kafka: KafkaSettings, names: TopicNames, tmp_path: Path) -> None:
+def test_a_killed_worker_is_restarted(kafka: KafkaSettings, names: TopicNames, tmp_path: Path) -> None:
     (port,) = free_ports(1)
     environment = {
         **os.environ,
@@ -198,7 +229,7 @@ def test_a_killed_worker_is_back_without_anybody(kafka: KafkaSettings, names: To
     assert "killed by SIGKILL" in log.read_text()
 
 
-def test_a_broker_that_was_never_there_ends_it_with_1(tmp_path: Path) -> None:
+def test_a_missing_broker_ends_it_with_1(tmp_path: Path) -> None:
     (port,) = free_ports(1)
     environment = {**os.environ, **QUICK, "TAMIYO_WORKER_STARTUP_TIMEOUT_S": "3"}
     ended = subprocess.run(
@@ -206,6 +237,6 @@ def test_a_broker_that_was_never_there_ends_it_with_1(tmp_path: Path) -> None:
         cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
     assert ended.returncode == 1, ended.stderr
-    assert "the broker does not answer yet" in ended.stderr
+    assert "no connection to Kafka yet" in ended.stderr
     assert "set TAMIYO_KAFKA_BOOTSTRAP_SERVERS" in ended.stderr
-    assert "started again" not in ended.stderr
+    assert "restarting" not in ended.stderr

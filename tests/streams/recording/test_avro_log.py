@@ -1,4 +1,4 @@
-"""A partition as a file: whole, cut off, damaged."""
+"""A partition as a file: complete, truncated, damaged."""
 
 import os
 import random
@@ -19,7 +19,7 @@ TOPIC = "tamiyo.health.windows"
 
 
 def messages(count: int) -> list[Message]:
-    """Messages too random to be compressed, with holes between their offsets, as compaction leaves them."""
+    """Return messages of incompressible bytes, with gaps between their offsets as after compaction."""
     noise = random.Random(0)
     return [
         message(TOPIC, 3 * n, noise.randbytes(2000), headers=(("tamiyo-id", b"a"), ("empty", None)))
@@ -32,21 +32,21 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / f"{TOPIC}-0.avro"
 
 
-def write(path: Path, told: list[Message]) -> LogWriter:
+def write(path: Path, written: list[Message]) -> LogWriter:
     writer = LogWriter(path, TOPIC, 0)
-    for each in told:
+    for each in written:
         writer.write(each)
     return writer
 
 
-def test_what_is_written_is_read(path: Path) -> None:
-    told = [*messages(400), message(TOPIC, 2000, None, key=None)]
-    writer = write(path, told)
+def test_messages_are_read_as_written(path: Path) -> None:
+    written = [*messages(400), message(TOPIC, 2000, None, key=None)]
+    writer = write(path, written)
     assert not path.exists()
     writer.finish()
-    assert list(read(path, TOPIC, 0)) == told
+    assert list(read(path, TOPIC, 0)) == written
     assert (writer.messages, writer.next_offset, writer.first_ms, writer.last_ms) == (401, 2001, 0, 2_000_000)
-    # Any Avro library reads it, and finds out what it is.
+    # Any Avro library reads it, including its metadata.
     with path.open("rb") as file:
         foreign = fastavro.reader(file)
         assert foreign.metadata["tamiyo.topic"] == TOPIC
@@ -54,20 +54,20 @@ def test_what_is_written_is_read(path: Path) -> None:
 
 
 @pytest.mark.parametrize("cut", [1, 1_000, 100_000])
-def test_a_file_that_was_cut_off_goes_on_after_its_last_whole_block(path: Path, cut: int) -> None:
-    told = messages(400)
-    write(path, told[:300]).abandon()
+def test_a_truncated_file_continues_after_its_last_complete_block(path: Path, cut: int) -> None:
+    written = messages(400)
+    write(path, written[:300]).abandon()
     os.truncate(partial(path), partial(path).stat().st_size - cut)
     writer = LogWriter(path, TOPIC, 0)
     assert 0 < writer.messages < 300
-    assert writer.next_offset == told[writer.messages - 1].offset + 1
-    for each in told[writer.messages :]:
+    assert writer.next_offset == written[writer.messages - 1].offset + 1
+    for each in written[writer.messages :]:
         writer.write(each)
     writer.finish()
-    assert list(read(path, TOPIC, 0)) == told
+    assert list(read(path, TOPIC, 0)) == written
 
 
-def test_a_file_without_a_whole_header_begins_anew(path: Path) -> None:
+def test_a_file_without_a_complete_header_is_started_anew(path: Path) -> None:
     partial(path).write_bytes(b"Obj\x01 and then the power went")
     writer = LogWriter(path, TOPIC, 0)
     assert (writer.messages, writer.next_offset) == (0, 0)
@@ -75,18 +75,18 @@ def test_a_file_without_a_whole_header_begins_anew(path: Path) -> None:
     assert list(read(path, TOPIC, 0)) == []
 
 
-def test_a_finished_file_can_be_gone_on_with(path: Path) -> None:
-    told = messages(10)
-    write(path, told[:4]).finish()
+def test_a_finished_file_can_be_continued(path: Path) -> None:
+    written = messages(10)
+    write(path, written[:4]).finish()
     writer = LogWriter(path, TOPIC, 0)
     assert (writer.messages, writer.first_ms, writer.last_ms) == (4, 0, 9_000)
-    for each in told[4:]:
+    for each in written[4:]:
         writer.write(each)
     writer.finish()
-    assert list(read(path, TOPIC, 0)) == told
+    assert list(read(path, TOPIC, 0)) == written
 
 
-def test_damage_is_an_error_that_says_where(path: Path) -> None:
+def test_damage_is_an_error_with_its_place(path: Path) -> None:
     write(path, messages(400)).finish()
     whole = path.read_bytes()
     path.write_bytes(whole[:-100_000])
@@ -114,14 +114,15 @@ def test_random_damage_never_raises_anything_else(path: Path) -> None:
             continue
 
 
-def test_offsets_that_run_back_are_refused(path: Path) -> None:
-    write(path, [*messages(3), message(TOPIC, 2)]).finish()
-    with pytest.raises(RecordingError, match="offset 2 follows 6"):
+@pytest.mark.parametrize("offset", [2, 6])
+def test_offsets_that_repeat_or_run_back_are_refused(path: Path, offset: int) -> None:
+    write(path, [*messages(3), message(TOPIC, offset)]).finish()
+    with pytest.raises(RecordingError, match=f"offset {offset} follows 6"):
         list(read(path, TOPIC, 0))
 
 
-def test_a_full_disk_leaves_what_was_written(path: Path) -> None:
-    # A limit on the size of files stands for the disk: the same error from the same call.
+def test_a_full_disk_keeps_complete_blocks(path: Path) -> None:
+    # A file size limit causes the same error from the same call as a full disk.
     script = f"""
 import resource, sys
 from pathlib import Path
@@ -134,10 +135,10 @@ except OSError:
 """
     done = subprocess.run([sys.executable, "-c", script], cwd=Path(__file__).parents[3], check=False)
     assert done.returncode == 7
-    told = messages(400)
+    written = messages(400)
     writer = LogWriter(path, TOPIC, 0)
     assert writer.messages > 0
-    for each in told[writer.messages :]:
+    for each in written[writer.messages :]:
         writer.write(each)
     writer.finish()
-    assert list(read(path, TOPIC, 0)) == told
+    assert list(read(path, TOPIC, 0)) == written

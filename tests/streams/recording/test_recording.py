@@ -1,4 +1,4 @@
-"""A recording's folder: what it says of itself, and what a replay refuses."""
+"""A recording's folder: its manifest, its files, and what is refused."""
 
 import json
 from pathlib import Path
@@ -20,7 +20,7 @@ def test_partitions_and_topics_merge_by_time(tmp_path: Path) -> None:
         [
             message(kernel, 0, timestamp_ms=10),
             message(kernel, 1, timestamp_ms=30),
-            message(kernel, 2, timestamp_ms=20),  # a clock that ran back: the partition keeps its order
+            message(kernel, 2, timestamp_ms=20),  # the clock ran back: the partition keeps its order
             message(kernel, 0, partition=1, timestamp_ms=25),
             message(layer, 0, timestamp_ms=5),
             message(cache, 0, timestamp_ms=30),
@@ -33,7 +33,7 @@ def test_partitions_and_topics_merge_by_time(tmp_path: Path) -> None:
         (5, layer, 0, 0),
         (10, kernel, 0, 0),
         (25, kernel, 1, 0),
-        (30, cache, 0, 0),  # of the same millisecond: what no watermark waits for goes first
+        (30, cache, 0, 0),  # within a millisecond, topics that no watermark waits for come first
         (30, kernel, 0, 1),
         (30, kernel, 0, 2),
     ]
@@ -45,10 +45,10 @@ def test_partitions_and_topics_merge_by_time(tmp_path: Path) -> None:
 def test_files_that_changed_are_refused(tmp_path: Path) -> None:
     make_recording(tmp_path, [message(WINDOWS.name, n) for n in range(50)])
     recording = Recording(tmp_path)
-    told: list[int] = []
-    recording.verify([WINDOWS], told.append)
+    sizes: list[int] = []
+    recording.verify([WINDOWS], sizes.append)
     path = tmp_path / f"{WINDOWS.name}-0.avro"
-    assert told == [path.stat().st_size]
+    assert sizes == [path.stat().st_size]
     whole = bytearray(path.read_bytes())
     whole[-20] ^= 1  # deflate alone would not notice
     path.write_bytes(bytes(whole))
@@ -97,7 +97,7 @@ def test_a_damaged_manifest_is_named(tmp_path: Path, damage, words: str) -> None
     assert words in str(error.value)
 
 
-def test_a_recording_that_was_cut_off_is_no_recording_yet(tmp_path: Path) -> None:
+def test_an_interrupted_recording_is_not_readable_yet(tmp_path: Path) -> None:
     manifest = make_recording(tmp_path, [message(WINDOWS.name, 0)])
     manifest.parts[0].sha256 = ""
     manifest.write(tmp_path)

@@ -1,4 +1,4 @@
-"""What a replay has left is removed, also where its last worker is just leaving, and nothing else is."""
+"""A replay's topics and groups are removed, also while its last worker is leaving, and no others."""
 
 import threading
 import time
@@ -53,7 +53,7 @@ def test_a_member_that_stays_is_an_error(
     member.close()
 
 
-def test_what_is_no_replays_is_left_alone(real_kafka: str, names: TopicNames) -> None:
+def test_topics_of_no_replay_are_refused(real_kafka: str, names: TopicNames) -> None:
     kafka = KafkaSettings(bootstrap_servers=real_kafka)
     Topics(kafka, names).create(partitions=1)
     with pytest.raises(ConfigurationError, match="was not created by a replay"):

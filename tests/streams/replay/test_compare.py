@@ -1,4 +1,4 @@
-"""Comparing two runs: same, different, missing, contradicting."""
+"""Comparing two runs: same, different, missing and contradicting records."""
 
 from pathlib import Path
 
@@ -55,10 +55,17 @@ def test_the_first_differing_field_is_named(tmp_path: Path) -> None:
     assert (found.first.left, found.first.right) == (str(GRAPH.step), str(GRAPH.step + 7))
 
 
-def test_what_only_one_side_has_is_counted(tmp_path: Path) -> None:
+def test_records_of_one_side_only_are_counted(tmp_path: Path) -> None:
     found = compared(tmp_path, graphs("a", "b", "c"), graphs("b", "d"))
     assert (found.same, found.left_only, found.right_only) == (1, 2, 1)
     assert not found.equal
+
+
+def test_a_record_of_either_side_alone_makes_the_sides_differ(tmp_path: Path) -> None:
+    found = compared(tmp_path / "1", graphs("a", "b"), graphs("a"))
+    assert (found.left_only, found.right_only, found.equal) == (1, 0, False)
+    found = compared(tmp_path / "2", graphs("a"), graphs("a", "b"))
+    assert (found.left_only, found.right_only, found.equal) == (0, 1, False)
 
 
 def test_two_contents_under_one_id_are_a_contradiction(tmp_path: Path) -> None:
@@ -69,7 +76,7 @@ def test_two_contents_under_one_id_are_a_contradiction(tmp_path: Path) -> None:
     assert not found.equal
 
 
-def test_a_run_can_be_chosen(tmp_path: Path) -> None:
+def test_a_run_can_be_selected(tmp_path: Path) -> None:
     found = compared(tmp_path, graphs("a", "b"), graphs("a"), runs=["another"])
     assert (found.same, found.left_only) == (0, 0)
 
@@ -122,6 +129,6 @@ def test_first_difference(left: dict[str, object], right: dict[str, object], exp
     assert first_difference(left, right) == expected
 
 
-def test_what_is_compared_is_named_by_folder_or_prefix() -> None:
+def test_a_side_is_named_by_folder_or_prefix() -> None:
     with pytest.raises(ConfigurationError, match="there is no folder nowhere; topics on the broker are named topics:"):
         side("nowhere", KafkaSettings)

@@ -1,4 +1,4 @@
-"""When a replay's telemetry may be published, with intake's commits in a test's hand."""
+"""When a replay may publish telemetry, with intake's commits under the test's control."""
 
 from collections.abc import Iterable
 
@@ -47,10 +47,10 @@ def frame(record: Record, topic: str = KERNEL_PERFORMANCE.name) -> Message:
 
 
 def publish(order: IntakeOrder, *messages: Message) -> int:
-    """Publish what need not wait; return how often it had to."""
+    """Publish messages that must not wait for commits; return how often they waited for known ones."""
 
     def never() -> None:
-        raise AssertionError("it waits")
+        raise AssertionError("waits for a commit")
 
     before = order.waits
     for each in messages:
@@ -61,7 +61,7 @@ def publish(order: IntakeOrder, *messages: Message) -> int:
 
 def test_a_frame_that_leaves_a_window_waits_for_the_errors_in_it(order: IntakeOrder, intake: Intake) -> None:
     error = frame(error_recovery(40), ERROR_RECOVERY.name)
-    # In the same window, of another run, or of a topic that intake does not read: at once.
+    # In the same window, of another run, or of a topic that intake does not read: no wait.
     other = message(KERNEL_PERFORMANCE.name, 0, encode(kernel_performance(60, run_id="other")), key=b"other")
     outcome = message(OUTCOMES.name, 0, b"anything", key=b"run")
     assert publish(order, error, frame(kernel_performance(40)), other, outcome) == 0
@@ -95,7 +95,7 @@ def test_the_wait_can_be_ended(order: IntakeOrder) -> None:
         order.before(frame(kernel_performance(50)), stop)
 
 
-def test_no_more_is_published_than_windows_can_hold(
+def test_publishing_waits_before_the_windows_stage_is_full(
     order: IntakeOrder, intake: Intake, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one = frame(kernel_performance(0))
@@ -114,6 +114,6 @@ def test_no_more_is_published_than_windows_can_hold(
     assert turns == 3  # down to half of it
 
 
-def test_what_is_no_frame_holds_nothing_up(order: IntakeOrder) -> None:
+def test_a_message_that_is_not_a_frame_does_not_wait(order: IntakeOrder) -> None:
     bad = message(ERROR_RECOVERY.name, 0, b"garbage", key=b"run")
     assert publish(order, bad, frame(kernel_performance(50)), message(KERNEL_PERFORMANCE.name, 0, b"garbage")) == 0

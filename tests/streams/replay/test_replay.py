@@ -1,4 +1,4 @@
-"""Record and replay on a real Kafka: the same to the byte, nothing live touched, trouble told."""
+"""Record and replay on a real Kafka: same bytes, live topics unchanged, problems reported."""
 
 import os
 import signal
@@ -41,7 +41,7 @@ CHAIN = ("intake", "windows", "graphs", "decisions")
 
 @dataclass(frozen=True)
 class Recorded:
-    """A live installation that is at rest, and its recording."""
+    """An idle live installation and its recording."""
 
     kafka: KafkaSettings
     names: TopicNames
@@ -65,7 +65,7 @@ def recorded(real_kafka: str, tmp_path_factory: pytest.TempPathFactory) -> Recor
         wait(lambda: "all stages run" in (folder / "live-worker.log").read_text(), children, "the worker")
         live.simulate(CUT, seconds=0.2, cut=True)
         simulated(live, LOAD, LIVE_S, new_policy=1)
-        windows = LOAD.windows(50) + CUT.windows(50) - 1  # the last of the run that was killed stays open
+        windows = LOAD.windows(50) + CUT.windows(50) - 1  # the killed run's last window stays open
         wait(lambda: live.drained([*LOAD.run_ids, *CUT.run_ids], windows=windows), children, "the decisions")
     recording = folder / "recording"
     manifest = Recorder(recording, kafka, names, Selection(), checkpoint_url=f"{store}/checkpoints").run()
@@ -75,7 +75,7 @@ def recorded(real_kafka: str, tmp_path_factory: pytest.TempPathFactory) -> Recor
 
 
 def ends(kafka: KafkaSettings, names: TopicNames) -> list[object]:
-    """Return how far every topic of an installation reaches."""
+    """Return the ends of all topics of an installation."""
     reader = TopicReader(kafka, names)
     try:
         return list(reader.resolve(Selection()))
@@ -84,9 +84,9 @@ def ends(kafka: KafkaSettings, names: TopicNames) -> list[object]:
 
 
 def replayer(recorded: Recorded, prefix: str, **options: object) -> Replayer:
-    level = options.pop("level", ReplaySource.TELEMETRY)
+    source = options.pop("source", ReplaySource.TELEMETRY)
     recording = options.pop("recording", Recording(recorded.folder))
-    plan = Plan(Flow.between(level, ReplayTarget.DECISIONS), TopicNames(prefix=prefix), **options)  # type: ignore[arg-type]
+    plan = Plan(Flow.between(source, ReplayTarget.DECISIONS), TopicNames(prefix=prefix), **options)  # type: ignore[arg-type]
     return Replayer(recording, plan, recorded.kafka, recorded.names, observer=Quiet())  # type: ignore[arg-type]
 
 
@@ -97,16 +97,16 @@ def replayed(recorded: Recorded, prefix: str, **options: object) -> Replayed:
 
 
 @pytest.mark.parametrize(
-    ("speed", "count", "level"),
+    ("speed", "count", "source"),
     [(1.0, 1, ReplaySource.TELEMETRY), (100.0, 4, ReplaySource.TELEMETRY), (None, 1, ReplaySource.SIGNALS)],
     ids=["1x-one-worker", "100x-four-workers", "max-from-signals"],
 )
-def test_a_replay_says_the_same_to_the_byte(
-    recorded: Recorded, names: TopicNames, speed: float | None, count: int, level: ReplaySource
+def test_a_replay_computes_the_same_bytes(
+    recorded: Recorded, names: TopicNames, speed: float | None, count: int, source: ReplaySource
 ) -> None:
     before = ends(recorded.kafka, recorded.names)
-    result = replayed(recorded, names.prefix, speed=speed, workers=count, level=level)
-    assert ends(recorded.kafka, recorded.names) == before  # nothing live was touched
+    result = replayed(recorded, names.prefix, speed=speed, workers=count, source=source)
+    assert ends(recorded.kafka, recorded.names) == before  # live topics are unchanged
     assert result.rejected == {}
     if speed == 1.0:
         assert result.seconds > LIVE_S
@@ -115,7 +115,7 @@ def test_a_replay_says_the_same_to_the_byte(
     assert [(each.topic, each.same, each.equal) for each in whole] == [
         (topic.name, LOAD.windows(50), True) for topic in (WINDOWS, GRAPHS, DECISIONS)
     ], whole
-    # The run that was killed had a window open when it was recorded; the replay's end closes it.
+    # The killed run had an open window when it was recorded; the replay's end closes it.
     cut = compare(*sides, runs=CUT.run_ids)
     assert [(each.same, each.differ, each.left_only, each.right_only) for each in cut] == [(1, 0, 0, 1)] * 3
     assert result.computed[DECISIONS.name] == LOAD.windows(50) + 2
@@ -124,11 +124,11 @@ def test_a_replay_says_the_same_to_the_byte(
 
 
 def test_other_workers_and_another_policy(recorded: Recorded, names: TopicNames, tmp_path: Path) -> None:
-    """Workers that somebody else starts; one policy for all, where two had decided."""
-    each = replayer(recorded, names.prefix, workers=0, policy_version=1, level=ReplaySource.GRAPHS)
+    """Workers that are started elsewhere; one policy for all decisions, recorded with two."""
+    each = replayer(recorded, names.prefix, workers=0, policy_version=1, source=ReplaySource.GRAPHS)
     each.check()
     with Children(tmp_path, each.environment()) as children:
-        # The topics are not there yet: the worker would give up.
+        # A worker needs the topics at its start.
         Topics(recorded.kafka, names, Flow.between(ReplaySource.GRAPHS, ReplayTarget.DECISIONS).topics).create(
             partitions=4, retention_ms=-1
         )
@@ -139,11 +139,11 @@ def test_other_workers_and_another_policy(recorded: Recorded, names: TopicNames,
     assert found.differ > 0
     assert found.left_only == found.right_only == 0
     assert found.first is not None
-    said = TopicsSide(recorded.kafka, names).messages(DECISIONS)
-    assert {decode(each.value, AdaptationDecision).policy_version for each in said} == {1}
+    computed = TopicsSide(recorded.kafka, names).messages(DECISIONS)
+    assert {decode(each.value, AdaptationDecision).policy_version for each in computed} == {1}
 
 
-def test_what_cannot_be_replayed_is_refused_before_anything_is_made(
+def test_an_impossible_replay_is_refused_before_anything_is_created(
     recorded: Recorded, names: TopicNames, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refused(prefix: str, error: type[Exception], words: str, **options: object) -> None:
@@ -165,18 +165,13 @@ def test_what_cannot_be_replayed_is_refused_before_anything_is_made(
     )
     none = Selection(topics=tuple(topic.name for topic in CATALOGUE if topic != DECISIONS))
     Recorder(tmp_path / "none", recorded.kafka, recorded.names, none).run()
-    refused(
-        "new.",
-        ConfigurationError,
-        "holds no decisions, which name the policies",
-        recording=Recording(tmp_path / "none"),
-    )
+    refused("new.", ConfigurationError, "holds no decisions, which name", recording=Recording(tmp_path / "none"))
     monkeypatch.setenv("TAMIYO_WINDOW_WIDTH", "10")
     refused("new.", ConfigurationError, "the recorded windows are 50 wide by step, but TAMIYO_WINDOW_WIDTH is 10")
     assert Topics(recorded.kafka, TopicNames(prefix="new.")).present() == []
 
 
-def test_a_choice_of_runs_times_and_offsets_is_recorded(recorded: Recorded, tmp_path: Path) -> None:
+def test_a_selection_of_runs_times_and_offsets_is_recorded(recorded: Recorded, tmp_path: Path) -> None:
     def record(name: str, **fields: object) -> Recording:
         Recorder(tmp_path / name, recorded.kafka, recorded.names, Selection(**fields)).run()  # type: ignore[arg-type]
         return Recording(tmp_path / name)
@@ -202,7 +197,7 @@ def test_a_choice_of_runs_times_and_offsets_is_recorded(recorded: Recorded, tmp_
         Recorder(tmp_path / "nobody", recorded.kafka, TopicNames(prefix="nobody."), Selection()).run()
 
 
-def test_a_recording_that_is_stopped_is_gone_on_with(recorded: Recorded, tmp_path: Path) -> None:
+def test_a_stopped_recording_can_be_continued(recorded: Recorded, tmp_path: Path) -> None:
     read = 0
 
     def progress(count: int) -> None:
@@ -214,7 +209,7 @@ def test_a_recording_that_is_stopped_is_gone_on_with(recorded: Recorded, tmp_pat
     assert not manifest.complete
     stopped = sum(part.messages for part in manifest.parts)
     assert 200 < stopped < Recording(recorded.folder).count(CATALOGUE)
-    assert Recording(tmp_path / "r").count(CATALOGUE) == stopped  # nothing lost: what is there can be read
+    assert Recording(tmp_path / "r").count(CATALOGUE) == stopped  # what is recorded can be read
     with pytest.raises(ConfigurationError, match="unfinished recording of another selection"):
         Recorder(tmp_path / "r", recorded.kafka, recorded.names, Selection(runs=("a",))).run()
     assert Recorder(tmp_path / "r", recorded.kafka, recorded.names, Selection()).run().complete
@@ -245,7 +240,7 @@ def test_ctrl_c_stops_a_replay_and_its_workers(recorded: Recorded, names: TopicN
         if process.poll() is None:
             process.kill()
     assert process.returncode == 130, out
-    assert f"`tamiyo discard {names.prefix}` removes what it has made" in " ".join(out.split())
+    assert f"`tamiyo discard {names.prefix}` removes its topics" in " ".join(out.split())
     assert list(tmp_path.iterdir()) == []
     assert discard(names.prefix, recorded.kafka, recorded.names) > 0
 

@@ -1,24 +1,20 @@
-"""The mark that ends a replay: what a stage held is said, the mark goes on, and only then is it acknowledged."""
+"""End markers of a replay: the stage is flushed, the markers are passed on, and only then are they acknowledged."""
 
 import asyncio
-from collections.abc import Mapping, Sequence
-from types import SimpleNamespace
+from collections.abc import Sequence
 from typing import Any
 
-from tamiyo.schemas.codec import encode
-from tamiyo.schemas.telemetry import CacheHitRates
 from tamiyo.streams.headers import END_HEADER, END_MARKER
 from tamiyo.streams.messages import is_end
 from tamiyo.streams.runtime.end_of_stream import EndTracker
-from tamiyo.streams.runtime.partition_task import PartitionTask, RestoredState
 from tamiyo.streams.settings import WorkerSettings
 from tamiyo.streams.stages.base import Incoming, Output
-from tests.streams.runtime.test_partition_task import FakeKafka
-from tests.support.pairs import FACTORS, LETTERS, NUMBERS, SUMS, PairSettings, PairStage, number
+from tests.streams.runtime.harness import FakeKafka, TaskHarness, pair_stage, settle
+from tests.support.pairs import LETTERS, NUMBERS, SUMS, PairStage, number
 
 
 class FlushingStage(PairStage):
-    """The pair stage, which at the end says what has no partner."""
+    """The pair stage, which at the end publishes the last number."""
 
     held: list[Incoming]
 
@@ -31,97 +27,86 @@ class FlushingStage(PairStage):
         return [Output(SUMS, last.record, "flushed", last)]
 
 
-class TaskHarness:
-    """A tenure of the flushing stage, and what was acknowledged of each topic."""
-
-    def __init__(self, kafka: FakeKafka, positions: Mapping[str, int] | None = None) -> None:
-        self.acknowledged: dict[str, list[int]] = {NUMBERS.name: [], LETTERS.name: []}
-        self.tenure = PartitionTask("pairs", (NUMBERS, LETTERS), 1, kafka)
-        stage = FlushingStage(1, PairSettings(), {FACTORS.name: SimpleNamespace(get=lambda key: None)})  # type: ignore[dict-item]
-        self.tenure.begin(stage, RestoredState(dict(positions or {NUMBERS.name: 0, LETTERS.name: 0}), set()))
-
-    async def take(self, topic: str, offset: int, record: CacheHitRates | None) -> None:
-        event = SimpleNamespace(
-            message=SimpleNamespace(offset=offset, timestamp=1.5, headers=[] if record else END_MARKER),
-            value=encode(record) if record else None,
-            key=b"run",
-            ack=lambda: self.acknowledged[topic].append(offset),
-        )
-        await self.tenure.take(topic, event)
-        for _ in range(60):
-            await asyncio.sleep(0)
+def flushing(kafka: FakeKafka) -> TaskHarness:
+    return TaskHarness(kafka, stage=pair_stage(FlushingStage))
 
 
-def replaying(**fields: Any) -> FakeKafka:
-    return FakeKafka(worker=WorkerSettings(max_batch=100, replay=True), **fields)
+def replaying() -> FakeKafka:
+    return FakeKafka(worker=WorkerSettings(max_batch=100, replay=True))
 
 
-def test_a_stage_flushes_and_passes_the_mark_on_once_all_its_inputs_have_ended() -> None:
+def test_a_stage_flushes_and_passes_the_end_marker_on_once_all_its_inputs_have_ended() -> None:
     async def scene() -> None:
         kafka = replaying()
-        desk = TaskHarness(kafka)
-        await desk.take(NUMBERS.name, 0, number("a", 0, 1))
-        await desk.take(NUMBERS.name, 1, None)
+        harness = flushing(kafka)
+        await harness.take(0, number("a", 0, 1))
+        await harness.take(1, None)
+        await settle()
         assert kafka.sent == []  # the letters may go on
-        assert desk.acknowledged[NUMBERS.name] == []
-        kafka.held_back = True
-        await desk.take(LETTERS.name, 0, None)
-        flushed, mark = kafka.sent
+        assert harness.acknowledged[NUMBERS.name] == []
+        kafka.keep_back = True
+        await harness.take(0, None, LETTERS.name)
+        await settle()
+        flushed, marker = kafka.sent
         assert flushed.headers["tamiyo-id"] == "flushed"
-        assert (mark.topic, mark.value, mark.partition) == ("p.test.sums", None, 1)
-        assert END_HEADER in mark.headers
-        # A worker that is killed now meets the marks again.
-        assert desk.acknowledged == {NUMBERS.name: [], LETTERS.name: []}
+        assert (marker.topic, marker.value) == (SUMS.name, None)
+        assert END_HEADER in marker.headers
+        # A worker that is killed now reads the end markers again.
+        assert harness.acknowledged == {NUMBERS.name: [], LETTERS.name: []}
         flushed.delivered.set_result(None)
-        mark.delivered.set_result(None)
-        for _ in range(60):
-            await asyncio.sleep(0)
-        assert desk.acknowledged[LETTERS.name] == [0]
+        await settle()
+        assert harness.acknowledged == {NUMBERS.name: [], LETTERS.name: []}
+        marker.delivered.set_result(None)
+        await settle()
+        assert harness.acknowledged[LETTERS.name] == [0]
         assert not kafka.failed
-        desk.tenure.close()
+        harness.task.close()
 
     asyncio.run(scene())
 
 
-def test_a_mark_that_waits_for_another_holds_nothing_before_it_back() -> None:
+def test_an_end_marker_that_waits_for_another_blocks_nothing_before_it() -> None:
     async def scene() -> None:
         kafka = replaying()
-        desk = TaskHarness(kafka)
-        await desk.take(NUMBERS.name, 0, number("a", 0, 1))
-        await desk.take(NUMBERS.name, 1, number("a", 1, 2))
-        await desk.take(NUMBERS.name, 2, None)
-        assert desk.acknowledged[NUMBERS.name] == [0, 1]
-        desk.tenure.close()
+        harness = flushing(kafka)
+        await harness.take(0, number("a", 0, 1))
+        await harness.take(1, number("a", 1, 2))
+        await harness.take(2, None)
+        await settle()
+        assert harness.acknowledged[NUMBERS.name] == [0, 1]
+        harness.task.close()
 
     asyncio.run(scene())
 
 
-def test_without_a_replay_a_mark_is_an_unusable_message() -> None:
+def test_without_a_replay_an_end_marker_is_dead_lettered() -> None:
     async def scene() -> None:
         kafka = FakeKafka()
-        desk = TaskHarness(kafka)
-        await desk.take(NUMBERS.name, 0, None)
-        await desk.take(LETTERS.name, 0, None)
-        assert [each.topic for each in kafka.sent] == ["p.test.numbers.dlq", "p.test.letters.dlq"]
-        desk.tenure.close()
+        harness = flushing(kafka)
+        await harness.take(0, None)
+        await settle()
+        await harness.take(0, None, LETTERS.name)
+        await settle()
+        assert [each.topic for each in kafka.sent] == ["test.numbers.dlq", "test.letters.dlq"]
+        harness.task.close()
 
     asyncio.run(scene())
 
 
-def test_a_mark_has_no_value_and_says_so_in_its_headers() -> None:
+def test_an_end_marker_has_no_value_and_a_header() -> None:
     assert is_end(None, END_MARKER)
     assert not is_end(b"", END_MARKER)
     assert not is_end(None, [("tamiyo-id", b"1")])
     assert not is_end(None, None)
 
 
-def test_endings_are_due_once() -> None:
-    endings = EndTracker(["a", "b"])
-    endings.note("a", 7)
-    assert not endings.due()
-    assert endings.bound("a", 9) == 7
-    assert endings.bound("b", 9) == 9
-    endings.note("b", 3)
-    assert endings.due()
-    assert not endings.due()
-    assert endings.bound("a", 9) == 9
+def test_the_end_is_due_once() -> None:
+    ends = EndTracker(["a", "b"])
+    ends.record("a", 7)
+    assert not ends.due()
+    assert ends.bound("a", 9) == 7
+    assert ends.bound("b", 9) == 9
+    ends.record("b", 3)
+    assert ends.due()
+    assert not ends.due()
+    assert ends.bound("a", 9) == 9

@@ -1,4 +1,4 @@
-"""On a real Kafka: a broker that goes away and comes back, and a worker told to stop in the middle of its work."""
+"""On a real Kafka: a broker that goes down and comes back, and a worker that is stopped in the middle of its work."""
 
 import os
 import signal
@@ -20,7 +20,7 @@ from tamiyo.schemas.topics import DECISIONS
 from tamiyo.streams.admin.brokers import LocalKafka
 from tamiyo.streams.admin.topics import Topics
 from tamiyo.streams.settings import WorkerSettings
-from tests.support.kafka_log import Heard, KafkaLog
+from tests.support.kafka_log import KafkaLog, LoggedMessage
 from tests.support.pairs import NUMBERS, SUMS, number
 from tests.support.runs import RUN, decision
 from tests.support.workers import ORDINARY, ROOT, RUNS, TOPICS, Process, enough, expected, numbers, sums
@@ -33,10 +33,10 @@ STOP_S = 10.0
 
 @pytest.fixture
 def own_kafka() -> Iterator[LocalKafka]:
-    """A broker of the test's own, since it is killed."""
+    """A broker for one test, which kills it."""
     home = os.environ.get("KAFKA_HOME")
     if not home:
-        pytest.skip("no broker that could be killed: KAFKA_HOME is not set")
+        pytest.skip("needs a broker that it may kill: KAFKA_HOME is not set")
     with LocalKafka(home) as broker:
         yield broker
 
@@ -48,7 +48,7 @@ def outage(broker: LocalKafka, down_s: float = OUTAGE_S) -> None:
 
 
 @pytest.mark.timeout(240)
-def test_stages_wait_for_a_broker_that_is_gone_and_go_on(
+def test_stages_wait_for_a_broker_that_is_down_and_go_on(
     own_kafka: LocalKafka,
     names: TopicNames,
     open_log: Callable[[KafkaSettings], KafkaLog],
@@ -58,19 +58,19 @@ def test_stages_wait_for_a_broker_that_is_gone_and_go_on(
     Topics(kafka, names, TOPICS).create(partitions=2)
     log = open_log(kafka)
     worker = start(kafka).wait_until_ready(2)
-    log.say(NUMBERS, numbers(0, 51))
+    log.publish(NUMBERS, numbers(0, 51))
     log.wait_for(SUMS.name, enough(50))  # in the middle of its work
     outage(own_kafka)
-    log.say(NUMBERS, numbers(51, 101))
-    heard = log.wait_for(SUMS.name, enough(400), timeout_s=90)
-    assert sums(heard) == expected(101)
+    log.publish(NUMBERS, numbers(51, 101))
+    messages = log.wait_for(SUMS.name, enough(400), timeout_s=90)
+    assert sums(messages) == expected(101)
     assert worker.process.poll() is None, worker.log.read_text()
     worker.wait_until_ready(2)
     assert worker.end(signal.SIGTERM) == 0, worker.log.read_text()
 
 
 @pytest.mark.timeout(120)
-def test_a_host_hears_each_decision_once_before_and_after_an_outage(
+def test_a_host_receives_each_decision_once_before_and_after_an_outage(
     own_kafka: LocalKafka, names: TopicNames, open_log: Callable[[KafkaSettings], KafkaLog]
 ) -> None:
     kafka = KafkaSettings(bootstrap_servers=own_kafka.bootstrap_servers)
@@ -82,22 +82,22 @@ def test_a_host_hears_each_decision_once_before_and_after_an_outage(
         for life in ("first", "second"):
             if life == "second":
                 outage(own_kafka, down_s=2.0)
-            said = [decision(f"{life}-{number}") for number in range(3)]
-            log.say(DECISIONS, said)
-            heard: list[InboundRecord] = []
+            published = [decision(f"{life}-{number}") for number in range(3)]
+            log.publish(DECISIONS, published)
+            received: list[InboundRecord] = []
             deadline = time.monotonic() + 30
-            while len(heard) < len(said) and time.monotonic() < deadline:
-                heard += receiver.receive()
+            while len(received) < len(published) and time.monotonic() < deadline:
+                received += receiver.receive()
                 time.sleep(0.05)
-            assert heard == said
-        time.sleep(2)  # for what should not come
+            assert received == published
+        time.sleep(2)  # for a repeated decision to arrive
         assert list(receiver.receive()) == []
     finally:
         receiver.close()
 
 
 @pytest.mark.timeout(300)
-def test_one_that_gave_up_on_a_delivery_is_started_again_by_its_supervisor(
+def test_a_worker_whose_delivery_timed_out_is_restarted_by_its_supervisor(
     own_kafka: LocalKafka, names: TopicNames, open_log: Callable[[KafkaSettings], KafkaLog], tmp_path: Path
 ) -> None:
     kafka = KafkaSettings(bootstrap_servers=own_kafka.bootstrap_servers)
@@ -108,7 +108,7 @@ def test_one_that_gave_up_on_a_delivery_is_started_again_by_its_supervisor(
         "TAMIYO_KAFKA_BOOTSTRAP_SERVERS": kafka.bootstrap_servers,
         "TAMIYO_TOPIC_PREFIX": names.prefix,
         "TAMIYO_WORKER_DELIVERY_TIMEOUT_S": "2",  # shorter than the outage
-        "TAMIYO_WORKER_STARTUP_TIMEOUT_S": "2",  # and so is its patience at a start
+        "TAMIYO_WORKER_STARTUP_TIMEOUT_S": "2",  # and so is its timeout at a start
         "TAMIYO_WORKER_STATE_DIR": str(tmp_path),
         "TAMIYO_SUPERVISOR_FIRST_BACKOFF_S": "0.2",
         "TAMIYO_SUPERVISOR_LAST_BACKOFF_S": "2",
@@ -121,9 +121,9 @@ def test_one_that_gave_up_on_a_delivery_is_started_again_by_its_supervisor(
             cwd=ROOT, env=environment, stdout=file, stderr=file,
         )  # fmt: skip
     try:
-        log.say(NUMBERS, numbers(0, 51))
+        log.publish(NUMBERS, numbers(0, 51))
         log.wait_for(SUMS.name, enough(200))
-        # Something is on its way to the broker when it goes.
+        # Some records are on their way to the broker when it goes down.
         producer = Producer(kafka.librdkafka(**PRODUCER))
         for record in numbers(51, 2001):
             producer.produce(names.full(NUMBERS.name), encode(record), record.run_id.encode())
@@ -131,8 +131,8 @@ def test_one_that_gave_up_on_a_delivery_is_started_again_by_its_supervisor(
         log.wait_for(SUMS.name, enough(300))
         outage(own_kafka)
         assert producer.flush(60) == 0
-        heard = log.wait_for(SUMS.name, enough(8 * 1000), timeout_s=120)
-        assert sums(heard) == expected(2001)
+        messages = log.wait_for(SUMS.name, enough(8 * 1000), timeout_s=120)
+        assert sums(messages) == expected(2001)
         assert supervisor.poll() is None, output.read_text()
         supervisor.terminate()
         assert supervisor.wait(20) == 0, output.read_text()
@@ -142,7 +142,7 @@ def test_one_that_gave_up_on_a_delivery_is_started_again_by_its_supervisor(
 
 
 class Load(threading.Thread):
-    """Produces pairs of every run, as fast as is asked, until it is stopped."""
+    """Produces pairs of every run, `per_s` records a second, until it is stopped."""
 
     def __init__(self, kafka: KafkaSettings, names: TopicNames, per_s: int) -> None:
         super().__init__(daemon=True)
@@ -166,23 +166,23 @@ class Load(threading.Thread):
         assert self._producer.flush(20) == 0
 
 
-def reached(heard: list[Heard]) -> dict[int, int]:
-    """Return by partition how far the numbers had been read by what was said, as its headers tell."""
+def reached(messages: list[LoggedMessage]) -> dict[int, int]:
+    """Return by partition how far the numbers had been read, by the headers of outputs."""
     found: dict[int, int] = {}
-    for each in heard:
+    for each in messages:
         positions = dict(part.split("=") for part in each.headers["tamiyo-positions"].split(","))
         found[each.partition] = max(found.get(each.partition, 0), int(positions[NUMBERS.name]))
     return found
 
 
 @pytest.mark.timeout(240)
-def test_a_stop_under_load_drains_commits_and_costs_the_next_one_no_batch(
+def test_a_stop_under_load_drains_and_commits_and_the_next_worker_repeats_no_batch(
     real_kafka: str, names: TopicNames, open_log: Callable[[KafkaSettings], KafkaLog], start: Callable[..., Process]
 ) -> None:
     kafka = KafkaSettings(bootstrap_servers=real_kafka)
     Topics(kafka, names, TOPICS).create(partitions=2)
     log = open_log(kafka)
-    # As it is by default, but for the interval of commits: a stop has to commit by itself.
+    # The default, except for the interval of commits: a stop has to commit by itself.
     worker = start(kafka, commit_interval_s=60).wait_until_ready(2)
     load = Load(kafka, names, per_s=1000)
     load.start()
@@ -192,19 +192,19 @@ def test_a_stop_under_load_drains_commits_and_costs_the_next_one_no_batch(
     took = time.monotonic() - began
     assert took < STOP_S
     committed = log.committed("tamiyo_pairs", NUMBERS.name)
-    before = log.hear(SUMS.name)
+    before = log.read(SUMS.name)
     again = {partition: offset - committed[partition] for partition, offset in reached(before).items()}
-    # A run's first of a pair is open until its second has come: one a run of those that share the partition.
+    # The first of a pair is open until its second arrives: one record per run that shares the partition.
     batch = WorkerSettings().max_poll_records
     assert sum(again.values()) <= batch + len(RUNS), again
 
     second = start(kafka)
     time.sleep(1)
     load.stop()
-    heard = log.wait_for(SUMS.name, enough(len(RUNS) * load.steps // 2), timeout_s=60)
-    assert sums(heard) == expected(load.steps + 1)
+    messages = log.wait_for(SUMS.name, enough(len(RUNS) * load.steps // 2), timeout_s=60)
+    assert sums(messages) == expected(load.steps + 1)
     second.wait_until_ready(2)
-    # What it received is what was left, and what it read again.
+    # It received what was left, and what it read again.
     left = len(RUNS) * load.steps - sum(committed.values())
     assert second.metric("tamiyo_records_received_total{") == left
     assert second.metric("tamiyo_records_repeated_total{") <= batch

@@ -1,42 +1,22 @@
-"""What a shell knows about its own membership."""
+"""How a runner ends its process."""
 
 import asyncio
-import time
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
 from tamiyo.schemas.errors import BrokerError
-from tamiyo.schemas.kafka import KafkaSettings, TopicNames
 from tamiyo.streams.process.exit_codes import EXIT_SOFTWARE, EXIT_TEMPFAIL
-from tamiyo.streams.runtime import liveness as watches
-from tamiyo.streams.runtime.stage_runner import StageRunner
+from tamiyo.streams.runtime import liveness
 from tamiyo.streams.runtime.views import Views
-from tamiyo.streams.settings import WorkerSettings
-from tests.support.pairs import PairSettings, PairStage
+from tests.streams.runtime.runners import make_runner
 
 
 class Ended(Exception):
-    """Instead of the process."""
+    """Instead of the end of the process."""
 
 
-def make_shell() -> StageRunner:
-    def end(status: int) -> None:
-        raise Ended(status)
-
-    kafka, names = KafkaSettings(), TopicNames()
-    return StageRunner(
-        PairStage,
-        PairSettings(),
-        group="g",
-        kafka=kafka,
-        names=names,
-        worker=WorkerSettings(),
-        views=Views((), kafka, names, fetch_wait_ms=10),
-        fetch_wait_ms=10,
-        end_process=end,
-    )
+def end(status: int) -> None:
+    raise Ended(status)
 
 
 @pytest.mark.parametrize(
@@ -47,10 +27,10 @@ def make_shell() -> StageRunner:
         (TimeoutError(), EXIT_TEMPFAIL),
     ],
 )
-def test_a_bug_and_a_broken_broker_end_differently(error: Exception, status: int) -> None:
+def test_a_bug_and_a_failed_broker_end_differently(error: Exception, status: int) -> None:
     async def scene() -> None:
         with pytest.raises(Ended) as ended:
-            make_shell().fail(error, at={"partition": 3})
+            make_runner(end_process=end).fail(error, {"partition": 3})
         assert ended.value.args == (status,)
 
     asyncio.run(scene())
@@ -59,41 +39,16 @@ def test_a_bug_and_a_broken_broker_end_differently(error: Exception, status: int
 @pytest.mark.parametrize(
     ("error", "status"), [(KeyError("a bug"), EXIT_SOFTWARE), (BrokerError("away"), EXIT_TEMPFAIL)]
 )
-def test_a_process_whose_views_stand_still_ends(monkeypatch: pytest.MonkeyPatch, error: Exception, status: int) -> None:
+def test_a_process_whose_views_are_not_read_ends(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, status: int
+) -> None:
     async def scene() -> None:
-        shell = make_shell()
-        watching = asyncio.create_task(watches.watch_crash(shell))
+        checking = asyncio.create_task(liveness.check_crash(make_runner(end_process=end)))
         await asyncio.sleep(0.3)
-        assert not watching.done()
+        assert not checking.done()
         monkeypatch.setattr(Views, "ended", error)
         with pytest.raises(Ended) as ended:
-            await asyncio.wait_for(watching, 5)
+            await asyncio.wait_for(checking, 5)
         assert ended.value.args == (status,)
-
-    asyncio.run(scene())
-
-
-def test_who_slept_past_the_session_waits_for_a_heartbeat(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def scene() -> None:
-        shell = make_shell()
-        thread = SimpleNamespace(last_heartbeat=time.monotonic())
-        monkeypatch.setattr(StageRunner, "thread", property(lambda self: thread))
-        shell._generation = shell.app.consumer_generation_id = 3
-        tenure: Any = SimpleNamespace(closed=False)
-        assert await shell.may_publish(tenure)
-
-        thread.last_heartbeat -= 6.1
-        asking = asyncio.create_task(shell.may_publish(tenure))
-        await asyncio.sleep(0.05)
-        assert not asking.done()
-        thread.last_heartbeat = time.monotonic()
-        assert await asyncio.wait_for(asking, 5)
-
-        shell.app.consumer_generation_id = 4  # a rebalance has begun, and the tenure is not closed yet
-        asking = asyncio.create_task(shell.may_publish(tenure))
-        await asyncio.sleep(0.05)
-        assert not asking.done()
-        tenure.closed = True
-        assert not await asyncio.wait_for(asking, 5)
 
     asyncio.run(scene())

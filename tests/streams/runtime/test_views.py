@@ -14,7 +14,7 @@ from tests.support.kafka_log import KafkaLog
 from tests.support.pairs import FACTORS, LETTERS, number
 
 
-def test_the_newest_record_holds_and_an_empty_message_removes() -> None:
+def test_the_newest_record_is_kept_and_an_empty_message_removes_its_key() -> None:
     view: TopicView[object] = TopicView(FACTORS)  # type: ignore[type-var]
     view.apply(b"a", encode(number("a", 0, 1)))
     view.apply(b"b", encode(number("b", 0, 2)))
@@ -28,7 +28,7 @@ def test_the_newest_record_holds_and_an_empty_message_removes() -> None:
     assert len(view) == 1
 
 
-def test_a_record_not_asked_for_lately_is_packed_and_comes_back_the_same() -> None:
+def test_a_record_not_read_lately_is_packed_and_unpacks_to_the_same() -> None:
     now = 0.0
     view: TopicView[object] = TopicView(FACTORS, clock=lambda: now)  # type: ignore[type-var]
     view.apply(b"a", encode(number("a", 0, 1)))
@@ -43,7 +43,7 @@ def test_a_record_not_asked_for_lately_is_packed_and_comes_back_the_same() -> No
 
 
 @pytest.mark.parametrize("error", [ZeroDivisionError("a bug"), asyncio.CancelledError()])
-def test_a_reader_that_has_ended_is_known_to_have(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
+def test_a_reader_that_has_ended_is_reported(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
     async def read(views: Views) -> None:
         await asyncio.sleep(0)
         raise error
@@ -66,12 +66,12 @@ async def until(condition: Callable[[], bool]) -> None:
             await asyncio.sleep(0.01)
 
 
-def test_views_are_whole_before_they_are_ready_and_then_follow(
+def test_views_are_complete_before_they_are_ready_and_then_follow(
     kafka: KafkaSettings, names: TopicNames, kafka_log: KafkaLog
 ) -> None:
     Topics(kafka, names, (FACTORS, LETTERS)).touch()
-    kafka_log.say(FACTORS, [number(f"run-{index}", 0, index) for index in range(200)])
-    kafka_log.say_raw(FACTORS, [(b"run-0", b"rubbish")])
+    kafka_log.publish(FACTORS, [number(f"run-{index}", 0, index) for index in range(200)])
+    kafka_log.publish_bytes(FACTORS, [(b"run-0", b"rubbish")])
 
     async def read() -> None:
         views = Views((FACTORS, LETTERS), kafka, names, fetch_wait_ms=10)
@@ -80,19 +80,19 @@ def test_views_are_whole_before_they_are_ready_and_then_follow(
         factors = views.by_name[FACTORS.name]
         assert len(factors) == 200
         assert len(views.by_name[LETTERS.name]) == 0
-        kafka_log.say(FACTORS, [number("run-7", 0, 70)])
+        kafka_log.publish(FACTORS, [number("run-7", 0, 70)])
         await until(lambda: factors.get("run-7").hits == 70)  # type: ignore[union-attr]
         await views.stop()
 
     asyncio.run(read())
 
 
-def test_views_that_cannot_be_read_say_so(names: TopicNames) -> None:
+def test_views_that_cannot_be_read_raise(names: TopicNames) -> None:
     async def read() -> None:
         views = Views((FACTORS,), KafkaSettings(bootstrap_servers="127.0.0.1:1"), names, fetch_wait_ms=10)
         await views.start()
         try:
-            with pytest.raises(BrokerError, match=r"test\.factors.* not read within 0 s"):
+            with pytest.raises(BrokerError, match=r"test\.factors.* within 0 s"):
                 await views.wait(0.3)
         finally:
             await views.stop()

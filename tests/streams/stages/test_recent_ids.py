@@ -1,4 +1,4 @@
-"""What was noted lately is known again, and no more than was asked for is kept."""
+"""The ids added last are members, and no more are kept than the bound allows."""
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -7,16 +7,16 @@ from tamiyo.streams.stages.recent_ids import BLOCK, RecentIds
 
 
 @given(st.integers(1, 3 * BLOCK), st.integers(0, 6 * BLOCK))
-def test_the_last_names_are_known_and_no_others(most: int, count: int) -> None:
+def test_the_last_ids_are_members_and_no_others(most: int, count: int) -> None:
     recent = RecentIds(most)
     for number in range(count):
         recent.add(f"name-{number}")
-    known = [number for number in range(count + 5) if f"name-{number}" in recent]
-    assert known == list(range(known[0] if known else count, count))
-    assert min(most, count) <= len(known) < most + BLOCK
+    members = [number for number in range(count + 5) if f"name-{number}" in recent]
+    assert members == list(range(members[0] if members else count, count))
+    assert min(most, count) <= len(members) < most + BLOCK
 
 
-def test_a_name_that_comes_again_and_again_does_not_push_others_out() -> None:
+def test_an_id_that_is_added_repeatedly_does_not_push_others_out() -> None:
     recent = RecentIds(2)
     recent.add("other")
     for _ in range(5 * BLOCK):

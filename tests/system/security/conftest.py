@@ -1,4 +1,4 @@
-"""The locked Kafka, once for all tests of this folder."""
+"""The secured Kafka, one for all tests of this folder."""
 
 import os
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""TLS and SASL on a real broker: right settings work in every client, wrong ones say at once what is wrong."""
+"""TLS and SASL on a real broker: right settings work in every client, wrong ones are reported at once."""
 
 import asyncio
 import logging
@@ -71,9 +71,9 @@ def wrong(name: str) -> object:
 
 
 async def read_end(kafka: KafkaSettings) -> None:
-    """Connect as the readers of tails do."""
+    """Connect as readers of output logs do."""
     async with OutputLogReader(kafka, fetch_wait_ms=50):
-        await asyncio.sleep(0.01)  # aiokafka cannot be stopped before its tasks have begun
+        await asyncio.sleep(0.01)  # aiokafka cannot be stopped before its tasks have started
 
 
 async def consume(kafka: KafkaSettings) -> list[str]:
@@ -89,7 +89,7 @@ async def consume(kafka: KafkaSettings) -> list[str]:
 
 
 @pytest.mark.parametrize("make", [right(name) for name in RIGHT])
-def test_right_settings_let_every_client_in(locked: LockedKafka, make: Make) -> None:
+def test_right_settings_connect_every_client(locked: LockedKafka, make: Make) -> None:
     kafka = make(locked)
     assert explain(kafka, 10) is None
     asyncio.run(read_end(kafka))
@@ -97,7 +97,7 @@ def test_right_settings_let_every_client_in(locked: LockedKafka, make: Make) -> 
 
 
 @pytest.mark.parametrize(("make", "words"), [wrong(name) for name in WRONG])
-def test_wrong_settings_are_named_at_once(locked: LockedKafka, make: Make, words: str) -> None:
+def test_wrong_settings_are_reported_at_once(locked: LockedKafka, make: Make, words: str) -> None:
     began = time.monotonic()
     with pytest.raises(BrokerRefused, match=words) as refused:
         raise explain(make(locked), 60) or AssertionError("it was let in")
@@ -105,11 +105,11 @@ def test_wrong_settings_are_named_at_once(locked: LockedKafka, make: Make, words
     assert PASSWORD not in str(refused.value)
 
 
-def test_a_listener_of_another_protocol_is_guessed(locked: LockedKafka) -> None:
+def test_a_listener_of_another_protocol_is_suggested(locked: LockedKafka) -> None:
     error = explain(KafkaSettings(bootstrap_servers=locked.node.servers["SASLPLAIN"]), 1)
     assert error is not None
     assert "does TAMIYO_KAFKA_SECURITY_PROTOCOL=PLAINTEXT fit" in str(error)
-    assert not isinstance(error, BrokerRefused)  # a broker that restarts looks the same
+    assert not isinstance(error, BrokerRefused)  # a restarting broker fails in the same way
 
 
 def worker(kafka: KafkaSettings, names: TopicNames) -> None:
@@ -139,7 +139,9 @@ CLIENTS: dict[str, Callable[[KafkaSettings, TopicNames], object]] = {
 
 @pytest.mark.parametrize("client", CLIENTS)
 @pytest.mark.parametrize(("make", "words"), [wrong("SCRAM password"), wrong("host name")])
-def test_every_client_says_it(locked: LockedKafka, names: TopicNames, client: str, make: Make, words: str) -> None:
+def test_every_client_reports_wrong_settings(
+    locked: LockedKafka, names: TopicNames, client: str, make: Make, words: str
+) -> None:
     began = time.monotonic()
     with pytest.raises(BrokerRefused, match=words):
         CLIENTS[client](make(locked), names)
@@ -147,14 +149,16 @@ def test_every_client_says_it(locked: LockedKafka, names: TopicNames, client: st
 
 
 @pytest.mark.parametrize(("make", "words"), [wrong("SCRAM password"), wrong("expired")])
-def test_the_doctor_says_it(locked: LockedKafka, names: TopicNames, tmp_path: object, make: Make, words: str) -> None:
+def test_the_doctor_reports_wrong_settings(
+    locked: LockedKafka, names: TopicNames, tmp_path: object, make: Make, words: str
+) -> None:
     findings = examine(make(locked), names, StoreSettings(url=f"file://{tmp_path}"), RegistrySettings())
     (found,) = (finding for finding in findings if finding.what == "broker")
     assert found.state == "problem"
     assert words.split(".*")[-1] in found.detail
 
 
-def test_training_goes_on_and_the_log_says_why(
+def test_training_continues_and_the_log_has_the_reason(
     locked: LockedKafka, names: TopicNames, caplog: pytest.LogCaptureFixture
 ) -> None:
     make, words = WRONG["expired"]
@@ -186,13 +190,13 @@ CA = "tests/__init__.py"  # a file, but of no authority
         ({"security_protocol": "SSL", "ssl_key_file": CA}, "needs TAMIYO_KAFKA_SSL_CERT_FILE"),
     ],
 )
-def test_contradictions_are_found_before_anything_connects(settings: dict[str, str], words: str) -> None:
+def test_contradictory_settings_are_refused_before_connecting(settings: dict[str, str], words: str) -> None:
     with pytest.raises(ConfigurationError, match=words) as wrong:
         KafkaSettings(**settings)  # type: ignore[arg-type]
     assert PASSWORD not in str(wrong.value)
 
 
-def test_no_broker_is_no_refusal() -> None:
+def test_a_missing_broker_is_not_a_refusal() -> None:
     error = explain(KafkaSettings(bootstrap_servers="127.0.0.1:1"), 0.3)
     assert isinstance(error, BrokerError)
     assert not isinstance(error, BrokerRefused)

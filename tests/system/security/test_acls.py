@@ -1,4 +1,4 @@
-"""Permissions: the whole flow with a user for each process who may do what the list says, and nothing else."""
+"""Permissions: the whole flow with a user for each process that has the listed permissions and no others."""
 
 import asyncio
 import json
@@ -40,7 +40,7 @@ from tests.support.secure_broker import LockedKafka
 
 NAMES = TopicNames(prefix="acl.")
 LOAD = Load(runs=1, layers=3, frames=40, name="acl")
-PATIENCE_S = 60.0
+TIMEOUT_S = 60.0
 
 
 def binding(role: str, grant: Grant) -> AclBinding:
@@ -51,7 +51,7 @@ def binding(role: str, grant: Grant) -> AclBinding:
 
 
 class Permissions:
-    """Grants and takes away."""
+    """Grants and revokes permissions."""
 
     def __init__(self, kafka: LockedKafka) -> None:
         self._admin = AdminClient(kafka.admin.librdkafka())
@@ -71,7 +71,7 @@ class Permissions:
 
 @pytest.fixture(scope="module")
 def permissions(locked: LockedKafka) -> Permissions:
-    """A user for each role, with its grants; the operator has made the topics."""
+    """A user for each role, with its grants; the operator has created the topics."""
     given = Permissions(locked)
     for role in ROLES:
         locked.add_user(role)
@@ -85,9 +85,9 @@ def permissions(locked: LockedKafka) -> Permissions:
     return given
 
 
-def until(condition: object, patience_s: float = PATIENCE_S) -> None:
-    """Wait until `condition()` holds; what the broker refuses meanwhile may come."""
-    deadline = time.monotonic() + patience_s
+def until(condition: object, timeout_s: float = TIMEOUT_S) -> None:
+    """Wait until `condition()` holds; ignores what the broker refuses meanwhile."""
+    deadline = time.monotonic() + timeout_s
     while True:
         try:
             if condition():  # type: ignore[operator]
@@ -106,7 +106,7 @@ def records(kafka: KafkaSettings, topic: str) -> list[dict[str, object]]:
 def running(
     locked: LockedKafka, permissions: Permissions, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> Iterator[None]:
-    """Every stage as its own user, and the learner."""
+    """Run every stage and the learner, each as its own user."""
     monkeypatch.setenv("TAMIYO_STORE_URL", f"file://{tmp_path}")
     learner = LearnerLoop(LearnerSettings(), locked.user("learner"), NAMES)
     workers = [Worker({name: entry}, WorkerSettings(), locked.user(name), NAMES) for name, entry in STAGES.items()]
@@ -158,9 +158,9 @@ def test_the_whole_flow_with_least_privilege(locked: LockedKafka, running: None)
     until(lambda: len(records(reader, DECISIONS.name)) >= wanted and records(reader, EXPERIENCE.name))
     assert len(records(reader, GRAPHS.name)) == len(records(reader, DECISIONS.name)) == wanted
     assert records(reader, REWARDS.name)
-    heard = []
-    until(lambda: heard.extend(receiver.receive()) or len(heard) >= wanted + 1)
-    assert all(decision.dry_run for decision in heard if hasattr(decision, "dry_run") and hasattr(decision, "mask"))
+    received = []
+    until(lambda: received.extend(receiver.receive()) or len(received) >= wanted + 1)
+    assert all(decision.dry_run for decision in received if hasattr(decision, "dry_run") and hasattr(decision, "mask"))
     receiver.close()
     publisher.close(1)
 
@@ -175,11 +175,11 @@ def start(role: str, kafka: KafkaSettings) -> None:
 
 @pytest.mark.kafka
 @pytest.mark.parametrize("role", [*STAGES, "learner"])
-def test_without_one_of_them_a_process_does_not_start_and_names_it(
+def test_a_process_without_one_permission_does_not_start_and_names_it(
     locked: LockedKafka, permissions: Permissions, role: str
 ) -> None:
     wanted, kafka = grants(role, NAMES), locked.user(role)
-    # One of each operation on each kind of thing.
+    # One for each operation on each kind.
     for grant in {(each.operation, each.kind): each for each in wanted}.values():
         permissions.take(role, grant)
         until(lambda grant=grant: grant in missing(wanted, kafka))  # type: ignore[misc]
@@ -192,8 +192,8 @@ def test_without_one_of_them_a_process_does_not_start_and_names_it(
 
 
 @pytest.mark.kafka
-def test_nobody_may_do_more(locked: LockedKafka, permissions: Permissions) -> None:
-    # What one role may do and another may not, the broker refuses the other: the list is not merely long enough.
+def test_roles_have_no_other_permissions(locked: LockedKafka, permissions: Permissions) -> None:
+    # The broker refuses what only another role may do: the lists are not too long.
     for role in ROLES:
         own = {(each.kind, each.name, each.operation) for each in grants(role, NAMES)}
         others = [each for other in ROLES for each in grants(other, NAMES)]
@@ -218,7 +218,7 @@ def test_grants_follow_from_the_catalogue() -> None:
     assert not [each for each in grants("reader", names) if each.operation not in ("READ",)]
 
 
-def test_the_command_speaks_to_people_kafka_and_programs(
+def test_the_command_prints_a_table_commands_and_json(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def run(*arguments: str) -> str:

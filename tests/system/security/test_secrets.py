@@ -1,4 +1,4 @@
-"""A marked password is nowhere to be read: not in logs, errors, `doctor`, `repr`, `--help`, nor process arguments."""
+"""A marked password appears nowhere: not in logs, errors, `doctor`, `repr`, `--help` or process arguments."""
 
 import json
 import os
@@ -24,8 +24,8 @@ ROOT = Path(__file__).parents[3]
 
 
 def environment(kafka: KafkaSettings, password: str, store: Path) -> dict[str, str]:
-    """Return the variables that say `kafka`, with another password."""
-    told = {
+    """Return the environment variables of `kafka`, with another password."""
+    values = {
         "BOOTSTRAP_SERVERS": kafka.bootstrap_servers,
         "SECURITY_PROTOCOL": kafka.security_protocol,
         "SASL_MECHANISM": kafka.sasl_mechanism or "",
@@ -35,7 +35,7 @@ def environment(kafka: KafkaSettings, password: str, store: Path) -> dict[str, s
     }
     return {
         **os.environ,
-        **{f"TAMIYO_KAFKA_{name}": value for name, value in told.items()},
+        **{f"TAMIYO_KAFKA_{name}": value for name, value in values.items()},
         "TAMIYO_TOPIC_PREFIX": "secrets.",
         "TAMIYO_STORE_URL": f"file://{store}",
     }
@@ -49,7 +49,7 @@ def tamiyo(*arguments: str, env: dict[str, str]) -> subprocess.CompletedProcess[
 
 @pytest.mark.kafka
 @pytest.mark.timeout(240)
-def test_a_refused_worker_and_doctor_say_everything_but_the_password(locked: LockedKafka, tmp_path: Path) -> None:
+def test_a_refused_worker_and_doctor_do_not_print_the_password(locked: LockedKafka, tmp_path: Path) -> None:
     env = environment(locked.user(), MARK, tmp_path)
     for arguments, status in ((("worker", "--stage", "intake"), 1), (("doctor",), 1), (("worker", "--help"), 0)):
         ended = tamiyo(*arguments, env=env)
@@ -61,7 +61,7 @@ def test_a_refused_worker_and_doctor_say_everything_but_the_password(locked: Loc
 
 @pytest.mark.kafka
 @pytest.mark.timeout(240)
-def test_a_working_worker_keeps_the_password_to_itself(locked: LockedKafka, tmp_path: Path) -> None:
+def test_a_running_worker_does_not_print_the_password(locked: LockedKafka, tmp_path: Path) -> None:
     env = environment(locked.user(), PASSWORD, tmp_path)
     made = tamiyo("topics", "create", "--partitions", "1", env=env)
     assert made.returncode == 0, made.stderr
@@ -87,7 +87,7 @@ def test_a_working_worker_keeps_the_password_to_itself(locked: LockedKafka, tmp_
     assert PASSWORD not in log.read_text() + made.stdout + made.stderr
 
 
-def test_settings_and_what_is_made_of_them_do_not_show_it() -> None:
+def test_settings_and_clients_do_not_show_the_password() -> None:
     kafka = KafkaSettings(
         security_protocol="SASL_SSL",
         sasl_mechanism="PLAIN",

@@ -1,4 +1,4 @@
-"""What the sources and the dependencies must not hold."""
+"""Laws of the sources and the dependencies: nothing read is run, everything installed is pinned."""
 
 import ast
 import re
@@ -27,7 +27,7 @@ def name_of(node: ast.expr) -> str:
 
 
 def findings(text: str) -> Iterator[str]:
-    """Yield every use of what could run what it reads."""
+    """Yield every use of a function that could run its input."""
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.Import):
             yield from (f"import {each.name}" for each in node.names if each.name.split(".")[0] in UNPICKLERS)
@@ -67,7 +67,7 @@ def test_nothing_read_is_ever_run() -> None:
         "import cloudpickle as c",
     ],
 )
-def test_the_check_would_find_it(text: str) -> None:
+def test_the_check_finds_violations(text: str) -> None:
     assert list(findings(text))
 
 

@@ -1,4 +1,4 @@
-"""The web endpoints: local unless told otherwise, read-only, and not to be held up by a slow or huge request."""
+"""The web endpoints: local by default, read-only, and not blocked by slow or huge requests."""
 
 import asyncio
 import inspect
@@ -14,7 +14,7 @@ def served() -> HealthServer:
     return HealthServer(healthy=lambda: {"ok": True}, ready=lambda: {"ok": True})
 
 
-def test_it_is_local_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_is_local_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("TAMIYO_WORKER_HTTP_HOST", "TAMIYO_LEARNER_HTTP_HOST"):
         monkeypatch.delenv(name, raising=False)
     assert WorkerSettings().http_host == LearnerSettings().http_host == "127.0.0.1"
@@ -47,7 +47,7 @@ def test_nothing_can_be_written() -> None:
     asyncio.run(ask())
 
 
-def test_slow_and_huge_requests_hold_nobody_up() -> None:
+def test_slow_and_huge_requests_do_not_block_others() -> None:
     async def ask() -> None:
         server = served()
         await server.start()

@@ -157,6 +157,6 @@ def test_private_attributes_that_are_set_or_read_still_exist() -> None:
         (legacy_records.LegacyRecordBatch, {"gzip_decode", "lz4_decode"}),  # the old format has no zstd
     ],
 )
-def test_the_decoders_are_looked_up_in_the_modules_where_they_are_replaced(reader: type, decoders: set[str]) -> None:
+def test_the_decoders_are_found_in_the_modules_where_they_are_replaced(reader: type, decoders: set[str]) -> None:
     assert reader.__module__ in READERS
     assert decoders <= set(vars(sys.modules[reader.__module__]))

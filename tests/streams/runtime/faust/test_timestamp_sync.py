@@ -43,7 +43,7 @@ def test_inputs_behind_are_read_first(reached: dict[str, int], waiting: set[TP],
     assert read_to(**reached).behind(ALL, waiting.__contains__) == behind
 
 
-def test_a_record_from_the_future_holds_its_input_back_until_the_next_is_read() -> None:
+def test_a_record_from_the_future_delays_its_input_until_the_next_is_read() -> None:
     synchronization = read_to(a0=10**15, b0=5_000)
     assert synchronization.behind({A0, B0}, {A0, B0}.__contains__) == {B0}
     synchronization.record({A0: [SimpleNamespace(timestamp=10**16), SimpleNamespace(timestamp=5_001)], B0: []})

@@ -6,13 +6,13 @@ import pytest
 from tamiyo.models.checkpoint import CheckpointStore
 from tamiyo.schemas.errors import PolicyError
 from tamiyo.schemas.learning import CheckpointStatus, PolicyCheckpoint
-from tamiyo.streams.stages.decisions.policy_server import RETRY_S, PolicyServer, _reading
+from tamiyo.streams.stages.decisions.policy_server import RETRY_S, PolicyServer, _loading
 from tests.support.released import release
 from tests.support.stage_log import FixedView
 
 
 class Followed:
-    """Policies over a view and a clock that a test moves."""
+    """A policy server with a view and a clock that a test sets."""
 
     def __init__(self, url: Path) -> None:
         self.url = url
@@ -34,7 +34,7 @@ def followed(tmp_path: Path) -> Followed:
     return Followed(tmp_path)
 
 
-def test_before_an_announcement_there_is_none(followed: Followed) -> None:
+def test_no_policy_is_served_before_an_announcement(followed: Followed) -> None:
     assert followed.version is None
 
 
@@ -47,7 +47,7 @@ def test_a_newer_announcement_is_served(followed: Followed) -> None:
     assert followed.version == 1
 
 
-def test_partitions_of_a_process_share_what_was_read(followed: Followed) -> None:
+def test_partitions_of_a_process_share_a_loaded_policy(followed: Followed) -> None:
     followed.announce(release(followed.url, 0))
     other = Followed(followed.url)
     other.view = followed.view
@@ -58,16 +58,16 @@ def test_partitions_of_a_process_share_what_was_read(followed: Followed) -> None
     assert mine.policy is theirs.policy
 
 
-def test_while_another_partition_reads_the_incumbent_goes_on(followed: Followed) -> None:
+def test_the_current_policy_is_served_while_another_partition_loads_one(followed: Followed) -> None:
     followed.announce(release(followed.url, 0))
     assert followed.version == 0
     followed.announce(release(followed.url, 1))
-    with _reading:
+    with _loading:
         assert followed.version == 0
     assert followed.version == 1
 
 
-def test_another_policys_name_is_not_ours(followed: Followed) -> None:
+def test_a_policy_of_another_name_is_ignored(followed: Followed) -> None:
     followed.view.records["other"] = release(followed.url, 0, name="other")
     assert followed.version is None
 
@@ -81,14 +81,14 @@ def test_another_policys_name_is_not_ours(followed: Followed) -> None:
         {"version": 7},
     ],
 )
-def test_what_cannot_be_trusted_leaves_the_incumbent(followed: Followed, broken: dict[str, Any]) -> None:
+def test_an_announcement_that_does_not_match_its_file_is_not_served(followed: Followed, broken: dict[str, Any]) -> None:
     followed.announce(release(followed.url, 0))
     assert followed.version == 0
     followed.announce(release(followed.url, 1, **broken))
     assert followed.version == 0
 
 
-def test_a_file_changed_after_its_release_leaves_the_incumbent(followed: Followed) -> None:
+def test_a_file_changed_after_its_release_is_not_served(followed: Followed) -> None:
     followed.announce(release(followed.url, 0))
     assert followed.version == 0
     checkpoint = release(followed.url, 1)
@@ -98,7 +98,7 @@ def test_a_file_changed_after_its_release_leaves_the_incumbent(followed: Followe
     assert followed.version == 0
 
 
-def test_a_file_that_shows_late_is_tried_again(followed: Followed) -> None:
+def test_a_file_that_appears_late_is_tried_again(followed: Followed) -> None:
     followed.announce(release(followed.url, 0))
     assert followed.version == 0
     late = release(followed.url, 1)
@@ -112,7 +112,7 @@ def test_a_file_that_shows_late_is_tried_again(followed: Followed) -> None:
     assert followed.version == 1
 
 
-def test_a_rolled_back_version_gives_way_to_the_one_before(followed: Followed) -> None:
+def test_a_rolled_back_version_is_replaced_by_the_one_before(followed: Followed) -> None:
     followed.announce(release(followed.url, 0))
     assert followed.version == 0
     newer = release(followed.url, 1)
@@ -122,7 +122,7 @@ def test_a_rolled_back_version_gives_way_to_the_one_before(followed: Followed) -
     assert followed.version == 0
 
 
-def test_a_policy_that_does_not_work_is_not_served_again(followed: Followed) -> None:
+def test_a_rejected_policy_is_not_served_again(followed: Followed) -> None:
     followed.announce(release(followed.url, 0))
     assert followed.version == 0
     followed.announce(release(followed.url, 1))

@@ -1,4 +1,4 @@
-"""Deciding again: the same graphs get the same bytes, under the policies and orders that were in force."""
+"""A replay decides the same graphs to the same bytes, under the recorded policies and orders."""
 
 from pathlib import Path
 
@@ -50,14 +50,14 @@ def recorded(folder: Path, decisions: list[AdaptationDecision], *orders: Control
 
 
 def again(url: Path, folder: Path, graphs: list[ModelGraph], version: int | None = None) -> StageHarness:
-    """Decide `graphs` as a replay does: nothing is announced, and no order is on the topic."""
+    """Decide `graphs` as a replay does: no policy is announced, and the order on the topic is another one."""
     settings = DecisionSettings(checkpoint_url=f"file://{url}", recorded=str(folder), recorded_version=version)
     log = Log()
     views = {CHECKPOINTS.name: FixedView(), CONTROL.name: FixedView({"*": PAUSE})}
-    shell = StageHarness(lambda: DecisionsStage(0, settings, views), log.messages)
+    harness = StageHarness(lambda: DecisionsStage(0, settings, views), log.messages)
     for each in graphs:
         log.add(DecisionsStage.inputs[0], each)
-    return shell.run()
+    return harness.run()
 
 
 def test_the_same_policies_and_orders_give_the_same_bytes(
@@ -68,41 +68,41 @@ def test_the_same_policies_and_orders_give_the_same_bytes(
     assert live[-2].orders == {"run-1": 20}
     assert live[-2].dry_run
     folder = recorded(tmp_path / "recording", live, PAUSE, PROTECT)
-    said = again(bench.url, folder, graphs).records(DECISIONS)
-    assert [encode(each) for each in said] == [encode(each) for each in live]
+    decisions = again(bench.url, folder, graphs).records(DECISIONS)
+    assert [encode(each) for each in decisions] == [encode(each) for each in live]
 
 
 def test_one_policy_can_decide_all(
     bench: Bench, graphs: list[ModelGraph], live: list[AdaptationDecision], tmp_path: Path
 ) -> None:
     folder = recorded(tmp_path / "recording", live, PAUSE, PROTECT)
-    said = again(bench.url, folder, graphs, version=1).records(DECISIONS)
-    assert {each.policy_version for each in said} == {1}
-    assert [each.orders for each in said] == [each.orders for each in live]
+    decisions = again(bench.url, folder, graphs, version=1).records(DECISIONS)
+    assert {each.policy_version for each in decisions} == {1}
+    assert [each.orders for each in decisions] == [each.orders for each in live]
 
 
-def test_a_graph_without_a_recorded_decision_goes_on_under_its_runs_last(
+def test_a_graph_without_a_recorded_decision_uses_its_runs_last_policy(
     bench: Bench, graphs: list[ModelGraph], live: list[AdaptationDecision], tmp_path: Path
 ) -> None:
     folder = recorded(tmp_path / "recording", live, PAUSE, PROTECT)
     more = [*graphs, graph(8, run_id="run-2"), graph(0, run_id="run-3")]
-    shell = again(bench.url, folder, more)
-    said = {each.run_id: each for each in shell.records(DECISIONS)}
-    assert said["run-2"].step == 440
-    assert said["run-2"].policy_version == 1
-    assert "run-3" not in said
-    (reject,) = shell.rejected
+    harness = again(bench.url, folder, more)
+    decisions = {each.run_id: each for each in harness.records(DECISIONS)}
+    assert decisions["run-2"].step == 440
+    assert decisions["run-2"].policy_version == 1
+    assert "run-3" not in decisions
+    (reject,) = harness.rejected
     assert reject.reason == "the recording names no policy for run run-3; choose one with --policy-version"
 
 
-def test_a_policy_or_an_order_that_is_gone_is_said_and_stops_nothing(
+def test_a_missing_policy_or_order_rejects_the_graph_and_the_rest_is_decided(
     bench: Bench, graphs: list[ModelGraph], live: list[AdaptationDecision], tmp_path: Path
 ) -> None:
     CheckpointStore(f"file://{bench.url}").delete(0)
     folder = recorded(tmp_path / "recording", live, PAUSE)
-    shell = again(bench.url, folder, graphs)
-    reasons = {each.reason for each in shell.rejected}
+    harness = again(bench.url, folder, graphs)
+    reasons = {each.reason for each in harness.rejected}
     assert any("there is no policy-000000.safetensors" in reason for reason in reasons)
-    assert any("the order for run-1 given at 20 is not in the recording" in reason for reason in reasons)
-    assert len(shell.records(DECISIONS)) + len(shell.rejected) == len(graphs)
-    assert shell.records(DECISIONS)
+    assert any("the recording lacks the order for run-1 of time_ms 20" in reason for reason in reasons)
+    assert len(harness.records(DECISIONS)) + len(harness.rejected) == len(graphs)
+    assert harness.records(DECISIONS)

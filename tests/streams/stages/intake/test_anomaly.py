@@ -1,4 +1,4 @@
-"""Robust deviation from a layer's own last frames, against a slow computation with the standard library."""
+"""Robust deviation from a layer's own last frames, compared with a slow computation by the standard library."""
 
 import random
 from statistics import median
@@ -42,8 +42,8 @@ def test_against_a_slow_computation() -> None:
             expected.append(max(slow(past[-16:], value, 4) for past, value in zip(history, row, strict=True)))
             for past, value in zip(history, row, strict=True):
                 past.append(value)
-        found = tracked.update(layers, np.array(rows, dtype=float).reshape(len(layers), 2))
-        assert found.tolist() == pytest.approx(expected, rel=1e-3)
+        actual = tracked.update(layers, np.array(rows, dtype=float).reshape(len(layers), 2))
+        assert actual.tolist() == pytest.approx(expected, rel=1e-3)
 
 
 def test_only_the_last_frames_count() -> None:

@@ -16,7 +16,7 @@ from tamiyo.streams.stages.intake.health_score import health_score
         (250.0, 0, 100, 1.0, 0.6),  # latency counts up to 10 ms
         (0.0, 10, 100, 1.0, 0.8),  # 0.4 x (1 - 5 x 0.1)
         (0.0, 20, 100, 1.0, 0.6),
-        (0.0, 90, 100, 1.0, 0.6),  # a fifth is as bad as it gets
+        (0.0, 90, 100, 1.0, 0.6),  # more than a fifth counts as a fifth
         (0.0, 1, 0, 1.0, 0.6),  # no execution counts as one
         (0.0, 0, 0, 0.25, 0.85),
         (10.0, 20, 100, 0.0, 0.0),

@@ -1,4 +1,4 @@
-"""Probabilities that fill a budget, and draws that a signal's id decides."""
+"""Survival probabilities that fill a budget, and draws that depend on the signal's id alone."""
 
 import numpy as np
 import pytest
@@ -9,15 +9,15 @@ from tamiyo.streams.stages.intake.shedding import draws, survival
 
 
 def test_by_hand() -> None:
-    # weights 1, 1, 1, 16: the last is certain to be kept, the rest share what is left
+    # weights 1, 1, 1, 16: the last is kept for certain, the others share the remaining budget
     priority = np.array([0.0, 0.0, 0.0, 3.0])
-    found = survival(priority, np.zeros(4, dtype=bool), 2.0)
-    assert found.tolist() == pytest.approx([1 / 3, 1 / 3, 1 / 3, 1.0])
+    chances = survival(priority, np.zeros(4, dtype=bool), 2.0)
+    assert chances.tolist() == pytest.approx([1 / 3, 1 / 3, 1 / 3, 1.0])
 
 
 def test_the_exempt_are_kept_whatever_the_budget() -> None:
-    found = survival(np.zeros(3), np.array([True, False, True]), 1.0)
-    assert found.tolist() == [1.0, 0.0, 1.0]
+    chances = survival(np.zeros(3), np.array([True, False, True]), 1.0)
+    assert chances.tolist() == [1.0, 0.0, 1.0]
 
 
 @given(
@@ -27,16 +27,16 @@ def test_the_exempt_are_kept_whatever_the_budget() -> None:
 def test_probabilities_fill_the_budget_and_grow_with_priority(rows: list[tuple[float, bool]], budget: float) -> None:
     priority = np.array([row[0] for row in rows])
     exempt = np.array([row[1] for row in rows])
-    found = survival(priority, exempt, budget)
-    assert ((found >= 0) & (found <= 1)).all()
-    assert (found[exempt] == 1).all()
+    chances = survival(priority, exempt, budget)
+    assert ((chances >= 0) & (chances <= 1)).all()
+    assert (chances[exempt] == 1).all()
     expected = min(max(budget, float(exempt.sum())), len(rows))
-    assert found.sum() == pytest.approx(expected, abs=1e-9)
-    ordered = found[~exempt][np.argsort(priority[~exempt])]
+    assert chances.sum() == pytest.approx(expected, abs=1e-9)
+    ordered = chances[~exempt][np.argsort(priority[~exempt])]
     assert (np.diff(ordered) >= -1e-12).all()
 
 
-def test_draws_are_the_signals_own() -> None:
+def test_draws_depend_on_the_signals_id() -> None:
     name = "0123456789abcdef" * 2
     assert draws(name, 5).tolist() == draws(name, 5).tolist()
     assert draws(name, 5).tolist() != draws(name[::-1], 5).tolist()

@@ -10,7 +10,7 @@ from tamiyo.schemas.identity import identity
 from tamiyo.schemas.topics import CACHE_HIT_RATES, ERROR_RECOVERY, KERNEL_PERFORMANCE, LAYER_HEALTH, MODEL_PERFORMANCE
 from tamiyo.streams.settings import IntakeSettings
 from tamiyo.streams.stages.intake.anomaly import HIGHEST
-from tamiyo.streams.stages.intake.frame_metrics import MEASURED, STATE
+from tamiyo.streams.stages.intake.frame_metrics import LARGEST, MEASURED, STATE
 from tamiyo.streams.stages.intake.stage import IntakeStage
 from tests.support.telemetry import (
     cache_hit_rates,
@@ -47,7 +47,7 @@ def test_kernel_performance_by_hand() -> None:
         *("execution_latency_ms", "cache_hit_rate", "error_count", "total_executions", "activation_variance"),
         *("dead_neuron_ratio", "avg_correlation", "health"),
     }
-    assert record.priority == [0.0, HIGHEST]  # errors always stand first
+    assert record.priority == [0.0, HIGHEST]  # an error has the highest priority
     assert record.survival == [1.0, 1.0]
     assert (record.shed, record.filtered, record.model_metrics) == (0, 0, {})
     assert decode(encode(record), type(record)) == record
@@ -59,6 +59,16 @@ def test_layer_health_keeps_every_column_and_null() -> None:
     assert set(output.record.metrics) == {*MEASURED, *STATE}
     assert output.record.metrics["growth_score"] == [None, 0.5]
     assert output.record.metrics["dormant_seeds"] == [3.0, 3.0]
+
+
+def test_a_layer_with_a_failing_seed_has_the_highest_priority() -> None:
+    (output,) = outputs(stage().feed(partition([layer_health(10, error_seeds=[0, 1])], LAYER_HEALTH.name)))
+    assert output.record.priority == [0.0, HIGHEST]
+
+
+def test_a_recovery_time_is_bounded_to_what_windows_accept() -> None:
+    (output,) = outputs(stage().feed(partition([error_recovery(10, recovery_time_ms=1e300)], ERROR_RECOVERY.name)))
+    assert output.record.metrics["recovery_time_ms"] == [LARGEST]
 
 
 def test_model_and_cache_metrics() -> None:
@@ -81,14 +91,14 @@ def test_errors_become_signals_one_each() -> None:
     assert first.record.priority == [HIGHEST]
     assert first.identity == identity("signal", "run", ERROR_RECOVERY.name, 10, events[0].model_dump_json())
     assert first.identity != second.identity
-    # In a replay an error may lie elsewhere on its topic, and is the same error.
+    # In a replay an error may have another offset; its id stays the same.
     elsewhere = outputs(stage().feed(partition(events, ERROR_RECOVERY.name, first=70)))
     assert [each.identity for each in elsewhere] == [first.identity, second.identity]
 
 
 def test_repeats_are_dropped_and_counted_but_a_last_frame_is_no_repeat() -> None:
     intake = stage()
-    said = intake.feed(
+    produced = intake.feed(
         partition(
             [
                 kernel_performance(10),
@@ -100,9 +110,9 @@ def test_repeats_are_dropped_and_counted_but_a_last_frame_is_no_repeat() -> None
             KERNEL_PERFORMANCE.name,
         )
     )
-    assert [one.record.run_id for one in outputs(said)] == ["run", "other", "run"]
-    assert [one.record.final for one in outputs(said)] == [False, False, True]
-    assert not rejects(said)
+    assert [one.record.run_id for one in outputs(produced)] == ["run", "other", "run"]
+    assert [one.record.final for one in outputs(produced)] == [False, False, True]
+    assert not rejects(produced)
     assert intake.counts["repeated"] == 2
 
 
@@ -123,7 +133,7 @@ def test_what_was_published_before_a_restart_is_not_published_again() -> None:
         ({"execution_latency_ms": [1.0, 1e40]}, None, "largest that can be measured"),
     ],
 )
-def test_bad_frames_are_rejected_with_their_reason_and_the_flow_goes_on(
+def test_bad_frames_are_rejected_with_their_reason_and_the_next_are_processed(
     fields: dict[str, Any], timestamp: int | None, word: str
 ) -> None:
     bad = incoming(kernel_performance(10, **fields), KERNEL_PERFORMANCE.name, 0, timestamp)
@@ -137,12 +147,13 @@ def test_bad_frames_are_rejected_with_their_reason_and_the_flow_goes_on(
     assert intake.counts["rejected"] == 1
 
 
-def test_a_loss_no_host_measured_is_rejected() -> None:
-    (said,) = stage().feed(partition([model_performance(1, 1e300)], MODEL_PERFORMANCE.name))
-    assert "train_loss" in rejects([said])[0].reason
+@pytest.mark.parametrize("loss", [1e300, -1e300])
+def test_a_loss_beyond_any_measurement_is_rejected(loss: float) -> None:
+    (produced,) = stage().feed(partition([model_performance(1, loss)], MODEL_PERFORMANCE.name))
+    assert "train_loss" in rejects([produced])[0].reason
 
 
-def test_a_day_ahead_is_allowed_and_a_record_without_a_timestamp_is_not_judged() -> None:
+def test_a_day_ahead_is_allowed_and_a_record_without_a_timestamp_is_not_checked() -> None:
     day = incoming(
         kernel_performance(1, time_ms=1_700_000_000_000 + 86_400_000), KERNEL_PERFORMANCE.name, 0, 1_700_000_000_000
     )
@@ -150,7 +161,12 @@ def test_a_day_ahead_is_allowed_and_a_record_without_a_timestamp_is_not_judged()
     assert len(outputs(stage().feed([day, none]))) == 2
 
 
-def test_an_unusual_layer_stands_out() -> None:
+def test_the_largest_step_is_still_accepted() -> None:
+    frames = partition([kernel_performance(5), kernel_performance(6)], KERNEL_PERFORMANCE.name)
+    assert [output.record.step for output in outputs(stage(max_step=5).feed(frames))] == [5]
+
+
+def test_an_unusual_layer_has_a_high_priority() -> None:
     intake = stage(deviation_minimum=8)
     rng = np.random.default_rng(0)
     frames = [kernel_performance(step, (1 + 0.1 * rng.random(3)).tolist()) for step in range(40)]
@@ -185,6 +201,8 @@ def test_the_filter_drops_by_layer_and_by_priority_but_never_errors_or_state() -
     assert learning.record.layer_id == ["layer.0", "layer.1"]
     assert learning.record.metrics["gradient_norm"] == [None, 0.2]
     assert learning.record.metrics["active_seeds"] == [1.0, 1.0]
+    (model,) = outputs(intake.feed(partition([model_performance(1)], MODEL_PERFORMANCE.name)))
+    assert model.record.model_metrics["train_loss"] == 1.0
     quiet = stage(minimum_priority=2.0)
     (ordinary,) = outputs(quiet.feed(partition([kernel_performance(1)], KERNEL_PERFORMANCE.name)))
     assert (ordinary.record.layer_id, ordinary.record.filtered) == ([], 2)
@@ -206,31 +224,42 @@ def overloaded(**settings: Any) -> tuple[IntakeStage, list[Any]]:
     return intake, partition(frames, KERNEL_PERFORMANCE.name, first=20)
 
 
-def test_overload_sheds_the_least_telling_with_known_probability() -> None:
+def test_overload_sheds_the_lowest_priority_with_known_probability() -> None:
     intake, frames = overloaded()
-    said = outputs(intake.feed(frames))
-    assert len(said) == 100  # every frame is still told of
-    kept = sum(len(one.record.layer_id) for one in said)
-    assert kept + sum(one.record.shed for one in said) == 1000
+    produced = outputs(intake.feed(frames))
+    assert len(produced) == 100  # every frame still has its signal
+    kept = sum(len(one.record.layer_id) for one in produced)
+    assert kept + sum(one.record.shed for one in produced) == 1000
     assert kept == pytest.approx(300, abs=45)  # three standard deviations of Poisson sampling
-    for one in said:
+    for one in produced:
         step = one.record.step
         if step % 25 == 0:
             assert "layer.9" in one.record.layer_id
         if step % 10 == 0:
             assert "layer.3" in one.record.layer_id
             assert one.record.survival[one.record.layer_id.index("layer.3")] == 1.0
-    assert len(said[-1].record.layer_id) == 10  # the last frame is whole
-    assert said[-1].record.final
-    ordinary = [s for one in said[:-1] for s, p in zip(one.record.survival, one.record.priority, strict=True) if p < 1]
+    assert len(produced[-1].record.layer_id) == 10  # nothing of the last frame is shed
+    assert produced[-1].record.final
+    ordinary = [
+        s for one in produced[:-1] for s, p in zip(one.record.survival, one.record.priority, strict=True) if p < 1
+    ]
     assert 0 < max(ordinary) < 0.9
-    # Weighted by 1 / survival, what was kept still counts what there was.
-    estimate = sum(1 / s for one in said for s in one.record.survival)
+    # Weighted by 1 / survival, the kept layer-signals estimate how many there were.
+    estimate = sum(1 / s for one in produced for s in one.record.survival)
     assert estimate == pytest.approx(1000, rel=0.15)
     assert intake.counts["shed"] == 1000 - kept
 
 
-def test_shedding_is_the_same_again() -> None:
+def test_the_filter_works_under_overload_too_and_is_not_counted_as_shedding() -> None:
+    intake, frames = overloaded(ignored_layers=["layer.0"])
+    produced = [output.record for output in outputs(intake.feed(frames))]
+    assert not any("layer.0" in record.layer_id for record in produced)
+    assert all(record.filtered == 1 for record in produced)
+    assert all(len(record.layer_id) + record.shed == 9 for record in produced)
+    assert sum(record.shed for record in produced) > 500
+
+
+def test_shedding_is_reproducible() -> None:
     first, frames = overloaded()
     second, _ = overloaded()
     assert [encode(o.record) for o in outputs(first.feed(frames))] == [
@@ -250,18 +279,18 @@ def test_overload_never_sheds_state_model_metrics_or_errors() -> None:
     learning = partition([layer_health(step, [0.1] * 10) for step in range(20)], LAYER_HEALTH.name)
     model = partition([model_performance(step) for step in range(20)], MODEL_PERFORMANCE.name)
     errors = partition([error_recovery(step) for step in range(20)], ERROR_RECOVERY.name)
-    said = outputs(intake.feed([*learning, *model, *errors]))
-    assert len(said) == 60
-    for one in said[:20]:
+    produced = outputs(intake.feed([*learning, *model, *errors]))
+    assert len(produced) == 60
+    for one in produced[:20]:
         assert one.record.metrics["dormant_seeds"] == [3.0] * 10
         assert one.record.companions
-    assert sum(one.record.shed for one in said[:20]) == 200
-    assert all(value is None for one in said[:20] for value in one.record.metrics["gradient_norm"])
-    assert all(one.record.model_metrics["train_loss"] == 1.0 for one in said[20:40])
-    assert all(one.record.layer_id == ["layer.0"] for one in said[40:])
+    assert sum(one.record.shed for one in produced[:20]) == 200
+    assert all(value is None for one in produced[:20] for value in one.record.metrics["gradient_norm"])
+    assert all(one.record.model_metrics["train_loss"] == 1.0 for one in produced[20:40])
+    assert all(one.record.layer_id == ["layer.0"] for one in produced[40:])
 
 
-def test_memory_is_bounded_over_many_runs() -> None:
+def test_state_is_bounded_over_many_runs() -> None:
     intake = stage(max_runs=10, deviation_cells=4_000, max_remembered=5)
     for number in range(50):
         frames = [kernel_performance(step, run_id=f"run-{number}") for step in range(8)]
@@ -271,7 +300,7 @@ def test_memory_is_bounded_over_many_runs() -> None:
     assert intake._cells == sum(one.cells for one in intake._deviations.values()) <= 4_000
 
 
-def test_what_was_ordinary_of_a_run_is_forgotten_with_its_last_frame() -> None:
+def test_a_runs_deviation_is_forgotten_with_its_last_frame() -> None:
     intake = stage()
     intake.feed(partition([kernel_performance(step) for step in range(8)], KERNEL_PERFORMANCE.name))
     assert intake._cells > 0
@@ -280,7 +309,7 @@ def test_what_was_ordinary_of_a_run_is_forgotten_with_its_last_frame() -> None:
     assert outputs(intake.feed([incoming(kernel_performance(3), KERNEL_PERFORMANCE.name, 9)])) == []
 
 
-def test_nothing_is_held() -> None:
+def test_no_frame_is_held() -> None:
     intake = stage()
     intake.feed(partition([kernel_performance(1)], KERNEL_PERFORMANCE.name))
     assert intake.open_offsets() == {}
@@ -288,19 +317,28 @@ def test_nothing_is_held() -> None:
     assert list(intake.feed([])) == []
 
 
-def test_a_frame_without_layers_is_still_a_frame() -> None:
+def test_a_frame_without_layers_gives_a_signal() -> None:
     (output,) = outputs(stage().feed(partition([kernel_performance(1, [])], KERNEL_PERFORMANCE.name)))
     assert output.record.layer_id == []
 
 
-def test_a_run_that_has_been_silent_for_long_is_forgotten_and_others_are_not() -> None:
+def test_the_oldest_frames_of_a_run_are_forgotten_first() -> None:
+    intake = stage(max_remembered=2)
+    frames = partition([kernel_performance(step) for step in (1, 2, 3)], KERNEL_PERFORMANCE.name)
+    intake.feed(frames)
+    assert outputs(intake.feed(frames[1:])) == []
+    assert [output.record.step for output in outputs(intake.feed(frames[:1]))] == [1]
+
+
+@pytest.mark.parametrize("runs", [("over", "lives"), ("lives", "over")])
+def test_a_run_that_has_been_idle_for_long_is_forgotten_and_others_are_not(runs: tuple[str, str]) -> None:
     intake = stage(idle_timeout_s=60)
-    first = [incoming(kernel_performance(1, run_id=run), KERNEL_PERFORMANCE.name) for run in ("over", "lives")]
+    first = [incoming(kernel_performance(1, run_id=run), KERNEL_PERFORMANCE.name) for run in runs]
     assert len(outputs(intake.feed(first))) == 2
     intake.tick(1_000_000)
     intake.tick(1_059_000)
     intake.feed([incoming(kernel_performance(2, run_id="lives"), KERNEL_PERFORMANCE.name)])
-    assert outputs(intake.feed(first)) == []  # both were seen, and heard of again
+    assert outputs(intake.feed(first)) == []  # repeats, which still count as activity
     intake.tick(1_100_000)
     intake.feed([incoming(kernel_performance(3, run_id="lives"), KERNEL_PERFORMANCE.name)])
 

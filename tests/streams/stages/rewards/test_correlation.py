@@ -1,9 +1,11 @@
+import math
+
 import pytest
 
 from tamiyo.schemas.adaptation import Action
 from tamiyo.schemas.learning import RewardAnalysis
 from tamiyo.streams.stages.rewards import components as rc
-from tamiyo.streams.stages.rewards.correlation import PREDICTED, correlations
+from tamiyo.streams.stages.rewards.correlation import MIN_ADAPTATIONS, PREDICTED, SERIES, CorrelationDetector
 
 
 def analysis(number: int, improvement: float | None, *, revision: int = 0, status: str = "executed") -> RewardAnalysis:
@@ -27,22 +29,48 @@ def analysis(number: int, improvement: float | None, *, revision: int = 0, statu
     )
 
 
-def test_components_that_move_with_improvement_are_found() -> None:
-    found = correlations(analysis(number, number / 20) for number in range(12))
-    assert found[rc.ACCURACY] == pytest.approx(1)
-    assert found[rc.SPEED] == pytest.approx(-1)
-    assert found[rc.MEMORY] is None  # it never changed
-    assert found[PREDICTED] is not None
-    assert 0.5 < found[PREDICTED] < 1
+def recorded(*analyses: RewardAnalysis, latest: int = 200) -> CorrelationDetector:
+    detector = CorrelationDetector(latest)
+    for each in analyses:
+        detector.record(each)
+    return detector
+
+
+def test_components_correlate_with_the_improvement() -> None:
+    detector = recorded(*(analysis(number, number / 20) for number in range(12)))
+    assert detector.correlation(rc.ACCURACY) == pytest.approx(1)
+    assert detector.correlation(rc.SPEED) == pytest.approx(-1)
+    assert math.isnan(detector.correlation(rc.MEMORY))  # it never changed
+
+
+def test_the_predicted_reward_correlates_with_the_total() -> None:
+    analyses = [analysis(number, number / 20) for number in range(12)]
+    flipped = [each.model_copy(update={"total": -each.total}) for each in analyses]
+    predicted = recorded(*analyses).correlation(PREDICTED)
+    assert 0.5 < predicted < 1
+    assert recorded(*flipped).correlation(PREDICTED) == pytest.approx(-predicted)
 
 
 def test_the_newest_revision_of_executed_adaptations_counts() -> None:
-    told = [analysis(number, number / 20, revision=1) for number in range(12)]
-    noise = [analysis(number, 0.9 - number / 20) for number in range(12)]
-    other = [analysis(number, -0.5, status="refused") for number in range(20, 40)]
+    newest = [analysis(number, number / 20, revision=1) for number in range(12)]
+    outdated = [analysis(number, 0.9 - number / 20) for number in range(12)]
+    refused = [analysis(number, -0.5, status="refused") for number in range(20, 40)]
     unknown = [analysis(number, None) for number in range(40, 60)]
-    assert correlations([*told, *noise, *other, *unknown])[rc.ACCURACY] == pytest.approx(1)
+    expected = recorded(*newest).correlation(PREDICTED)
+    # Before a restart the older revision comes first, after it once more.
+    for order in ([*outdated, *newest], [*newest, *outdated], [*refused, *newest, *unknown]):
+        assert recorded(*order).correlation(PREDICTED) == pytest.approx(expected)
 
 
-def test_few_adaptations_say_nothing() -> None:
-    assert set(correlations(analysis(number, number / 20) for number in range(9)).values()) == {None}
+def test_only_the_latest_adaptations_count() -> None:
+    early = [analysis(number, 0.9 - number / 20) for number in range(12)]
+    late = [analysis(number, number / 30) for number in range(12, 24)]
+    alone = recorded(*late).correlation(PREDICTED)
+    assert recorded(*early, *late, latest=12).correlation(PREDICTED) == pytest.approx(alone)
+    assert recorded(*early, *late, latest=13).correlation(PREDICTED) != pytest.approx(alone)
+
+
+def test_too_few_adaptations_give_nan() -> None:
+    analyses = [analysis(number, number / 20) for number in range(MIN_ADAPTATIONS)]
+    assert recorded(*analyses).correlation(rc.ACCURACY) == pytest.approx(1)
+    assert all(math.isnan(recorded(*analyses[1:]).correlation(series)) for series in SERIES)

@@ -16,7 +16,7 @@ def test_a_straight_fall_of_log_loss_is_found_exactly() -> None:
     assert projection.level == pytest.approx(math.log(2) - 0.6)
     assert projection.horizon == pytest.approx(DAMPING * 550)
     assert projection.noise == pytest.approx(0, abs=1e-12)
-    assert projection.loss(600) == pytest.approx(2 * math.exp(-0.6))
+    assert math.exp(projection.log_loss(600)) == pytest.approx(2 * math.exp(-0.6))
     # One horizon on, 1 - 1/e of a fall by slope x horizon has happened.
     assert projection.log_loss(600 + projection.horizon) == pytest.approx(
         math.log(2) - 0.6 - DAMPING * 0.55 * (1 - 1 / math.e)
@@ -36,13 +36,13 @@ def test_a_rise_is_projected_flat() -> None:
     assert projection.log_loss(600) == projection.log_loss(5000)
 
 
-def test_two_wild_windows_do_not_bend_it() -> None:
+def test_two_outlying_windows_do_not_bend_the_trend() -> None:
     losses = [2 * math.exp(-0.001 * t) for t in TIMES]
     losses[3], losses[8] = 40.0, 0.001
     projection = Projection.fit(TIMES, losses, origin=600)
     assert projection is not None
     assert projection.slope == pytest.approx(-0.001, rel=0.05)
-    assert projection.loss(600) == pytest.approx(2 * math.exp(-0.6), rel=0.05)
+    assert math.exp(projection.log_loss(600)) == pytest.approx(2 * math.exp(-0.6), rel=0.05)
 
 
 def test_noise_is_the_scatter_of_one_window_and_the_margin_that_of_the_level() -> None:
@@ -63,12 +63,12 @@ def test_noise_is_the_scatter_of_one_window_and_the_margin_that_of_the_level() -
         ([50, 50, 50], [1.0, 0.9, 0.8]),
     ],
 )
-def test_too_little_is_unknown(times: list[float], losses: list[float]) -> None:
+def test_too_few_losses_give_no_trend(times: list[float], losses: list[float]) -> None:
     assert Projection.fit(times, losses, origin=100) is None
 
 
 @given(st.lists(st.floats(1e-3, 1e3), min_size=3, max_size=20), st.floats(0, 1e6))
-def test_it_is_finite_and_never_rises(losses: list[float], ahead: float) -> None:
+def test_a_projection_is_finite_and_never_rises(losses: list[float], ahead: float) -> None:
     times = [50.0 * index for index in range(len(losses))]
     projection = Projection.fit(times, losses, origin=times[-1])
     assert projection is not None

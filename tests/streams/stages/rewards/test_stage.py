@@ -86,7 +86,7 @@ def decide(graph: ModelGraph, kind: str = "no_op", **fields: Any) -> AdaptationD
     return AdaptationDecision(**{**values, **fields})
 
 
-def answer(
+def outcome_of(
     decision: AdaptationDecision,
     status: OutcomeStatus = OutcomeStatus.EXECUTED,
     *,
@@ -126,14 +126,14 @@ def whole_run(
         log.add(GRAPHS, graph)
         log.add(DECISIONS, decision)
         if index in loads:
-            log.add(OUTCOMES, answer(decision, before={"parameters": 574}, after={"parameters": 1156}))
+            log.add(OUTCOMES, outcome_of(decision, before={"parameters": 574}, after={"parameters": 1156}))
         elif index in refused:
-            log.add(OUTCOMES, answer(decision, OutcomeStatus.REFUSED, reason="parameter budget"))
+            log.add(OUTCOMES, outcome_of(decision, OutcomeStatus.REFUSED, reason="parameter budget"))
     return log
 
 
-def of(shell: StageHarness, decision: str) -> list[Any]:
-    return [record for record in shell.records(REWARDS) if record.decision_id == decision]
+def rewards_of(harness: StageHarness, decision: str) -> list[Any]:
+    return [record for record in harness.records(REWARDS) if record.decision_id == decision]
 
 
 def loaded(log: Log) -> AdaptationDecision:
@@ -142,28 +142,28 @@ def loaded(log: Log) -> AdaptationDecision:
 
 def test_every_decision_has_a_reward_and_an_experience() -> None:
     log = whole_run()
-    shell = StageHarness(stage, log.messages).run()
+    harness = StageHarness(stage, log.messages).run()
     decisions = {message.record.decision_id for message in log.messages if message.topic == DECISIONS.name}
-    assert {record.decision_id for record in shell.records(REWARDS) if record.complete} == decisions
-    assert {record.experience_id for record in shell.records(EXPERIENCE) if record.complete} == decisions
-    assert shell.rejected == []
+    assert {record.decision_id for record in harness.records(REWARDS) if record.complete} == decisions
+    assert {record.experience_id for record in harness.records(EXPERIENCE) if record.complete} == decisions
+    assert harness.rejected == []
 
 
-def test_waiting_pays_exactly_nothing() -> None:
-    shell = StageHarness(stage, whole_run(loads=()).messages).run()
-    for record in shell.records(REWARDS):
+def test_no_op_earns_exactly_nothing() -> None:
+    harness = StageHarness(stage, whole_run(loads=()).messages).run()
+    for record in harness.records(REWARDS):
         assert record.status == "none"
         assert record.total == 0
         assert set(record.components.values()) == {0.0}
-    assert {record.reward for record in shell.records(EXPERIENCE)} == {0.0}
-    assert {record.success for record in shell.records(EXPERIENCE)} == {None}
+    assert {record.reward for record in harness.records(EXPERIENCE)} == {0.0}
+    assert {record.success for record in harness.records(EXPERIENCE)} == {None}
 
 
-def test_a_load_is_told_again_as_each_span_closes() -> None:
+def test_a_load_is_rewarded_again_as_each_span_closes() -> None:
     log = whole_run()
-    shell = StageHarness(stage, log.messages).run()
+    harness = StageHarness(stage, log.messages).run()
     decision = loaded(log)
-    revisions = of(shell, decision.decision_id)
+    revisions = rewards_of(harness, decision.decision_id)
     assert [record.revision for record in revisions] == [0, 1, 2, 3]
     assert [record.complete for record in revisions] == [False, False, False, True]
     assert [sum(span.seen for span in record.spans) for record in revisions] == [1, 2, 3, 4]
@@ -174,7 +174,7 @@ def test_a_load_is_told_again_as_each_span_closes() -> None:
     assert revisions[-1].improvement > 0.1
     assert revisions[-1].predicted_reward == 0.25
     assert "lowered the loss" in revisions[-1].explanation
-    experiences = [each for each in shell.records(EXPERIENCE) if each.experience_id == decision.decision_id]
+    experiences = [each for each in harness.records(EXPERIENCE) if each.experience_id == decision.decision_id]
     assert [each.revision for each in experiences] == [0, 1, 2, 3]
     assert experiences[-1].reward == revisions[-1].total
     assert experiences[-1].success is True
@@ -185,9 +185,13 @@ def test_a_load_is_told_again_as_each_span_closes() -> None:
 
 def test_a_span_closes_with_the_window_that_reaches_its_end() -> None:
     log = whole_run()
-    shell = StageHarness(stage, log.messages).run()
+    harness = StageHarness(stage, log.messages).run()
     # Executed at step 12 * 50 + 40 + 10 = 650: the immediate span ends at 750, with window 14.
-    first = next(each for each in shell.published if each.identity == of(shell, loaded(log).decision_id)[0].analysis_id)
+    first = next(
+        each
+        for each in harness.published
+        if each.identity == rewards_of(harness, loaded(log).decision_id)[0].analysis_id
+    )
     assert first.source is not None
     assert first.source.topic == WINDOWS.name
     assert first.source.record.end == 750
@@ -195,14 +199,14 @@ def test_a_span_closes_with_the_window_that_reaches_its_end() -> None:
 
 def test_a_run_that_ends_closes_its_spans_early() -> None:
     log = whole_run(windows=20)
-    shell = StageHarness(stage, log.messages).run()
-    revisions = of(shell, loaded(log).decision_id)
+    harness = StageHarness(stage, log.messages).run()
+    revisions = rewards_of(harness, loaded(log).decision_id)
     assert [record.complete for record in revisions] == [False, True]
     assert [span.seen for span in revisions[-1].spans] == [True, True, False, False]
-    assert shell.committed == {WINDOWS.name: 20, GRAPHS.name: 20, DECISIONS.name: 20, OUTCOMES.name: 1}
+    assert harness.committed == {WINDOWS.name: 20, GRAPHS.name: 20, DECISIONS.name: 20, OUTCOMES.name: 1}
 
 
-def test_the_host_that_refuses_or_fails_has_an_analysis_a_little_below_nothing() -> None:
+def test_a_refused_or_failed_adaptation_earns_slightly_less_than_nothing() -> None:
     log = Log()
     for index, (status, reason) in enumerate(
         [(OutcomeStatus.REFUSED, "parameter budget"), (OutcomeStatus.FAILED, "checksum")]
@@ -211,18 +215,18 @@ def test_the_host_that_refuses_or_fails_has_an_analysis_a_little_below_nothing()
         decision = decide(graph, "load_kernel")
         log.add(GRAPHS, graph)
         log.add(DECISIONS, decision)
-        log.add(OUTCOMES, answer(decision, status, reason=reason))
-    shell = StageHarness(stage, log.messages).run()
-    refused, failed = shell.records(REWARDS)
+        log.add(OUTCOMES, outcome_of(decision, status, reason=reason))
+    harness = StageHarness(stage, log.messages).run()
+    refused, failed = harness.records(REWARDS)
     assert (refused.status, failed.status) == ("refused", "failed")
     assert refused.total == pytest.approx(math.tanh(-0.05))
     assert failed.total == pytest.approx(math.tanh(-0.1))
     assert refused.complete
     assert "parameter budget" in refused.explanation
-    assert [each.success for each in shell.records(EXPERIENCE)] == [None, None]
+    assert [each.success for each in harness.records(EXPERIENCE)] == [None, None]
 
 
-def test_a_vetoed_decision_costs_a_little() -> None:
+def test_a_vetoed_decision_earns_slightly_less_than_nothing() -> None:
     log = Log()
     graph = graph_of(window(0))
     proposed = Action(type="load_kernel", layer_id=LAYER, blueprint="parallel_expansion")
@@ -240,14 +244,14 @@ def test_a_dry_run_teaches_nothing() -> None:
     graph = graph_of(window(0))
     log.add(GRAPHS, graph)
     log.add(DECISIONS, decide(graph, "load_kernel", dry_run=True))
-    shell = StageHarness(stage, log.messages).run()
-    (record,) = shell.records(REWARDS)
+    harness = StageHarness(stage, log.messages).run()
+    (record,) = harness.records(REWARDS)
     assert (record.status, record.confidence, record.complete) == ("dry_run", 0, True)
-    assert shell.records(EXPERIENCE) == []
-    assert StageHarness(stage, log.messages, shell.published).run().committed[DECISIONS.name] == 1
+    assert harness.records(EXPERIENCE) == []
+    assert StageHarness(stage, log.messages, harness.published).run().committed[DECISIONS.name] == 1
 
 
-def test_a_host_that_never_answers_failed() -> None:
+def test_a_decision_without_an_outcome_has_failed() -> None:
     log = Log()
     for index in range(50):
         record = window(index)
@@ -255,13 +259,15 @@ def test_a_host_that_never_answers_failed() -> None:
         log.add(WINDOWS, record)
         log.add(GRAPHS, graph)
         log.add(DECISIONS, decide(graph, "load_kernel" if index == 2 else "no_op"))
-    shell = StageHarness(stage, log.messages).run()
-    (record,) = [each for each in shell.records(REWARDS) if each.status != "none"]
+    harness = StageHarness(stage, log.messages).run()
+    (record,) = [each for each in harness.records(REWARDS) if each.status != "none"]
     assert record.status == "failed"
-    assert "never answered" in record.explanation
+    assert record.explanation == (
+        f"Loading parallel_expansion at layer {LAYER} failed: the host reported no outcome. Reward -0.10."
+    )
 
 
-def test_after_the_runs_end_an_answer_is_waited_for_but_not_for_ever() -> None:
+def test_after_the_runs_end_an_outcome_is_awaited_until_the_timeout() -> None:
     log = Log()
     record = window(0, final=True)
     graph = graph_of(record)
@@ -269,48 +275,48 @@ def test_after_the_runs_end_an_answer_is_waited_for_but_not_for_ever() -> None:
     log.add(GRAPHS, graph)
     decision = decide(graph, "load_kernel")
     log.add(DECISIONS, decision)
-    shell = StageHarness(stage, log.messages).run()
+    harness = StageHarness(stage, log.messages).run()
     for now_s in (0, 30, 59):
-        shell.take(shell.stage.tick(10_000_000 + now_s * 1000))
-    assert shell.records(REWARDS) == []
-    assert shell.stage.open_offsets() == {WINDOWS.name: 0, GRAPHS.name: 0, DECISIONS.name: 0}
-    shell.take(shell.stage.tick(10_000_000 + 61_000))
-    assert [each.status for each in shell.records(REWARDS)] == ["failed"]
-    assert shell.stage.open_offsets() == {}
+        harness.take(harness.stage.tick(10_000_000 + now_s * 1000))
+    assert harness.records(REWARDS) == []
+    assert harness.stage.open_offsets() == {WINDOWS.name: 0, GRAPHS.name: 0, DECISIONS.name: 0}
+    harness.take(harness.stage.tick(10_000_000 + 61_000))
+    assert [each.status for each in harness.records(REWARDS)] == ["failed"]
+    assert harness.stage.open_offsets() == {}
 
 
-def test_a_run_that_falls_silent_is_closed() -> None:
+def test_an_idle_run_is_closed() -> None:
     log = whole_run(windows=20, ends=False)
-    shell = StageHarness(stage, log.messages).run()
-    assert len(of(shell, loaded(log).decision_id)) == 1
-    shell.take(shell.stage.tick(10_000))
-    shell.take(shell.stage.tick(10_000 + int(SETTINGS.idle_timeout_s) * 1000))
-    assert of(shell, loaded(log).decision_id)[-1].complete
-    assert shell.stage.open_offsets() == {}
+    harness = StageHarness(stage, log.messages).run()
+    assert len(rewards_of(harness, loaded(log).decision_id)) == 1
+    harness.take(harness.stage.tick(10_000))
+    harness.take(harness.stage.tick(10_000 + int(SETTINGS.idle_timeout_s) * 1000))
+    assert rewards_of(harness, loaded(log).decision_id)[-1].complete
+    assert harness.stage.open_offsets() == {}
 
 
-def test_a_run_that_was_silent_before_a_restart_is_closed_after_it() -> None:
+def test_a_run_that_was_idle_before_a_restart_is_closed_after_it() -> None:
     log = whole_run(windows=20, ends=False)
-    shell = StageHarness(stage, log.messages).run()
-    shell.take(shell.stage.tick(10**15))
-    assert shell.stage.open_offsets()  # records may wait that are the run's
-    shell.stage.backlog = 0
-    shell.take(shell.stage.tick(10**15 + 2000))
-    assert of(shell, loaded(log).decision_id)[-1].complete
-    assert shell.stage.open_offsets() == {}
+    harness = StageHarness(stage, log.messages).run()
+    harness.take(harness.stage.tick(10**15))
+    assert harness.stage.open_offsets()  # records of the run may be waiting on the log
+    harness.stage.backlog = 0
+    harness.take(harness.stage.tick(10**15 + 2000))
+    assert rewards_of(harness, loaded(log).decision_id)[-1].complete
+    assert harness.stage.open_offsets() == {}
 
 
-def test_what_never_came_is_set_aside() -> None:
+def test_records_whose_counterpart_does_not_arrive_are_rejected() -> None:
     log = Log()
     decision = decide(graph_of(window(0)), "load_kernel")
     log.add(DECISIONS, decision)
-    log.add(OUTCOMES, answer(decide(graph_of(window(1)), "load_kernel")))
-    shell = StageHarness(stage, log.messages).run()
-    assert shell.stage.open_offsets() == {DECISIONS.name: 0, OUTCOMES.name: 0}
-    shell.take(shell.stage.tick(10_000))
-    shell.take(shell.stage.tick(20_000 + int(SETTINGS.join_timeout_s) * 1000))
-    assert [each.source.topic for each in shell.rejected] == [DECISIONS.name, OUTCOMES.name]
-    assert shell.stage.open_offsets() == {}
+    log.add(OUTCOMES, outcome_of(decide(graph_of(window(1)), "load_kernel")))
+    harness = StageHarness(stage, log.messages).run()
+    assert harness.stage.open_offsets() == {DECISIONS.name: 0, OUTCOMES.name: 0}
+    harness.take(harness.stage.tick(10_000))
+    harness.take(harness.stage.tick(20_000 + int(SETTINGS.join_timeout_s) * 1000))
+    assert [each.source.topic for each in harness.rejected] == [DECISIONS.name, OUTCOMES.name]
+    assert harness.stage.open_offsets() == {}
 
 
 def test_repeats_change_nothing() -> None:
@@ -326,15 +332,15 @@ def test_repeats_change_nothing() -> None:
 
 def test_held_records_are_bounded_by_the_longest_span() -> None:
     log = whole_run(windows=200, ends=False, loads=(12, 100))
-    shell = StageHarness(stage, log.messages).run()
-    held = 200 - shell.committed[WINDOWS.name]
-    assert held == SETTINGS.baseline_windows + 1  # the newest is the next decision's own
-    assert shell.committed[GRAPHS.name] == 200
+    harness = StageHarness(stage, log.messages).run()
+    held = 200 - harness.committed[WINDOWS.name]
+    assert held == SETTINGS.baseline_windows + 1  # the newest belongs to the next decision
+    assert harness.committed[GRAPHS.name] == 200
 
 
 @given(st.integers(0, 2**32))
 @settings(max_examples=10, deadline=None)
-def test_the_order_among_topics_does_not_show(seed: int) -> None:
+def test_the_order_across_topics_does_not_matter(seed: int) -> None:
     log = whole_run(windows=58, refused=(30,))
     rng = random.Random(seed)
     queues: dict[str, list[Any]] = {}
@@ -358,14 +364,14 @@ def test_the_order_among_topics_does_not_show(seed: int) -> None:
 def test_a_crash_anywhere_changes_nothing(crashes: list[int], batch: int) -> None:
     log = whole_run(loads=(12, 20), refused=(16,))
     whole = StageHarness(stage, log.messages).run()
-    shell = StageHarness(stage, log.messages)
+    harness = StageHarness(stage, log.messages)
     for crash in sorted(crashes):
-        shell.run(crash, batch=batch)
-    shell.run(batch=batch)
-    assert {each.identity: each.record for each in shell.published} == {
+        harness.run(crash, batch=batch)
+    harness.run(batch=batch)
+    assert {each.identity: each.record for each in harness.published} == {
         each.identity: each.record for each in whole.published
     }
-    assert shell.committed == whole.committed
+    assert harness.committed == whole.committed
 
 
 def test_a_crash_between_analysis_and_experience_loses_neither() -> None:
@@ -393,24 +399,24 @@ def test_spans_follow_the_clock_of_the_run() -> None:
         log.add(GRAPHS, graph)
         log.add(DECISIONS, decision)
         if index == 12:
-            log.add(OUTCOMES, answer(decision))
-    revisions = of(StageHarness(stage, log.messages).run(), loaded(log).decision_id)
+            log.add(OUTCOMES, outcome_of(decision))
+    revisions = rewards_of(StageHarness(stage, log.messages).run(), loaded(log).decision_id)
     assert [span.end for span in revisions[0].spans] == [300_000, 1_800_000, 7_200_000, 14_400_000]
     assert [record.revision for record in revisions] == [0, 1]
     assert revisions[-1].complete
 
 
 @pytest.mark.parametrize("order", [*itertools.permutations((WINDOWS, GRAPHS, DECISIONS, OUTCOMES))], ids=lambda _: "")
-def test_what_is_read_again_may_come_topic_by_topic(order: tuple[Topic, ...]) -> None:
+def test_records_read_again_may_arrive_topic_by_topic(order: tuple[Topic, ...]) -> None:
     log = whole_run(40, (12, 15), ends=True)
     expected = StageHarness(stage, log.messages).run()
     middle = next(n for n, each in enumerate(log.messages) if each.topic == WINDOWS.name and each.offset == 20)
-    shell = StageHarness(stage, log.messages).run(middle)
+    harness = StageHarness(stage, log.messages).run(middle)
     names = [topic.name for topic in order]
-    shell.log = sorted(log.messages[:middle], key=lambda each: names.index(each.topic)) + log.messages[middle:]
-    shell.run()
+    harness.log = sorted(log.messages[:middle], key=lambda each: names.index(each.topic)) + log.messages[middle:]
+    harness.run()
     for topic in (REWARDS, EXPERIENCE):
-        assert {each.model_dump_json() for each in shell.records(topic)} == {
+        assert {each.model_dump_json() for each in harness.records(topic)} == {
             each.model_dump_json() for each in expected.records(topic)
         }
-    assert shell.rejected == []
+    assert harness.rejected == []

@@ -1,0 +1,118 @@
+"""`tamiyo tail`, `tamiyo control` and `tamiyo doctor`: commands for operators."""
+
+import getpass
+import sys
+import threading
+import time
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from tamiyo.streams.cli import options
+from tamiyo.streams.cli.options import Bootstrap, examples
+from tamiyo.streams.process.interrupts import on_signals
+
+console = Console()
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to the command line."""
+    app.command(
+        rich_help_panel=options.OPERATE,
+        epilog=examples(
+            "tamiyo tail tamiyo.adaptation.decisions",
+            "tamiyo tail tamiyo.rewards --no-follow --table",
+            "tamiyo tail telemetry.cache.hit_rates.dlq -n 5",
+        ),
+    )(tail)
+    app.command(
+        rich_help_panel=options.OPERATE,
+        epilog=examples(
+            "`tamiyo control --paused` (all runs)",
+            "tamiyo control mnist1d-0 --dry-run --protect conv1",
+            "`tamiyo control mnist1d-0` (everything allowed again)",
+        ),
+    )(control)
+    app.command(rich_help_panel=options.OPERATE, epilog=examples("tamiyo doctor -b kafka.example.org:9092"))(doctor)
+
+
+def tail(
+    topic: Annotated[str, typer.Argument(help="Topic of the catalogue, or its .dlq or .late topic.")],
+    beginning: Annotated[
+        bool, typer.Option("--beginning/--end", help="Start at the beginning, or at the current end.")
+    ] = True,
+    follow: Annotated[bool, typer.Option("--follow/--no-follow", "-f/-F", help="Wait for more records.")] = True,
+    limit: Annotated[int | None, typer.Option("-n", min=1, metavar="N", help="Stop after N records.")] = None,
+    run_id: Annotated[str | None, typer.Option(metavar="RUN_ID", help="Only records of this run.")] = None,
+    table: Annotated[bool, typer.Option("--table", help="One row a record instead of JSON.")] = False,
+    bootstrap: Bootstrap = None,
+) -> None:
+    """Print the records of a topic, decoded, one JSON object a line."""
+    from tamiyo.streams.admin.topic_tail import catalogue_name
+    from tamiyo.streams.admin.topic_tail import follow as follow_topic
+
+    stop = threading.Event()
+    on_signals(stop.set)
+    names = options.names()
+    catalogue_name(topic, names)  # a wrong name is reported without waiting for the broker
+    found = follow_topic(
+        topic,
+        options.connected_kafka(bootstrap),
+        names,
+        beginning=beginning,
+        forever=follow,
+        limit=limit,
+        run_id=run_id,
+        stopped=stop.is_set,
+    )
+    for each in found:
+        sys.stdout.write((each.row() if table else each.json()) + "\n")
+        sys.stdout.flush()
+
+
+def control(
+    run_id: Annotated[str, typer.Argument(help="Run that the order is for; * for all runs.")] = "*",
+    paused: Annotated[bool, typer.Option("--paused", help="Allow no adaptations.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Decide and record adaptations without executing them.")
+    ] = False,
+    protect: Annotated[
+        list[str] | None,
+        typer.Option(metavar="LAYER", help="Layer that must not be adapted; repeat for several."),
+    ] = None,
+    reason: Annotated[str, typer.Option(metavar="TEXT", help="Reason, recorded with the order.")] = "",
+    bootstrap: Bootstrap = None,
+) -> None:
+    """Publish a standing order for a run. It replaces the previous order for the same run."""
+    from tamiyo.schemas.adaptation import ControlCommand
+    from tamiyo.streams.admin.control import give
+
+    order = ControlCommand(
+        run_id=run_id,
+        time_ms=time.time_ns() // 1_000_000,
+        paused=paused,
+        dry_run=dry_run,
+        protected_layers=protect or [],
+        issued_by=getpass.getuser(),
+        reason=reason,
+    )
+    give(order, options.connected_kafka(bootstrap), options.names())
+    console.print_json(order.model_dump_json())
+
+
+def doctor(bootstrap: Bootstrap = None) -> None:
+    """Check versions, schemas, the store, the registry, the broker and its topics. Exit status 1 on a problem."""
+    from tamiyo.schemas.registry import RegistrySettings
+    from tamiyo.streams.admin.doctor import examine
+    from tamiyo.streams.settings import StoreSettings
+
+    labels = {"ok": "[green]ok[/]", "warning": "[yellow]warning[/]", "problem": "[red]problem[/]"}
+    failed = False
+    for finding in examine(options.kafka(bootstrap), options.names(), StoreSettings(), RegistrySettings()):
+        failed |= finding.state == "problem"
+        console.print(f"{labels[finding.state]} {finding.what}: {finding.detail}", highlight=False, soft_wrap=True)
+        if finding.advice and finding.state != "ok":
+            console.print(f"    {finding.advice}", highlight=False, soft_wrap=True, markup=False)
+    if failed:
+        raise typer.Exit(1)

@@ -1,0 +1,145 @@
+"""`tamiyo demo` and `tamiyo train`: training runs on this machine."""
+
+import json
+import signal
+import threading
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from tamiyo.schemas.errors import ConfigurationError
+from tamiyo.schemas.files import write_atomically
+from tamiyo.streams.cli import options
+from tamiyo.streams.cli.options import Bootstrap, HttpPort, examples
+from tamiyo.streams.process.interrupts import on_signals
+
+TASKS = ("mnist1d", "digits", "mnist5k")
+
+console = Console()
+
+Task = Annotated[str, typer.Option(metavar="NAME", help=f"Training task: {', '.join(TASKS)}.")]
+Seed = Annotated[
+    int, typer.Option(min=0, max=2**31 - 1, metavar="N", help="Seed of the initialisation and the data order.")
+]
+Report = Annotated[Path | None, typer.Option(metavar="FILE", help="Write the results as JSON to this file.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to the command line."""
+    app.command(
+        rich_help_panel=options.TRAIN,
+        epilog=examples(
+            "tamiyo demo", "tamiyo demo --quick", "tamiyo demo --task digits --seed 3 --report report.json"
+        ),
+    )(demo)
+    app.command(
+        rich_help_panel=options.TRAIN,
+        epilog=examples(
+            "tamiyo train --task mnist1d --seed 1 --http-port 9200", "tamiyo train --static --report twin.json"
+        ),
+    )(train)
+
+
+def demo(
+    task: Task = "mnist1d",
+    seed: Seed = 0,
+    steps: Annotated[
+        int | None, typer.Option(min=1, max=1_000_000, metavar="N", help="Training steps. [default: 3000]")
+    ] = None,
+    runs: Annotated[
+        int, typer.Option(min=1, max=16, metavar="N", help="Concurrent training runs, with seeds from --seed on.")
+    ] = 1,
+    quick: Annotated[bool, typer.Option("--quick", help="1,000 steps: under a minute.")] = False,
+    report: Report = None,
+) -> None:
+    """Train a network with Tamiyo on this machine, and the same network without it.
+
+    Starts an embedded broker, the stages and the learner; needs nothing else.
+    """
+    from tamiyo.streams.demo import report as reports
+    from tamiyo.streams.demo.demo import FULL_STEPS, QUICK_STEPS, Demo
+
+    if report is not None and not report.parent.is_dir():
+        raise ConfigurationError(f"--report {report}: there is no folder {report.parent}")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a supervisor's stop is a Ctrl-C
+    steps = steps if steps is not None else QUICK_STEPS if quick else FULL_STEPS
+    result = Demo(task=_known(task), seed=seed, steps=steps, runs=runs).run(console)
+    reports.show(result, console)
+    if report is not None:
+        result.write(report)
+        console.print(f"report     {report}")
+    if not result.complete:
+        raise typer.Exit(130)
+
+
+def train(
+    task: Task = "mnist1d",
+    seed: Seed = 0,
+    steps: Annotated[int, typer.Option(min=1, max=10_000_000, metavar="N", help="Training steps.")] = 3_000,
+    run_id: Annotated[
+        str | None, typer.Option(metavar="RUN_ID", help="Name of the run on the topics. [default: generated]")
+    ] = None,
+    static: Annotated[
+        bool, typer.Option("--static", help="Train the static twin: the same run without Tamiyo.")
+    ] = False,
+    report: Report = None,
+    http_port: HttpPort = None,
+    bootstrap: Bootstrap = None,
+) -> None:
+    """Train a reference network with the SDK attached. Ctrl-C ends the run in order."""
+    from contextlib import ExitStack
+    from dataclasses import asdict
+
+    import torch
+
+    from tamiyo.host import Handle, KafkaTransport
+    from tamiyo.host.reference.tasks import load_task
+    from tamiyo.host.reference.train import Progress, Workload
+    from tamiyo.host.reference.train import train as run
+
+    torch.set_num_threads(1)
+    stop = threading.Event()
+    on_signals(stop.set)
+    kafka, names = options.kafka(bootstrap), options.names()
+
+    def print_progress(progress: Progress) -> None:
+        console.print(
+            f"step {progress.step:>6} of {progress.steps}  train {progress.train_loss:.3f}  "
+            f"validation {progress.validation_loss:.3f}  {progress.parameters:,} parameters  {progress.seconds:.0f} s",
+            highlight=False,
+        )
+
+    endpoint = ExitStack()
+
+    def attached(workload: Workload) -> Handle:
+        handle = workload.attach(run_id=run_id, transport=KafkaTransport(kafka, names))
+        if http_port is not None:
+            from tamiyo.streams.process.host_metrics import served
+            from tamiyo.streams.settings import WorkerSettings
+
+            port = endpoint.enter_context(served(handle, host=WorkerSettings().http_host, port=http_port))
+            console.print(f"metrics and health on port {port}", highlight=False)
+        return handle
+
+    with endpoint:
+        result = run(
+            load_task(_known(task)),
+            seed=seed,
+            steps=steps,
+            attach_with=None if static else attached,
+            on_progress=print_progress,
+            should_stop=stop.is_set,
+        )
+    console.print_json(data=asdict(result))
+    if report is not None:
+        write_atomically(report, json.dumps(asdict(result), indent=2) + "\n")
+    if stop.is_set():
+        raise typer.Exit(130)
+
+
+def _known(task: str) -> str:
+    if task not in TASKS:
+        raise ConfigurationError(f"there is no task {task!r}; choose from {', '.join(TASKS)}")
+    return task

@@ -1,0 +1,139 @@
+"""The commit invariant: an input is acknowledged only after everything that depends on it is delivered.
+
+1. Outputs are published in the order in which the stage returns them, and their deliveries are awaited in that order.
+2. With each call of the stage goes a bound for each input topic: the lowest offset that the stage still needed after it
+   (`open_offsets`), never beyond what it was fed, nor beyond an end marker that has not been passed on.
+3. A call's bounds are acknowledged once every output of it, and of all calls before it, is delivered.
+
+So what Faust commits never passes a record whose outputs could still be lost. A restart reads the records after it
+again, and an output that was already published (`RestoredState.published`) is not published a second time.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Hashable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import structlog
+
+from tamiyo.streams.runtime import metrics
+from tamiyo.streams.runtime.encoding import encode_positions, key_of, message_of
+from tamiyo.streams.runtime.end_of_stream import EndOfStream
+from tamiyo.streams.runtime.input_buffer import InputBuffer
+from tamiyo.streams.runtime.output_publisher import OutputPublisher
+from tamiyo.streams.runtime.restore import RestoredState
+from tamiyo.streams.stages.base import Output, Reject
+
+log = structlog.get_logger(__name__)
+
+MAX_IN_FLIGHT = 100  # calls whose outputs are not delivered: enough to hide a round trip, few enough to bound memory
+
+Published = Output | Reject | EndOfStream
+
+
+@dataclass(slots=True)
+class _Call:
+    deliveries: list[tuple[Awaitable[Any], Published, float | None]]
+    """With when the input that closed the output arrived."""
+    bounds: dict[str, int]
+
+
+class OutputPipeline:
+    """Publishes what one stage returns, awaits deliveries in order, and acknowledges inputs."""
+
+    def __init__(self, stage: str, inputs: InputBuffer, publisher: OutputPublisher, restored: RestoredState) -> None:
+        self._stage = stage
+        self._inputs = inputs
+        self._publisher = publisher
+        self._published = restored.published
+        self._reached = restored.reached
+        self._in_flight: deque[_Call] = deque()
+        self._acknowledged: dict[str, int] = {}
+        self._delivered = 0
+        self._added = asyncio.Event()
+        self._removed = asyncio.Event()
+
+    @property
+    def progress(self) -> Hashable:
+        """Return something that changes whenever an output is delivered or an input acknowledged."""
+        return self._delivered, *self._acknowledged.values()
+
+    @property
+    def in_flight(self) -> int:
+        """Return how many calls have outputs that are not delivered."""
+        return len(self._in_flight)
+
+    async def publish(self, outputs: Iterable[Published], open_offsets: Mapping[str, int]) -> None:
+        """Publish what one call of the stage returned; `open_offsets` are the stage's after that call."""
+        bounds = self._bounds(open_offsets)
+        new = [each for each in outputs if self._is_new(each)]
+        if not new and bounds == self._acknowledged:
+            return
+        if not await self._publisher.may_publish():
+            return
+        # Not this worker's own positions alone: after a restart they begin below those that an earlier one published.
+        positions = encode_positions(self._inputs.positions, self._reached)
+        deliveries: list[tuple[Awaitable[Any], Published, float | None]] = []
+        for each in new:
+            source = None if isinstance(each, EndOfStream) else each.source
+            received = self._inputs.received(source.topic, source.offset) if source is not None else None
+            topic, key, value, headers = message_of(each, self._stage, positions)
+            if isinstance(each, Reject):
+                self._record_reject(each, topic)
+            deliveries.append((await self._publisher.send(topic, key, value, headers), each, received))
+        if not deliveries and not self._in_flight:
+            self._acknowledge(bounds)
+            return
+        self._in_flight.append(_Call(deliveries, bounds))
+        self._added.set()
+        await self._at_most(MAX_IN_FLIGHT)
+
+    async def deliver(self) -> None:
+        """Await deliveries and acknowledge, for as long as the task lives."""
+        while True:
+            await self._added.wait()
+            self._added.clear()
+            while self._in_flight:
+                call = self._in_flight[0]
+                for delivery, each, received in call.deliveries:
+                    await delivery
+                    self._delivered += 1
+                    metrics.observe_delivery(self._stage, each, received)
+                self._acknowledge(call.bounds)
+                self._in_flight.popleft()
+                self._removed.set()
+
+    async def flush(self) -> None:
+        """Return once everything published is delivered and acknowledged."""
+        await self._at_most(0)
+
+    async def _at_most(self, in_flight: int) -> None:
+        while len(self._in_flight) > in_flight:
+            self._removed.clear()
+            await self._removed.wait()
+
+    def _bounds(self, open_offsets: Mapping[str, int]) -> dict[str, int]:
+        return {
+            topic: self._inputs.ends.bound(topic, min(open_offsets.get(topic, position), position))
+            for topic, position in self._inputs.positions.items()
+        }
+
+    def _acknowledge(self, bounds: dict[str, int]) -> None:
+        if self._inputs.acknowledge(bounds):
+            self._acknowledged = bounds
+
+    def _is_new(self, each: Published) -> bool:
+        if isinstance(each, EndOfStream):
+            return True  # a repeated end marker changes nothing
+        key = key_of(each)
+        if key in self._published:
+            metrics.REPEATED.labels(self._stage, key[0]).inc()
+            return False
+        return True
+
+    def _record_reject(self, each: Reject, topic: str) -> None:
+        kind = "late" if each.late else "poison" if each.poison else "unusable"
+        metrics.REJECTED.labels(self._stage, each.source.topic, kind).inc()
+        log.warning("record rejected", stage=self._stage, to=topic, partition=each.source.partition,
+                    offset=each.source.offset, reason=each.reason)  # fmt: skip

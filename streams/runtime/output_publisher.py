@@ -1,0 +1,50 @@
+"""Publishing to one partition number, for as long as the partition is held."""
+
+import asyncio
+import time
+from collections.abc import Awaitable
+from typing import Any
+
+from tamiyo.schemas.kafka import TopicNames
+from tamiyo.streams.runtime.encoding import Headers
+from tamiyo.streams.runtime.faust.app import StageApp
+
+CHECK_S = 0.02  # between two checks whether a heartbeat or a rebalance has come
+
+
+class OutputPublisher:
+    """The producer side of one partition task."""
+
+    def __init__(
+        self, app: StageApp, names: TopicNames, partition: int, *, generation: int, session_timeout_s: float
+    ) -> None:
+        """Publish to `partition` of every topic while the group is at `generation`."""
+        self.closed = False
+        self._app = app
+        self._names = names
+        self._partition = partition
+        self._generation = generation
+        self._session_timeout_s = session_timeout_s
+
+    def close(self) -> None:
+        """Publish nothing more: the partition is lost."""
+        self.closed = True
+
+    async def may_publish(self) -> bool:
+        """Wait until it is certain whether the partition is still held; return whether it is.
+
+        A process that was paused past its session has lost its partitions and has not been notified. The last heartbeat
+        that the coordinator accepted shows it: if that is too old, wait for a new one or for a rebalance.
+        """
+        while not self.closed:
+            fresh = time.monotonic() - self._app.consumer_thread.last_heartbeat < self._session_timeout_s
+            if fresh and not self._app.rebalancing and self._app.consumer_generation_id == self._generation:
+                return True
+            await asyncio.sleep(CHECK_S)
+        return False
+
+    async def send(self, topic: str, key: bytes | None, value: bytes | None, headers: Headers) -> Awaitable[Any]:
+        """Hand a message for the catalogue's `topic` to the producer; the result is done once it is delivered."""
+        full = self._names.full(topic)
+        delivery: Awaitable[Any] = await self._app.producer.send(full, key, value, self._partition, None, headers)
+        return delivery

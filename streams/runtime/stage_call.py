@@ -1,0 +1,98 @@
+"""Calls of one stage: records decoded, poison kept away from it, computed in a thread where the stage wants that."""
+
+import asyncio
+import time
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
+from typing import TypeVar
+
+from tamiyo.schemas.codec import decode
+from tamiyo.schemas.errors import BrokerError, SchemaError
+from tamiyo.streams.runtime import metrics
+from tamiyo.streams.runtime.input_buffer import Undecoded
+from tamiyo.streams.runtime.poison import PoisonTracker
+from tamiyo.streams.stages.base import Incoming, Output, Reject, Stage
+
+Argument = TypeVar("Argument")
+
+
+class StageCall:
+    """Feeds records to a stage and returns its outputs, and a reject for every record it must not be fed."""
+
+    def __init__(
+        self,
+        stage: Stage,
+        *,
+        dead_lettered: Collection[tuple[str, int]] = (),
+        poison: PoisonTracker,
+        backlog: Callable[[], int] | None,
+    ) -> None:
+        """Call `stage`.
+
+        Args:
+            stage: already restored.
+            dead_lettered: (topic, offset) of records that were dead-lettered as poison before a restart.
+            poison: failures of records, kept over restarts.
+            backlog: returns how many records wait on the log. None in a replay, which is never overloaded, only
+                ahead of time: shedding would change the outputs.
+        """
+        self.stage = stage
+        self._records = {topic.name: topic.record for topic in stage.inputs}
+        self._dead_lettered = dead_lettered
+        self._poison = poison
+        self._backlog = backlog
+
+    async def feed(self, batch: Sequence[Undecoded]) -> list[Output | Reject]:
+        """Decode and feed a batch; return rejects first, then what the stage returns.
+
+        An error that the stage raises is recorded against the batch's records, unless it is one of the environment.
+        """
+        outputs: list[Output | Reject] = []
+        records: list[Incoming] = []
+        for incoming, value in batch:
+            if reason := self._poison_reason(incoming):
+                outputs.append(Reject(incoming, reason, poison=True))
+                continue
+            try:
+                record = decode(value, self._records[incoming.topic])
+            except SchemaError as error:
+                outputs.append(Reject(incoming, f"{type(error).__name__}: {error}"))
+            else:
+                records.append(replace(incoming, record=record))
+        if records:
+            outputs += await self._feed(records)
+        return outputs
+
+    async def tick(self) -> Sequence[Output | Reject]:
+        """Let the stage do what only time can trigger."""
+        self._update_backlog()
+        return await self._call(self.stage.tick, time.time_ns() // 1_000_000)
+
+    async def _feed(self, records: list[Incoming]) -> Sequence[Output | Reject]:
+        self._update_backlog()
+        started = time.perf_counter()
+        try:
+            outputs = await self._call(self.stage.feed, records)
+        except (BrokerError, OSError, MemoryError):
+            raise  # the environment failed, whatever the records contain
+        except Exception as error:
+            self._poison.record_failure(records, error)
+            raise
+        metrics.FEED_SECONDS.labels(self.stage.name).inc(time.perf_counter() - started)
+        metrics.BATCH_RECORDS.labels(self.stage.name).observe(len(records))
+        return outputs
+
+    async def _call(
+        self, function: Callable[[Argument], Sequence[Output | Reject]], argument: Argument
+    ) -> Sequence[Output | Reject]:
+        return await asyncio.to_thread(function, argument) if self.stage.offload else function(argument)
+
+    def _update_backlog(self) -> None:
+        if self._backlog is not None:
+            self.stage.backlog = self._backlog()
+
+    def _poison_reason(self, incoming: Incoming) -> str | None:
+        """Return why a record must not be fed; None if it may be."""
+        if (incoming.topic, incoming.offset) in self._dead_lettered:
+            return "poison: it was dead-lettered before a restart"
+        return self._poison.is_poison(incoming.topic, incoming.offset)

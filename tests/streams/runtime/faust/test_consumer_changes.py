@@ -1,0 +1,128 @@
+"""The changes to Faust's consumer, on stand-ins of the upstream objects."""
+
+import asyncio
+import time
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from aiokafka import TopicPartition
+from faust.transport.drivers.aiokafka import AIOKafkaConsumerThread, Consumer
+from faust.types import TP
+
+from tamiyo.streams.runtime.faust.app import StageConsumer, StageConsumerThread
+
+
+class SeekingConsumer:
+    """Two assigned partitions, of which one has a committed offset."""
+
+    def __init__(self) -> None:
+        self.sought: dict[TopicPartition, Any] = {}
+
+    def assignment(self) -> set[TopicPartition]:
+        return {TopicPartition("t", 0), TopicPartition("t", 1)}
+
+    async def committed(self, partition: TopicPartition) -> int | None:
+        return 0 if partition.partition == 0 else None
+
+    async def seek_to_beginning(self, partition: TopicPartition) -> None:
+        self.sought[partition] = "beginning"
+
+    def seek(self, partition: TopicPartition, offset: int) -> None:
+        self.sought[partition] = offset
+
+
+def thread(**attributes: Any) -> Any:
+    made = StageConsumerThread.__new__(StageConsumerThread)
+    for name, value in attributes.items():
+        setattr(made, name, value)
+    return made
+
+
+def test_a_partition_without_a_committed_offset_is_sought_to_its_beginning() -> None:
+    consumer = SeekingConsumer()
+
+    async def call(function: Any, *arguments: Any) -> Any:
+        return await function(*arguments)
+
+    made = thread(_consumer=consumer, call_thread=call)
+    assert asyncio.run(made.seek_to_committed()) == {TP("t", 0): 0}
+    assert consumer.sought == {TopicPartition("t", 0): 0, TopicPartition("t", 1): "beginning"}
+    assert asyncio.run(made.committed({TP("t", 0), TP("t", 1)})) == {TP("t", 0): 0, TP("t", 1): None}
+
+
+def test_only_an_accepted_heartbeat_and_an_assignment_renew_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    accepted = iter((True, False))
+
+    async def do_heartbeat() -> bool:
+        return next(accepted)
+
+    async def nothing(*_: Any) -> None:
+        pass
+
+    monkeypatch.setattr(AIOKafkaConsumerThread, "on_start", nothing)
+    monkeypatch.setattr(AIOKafkaConsumerThread, "on_partitions_assigned", nothing)
+    cleared: list[bool] = []
+
+    async def scene() -> None:
+        coordinator = SimpleNamespace(_do_heartbeat=do_heartbeat)
+        made = thread(
+            _consumer=SimpleNamespace(_coordinator=coordinator),
+            _synchronization=SimpleNamespace(clear=lambda: cleared.append(True)),
+        )
+        await made.on_start()
+        began = time.monotonic()
+        assert made.last_heartbeat == 0
+        assert await coordinator._do_heartbeat()
+        assert made.last_heartbeat >= began
+        made.last_heartbeat = 0
+        assert not await coordinator._do_heartbeat()
+        assert made.last_heartbeat == 0
+        await made.on_partitions_assigned(set(), 1)
+        assert made.last_heartbeat >= began
+        assert cleared == [True]
+
+    asyncio.run(scene())
+
+
+@pytest.mark.parametrize(
+    ("flow", "control", "buffered", "full", "direct"),
+    [
+        (True, True, 0, False, True),
+        (False, True, 0, False, False),
+        (True, False, 0, False, False),
+        (True, True, 1, False, False),
+        (True, True, 0, True, False),
+    ],
+)
+def test_a_message_is_handed_over_directly_only_if_that_cannot_block(
+    monkeypatch: pytest.MonkeyPatch, flow: bool, control: bool, buffered: int, full: bool, direct: bool
+) -> None:
+    raced: list[int] = []
+
+    async def race(self: Any, *waiting: Any, **_: Any) -> str:
+        raced.append(len(waiting))
+        for each in waiting:
+            each.close()
+        return "raced"
+
+    async def message() -> str:
+        return "handed over"
+
+    async def suspended() -> None:
+        raise AssertionError("the flow is not suspended")
+
+    async def scene() -> None:
+        consumer = StageConsumer.__new__(StageConsumer)
+        consumer.flow_active = flow
+        consumer.app = SimpleNamespace(
+            flow_control=SimpleNamespace(is_active=lambda: control),
+            producer=SimpleNamespace(buffer=SimpleNamespace(pending=SimpleNamespace(qsize=lambda: buffered))),
+            topics=[SimpleNamespace(queue=SimpleNamespace(full=lambda: full))],
+        )
+        assert await consumer.wait_first(message(), suspended()) == ("handed over" if direct else "raced")
+        assert await consumer.wait_first(message()) == "raced"  # another of Faust's uses
+
+    monkeypatch.setattr(Consumer, "wait_first", race)
+    asyncio.run(scene())
+    assert raced == ([1] if direct else [2, 1])
