@@ -1,11 +1,12 @@
 """Foreign text for a terminal: nothing that controls it, and no secret."""
 
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tamiyo.schemas.display import printable, without_secrets
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.text())
 def test_text_is_printable_and_printable_text_is_unchanged(text: str) -> None:
     found = printable(text)

@@ -2,7 +2,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tamiyo.models.features.scales import LIMIT, bounded, known_or, log10_above, signed_log
@@ -10,6 +10,7 @@ from tamiyo.models.features.scales import LIMIT, bounded, known_or, log10_above,
 NAN = float("nan")
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(st.floats(width=64) | st.just(1e308) | st.just(-1e308), max_size=20))
 def test_bounded_is_finite_and_keeps_what_is_inside(values):
     found = bounded(values)
