@@ -119,18 +119,31 @@ def test_cores_are_counted_from_the_beginning_of_the_overload() -> None:
     assert cores(samples) == {"worker": 0.25}
 
 
-def test_problems_are_named() -> None:
+def test_every_requirement_that_is_not_met_is_named() -> None:
     result = {
-        "account": {"clean": False},
+        "account": {"clean": True},
         "undelivered": 0,
         "restarts": {},
         "shed": {"layer_signals": 5, "out_of_order": 0},
-        "overload": {"factor": 5.0, "factor_asked": 10.0},
-        "memory_mb": {"worker": {"before": 500.0, "maximum_during": 2_000.0}},
+        "overload": {"factor": 9.5, "factor_asked": 10.0},
+        "memory_mb": {"worker": {"before": 500.0, "maximum_during": 900.0}},
         "memory_limit_mb": 1_000,
     }
-    assert problems(result) == [
+    assert problems(result) == []
+    failed = {
+        "account": {"clean": False},
+        "undelivered": 1,
+        "restarts": {"worker": 1},
+        "shed": {"layer_signals": 0, "out_of_order": 1},
+        "overload": {"factor": 5.0, "factor_asked": 10.0},
+        "memory_mb": {"worker": {"before": 500.0, "maximum_during": 2_000.0}},
+    }
+    assert problems(result | failed) == [
         "the account is not clean",
+        "records were not delivered",
+        "processes ended",
+        "nothing was shed",
+        "a signal of higher priority had a lower chance of survival",
         "the requested rate was not reached",
         "worker used more memory than a container's limit",
     ]

@@ -91,8 +91,8 @@ def test_a_host_loads_a_kernel_when_it_arrives_and_its_telemetry_shows_it() -> N
     )  # fmt: skip
     published.population.receive(wanted, 1001.0)
     assert not published.of(OUTCOMES.record)
-    published.population.receive(kernel, 1001.0)
-    published.population.receive(wanted, 1001.0)
+    for record in (kernel, wanted, kernel):
+        published.population.receive(record, 1001.0)
     (outcome,) = published.of(OUTCOMES.record)
     assert (outcome.status, outcome.decision_id) == ("executed", "decision")
     assert outcome.after["parameters"] > outcome.before["parameters"]
@@ -138,13 +138,14 @@ def write(path: Path, minutes: int, leak: float = 0.0) -> None:
     for number in range(6 * minutes + 1):
         t = 10.0 * number
         worker = {"pid": 1, "rss_mb": 400 + leak * t / 3600, "fds": 40, "threads": 11, "cpu_s": 0.5 * t}
+        restarted = {**worker, "pid": number // 30, "cpu_s": 5.0 * (number % 30)}
         if t == 600:
             lines.append({"kind": "fault", "t": t, "what": "kill", "victim": "worker-1", "duration_s": 3.0})
         late = 5_000.0 if t == 610 else 40.0
         lines.append(
             {
                 "kind": "sample", "t": t,
-                "processes": {"worker-1": {**worker, "pid": number // 30}, "worker-2": worker, "broker": worker},
+                "processes": {"worker-1": restarted, "worker-2": worker, "broker": worker},
                 "lag": None if t == 610 else {"intake": 5}, "latencies_ms": [late], "sent": 20 * number, "runs": number,
                 "read": {}, "policy_version": 3, "undelivered": 0,
                 "load_average": 1.0 + (t == 600), "restarts": {"worker-1": 1},
