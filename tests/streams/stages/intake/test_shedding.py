@@ -15,6 +15,10 @@ def test_by_hand() -> None:
     assert chances.tolist() == pytest.approx([1 / 3, 1 / 3, 1 / 3, 1.0])
 
 
+def test_a_row_one_deviation_from_its_median_survives_four_times_as_likely() -> None:
+    assert survival(np.array([0.0, 1.0]), np.zeros(2, dtype=bool), 1.0).tolist() == pytest.approx([0.2, 0.8])
+
+
 def test_the_exempt_are_kept_whatever_the_budget() -> None:
     chances = survival(np.zeros(3), np.array([True, False, True]), 1.0)
     assert chances.tolist() == [1.0, 0.0, 1.0]

@@ -120,6 +120,8 @@ def test_windows_equal_a_pure_recomputation(seed: int, steps: int, width: int) -
     for start, inside in expected.items():
         record = actual[start]
         assert (record.frames, record.shed) == (len(inside), sum(one.shed for one in inside))
+        steps = [one.step for one in inside]
+        assert (record.first_step, record.last_step) == (min(steps), max(steps))
         assert record.signals == sum(len(one.layer_id) for one in inside)
         assert record.layer_id == list(dict.fromkeys(layer for one in inside for layer in one.layer_id))
         assert record.final == (start == max(expected))

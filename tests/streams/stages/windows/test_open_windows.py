@@ -20,7 +20,7 @@ def add(windows: OpenWindows, offset: int, run_id: str = "run", *, step: int = 0
     windows.add(incoming(one, offset=offset), Window(step // 50 * 50, step))
 
 
-@settings(max_examples=50)
+@settings(max_examples=50, deadline=None)
 @given(st.integers(0, 2**32))
 def test_totals_and_the_lowest_offset_follow_what_is_open(seed: int) -> None:
     rng = random.Random(seed)
