@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from tamiyo.schemas.adaptation import AdaptationDecision, AdaptationOutcome, DecisionType, OutcomeStatus
+from tamiyo.schemas.adaptation import AdaptationDecision, AdaptationOutcome, OutcomeStatus
 from tamiyo.schemas.analysis import HealthWindow, ModelGraph
 from tamiyo.schemas.identity import decision_id
 from tamiyo.schemas.topics import DECISIONS, GRAPHS, OUTCOMES, WINDOWS
@@ -23,11 +23,6 @@ class Pending:
     closed: int = 0
     """Spans that were closed; also the next revision."""
 
-    @property
-    def executable(self) -> bool:
-        """Whether the decision requests something of the host."""
-        return self.decision.type != DecisionType.NO_OP and not self.decision.dry_run
-
 
 @dataclass(slots=True)
 class Run:
@@ -42,7 +37,7 @@ class Run:
     executed: dict[str, Incoming] = field(default_factory=dict)
     """Outcomes that changed the network: the gain after a later adaptation is not one decision's alone."""
     clock: str | None = None
-    """"step" or "time"; None until the first window."""
+    """What the run is measured by, "step" or "time"; None until the first window."""
     decided_up_to: tuple[int, int] = (0, 0)
     """Step and event time of the newest decision that was read; a run's decisions are in the order of its graphs."""
     ended: bool = False
@@ -60,7 +55,7 @@ class Run:
         return self.windows[-1].end if self.windows else 0.0
 
     def next_adaptation_at(self, decision_id: str, effective_at: float) -> float:
-        """Return the clock value of the next executed adaptation after `effective_at`, infinity where there is none."""
+        """Return the clock value of the next executed adaptation at or after `effective_at`, else infinity."""
         later = [
             position
             for other, outcome in self.executed.items()

@@ -197,7 +197,7 @@ class RewardsStage(Stage):
             yield from self._publish(decision, graph, analysis, estimate.success, source)
 
     def _estimate(self, run: Run, pending: Pending, graph: ModelGraph, boundary: float) -> RewardEstimate:
-        """Estimate from records before `boundary` alone: the result must not depend on how many were read since."""
+        """Estimate the closed spans, which end at `boundary`; outcomes from then on must not matter, read or not."""
         assert pending.outcome is not None
         decision, outcome = pending.decision, pending.outcome.record
         effective_at = run.position(outcome)
@@ -209,8 +209,8 @@ class RewardsStage(Stage):
             effective_at=effective_at,
             next_adaptation_at=following if following < boundary else math.inf,
         )
-        windows = [window for window in run.windows if window.start < boundary]
-        return estimate_reward(adaptation, windows, self._spans_of(run), pending.closed, self.settings.baseline_windows)
+        spans, baseline_windows = self._spans_of(run), self.settings.baseline_windows
+        return estimate_reward(adaptation, run.windows, spans, pending.closed, baseline_windows)
 
     def _publish(
         self,

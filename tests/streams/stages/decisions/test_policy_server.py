@@ -122,6 +122,16 @@ def test_a_rolled_back_version_is_replaced_by_the_one_before(followed: Followed)
     assert followed.version == 0
 
 
+def test_the_rollback_of_an_older_version_leaves_the_current_one(followed: Followed) -> None:
+    older = release(followed.url, 0)
+    followed.announce(older)
+    assert followed.version == 0
+    followed.announce(release(followed.url, 1))
+    assert followed.version == 1
+    followed.announce(older.model_copy(update={"status": CheckpointStatus.ROLLED_BACK}))
+    assert followed.version == 1
+
+
 def test_a_rejected_policy_is_not_served_again(followed: Followed) -> None:
     followed.announce(release(followed.url, 0))
     assert followed.version == 0

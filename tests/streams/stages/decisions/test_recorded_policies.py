@@ -72,6 +72,14 @@ def test_the_same_policies_and_orders_give_the_same_bytes(
     assert [encode(each) for each in decisions] == [encode(each) for each in live]
 
 
+def test_the_first_decision_recorded_under_an_id_counts(
+    bench: Bench, graphs: list[ModelGraph], live: list[AdaptationDecision], tmp_path: Path
+) -> None:
+    repeated = live[0].model_copy(update={"policy_version": 1})
+    folder = recorded(tmp_path / "recording", [*live, repeated], PAUSE, PROTECT)
+    assert again(bench.url, folder, graphs[:1]).records(DECISIONS)[0].policy_version == 0
+
+
 def test_one_policy_can_decide_all(
     bench: Bench, graphs: list[ModelGraph], live: list[AdaptationDecision], tmp_path: Path
 ) -> None:

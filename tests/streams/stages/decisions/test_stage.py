@@ -87,6 +87,13 @@ def test_every_graph_gets_one_decision(bench: Bench) -> None:
     assert all(each.explanation.startswith(f"Step {each.step}: ") for each in decisions)
 
 
+def test_a_repeated_graph_is_not_decided_again(bench: Bench) -> None:
+    stage = bench.make()
+    first, repeated = bench.log.add(GRAPHS, graph(0)), bench.log.add(GRAPHS, graph(0))
+    assert len(stage.feed([first])) == 1
+    assert stage.feed([repeated]) == []
+
+
 def test_a_decision_has_everything_needed_to_recompute_it(bench: Bench) -> None:
     decision = bench.adapted()[0]
     probabilities = decision.probabilities.numpy()
@@ -243,6 +250,14 @@ def test_the_cooldown_counts_from_the_decision_too(make_bench: Callable[..., Ben
     assert last(bench, graph(at + 10, run_id=run_id)).vetoes == []
 
 
+def test_an_adaptation_is_remembered_for_the_runs_own_cooldown(make_bench: Callable[..., Bench]) -> None:
+    bench = make_bench(rate_steps=1, in_flight_steps=0)
+    run_id, at = first_adaptation(bench, cooldown_steps=500)
+    for ahead in range(1, 10):
+        decision = last(bench, graph(at + ahead, run_id=run_id, cooldown_steps=500))
+        assert [veto.by for veto in decision.vetoes] == ["cooldown"]
+
+
 def test_the_rate_budget_is_counted_over_its_steps(make_bench: Callable[..., Bench]) -> None:
     bench = make_bench(max_adaptations=1, rate_steps=400, in_flight_steps=0)
     run_id, at = first_adaptation(bench)
@@ -367,6 +382,16 @@ def test_an_outcome_of_a_decision_before_a_restart_keeps_no_offset(
     batch = [late, Incoming(GRAPHS.name, 0, 8, 0, graph(0, run_id="another"))]
     stage.feed(batch if outcome_first else batch[::-1])
     assert OUTCOMES.name not in stage.open_offsets()
+
+
+def test_an_outcome_read_before_the_graph_of_its_decision_keeps_its_offset(make_bench: Callable[..., Bench]) -> None:
+    bench = make_bench(heed_outcomes=True)
+    run_id, _ = first_adaptation(bench)
+    decision = bench.harness.records(DECISIONS)[-1]
+    stage = bench.make()
+    stage.restore([PriorOutput(DECISIONS.name, 0, decision, decision.decision_id, {GRAPHS.name: 7})])
+    stage.feed([Incoming(OUTCOMES.name, 0, 3, 0, outcome(decision.decision_id, run_id, OutcomeStatus.EXECUTED))])
+    assert stage.open_offsets() == {OUTCOMES.name: 3}
 
 
 def test_a_run_that_was_idle_before_a_restart_keeps_no_offset_after_it(bench: Bench) -> None:

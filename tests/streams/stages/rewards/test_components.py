@@ -35,6 +35,7 @@ def test_accuracy(without: float, with_: float, value: float) -> None:
         (2.0, 0.8, 0.6 + 0.1),  # below 1 ms
         (2.0, 0.4, 0.8 + 0.2),  # below half a millisecond
         (2.0, 2.1, -0.05),  # 5 % slower
+        (2.0, 2.2, -0.1),  # 10 % slower
         (2.0, 3.0, -0.5 - 0.5),  # 50 % slower
         (0.2, 0.3, -0.5 + 0.2 - 0.5),  # slower, and still fast
         (0.0, 1.0, 0.0),  # nothing to compare with

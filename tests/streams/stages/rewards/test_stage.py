@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from tamiyo.schemas.adaptation import Action, AdaptationDecision, AdaptationOutcome, OutcomeStatus, Veto
 from tamiyo.schemas.analysis import HealthWindow, ModelGraph
 from tamiyo.schemas.identity import decision_id, graph_id, outcome_id
+from tamiyo.schemas.learning import RewardAnalysis
 from tamiyo.schemas.record import Tensor
 from tamiyo.schemas.topics import DECISIONS, EXPERIENCE, GRAPHS, OUTCOMES, REWARDS, WINDOWS, Topic
 from tamiyo.streams.settings import RewardSettings
@@ -283,6 +284,49 @@ def test_after_the_runs_end_an_outcome_is_awaited_until_the_timeout() -> None:
     harness.take(harness.stage.tick(10_000_000 + 61_000))
     assert [each.status for each in harness.records(REWARDS)] == ["failed"]
     assert harness.stage.open_offsets() == {}
+
+
+def test_a_run_that_has_not_ended_awaits_its_outcome_longer() -> None:
+    log = Log()
+    graph = graph_of(window(0))
+    log.add(WINDOWS, window(0))
+    log.add(GRAPHS, graph)
+    log.add(DECISIONS, decide(graph, "load_kernel"))
+    harness = StageHarness(stage, log.messages).run()
+    for now_s in (0, 61, 1799):
+        harness.take(harness.stage.tick(10_000_000 + now_s * 1000))
+    assert harness.records(REWARDS) == []
+    harness.take(harness.stage.tick(10_000_000 + 1_801_000))
+    assert [each.status for each in harness.records(REWARDS)] == ["failed"]
+
+
+def first_reward(*, read_before: int) -> RewardAnalysis:
+    """Return the first reward of a load at step 680; the outcome of one at step 790 is read before a window."""
+    log = Log()
+    outcomes = []
+    for index in range(17):
+        losses = {"validation_loss": loss_at(index, 12), "train_loss": 1.0}
+        record = make_window(index, contribution=[0.5, 0.5, None] if index > 12 else None, model=losses)
+        graph = graph_of(record)
+        decision = decide(graph, "load_kernel" if index in (12, 14) else "no_op")
+        if index == read_before:
+            log.add(OUTCOMES, outcomes[1])
+        log.add(WINDOWS, record)
+        log.add(GRAPHS, graph)
+        log.add(DECISIONS, decision)
+        if index in (12, 14):
+            outcomes.append(outcome_of(decision, step=680 if index == 12 else 790))
+        if index == 12:
+            log.add(OUTCOMES, outcomes[0])
+    (reward,) = rewards_of(StageHarness(stage, log.messages).run(), outcomes[0].decision_id)
+    return reward
+
+
+def test_an_adaptation_after_a_spans_end_does_not_change_its_reward() -> None:
+    # The immediate span of the first ends at step 780, within the window from 750 to 800.
+    early, late = first_reward(read_before=15), first_reward(read_before=16)
+    assert early.spans[0].windows == 2
+    assert early == late
 
 
 def test_an_idle_run_is_closed() -> None:
