@@ -305,6 +305,19 @@ def test_a_grown_run_resumes_from_its_state() -> None:
     second.handle.close()
 
 
+def test_kernels_of_a_resumed_run_advance_on_their_ramps() -> None:
+    first, second = run(ramp_steps=20), run(network(seed=7), ramp_steps=20)
+    first.load()
+    first.train(3)
+    second.handle.load_state_dict(first.handle.state_dict())
+    before = second.layer().seeds[0].alpha
+    second.train(3)
+    assert second.layer().seeds[0].alpha == pytest.approx(before + 3 / 20)
+    assert second.handle.stats.kernel_parameters == first.handle.stats.kernel_parameters > 0
+    first.handle.close()
+    second.handle.close()
+
+
 def test_the_context_manager_ends_the_run() -> None:
     made = run()
     with made.handle as handle:
