@@ -72,9 +72,8 @@ def attach(
         The handle of the run.
 
     Raises:
-        ConfigurationError: The model has no such layers, cannot run on the example, or is attached already; or the
-            optimiser cannot take new parameters.
-        KernelError: The kernel store's URL cannot be opened.
+        ConfigurationError: The model has no such layers, cannot run on the example, or is attached already; the
+            optimiser cannot take new parameters; or the kernel store's URL cannot be opened.
 
     Example:
         >>> import torch

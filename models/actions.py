@@ -37,7 +37,14 @@ def size(nodes: int, kinds: Sequence[str]) -> int:
 
 
 def blueprint_of(kind: str) -> str | None:
-    """Return the blueprint that a kind of action loads, or None where it loads nothing."""
+    """Return the blueprint that a kind of action loads.
+
+    Args:
+        kind: One of `kinds`.
+
+    Returns:
+        The blueprint's name; None if the action loads nothing.
+    """
     return kind.removeprefix(_LOAD) if kind.startswith(_LOAD) else None
 
 

@@ -110,7 +110,14 @@ def save(policy: TamiyoPolicy, optimizer_state: Mapping[str, Any] | None, header
 
 
 def checksum(data: bytes) -> str:
-    """Return the SHA-256 of `data`, hex."""
+    """Return the SHA-256 of a checkpoint file.
+
+    Args:
+        data: The file's bytes.
+
+    Returns:
+        64 hex digits.
+    """
     return hashlib.sha256(data).hexdigest()
 
 

@@ -41,7 +41,11 @@ class CheckpointStore:
 
     @staticmethod
     def file_name(version: int) -> str:
-        """Return the file name of a version."""
+        """Return the file name of a version.
+
+        Args:
+            version: The policy's version, >= 0.
+        """
         return f"policy-{version:06d}.safetensors"
 
     def write(self, version: int, data: bytes) -> str:
@@ -96,7 +100,11 @@ class CheckpointStore:
         return sorted(int(match[1]) for name in names if (match := _FILE.fullmatch(name)))
 
     def delete(self, version: int) -> None:
-        """Remove a version's file, if it exists."""
+        """Remove a version's file, if it exists.
+
+        Args:
+            version: The policy's version.
+        """
         path = self._path(self.file_name(version))
         if self._files.exists(path):
             self._files.rm_file(path)

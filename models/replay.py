@@ -44,7 +44,11 @@ class Replay:
         return len(self._entries)
 
     def get(self, experience_id: str) -> Example | None:
-        """Return the stored example of an experience, or None."""
+        """Return the stored example of an experience; None if there is none.
+
+        Args:
+            experience_id: The experience's id.
+        """
         entry = self._entries.get(experience_id)
         return entry.example if entry else None
 

@@ -13,14 +13,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import psutil
-from confluent_kafka import Consumer, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
 
 from tamiyo.evaluation.common.measure import Spent, cpu_seconds
 from tamiyo.schemas.client.awaited_producer import AwaitedProducer
+from tamiyo.schemas.client.partition_reader import PartitionReader
 from tamiyo.schemas.errors import BrokerError, ConfigurationError
 from tamiyo.schemas.kafka import KafkaSettings, TopicNames
 from tamiyo.streams.admin.brokers import EmbeddedBroker, LocalKafka, kafka_home
@@ -152,25 +152,10 @@ class Counter:
     """Reads a topic from its current end and counts the different messages of requested runs."""
 
     def __init__(self, where: Broker, topic: str) -> None:
-        self._consumer = Consumer(
-            where.kafka.librdkafka(
-                **{"group.id": "tamiyo-bench", "enable.auto.commit": False, "fetch.wait.max.ms": 20, "log_level": 0}
-            )
-        )
+        self._reader = PartitionReader(where.kafka, options={"fetch.wait.max.ms": 20})
         # Offsets, not OFFSET_END: that is resolved at the first fetch, when the load may already be published.
-        self._consumer.assign([TopicPartition(topic, number, self._end(topic, number)) for number in range(PARTITIONS)])
+        self._reader.assign({(topic, number): self._reader.bounds(topic, number)[1] for number in range(PARTITIONS)})
         self._seen: set[tuple[str, str]] = set()
-
-    def _end(self, topic: str, partition: int) -> int:
-        deadline = time.monotonic() + 20
-        while True:
-            try:
-                _, end = self._consumer.get_watermark_offsets(TopicPartition(topic, partition), timeout=10)
-                return int(end)
-            except KafkaException:  # a new topic may not have elected its leaders yet
-                if time.monotonic() > deadline:
-                    raise
-                time.sleep(0.1)
 
     def wait(self, process: Measured, runs: Sequence[str], expected: int, identify: Callable[[bytes], str]) -> None:
         """Wait until `expected` different messages of `runs` have arrived.
@@ -183,11 +168,9 @@ class Counter:
         wanted = set(runs)
         deadline = time.monotonic() + TIMEOUT_S
         while (found := sum(run in wanted for run, _ in self._seen)) < expected:
-            messages = self._consumer.consume(500, 0.2)
+            messages: list[Any] = self._reader.poll()
             process.check()
             for message in messages:
-                if message.error():
-                    raise KafkaException(message.error())
                 key = message.key().decode()
                 self._seen.add((key.split("/")[0], identify(message.value())))
             if messages:
@@ -197,7 +180,7 @@ class Counter:
 
     def close(self) -> None:
         """Stop reading."""
-        self._consumer.close()
+        self._reader.close()
 
 
 def measure(process: Measured, work: Callable[[], None]) -> Spent:

@@ -3,13 +3,13 @@
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import closing
 from typing import Any
 
-from confluent_kafka import Consumer, TopicPartition
+from confluent_kafka import TopicPartition
 
 from tamiyo.evaluation.common.account import Ledger
 from tamiyo.schemas.analysis import HealthSignals
+from tamiyo.schemas.client.partition_reader import PartitionReader
 from tamiyo.schemas.client.stalls import Stalls
 from tamiyo.schemas.codec import decode
 from tamiyo.schemas.kafka import KafkaSettings, TopicNames
@@ -42,38 +42,25 @@ class Reader:
         self.policy_version = 0
         self._names = names
         self._ledger = ledger
-        self._config = kafka.librdkafka(
-            **{
-                "group.id": "tamiyo-soak",  # librdkafka requires one; nothing is committed
-                "enable.auto.commit": False,
-                "auto.offset.reset": "earliest",
-                "fetch.wait.max.ms": 50,
-                "log_level": 0,
-            }
-        )
+        self._kafka = kafka
         self._check_at = time.monotonic() + CHECK_S
-        self._begin(self._beginnings())
-
-    def _beginnings(self) -> list[TopicPartition]:
         rejected = [name for topic in CATALOGUE for name in (topic.dead_letters, topic.late)]
-        wanted = {self._names.full(name) for name in (*(each.name for each in READ), *rejected)}
-        with closing(Consumer(self._config)) as consumer:
-            topics = consumer.list_topics(timeout=REQUEST_S).topics
-        return [
-            TopicPartition(name, number, 0) for name in wanted & topics.keys() for number in topics[name].partitions
-        ]
+        wanted = {names.full(name) for name in (*(each.name for each in READ), *rejected)}
+        with PartitionReader(kafka) as reader:
+            topics = reader.topics()
+        self._begin([TopicPartition(name, number, 0) for name in wanted & topics.keys() for number in topics[name]])
 
     def _begin(self, places: list[TopicPartition]) -> None:
-        self._consumer = Consumer(self._config)
-        self._consumer.assign(places)
-        self._stalls = Stalls(self._consumer, places)
+        self._reader = PartitionReader(self._kafka, options={"fetch.wait.max.ms": 50})
+        self._reader.assign({(place.topic, place.partition): place.offset for place in places})
+        self._stalls = Stalls(self._reader.consumer, places)
 
     def _check_for_stalls(self) -> None:
         """Replace the consumer if it has stalled: records that it misses would count as lost."""
         self._check_at = time.monotonic() + CHECK_S
         if self._stalls.check(REQUEST_S):
             places = self._stalls.places()
-            self._consumer.close()
+            self._reader.close()
             self._begin(places)
             self.counts["stalled"] += 1
 
@@ -81,9 +68,8 @@ class Reader:
         """Read the records that have arrived; yield those for hosts (decisions and kernels)."""
         if time.monotonic() >= self._check_at:
             self._check_for_stalls()
-        for message in self._consumer.consume(500, timeout_s):
-            if message.error():
-                continue  # the broker is down; the client reconnects
+        message: Any
+        for message in self._reader.poll(timeout_s=timeout_s):
             name = self._names.bare(message.topic())
             self.counts[name] += 1
             if name.endswith(".dlq"):
@@ -116,4 +102,4 @@ class Reader:
 
     def close(self) -> None:
         """Stop reading."""
-        self._consumer.close()
+        self._reader.close()

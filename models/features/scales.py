@@ -55,5 +55,10 @@ def signed_log(values: npt.ArrayLike) -> Array:
 
 
 def known_or(values: Array, default: float) -> Array:
-    """Return `values` with `default` in place of NaN."""
+    """Return values with a default in place of NaN.
+
+    Args:
+        values: Numbers of any shape.
+        default: The replacement.
+    """
     return np.where(np.isnan(values), default, values)

@@ -47,11 +47,27 @@ class Series:
         return np.array([column[row] if 0 <= row < len(column) else None for row in rows], dtype=np.float64)
 
     def history(self, metric: str, statistic: str = "mean") -> Array:
-        """Return every window's value of each layer, [windows, layers]; arguments as for `window`."""
+        """Return every window's value of each layer.
+
+        Args:
+            metric: Name of the metric.
+            statistic: A field of LayerStats.
+
+        Returns:
+            [windows, layers]; NaN where a window has no value.
+        """
         return np.stack([self.window(position, metric, statistic) for position in range(len(self.windows))])
 
     def newest(self, metric: str, statistic: str = "last") -> Array:
-        """Return each layer's newest measured value, [layers]; arguments as for `window`."""
+        """Return each layer's newest measured value.
+
+        Args:
+            metric: Name of the metric.
+            statistic: A field of LayerStats.
+
+        Returns:
+            [layers]; NaN where no window has a value.
+        """
         found = self.window(-1, metric, statistic)
         for position in range(len(self.windows) - 2, -1, -1):
             if not np.isnan(found).any():
@@ -60,13 +76,28 @@ class Series:
         return found
 
     def model(self, metric: str, statistic: str = "mean") -> Array:
-        """Return a metric of the whole model, [windows]; `statistic` is a field of ModelStats."""
+        """Return a metric of the whole model.
+
+        Args:
+            metric: Name of the metric.
+            statistic: A field of ModelStats.
+
+        Returns:
+            [windows]; NaN where a window has no value.
+        """
         stats = [window.model_metrics.get(metric) for window in self.windows]
         return np.array([np.nan if s is None else getattr(s, statistic) for s in stats], dtype=np.float64)
 
 
 def newest(values: Array) -> float:
-    """Return the last entry that is not NaN; NaN if there is none."""
+    """Return the last entry that is not NaN.
+
+    Args:
+        values: [windows].
+
+    Returns:
+        The entry; NaN if there is none.
+    """
     known = values[~np.isnan(values)]
     return float(known[-1]) if len(known) else float("nan")
 

@@ -34,7 +34,11 @@ def feature_hash(sources: Iterable[ModuleType] = SOURCES) -> str:
 
 
 def meaning(source: str) -> str:
-    """Return Python source without what does not change a value: comments, layout, docstrings and metadata."""
+    """Return Python source without the parts that change no value: comments, layout, docstrings and metadata.
+
+    Args:
+        source: The text of a module.
+    """
     tree = ast.parse(source)
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):

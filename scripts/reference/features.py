@@ -1,6 +1,8 @@
 """The page of features."""
 
 import dataclasses
+from collections.abc import Sequence
+from typing import Any
 
 from scripts.reference.markdown import code, page, prose, section, table
 
@@ -9,7 +11,7 @@ def features() -> str:
     """Return the feature catalogue."""
     from tamiyo.models import features as catalogue
 
-    parts = (
+    parts: tuple[tuple[str, Sequence[Any], str], ...] = (
         ("Nodes", catalogue.NODE_FEATURES, "One row a layer."),
         ("Edges", catalogue.EDGE_FEATURES, "One row a connection between layers."),
         ("Whole network", catalogue.GLOBAL_FEATURES, "One row a graph."),

@@ -110,7 +110,7 @@ def learner(supervise: Supervise = None, http_port: HttpPort = None, bootstrap: 
     import torch
 
     from tamiyo.streams.admin.schema_registry import prepare
-    from tamiyo.streams.learner.loop import run_learner
+    from tamiyo.streams.learner.process import run_learner
     from tamiyo.streams.process.exit_codes import exit_without_cleanup
     from tamiyo.streams.process.logs import configure
     from tamiyo.streams.process.malloc import limit_heaps

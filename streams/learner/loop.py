@@ -1,13 +1,11 @@
-"""The learner's process: reads the experience topic and releases policies.
+"""The learner's loop: reads the experience topic, updates the policy and releases it.
 
 The learner reads every partition itself, from the offsets in the checkpoint that it resumes from, without a consumer
 group. A checkpoint file holds both the weights and the offsets of the experiences that they were learned from, so that
 each experience counts once after any crash.
 """
 
-import asyncio
 import contextlib
-import signal
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -23,7 +21,7 @@ from tamiyo.models.policy import PolicyConfig, TamiyoPolicy
 from tamiyo.schemas.client.awaited_producer import AwaitedProducer
 from tamiyo.schemas.client.broker_wait import wait_for_broker
 from tamiyo.schemas.codec import decode
-from tamiyo.schemas.errors import BrokerError, SchemaError, TamiyoError
+from tamiyo.schemas.errors import BrokerError, SchemaError
 from tamiyo.schemas.kafka import KafkaSettings, TopicNames
 from tamiyo.schemas.learning import Experience
 from tamiyo.schemas.topics import CHECKPOINTS, EXPERIENCE
@@ -32,15 +30,11 @@ from tamiyo.streams.admin.topics import Topics
 from tamiyo.streams.learner import metrics
 from tamiyo.streams.learner.experience_topic import ExperienceTopic
 from tamiyo.streams.learner.releases import CheckpointReleases
-from tamiyo.streams.process.exit_codes import EXIT_FAILURE, EXIT_SOFTWARE, EXIT_TEMPFAIL
-from tamiyo.streams.process.http_endpoint import HealthServer
 from tamiyo.streams.process.malloc import trim
-from tamiyo.streams.process.watchdog import LoopWatch, StallDetector
+from tamiyo.streams.process.watchdog import StallDetector
 from tamiyo.streams.runtime.encoding import message_of
 from tamiyo.streams.settings import LearnerSettings
 from tamiyo.streams.stages.base import Incoming, Reject
-
-__all__ = ["Learner", "LearnerLoop", "run_learner"]
 
 log = structlog.get_logger(__name__)
 
@@ -289,49 +283,3 @@ class LearnerLoop:
             log.info("policy updated", **fields, mean_reward=report.metrics.get("charts/mean_reward"))
         else:
             log.warning("update rolled back", **fields, reason=report.reason)
-
-
-def run_learner(
-    settings: LearnerSettings | None = None,
-    *,
-    kafka: KafkaSettings | None = None,
-    names: TopicNames | None = None,
-) -> int:
-    """Learn until SIGTERM or SIGINT.
-
-    On a signal the current update is finished and released. Experiences that were read but not learned from are read
-    again by the next learner.
-
-    Args:
-        settings: by default the environment's.
-        kafka: by default the environment's.
-        names: by default the environment's.
-
-    Returns:
-        The exit status: 0 after a signal; 1, or 75 once it has been ready, if Kafka or the store cannot be used; 70
-        after a bug.
-    """
-
-    async def main() -> int:
-        chosen = settings or LearnerSettings()
-        loop = LearnerLoop(chosen, kafka or KafkaSettings(), names or TopicNames())
-        health = HealthServer(healthy=loop.health, ready=loop.readiness, host=chosen.http_host, port=chosen.http_port)
-        for number in (signal.SIGTERM, signal.SIGINT):
-            asyncio.get_running_loop().add_signal_handler(number, loop.stop)
-        await health.start()
-        watchdog = LoopWatch("the learner's loop", lambda: loop.turned, chosen.stall_timeout_s)
-        watchdog.start()
-        try:
-            await asyncio.to_thread(loop.run)
-        except (TamiyoError, OSError) as error:
-            log.error("learner failed", reason=f"{type(error).__name__}: {error}")
-            return EXIT_TEMPFAIL if loop.started else EXIT_FAILURE
-        except Exception as error:
-            log.critical("bug in the learner, exiting", exc_info=error)
-            return EXIT_SOFTWARE
-        finally:
-            watchdog.stop()
-            await health.stop()
-        return 0
-
-    return asyncio.run(main())

@@ -64,12 +64,12 @@ class PartitionTask:
         poison.forget_below(restored.positions)
         self._inputs.start(restored.positions, poison)
         backlog = None if self._replay else lambda: self._input_log.backlog(self._inputs.positions)
-        self._call = StageCall(stage, dead_lettered=restored.poison, poison=poison, backlog=backlog)
-        self._outputs = OutputPipeline(self._stage, self._inputs, self._publisher, restored)
+        call = self._call = StageCall(stage, dead_lettered=restored.poison, poison=poison, backlog=backlog)
+        outputs = self._outputs = OutputPipeline(self._stage, self._inputs, self._publisher, restored)
         name = f"{self._stage}-{self.partition}"
         self._tasks = [
-            asyncio.create_task(self._guarded(self._work(self._call, self._outputs)), name=name),
-            asyncio.create_task(self._guarded(self._outputs.deliver()), name=f"{name}-delivery"),
+            asyncio.create_task(self._guarded(lambda: self._work(call, outputs)), name=name),
+            asyncio.create_task(self._guarded(outputs.deliver), name=f"{name}-delivery"),
         ]
         self._wake.set()
 
@@ -124,9 +124,9 @@ class PartitionTask:
         """Return how many records are neither acknowledged nor dropped."""
         return self._inputs.open_records
 
-    async def _guarded(self, work: Awaitable[None]) -> None:
+    async def _guarded(self, work: Callable[[], Awaitable[None]]) -> None:
         try:
-            await work
+            await work()
         except asyncio.CancelledError:
             raise
         except BaseException as error:

@@ -134,10 +134,10 @@ def test_another_feature_catalogue_is_refused():
 def test_other_blueprints_are_mapped_by_name():
     policy = learned()
     data = save(policy, {"step": 1}, CheckpointHeader.of(policy, version=5))
-    served, header, state = load(data, blueprints=("bottleneck", "squeeze_excite", "parallel_expansion"))
+    served, header, state = load(data, blueprints=("bottleneck", "parallel_expansion", "squeeze_excite"))
     assert state is None
     assert header.config.blueprints == CONFIG.blueprints
-    assert served.config.blueprints == ("bottleneck", "squeeze_excite", "parallel_expansion")
+    assert served.config.blueprints == ("bottleneck", "parallel_expansion", "squeeze_excite")
     assert served.calibration == policy.calibration
     old, new = policy.state_dict(), served.state_dict()
     for name, value in old.items():

@@ -1,5 +1,6 @@
 """The learner without Kafka; that it learns anything is tests/evaluation/lab/test_bandit.py."""
 
+import copy
 import math
 
 import numpy as np
@@ -225,11 +226,16 @@ def test_a_restored_experience_fills_replay_and_counts_no_second_time():
 
 def test_a_number_is_never_given_to_two_policies():
     policy, header, state = load(checkpoint(learner()))
-    made = Learner(policy, SETTINGS, version=3, newest=7, experiences=header.experiences, state=state)
+    made, other = (
+        Learner(copy.deepcopy(policy), SETTINGS, version=3, newest=7, experiences=header.experiences, state=state)
+        for _ in range(2)
+    )
     made.renumber()
     assert made.version == 8
     made.learn(stream(4))
     assert made.version == 9
+    other.learn(stream(4))
+    assert (other.version, other.last.version) == (8, 8)
 
 
 # Statistics

@@ -1,7 +1,7 @@
 """The catalogue is whole and consistent."""
 
 from tamiyo.schemas.kafka import KafkaSettings, TopicNames
-from tamiyo.schemas.topics import BY_NAME, CATALOGUE, TELEMETRY
+from tamiyo.schemas.topics import BY_NAME, CATALOGUE, PERIODIC, TELEMETRY
 
 STAGES = {"host", "intake", "windows", "graphs", "decisions", "kernels", "rewards", "learner", "an operator", "anyone"}
 
@@ -10,6 +10,10 @@ def test_names_are_unique_and_writers_known() -> None:
     assert len(BY_NAME) == len(CATALOGUE) == 16
     assert {topic.writer for topic in CATALOGUE} | {r for topic in CATALOGUE for r in topic.readers} == STAGES
     assert [topic.writer for topic in TELEMETRY] == ["host"] * 5
+
+
+def test_watermarks_wait_for_the_telemetry_of_every_step() -> None:
+    assert [topic.record.__name__ for topic in PERIODIC] == ["KernelPerformance", "LayerHealth", "ModelPerformance"]
 
 
 def test_state_topics_are_compacted_and_events_are_not() -> None:

@@ -101,7 +101,14 @@ class OpenWindows:
         return max(self._runs.values(), key=lambda run: run.rows)
 
     def add(self, incoming: Incoming, place: Window) -> OpenRun:
-        """Put a signal into its window, opened if need be, and return its run.
+        """Put a signal into its window, which is opened for its first signal.
+
+        Args:
+            incoming: The signal, at a higher offset than all before it.
+            place: The start of its window, and the clock value at which it counts.
+
+        Returns:
+            The signal's run, now the one active last.
 
         Raises:
             RecordError: A value is beyond any that can be measured, or the window would have too many layers. Nothing

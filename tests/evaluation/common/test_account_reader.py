@@ -45,11 +45,11 @@ def test_a_stalled_consumer_is_replaced_where_it_stopped(
 
     kafka_log.publish(DECISIONS, [decision("first")])
     read_until(lambda: ledger.verdict().decisions == 1)
-    stalled = Stalled(reader._consumer)
-    reader._consumer = stalled  # type: ignore[assignment]
+    stalled = Stalled(reader._reader.consumer)
+    reader._reader.consumer = stalled  # type: ignore[assignment]
     kafka_log.publish(DECISIONS, [decision("second")])
     read_until(lambda: ledger.verdict().decisions == 2)
     reader.close()
 
-    assert reader._consumer is not stalled
+    assert reader._reader.consumer is not stalled
     assert (ledger.verdict().decisions, ledger.verdict().repeated, reader.counts["stalled"]) == (2, 0, 1)

@@ -197,6 +197,13 @@ def test_a_late_signal_on_its_topic_is_not_lost(right: Evidence) -> None:
     assert "a late signal was lost" not in kinds(changed(right, late(SIGNALS.late)))
 
 
+def test_a_signal_after_the_end_of_its_run_is_late(right: Evidence) -> None:
+    last = max(n for n, each in enumerate(right.records(SIGNALS)) if not each.record.final)
+    found = kinds(changed(right, again(SIGNALS, last, signal_id="0" * 32)))
+    assert "a late signal was lost" in found
+    assert "a run did not end" not in found
+
+
 def test_a_signal_on_another_partition_than_its_frame_is_found(right: Evidence) -> None:
     def change(messages: Messages) -> None:
         messages[SIGNALS.name][0] = replace(messages[SIGNALS.name][0], partition=1)

@@ -7,8 +7,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import pytest
+from confluent_kafka import KafkaError
 
-from tamiyo.schemas.client.connection import explain
+from tamiyo.schemas.client.connection import Connection, explain
+from tamiyo.schemas.errors import BrokerError, BrokerRefused
 from tamiyo.schemas.kafka import KafkaSettings
 
 HINT = "does TAMIYO_KAFKA_SECURITY_PROTOCOL=PLAINTEXT fit the broker's listener?"
@@ -65,3 +67,14 @@ def test_without_a_listener_the_protocol_is_not_mentioned(server: str) -> None:
     error = explain(KafkaSettings(bootstrap_servers=server), 1)
     assert error is not None
     assert HINT not in str(error)
+
+
+@pytest.mark.parametrize(
+    ("code", "error"), [(KafkaError._AUTHENTICATION, BrokerRefused), (KafkaError._TRANSPORT, BrokerError)]
+)
+def test_only_a_wrong_login_is_final(code: int, error: type[BrokerError]) -> None:
+    connection = Connection(KafkaSettings(bootstrap_servers="127.0.0.1:1"))
+    connection._errors.append(KafkaError(code))
+    failure = connection._explain(KafkaError(KafkaError._TIMED_OUT))
+    assert type(failure.error("127.0.0.1:1")) is error
+    assert failure.final is ("TAMIYO_KAFKA_SASL_PASSWORD" in failure.reason)

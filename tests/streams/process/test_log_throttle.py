@@ -29,6 +29,16 @@ def test_a_librarys_repeats_are_suppressed_and_counted() -> None:
     assert log.write("aiokafka.conn", "lost %s", 1) == "lost 1"
 
 
+def test_a_message_that_never_stops_passes_at_each_interval() -> None:
+    log = Log()
+    passed = []
+    for second in range(31):
+        log.now = float(second)
+        if log.write("aiokafka.conn", "lost") is not None:
+            passed.append(second)
+    assert passed == [0, 10, 20, 30]
+
+
 def test_other_loggers_always_pass() -> None:
     log = Log()
     assert [log.write("tamiyo.streams.runtime.stage_runner", "again") for _ in range(3)] == ["again"] * 3

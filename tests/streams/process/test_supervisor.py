@@ -7,12 +7,14 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx
 import pytest
 
 from tamiyo.schemas.kafka import KafkaSettings, TopicNames
 from tamiyo.streams.admin.brokers import free_ports
+from tamiyo.streams.process import supervisor as module
 from tamiyo.streams.process.supervisor import Supervisor
 from tamiyo.streams.settings import SupervisorSettings
 
@@ -87,6 +89,35 @@ def test_waits_double_up_to_a_limit_and_half_of_them_is_random() -> None:
     assert [longest.delay(failures) for failures in (1, 2, 3, 5, 6, 7, 5000)] == [1, 2, 4, 16, 30, 30, 30]
     shortest = Supervisor([], settings, uniform=lambda: 0.0)
     assert [shortest.delay(failures) for failures in (1, 2, 9)] == [0.5, 1, 15]
+
+
+@pytest.fixture
+def signal_handlers() -> Iterator[None]:
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGALRM)
+    before = [signal.getsignal(number) for number in numbers]
+    yield
+    for number, handler in zip(numbers, before, strict=True):
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("signal_handlers")
+def test_a_long_run_resets_the_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = SupervisorSettings(first_backoff_s=1, last_backoff_s=30, reset_after_s=100)
+    supervisor = Supervisor([], settings, uniform=lambda: 1.0)
+    runs = iter([(10, 75), (99, 75), (100, 75), (10, 75), (10, 0)])
+    now, waits = 0, list[float]()
+
+    def run_once() -> int:
+        nonlocal now
+        duration, status = next(runs)
+        now += duration
+        return status
+
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now))
+    monkeypatch.setattr(supervisor, "_run_once", run_once)
+    monkeypatch.setattr(supervisor._stopped, "wait", waits.append)
+    assert supervisor.run() == 0
+    assert waits == [1, 2, 1, 2]
 
 
 Start = Callable[..., tuple["subprocess.Popen[str]", int]]

@@ -60,6 +60,9 @@ def test_a_blocked_loop_is_found_by_its_thread(capfd: pytest.CaptureFixture[str]
     assert "test_watchdog.py" in capfd.readouterr().err  # where it hangs
 
 
+PROGRESS_S = 0.2
+
+
 class Reader:
     """Stands in for OutputLogReader: the first offset after a position, or no broker at all."""
 
@@ -84,9 +87,9 @@ class Reader:
 async def checked(
     monkeypatch: pytest.MonkeyPatch, reader: Reader, *, assigned: bool = True, moving: bool = False, **task: Any
 ) -> str | None:
-    """Return what ended a runner within four timeouts of the check of its progress."""
+    """Return what ended a runner within four timeouts of the check of its progress, and not before one."""
     failures: list[BaseException] = []
-    runner = make_runner(WatchdogSettings(progress_s=0.2))
+    runner = make_runner(WatchdogSettings(progress_s=PROGRESS_S))
     monkeypatch.setattr(stage_runner, "OutputLogReader", reader)
     monkeypatch.setattr(runner, "fail", lambda error, at: failures.append(error))
     runner.assigned = assigned
@@ -94,10 +97,11 @@ async def checked(
     fake: Any = SimpleNamespace(**state)
     runner.tasks = {0: fake} if assigned else {}
     checking = asyncio.create_task(liveness.check_progress(runner))
-    deadline = time.monotonic() + 0.8
-    while time.monotonic() < deadline and not failures:
+    began = time.monotonic()
+    while time.monotonic() < began + 4 * PROGRESS_S and not failures:
         fake.progress += moving
         await asyncio.sleep(0.01)
+    assert not failures or time.monotonic() >= began + PROGRESS_S
     checking.cancel()
     await asyncio.gather(checking, return_exceptions=True)
     return str(failures[0]) if failures else None

@@ -114,9 +114,10 @@ def test_random_damage_never_raises_anything_else(path: Path) -> None:
             continue
 
 
-def test_offsets_that_run_back_are_refused(path: Path) -> None:
-    write(path, [*messages(3), message(TOPIC, 2)]).finish()
-    with pytest.raises(RecordingError, match="offset 2 follows 6"):
+@pytest.mark.parametrize("offset", [2, 6])
+def test_offsets_that_repeat_or_run_back_are_refused(path: Path, offset: int) -> None:
+    write(path, [*messages(3), message(TOPIC, offset)]).finish()
+    with pytest.raises(RecordingError, match=f"offset {offset} follows 6"):
         list(read(path, TOPIC, 0))
 
 

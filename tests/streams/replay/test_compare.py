@@ -61,6 +61,13 @@ def test_records_of_one_side_only_are_counted(tmp_path: Path) -> None:
     assert not found.equal
 
 
+def test_a_record_of_either_side_alone_makes_the_sides_differ(tmp_path: Path) -> None:
+    found = compared(tmp_path / "1", graphs("a", "b"), graphs("a"))
+    assert (found.left_only, found.right_only, found.equal) == (1, 0, False)
+    found = compared(tmp_path / "2", graphs("a"), graphs("a", "b"))
+    assert (found.left_only, found.right_only, found.equal) == (0, 1, False)
+
+
 def test_two_contents_under_one_id_are_a_contradiction(tmp_path: Path) -> None:
     twice = graphs("a", "a")
     twice[1] = message(GRAPHS.name, 1, graphs("a", step=1)[0].value, headers=twice[1].headers, key=twice[1].key)

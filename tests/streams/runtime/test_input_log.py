@@ -38,7 +38,17 @@ def input_log(thread: Any, found: int | None = None) -> InputLog:
 
 @pytest.mark.parametrize(
     ("first", "committed", "fine"),
-    [(None, 5, True), (7, 5, True), (5, 7, True), (5, 8, True), (5, 6, False), (5, 5, False), (5, None, False)],
+    [
+        (None, 5, True),
+        (7, 5, True),
+        (5, 7, True),
+        (5, 8, True),
+        (5, 6, False),
+        (5, 5, False),
+        (5, None, False),
+        (6, 6, False),  # the gap begins with a marker, and then has a record
+        (6, 7, True),
+    ],
 )
 def test_a_gap_is_fine_if_it_is_empty_or_its_messages_were_acknowledged(
     first: int | None, committed: int | None, fine: bool

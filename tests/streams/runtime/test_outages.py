@@ -20,7 +20,7 @@ from tamiyo.schemas.topics import DECISIONS
 from tamiyo.streams.admin.brokers import LocalKafka
 from tamiyo.streams.admin.topics import Topics
 from tamiyo.streams.settings import WorkerSettings
-from tests.support.kafka_log import LoggedMessage, KafkaLog
+from tests.support.kafka_log import KafkaLog, LoggedMessage
 from tests.support.pairs import NUMBERS, SUMS, number
 from tests.support.runs import RUN, decision
 from tests.support.workers import ORDINARY, ROOT, RUNS, TOPICS, Process, enough, expected, numbers, sums

@@ -108,8 +108,11 @@ def test_an_offset_beyond_the_position_is_not_acknowledged() -> None:
         await harness.pipeline.publish([], {NUMBERS.name: 7})
         assert harness.acknowledged == [0]
         await harness.read(1)
-        await harness.pipeline.publish([], {})  # nothing needed
+        await harness.pipeline.publish([], {NUMBERS.name: 7})  # the same, and yet one more is read
         assert harness.acknowledged == [0, 1]
+        await harness.read(2)
+        await harness.pipeline.publish([], {})  # nothing needed
+        assert harness.acknowledged == [0, 1, 2]
         harness.end()
 
     asyncio.run(scene())

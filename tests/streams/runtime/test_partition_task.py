@@ -11,9 +11,11 @@ from tamiyo.schemas.identity import identity
 from tamiyo.schemas.telemetry import CacheHitRates
 from tamiyo.streams.runtime.output_log import LogMessage
 from tamiyo.streams.runtime.partition_task import PartitionTask
+from tamiyo.streams.runtime.poison import PoisonTracker
 from tamiyo.streams.runtime.restore import RestoredState
 from tamiyo.streams.settings import WorkerSettings
-from tests.streams.runtime.harness import FakeKafka, Sent, TaskHarness, settle, start_of_log
+from tamiyo.streams.stages.base import Incoming
+from tests.streams.runtime.harness import PARTITION, FakeKafka, Sent, TaskHarness, settle, start_of_log
 from tests.support.pairs import LETTERS, NUMBERS, SUMS, PairStage, number
 
 
@@ -130,6 +132,18 @@ def test_a_record_is_fed_once_and_a_gap_is_verified() -> None:
         assert decode(sent.value, CacheHitRates).hits == 3
         assert kafka.gaps == [("test.numbers", 6, 7)]
         assert harness.acknowledged[NUMBERS.name] == [5, 7]
+        harness.task.close()
+
+    asyncio.run(scene())
+
+
+def test_failures_of_records_that_are_not_read_again_are_forgotten() -> None:
+    async def scene() -> None:
+        tracker = PoisonTracker()
+        tracker.record_failure([Incoming(NUMBERS.name, PARTITION, 4, 0, None)], ZeroDivisionError())
+        tracker.record_failure([Incoming(NUMBERS.name, PARTITION, 5, 0, None)], ZeroDivisionError())
+        harness = TaskHarness(FakeKafka(), restored=RestoredState({NUMBERS.name: 5, LETTERS.name: 0}), poison=tracker)
+        assert [tracker.isolate(NUMBERS.name, offset) for offset in (4, 5)] == [False, True]
         harness.task.close()
 
     asyncio.run(scene())

@@ -52,6 +52,8 @@ def test_failures_before_the_committed_offset_are_forgotten() -> None:
     tracker.forget_below({"t": 5})
     assert not tracker.isolate("t", 4)
     assert tracker.is_poison("t", 9)
+    tracker.forget_below({"t": 9})
+    assert tracker.is_poison("t", 9)
     tracker.forget_below({"t": 10})
     assert not tracker
 

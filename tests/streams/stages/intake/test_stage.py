@@ -10,7 +10,7 @@ from tamiyo.schemas.identity import identity
 from tamiyo.schemas.topics import CACHE_HIT_RATES, ERROR_RECOVERY, KERNEL_PERFORMANCE, LAYER_HEALTH, MODEL_PERFORMANCE
 from tamiyo.streams.settings import IntakeSettings
 from tamiyo.streams.stages.intake.anomaly import HIGHEST
-from tamiyo.streams.stages.intake.frame_metrics import MEASURED, STATE
+from tamiyo.streams.stages.intake.frame_metrics import LARGEST, MEASURED, STATE
 from tamiyo.streams.stages.intake.stage import IntakeStage
 from tests.support.telemetry import (
     cache_hit_rates,
@@ -59,6 +59,16 @@ def test_layer_health_keeps_every_column_and_null() -> None:
     assert set(output.record.metrics) == {*MEASURED, *STATE}
     assert output.record.metrics["growth_score"] == [None, 0.5]
     assert output.record.metrics["dormant_seeds"] == [3.0, 3.0]
+
+
+def test_a_layer_with_a_failing_seed_has_the_highest_priority() -> None:
+    (output,) = outputs(stage().feed(partition([layer_health(10, error_seeds=[0, 1])], LAYER_HEALTH.name)))
+    assert output.record.priority == [0.0, HIGHEST]
+
+
+def test_a_recovery_time_is_bounded_to_what_windows_accept() -> None:
+    (output,) = outputs(stage().feed(partition([error_recovery(10, recovery_time_ms=1e300)], ERROR_RECOVERY.name)))
+    assert output.record.metrics["recovery_time_ms"] == [LARGEST]
 
 
 def test_model_and_cache_metrics() -> None:
@@ -137,8 +147,9 @@ def test_bad_frames_are_rejected_with_their_reason_and_the_next_are_processed(
     assert intake.counts["rejected"] == 1
 
 
-def test_a_loss_beyond_any_measurement_is_rejected() -> None:
-    (produced,) = stage().feed(partition([model_performance(1, 1e300)], MODEL_PERFORMANCE.name))
+@pytest.mark.parametrize("loss", [1e300, -1e300])
+def test_a_loss_beyond_any_measurement_is_rejected(loss: float) -> None:
+    (produced,) = stage().feed(partition([model_performance(1, loss)], MODEL_PERFORMANCE.name))
     assert "train_loss" in rejects([produced])[0].reason
 
 
@@ -311,9 +322,18 @@ def test_a_frame_without_layers_gives_a_signal() -> None:
     assert output.record.layer_id == []
 
 
-def test_a_run_that_has_been_idle_for_long_is_forgotten_and_others_are_not() -> None:
+def test_the_oldest_frames_of_a_run_are_forgotten_first() -> None:
+    intake = stage(max_remembered=2)
+    frames = partition([kernel_performance(step) for step in (1, 2, 3)], KERNEL_PERFORMANCE.name)
+    intake.feed(frames)
+    assert outputs(intake.feed(frames[1:])) == []
+    assert [output.record.step for output in outputs(intake.feed(frames[:1]))] == [1]
+
+
+@pytest.mark.parametrize("runs", [("over", "lives"), ("lives", "over")])
+def test_a_run_that_has_been_idle_for_long_is_forgotten_and_others_are_not(runs: tuple[str, str]) -> None:
     intake = stage(idle_timeout_s=60)
-    first = [incoming(kernel_performance(1, run_id=run), KERNEL_PERFORMANCE.name) for run in ("over", "lives")]
+    first = [incoming(kernel_performance(1, run_id=run), KERNEL_PERFORMANCE.name) for run in runs]
     assert len(outputs(intake.feed(first))) == 2
     intake.tick(1_000_000)
     intake.tick(1_059_000)

@@ -76,6 +76,19 @@ def test_spans_are_the_specifications() -> None:
     assert [(span.start, span.end) for span in SPANS] == [(0, 100), (100, 400), (400, 1000), (1000, 2000)]
 
 
+def test_every_moment_after_an_adaptation_is_in_one_span() -> None:
+    found = [[span.name for span in SPANS if span.contains(elapsed)] for elapsed in (-1, 0, 99, 100, 1999, 2000)]
+    assert found == [[], ["immediate"], ["immediate"], ["short_term"], ["long_term"], []]
+
+
+@pytest.mark.parametrize(("improvement", "success"), [(0.009, False), (0.011, True), (-0.011, False)])
+def test_a_success_is_an_improvement_of_more_than_1_percent(improvement: float, success: bool) -> None:
+    windows = run(lambda step: 0.9 if step < EFFECTIVE_AT else 0.9 * (1 - improvement))
+    reward = estimate(windows, replace(ADAPTATION, gated=False))
+    assert reward.improvement == pytest.approx(improvement)
+    assert reward.success is success
+
+
 def test_a_good_kernel_pays() -> None:
     reward = estimate(run(grown, lambda step: 0.9))
     assert reward.total > 0.3

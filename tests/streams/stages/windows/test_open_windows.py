@@ -27,6 +27,7 @@ def test_totals_and_the_lowest_offset_follow_what_is_open(seed: int) -> None:
     windows = OpenWindows()
     held: dict[tuple[str, int], list[tuple[int, int]]] = {}  # (offset, rows) by run and start
     order: list[str] = []
+    newest: dict[str, int] = {}
     for offset in range(200):
         run_id, step = rng.choice("abc"), rng.randrange(300)
         if rng.random() < 0.6 or not held:
@@ -34,6 +35,7 @@ def test_totals_and_the_lowest_offset_follow_what_is_open(seed: int) -> None:
             add(windows, offset, run_id, step=step, rows=rows)
             held.setdefault((run_id, step // 50 * 50), []).append((offset, rows))
             order = [name for name in order if name != run_id] + [run_id]
+            newest[run_id] = offset
         else:
             run_id, start = rng.choice(list(held))
             run = windows.run(run_id)
@@ -47,6 +49,7 @@ def test_totals_and_the_lowest_offset_follow_what_is_open(seed: int) -> None:
                 assert windows.run(run_id) is None
         by_run = {name: sum(n for (of, _), inside in held.items() if of == name for _, n in inside) for name in order}
         assert [run.run_id for run in windows] == order
+        assert [run.last.offset for run in windows] == [newest[name] for name in order]
         assert len(windows) == len(order)
         assert [run.rows for run in windows] == list(by_run.values())
         assert windows.rows == sum(by_run.values())

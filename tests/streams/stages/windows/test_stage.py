@@ -242,11 +242,20 @@ def test_too_many_layers_are_rejected() -> None:
 def test_open_signals_are_bounded() -> None:
     stage = windows_stage(max_open_signals=10)
     ahead = [signal(KERNEL, step, {"x": [1.0] * 4}, layers=["a", "b", "c", "d"]) for step in (0, 50, 100)]
+    assert not windows_stage(max_open_signals=12).feed(partition(ahead))
     produced = stage.feed(partition(ahead))
     assert [(record.start, record.signals) for record in windows(produced)] == [(0, 4)]
     assert stage.counts["forced"] == 1
     behind = stage.feed(partition([signal(MODEL, 0)], first=3))
     assert rejects(behind)[0].late
+
+
+def test_the_oldest_window_of_the_fullest_run_closes_early() -> None:
+    stage = windows_stage(max_open_signals=5)
+    two = [signal(KERNEL, step, {"x": [1.0] * 2}, layers=["a", "b"], run_id="full") for step in (50, 0)]
+    one = [signal(KERNEL, step, {"x": [1.0]}, layers=["a"], run_id="other") for step in (0, 50)]
+    (record,) = windows(stage.feed(partition([one[0], *two, one[1]])))
+    assert (record.run_id, record.start) == ("full", 0)
 
 
 def test_open_runs_are_bounded() -> None:
@@ -282,6 +291,30 @@ def test_restored_outputs_without_sources_still_count_as_final() -> None:
     again = windows_stage()
     again.restore([PriorOutput("tamiyo.health.windows", 0, output.record, output.identity)])
     assert not outputs(again.feed(log))
+
+
+def test_a_restored_window_without_a_source_counts_as_closed_by_the_input_before_it() -> None:
+    log = partition([*frames(0), *frames(50), *frames(100)])
+    first, second = outputs(windows_stage().feed(log))
+    again = windows_stage()
+    again.restore(
+        [
+            PriorOutput("tamiyo.health.windows", 0, first.record, first.identity, {SIGNALS.name: 5}),
+            PriorOutput("tamiyo.health.windows", 1, second.record, second.identity),
+        ]
+    )
+    assert again.feed(log) == []
+    assert again.counts["repeated"] == 6
+
+
+def test_windows_of_another_clock_are_not_final_after_a_restart() -> None:
+    by_time = windows_stage(clock="time", width=60_000)
+    before = outputs(by_time.feed(partition([*frames(0), *frames(100)])))
+    assert len(before) == 1
+    again = windows_stage()
+    again.restore(prior_outputs(before))
+    (record,) = windows(again.feed(partition([*frames(100), *frames(150)], first=6)))
+    assert (record.clock, record.start, record.frames) == ("step", 100, 3)
 
 
 def test_repeats_are_recognised_after_a_restart_and_after_the_runs_end() -> None:
