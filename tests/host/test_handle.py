@@ -206,7 +206,7 @@ def test_a_failing_kernel_is_published_and_training_continues() -> None:
     assert [(e.layer_id, e.error_type, e.strategy, e.success, e.companions) for e in events] == [
         ("3", "RuntimeError", "retry", True, [])
     ]
-    assert frames(made)[0][0].error_count == [0, 1, 0]
+    assert [frame.error_count for frame in frames(made)[0]] == [[0, 1, 0], [0, 0, 0]]
     assert all(math.isfinite(loss) for loss in made.losses)
 
 
@@ -302,6 +302,19 @@ def test_a_grown_run_resumes_from_its_state() -> None:
     assert second.records(LAYER_HEALTH)[0].learning_rate_scale == [1.0, 0.5, 1.0]
     assert second.records(LAYER_HEALTH)[0].active_seeds == [1, 0, 0]
     assert second.handle.stats.errors == 0
+    second.handle.close()
+
+
+def test_kernels_of_a_resumed_run_advance_on_their_ramps() -> None:
+    first, second = run(ramp_steps=20), run(network(seed=7), ramp_steps=20)
+    first.load()
+    first.train(3)
+    second.handle.load_state_dict(first.handle.state_dict())
+    before = second.layer().seeds[0].alpha
+    second.train(3)
+    assert second.layer().seeds[0].alpha == pytest.approx(before + 3 / 20)
+    assert second.handle.stats.kernel_parameters == first.handle.stats.kernel_parameters > 0
+    first.handle.close()
     second.handle.close()
 
 

@@ -161,6 +161,14 @@ def test_cooldown_applies_between_two_loads_under_way_together() -> None:
     assert bench.outcomes[1].reason.startswith("cooldown: ")
 
 
+def test_cooldown_applies_between_two_decisions_of_one_step() -> None:
+    bench = Bench(cooldown_steps=50)
+    for name in ("a", "b"):
+        bench.executor.take(decision(name, type="optimize_parameters"), 10)
+    assert bench.executor.run(10)
+    assert [o.status for o in bench.outcomes] == [OutcomeStatus.EXECUTED, OutcomeStatus.REFUSED]
+
+
 def test_a_kernel_that_was_not_compiled_is_refused_with_the_stages_reason() -> None:
     bench = Bench()
     decided = decision()

@@ -62,6 +62,14 @@ def test_rows_are_the_inputs_that_each_output_was_computed_from(name: str) -> No
     torch.testing.assert_close(x @ weight.T + bias, d, rtol=1e-4, atol=1e-5)
 
 
+def test_rows_of_an_even_kernel_are_padded_more_at_the_end() -> None:
+    module, given = nn.Conv1d(2, 3, 4, padding="same"), randn(3, 2, 9, seed=1)
+    spec = LayerSpec.of("even", module, given)
+    x, d = GrowthProbe(spec).rows(given, module(given).detach())
+    expected = x @ module.weight.detach().flatten(1).T + module.bias.detach()  # type: ignore[union-attr]
+    torch.testing.assert_close(expected, d, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("name", list(GEOMETRIES))
 def test_every_geometry_has_a_finite_score_that_is_the_same_again(name: str) -> None:
     spec = spec_of(name)
@@ -86,3 +94,13 @@ def test_a_part_of_the_rows_represents_all_of_them() -> None:
     whole = float(GrowthProbe(spec).score(given, gradient))
     twice = float(GrowthProbe(spec).score(given.repeat(4, 1), gradient.repeat(4, 1)))
     assert twice == pytest.approx(4 * whole, rel=0.1)
+
+
+def test_every_fourth_position_of_a_long_sequence_represents_all_of_them() -> None:
+    module = nn.Conv1d(1, 2, 3, padding=1)
+    given, gradient = randn(8, 1, 500, seed=1), randn(8, 2, 500, seed=2)
+    gradient = 0.1 * gradient + torch.relu(given)
+    probe = GrowthProbe(LayerSpec.of("long", module, given))
+    x, d = probe.rows(given, gradient)
+    whole = float(growth_score(x, d, torch.relu(torch.addmm(probe._bias, x, probe._weight))))
+    assert float(probe.score(given, gradient)) == pytest.approx(whole, rel=0.2)

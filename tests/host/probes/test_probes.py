@@ -41,6 +41,11 @@ def test_activation_statistics_of_a_linear_layer_in_a_sequence() -> None:
     assert correlation == pytest.approx((np.abs(np.corrcoef(units)).sum() - 4) / 12, rel=1e-4)
 
 
+def test_a_unit_that_is_always_zero_is_dead() -> None:
+    _, dead, _ = activation_stats(np.array([[0.0, 0.0], [1.0, 2.0], [-1.0, -2.0], [0.0, 1.0]], dtype=np.float32))
+    assert dead == 0.5
+
+
 def test_no_pair_of_units_varies() -> None:
     assert stats_of(torch.full((4, 3, 5), -2.0)) == (0.0, 1.0, 0.0)
     assert stats_of(torch.randn(4, 1, 5))[2] == 0.0
