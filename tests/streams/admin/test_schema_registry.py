@@ -225,8 +225,11 @@ def test_a_start_waits_for_an_unreachable_registry(names: TopicNames, monkeypatc
     assert away.value.temporary
     with RegistryServer(port) as server:
         # It responds, but lacks the schemas: waiting would not help.
-        with pytest.raises(RegistryError, match="tamiyo schemas register"):
+        server.requests.clear()
+        with pytest.raises(RegistryError, match="tamiyo schemas register") as missing:
             registry.prepare(names, patient)
+        assert not missing.value.temporary
+        assert len(server.requests) == 1
         for topic in CATALOGUE:
             server.add(subject(topic.record, names), json.dumps(avro_schema(topic.record)))
         server.failure = (503, b"starting")

@@ -13,7 +13,7 @@ from tamiyo.schemas.errors import BrokerError
 from tamiyo.schemas.kafka import MAX_MESSAGE_BYTES, PRODUCER, KafkaSettings, TopicNames
 from tamiyo.schemas.topics import CATALOGUE, TOPOLOGY, WINDOWS
 from tamiyo.streams.admin.brokers import free_ports
-from tamiyo.streams.admin.topics import MAX_BATCH_BYTES, Topics
+from tamiyo.streams.admin.topics import MAX_BATCH_BYTES, Topics, TopicState
 from tamiyo.streams.settings import WorkerSettings
 
 
@@ -33,6 +33,17 @@ def test_a_missing_broker_is_an_error() -> None:
     (port,) = free_ports(1)
     topics = Topics(KafkaSettings(bootstrap_servers=f"127.0.0.1:{port}"), TopicNames())
     assert "Connection refused" in str(topics.reachable(0.2))
+
+
+def test_a_differing_partition_count_and_a_missing_topic_are_reported(
+    names: TopicNames, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    topics = Topics(KafkaSettings(bootstrap_servers="127.0.0.1:1"), names)
+    states = [TopicState(name, count, "delete") for name, count in (("a", 4), ("b", 3), ("c", 4), ("d", 0))]
+    monkeypatch.setattr(topics, "states", lambda: states)
+    missing, differs = topics.check()
+    assert missing == "topic d does not exist"
+    assert differs.startswith("topic b has 3 partitions where the others have 4: ")
 
 
 @pytest.mark.kafka

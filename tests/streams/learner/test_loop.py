@@ -203,3 +203,11 @@ def test_a_revision_of_a_learned_experience_does_not_count_again(bench: Bench) -
     bench.learn(2 * BATCH)
     assert sum(bench.announced()[-1].offsets.values()) <= 2 * BATCH + 2
     assert bench.announced()[-1].experiences == 2 * BATCH
+
+
+def test_a_new_policy_never_takes_a_used_number(bench: Bench) -> None:
+    bench.run(lambda loop: loop.ready)
+    bench.store.delete(0)
+    bench.run(lambda loop: loop.ready)
+    assert [each.version for each in bench.announced()] == [0, 1]
+    assert bench.store.versions() == [1]

@@ -47,6 +47,26 @@ def test_a_corrupt_file_is_skipped_and_keeps_its_number(
     assert (found.header.version, found.newest, found.announced) == (0, 1, False)
 
 
+def test_a_deleted_file_keeps_its_number(store: CheckpointStore, kafka: KafkaSettings, names: TopicNames) -> None:
+    releases = CheckpointReleases("tamiyo", store, kafka, names)
+    put(releases, 0, 1)
+    store.delete(1)
+    found = releases.find(BLUEPRINTS)
+    assert found.header is not None
+    assert (found.header.version, found.newest) == (0, 1)
+
+
+def test_announcements_of_another_policy_are_ignored(
+    store: CheckpointStore, kafka: KafkaSettings, names: TopicNames, tmp_path: Path
+) -> None:
+    releases = CheckpointReleases("tamiyo", store, kafka, names)
+    put(releases, 0)
+    other = CheckpointReleases("other", CheckpointStore(f"file://{tmp_path}/other"), kafka, names)
+    put(other, 0, 1, name="other")
+    found = releases.find(BLUEPRINTS)
+    assert (found.newest, found.announced) == (0, True)
+
+
 def test_other_blueprints_keep_the_weights_and_not_the_optimiser(
     store: CheckpointStore, kafka: KafkaSettings, names: TopicNames
 ) -> None:

@@ -1,6 +1,8 @@
 """Metrics and health of a training process."""
 
 import socket
+from dataclasses import replace
+from types import SimpleNamespace
 
 import httpx
 import pytest
@@ -8,7 +10,7 @@ from prometheus_client import REGISTRY
 from prometheus_client.parser import text_string_to_metric_families
 
 from tamiyo.schemas.errors import ConfigurationError
-from tamiyo.streams.process.host_metrics import served
+from tamiyo.streams.process.host_metrics import HostCollector, served
 from tests.support.runs import run
 
 
@@ -34,6 +36,13 @@ def test_a_runs_counts_are_served_while_it_trains() -> None:
     assert found["tamiyo_host_parameters", "base"] == stats.parameters
     assert found["tamiyo_host_seconds_total", "training"] > 0
     assert "tamiyo_host_steps" not in {metric.name for metric in REGISTRY.collect()}
+
+
+def test_parameters_are_split_into_base_network_and_kernels() -> None:
+    stats = replace(run().handle.stats, parameters=100, kernel_parameters=30)
+    families = HostCollector(SimpleNamespace(stats=stats)).collect()  # type: ignore[arg-type]
+    (found,) = [family for family in families if family.name == "tamiyo_host_parameters"]
+    assert {sample.labels["part"]: sample.value for sample in found.samples} == {"base": 70, "kernels": 30}
 
 
 def test_a_port_in_use_is_an_error() -> None:

@@ -9,13 +9,13 @@ import pytest
 
 from tamiyo.host.client.publisher import KafkaPublisher
 from tamiyo.host.client.receiver import KafkaReceiver
+from tamiyo.schemas.client.broker_wait import wait_for_broker
 from tamiyo.schemas.client.connection import explain
 from tamiyo.schemas.errors import BrokerError, BrokerRefused, ConfigurationError
 from tamiyo.schemas.kafka import KafkaSettings, TopicNames
 from tamiyo.schemas.registry import RegistrySettings
 from tamiyo.schemas.topics import CONTROL
 from tamiyo.streams.admin.doctor import examine
-from tamiyo.streams.admin.topic_tail import follow
 from tamiyo.streams.learner.loop import LearnerLoop
 from tamiyo.streams.runtime.faust.app import create_app
 from tamiyo.streams.runtime.output_log import OutputLogReader
@@ -131,7 +131,7 @@ def views(kafka: KafkaSettings, names: TopicNames) -> None:
 CLIENTS: dict[str, Callable[[KafkaSettings, TopicNames], object]] = {
     "worker": worker,
     "learner": lambda kafka, names: LearnerLoop(LearnerSettings(), kafka, names).run(),
-    "tail": lambda kafka, names: list(follow(CONTROL.name, kafka, names, beginning=True, forever=False)),
+    "commands": lambda kafka, _: wait_for_broker(kafka, 60, report=print),  # what each of them does first
     "ends of topics": lambda kafka, _: asyncio.run(read_end(kafka)),
     "views": views,
 }

@@ -213,6 +213,10 @@ def test_grants_follow_from_the_catalogue() -> None:
             assert ("WRITE" in mine) == (topic.writer == role)
             if role in topic.readers:
                 assert "READ" in mine
+    for role in ROLES:
+        found = [each for each in grants(role, names) if each.kind == "topic"]
+        described = {each.name for each in found if each.operation in ("READ", "WRITE", "DESCRIBE")}
+        assert {each.name for each in found if each.operation == "DESCRIBE_CONFIGS"} <= described
     for name, entry in STAGES.items():
         assert [each.name for each in grants(name, names) if each.kind == "group"] == [f"p.{entry.group}"]
     assert not [each for each in grants("reader", names) if each.operation not in ("READ",)]
