@@ -39,7 +39,15 @@ class Kernel(nn.Module, ABC):
         """
 
     def forward(self, layer_input: Tensor, layer_output: Tensor) -> Tensor:
-        """Return the delta, in the shape of `layer_output`; arguments as in `hidden`."""
+        """Return what the kernel adds to the layer's output.
+
+        Args:
+            layer_input: Input of the layer, [batch, ...].
+            layer_output: Output of the layer, [batch, ...].
+
+        Returns:
+            The delta, in the shape of `layer_output`.
+        """
         delta: Tensor = self.last(self.hidden(layer_input, layer_output))
         return delta
 
@@ -50,7 +58,11 @@ class Kernel(nn.Module, ABC):
                 parameter.zero_()
 
     def reset(self, *, seed: int = 0) -> None:
-        """Initialise the parameters anew, in place, with a zero delta; the global random state stays as it is."""
+        """Initialise the parameters anew, in place, with a zero delta.
+
+        Args:
+            seed: Decides the parameters. The global random state stays as it is.
+        """
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             for module in self.modules():
@@ -111,19 +123,35 @@ class Blueprint(ABC):
 
     @abstractmethod
     def supports(self, spec: LayerSpec) -> bool:
-        """Return whether a kernel of this kind can be built for a layer of this geometry."""
+        """Return whether a kernel of this kind can be built for a layer.
+
+        Args:
+            spec: Geometry of the layer.
+        """
 
     @abstractmethod
     def parameters(self, spec: LayerSpec) -> int:
-        """Return the exact number of parameters that `build` creates for `spec`."""
+        """Return the exact number of parameters that `build` creates.
+
+        Args:
+            spec: Geometry of the layer.
+        """
 
     @abstractmethod
     def flops(self, spec: LayerSpec) -> int:
-        """Return the multiply-adds per sample of one forward pass through matrix products and convolutions."""
+        """Return the multiply-adds per sample of one forward pass through matrix products and convolutions.
+
+        Args:
+            spec: Geometry of the layer.
+        """
 
     @abstractmethod
     def make(self, spec: LayerSpec) -> Kernel:
-        """Return the kernel's modules; `build` handles the random seed, the zero projection and the dtype."""
+        """Return the kernel's modules; `build` handles the random seed, the zero projection and the dtype.
+
+        Args:
+            spec: Geometry of the layer.
+        """
 
     def build(self, spec: LayerSpec, *, seed: int) -> Kernel:
         """Return a kernel for a layer.

@@ -111,16 +111,27 @@ class LayerSpec:
         return DTYPES[self.dtype]
 
     def sample(self, batch: int = 2, *, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
-        """Return a random (layer input, layer output) of shapes [batch, *sample shape], to test a kernel."""
+        """Return a random (layer input, layer output), to test a kernel.
+
+        Args:
+            batch: Samples in both.
+            generator: Source of the random numbers. Default: torch's global one.
+
+        Returns:
+            Tensors of shapes [batch, *sample_input_shape] and [batch, *sample_output_shape], in the layer's dtype.
+        """
         return (
             torch.randn(batch, *self.sample_input_shape, generator=generator).to(self.torch_dtype),
             torch.randn(batch, *self.sample_output_shape, generator=generator).to(self.torch_dtype),
         )
 
     def fits(self, other: LayerSpec) -> str | None:
-        """Return None if a kernel built for this spec can run at `other`, else the first difference.
+        """Return None if a kernel built for this spec can run at another, else the first difference.
 
         The layer's name and the sample's spatial extent are ignored: a convolution takes any length.
+
+        Args:
+            other: Geometry of the layer that the kernel is meant for.
         """
         for name in (
             "type", "in_features", "out_features", "kernel_size", "stride", "padding", "dilation", "groups",

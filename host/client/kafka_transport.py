@@ -79,6 +79,11 @@ class KafkaTransport:
     def open(self, run_id: str, settings: HostSettings, on_kernel: Callable[[CompiledKernel], None]) -> None:
         """Connect, waiting at most `settings.connect_timeout_s` for a broker.
 
+        Args:
+            run_id: Key of every record.
+            settings: Queue capacity and timeouts.
+            on_kernel: Called with each kernel record before `receive` returns it, in the receiver's thread.
+
         Raises:
             ConfigurationError: The transport is open already.
         """
@@ -98,7 +103,12 @@ class KafkaTransport:
         self._report_connection(run_id)
 
     def publish(self, topic: Topic, make: Make) -> None:
-        """Queue a record; the publisher's thread makes, encodes and sends it."""
+        """Queue a record; the publisher's thread makes, encodes and sends it.
+
+        Args:
+            topic: Where to publish it.
+            make: Makes the record.
+        """
         if self._publisher is not None:
             self._publisher.publish(topic, make)
 
@@ -107,7 +117,11 @@ class KafkaTransport:
         return self._receiver.receive() if self._receiver is not None else ()
 
     def close(self, timeout_s: float) -> None:
-        """Stop receiving, then deliver what is queued for at most `timeout_s` seconds."""
+        """Stop receiving, then deliver what is queued.
+
+        Args:
+            timeout_s: Seconds that the deliveries may take.
+        """
         if self._receiver is not None:
             self._receiver.close()
         if self._publisher is not None:

@@ -63,10 +63,19 @@ class Transport(Protocol):
         """
 
     def publish(self, topic: Topic, make: Make) -> None:
-        """Queue a record for publication."""
+        """Queue a record for publication.
+
+        Args:
+            topic: Where to publish it.
+            make: Makes the record.
+        """
 
     def receive(self) -> Sequence[InboundRecord]:
         """Return what arrived since the last call, in order of arrival."""
 
     def close(self, timeout_s: float) -> None:
-        """Stop receiving, deliver what is queued for at most `timeout_s` seconds, drop the rest."""
+        """Stop receiving, deliver what is queued, drop the rest.
+
+        Args:
+            timeout_s: Seconds that the deliveries may take.
+        """
