@@ -149,5 +149,5 @@ def test_the_report_is_complete(job: Job, tmp_path: Path) -> None:
 
 
 def test_progress_was_shown(job: Job) -> None:
-    assert "decides load_kernel" in job.shown
+    assert "decision: load_kernel" in job.shown
     assert "policy version 0" in job.shown

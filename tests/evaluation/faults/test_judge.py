@@ -74,7 +74,7 @@ def publish(kafka: KafkaSettings, names: TopicNames) -> None:
         live.publish(TOPOLOGY, topology(LOAD.run_ids[run], LOAD.layers), LOAD.run_ids[run])
         steps += [(number // 3 + BEHIND * run, frame) for number, frame in enumerate(frames(LOAD, run))]
     for _, frame in sorted(steps, key=lambda step: step[0]):
-        live._producer.produce(names.full(TOPICS[type(frame)].name), encode(frame), frame.run_id, 0)
+        live._producer.produce(names.full(TOPICS[type(frame)].name), encode(frame), frame.run_id, partition=0)
     live.flush()
 
 
