@@ -7,7 +7,6 @@ network alone; both brokers are real. Turns take a few tenths of a second, so th
 neighbouring turns alike.
 """
 
-import multiprocessing
 import statistics
 import sys
 import tempfile
@@ -15,12 +14,9 @@ import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
-from multiprocessing.connection import Connection
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 import typer
 from rich.console import Console
 from scipy.stats import quantile_test
@@ -29,9 +25,7 @@ from tamiyo.evaluation.bench.host import BLOCK
 from tamiyo.evaluation.common.installation import end_by_signal
 from tamiyo.evaluation.common.measure import machine, versions
 from tamiyo.evaluation.common.report import require_folder, write_report
-from tamiyo.host import HostSettings, KafkaTransport
-from tamiyo.host.reference.tasks import load_task
-from tamiyo.host.reference.train import Workload, steps
+from tamiyo.evaluation.outage.training import Training, Turn
 from tamiyo.schemas.errors import BrokerError
 from tamiyo.schemas.kafka import KafkaSettings, TopicNames
 from tamiyo.streams.admin.brokers import LocalKafka, required_kafka_home
@@ -42,17 +36,6 @@ WARM_UP = 10  # turns, until the governor and the allocator settle
 SETTLE_S = 15.0  # with both brokers, before and after; less for a short outage
 MIN_TURNS = 6  # with fewer, a median has no interval of 95 %
 RECONNECT_S = 120.0  # for the SDK to publish again
-
-
-@dataclass(frozen=True)
-class Turn:
-    """`BLOCK` steps of one network."""
-
-    seconds: float
-    longest_step_s: float
-    published: int
-    dropped: int
-    """Records dropped since training began."""
 
 
 @dataclass(frozen=True)
@@ -93,55 +76,10 @@ def compare(pairs: Sequence[Pair]) -> dict[str, Any]:
     }
 
 
-def _train(pipe: Connection, task: str, bootstrap_servers: str, folder: str) -> None:
-    """Train as many steps as each message of the pipe requests; 0 ends the process."""
-    torch.set_num_threads(1)
-    workload = Workload.of(load_task(task), seed=0, steps=1_000_000)
-    settings = HostSettings(store_url=f"file://{folder}", drain_s=0.0, flush_timeout_s=1.0)
-    transport = KafkaTransport(KafkaSettings(bootstrap_servers=bootstrap_servers))
-    with workload.attach(run_id=f"outage-{Path(folder).name}", settings=settings, transport=transport) as handle:
-        training = steps(workload, handle)
-        while length := pipe.recv():
-            longest, began = 0.0, time.perf_counter()
-            before = began
-            for _ in range(length):
-                next(training)
-                now = time.perf_counter()
-                longest, before = max(longest, now - before), now
-            stats = handle.stats
-            pipe.send(Turn(before - began, longest, stats.published_records, stats.dropped_records))
-
-
-class _Training:
-    """The process that trains one network."""
-
-    def __init__(self, task: str, broker: LocalKafka, folder: Path) -> None:
-        context = multiprocessing.get_context("spawn")
-        self._pipe, theirs = context.Pipe()
-        arguments = (theirs, task, broker.bootstrap_servers, str(folder))
-        self._process: BaseProcess = context.Process(target=_train, args=arguments, daemon=True)
-        self._process.start()
-        theirs.close()  # so that `recv` raises when the process ends
-
-    def turn(self) -> Turn:
-        try:
-            self._pipe.send(BLOCK)
-            turn: Turn = self._pipe.recv()
-        except (EOFError, BrokenPipeError):
-            raise RuntimeError(f"a training process ended with {self._process.exitcode}") from None
-        return turn
-
-    def close(self) -> None:
-        if self._process.is_alive():
-            self._pipe.send(0)
-        self._process.join(10)
-        self._process.kill()
-
-
 class Outage:
     """The measurement; its results so far are available at any time."""
 
-    def __init__(self, connected: _Training, cut: _Training, broker: LocalKafka, console: Console) -> None:
+    def __init__(self, connected: Training, cut: Training, broker: LocalKafka, console: Console) -> None:
         self.phases: dict[str, list[Pair]] = {}
         self.reconnected_s: float | None = None
         self._connected, self._cut, self._broker, self._console = connected, cut, broker, console
@@ -206,7 +144,7 @@ def outage(
             Topics(KafkaSettings(bootstrap_servers=broker.bootstrap_servers), TopicNames(prefix="")).create(
                 partitions=4
             )
-            training = _Training(task, broker, folder / name)
+            training = Training(task, broker, folder / name)
             stack.callback(training.close)
             sides.append(training)
         measured = Outage(sides[0], sides[1], broker, console)

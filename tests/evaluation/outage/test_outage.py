@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tamiyo.evaluation.outage.__main__ import Outage, Pair, Turn, compare, result_of
+from tamiyo.evaluation.outage.__main__ import Outage, Pair, compare, result_of
+from tamiyo.evaluation.outage.training import Turn
 from tamiyo.streams.admin.brokers import kafka_home
 
 
