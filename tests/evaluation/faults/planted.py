@@ -22,7 +22,7 @@ from tamiyo.streams.runtime.output_pipeline import OutputPipeline
 from tamiyo.streams.runtime.restore import Restore, RestoredState
 from tamiyo.streams.runtime.worker import run_worker
 from tamiyo.streams.stages.base import Output
-from tamiyo.streams.stages.decisions import stage as decisions
+from tamiyo.streams.stages.decisions import decider
 from tamiyo.streams.stages.registry import entry
 
 CRASHED = 137
@@ -57,7 +57,7 @@ class Plant:
                     os._exit(CRASHED)
 
         if bug == "identity":
-            decisions.decision_id = lambda graph: uuid.uuid4().hex  # type: ignore[assignment]
+            decider.decision_id = lambda graph: uuid.uuid4().hex  # type: ignore[assignment]
         if bug == "restore":
             Restore.read = forgetting  # type: ignore[method-assign]
         if stage == "decisions":
