@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 import timeit
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,6 +16,8 @@ from torch import Tensor, nn
 from tamiyo.host.blueprints import Kernel
 from tamiyo.host.blueprints.base import PRESERVING
 from tamiyo.host.blueprints.layer_spec import LayerSpec
+from tamiyo.host.common import clock
+from tamiyo.host.common.clock import Clock
 from tamiyo.host.kernels.cache import KernelCache
 from tamiyo.host.layers.layer_state import pack, unpack
 from tamiyo.host.layers.layer_stats import Performance, layer_stats
@@ -146,11 +147,11 @@ class KasminaLayer(nn.Module):
         if not (live or self.telemetry_enabled or observer):
             plain: Tensor = base(input)
             return plain
-        started = time.perf_counter()
+        started = clock.seconds()
         output: Tensor = base(input)
         if live:
             output = self._grown(live, input, output)
-        latency_ms = (time.perf_counter() - started) * 1e3
+        latency_ms = (clock.seconds() - started) * 1e3
         performance.timed += 1
         performance.total_latency_ms += latency_ms
         performance.last_latency_ms = latency_ms
@@ -390,15 +391,19 @@ class _Identity(nn.Module):
         return input
 
 
-@cache
 def wrapping_seconds() -> float:
-    """Return the time that a KasminaLayer adds to a forward call, seconds; measured once per process, in 2 ms."""
+    """Return the time that a KasminaLayer adds to a forward call, seconds; measured once for a clock, in 2 ms."""
+    return _wrapping_seconds(clock.current())
+
+
+@cache
+def _wrapping_seconds(timer: Clock) -> float:
     bare, sample = _Identity(), torch.zeros(1, 1)
     wrapped = KasminaLayer(nn.Linear(1, 1), layer_id="measured", input_size=1, output_size=1)
     wrapped._modules["base"] = bare
 
     def cheapest(module: nn.Module) -> float:
         # The minimum, because other processes can only add to the time.
-        return min(timeit.repeat(lambda: module(sample), number=50, repeat=7)) / 50
+        return min(timeit.repeat(lambda: module(sample), timer=timer.seconds, number=50, repeat=7)) / 50
 
     return max(0.0, cheapest(wrapped) - cheapest(bare))

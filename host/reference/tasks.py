@@ -57,6 +57,7 @@ class Task:
     learning_rate: float = 5e-3
     noise: float = 0.0
     """Standard deviation of the noise added to the training inputs."""
+    steps: int = 2000
 
     def network(self, seed: int) -> nn.Module:
         """Return the narrow network, initialised from `seed`; the global random state does not change."""

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 import torch
 
 from tamiyo.host.adaptation.executor import Executor
 from tamiyo.host.client.transport import Transport
+from tamiyo.host.common import clock
 from tamiyo.host.common.device import memory_bytes
 from tamiyo.host.common.settings import HostSettings
 from tamiyo.host.kernels.cache import KernelCache
@@ -96,7 +96,7 @@ class Sampler:
 
     def sample(self, step: int, epoch: int) -> None:
         """Publish what the armed `step`, just completed, has shown."""
-        started = time.perf_counter()
+        started = clock.seconds()
         measured = self._probes.collect()
         if measured is None:
             return
@@ -113,7 +113,7 @@ class Sampler:
             self._frames.cache(moment, self._cache)
         published = self._charge_untimed()
         hooks = self._probes.take_seconds()
-        elapsed = time.perf_counter() - started
+        elapsed = clock.seconds() - started
         separate = measured.growth_seconds + contribution_seconds
         self._governor.spent(Governor.FRAMES, step, elapsed - separate + hooks + published)
         self._begin_interval(step)
@@ -134,9 +134,9 @@ class Sampler:
         """Return the counterfactual of each grown layer, nats, if one is due at `step`, and the seconds it took."""
         if self._held_out is None or not self._model.grown or not self._governor.due(_CONTRIBUTION, step):
             return {}, 0.0
-        started = time.perf_counter()
+        started = clock.seconds()
         contributions = self._held_out.contributions(self._model.grown)
-        seconds = time.perf_counter() - started
+        seconds = clock.seconds() - started
         self._governor.spent(_CONTRIBUTION, step, seconds)
         return contributions, seconds
 

@@ -5,7 +5,6 @@ kernel however often it is compiled. A decision waits for its run's topology, up
 """
 
 import json
-import time
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from typing import Any, ClassVar
 import structlog
 
 from tamiyo.host.blueprints.layer_spec import LayerSpec
+from tamiyo.host.common import clock
 from tamiyo.host.kernels.compiler import compile_kernel
 from tamiyo.host.kernels.store import KernelStore, StoredKernel
 from tamiyo.schemas.adaptation import AdaptationDecision, CompiledKernel, DecisionType, KernelStatus
@@ -124,7 +124,7 @@ class KernelsStage(Stage):
     def _compile(self, incoming: Incoming) -> Output:
         decision: AdaptationDecision = incoming.record
         topology = self._topologies.get(decision.run_id)
-        started = time.perf_counter()
+        started = clock.seconds()
         try:
             stored = build(decision, topology, self._store)
         except KernelError as error:
@@ -142,7 +142,7 @@ class KernelsStage(Stage):
             checksum=stored.checksum,
             size_bytes=stored.size_bytes,
             parameters=stored.parameters,
-            compile_time_ms=1000 * (time.perf_counter() - started),
+            compile_time_ms=1000 * (clock.seconds() - started),
         )
         return Output(KERNELS, record, record.kernel_id, incoming)
 
