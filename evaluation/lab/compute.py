@@ -21,9 +21,9 @@ START_MS = 1_767_225_600_000  # 2026-01-01, the time of day at which every run o
 
 STEP_SECONDS = 200e-6
 """Fixed cost of a training step: the loss, the gradients' reset, the loop."""
-OPERATOR_SECONDS = 25e-6
-MULTIPLY_ADDS_PER_SECOND = 8e9
-ELEMENTS_PER_SECOND = 3e8
+OPERATOR_SECONDS = 22e-6
+MULTIPLY_ADDS_PER_SECOND = 4e10
+ELEMENTS_PER_SECOND = 8e8
 BACKWARD = 2.0
 """Cost of the backward pass, in forward passes."""
 TENSOR_SECONDS = 10e-6
