@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-import timeit
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,7 +16,6 @@ from tamiyo.host.blueprints import Kernel
 from tamiyo.host.blueprints.base import PRESERVING
 from tamiyo.host.blueprints.layer_spec import LayerSpec
 from tamiyo.host.common import clock
-from tamiyo.host.common.clock import Clock
 from tamiyo.host.kernels.cache import KernelCache
 from tamiyo.host.layers.layer_state import pack, unpack
 from tamiyo.host.layers.layer_stats import Performance, layer_stats
@@ -382,28 +380,3 @@ def _is_finite(values: Tensor) -> bool:
     """Return whether the sum is finite: almost always the same as every value, and much cheaper."""
     total = values.detach().sum(dtype=torch.float64 if values.dtype is torch.float64 else torch.float32).item()
     return math.isfinite(total)
-
-
-class _Identity(nn.Module):
-    """A module whose forward pass costs nothing but the call."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        return input
-
-
-def wrapping_seconds() -> float:
-    """Return the time that a KasminaLayer adds to a forward call, seconds; measured once for a clock, in 2 ms."""
-    return _wrapping_seconds(clock.current())
-
-
-@cache
-def _wrapping_seconds(timer: Clock) -> float:
-    bare, sample = _Identity(), torch.zeros(1, 1)
-    wrapped = KasminaLayer(nn.Linear(1, 1), layer_id="measured", input_size=1, output_size=1)
-    wrapped._modules["base"] = bare
-
-    def cheapest(module: nn.Module) -> float:
-        # The minimum, because other processes can only add to the time.
-        return min(timeit.repeat(lambda: module(sample), timer=timer.seconds, number=50, repeat=7)) / 50
-
-    return max(0.0, cheapest(wrapped) - cheapest(bare))

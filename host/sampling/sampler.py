@@ -13,8 +13,8 @@ from tamiyo.host.common.device import memory_bytes
 from tamiyo.host.common.settings import HostSettings
 from tamiyo.host.kernels.cache import KernelCache
 from tamiyo.host.layers.attached_model import AttachedModel
-from tamiyo.host.layers.kasmina_layer import wrapping_seconds
 from tamiyo.host.layers.recovery import RecoveryEvent
+from tamiyo.host.layers.wrapping_cost import wrapping_seconds
 from tamiyo.host.probes.counterfactual import HeldOutBatch
 from tamiyo.host.probes.overhead import Governor, OverheadMeter
 from tamiyo.host.probes.probes import Probes

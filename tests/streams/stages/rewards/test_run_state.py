@@ -3,7 +3,7 @@ from typing import Any
 from tamiyo.schemas.topics import DECISIONS, GRAPHS, OUTCOMES, WINDOWS, Topic
 from tamiyo.streams.stages.base import Incoming
 from tamiyo.streams.stages.rewards.run_state import Run
-from tests.streams.stages.rewards.test_stage import decide, graph_of, outcome_of, window
+from tests.streams.stages.rewards.runs import decide, graph_of, outcome_of, window
 
 
 def incoming(topic: Topic, record: Any, offset: int = 0) -> Incoming:
