@@ -74,8 +74,8 @@ class Task:
     noise: float = 0.0
     """Standard deviation of the noise added to the training inputs."""
     optimizer_kind: Literal["adam", "adamw"] = "adam"
-    steps: int = 2000
-    """Recommended length of a run in the laboratory: 6 to 15 s on one core without Tamiyo."""
+    steps: int = 1200
+    """Length of a run in the laboratory: some seconds on one core without Tamiyo."""
 
     def network(self, seed: int) -> nn.Module:
         """Return the narrow network, initialised from `seed`; the global random state does not change."""
@@ -178,7 +178,7 @@ def _resnet() -> Task:
 
 def _mixer() -> Task:
     train, validation, test = _mnist5k_splits()
-    return Task("mixer", train, validation, test, networks.Mixer, noise=0.8, steps=2000)
+    return Task("mixer", train, validation, test, networks.Mixer, noise=0.8, steps=1200)
 
 
 def _chars() -> Task:
@@ -203,7 +203,7 @@ def _charconv() -> Task:
         validation=_last_character(source_text.VALIDATION, 1024),
         test=_last_character(source_text.TEST, 1024),
         make_network=lambda: networks.CharConv(source_text.VOCABULARY),
-        steps=2000,
+        steps=1200,
     )
 
 

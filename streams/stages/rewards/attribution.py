@@ -84,7 +84,7 @@ def estimate_reward(cases: Sequence[Case | None], spans: Sequence[Span], estimat
         if case is not None and gain is not None:
             gains.append((span.weight, gain))
             newest = case
-            components = span_components(case, gain.value)
+            components = span_components(case.adaptation, gain.value, case.before, case.after, case.inside)
         rewards.append(_span_reward(span, components, 0 if case is None else len(case.inside)))
     return _combined(rewards, gains, newest, estimator)
 

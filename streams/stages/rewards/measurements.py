@@ -6,7 +6,6 @@ from statistics import median
 
 from tamiyo.streams.stages.rewards import components as rc
 from tamiyo.streams.stages.rewards.adaptation import ExecutedAdaptation
-from tamiyo.streams.stages.rewards.evidence import Case
 from tamiyo.streams.stages.rewards.projection import MAD_TO_SIGMA
 from tamiyo.streams.stages.rewards.window_summary import WindowSummary
 
@@ -14,14 +13,22 @@ MIN_LATENCY_NOISE = 0.05  # relative; below it a step time on a shared machine c
 LATENCY_NOISE_SIGMAS = 3.0
 
 
-def span_components(case: Case, gain: float) -> dict[str, float]:
+def span_components(
+    adaptation: ExecutedAdaptation,
+    gain: float,
+    before: Sequence[WindowSummary],
+    so_far: Sequence[WindowSummary],
+    inside: Sequence[WindowSummary],
+) -> dict[str, float]:
     """Return the six components of one span, before weights.
 
     Args:
-        case: The adaptation, and the windows up to the span's end; latency is measured over all of them.
-        gain: Log(loss without / loss with).
+        adaptation: What was executed.
+        gain: Log(loss without / loss with) over the span.
+        before: Windows that ended before the adaptation, oldest first.
+        so_far: Windows from the adaptation to the span's end; latency is measured over all of them.
+        inside: Windows in the span.
     """
-    adaptation, before, inside, so_far = case.adaptation, case.before, case.inside, case.after
     # The latency of a later adaptation is not this one's: only windows before it count.
     alone = [w for w in so_far if w.end <= adaptation.next_adaptation_at]
     latency = _latency_change(before, alone)

@@ -24,7 +24,7 @@ from tamiyo.streams.stages.recent_ids import RecentIds
 from tamiyo.streams.stages.rewards import metrics
 from tamiyo.streams.stages.rewards.adaptation import ExecutedAdaptation
 from tamiyo.streams.stages.rewards.attribution import RewardEstimate, estimate_reward, unexecuted
-from tamiyo.streams.stages.rewards.estimator import load_estimator
+from tamiyo.streams.stages.rewards.estimator import GainEstimator, load_estimator
 from tamiyo.streams.stages.rewards.evidence import Case
 from tamiyo.streams.stages.rewards.outputs import is_informative, make_analysis, make_experience
 from tamiyo.streams.stages.rewards.run_state import Pending, Run
@@ -63,7 +63,11 @@ class RewardsStage(Stage):
         self._completed = RecentIds(COMPLETED_KEPT)
         """Ids of decisions whose final reward was published."""
         self._ticked_ms = 0
-        self._estimator = load_estimator(settings.estimator)
+        self._estimator: GainEstimator = load_estimator(settings.estimator)
+
+    def use(self, estimator: GainEstimator) -> None:
+        """Estimate gains with `estimator` instead of the configured one; for the laboratory."""
+        self._estimator = estimator
 
     def restore(self, outputs: Iterable[PriorOutput]) -> None:
         """Find the decisions whose final reward and experience were both published; they are not rewarded again."""
