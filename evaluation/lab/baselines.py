@@ -78,7 +78,7 @@ class _Rule:
 
     def _legal(self, graph: ModelGraph, mask: Mask, kind: DecisionType) -> list[int]:
         """Return the legal actions of a kind."""
-        return [i for i in np.flatnonzero(mask) if to_action(int(i), graph.layer_id, self.kinds).type == kind]
+        return [i for i in np.flatnonzero(mask).tolist() if to_action(i, graph.layer_id, self.kinds).type == kind]
 
 
 class Never(_Rule):

@@ -70,25 +70,47 @@ def truths(traffic: Traffic) -> Iterator[Truth]:
     run = traffic.result
     executed = [each for each in run.adaptations if each.status == "executed"]
     for index, each in enumerate(executed):
-        without = traffic.branch(each.decision_id, ALONE)
         following = executed[index + 1] if index + 1 < len(executed) else None
-        with_it = run if following is None else traffic.branch(following.decision_id, ALONE)
-        policy = traffic.branch(each.decision_id, UNDER_POLICY)
-        repeated = (
-            traffic.branch(each.decision_id, REPEATED_WITH),
-            traffic.branch(each.decision_id, REPEATED_WITHOUT),
+        pair = _pair(
+            run if following is None else traffic.branch(following.decision_id, ALONE),
+            traffic.branch(each.decision_id, ALONE),
         )
-        both = without is not None and with_it is not None
+        again = _pair(
+            traffic.branch(each.decision_id, REPEATED_WITH), traffic.branch(each.decision_id, REPEATED_WITHOUT)
+        )
+        policy = traffic.branch(each.decision_id, UNDER_POLICY)
         yield Truth(
             each.decision_id,
             each,
-            gain=objective(with_it) - objective(without) if both else None,
-            cost=ADAPTATION_COST + PARAMETER_COST * _grown(with_it, without, run) if both else ADAPTATION_COST,
+            gain=pair.gain if pair else None,
+            cost=ADAPTATION_COST + (PARAMETER_COST * pair.grown if pair else 0.0),
             worth=None if policy is None else objective(run) - costs(run) - objective(policy) + costs(policy),
-            near=near_effects(without.curve, with_it.curve, each.step) if both else {},
-            near_at_equal_compute=_at_equal_compute(without.curve, with_it.curve, each.step + 300) if both else None,
-            repeated=objective(repeated[0]) - objective(repeated[1]) if None not in repeated else None,
+            near=near_effects(pair.without.curve, pair.with_it.curve, each.step) if pair else {},
+            near_at_equal_compute=_at_equal_compute(pair.without.curve, pair.with_it.curve, each.step + 300)
+            if pair
+            else None,
+            repeated=again.gain if again else None,
         )
+
+
+@dataclass(frozen=True, slots=True)
+class _Pair:
+    with_it: RunResult
+    without: RunResult
+
+    @property
+    def gain(self) -> float:
+        return objective(self.with_it) - objective(self.without)
+
+    @property
+    def grown(self) -> float:
+        """Kernel parameters that the adaptation added, as a share of the budget."""
+        more = self.with_it.curve.kernel_parameters[-1] - self.without.curve.kernel_parameters[-1]
+        return more / max(self.with_it.budget, 1)
+
+
+def _pair(with_it: RunResult | None, without: RunResult | None) -> _Pair | None:
+    return None if with_it is None or without is None else _Pair(with_it, without)
 
 
 def near_effects(without: Curve, with_it: Curve, step: int) -> dict[int, float]:
@@ -118,9 +140,3 @@ def _at_equal_compute(without: Curve, with_it: Curve, step: int) -> float | None
         return None
     new = _log_loss(with_it, float(np.interp(compute, with_it.compute, with_it.step)))
     return None if new is None else old - new
-
-
-def _grown(with_it: RunResult | None, without: RunResult | None, run: RunResult) -> float:
-    assert with_it is not None
-    assert without is not None
-    return (with_it.curve.kernel_parameters[-1] - without.curve.kernel_parameters[-1]) / max(run.budget, 1)

@@ -137,7 +137,7 @@ def _combined(
     else:
         gain = Gain(sum(w * gain.value for w, gain in gains) / weight)
         confidence = sum(w * gain.confidence for w, gain in gains)
-    improvement = -math.expm1(-gain.value)
+    improvement = -math.expm1(-(gain.value if gain.near is None else gain.near))
     adaptation = newest.adaptation
     return RewardEstimate(
         spans=tuple(rewards),

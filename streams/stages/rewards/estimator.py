@@ -6,6 +6,7 @@ from typing import Protocol
 
 from tamiyo.streams.stages.rewards.counterfactual import CounterfactualEstimator
 from tamiyo.streams.stages.rewards.evidence import Case
+from tamiyo.streams.stages.rewards.fitted import load_fitted
 from tamiyo.streams.stages.rewards.gain import Gain, combine
 from tamiyo.streams.stages.rewards.projection import ProjectionEstimator
 
@@ -43,5 +44,9 @@ class RuleEstimator:
 
 
 def load_estimator(name: str) -> GainEstimator:
-    """Return the estimator of a setting."""
-    return RuleEstimator()
+    """Return the estimator that a setting names: "builtin", "rule", or an fsspec URL.
+
+    Raises:
+        PolicyError: The file cannot be read, or is no estimator.
+    """
+    return RuleEstimator() if name == "rule" else load_fitted(name)

@@ -132,7 +132,7 @@ def _before(case: Case) -> dict[str, float]:
         logs = _logs(before, series)
         values[f"fall_before_{series}"] = logs[0] - logs[-1] if len(logs) > 1 else UNKNOWN
         values[f"last_fall_{series}"] = logs[-2] - logs[-1] if len(logs) > 1 else UNKNOWN
-    layer = case.decision.layer_id
+    layer = case.decision.layer_id or ""
     found = [w.contribution[layer] for w in before if w.contribution and layer in w.contribution]
     loss = _last(before, "validation_loss") or _last(before, "train_loss")
     values["contribution_before"] = found[-1] / max(loss, SMALLEST_LOSS) if found and loss else UNKNOWN

@@ -14,6 +14,8 @@ class Gain:
     value: float
     noise: float | None = None
     """Standard deviation of one window about the projected trend, in log loss; None without a projection."""
+    near: float | None = None
+    """Change of the log held-out loss some 300 steps after the adaptation; None: the value stands for it."""
     half_width: float | None = None
     """Half of the 90 % interval of the value, in log loss; None where the estimator has none."""
 
