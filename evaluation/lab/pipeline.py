@@ -11,6 +11,7 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import fsspec
 import numpy as np
 import numpy.typing as npt
 
@@ -94,7 +95,8 @@ class Pipeline:
         settings: Mapping[str, Mapping[str, Any]] | None = None,
         observer: Callable[[Topic, Any, bytes], None] | None = None,
     ) -> None:
-        self.store_url: str | None = f"memory://laboratory-{next(_stores)}"
+        self._store = f"/laboratory-{next(_stores)}"
+        self.store_url: str | None = f"memory:/{self._store}"
         self.published = 0
         self.rejected: list[Reject] = []
         self.graphs: deque[Incoming] = deque()
@@ -177,6 +179,12 @@ class Pipeline:
                 self.rejected.append(each)
             else:
                 self.send(each.topic, each.record)
+
+    def discard(self) -> None:
+        """Delete the kernels kept in memory."""
+        files = fsspec.filesystem("memory")
+        if files.exists(self._store):
+            files.rm(self._store, recursive=True)
 
     # The run's Transport:
 

@@ -163,6 +163,7 @@ class Run:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._stack.close()
+        self.pipeline.discard()
 
     workload: Workload
     """Network, optimiser and data; from `__enter__` on."""

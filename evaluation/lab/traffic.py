@@ -184,7 +184,7 @@ def generate(jobs: Iterable[Job], folder: Path, workers: int, on_done: Callable[
         for job in todo:
             on_done(job, _make_file(job, folder))
         return
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), max_tasks_per_child=20) as pool:
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
         try:
             pending = {pool.submit(_make_file, job, folder): job for job in todo}
             while pending:
