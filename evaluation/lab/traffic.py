@@ -133,7 +133,8 @@ def make(job: Job) -> Traffic:
         if topic in LOGGED:
             log.append((topic.name, data))
 
-    with Run(RunSpec(job.task, job.seed, job.steps), job.make_policy(), observer=observe) as run:
+    rule = {"rewards": {"estimator": "rule"}}  # rewards do not influence a run, and an estimator is fitted to this
+    with Run(RunSpec(job.task, job.seed, job.steps), job.make_policy(), settings=rule, observer=observe) as run:
         while (graph := run.advance()) is not None:
             choice = run.pipeline.choose(graph)
             if choice.index != 0:
