@@ -25,5 +25,16 @@ def exploration(tasks: Iterable[str], seeds: int, *, first: int = FIT_SEED, step
                 Job(task, f"random:{(0.08, 0.2, 0.4)[index % 3]}", seed, under_policy=0.2, repeated=0.05, steps=steps)
             )
             other = ("heuristic", "at_once", "cheapest", "pump")[index % 4]
-            jobs.append(Job(task, other, seed, alone=0.4 if other == "pump" else 1.0, under_policy=0.2, steps=steps))
+            jobs.append(Job(task, other, seed, alone=0.4 if other == "pump" else 0.7, steps=steps))
+    return jobs
+
+
+def judgement(tasks: Iterable[str], seeds: int, *, first: int = JUDGE_SEED) -> list[Job]:
+    """Return runs to judge by: random and heuristic traffic with its twins, the others without, and never."""
+    jobs: list[Job] = []
+    names = list(tasks)
+    for seed in range(first, first + seeds):
+        for task in names:
+            jobs += [Job(task, policy, seed, under_policy=0.5, repeated=0.2) for policy in ("random:0.2", "heuristic")]
+            jobs += [Job(task, policy, seed, alone=0.0) for policy in ("never", *ADVERSARIAL)]
     return jobs

@@ -86,6 +86,10 @@ class FittedEstimator:
         measured = values.get("twin", np.nan)
         return Gain(value, half_width=half_width, near=near if np.isnan(measured) else measured)
 
+    def near_half_width(self, values: Mapping[str, float]) -> float:
+        """Return half of the 90 % interval of the near effect, without a twin."""
+        return self._models[NEAR].estimate(as_row(values, self.names))[1]
+
     def save(self) -> bytes:
         """Return the estimator as a safetensors file."""
         tensors: dict[str, npt.NDArray[np.generic]] = {}
