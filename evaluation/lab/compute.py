@@ -59,6 +59,10 @@ class ComputeClock:
         """Return the computed time since the run began, seconds."""
         return self._now
 
+    def thread_seconds(self) -> float:
+        """Return the computed time too: nothing runs beside the run."""
+        return self._now
+
     def time_ms(self) -> int:
         """Return the computed time of day, milliseconds since the epoch, UTC."""
         return START_MS + int(self._now * 1000)

@@ -14,6 +14,9 @@ class Clock(Hashable, Protocol):
     def seconds(self) -> float:
         """Return monotonic time, seconds."""
 
+    def thread_seconds(self) -> float:
+        """Return the processor time of the calling thread, seconds."""
+
     def time_ms(self) -> int:
         """Return the time of day, milliseconds since the epoch, UTC."""
 
@@ -22,6 +25,7 @@ class SystemClock:
     """The machine's time."""
 
     seconds = staticmethod(time.perf_counter)
+    thread_seconds = staticmethod(time.thread_time)
 
     def time_ms(self) -> int:
         """Return the time of day, milliseconds since the epoch, UTC."""
@@ -39,6 +43,11 @@ def current() -> Clock:
 def seconds() -> float:
     """Return the monotonic time of the clock in use, seconds."""
     return _clock.seconds()
+
+
+def thread_seconds() -> float:
+    """Return the calling thread's processor time by the clock in use, seconds."""
+    return _clock.thread_seconds()
 
 
 def time_ms() -> int:
