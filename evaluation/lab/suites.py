@@ -21,9 +21,7 @@ def exploration(tasks: Iterable[str], seeds: int, *, first: int = FIT_SEED, step
     for index in range(seeds):
         for task in names:
             seed = first + index
-            jobs.append(
-                Job(task, f"random:{(0.08, 0.2, 0.4)[index % 3]}", seed, under_policy=0.2, repeated=0.05, steps=steps)
-            )
+            jobs.append(Job(task, f"random:{(0.08, 0.2, 0.4)[index % 3]}", seed, steps=steps))
             other = ("heuristic", "at_once", "cheapest", "pump")[index % 4]
             jobs.append(Job(task, other, seed, alone=0.4 if other == "pump" else 0.7, steps=steps))
     return jobs

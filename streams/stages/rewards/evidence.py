@@ -7,9 +7,9 @@ planned run, parameters as shares of the budget. NaN means unknown, which is not
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import linear_regression, median
 
 import numpy as np
 import numpy.typing as npt
@@ -174,14 +174,10 @@ def _since(case: Case) -> dict[str, float]:
     values["share_last"] = _share(counterfactual, after)
     for series in ("train_loss", "validation_loss"):
         old, new = _logs(before[-2:], series), _logs(after, series)
-        values[f"fall_since_{series}"] = (
-            statistics.median(old) - statistics.median(new[-2:]) if old and new else UNKNOWN
-        )
-        values[f"best_fall_{series}"] = statistics.median(old) - min(new) if old and new else UNKNOWN
+        values[f"fall_since_{series}"] = median(old) - median(new[-2:]) if old and new else UNKNOWN
+        values[f"best_fall_{series}"] = median(old) - min(new) if old and new else UNKNOWN
         alone_logs = _logs(alone, series)
-        values[f"fall_alone_{series}"] = (
-            statistics.median(old) - statistics.median(alone_logs[-2:]) if old and alone_logs else UNKNOWN
-        )
+        values[f"fall_alone_{series}"] = median(old) - median(alone_logs[-2:]) if old and alone_logs else UNKNOWN
     values["slower"] = _slower(before, alone)
     values |= _compute(case, planned)
     values["loss_change_at_once"] = _at_once(case.outcome)
@@ -227,7 +223,7 @@ def _slope(windows: Sequence[WindowSummary]) -> float:
         points = [(w.middle, math.log(max(v, SMALLEST_LOSS))) for w in windows if (v := getattr(w, series)) is not None]
         points = points[-FALL_WINDOWS:]
         if len(points) >= MIN_POINTS:
-            return -statistics.linear_regression([t for t, _ in points], [y for _, y in points]).slope
+            return -linear_regression([t for t, _ in points], [y for _, y in points]).slope
     return UNKNOWN
 
 
@@ -253,7 +249,7 @@ def _planned(case: Case) -> float:
 def _slower(before: Sequence[WindowSummary], after: Sequence[WindowSummary]) -> float:
     old = [w.step_time_ms for w in before if w.step_time_ms is not None]
     new = [w.step_time_ms for w in after if w.step_time_ms is not None]
-    return statistics.median(new) / statistics.median(old) - 1.0 if old and new else UNKNOWN
+    return median(new) / median(old) - 1.0 if old and new else UNKNOWN
 
 
 def _at_once(outcome: AdaptationOutcome) -> float:
