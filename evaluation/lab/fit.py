@@ -5,6 +5,7 @@ python -m tamiyo.evaluation.lab.fit TRAFFIC_FOLDER --output estimator.safetensor
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -97,16 +98,17 @@ def fit_target(rows: Array, target: Array, groups: Sequence[str], weights: Array
 
 def fit(cases: Sequence[TrainingCase], version: str, about: dict[str, Any]) -> FittedEstimator:
     """Fit an estimator to cases, of which each target uses those that have it."""
-    names = tuple(cases[0].evidence)
+    known = {name for case in cases for name, value in case.evidence.items() if not math.isnan(value)}
+    names = tuple(name for name in cases[0].evidence if name in known)
     weights = balanced(cases)
     models = {}
     for target in (GAIN, NEAR):
-        known = [(case, weight) for case, weight in zip(cases, weights, strict=True) if target in case.targets]
+        rows = [(case, weight) for case, weight in zip(cases, weights, strict=True) if target in case.targets]
         models[target] = fit_target(
-            np.array([as_row(case.evidence, names) for case, _ in known]),
-            np.array([case.targets[target] for case, _ in known]),
-            [case.run for case, _ in known],
-            np.array([weight for _, weight in known]),
+            np.array([as_row(case.evidence, names) for case, _ in rows]),
+            np.array([case.targets[target] for case, _ in rows]),
+            [case.run for case, _ in rows],
+            np.array([weight for _, weight in rows]),
         )
     return FittedEstimator(version, names, models, about)
 
@@ -118,4 +120,5 @@ def balanced(cases: Sequence[TrainingCase]) -> list[float]:
 
 
 def _fit(kind: str, rows: Array, target: Array, weights: Array) -> HistGradientBoostingRegressor:
-    return HistGradientBoostingRegressor(random_state=0, **SETTINGS[kind]).fit(rows, target, sample_weight=weights)
+    known = np.where(np.isnan(rows).all(axis=0), 0.0, rows)  # the library cannot bin a column of NaN alone
+    return HistGradientBoostingRegressor(random_state=0, **SETTINGS[kind]).fit(known, target, sample_weight=weights)

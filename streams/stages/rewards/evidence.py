@@ -104,7 +104,7 @@ def _what(case: Case) -> dict[str, float]:
         **kinds,
         "blueprint_worth": WORTH.get(decision.blueprint or "", UNKNOWN_WORTH) if load else 0.0,
         "log_parameters_added": math.copysign(math.log1p(abs(added)), added),
-        "parameters_share": added / max(graph.parameter_budget, 1),
+        "parameters_share": added / max(case.adaptation.parameter_budget, 1),
         "flops_share": flops / all_flops if all_flops else 0.0,
         "confidence": 1.0 - decision.uncertainty,
     }

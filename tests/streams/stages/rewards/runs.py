@@ -15,7 +15,7 @@ from tests.support.stage_log import Log, StageHarness
 
 GRAPH = make_graph(2)
 LAYER = GRAPH.layer_id[0]
-SETTINGS = RewardSettings(span_steps=(100, 400, 1000, 2000))
+SETTINGS = RewardSettings(span_steps=(100, 400, 1000, 2000), estimator="rule")
 
 
 def stage() -> RewardsStage:
