@@ -15,10 +15,11 @@ JUDGE_SEED = 5000
 """First seed of the runs by which it is judged."""
 
 LARGE_TASKS = tuple(task for task in LAB_TASKS if task not in TASKS)
-SMALL_TASKS = (*HOSTS, *TASKS)
 CHEAP_TASKS = ("digits", *(host for host in HOSTS if host.startswith("digits")))
-SMALL_SEEDS = 16
-LARGE_SEEDS = 4
+PERCEPTRONS = (*HOSTS, "digits")
+CONVOLUTIONS = ("mnist1d", "mnist5k")
+SEEDS = ((PERCEPTRONS, 32), (CONVOLUTIONS, 12), (LARGE_TASKS, 4))
+"""Tasks to fit to, and the seeds of each: as many as their cost allows."""
 
 ADVERSARIAL = ("pump", "at_once", "cheapest")
 
@@ -32,7 +33,7 @@ def exploration(tasks: Iterable[str], seeds: int, *, first: int = FIT_SEED, step
             seed = first + index
             jobs.append(Job(task, f"random:{(0.08, 0.2, 0.4)[index % 3]}", seed, steps=steps))
             other = ("heuristic", "at_once", "cheapest", "pump")[index % 4]
-            jobs.append(Job(task, other, seed, alone=0.4 if other == "pump" else 0.7, steps=steps))
+            jobs.append(Job(task, other, seed, steps=steps))
     return jobs
 
 
@@ -49,8 +50,7 @@ def judgement(tasks: Iterable[str], seeds: int, *, first: int = JUDGE_SEED) -> l
 
 def fitting_jobs() -> list[Job]:
     """Return the runs to which the shipped estimator is fitted."""
-    small, large = exploration(SMALL_TASKS, SMALL_SEEDS), exploration(LARGE_TASKS, LARGE_SEEDS)
-    return [*small, *large]
+    return [job for tasks, seeds in SEEDS for job in exploration(tasks, seeds)]
 
 
 def judging_jobs() -> list[Job]:

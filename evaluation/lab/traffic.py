@@ -146,6 +146,8 @@ def make(job: Job) -> Traffic:
 def _branches(job: Job, run: Run, graph: ModelGraph, choice: Choice) -> Iterator[Branch]:
     name = decision_id(graph.graph_id)
     compute = run.plain_compute
+    if run.clock.training_seconds >= compute:
+        return  # nothing that happens from here on counts at equal compute
     draw = (sampling_seed(name) % 10_000) / 10_000  # the same decisions for every share
     if draw < job.alone:
         yield Branch(name, ALONE, twin(run, policy=Never(), compute=compute))

@@ -70,7 +70,7 @@ def truths(traffic: Traffic) -> Iterator[Truth]:
     run = traffic.result
     executed = [each for each in run.adaptations if each.status == "executed"]
     for index, each in enumerate(executed):
-        following = executed[index + 1] if index + 1 < len(executed) else None
+        following = next((e for e in executed[index + 1 :] if not is_late(run, e.step)), None)
         pair = _pair(
             run if following is None else traffic.branch(following.decision_id, ALONE),
             traffic.branch(each.decision_id, ALONE),
@@ -79,18 +79,28 @@ def truths(traffic: Traffic) -> Iterator[Truth]:
             traffic.branch(each.decision_id, REPEATED_WITH), traffic.branch(each.decision_id, REPEATED_WITHOUT)
         )
         policy = traffic.branch(each.decision_id, UNDER_POLICY)
+        late = is_late(run, each.step)
         yield Truth(
             each.decision_id,
             each,
-            gain=pair.gain if pair else None,
+            gain=0.0 if late else pair.gain if pair else None,
             cost=ADAPTATION_COST + (PARAMETER_COST * pair.grown if pair else 0.0),
-            worth=None if policy is None else objective(run) - costs(run) - objective(policy) + costs(policy),
+            worth=-ADAPTATION_COST
+            if late
+            else None
+            if policy is None
+            else objective(run) - costs(run) - objective(policy) + costs(policy),
             near=near_effects(pair.without.curve, pair.with_it.curve, each.step) if pair else {},
             near_at_equal_compute=_at_equal_compute(pair.without.curve, pair.with_it.curve, each.step + 300)
             if pair
             else None,
             repeated=again.gain if again else None,
         )
+
+
+def is_late(run: RunResult, step: int) -> bool:
+    """Return whether a step lies beyond the compute of a run without adaptations: nothing from there on counts."""
+    return float(np.interp(step, run.curve.step, run.curve.compute)) >= run.compute * (1 - _ROUNDING)
 
 
 @dataclass(frozen=True, slots=True)
