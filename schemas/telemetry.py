@@ -128,6 +128,10 @@ class ErrorRecoveryEvent(Frame):
     recovery_time_ms: Annotated[NonNegative, Field(description="Duration of the recovery, ms.")]
 
 
+OPTIONAL_HEALTH = ("kernel_latency_ms", "base_latency_ms")
+"""Columns of LayerHealth that are measured now and then; one that is missing or empty was not measured."""
+
+
 class LayerHealth(Frame):
     """How each layer learns, and the state of its seeds."""
 
@@ -150,6 +154,26 @@ class LayerHealth(Frame):
     parameters: Annotated[Counts, Field(description="The layer's own parameters, without kernels.")]
     kernel_parameters: Annotated[Counts, Field(description="Parameters of the layer's kernels.")]
     learning_rate_scale: Annotated[NonNegatives, Field(description="Layer learning rate / the optimiser's.")]
+    kernel_latency_ms: Annotated[
+        Sparse,
+        Field(
+            description="Forward time that the layer's active kernels add, measured in pairs with and without "
+            "them, ms; null: not measured."
+        ),
+    ] = []
+    base_latency_ms: Annotated[
+        Sparse,
+        Field(
+            description="Forward time of the layer without its active kernels, in the same pairs, ms; null: not "
+            "measured."
+        ),
+    ] = []
+
+    @model_validator(mode="before")
+    @classmethod
+    def _unmeasured(cls, values: Any) -> Any:
+        # Producers of release 0.1.0, and frames in which nothing of this kind is due, leave these columns out.
+        return fill_columns(values, dict.fromkeys(OPTIONAL_HEALTH))
 
     @model_validator(mode="after")
     def _columns(self) -> Self:

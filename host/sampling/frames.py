@@ -14,6 +14,7 @@ from tamiyo.host.kernels.cache import KernelCache
 from tamiyo.host.layers.kasmina_layer import KasminaLayer
 from tamiyo.host.layers.recovery import RecoveryEvent
 from tamiyo.host.layers.seed import SeedState
+from tamiyo.host.probes.paired_latency import PairedLatency
 from tamiyo.host.probes.probes import Measurements
 from tamiyo.schemas.telemetry import (
     CacheHitRates,
@@ -75,6 +76,7 @@ class Frames:
         moment: Moment,
         measured: Measurements,
         contributions: Mapping[str, float],
+        latencies: Mapping[str, PairedLatency],
         model: Mapping[str, Any],
     ) -> None:
         """Publish the frames of a sampled step, one on each periodic topic.
@@ -83,11 +85,12 @@ class Frames:
             moment: The step.
             measured: Measurements of the layers.
             contributions: Counterfactual by layer_id, nats; only of layers with active kernels.
+            latencies: Forward passes with and without kernels by layer_id; empty if they were not measured.
             model: ModelPerformance's own fields.
         """
         header = moment.header(COMPANIONS)
         performance = {**header, **self._performance(measured)}
-        health = {**header, **self._health(measured, contributions)}
+        health = {**header, **self._health(measured, contributions, latencies)}
         self._transport.publish(KERNEL_PERFORMANCE, partial(KernelPerformance, **performance))
         self._transport.publish(LAYER_HEALTH, partial(LayerHealth, **health))
         self._transport.publish(MODEL_PERFORMANCE, partial(ModelPerformance, **header, **model))
@@ -152,7 +155,9 @@ class Frames:
             "avg_correlation": [row.correlation for _, row in rows],
         }
 
-    def _health(self, measured: Measurements, contributions: Mapping[str, float]) -> dict[str, Any]:
+    def _health(
+        self, measured: Measurements, contributions: Mapping[str, float], latencies: Mapping[str, PairedLatency]
+    ) -> dict[str, Any]:
         rows = [
             {
                 "layer_id": layer_id,
@@ -162,6 +167,8 @@ class Frames:
                 "contribution": contributions.get(layer_id),
                 "learning_rate_scale": self._executor.scale(layer_id),
                 "parameters": self._parameters[layer_id],
+                "kernel_latency_ms": latencies[layer_id].kernel_ms if layer_id in latencies else None,
+                "base_latency_ms": latencies[layer_id].base_ms if layer_id in latencies else None,
                 **_seeds(self._layers[layer_id]),
             }
             for layer_id, row in measured.learning.items()

@@ -17,6 +17,7 @@ from tamiyo.host.layers.kasmina_layer import wrapping_seconds
 from tamiyo.host.layers.recovery import RecoveryEvent
 from tamiyo.host.probes.counterfactual import HeldOutBatch
 from tamiyo.host.probes.overhead import Governor, OverheadMeter
+from tamiyo.host.probes.paired_latency import LatencyProbe, PairedLatency
 from tamiyo.host.probes.probes import Probes
 from tamiyo.host.sampling.frames import Frames, Moment
 from tamiyo.host.sampling.step_metrics import StepMetrics
@@ -54,6 +55,7 @@ class Sampler:
         self._transport = transport
         self._cache_interval = settings.cache_interval
         self._held_out = held_out
+        self._latency = LatencyProbe(model.layers)
         self._meter = meter
         self._probes = Probes(model.layers, optimizer, meter)
         self._frames = Frames(model.layers, executor, transport)
@@ -102,12 +104,12 @@ class Sampler:
             return
         if measured.growth:
             self._governor.spent(_GROWTH, step, measured.growth_seconds)
-        contributions, contribution_seconds = self._contributions(step)
         if measured.batch:
             self._batch = measured.batch
             self._executor.record_batch(measured.batch)
+        contributions, latencies, contribution_seconds = self._counterfactual(step)
         moment = Moment(self._run_id, step, epoch)
-        self._frames.sampled(moment, measured, contributions, self._model_performance(step))
+        self._frames.sampled(moment, measured, contributions, latencies, self._model_performance(step))
         if step - self._last_cache_step >= self._cache_interval:
             self._last_cache_step = step
             self._frames.cache(moment, self._cache)
@@ -130,15 +132,22 @@ class Sampler:
         """Remove all hooks from layers and optimiser."""
         self._probes.close()
 
-    def _contributions(self, step: int) -> tuple[dict[str, float], float]:
-        """Return the counterfactual of each grown layer, nats, if one is due at `step`, and the seconds it took."""
-        if self._held_out is None or not self._model.grown or not self._governor.due(_CONTRIBUTION, step):
-            return {}, 0.0
+    def _counterfactual(self, step: int) -> tuple[dict[str, float], dict[str, PairedLatency], float]:
+        """Return each grown layer's contribution, nats, all layers' latencies in pairs, and the seconds it took.
+
+        Both are empty if they are not due at `step`, or nothing has grown so far.
+        """
+        grown = self._model.grown
+        if self._held_out is None or not (grown or self._latency.started):
+            return {}, {}, 0.0
+        if not self._governor.due(_CONTRIBUTION, step):
+            return {}, {}, 0.0
         started = time.perf_counter()
-        contributions = self._held_out.contributions(self._model.grown)
+        contributions = self._held_out.contributions(grown)
+        latencies = self._latency.measure(max(1, self._batch))
         seconds = time.perf_counter() - started
         self._governor.spent(_CONTRIBUTION, step, seconds)
-        return contributions, seconds
+        return contributions, latencies, seconds
 
     def _charge_untimed(self) -> float:
         """Charge what no hook has timed; return the transport's part of it since the last call, seconds."""

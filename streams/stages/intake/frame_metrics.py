@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from tamiyo.schemas.errors import RecordError
 from tamiyo.schemas.telemetry import (
+    OPTIONAL_HEALTH,
     CacheHitRates,
     ErrorRecoveryEvent,
     Frame,
@@ -85,6 +86,10 @@ def read(record: Frame) -> FrameMetrics:
         largest = np.fmax.reduce(np.abs(content.scored), axis=None, initial=0.0)
         if largest > LARGEST:
             raise RecordError(f"a layer's value of {largest:g} is beyond {LARGEST:g}, the largest that can be measured")
+    for name in OPTIONAL_HEALTH:
+        for value in content.metrics.get(name, ()):
+            if value is not None and abs(value) > LARGEST:
+                raise RecordError(f"{name} of {value:g} is beyond {LARGEST:g}, the largest that can be measured")
     for name, value in content.model_metrics.items():
         if abs(value) > LARGEST:
             raise RecordError(f"{name} of {value:g} is beyond {LARGEST:g}, the largest that can be measured")
@@ -106,14 +111,16 @@ def _execution(record: KernelPerformance) -> FrameMetrics:
 
 
 def _learning(record: LayerHealth) -> FrameMetrics:
-    metrics = {name: getattr(record, name) for name in (*MEASURED, *STATE)}
+    # Only where something was measured: most frames, and all of older hosts, have no metric of these names.
+    measured = [name for name in OPTIONAL_HEALTH if any(value is not None for value in getattr(record, name))]
+    metrics = {name: getattr(record, name) for name in (*MEASURED, *STATE, *measured)}
     scored = np.array([metrics[name] for name in LEARNING_SCORED], dtype=np.float64)
     return FrameMetrics(
         layer_id=record.layer_id,
         metrics=metrics,
         scored=scored.T,
         errors=np.array(record.error_seeds, dtype=np.int64) > 0,
-        kept=STATE,
+        kept=(*STATE, *measured),
     )
 
 

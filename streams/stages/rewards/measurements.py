@@ -31,7 +31,7 @@ def span_components(
     """
     # The latency of a later adaptation is not this one's: only windows before it count.
     alone = [w for w in so_far if w.end <= adaptation.next_adaptation_at]
-    latency = _latency_change(before, alone)
+    latency = _paired_change(adaptation, before, alone) or _latency_change(before, alone)
     errors_before, errors_after = _error_rate(adaptation, before), _error_rate(adaptation, inside)
     recoveries, recovery_rate = _recoveries(adaptation, inside)
     parameters, budget = adaptation.parameters_added, adaptation.parameter_budget
@@ -62,8 +62,45 @@ class _LatencyChange:
         return change if change > self.noise else 0.0
 
 
+def _paired_change(
+    adaptation: ExecutedAdaptation, before: Sequence[WindowSummary], after: Sequence[WindowSummary]
+) -> _LatencyChange | None:
+    """Compare the network's forward pass with and without the adaptation, as the host measures it in pairs.
+
+    The forward passes of all layers are summed, with what their kernels add. Only the adapted layer changes: for a
+    loaded kernel by what the layer's kernels add now minus what they added before, so that both sides were measured
+    within the same pairs; for any other adaptation by its forward pass before and after. Values are medians over the
+    windows, in processor time on a CPU, which a busy neighbour does not lengthen.
+
+    Returns:
+        None if the layer was not measured: the host has no held-out batch, or no measurement was due yet.
+    """
+    layer = adaptation.layer_id or ""
+    new = [window for window in after if layer in (window.base_latency_ms or {})]
+    old = [window for window in before if layer in (window.base_latency_ms or {})]
+    if not new or not (old or adaptation.gated):
+        return None
+    together = median(sum(_forward_ms(window, each) for each in window.base_latency_ms or ()) for window in new)
+    if adaptation.gated:
+        # Without a measurement before it, the network had no kernels.
+        earlier = median(_added_ms(window, layer) for window in old) if old else 0.0
+        change = median(_added_ms(window, layer) for window in new) - earlier
+    else:
+        change = median(_forward_ms(window, layer) for window in new)
+        change -= median(_forward_ms(window, layer) for window in old)
+    return _LatencyChange(max(together - change, 0.0), together, MIN_LATENCY_NOISE, rc.FORWARD_ALLOWANCE_MS)
+
+
+def _added_ms(window: WindowSummary, layer: str) -> float:
+    return (window.kernel_latency_ms or {}).get(layer, 0.0)
+
+
+def _forward_ms(window: WindowSummary, layer: str) -> float:
+    return (window.base_latency_ms or {}).get(layer, 0.0) + _added_ms(window, layer)
+
+
 def _latency_change(before: Sequence[WindowSummary], after: Sequence[WindowSummary]) -> _LatencyChange:
-    """Compare medians over windows of their fastest step.
+    """Compare medians over windows of their fastest step: for hosts that do not measure in pairs.
 
     The minimum within a window removes most of what other processes add, the median over windows the rest. The training
     step is what a user waits for; where it was not measured, the sum of the layers' forward passes replaces it.

@@ -27,6 +27,10 @@ class WindowSummary:
     """Median over the layers, ms squared."""
     contribution: Mapping[str, float] | None = None
     """Layer to held-out loss with its kernels gated off, minus with them on."""
+    kernel_latency_ms: Mapping[str, float] | None = None
+    """Layer to the forward time that its active kernels add, measured in pairs with and without them."""
+    base_latency_ms: Mapping[str, float] | None = None
+    """Layer to its forward time without its active kernels, in the same pairs."""
     errors: Mapping[str, float] | None = None
     """Layer to error rate in 0..1, of layers with errors."""
     recoveries: Mapping[str, tuple[int, float]] | None = None
@@ -57,6 +61,8 @@ class WindowSummary:
             layers_ms=sum(fastest) if fastest else None,
             latency_variance=median(variances) if variances else None,
             contribution=_by_layer(window.layer_id, window.metrics.get("contribution")) or None,
+            kernel_latency_ms=_by_layer(window.layer_id, window.metrics.get("kernel_latency_ms")) or None,
+            base_latency_ms=_by_layer(window.layer_id, window.metrics.get("base_latency_ms")) or None,
             errors=_error_rates(window) or None,
             recoveries=_recoveries(window) or None,
         )

@@ -61,6 +61,19 @@ def test_layer_health_keeps_every_column_and_null() -> None:
     assert output.record.metrics["dormant_seeds"] == [3.0, 3.0]
 
 
+def test_a_column_that_is_measured_now_and_then_is_a_metric_only_where_it_was_measured() -> None:
+    frame = layer_health(10, kernel_latency_ms=[0.25, None])
+    (output,) = outputs(stage().feed(partition([frame], LAYER_HEALTH.name)))
+    assert set(output.record.metrics) == {*MEASURED, *STATE, "kernel_latency_ms"}
+    assert output.record.metrics["kernel_latency_ms"] == [0.25, None]
+
+
+def test_no_latency_in_pairs_may_be_beyond_what_windows_accept() -> None:
+    frame = layer_health(10, base_latency_ms=[None, 1e300])
+    (reject,) = rejects(stage().feed(partition([frame], LAYER_HEALTH.name)))
+    assert "base_latency_ms" in reject.reason
+
+
 def test_a_layer_with_a_failing_seed_has_the_highest_priority() -> None:
     (output,) = outputs(stage().feed(partition([layer_health(10, error_seeds=[0, 1])], LAYER_HEALTH.name)))
     assert output.record.priority == [0.0, HIGHEST]

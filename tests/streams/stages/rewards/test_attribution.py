@@ -253,6 +253,8 @@ def test_summary_of_a_window() -> None:
         error_count=[0.0, 2.0],
         total_executions=[10.0, 10.0],
         contribution=[None, 0.25],
+        kernel_latency_ms=[None, 0.5],
+        base_latency_ms=[1.5, 2.5],
         recovery_success=[None, 0.4],
         model={"train_loss": 1.1, "validation_loss": None, "step_time_ms": 2.5},
     )
@@ -261,6 +263,8 @@ def test_summary_of_a_window() -> None:
     assert (summary.train_loss, summary.validation_loss, summary.step_time_ms) == (1.1, None, 2.5)
     assert summary.layers_ms == pytest.approx(0.5)
     assert summary.contribution == {"b": 0.25}
+    assert summary.kernel_latency_ms == {"b": 0.5}
+    assert summary.base_latency_ms == {"a": 1.5, "b": 2.5}
     assert summary.errors == {"b": 0.2}
     assert summary.recoveries == {"b": (5, 2.0)}
 

@@ -76,3 +76,51 @@ def test_fewer_errors_are_stability_and_more_are_a_risk() -> None:
     assert (better[rc.STABILITY], better[rc.RISK]) == (pytest.approx(0.2), 0)
     worse = components(clean, [failing[0], clean[0]])
     assert (worse[rc.STABILITY], worse[rc.RISK]) == (0, pytest.approx(5 * 0.05))
+
+
+def paired(
+    step_times: list[float | None], first: int, kernels: dict[str, float], bases: dict[str, float]
+) -> list[WindowSummary]:
+    return [replace(w, kernel_latency_ms=kernels, base_latency_ms=bases) for w in windows(step_times, first)]
+
+
+def test_a_pair_replaces_the_comparison_of_step_times() -> None:
+    after = paired([50.0], 8, {"conv1": 2.0, "head": 0.0}, {"conv1": 1.0, "head": 3.0})
+    found = components(windows([10.0] * 4, 4), after)
+    assert found[rc.COST] == pytest.approx(BASE_COST + 0.2 * 2 / 4)  # 6 ms with the kernel, 4 without
+    assert found[rc.SPEED] == pytest.approx((4 - 5.5) / 4 - 0.5)  # 0.5 ms a forward pass are allowed
+
+
+def test_a_pair_charges_what_the_layers_kernels_add_since_the_adaptation() -> None:
+    before = paired([10.0] * 2, 6, {"conv1": 1.5}, {"conv1": 2.0, "head": 1.0})
+    after = paired([10.0], 8, {"conv1": 3.0, "head": 0.0}, {"conv1": 1.0, "head": 2.0})
+    found = components(before, after)
+    assert found[rc.COST] == pytest.approx(BASE_COST + 0.2 * 1.5 / 4.5)
+    before = paired([10.0] * 2, 6, {"head": 0.5}, {"conv1": 2.0, "head": 1.0})
+    assert components(before, after)[rc.COST] == pytest.approx(BASE_COST + 0.2 * 1.0)
+
+
+def test_another_layers_kernels_are_not_charged() -> None:
+    after = paired([10.0], 8, {"conv1": 1.0, "head": 5.0}, {"conv1": 1.0, "head": 3.0})
+    assert components(windows([10.0] * 4, 4), after)[rc.COST] == pytest.approx(BASE_COST + 0.2 * 1 / 9)
+
+
+def test_an_unloaded_kernel_speeds_up_and_a_permanent_one_changes_nothing() -> None:
+    ungated = replace(ADAPTATION, gated=False)
+    before = paired([10.0] * 2, 6, {"conv1": 2.0, "head": 0.0}, {"conv1": 1.0, "head": 3.0})
+    unloaded = paired([10.0], 8, {"conv1": 0.0, "head": 0.0}, {"conv1": 1.0, "head": 3.0})
+    found = span_components(ungated, 0.0, before, unloaded, unloaded)
+    assert (found[rc.COST], found[rc.SPEED]) == (pytest.approx(BASE_COST), pytest.approx(2 / 6))
+    permanent = paired([10.0], 8, {"conv1": 0.0, "head": 0.0}, {"conv1": 3.0, "head": 3.0})
+    found = span_components(ungated, 0.0, before, permanent, permanent)
+    assert (found[rc.COST], found[rc.SPEED]) == (pytest.approx(BASE_COST), 0)
+
+
+def test_without_a_pair_of_the_layer_step_times_are_compared() -> None:
+    elsewhere = paired([15.0], 8, {"head": 0.0}, {"head": 3.0})
+    found = components(windows([10.0] * 4, 4), elsewhere)
+    assert found[rc.COST] == pytest.approx(BASE_COST + 0.2 * 0.5)
+    ungated = replace(ADAPTATION, gated=False)  # its forward pass before is not known
+    after = paired([15.0], 8, {"conv1": 0.0}, {"conv1": 1.0})
+    found = span_components(ungated, 0.0, windows([10.0] * 4, 4), after, after)
+    assert found[rc.COST] == pytest.approx(BASE_COST + 0.2 * 0.5)
