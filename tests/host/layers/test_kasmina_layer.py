@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from tamiyo.host.blueprints import CATALOGUE, for_layer
 from tamiyo.host.kernels.cache import KernelCache
 from tamiyo.host.kernels.store import KernelStore
-from tamiyo.host.layers.kasmina_layer import KasminaLayer
+from tamiyo.host.layers.kasmina_layer import KasminaLayer, wrapping_seconds
 from tamiyo.host.layers.layer_state import pack
 from tamiyo.host.layers.seed import SeedState
 from tamiyo.schemas.errors import KernelCorrupt, KernelError, KernelIncompatible
@@ -393,3 +393,10 @@ def test_a_deep_copy_grows_independently_and_has_no_threads() -> None:
     train(theirs.kernels["0"], seed=8)  # type: ignore[arg-type]
     assert torch.equal(source(x), before)
     assert not torch.equal(twin(x), before)
+
+
+def test_measuring_the_wrappers_cost_draws_nothing_from_the_users_random_stream() -> None:
+    wrapping_seconds.cache_clear()
+    before = torch.get_rng_state()
+    wrapping_seconds()
+    assert torch.equal(torch.get_rng_state(), before)
