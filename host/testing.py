@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 import uuid
@@ -12,10 +11,9 @@ from typing import Any
 
 from tamiyo.host.blueprints import blueprint as find_blueprint
 from tamiyo.host.blueprints import names
-from tamiyo.host.blueprints.layer_spec import LayerSpec
 from tamiyo.host.client.transport import InboundRecord, Make
 from tamiyo.host.common.settings import HostSettings
-from tamiyo.host.kernels.compiler import compile_kernel
+from tamiyo.host.kernels.compiler import compile_decision, refused_kernel
 from tamiyo.host.kernels.store import KernelStore
 from tamiyo.schemas.adaptation import (
     ALL_RUNS,
@@ -24,7 +22,6 @@ from tamiyo.schemas.adaptation import (
     CompiledKernel,
     ControlCommand,
     DecisionType,
-    KernelStatus,
 )
 from tamiyo.schemas.codec import decode, encode
 from tamiyo.schemas.errors import ConfigurationError, KernelError, TamiyoError
@@ -234,35 +231,11 @@ class MemoryTransport:
 
     def _compile(self, decision: AdaptationDecision, topology: ModelTopology) -> CompiledKernel:
         """Compile and store the kernel of a decision; return the record of it, or of the reason why not."""
-        assert decision.layer_id is not None
-        assert decision.blueprint is not None
-        assert decision.kernel_id is not None
         assert self.store_url is not None
-        spec = next(node.spec for node in topology.layers if node.layer_id == decision.layer_id)
-        common: dict[str, Any] = {
-            "run_id": decision.run_id,
-            "kernel_id": decision.kernel_id,
-            "decision_id": decision.decision_id,
-            "layer_id": decision.layer_id,
-            "blueprint": decision.blueprint,
-        }
         try:
-            stored = compile_kernel(
-                LayerSpec.from_dict(json.loads(spec)),
-                decision.blueprint,
-                decision.kernel_id,
-                KernelStore(self.store_url),
-                parameter_budget=topology.parameter_budget,
-            )
+            return compile_decision(decision, topology, KernelStore(self.store_url))
         except KernelError as error:
-            return CompiledKernel(**common, status=KernelStatus.REFUSED, reason=str(error))
-        return CompiledKernel(
-            **common,
-            status=KernelStatus.COMPILED,
-            checksum=stored.checksum,
-            size_bytes=stored.size_bytes,
-            parameters=stored.parameters,
-        )
+            return refused_kernel(decision, str(error))
 
 
 def _action(kind: DecisionType | str, layer: str | None, blueprint: str | None, topology: ModelTopology) -> Action:

@@ -7,13 +7,16 @@ from dataclasses import dataclass
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
-from torch_geometric.nn import AttentionalAggregation, GINEConv
 
 from tamiyo.models.actions import kinds
 from tamiyo.models.batch import GraphBatch
 from tamiyo.models.conformal import Calibration
 from tamiyo.models.ensemble import RewardEnsemble
 from tamiyo.models.features import EDGE_FEATURES, GLOBAL_FEATURES, NODE_FEATURES
+from tamiyo.models.lazy_dynamo import without_dynamo
+
+with without_dynamo():
+    from torch_geometric.nn import AttentionalAggregation, GINEConv
 
 
 class BehaviourSettings(BaseModel):

@@ -50,6 +50,17 @@ class RewardAnalysis(Record):
         Field(description="Loss reduction relative to the projected trend; null: unknown."),
     ] = None
     predicted_reward: Annotated[Real, Field(description="Reward that the policy expected.")] = 0.0
+    worth: Annotated[
+        Real | None,
+        Field(
+            description="Gain in the run's final objective less costs, nats of log loss; the worths of a run add up to "
+            "what it gained over never adapting. Null: unknown."
+        ),
+    ] = None
+    worth_half_width: Annotated[
+        NonNegative | None, Field(description="Half of the 90 % interval of the worth, nats; null: not estimated.")
+    ] = None
+    estimator: Annotated[Text, Field(description="Version of the gain's estimator; empty: nothing estimated.")] = ""
     complete: Annotated[bool, Field(description="No later revision will come.")] = False
     explanation: Annotated[Text, Field(description="The reason for the reward, in words.")] = ""
 
@@ -70,6 +81,9 @@ class Experience(Record):
     value: Annotated[Real, Field(description="The value head's estimate then.")]
     reward: Annotated[Real, Field(ge=-1, le=1, description="The analysis' total.")]
     confidence: Annotated[Ratio, Field(description="Confidence of the reward analysis, in [0, 1].")]
+    worth: Annotated[
+        Real | None, Field(description="The analysis' worth, nats; what the learner maximises where it is known.")
+    ] = None
     success: Annotated[
         bool | None, Field(description="Whether the run measurably improved; null: nothing was executed.")
     ] = None

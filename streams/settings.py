@@ -293,6 +293,11 @@ class RewardSettings(BaseSettings):
         gt=0,
         description="Seconds for which a decision waits for its graph, and an outcome or a graph for its decision",
     )
+    estimator: str = Field(
+        "builtin",
+        description="What estimates an adaptation's gain: builtin (fitted to twins, shipped with the package), rule "
+        "(projection and counterfactual, without a model), or the fsspec URL of a fitted estimator's file",
+    )
     max_held: int = Field(
         5000, ge=10, description="Most windows, graphs, decisions and outcomes, each, held for one run"
     )

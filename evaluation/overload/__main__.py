@@ -13,7 +13,6 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 import typer
 from confluent_kafka import Producer
 from rich.console import Console
@@ -22,15 +21,15 @@ from scipy.stats import theilslopes
 from tamiyo.evaluation.common.account import Ledger
 from tamiyo.evaluation.common.account_reader import Reader
 from tamiyo.evaluation.common.fleet import Fleet
-from tamiyo.evaluation.common.installation import PARTITIONS, Installation, end_by_signal
+from tamiyo.evaluation.common.installation import PARTITIONS, Installation
 from tamiyo.evaluation.common.measure import command, machine, versions
-from tamiyo.evaluation.common.report import require_folder, write_report
+from tamiyo.evaluation.common.program import begin
+from tamiyo.evaluation.common.report import write_report
 from tamiyo.evaluation.common.samples import LagSampler, ProcessSampler
 from tamiyo.evaluation.overload.load import Flood, Template
 from tamiyo.evaluation.overload.shed import shed
 from tamiyo.schemas.errors import BrokerError
 from tamiyo.schemas.kafka import PRODUCER, KafkaSettings, TopicNames
-from tamiyo.streams.admin.brokers import required_kafka_home
 
 FORMAT = 1
 TICK_S = 0.05
@@ -311,11 +310,7 @@ def main(
     report: Annotated[Path | None, typer.Option(help="Write the result as JSON to this file")] = None,
 ) -> None:
     """Send ten times the sustainable rate for a minute; exit 1 if a requirement is not met."""
-    end_by_signal()
-    require_folder(report)
-    torch.set_num_threads(1)
-    console = Console()
-    home = required_kafka_home()
+    console, home = begin(report)
     began = machine()
     with (
         tempfile.TemporaryDirectory(prefix="tamiyo-overload-") as folder,

@@ -16,15 +16,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 import typer
-from rich.console import Console
 
 from tamiyo.evaluation.common.live_runs import Live, wait, workers
-from tamiyo.evaluation.common.report import require_folder, write_report
+from tamiyo.evaluation.common.program import begin
+from tamiyo.evaluation.common.report import write_report
 from tamiyo.evaluation.common.simulated_runs import Load
 from tamiyo.schemas.kafka import KafkaSettings, TopicNames
-from tamiyo.streams.admin.brokers import LocalKafka, required_kafka_home
+from tamiyo.streams.admin.brokers import LocalKafka
 from tamiyo.streams.admin.topics import Topics
 from tamiyo.streams.demo.observer import Observer as TopicsObserver
 from tamiyo.streams.recording.recorder import Recorder
@@ -189,10 +188,7 @@ def main(
     Examples: `make replay` · `make replay ARGS="--steps 500 --runs 1 --speed max --worker 1"` ·
     `make replay ARGS="--report evaluation/results/replay.json"`
     """
-    require_folder(report)
-    torch.set_num_threads(1)
-    console = Console()
-    home = required_kafka_home()
+    console, home = begin(report)
     with (
         _plain_environment(),
         LocalKafka(home) as broker,

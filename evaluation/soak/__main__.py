@@ -14,16 +14,15 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 import typer
 from confluent_kafka import Producer
-from rich.console import Console
 
 from tamiyo.evaluation.common.account import Ledger, Verdict
 from tamiyo.evaluation.common.account_reader import Reader
-from tamiyo.evaluation.common.installation import PARTITIONS, Installation, end_by_signal, working_folder
+from tamiyo.evaluation.common.installation import PARTITIONS, Installation, working_folder
 from tamiyo.evaluation.common.measure import command, machine, versions
-from tamiyo.evaluation.common.report import require_folder, write_report
+from tamiyo.evaluation.common.program import begin
+from tamiyo.evaluation.common.report import write_report
 from tamiyo.evaluation.common.samples import LagSampler, ProcessSampler, SampleFile
 from tamiyo.evaluation.soak.faults import EVERY_S, Fault, schedule
 from tamiyo.evaluation.soak.report import report_of, show
@@ -32,7 +31,6 @@ from tamiyo.schemas.codec import encode
 from tamiyo.schemas.kafka import PRODUCER
 from tamiyo.schemas.record import Record
 from tamiyo.schemas.topics import Topic
-from tamiyo.streams.admin.brokers import required_kafka_home
 from tamiyo.streams.process.interrupts import stoppable
 
 SAMPLE_S = 10.0
@@ -191,11 +189,7 @@ def main(
     report: Annotated[Path | None, typer.Option(help="Write the result as JSON to this file")] = None,
 ) -> None:
     """Run an installation on a real Kafka for hours, with faults; Ctrl-C ends it early and still reports."""
-    end_by_signal()
-    require_folder(report)
-    torch.set_num_threads(1)
-    console = Console()
-    home = required_kafka_home()
+    console, home = begin(report)
     seconds = 60 * minutes
     options = {"seed": seed, "runs": runs, "layers": layers, "pace": pace, "fault_every": fault_every}
     faults = schedule(seconds, seed, VICTIMS, WITNESSES, every_s=fault_every)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from tamiyo.host.adaptation.growing_optimizer import GrowingOptimizer
 from tamiyo.host.adaptation.limits import Limits
 from tamiyo.host.client.transport import InboundRecord
+from tamiyo.host.common import clock
 from tamiyo.host.common.settings import HostSettings
 from tamiyo.host.kernels.cache import KernelCache
 from tamiyo.host.layers.kasmina_layer import KasminaLayer
@@ -66,7 +66,7 @@ class Executor:
         held_out: HeldOutBatch | None,
         publish: Callable[[AdaptationOutcome], None],
         twin: ShadowTwin | None = None,
-        clock: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float] = clock.seconds,
     ) -> None:
         """Start without any decision.
 
@@ -207,7 +207,7 @@ class Executor:
         if not self._allowed(decision, step):
             return False
         layer = self._layers[decision.layer_id or ""]
-        started = time.perf_counter()
+        started = clock.seconds()
         before = self._measure(layer)
         if self._twin is not None:
             self._twin.begin(decision, step)
@@ -309,7 +309,7 @@ class Executor:
         started: float | None = None,
     ) -> None:
         setattr(self.counts, status.value, getattr(self.counts, status.value) + 1)
-        duration_ms = 0.0 if started is None else (time.perf_counter() - started) * 1e3
+        duration_ms = 0.0 if started is None else (clock.seconds() - started) * 1e3
         log.info("decision %s: %s %s", decision.decision_id, status.value, reason)
         self._publish(
             AdaptationOutcome(
@@ -317,7 +317,7 @@ class Executor:
                 outcome_id=outcome_id(decision.decision_id),
                 decision_id=decision.decision_id,
                 step=step,
-                time_ms=int(time.time() * 1000),
+                time_ms=clock.time_ms(),
                 type=decision.type,
                 layer_id=decision.layer_id,
                 blueprint=decision.blueprint,

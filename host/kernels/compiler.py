@@ -2,14 +2,90 @@
 
 from __future__ import annotations
 
+import json
+
 import torch
 from torch import Tensor
 
 from tamiyo.host.blueprints import Kernel, blueprint, for_layer, seed_of
 from tamiyo.host.blueprints.base import PRESERVING
 from tamiyo.host.blueprints.layer_spec import LayerSpec
+from tamiyo.host.common import clock
 from tamiyo.host.kernels.store import KernelStore, StoredKernel
+from tamiyo.schemas.adaptation import AdaptationDecision, CompiledKernel, KernelStatus
 from tamiyo.schemas.errors import KernelError, KernelIncompatible
+from tamiyo.schemas.identity import kernel_id
+from tamiyo.schemas.telemetry import ModelTopology
+
+MAX_REASON = 2000  # characters a record's text may have
+
+
+def compile_decision(decision: AdaptationDecision, topology: ModelTopology, store: KernelStore) -> CompiledKernel:
+    """Build, check and store the kernel of a decision.
+
+    Args:
+        decision: A `load_kernel` decision.
+        topology: The newest topology of its run; its parameter budget is the kernel's limit.
+        store: Where the kernel is put.
+
+    Returns:
+        The record of the stored kernel.
+
+    Raises:
+        KernelError: The kernel cannot or must not be built; the message is the reason, for `refused_kernel`.
+    """
+    started = clock.seconds()
+    if decision.layer_id is None or decision.blueprint is None:
+        raise KernelError("a load_kernel decision needs a layer and a blueprint; this one lacks one")
+    layer = next((each for each in topology.layers if each.layer_id == decision.layer_id), None)
+    if layer is None:
+        raise KernelError(f"run {decision.run_id} has no layer {decision.layer_id!r}")
+    if layer.protected:
+        raise KernelError(f"layer {decision.layer_id!r} is protected")
+    try:
+        spec = json.loads(layer.spec)
+    except (ValueError, RecursionError) as error:  # RecursionError: thousands of nested brackets
+        raise KernelError(f"the spec of layer {decision.layer_id!r} is not JSON: {error}") from error
+    if not isinstance(spec, dict):
+        raise KernelError(f"the spec of layer {decision.layer_id!r} is not a JSON object")
+    stored = compile_kernel(
+        LayerSpec.from_dict(spec),
+        decision.blueprint,
+        kernel_id(decision.decision_id),
+        store,
+        parameter_budget=topology.parameter_budget,
+    )
+    return CompiledKernel(
+        run_id=decision.run_id,
+        kernel_id=stored.kernel_id,
+        decision_id=decision.decision_id,
+        layer_id=decision.layer_id,
+        blueprint=decision.blueprint,
+        status=KernelStatus.COMPILED,
+        checksum=stored.checksum,
+        size_bytes=stored.size_bytes,
+        parameters=stored.parameters,
+        compile_time_ms=1000 * (clock.seconds() - started),
+    )
+
+
+def refused_kernel(decision: AdaptationDecision, reason: str) -> CompiledKernel:
+    """Return the record of a kernel that was not compiled.
+
+    Args:
+        decision: A `load_kernel` decision.
+        reason: Why not; cut after MAX_REASON characters.
+    """
+    return CompiledKernel(
+        run_id=decision.run_id,
+        kernel_id=kernel_id(decision.decision_id),
+        decision_id=decision.decision_id,
+        # A decision without a layer or blueprint is refused too, and both columns need a name.
+        layer_id=decision.layer_id or "none",
+        blueprint=decision.blueprint or "none",
+        status=KernelStatus.REFUSED,
+        reason=reason[:MAX_REASON],
+    )
 
 
 def compile_kernel(

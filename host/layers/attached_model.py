@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Collection, Mapping
 
 from torch import nn
 
+from tamiyo.host.common import clock
 from tamiyo.host.common.settings import HostSettings
 from tamiyo.host.kernels.cache import KernelCache
 from tamiyo.host.layers.kasmina_layer import KasminaLayer
@@ -74,7 +74,7 @@ class AttachedModel:
             edges(self.model, {layer_id: each.module for layer_id, each in self._selected.items()}, list(self.layers)),
             num_seeds=self._num_seeds,
             protected=protected,
-            time_ms=int(time.time() * 1000),
+            time_ms=clock.time_ms(),
             task=task,
             total_parameters=self.base_parameters,
             parameter_budget=budget,

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import math
-import time
-import timeit
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,6 +15,7 @@ from torch import Tensor, nn
 from tamiyo.host.blueprints import Kernel
 from tamiyo.host.blueprints.base import PRESERVING
 from tamiyo.host.blueprints.layer_spec import LayerSpec
+from tamiyo.host.common import clock
 from tamiyo.host.kernels.cache import KernelCache
 from tamiyo.host.layers.layer_state import pack, unpack
 from tamiyo.host.layers.layer_stats import Performance, layer_stats
@@ -146,11 +145,11 @@ class KasminaLayer(nn.Module):
         if not (live or self.telemetry_enabled or observer):
             plain: Tensor = base(input)
             return plain
-        started = time.perf_counter()
+        started = clock.seconds()
         output: Tensor = base(input)
         if live:
             output = self._grown(live, input, output)
-        latency_ms = (time.perf_counter() - started) * 1e3
+        latency_ms = (clock.seconds() - started) * 1e3
         performance.timed += 1
         performance.total_latency_ms += latency_ms
         performance.last_latency_ms = latency_ms
@@ -381,25 +380,3 @@ def _is_finite(values: Tensor) -> bool:
     """Return whether the sum is finite: almost always the same as every value, and much cheaper."""
     total = values.detach().sum(dtype=torch.float64 if values.dtype is torch.float64 else torch.float32).item()
     return math.isfinite(total)
-
-
-class _Identity(nn.Module):
-    """A module whose forward pass costs nothing but the call."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        return input
-
-
-@cache
-def wrapping_seconds() -> float:
-    """Return the time that a KasminaLayer adds to a forward call, seconds; measured once per process, in 2 ms."""
-    bare, sample = _Identity(), torch.zeros(1, 1)
-    with torch.random.fork_rng(devices=[]):  # a Linear draws its parameters from the stream of the user's dropout
-        wrapped = KasminaLayer(nn.Linear(1, 1), layer_id="measured", input_size=1, output_size=1)
-    wrapped._modules["base"] = bare
-
-    def cheapest(module: nn.Module) -> float:
-        # The minimum, because other processes can only add to the time.
-        return min(timeit.repeat(lambda: module(sample), number=50, repeat=7)) / 50
-
-    return max(0.0, cheapest(wrapped) - cheapest(bare))

@@ -12,7 +12,6 @@ only between steps (`maintain`), never while a backward pass still needs them.
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -20,6 +19,7 @@ from enum import StrEnum
 import torch
 from torch import Tensor, nn
 
+from tamiyo.host.common import clock
 from tamiyo.host.layers.seed import Seed, SeedState
 from tamiyo.schemas.errors import KernelError
 
@@ -110,7 +110,7 @@ class ErrorRecovery:
         Returns:
             The delta if a retry succeeded; None: bypass the kernel in this step.
         """
-        started = time.perf_counter()
+        started = clock.seconds()
         seed.errors, seed.total_errors, seed.clean = seed.errors + 1, seed.total_errors + 1, 0
         if seed.probation and not seed.permanent:
             seed.quarantine()
@@ -151,7 +151,7 @@ class ErrorRecovery:
             return None
 
     def _repair(self, layer_id: str, seed: Seed) -> None:
-        started = time.perf_counter()
+        started = clock.seconds()
         seed.awaiting_repair = False
         failure = KernelError("there are no healthy parameters to reload")
         try:
@@ -180,7 +180,7 @@ class ErrorRecovery:
         return self.source(seed.kernel_id)
 
     def _reset(self, layer_id: str, seed: Seed, error: Exception) -> None:
-        started = time.perf_counter()
+        started = clock.seconds()
         assert seed.kernel is not None
         seed.kernel.reset()
         seed.snapshot = None
@@ -212,7 +212,7 @@ class ErrorRecovery:
             message=str(error)[:500],
             strategy=strategy.value,
             success=success,
-            recovery_time_ms=(time.perf_counter() - started) * 1e3,
+            recovery_time_ms=(clock.seconds() - started) * 1e3,
         )
         log.info("kernel error handled: %s", event)
         if self.on_event is not None:

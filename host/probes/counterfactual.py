@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import statistics
-import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -13,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tamiyo.host.common import clock
 from tamiyo.host.layers.kasmina_layer import KasminaLayer
 from tamiyo.host.layers.seed import SeedState
 from tamiyo.host.topology.tracing import call
@@ -79,9 +79,9 @@ def latency_ms(layer: KasminaLayer, batch: int) -> float:
     counters, times = replace(layer.performance), []
     with evaluating(layer):
         for _ in range(_LATENCY_REPEATS):
-            started = time.perf_counter()
+            started = clock.seconds()
             layer(sample)
-            times.append((time.perf_counter() - started) * 1e3)
+            times.append((clock.seconds() - started) * 1e3)
     layer.performance = counters
     return statistics.median(times)
 

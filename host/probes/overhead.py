@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import statistics
-import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+
+from tamiyo.host.common import clock
 
 
 class OverheadMeter:
@@ -18,7 +19,7 @@ class OverheadMeter:
     of the first step on, when all one-time work is done.
     """
 
-    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
+    def __init__(self, clock: Callable[[], float] = clock.seconds) -> None:
         """Start at zero; `clock` returns seconds."""
         self.sdk_seconds = 0.0
         """Time in the SDK, seconds."""

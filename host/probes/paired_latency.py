@@ -7,7 +7,6 @@ events, and both passes of a pair run within a fraction of a millisecond.
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tamiyo.host.common import clock
 from tamiyo.host.layers.kasmina_layer import KasminaLayer
 from tamiyo.host.probes.counterfactual import active_seeds, counters_kept, evaluating
 
@@ -114,7 +114,7 @@ def _timed(layer: KasminaLayer, sample: Tensor, device: str) -> tuple[Any, Any]:
 def _mark(device: str) -> Any:
     """Return the thread's processor time, seconds, or an event in the GPU's current stream."""
     if device == "cpu":
-        return time.thread_time()
+        return clock.thread_seconds()
     event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
     event.record()  # type: ignore[no-untyped-call]
     return event

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -16,6 +15,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from tamiyo.host.common import clock
 from tamiyo.host.common.device import read_all
 from tamiyo.host.layers.kasmina_layer import KasminaLayer
 from tamiyo.host.probes.growth_score import GrowthProbe
@@ -195,14 +195,14 @@ class Probes:
             return None
         activations = {layer_id: self._activation(output) for layer_id, output in sample.outputs.items()}
         learning = _learning(sample)
-        started = time.perf_counter()
+        started = clock.seconds()
         growth = self._scores(sample)
         return Measurements(
             batch=sample.batch,
             activations={k: v for k, v in activations.items() if v is not None},
             learning={k: v for k, v in learning.items() if math.isfinite(v.gradient_norm + v.update_ratio)},
             growth=growth,
-            growth_seconds=time.perf_counter() - started,
+            growth_seconds=clock.seconds() - started,
         )
 
     def _activation(self, output: _Output) -> Activation | None:
@@ -262,12 +262,12 @@ class _Measuring:
 
     def __enter__(self) -> None:
         self._meter.enter()
-        self._started = time.perf_counter()
+        self._started = clock.seconds()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool:
-        self.seconds += time.perf_counter() - self._started
+        self.seconds += clock.seconds() - self._started
         self._meter.leave()
         if not isinstance(error, Exception):
             return False

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import logging
 import math
-import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tamiyo.host.common import clock
 from tamiyo.host.common.device import read_all
 from tamiyo.host.layers.kasmina_layer import KasminaLayer
 from tamiyo.host.probes.counterfactual import HeldOutBatch, counters_kept
@@ -143,7 +143,7 @@ class ShadowTwin:
         if shadow is None:
             return
         self._wait()  # for the loop's own work on the GPU: the twin's time begins after it
-        started = time.perf_counter()
+        started = clock.seconds()
         try:
             with shadow.streams.swapped():
                 self._train(shadow, step, loss, batch, stepped)
@@ -154,7 +154,7 @@ class ShadowTwin:
 
     def begin(self, decision: AdaptationDecision, step: int) -> None:
         """End the measurement under way, and begin one of `decision`, about to be executed, if it is chosen."""
-        started = time.perf_counter()
+        started = clock.seconds()
         try:
             self._end_early()
             probability = self._probability(step)
@@ -271,7 +271,7 @@ class ShadowTwin:
 
     def _account(self, started: float) -> None:
         self._wait()
-        elapsed = time.perf_counter() - started
+        elapsed = clock.seconds() - started
         self.seconds += elapsed
         if self._shadow is not None:
             self._shadow.seconds += elapsed

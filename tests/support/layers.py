@@ -66,6 +66,15 @@ def train(built: Kernel, seed: int = 2) -> None:
             parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
 
 
+def load(wrapped: KasminaLayer, name: str = "bottleneck", *, step: int = 0, taught: bool = True) -> int:
+    """Load a kernel as the executor does, then let it learn."""
+    built = kernel(wrapped.spec, name)
+    index = wrapped.load_kernel(built, kernel_id=f"{step:08x}", blueprint=name, step=step)
+    if taught:
+        train(built)
+    return index
+
+
 class FaultyKernel(Kernel):
     """A trained constant delta of 1; raises or gives NaN `faults` times."""
 

@@ -1,13 +1,15 @@
 """Make one decision: a function of the graph, the policy, the standing orders and the run's latest adaptations."""
 
+from collections.abc import Sequence
+
 import numpy as np
+import numpy.typing as npt
 
 from tamiyo.models.actions import to_action
-from tamiyo.models.behaviour import choose
 from tamiyo.models.masks import MaskLimits, legal_actions
 from tamiyo.models.safety import SafetyLimits, SafetyMonitor
 from tamiyo.models.urgency import urgency
-from tamiyo.schemas.adaptation import AdaptationDecision, DecisionType
+from tamiyo.schemas.adaptation import AdaptationDecision, DecisionType, Veto
 from tamiyo.schemas.analysis import ModelGraph
 from tamiyo.schemas.identity import decision_id, kernel_id, sampling_seed
 from tamiyo.schemas.record import Tensor
@@ -15,7 +17,7 @@ from tamiyo.streams.settings import DecisionSettings
 from tamiyo.streams.stages.decisions.explanation import explain_decision
 from tamiyo.streams.stages.decisions.history import History
 from tamiyo.streams.stages.decisions.orders import StandingOrders
-from tamiyo.streams.stages.decisions.policy_server import ServedPolicy
+from tamiyo.streams.stages.decisions.policy_server import Served
 from tamiyo.streams.stages.decisions.vetoes import blocking_vetoes
 
 
@@ -38,9 +40,26 @@ class Decider:
         )
         self._monitor = SafetyMonitor(limits, protected=settings.protected_layers)
 
-    def decide(
-        self, graph: ModelGraph, served: ServedPolicy, orders: StandingOrders, history: History
-    ) -> AdaptationDecision:
+    def mask(
+        self, graph: ModelGraph, kinds: Sequence[str], orders: StandingOrders, history: History
+    ) -> npt.NDArray[np.bool_]:
+        """Return which actions are legal at `graph`, bool [1 + nodes x kinds]; arguments as of `decide`."""
+        return legal_actions(
+            graph,
+            kinds,
+            limits=self._masks,
+            paused=bool(self._blocking(graph, orders, history)),
+            protected=self._protected(orders),
+            steps_since_decision=history.steps_since(graph),
+        )
+
+    def _blocking(self, graph: ModelGraph, orders: StandingOrders, history: History) -> list[Veto]:
+        return blocking_vetoes(graph, orders, history, self._settings, self._masks)
+
+    def _protected(self, orders: StandingOrders) -> frozenset[str]:
+        return orders.protected | frozenset(self._settings.protected_layers)
+
+    def decide(self, graph: ModelGraph, served: Served, orders: StandingOrders, history: History) -> AdaptationDecision:
         """Return the decision for `graph`.
 
         Args:
@@ -52,21 +71,14 @@ class Decider:
         Raises:
             PolicyError: If the policy cannot read the graph or its results are not finite.
         """
-        blocking = blocking_vetoes(graph, orders, history, self._settings, self._masks)
-        protected = orders.protected | frozenset(self._settings.protected_layers)
+        blocking = self._blocking(graph, orders, history)
+        protected = self._protected(orders)
         since = history.steps_since(graph)
         name = decision_id(graph.graph_id)
         seed = sampling_seed(name)
-        kinds = served.policy.kinds
-        mask = legal_actions(
-            graph,
-            kinds,
-            limits=self._masks,
-            paused=bool(blocking),
-            protected=protected,
-            steps_since_decision=since,
-        )
-        choice = choose(served.policy, graph, mask, seed=seed)
+        kinds = served.kinds
+        mask = self.mask(graph, kinds, orders, history)
+        choice = served.choose(graph, mask, seed=seed)
         action = to_action(choice.index, graph.layer_id, kinds)
         confidence = 1.0 - choice.uncertainty
         vetoes = self._monitor.validate(

@@ -5,9 +5,13 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any, Protocol
 
+import numpy as np
+import numpy.typing as npt
 import structlog
 
+from tamiyo.models.behaviour import Choice, choose
 from tamiyo.models.checkpoint import CheckpointStore, load
 from tamiyo.models.policy import TamiyoPolicy
 from tamiyo.schemas.analysis import ModelGraph
@@ -30,6 +34,40 @@ class ServedPolicy:
     policy: TamiyoPolicy
     version: int
     checksum: str
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """Kinds of action at one layer, in the order of the action list."""
+        return self.policy.kinds
+
+    def choose(self, graph: ModelGraph, mask: npt.NDArray[np.bool_], *, seed: int) -> Choice:
+        """Sample one of the legal actions; see `tamiyo.models.behaviour.choose`."""
+        return choose(self.policy, graph, mask, seed=seed)
+
+
+class Served(Protocol):
+    """What decides: a released policy, or one of the laboratory's baselines."""
+
+    @property
+    def version(self) -> int:
+        """Version recorded with its decisions."""
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """Kinds of action at one layer, in the order of the action list."""
+
+    def choose(self, graph: ModelGraph, mask: npt.NDArray[np.bool_], *, seed: int) -> Choice:
+        """Sample one of the legal actions; raises PolicyError if it cannot decide on this graph."""
+
+
+class Policies(Protocol):
+    """Where the decisions stage takes its policy from."""
+
+    def current(self, graph: ModelGraph | None = None) -> Served | None:
+        """Return what decides on `graph`; None if there is no policy yet."""
+
+    def reject(self, served: Any, reason: Exception) -> bool:
+        """Stop serving a policy that failed while deciding; return whether another one can replace it."""
 
 
 class PolicyServer:

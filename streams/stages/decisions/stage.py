@@ -9,6 +9,9 @@ from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
+import numpy as np
+import numpy.typing as npt
+
 from tamiyo.models.checkpoint import CheckpointStore
 from tamiyo.models.features import FEATURE_VERSION
 from tamiyo.schemas.adaptation import AdaptationDecision, AdaptationOutcome
@@ -21,7 +24,7 @@ from tamiyo.streams.stages.base import Incoming, Output, PriorOutput, Reject, St
 from tamiyo.streams.stages.decisions.decider import Decider
 from tamiyo.streams.stages.decisions.history import History
 from tamiyo.streams.stages.decisions.orders import ControlOrders
-from tamiyo.streams.stages.decisions.policy_server import PolicyServer, ServedPolicy
+from tamiyo.streams.stages.decisions.policy_server import Policies, PolicyServer, Served
 from tamiyo.streams.stages.decisions.recorded_policies import RecordedPolicies
 from tamiyo.streams.stages.decisions.restored import RestoredDecisions
 from tamiyo.streams.stages.recent_ids import RecentIds
@@ -53,7 +56,7 @@ class DecisionsStage(Stage):
         self.settings = settings
         self._decider = Decider(settings)
         store = CheckpointStore(settings.checkpoint_url)
-        self._policies: PolicyServer | RecordedPolicies
+        self._policies: Policies
         self._orders: ControlOrders | RecordedPolicies
         if settings.recorded is not None:
             recorded = RecordedPolicies(settings.recorded, store, partition, settings.recorded_version)
@@ -67,6 +70,15 @@ class DecisionsStage(Stage):
         self._restored = RestoredDecisions()
         self._decided = RecentIds(DECIDED_KEPT)
         self._ticked_ms = 0
+
+    def serve(self, policies: Policies) -> None:
+        """Decide with `policies` instead of the announced ones; for the laboratory."""
+        self._policies = policies
+
+    def mask(self, graph: ModelGraph, kinds: Sequence[str]) -> npt.NDArray[np.bool_]:
+        """Return the actions that would be legal if `graph` were decided on now, bool [1 + nodes x kinds]."""
+        history = self._runs.get(graph.run_id) or History()
+        return self._decider.mask(graph, kinds, self._orders.orders(graph), history)
 
     def restore(self, outputs: Iterable[PriorOutput]) -> None:
         """Take the decisions published before: a graph read again is not decided again under another policy."""
@@ -149,7 +161,7 @@ class DecisionsStage(Stage):
             outputs.append(self._decide(self._waiting.pop(name), served))
         return outputs
 
-    def _decide(self, incoming: Incoming, served: ServedPolicy) -> Output | Reject:
+    def _decide(self, incoming: Incoming, served: Served) -> Output | Reject:
         """Decide on a graph with `served`, or with the policy that replaces it if it fails."""
         graph: ModelGraph = incoming.record
         if graph.feature_version != FEATURE_VERSION:

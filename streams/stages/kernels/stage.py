@@ -4,8 +4,6 @@ The kernel's id and the seed of its first weights follow from the decision's id,
 kernel however often it is compiled. A decision waits for its run's topology, up to a timeout.
 """
 
-import json
-import time
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,10 +11,9 @@ from typing import Any, ClassVar
 
 import structlog
 
-from tamiyo.host.blueprints.layer_spec import LayerSpec
-from tamiyo.host.kernels.compiler import compile_kernel
-from tamiyo.host.kernels.store import KernelStore, StoredKernel
-from tamiyo.schemas.adaptation import AdaptationDecision, CompiledKernel, DecisionType, KernelStatus
+from tamiyo.host.kernels.compiler import compile_decision, refused_kernel
+from tamiyo.host.kernels.store import KernelStore
+from tamiyo.schemas.adaptation import AdaptationDecision, CompiledKernel, DecisionType
 from tamiyo.schemas.errors import KernelError
 from tamiyo.schemas.identity import kernel_id
 from tamiyo.schemas.telemetry import ModelTopology
@@ -27,7 +24,6 @@ from tamiyo.streams.stages.recent_ids import RecentIds
 
 log = structlog.get_logger(__name__)
 
-MAX_REASON = 2000  # characters a record's text may have
 MAX_PUBLISHED = 20_000  # kernels remembered as published; a restart never reads more decisions again
 
 
@@ -88,8 +84,9 @@ class KernelsStage(Stage):
             needed = decision.type == DecisionType.LOAD_KERNEL and not decision.dry_run
             if not needed or name in self._published or name in self._waiting:
                 continue
-            if self._topologies.get(decision.run_id) is not None:
-                result.append(self._compile(incoming))
+            topology = self._topologies.get(decision.run_id)
+            if topology is not None:
+                result.append(self._compile(incoming, topology))
                 continue
             self._waiting[name] = _Waiting(incoming)
             if len(self._waiting) > self.settings.max_waiting:
@@ -109,8 +106,9 @@ class KernelsStage(Stage):
         for name, waiting in list(self._waiting.items()):
             if waiting.since_ms is None:
                 waiting.since_ms = now_ms
-            if self._topologies.get(waiting.incoming.record.run_id) is not None:
-                result.append(self._compile(self._waiting.pop(name).incoming))
+            topology = self._topologies.get(waiting.incoming.record.run_id)
+            if topology is not None:
+                result.append(self._compile(self._waiting.pop(name).incoming, topology))
             elif now_ms - waiting.since_ms >= 1000 * self.settings.topology_timeout_s:
                 result.append(self._refuse_waiting(self._waiting.pop(name)))
         return result
@@ -121,84 +119,22 @@ class KernelsStage(Stage):
             return {}
         return {DECISIONS.name: min(waiting.incoming.offset for waiting in self._waiting.values())}
 
-    def _compile(self, incoming: Incoming) -> Output:
+    def _compile(self, incoming: Incoming, topology: ModelTopology) -> Output:
         decision: AdaptationDecision = incoming.record
-        topology = self._topologies.get(decision.run_id)
-        started = time.perf_counter()
         try:
-            stored = build(decision, topology, self._store)
+            record = compile_decision(decision, topology, self._store)
         except KernelError as error:
             log.warning("kernel refused", run_id=decision.run_id, decision_id=decision.decision_id,
                         layer=decision.layer_id, blueprint=decision.blueprint, reason=str(error))  # fmt: skip
-            return self._refuse(incoming, str(error))
-        self._published.add(stored.kernel_id)
-        record = CompiledKernel(
-            run_id=decision.run_id,
-            kernel_id=stored.kernel_id,
-            decision_id=decision.decision_id,
-            layer_id=decision.layer_id or "",
-            blueprint=decision.blueprint or "",
-            status=KernelStatus.COMPILED,
-            checksum=stored.checksum,
-            size_bytes=stored.size_bytes,
-            parameters=stored.parameters,
-            compile_time_ms=1000 * (time.perf_counter() - started),
-        )
-        return Output(KERNELS, record, record.kernel_id, incoming)
+            record = refused_kernel(decision, str(error))
+        return self._output(incoming, record)
 
     def _refuse_waiting(self, waiting: _Waiting) -> Output:
-        return self._refuse(waiting.incoming, f"no topology of run {waiting.incoming.record.run_id} has arrived")
-
-    def _refuse(self, incoming: Incoming, reason: str) -> Output:
-        decision: AdaptationDecision = incoming.record
-        name = kernel_id(decision.decision_id)
-        self._published.add(name)
-        record = CompiledKernel(
-            run_id=decision.run_id,
-            kernel_id=name,
-            decision_id=decision.decision_id,
-            # A decision without a layer or blueprint is refused too, and both columns need a name.
-            layer_id=decision.layer_id or "none",
-            blueprint=decision.blueprint or "none",
-            status=KernelStatus.REFUSED,
-            reason=reason[:MAX_REASON],
+        decision: AdaptationDecision = waiting.incoming.record
+        return self._output(
+            waiting.incoming, refused_kernel(decision, f"no topology of run {decision.run_id} has arrived")
         )
-        return Output(KERNELS, record, name, incoming)
 
-
-def build(decision: AdaptationDecision, topology: ModelTopology | None, store: KernelStore) -> StoredKernel:
-    """Build, check and store the kernel of a decision.
-
-    Args:
-        decision: A `load_kernel` decision.
-        topology: The newest topology of its run; its parameter budget is the kernel's limit.
-        store: Where the kernel is put.
-
-    Returns:
-        The stored kernel: its id, checksum, size in bytes and number of parameters.
-
-    Raises:
-        KernelError: The kernel cannot or must not be built; the message is the reason.
-    """
-    if topology is None:
-        raise KernelError(f"no topology of run {decision.run_id} has arrived")
-    if decision.layer_id is None or decision.blueprint is None:
-        raise KernelError("a load_kernel decision needs a layer and a blueprint; this one lacks one")
-    layer = next((each for each in topology.layers if each.layer_id == decision.layer_id), None)
-    if layer is None:
-        raise KernelError(f"run {decision.run_id} has no layer {decision.layer_id!r}")
-    if layer.protected:
-        raise KernelError(f"layer {decision.layer_id!r} is protected")
-    try:
-        spec = json.loads(layer.spec)
-    except (ValueError, RecursionError) as error:  # RecursionError: thousands of nested brackets
-        raise KernelError(f"the spec of layer {decision.layer_id!r} is not JSON: {error}") from error
-    if not isinstance(spec, dict):
-        raise KernelError(f"the spec of layer {decision.layer_id!r} is not a JSON object")
-    return compile_kernel(
-        LayerSpec.from_dict(spec),
-        decision.blueprint,
-        kernel_id(decision.decision_id),
-        store,
-        parameter_budget=topology.parameter_budget,
-    )
+    def _output(self, incoming: Incoming, record: CompiledKernel) -> Output:
+        self._published.add(record.kernel_id)
+        return Output(KERNELS, record, record.kernel_id, incoming)

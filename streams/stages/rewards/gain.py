@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 NOISE_AT_HALF_CONFIDENCE = 0.2  # log loss of one window: a baseline that scatters by a fifth counts half
+WIDTH_AT_HALF_CONFIDENCE = 0.3  # log loss: an interval of +- a quarter of the loss counts half
 UNPROJECTED_CONFIDENCE = 0.5  # no baseline: a kernel the network merely depends on measures as well as a useful one
 
 
@@ -13,10 +14,16 @@ class Gain:
     value: float
     noise: float | None = None
     """Standard deviation of one window about the projected trend, in log loss; None without a projection."""
+    near: float | None = None
+    """Change of the log held-out loss some 300 steps after the adaptation; None: the value stands for it."""
+    half_width: float | None = None
+    """Half of the 90 % interval of the value, in log loss; None where the estimator has none."""
 
     @property
     def confidence(self) -> float:
         """How far the value can be trusted, in (0, 1]."""
+        if self.half_width is not None:
+            return 1.0 / (1.0 + self.half_width / WIDTH_AT_HALF_CONFIDENCE)
         if self.noise is None:
             return UNPROJECTED_CONFIDENCE
         return 1.0 / (1.0 + self.noise / NOISE_AT_HALF_CONFIDENCE)

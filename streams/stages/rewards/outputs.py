@@ -47,6 +47,9 @@ def make_analysis(
         confidence=estimate.confidence,
         improvement=estimate.improvement,
         predicted_reward=decision.predicted_reward,
+        worth=estimate.worth,
+        worth_half_width=estimate.half_width,
+        estimator=estimate.estimator,
         complete=complete,
         explanation=explain_reward(action, status, estimate, reason=reason),
     )
@@ -77,6 +80,7 @@ def make_experience(
         value=decision.value,
         reward=analysis.total,
         confidence=analysis.confidence,
+        worth=analysis.worth,
         success=success,
         complete=analysis.complete,
     )

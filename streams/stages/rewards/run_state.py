@@ -54,14 +54,12 @@ class Run:
         """The end of the newest window on the run's clock."""
         return self.windows[-1].end if self.windows else 0.0
 
-    def next_adaptation_at(self, decision_id: str, effective_at: float) -> float:
-        """Return the clock value of the next executed adaptation at or after `effective_at`, else infinity."""
-        later = [
-            position
-            for other, outcome in self.executed.items()
-            if other != decision_id and (position := self.position(outcome.record)) >= effective_at
+    def later_adaptations(self, decision_id: str, effective_at: float) -> list[tuple[float, AdaptationOutcome]]:
+        """Return clock value and outcome of the other adaptations executed at or after `effective_at`, in order."""
+        others = [
+            (self.position(each.record), each.record) for other, each in self.executed.items() if other != decision_id
         ]
-        return min(later, default=float("inf"))
+        return sorted(((at, outcome) for at, outcome in others if at >= effective_at), key=lambda pair: pair[0])
 
     def add_window(self, incoming: Incoming) -> None:
         """Take a window; a repeated one is ignored."""

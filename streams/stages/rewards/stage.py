@@ -24,6 +24,8 @@ from tamiyo.streams.stages.recent_ids import RecentIds
 from tamiyo.streams.stages.rewards import metrics
 from tamiyo.streams.stages.rewards.adaptation import ExecutedAdaptation
 from tamiyo.streams.stages.rewards.attribution import RewardEstimate, estimate_reward, unexecuted
+from tamiyo.streams.stages.rewards.estimator import GainEstimator, load_estimator
+from tamiyo.streams.stages.rewards.evidence import Case
 from tamiyo.streams.stages.rewards.outputs import is_informative, make_analysis, make_experience
 from tamiyo.streams.stages.rewards.run_state import Pending, Run
 from tamiyo.streams.stages.rewards.spans import Span, make_spans
@@ -61,6 +63,11 @@ class RewardsStage(Stage):
         self._completed = RecentIds(COMPLETED_KEPT)
         """Ids of decisions whose final reward was published."""
         self._ticked_ms = 0
+        self._estimator: GainEstimator = load_estimator(settings.estimator)
+
+    def use(self, estimator: GainEstimator) -> None:
+        """Estimate gains with `estimator` instead of the configured one; for the laboratory."""
+        self._estimator = estimator
 
     def restore(self, outputs: Iterable[PriorOutput]) -> None:
         """Find the decisions whose final reward and experience were both published; they are not rewarded again."""
@@ -188,7 +195,7 @@ class RewardsStage(Stage):
             if run.now < boundary and not run.ended:
                 return
             pending.closed += 1
-            estimate = self._estimate(run, pending, graph, boundary)
+            estimate = self._estimate(run, pending, graph)
             # If the run has ended and no window lies beyond the boundary, the later spans will never be seen.
             beyond = not run.ended or any(window.middle >= boundary for window in run.windows)
             complete = pending.closed == len(spans) or not beyond
@@ -196,21 +203,38 @@ class RewardsStage(Stage):
             analysis = make_analysis(decision, RewardStatus.EXECUTED, estimate, revision=revision, complete=complete)
             yield from self._publish(decision, graph, analysis, estimate.success, source)
 
-    def _estimate(self, run: Run, pending: Pending, graph: ModelGraph, boundary: float) -> RewardEstimate:
-        """Estimate the closed spans, which end at `boundary`; outcomes from then on must not matter, read or not."""
+    def _estimate(self, run: Run, pending: Pending, graph: ModelGraph) -> RewardEstimate:
+        """Estimate the reward from the spans closed so far."""
+        spans = self._spans_of(run)
+        cases = [self._case(run, pending, graph, span) if i < pending.closed else None for i, span in enumerate(spans)]
+        return estimate_reward(cases, spans, self._estimator)
+
+    def _case(self, run: Run, pending: Pending, graph: ModelGraph, span: Span) -> Case:
+        """Return what was known when `span` ended; outcomes from then on must not matter, read or not."""
         assert pending.outcome is not None
         decision, outcome = pending.decision, pending.outcome.record
         effective_at = run.position(outcome)
-        following = run.next_adaptation_at(decision.decision_id, effective_at)
+        boundary = effective_at + span.end
+        later = [(at, o) for at, o in run.later_adaptations(decision.decision_id, effective_at) if at < boundary]
         adaptation = ExecutedAdaptation.of(
             decision,
             graph,
             outcome,
             effective_at=effective_at,
-            next_adaptation_at=following if following < boundary else math.inf,
+            next_adaptation_at=min((at for at, _ in later), default=math.inf),
         )
-        spans, baseline_windows = self._spans_of(run), self.settings.baseline_windows
-        return estimate_reward(adaptation, run.windows, spans, pending.closed, baseline_windows)
+        return Case(
+            decision=decision,
+            graph=graph,
+            outcome=outcome,
+            adaptation=adaptation,
+            windows=run.windows,
+            later=later,
+            span_start=effective_at + span.start,
+            now=min(boundary, run.now),
+            ended=run.ended and boundary >= run.now,
+            baseline_windows=self.settings.baseline_windows,
+        )
 
     def _publish(
         self,

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tamiyo.host import Handle, attach
+from tamiyo.host.common import clock
+from tamiyo.host.common.clock import SystemClock
 from tamiyo.host.layers.kasmina_layer import KasminaLayer
 from tamiyo.host.layers.seed import SeedState
 from tamiyo.host.probes import shadow_twin
@@ -374,27 +376,25 @@ def test_a_resumed_or_closed_run_discards_its_measurement() -> None:
 
 
 def test_the_time_of_a_twin_is_neither_training_nor_overhead(monkeypatch: pytest.MonkeyPatch) -> None:
-    now = 0.0
+    class Stopped(SystemClock):
+        now = 0.0
 
-    def clock() -> float:
-        return now
+        def seconds(self) -> float:  # type: ignore[override]
+            return self.now
 
-    loop = Loop(options={"overhead_budget": 0.06})
-    monkeypatch.setattr(loop.handle._meter, "_clock", clock)
-    monkeypatch.setattr("tamiyo.host.probes.shadow_twin.time.perf_counter", clock)
+    stopped = Stopped()
     plain = shadow_twin.Shadow.accumulate
 
     def slowly(self: Any, each: Any) -> Tensor:
-        nonlocal now
-        now += 100.0
+        stopped.now += 100.0
         return plain(self, each)
 
     monkeypatch.setattr("tamiyo.host.probes.shadow.Shadow.accumulate", slowly)
     monkeypatch.setattr(shadow_twin, "COST_LIMIT", math.inf)
-    loop.train(4).load().train(6)
-    assert loop.handle.stats.twin_seconds == 500.0
-    assert loop.handle.stats.training_seconds <= 0.0
-    assert loop.handle.stats.sdk_seconds <= 0.0
+    with clock.using(stopped):
+        stats = Loop(options={"overhead_budget": 0.06}).train(4).load().train(6).handle.stats
+    assert stats.twin_seconds == 500.0
+    assert (stats.training_seconds, stats.sdk_seconds) == (0.0, 0.0)
 
 
 def probabilities(budget: float, planned_steps: int | None, at: list[int]) -> Iterator[float]:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tamiyo.host.layers.kasmina_layer import wrapping_seconds
+from tamiyo.host.layers.wrapping_cost import wrapping_seconds
 from tamiyo.host.testing import MemoryTransport
 from tamiyo.schemas.topics import CACHE_HIT_RATES, MODEL_PERFORMANCE
 from tests.support.runs import run

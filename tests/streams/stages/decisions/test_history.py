@@ -7,8 +7,8 @@ from tamiyo.schemas.analysis import ModelGraph
 from tamiyo.schemas.identity import outcome_id
 from tamiyo.schemas.topics import GRAPHS, OUTCOMES
 from tamiyo.streams.stages.decisions.history import INTERVAL, History
-from tests.streams.stages.decisions.test_stage import graph
-from tests.streams.stages.rewards.test_stage import decide
+from tests.streams.stages.decisions.bench import graph
+from tests.streams.stages.rewards.runs import decide
 
 
 def record(history: History, index: int, kind: str = "no_op", *, interval: int = 1, **fields: Any) -> ModelGraph:

@@ -12,7 +12,7 @@ from tamiyo.schemas.topics import CHECKPOINTS, CONTROL, DECISIONS
 from tamiyo.streams.messages import Message
 from tamiyo.streams.settings import DecisionSettings
 from tamiyo.streams.stages.decisions.stage import DecisionsStage
-from tests.streams.stages.decisions.test_stage import GRAPH, Bench, graph
+from tests.streams.stages.decisions.bench import GRAPH, Bench, graph
 from tests.support.recordings import make_recording, message
 from tests.support.released import make_policy, release
 from tests.support.stage_log import FixedView, Log, StageHarness

@@ -4,8 +4,8 @@ from tamiyo.schemas.adaptation import OutcomeStatus
 from tamiyo.schemas.topics import DECISIONS, GRAPHS, OUTCOMES
 from tamiyo.streams.stages.base import Incoming, PriorOutput
 from tamiyo.streams.stages.decisions.restored import RestoredDecisions
-from tests.streams.stages.decisions.test_stage import graph
-from tests.streams.stages.rewards.test_stage import decide, outcome_of
+from tests.streams.stages.decisions.bench import graph
+from tests.streams.stages.rewards.runs import decide, outcome_of
 
 FIRST, SECOND = (decide(graph(index), "load_kernel") for index in range(2))
 

@@ -6,75 +6,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from tamiyo.models.behaviour import recompute
-from tamiyo.schemas.adaptation import AdaptationDecision, AdaptationOutcome, ControlCommand, OutcomeStatus
+from tamiyo.schemas.adaptation import AdaptationDecision, OutcomeStatus
 from tamiyo.schemas.analysis import ModelGraph
 from tamiyo.schemas.codec import encode
-from tamiyo.schemas.identity import decision_id, graph_id, kernel_id, outcome_id, sampling_seed
-from tamiyo.schemas.topics import CHECKPOINTS, CONTROL, DECISIONS, GRAPHS, OUTCOMES
-from tamiyo.streams.settings import DecisionSettings
-from tamiyo.streams.stages.base import Incoming, PriorOutput
-from tamiyo.streams.stages.decisions.stage import DecisionsStage
-from tests.support.factories import make_graph
+from tamiyo.schemas.identity import decision_id, kernel_id, sampling_seed
+from tamiyo.schemas.topics import DECISIONS, GRAPHS, OUTCOMES
+from tests.streams.stages.decisions.bench import Bench, command, first_adaptation, graph, outcome
 from tests.support.released import make_policy, release
-from tests.support.stage_log import FixedView, Log, StageHarness
-
-GRAPH = make_graph(6)
-
-
-def graph(index: int = 0, *, run_id: str = "run-1", **fields: Any) -> ModelGraph:
-    """Return the graph of window `index`."""
-    values = {
-        "run_id": run_id,
-        "graph_id": graph_id(f"{run_id}-{index}", "topology"),
-        "window_id": f"{run_id}-{index}",
-        "step": 50 * index + 40,
-        "time_ms": 1_700_000_000_000 + 1000 * index,
-        "steps_since_adaptation": None,
-    }
-    return GRAPH.model_copy(update={**values, **fields})
-
-
-def command(run_id: str = "run-1", **fields: Any) -> ControlCommand:
-    return ControlCommand(run_id=run_id, time_ms=0, **fields)
-
-
-class Bench:
-    """A stage over a log, with the policies and orders in its views."""
-
-    def __init__(self, url: Path, **fields: Any) -> None:
-        self.url = url
-        self.checkpoints = FixedView({"tamiyo": release(url, 0)})
-        self.control = FixedView()
-        self.settings = DecisionSettings(checkpoint_url=f"file://{url}", **fields)
-        self.log = Log()
-        self.harness = StageHarness(self.make, self.log.messages)
-
-    def make(self) -> DecisionsStage:
-        return DecisionsStage(0, self.settings, {CHECKPOINTS.name: self.checkpoints, CONTROL.name: self.control})
-
-    def decide(self, *graphs: ModelGraph) -> list[AdaptationDecision]:
-        for each in graphs:
-            self.log.add(GRAPHS, each)
-        return self.harness.run().records(DECISIONS)
-
-    def adapted(self, count: int = 8, **fields: Any) -> list[AdaptationDecision]:
-        """Decide the first graph of `count` runs; return the decisions that are adaptations."""
-        return [each for each in self.decide(*(graph(5, run_id=f"run-{n}", **fields) for n in range(count)))
-                if each.type != "no_op"]  # fmt: skip
-
-
-@pytest.fixture
-def bench(tmp_path: Path) -> Bench:
-    return Bench(tmp_path)
-
-
-@pytest.fixture
-def make_bench(tmp_path: Path) -> Callable[..., Bench]:
-    return lambda **fields: Bench(tmp_path, **fields)
 
 
 def test_every_graph_gets_one_decision(bench: Bench) -> None:
@@ -206,24 +146,6 @@ def test_too_much_uncertainty_is_a_veto(make_bench: Callable[..., Bench]) -> Non
 # Adaptations in flight
 
 
-def outcome(name: str, run_id: str, status: OutcomeStatus) -> AdaptationOutcome:
-    """Return a host's outcome for the decision `name`."""
-    return AdaptationOutcome(
-        run_id=run_id, outcome_id=outcome_id(name), decision_id=name, step=300, time_ms=0, type="load_kernel",
-        status=status,
-    )  # fmt: skip
-
-
-def first_adaptation(bench: Bench, **fields: Any) -> tuple[str, int]:
-    """Return a run and the window at which it was adapted first."""
-    for number in range(50):
-        run_id = f"try-{number}"
-        decisions = [each for each in bench.decide(graph(5, run_id=run_id, **fields)) if each.run_id == run_id]
-        if decisions[-1].type != "no_op":
-            return run_id, 5
-    raise AssertionError("no run was adapted")
-
-
 def last(bench: Bench, *graphs: ModelGraph) -> AdaptationDecision:
     return bench.decide(*graphs)[-1]
 
@@ -324,92 +246,3 @@ def test_a_graph_of_another_feature_catalogue_is_rejected(bench: Bench) -> None:
     bench.decide(graph(0, feature_version=99), graph(1))
     assert [each.step for each in bench.harness.records(DECISIONS)] == [90]
     assert "got catalogue 99" in bench.harness.rejected[0].reason
-
-
-# Restarts
-
-
-def run_of(windows: int) -> list[ModelGraph]:
-    """Three runs side by side, of which two end."""
-    return [
-        graph(index, run_id=f"run-{run}", final=run != 1 and index == windows - 1)
-        for index in range(windows)
-        for run in range(3)
-    ]
-
-
-@given(st.lists(st.integers(1, 89), min_size=1, max_size=3), st.integers(1, 5), st.booleans())
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_a_crash_anywhere_decides_nothing_anew(
-    tmp_path: Path, crashes: list[int], batch: int, new_policy: bool
-) -> None:
-    fields: dict[str, Any] = {"decision_interval": 2, "rate_steps": 300, "max_adaptations": 1, "in_flight_steps": 100}
-    whole, broken = Bench(tmp_path, **fields), Bench(tmp_path, **fields)
-    for each in run_of(30):
-        whole.log.add(GRAPHS, each)
-        broken.log.add(GRAPHS, each)
-    whole.harness.run()
-    for crash in sorted(crashes):
-        broken.harness.run(crash, batch=batch)
-        before = len(broken.harness.published)
-        if new_policy:
-            # A decision made under one policy stays, though its graph is read again under the next.
-            broken.checkpoints.records["tamiyo"] = release(tmp_path, 1)
-            broken.harness.run(crash, batch=batch)
-            broken.checkpoints.records["tamiyo"] = release(tmp_path, 0)
-        assert len(broken.harness.published) == before
-    broken.harness.run(batch=batch)
-    assert broken.harness.records(DECISIONS) == whole.harness.records(DECISIONS)
-    assert broken.harness.committed == whole.harness.committed
-
-
-def test_open_offsets_are_bounded_by_the_rate_steps(bench: Bench) -> None:
-    bench.decide(*(graph(index) for index in range(80)))
-    assert bench.harness.committed[GRAPHS.name] >= 80 - 1 - bench.settings.rate_steps // 50
-
-
-@pytest.mark.parametrize("outcome_first", [False, True])
-def test_an_outcome_of_a_decision_before_a_restart_keeps_no_offset(
-    make_bench: Callable[..., Bench], outcome_first: bool
-) -> None:
-    bench = make_bench(heed_outcomes=True)
-    run_id, _ = first_adaptation(bench)
-    decision = bench.harness.records(DECISIONS)[-1]
-    stage = bench.make()
-    stage.restore([PriorOutput(DECISIONS.name, 0, decision, decision.decision_id, {GRAPHS.name: 7})])
-    late = Incoming(OUTCOMES.name, 0, 3, 0, outcome(decision.decision_id, run_id, OutcomeStatus.EXECUTED))
-    # Reading resumes after the decision's graph, whose offset was committed.
-    batch = [late, Incoming(GRAPHS.name, 0, 8, 0, graph(0, run_id="another"))]
-    stage.feed(batch if outcome_first else batch[::-1])
-    assert OUTCOMES.name not in stage.open_offsets()
-
-
-def test_an_outcome_read_before_the_graph_of_its_decision_keeps_its_offset(make_bench: Callable[..., Bench]) -> None:
-    bench = make_bench(heed_outcomes=True)
-    run_id, _ = first_adaptation(bench)
-    decision = bench.harness.records(DECISIONS)[-1]
-    stage = bench.make()
-    stage.restore([PriorOutput(DECISIONS.name, 0, decision, decision.decision_id, {GRAPHS.name: 7})])
-    stage.feed([Incoming(OUTCOMES.name, 0, 3, 0, outcome(decision.decision_id, run_id, OutcomeStatus.EXECUTED))])
-    assert stage.open_offsets() == {OUTCOMES.name: 3}
-
-
-def test_a_run_that_was_idle_before_a_restart_keeps_no_offset_after_it(bench: Bench) -> None:
-    first_adaptation(bench)
-    stage = bench.harness.stage
-    stage.tick(10**15)
-    assert stage.open_offsets()  # records of the run may be waiting on the log
-    stage.backlog = 0
-    stage.tick(10**15 + 2000)
-    assert stage.open_offsets() == {}
-
-
-def test_a_run_that_is_over_or_idle_keeps_no_offset(bench: Bench) -> None:
-    run_id, at = first_adaptation(bench)
-    stage = bench.harness.stage
-    assert stage.open_offsets()
-    stage.tick(10_000)
-    stage.tick(10_000 + int(1000 * bench.settings.idle_timeout_s))
-    assert stage.open_offsets() == {}
-    bench.decide(graph(at + 1, run_id=run_id, final=True))
-    assert run_id not in bench.harness.stage._runs

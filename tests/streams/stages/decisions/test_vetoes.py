@@ -8,7 +8,7 @@ from tamiyo.streams.settings import DecisionSettings
 from tamiyo.streams.stages.decisions.history import Adaptation, History
 from tamiyo.streams.stages.decisions.orders import StandingOrders
 from tamiyo.streams.stages.decisions.vetoes import blocking_vetoes
-from tests.streams.stages.decisions.test_stage import graph
+from tests.streams.stages.decisions.bench import graph
 
 AT = graph(5)  # step 290
 

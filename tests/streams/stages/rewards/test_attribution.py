@@ -3,14 +3,19 @@
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from typing import cast
 
 import pytest
 
+from tamiyo.schemas.adaptation import AdaptationDecision, AdaptationOutcome
+from tamiyo.schemas.analysis import ModelGraph
 from tamiyo.streams.stages.rewards import components as rc
 from tamiyo.streams.stages.rewards.adaptation import ExecutedAdaptation
 from tamiyo.streams.stages.rewards.attribution import RewardEstimate, estimate_reward
+from tamiyo.streams.stages.rewards.estimator import RuleEstimator
+from tamiyo.streams.stages.rewards.evidence import Case
 from tamiyo.streams.stages.rewards.projection import DAMPING
-from tamiyo.streams.stages.rewards.spans import make_spans
+from tamiyo.streams.stages.rewards.spans import Span, make_spans
 from tamiyo.streams.stages.rewards.window_summary import WindowSummary
 from tests.support.factories import make_window
 
@@ -63,7 +68,26 @@ def run(
 def estimate(
     windows: list[WindowSummary], adaptation: ExecutedAdaptation = ADAPTATION, closed: int = 4
 ) -> RewardEstimate:
-    return estimate_reward(adaptation, windows, SPANS, closed, baseline_windows=12)
+    """Estimate with the rule, which reads nothing of the decision, the graph and the outcome."""
+    cases = [case(windows, adaptation, span) if i < closed else None for i, span in enumerate(SPANS)]
+    return estimate_reward(cases, SPANS, RuleEstimator())
+
+
+def case(windows: list[WindowSummary], adaptation: ExecutedAdaptation, span: Span) -> Case:
+    boundary = adaptation.effective_at + span.end
+    known = adaptation.next_adaptation_at if adaptation.next_adaptation_at < boundary else math.inf
+    return Case(
+        decision=cast(AdaptationDecision, None),
+        graph=cast(ModelGraph, None),
+        outcome=cast(AdaptationOutcome, None),
+        adaptation=replace(adaptation, next_adaptation_at=known),
+        windows=windows,
+        later=[],
+        span_start=adaptation.effective_at + span.start,
+        now=boundary,
+        ended=False,
+        baseline_windows=12,
+    )
 
 
 def test_spans_are_the_specifications() -> None:

@@ -8,7 +8,7 @@ from tamiyo.streams.stages.base import PriorOutput
 from tamiyo.streams.stages.rewards import components as rc
 from tamiyo.streams.stages.rewards import metrics
 from tamiyo.streams.stages.rewards.correlation import MIN_ADAPTATIONS, PREDICTED, SERIES, CorrelationDetector
-from tests.streams.stages.rewards.test_stage import stage, whole_run
+from tests.streams.stages.rewards.runs import stage, whole_run
 from tests.support.stage_log import StageHarness
 
 

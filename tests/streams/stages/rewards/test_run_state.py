@@ -3,7 +3,7 @@ from typing import Any
 from tamiyo.schemas.topics import DECISIONS, GRAPHS, OUTCOMES, WINDOWS, Topic
 from tamiyo.streams.stages.base import Incoming
 from tamiyo.streams.stages.rewards.run_state import Run
-from tests.streams.stages.rewards.test_stage import decide, graph_of, outcome_of, window
+from tests.streams.stages.rewards.runs import decide, graph_of, outcome_of, window
 
 
 def incoming(topic: Topic, record: Any, offset: int = 0) -> Incoming:
@@ -65,12 +65,16 @@ def test_a_graph_whose_decision_was_read_is_not_kept() -> None:
     assert len(run.graphs) == 1
 
 
-def test_the_next_adaptation_is_another_one_at_or_after_the_adaptation() -> None:
+def test_later_adaptations_are_others_at_or_after_the_adaptation_in_order() -> None:
     run = run_of(8, loads=(2, 4, 6))
     second = run.pending[list(run.pending)[1]].decision
-    assert run.next_adaptation_at(second.decision_id, second.step) == 6 * 50 + 40
-    assert run.next_adaptation_at("another", second.step) == second.step
-    assert run.next_adaptation_at("another", 6 * 50 + 41) == float("inf")
+
+    def later(name: str, at: float) -> list[float]:
+        return [position for position, _ in run.later_adaptations(name, at)]
+
+    assert later(second.decision_id, second.step) == [6 * 50 + 40]
+    assert later("another", second.step) == [second.step, 6 * 50 + 40]
+    assert later("another", 6 * 50 + 41) == []
 
 
 def test_windows_before_the_baseline_of_the_oldest_pending_decision_are_dropped() -> None:

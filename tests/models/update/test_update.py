@@ -9,54 +9,10 @@ import torch
 
 from tamiyo.models.behaviour import choose
 from tamiyo.models.hyperparameters import LearningSettings
-from tamiyo.models.update import CRITICS, LOSSES, Updater, _explained_variance
-from tamiyo.schemas.errors import PolicyError, UpdateRejected
+from tamiyo.models.update import LOSSES, Updater, _explained_variance
+from tamiyo.schemas.errors import PolicyError
+from tests.models.update.updates import COUNT, EXAMPLES, actors, everything, same, settings, update
 from tests.support.experiences import graph_of, make_example, small_policy
-
-COUNT = 24
-EXAMPLES = [
-    make_example(number, action=number % 5, reward=0.6 if number % 5 == 1 else -0.3, layers=2 + number % 2)
-    for number in range(COUNT)
-]
-
-
-def settings(**fields):
-    return LearningSettings(**{"learning_rate": 3e-3, "minibatch_size": 8, "update_epochs": 2, **fields})
-
-
-def update(updater, examples=EXAMPLES, *, version=0, seed=0, corrections=None):
-    corrections = np.ones(len(examples)) if corrections is None else corrections
-    return updater.update(examples, corrections, version=version, rng=np.random.default_rng(seed))
-
-
-def everything(updater):
-    """A copy of all that an update changes."""
-    return copy.deepcopy({"policy": updater.policy.state_dict(), **updater.state()})
-
-
-def same(one, other):
-    """Bit-equal, however nested."""
-    if isinstance(one, torch.Tensor):
-        return torch.equal(one, other)
-    if isinstance(one, dict):
-        return one.keys() == other.keys() and all(same(value, other[key]) for key, value in one.items())
-    if isinstance(one, list | tuple):
-        return len(one) == len(other) and all(map(same, one, other))
-    return one == other
-
-
-def actors(policy):
-    """What decides; the rest only predicts."""
-    return {name: value.clone() for name, value in policy.named_parameters() if not name.startswith(CRITICS)}
-
-
-@pytest.fixture
-def updater():
-    """After one accepted update, so that the optimiser has moments and the average differs from the policy."""
-    made = Updater(small_policy(), settings())
-    update(made)
-    return made
-
 
 # An accepted update
 
@@ -216,110 +172,6 @@ def test_a_minibatch_beyond_the_loss_bound_is_skipped_and_the_others_learn():
     found = update(made, [strange, *EXAMPLES[1:]]).metrics
     assert found["charts/minibatches_skipped"] == 1
     assert found["charts/gradient_steps"] == 2
-
-
-# What rolls an update back
-
-
-def with_a_broken_gradient(updater, monkeypatch):
-    updater.policy.encoder.weight.register_hook(lambda gradient: gradient * math.nan)
-    return EXAMPLES
-
-
-def with_a_reward_of_nan(updater, monkeypatch):
-    return [replace(each, reward=math.nan) for each in EXAMPLES]
-
-
-def with_a_loss_bound(updater, monkeypatch):
-    updater.settings = settings(max_loss=1e-9)
-    return EXAMPLES
-
-
-def with_a_kl_bound(updater, monkeypatch):
-    updater.settings = settings(target_kl=1e9, max_kl=1e-9)
-    return EXAMPLES
-
-
-def with_an_entropy_floor(updater, monkeypatch):
-    # Only what is likeliest already is worth anything: learning makes the policy surer.
-    updater.settings = settings(entropy_floor=50.0, ent_coef=0, safety_coef=0)
-    likeliest = int(torch.argmax(updater.policy(EXAMPLES[0].graph).logits))
-    return [
-        make_example(number, action=likeliest if number % 2 else 4, reward=0.8 if number % 2 else -0.8)
-        for number in range(COUNT)
-    ]
-
-
-def with_weights_of_nan(updater, monkeypatch):
-    step = updater.optimizer.step
-
-    def broken():
-        step()
-        with torch.no_grad():
-            updater.policy.value[0].bias[0] = math.nan
-
-    monkeypatch.setattr(updater.optimizer, "step", broken)
-    updater.settings = settings(update_epochs=1, minibatch_size=COUNT)
-    return EXAMPLES
-
-
-def with_an_output_that_overflows(updater, monkeypatch):
-    for group in updater.optimizer.param_groups:
-        group["lr"] = 1e30
-    updater.settings = settings(update_epochs=1, minibatch_size=COUNT)
-    return EXAMPLES
-
-
-def without_confidence(updater, monkeypatch):
-    return [replace(each, confidence=0.0) for each in EXAMPLES]
-
-
-@pytest.mark.parametrize(
-    ("damage", "reason"),
-    [
-        (with_a_reward_of_nan, "all 6 minibatches had a loss that was above 50.0 or not finite"),
-        (with_a_broken_gradient, "all 6 minibatches"),
-        (with_a_loss_bound, "all 6 minibatches had a loss that was above 1e-09"),
-        (with_a_kl_bound, "nats, more than the limit of 1e-09"),
-        (with_an_entropy_floor, "the entropy fell from"),
-        (with_weights_of_nan, "weights are not finite"),
-        (with_an_output_that_overflows, "output is not finite"),
-        (without_confidence, "no experience of the batch has a confidence above 0"),
-    ],
-)
-def test_a_bad_update_is_rolled_back_completely(updater, monkeypatch, damage, reason):
-    examples = damage(updater, monkeypatch)
-    before = everything(updater)
-    with pytest.raises(UpdateRejected, match=reason):
-        update(updater, examples, version=1)
-    assert same(everything(updater), before)
-    assert not updater.policy.training
-
-
-def test_after_a_rollback_learning_continues_as_if_it_had_not_been():
-    one, other = (Updater(small_policy(), settings()) for _ in range(2))
-    for each in (one, other):
-        update(each)
-    with pytest.raises(UpdateRejected):
-        update(one, [replace(each, reward=math.nan) for each in EXAMPLES])
-    for each in (one, other):
-        update(each, version=1, seed=1)
-    assert same(everything(one), everything(other))
-
-
-def test_a_heuristic_below_the_floor_may_learn_as_long_as_it_does_not_lose_entropy():
-    # With the entropy bonus alone the entropy rises, though it stays below a floor that nothing could reach.
-    made = Updater(small_policy(), settings(entropy_floor=50.0, ent_coef=5.0, clip_coef=1e-6))
-    before = entropy(made.policy)
-    found = update(made, [replace(each, choices=1) for each in EXAMPLES])
-    assert before < found.metrics["losses/entropy_after"] < 50.0
-    assert found.metrics["losses/entropy_after"] == pytest.approx(entropy(made.policy), abs=1e-5)
-
-
-def entropy(policy):
-    with torch.no_grad():
-        logits = [policy(each.graph).logits[each.graph.mask] for each in EXAMPLES]
-    return float(np.mean([torch.distributions.Categorical(logits=each).entropy() for each in logits]))
 
 
 # State

@@ -1,0 +1,200 @@
+"""Policies to compare with, behind one protocol: never, the heuristic, random traffic, and three that try to cheat."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from tamiyo.host.blueprints import names as blueprint_names
+from tamiyo.models.actions import kinds as action_kinds
+from tamiyo.models.actions import to_action
+from tamiyo.models.behaviour import Choice, choose
+from tamiyo.models.features import node_column
+from tamiyo.models.heuristic import baseline_logits
+from tamiyo.models.policy import PolicyConfig, TamiyoPolicy
+from tamiyo.schemas.adaptation import DecisionType
+from tamiyo.schemas.analysis import ModelGraph
+from tamiyo.schemas.errors import ConfigurationError
+
+Mask = npt.NDArray[np.bool_]
+
+
+class Baseline(Protocol):
+    """What decides on graphs."""
+
+    @property
+    def version(self) -> int:
+        """Version recorded with its decisions."""
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """Kinds of action at one layer, in the order of the action list."""
+
+    def choose(self, graph: ModelGraph, mask: Mask, *, seed: int) -> Choice:
+        """Choose one of the legal actions; a pure function of its arguments."""
+
+
+def certain(index: int, mask: Mask) -> Choice:
+    """Return the choice of action `index` with probability 1."""
+    return sampled(np.eye(len(mask), dtype=np.float32)[index], seed=0)
+
+
+def sampled(probabilities: npt.NDArray[np.float32], *, seed: int) -> Choice:
+    """Return an action sampled from `probabilities` [actions]."""
+    cumulative = np.cumsum(probabilities, dtype=np.float64)
+    index = int(np.searchsorted(cumulative, _uniform(seed) * cumulative[-1], side="right"))
+    likely = probabilities[probabilities > 0].astype(np.float64)
+    return Choice(
+        index=index,
+        probabilities=probabilities,
+        log_probability=float(np.log(probabilities[index])),
+        entropy=max(0.0, float(-(likely * np.log(likely)).sum())),
+        uncertainty=0.0,
+        predicted_reward=0.0,
+        value=0.0,
+        method="baseline",
+        temperature=1.0,
+    )
+
+
+class _Rule:
+    """A baseline whose choice is a function of the graph."""
+
+    version = 0
+
+    def __init__(self) -> None:
+        self.kinds = action_kinds(blueprint_names())
+
+    def choose(self, graph: ModelGraph, mask: Mask, *, seed: int) -> Choice:
+        """Choose as `_index` says."""
+        return certain(self._index(graph, mask, seed), mask)
+
+    def _index(self, graph: ModelGraph, mask: Mask, seed: int) -> int:
+        raise NotImplementedError
+
+    def _legal(self, graph: ModelGraph, mask: Mask, kind: DecisionType) -> list[int]:
+        """Return the legal actions of a kind."""
+        return [i for i in np.flatnonzero(mask).tolist() if to_action(i, graph.layer_id, self.kinds).type == kind]
+
+
+class Never(_Rule):
+    """Never adapts: every gain is relative to this."""
+
+    def _index(self, graph: ModelGraph, mask: Mask, seed: int) -> int:
+        return 0
+
+
+class Heuristic(_Rule):
+    """The heuristic that an untrained policy follows, sampled as in production."""
+
+    def choose(self, graph: ModelGraph, mask: Mask, *, seed: int) -> Choice:
+        """Sample from the heuristic's distribution."""
+        logits = baseline_logits(graph, self.kinds, mask).astype(np.float64)
+        weights = np.where(mask, np.exp(logits - logits[mask].max()), 0.0)
+        return sampled((weights / weights.sum()).astype(np.float32), seed=seed)
+
+
+class Random(_Rule):
+    """Adapts at random: every kind of action alike, then every legal action of that kind.
+
+    Args:
+        rate: Probability of an adaptation at a graph, in 0..1.
+    """
+
+    def __init__(self, rate: float = 0.15) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def choose(self, graph: ModelGraph, mask: Mask, *, seed: int) -> Choice:
+        """Sample an action; loads weigh as much as all other kinds together."""
+        probabilities = np.zeros(len(mask))
+        weights = {
+            DecisionType.LOAD_KERNEL: 0.7,
+            DecisionType.UNLOAD_KERNEL: 0.15,
+            DecisionType.FOSSILIZE_KERNEL: 0.05,
+            DecisionType.OPTIMIZE_PARAMETERS: 0.1,
+        }
+        legal = {kind: found for kind in weights if (found := self._legal(graph, mask, kind))}
+        total = sum(weights[kind] for kind in legal)
+        for kind, found in legal.items():
+            probabilities[found] = self.rate * weights[kind] / total / len(found)
+        probabilities[0] = 1.0 - probabilities.sum()
+        return sampled(probabilities.astype(np.float32), seed=seed)
+
+
+class Pump(_Rule):
+    """Loads the most promising kernel, unloads it, and loads it again, as often as the cooldown allows."""
+
+    def _index(self, graph: ModelGraph, mask: Mask, seed: int) -> int:
+        unloads = self._legal(graph, mask, DecisionType.UNLOAD_KERNEL)
+        return unloads[0] if unloads else _best(graph, mask, self, 1.0)
+
+
+class AtOnce(_Rule):
+    """Grows as early and as much as the limits allow, the largest kernels first."""
+
+    def _index(self, graph: ModelGraph, mask: Mask, seed: int) -> int:
+        return _best(graph, mask, self, 1.0)
+
+
+class Cheapest(_Rule):
+    """Spends the budget on the smallest kernels."""
+
+    def _index(self, graph: ModelGraph, mask: Mask, seed: int) -> int:
+        return _best(graph, mask, self, -1.0)
+
+
+class Learned:
+    """A policy of `tamiyo.models`, fresh or from a checkpoint."""
+
+    def __init__(self, policy: TamiyoPolicy | None = None, version: int = 0) -> None:
+        self.policy = policy or TamiyoPolicy(PolicyConfig(blueprints=tuple(blueprint_names()))).eval()
+        self.version = version
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """Kinds of action at one layer, in the order of the action list."""
+        return self.policy.kinds
+
+    def choose(self, graph: ModelGraph, mask: Mask, *, seed: int) -> Choice:
+        """Sample as in production."""
+        return choose(self.policy, graph, mask, seed=seed)
+
+
+BASELINES: dict[str, Callable[[], Baseline]] = {
+    "never": Never,
+    "heuristic": Heuristic,
+    "random": Random,
+    "pump": Pump,
+    "at_once": AtOnce,
+    "cheapest": Cheapest,
+    "learned": Learned,
+}
+
+
+def baseline(name: str) -> Baseline:
+    """Return a baseline by name; raises ConfigurationError with the names that exist."""
+    if name not in BASELINES:
+        raise ConfigurationError(f"there is no baseline {name!r}; choose from {', '.join(BASELINES)}")
+    return BASELINES[name]()
+
+
+def _best(graph: ModelGraph, mask: Mask, rule: _Rule, sign: float) -> int:
+    """Return the load whose kernel has most parameters (`sign` 1) or fewest (-1), by growth score among equals."""
+    scores = node_column(graph, "growth_share")
+    found: list[tuple[float, float, int]] = []
+    for index in rule._legal(graph, mask, DecisionType.LOAD_KERNEL):
+        action = to_action(index, graph.layer_id, rule.kinds)
+        node = graph.layer_id.index(action.layer_id or "")
+        size = next(offer.parameters for offer in graph.offers[node] if offer.name == action.blueprint)
+        found.append((sign * size, float(scores[node]), -index))
+    return -max(found)[2] if found else 0
+
+
+def _uniform(seed: int) -> float:
+    digest = hashlib.blake2b(seed.to_bytes(16, "big"), digest_size=8).digest()
+    return (int.from_bytes(digest, "big") >> 11) * 2.0**-53

@@ -1,0 +1,121 @@
+"""Fit the reward's estimator to what twins show: boosted trees over the evidence, with conformal intervals.
+
+python -m tamiyo.evaluation.lab.fit TRAFFIC_FOLDER --output estimator.safetensors
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from sklearn.ensemble import HistGradientBoostingRegressor
+from sklearn.model_selection import GroupKFold
+
+from tamiyo.streams.stages.rewards.evidence import as_row
+from tamiyo.streams.stages.rewards.fitted import GAIN, NEAR, SMALLEST_WIDTH, Fitted, FittedEstimator
+from tamiyo.streams.stages.rewards.forest import Forest
+
+COVERAGE = 0.9
+FOLDS = 5
+SETTINGS: dict[str, dict[str, Any]] = {
+    "mean": {"max_iter": 250, "learning_rate": 0.04, "max_leaf_nodes": 8, "min_samples_leaf": 20},
+    "error": {"max_iter": 80, "learning_rate": 0.05, "max_leaf_nodes": 6, "min_samples_leaf": 30},
+}
+"""Of scikit-learn's HistGradientBoostingRegressor."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingCase:
+    """What was known of an adaptation at a moment, and what it came to."""
+
+    task: str
+    run: str
+    evidence: Mapping[str, float]
+    targets: Mapping[str, float]
+    """By target, nats; without those that no twin measured."""
+
+
+Array = npt.NDArray[np.float64]
+
+
+def to_forest(model: HistGradientBoostingRegressor) -> Forest:
+    """Return a fitted model as plain arrays."""
+    parts: dict[str, list[Array]] = {name: [] for name in ("feature", "threshold", "missing", "left", "right", "value")}
+    roots, start, depth = [], 0, 0
+    for (predictor,) in model._predictors:
+        nodes = predictor.nodes
+        own = np.arange(len(nodes))
+        leaf = nodes["is_leaf"].astype(bool)
+        depth = max(depth, int(nodes["depth"].max()))
+        roots.append(start)
+        parts["feature"].append(np.where(leaf, 0, nodes["feature_idx"]))
+        parts["threshold"].append(np.where(leaf, 0.0, nodes["num_threshold"]))
+        parts["missing"].append(nodes["missing_go_to_left"])
+        parts["left"].append(start + np.where(leaf, own, nodes["left"]))
+        parts["right"].append(start + np.where(leaf, own, nodes["right"]))
+        parts["value"].append(np.where(leaf, nodes["value"], 0.0))
+        start += len(nodes)
+    joined = {name: np.concatenate(arrays) for name, arrays in parts.items()}
+    return Forest(
+        feature=joined["feature"].astype(np.int32),
+        threshold=joined["threshold"].astype(np.float64),
+        missing_left=joined["missing"].astype(np.int32),
+        left=joined["left"].astype(np.int32),
+        right=joined["right"].astype(np.int32),
+        value=joined["value"].astype(np.float64),
+        roots=np.array(roots, dtype=np.int32),
+        base=float(model._baseline_prediction.item()),
+        depth=depth,
+    )
+
+
+def fit_target(rows: Array, target: Array, groups: Sequence[str], weights: Array) -> Fitted:
+    """Fit one target.
+
+    Args:
+        rows: [cases, evidence], NaN for unknown.
+        target: [cases], nats.
+        groups: The run of each case: errors are measured on runs that were not fitted to.
+        weights: Of each case.
+    """
+    out = np.zeros(len(target))
+    for inside, held in GroupKFold(FOLDS).split(rows, groups=groups):
+        out[held] = _fit("mean", rows[inside], target[inside], weights[inside]).predict(rows[held])
+    errors = np.abs(target - out)
+    held_errors = np.zeros(len(target))
+    for inside, held in GroupKFold(FOLDS).split(rows, groups=groups):
+        held_errors[held] = _fit("error", rows[inside], errors[inside], weights[inside]).predict(rows[held])
+    scale = float(np.quantile(errors / np.maximum(held_errors, SMALLEST_WIDTH), COVERAGE))
+    return Fitted(
+        to_forest(_fit("mean", rows, target, weights)), to_forest(_fit("error", rows, errors, weights)), scale
+    )
+
+
+def fit(cases: Sequence[TrainingCase], version: str, about: dict[str, Any]) -> FittedEstimator:
+    """Fit an estimator to cases, of which each target uses those that have it."""
+    names = tuple(cases[0].evidence)
+    weights = balanced(cases)
+    models = {}
+    for target in (GAIN, NEAR):
+        known = [(case, weight) for case, weight in zip(cases, weights, strict=True) if target in case.targets]
+        models[target] = fit_target(
+            np.array([as_row(case.evidence, names) for case, _ in known]),
+            np.array([case.targets[target] for case, _ in known]),
+            [case.run for case, _ in known],
+            np.array([weight for _, weight in known]),
+        )
+    return FittedEstimator(version, names, models, about)
+
+
+def balanced(cases: Sequence[TrainingCase]) -> list[float]:
+    """Return a weight for each case, so that every task weighs alike; their mean is 1."""
+    counts = Counter(case.task for case in cases)
+    return [len(cases) / (len(counts) * counts[case.task]) for case in cases]
+
+
+def _fit(kind: str, rows: Array, target: Array, weights: Array) -> HistGradientBoostingRegressor:
+    return HistGradientBoostingRegressor(random_state=0, **SETTINGS[kind]).fit(rows, target, sample_weight=weights)

@@ -1,0 +1,64 @@
+"""More hosts to fit the estimator to: multilayer perceptrons of several shapes on the reference tasks' data.
+
+They are cheap to train, and they differ in what the estimator must not depend on: width, depth, activation, how much
+the data is noisy, and how soon the network overfits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
+
+from torch import nn
+
+from tamiyo.host.reference.tasks import Split, Task, load_task
+
+STEPS = 1200
+"""Length of a run of these hosts."""
+
+
+def perceptron(inputs: int, widths: tuple[int, ...], activation: type[nn.Module] = nn.ReLU) -> Callable[[], nn.Module]:
+    """Return what makes a perceptron of `widths` hidden layers on flattened `inputs`, with ten classes."""
+
+    def make() -> nn.Module:
+        layers: list[nn.Module] = [nn.Flatten()]
+        before = inputs
+        for width in widths:
+            layers += [nn.Linear(before, width), activation()]
+            before = width
+        return nn.Sequential(*layers, nn.Linear(before, 10))
+
+    return make
+
+
+def _first(task: Task, samples: int) -> Split:
+    return task.train.take(0, samples)
+
+
+HOSTS: dict[str, Callable[[], Task]] = {
+    "digits_deep": lambda: _host("digits", perceptron(64, (6, 6, 6, 6)), learning_rate=3e-3),
+    "digits_clean": lambda: _host("digits", perceptron(64, (4, 4)), noise=0.0),
+    "digits_wide": lambda: _host("digits", perceptron(64, (16, 12), nn.Tanh)),
+    "mnist1d_flat": lambda: _host("mnist1d", perceptron(40, (8, 8)), learning_rate=3e-3),
+    "mnist1d_gelu": lambda: _host("mnist1d", perceptron(40, (12, 8, 6), nn.GELU), learning_rate=2e-3),
+    "mnist5k_flat": lambda: _host("mnist5k", perceptron(784, (4, 6)), learning_rate=2e-3),
+    "mnist5k_few": lambda: replace(
+        _host("mnist5k", perceptron(784, (5, 5, 5)), learning_rate=3e-3), train=_first(load_task("mnist5k"), 900)
+    ),
+}
+"""By name."""
+
+
+@cache
+def lab_task(name: str) -> Task:
+    """Return a task of the laboratory: one of these hosts, or a reference task; raises DatasetError if unknown."""
+    return replace(HOSTS[name](), name=name, steps=STEPS) if name in HOSTS else load_task(name)
+
+
+def _host(
+    data: str, network: Callable[[], nn.Module], *, learning_rate: float = 2e-3, noise: float | None = None
+) -> Task:
+    task = load_task(data)
+    noise = task.noise if noise is None else noise
+    return replace(task, make_network=network, learning_rate=learning_rate, noise=noise)

@@ -1,0 +1,221 @@
+"""Runs with their twins, in parallel and resumable: what the reward's estimator is fitted to and judged by.
+
+Each run is one Parquet file: its rows are the records that the rewards stage read, in order, and its metadata has the
+run's curve and the curves of its branches. A finished file is not made again.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from dataclasses import asdict, dataclass, field
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, Self
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from tamiyo.evaluation.lab.baselines import Baseline, Never, Random, baseline
+from tamiyo.evaluation.lab.run import Run, RunResult, RunSpec
+from tamiyo.evaluation.lab.twins import twin
+from tamiyo.models.behaviour import Choice
+from tamiyo.schemas.analysis import ModelGraph
+from tamiyo.schemas.codec import decode
+from tamiyo.schemas.files import write_atomically
+from tamiyo.schemas.identity import decision_id, sampling_seed
+from tamiyo.schemas.topics import BY_NAME, DECISIONS, GRAPHS, OUTCOMES, WINDOWS, Topic
+
+LOGGED = (GRAPHS, DECISIONS, OUTCOMES, WINDOWS)
+"""What the rewards stage reads."""
+
+ALONE = "alone"
+"""The branch without the decision and with no later adaptation."""
+UNDER_POLICY = "under_policy"
+"""The branch without the decision that goes on under the run's policy."""
+REPEATED_WITH = "repeated_with"
+REPEATED_WITHOUT = "repeated_without"
+"""With and without the decision, no later adaptation, on another order of the data from there on."""
+
+REORDERED = 1_000_003
+"""Added to a run's seed for another order of the data."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One run to make."""
+
+    task: str
+    policy: str
+    """Name of a baseline; `random:0.3` is random traffic at that rate."""
+    seed: int
+    alone: float = 1.0
+    """Share of the decisions whose branch without later adaptations is trained."""
+    under_policy: float = 0.0
+    """Share of the decisions whose branch under the same policy is trained."""
+    repeated: float = 0.0
+    """Share of the decisions whose effect is measured again on another order of the data."""
+    steps: int = 0
+    """Length of the run; 0: as the task recommends."""
+
+    @property
+    def name(self) -> str:
+        """Name of the run's file."""
+        return f"{self.task}-{self.policy.replace(':', '_')}-{self.seed}"
+
+    def make_policy(self) -> Baseline:
+        """Return the policy."""
+        if self.policy.startswith("random:"):
+            return Random(float(self.policy.removeprefix("random:")))
+        return baseline(self.policy)
+
+
+@dataclass(frozen=True, slots=True)
+class Branch:
+    """A twin that left its run at a decision."""
+
+    decision_id: str
+    kind: str
+    result: RunResult
+
+
+@dataclass(frozen=True, slots=True)
+class Traffic:
+    """A run, its branches, and what the rewards stage read of it."""
+
+    job: Job
+    result: RunResult
+    branches: list[Branch] = field(default_factory=list)
+    log: list[tuple[str, bytes]] = field(default_factory=list)
+    """Topic and record, in order."""
+
+    def records(self) -> Iterator[tuple[Topic, Any]]:
+        """Yield the logged records, decoded."""
+        for name, data in self.log:
+            topic = BY_NAME[name]
+            yield topic, decode(data, topic.record)
+
+    def branch(self, decision: str, kind: str) -> RunResult | None:
+        """Return the result of a decision's branch; None if it was not trained."""
+        return next((b.result for b in self.branches if (b.decision_id, b.kind) == (decision, kind)), None)
+
+    def save(self, path: Path) -> None:
+        """Write the file, whole or not at all."""
+        about = {
+            "job": asdict(self.job),
+            "result": self.result.to_dict(),
+            "branches": [{**asdict(b), "result": b.result.to_dict()} for b in self.branches],
+        }
+        schema = pa.schema([("topic", pa.string()), ("record", pa.binary())], metadata={"tamiyo": json.dumps(about)})
+        table = pa.table([[t for t, _ in self.log], [d for _, d in self.log]], schema=schema)
+        sink = pa.BufferOutputStream()
+        pq.write_table(table, sink, compression="zstd")
+        write_atomically(path, sink.getvalue().to_pybytes())
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Read a file that `save` wrote."""
+        table = pq.read_table(path)
+        about = json.loads(table.schema.metadata[b"tamiyo"])
+        branches = [Branch(b["decision_id"], b["kind"], RunResult.from_dict(b["result"])) for b in about["branches"]]
+        log = list(zip(table["topic"].to_pylist(), table["record"].to_pylist(), strict=True))
+        return cls(Job(**about["job"]), RunResult.from_dict(about["result"]), branches, log)
+
+
+def make(job: Job) -> Traffic:
+    """Make one run with its branches."""
+    log: list[tuple[str, bytes]] = []
+    branches: list[Branch] = []
+
+    def observe(topic: Topic, record: Any, data: bytes) -> None:
+        if topic in LOGGED:
+            log.append((topic.name, data))
+
+    rule = {"rewards": {"estimator": "rule"}}  # rewards do not influence a run, and an estimator is fitted to this
+    with Run(RunSpec(job.task, job.seed, job.steps), job.make_policy(), settings=rule, observer=observe) as run:
+        while (graph := run.advance()) is not None:
+            choice = run.pipeline.choose(graph)
+            if choice.index != 0:
+                branches += _branches(job, run, graph, choice)
+            run.decide(choice)
+        return Traffic(job, run.result(), branches, log)
+
+
+def _branches(job: Job, run: Run, graph: ModelGraph, choice: Choice) -> Iterator[Branch]:
+    name = decision_id(graph.graph_id)
+    compute = run.plain_compute
+    draw = (sampling_seed(name) % 10_000) / 10_000  # the same decisions for every share
+    if draw < job.alone:
+        yield Branch(name, ALONE, twin(run, policy=Never(), compute=compute))
+    if draw < job.under_policy:
+        yield Branch(name, UNDER_POLICY, twin(run))
+    if draw < job.repeated:
+        reordered = job.seed + REORDERED
+        yield Branch(name, REPEATED_WITH, twin(run, choice, policy=Never(), compute=compute, data_seed=reordered))
+        yield Branch(name, REPEATED_WITHOUT, twin(run, policy=Never(), compute=compute, data_seed=reordered))
+
+
+def missing(jobs: Iterable[Job], folder: Path) -> list[Job]:
+    """Return the jobs whose file does not exist yet."""
+    return [job for job in jobs if not _path(folder, job).exists()]
+
+
+def load(folder: Path, jobs: Iterable[Job] | None = None) -> Iterator[Traffic]:
+    """Yield the runs of a folder: those of `jobs` that exist, or all, by name."""
+    paths = sorted(folder.glob("*.parquet")) if jobs is None else [_path(folder, job) for job in jobs]
+    for path in paths:
+        if path.exists():
+            yield Traffic.load(path)
+
+
+def generate(jobs: Iterable[Job], folder: Path, workers: int, on_done: Callable[[Job, Exception | None], None]) -> None:
+    """Make the missing runs in `workers` processes; Ctrl-C keeps what is finished.
+
+    Args:
+        jobs: The runs.
+        folder: Where their files are.
+        workers: Processes, one core each.
+        on_done: Called after each run, with the error if it failed; the other runs go on.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    todo = missing(jobs, folder)
+    if workers == 1:
+        for job in todo:
+            on_done(job, _make_file(job, folder))
+        return
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        try:
+            pending = {pool.submit(_make_file, job, folder): job for job in todo}
+            while pending:
+                for future in wait(pending, return_when=FIRST_COMPLETED).done:
+                    on_done(pending.pop(future), future.result())
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _make_file(job: Job, folder: Path) -> Exception | None:
+    """Make a run and write its file; return the error instead of raising it."""
+    quieten()
+    try:
+        make(job).save(_path(folder, job))
+    except Exception as error:
+        return RuntimeError(f"{job.name}: {type(error).__name__}: {error}")
+    return None
+
+
+def quieten() -> None:
+    """Keep one torch thread, and log errors only: a run logs every decision."""
+    import logging
+
+    import structlog
+
+    torch.set_num_threads(1)
+    logging.getLogger("tamiyo").setLevel(logging.ERROR)
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
+
+
+def _path(folder: Path, job: Job) -> Path:
+    return folder / f"{job.name}.parquet"

@@ -1,0 +1,223 @@
+"""What is known about an executed adaptation at a moment after it: the inputs of the reward's estimator.
+
+Every value is free of the task's scale where it can be: losses enter as logarithms and ratios, times as shares of the
+planned run, parameters as shares of the budget. NaN means unknown, which is not zero.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median
+
+import numpy as np
+import numpy.typing as npt
+
+from tamiyo.models.features import global_value, node_column
+from tamiyo.models.heuristic import UNKNOWN_WORTH, WORTH
+from tamiyo.schemas.adaptation import AdaptationDecision, AdaptationOutcome, DecisionType
+from tamiyo.schemas.analysis import ModelGraph
+from tamiyo.streams.stages.rewards.adaptation import ExecutedAdaptation
+from tamiyo.streams.stages.rewards.counterfactual import CounterfactualEstimator
+from tamiyo.streams.stages.rewards.projection import ProjectionEstimator
+from tamiyo.streams.stages.rewards.window_summary import WindowSummary
+
+UNKNOWN = math.nan
+SMALLEST_LOSS = 1e-6  # nats; below it a logarithm says nothing
+
+_AT_NODE = (
+    "growth_share", "log_growth_score", "growth_measured", "depth", "kernel_load", "active_share", "fossilized_share",
+    "dead_neuron_ratio", "avg_correlation", "log_update_ratio", "log_learning_rate_scale", "contribution_positive",
+    "contribution_negative",
+)  # fmt: skip
+_OF_NETWORK = (
+    "progress", "progress_known", "budget_left", "grown_share", "parameter_growth", "adapted", "loss_gap",
+    "validation_accuracy", "validation_loss_trend", "train_loss_trend", "log_layers", "windows_seen",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """An executed adaptation and what the run has shown since."""
+
+    decision: AdaptationDecision
+    graph: ModelGraph
+    """The graph it was decided on."""
+    outcome: AdaptationOutcome
+    adaptation: ExecutedAdaptation
+    windows: Sequence[WindowSummary]
+    """The run's windows in order, before and after it, up to now."""
+    later: Sequence[tuple[float, AdaptationOutcome]]
+    """Clock value and outcome of each adaptation executed after it, up to now."""
+    span_start: float
+    """Clock value at which the span being judged begins."""
+    now: float
+    """Clock value up to which the run is known: the end of the span, or of the run."""
+    ended: bool
+    """Whether the run has ended."""
+    baseline_windows: int
+    twin: float | None = None
+    """Gain measured by a shadow twin on the host, in log loss; None: not measured."""
+
+    @property
+    def before(self) -> list[WindowSummary]:
+        """The last windows before the adaptation, to which trends are fitted."""
+        return [w for w in self.windows if w.end <= self.adaptation.effective_at][-self.baseline_windows :]
+
+    @property
+    def after(self) -> list[WindowSummary]:
+        """The windows since the adaptation whose middle lies before `now`."""
+        return [w for w in self.windows if w.start >= self.adaptation.effective_at and w.middle < self.now]
+
+    @property
+    def inside(self) -> list[WindowSummary]:
+        """Those of them in the span being judged."""
+        return [w for w in self.after if w.middle >= self.span_start]
+
+
+def evidence(case: Case) -> dict[str, float]:
+    """Return the estimator's inputs by name, in the order of `NAMES`; NaN where unknown."""
+    values = {**_what(case), **_where(case), **_before(case), **_since(case)}
+    return {name: float(value) for name, value in values.items()}
+
+
+def as_row(values: Mapping[str, float], names: Sequence[str]) -> npt.NDArray[np.float64]:
+    """Return the inputs `names` as float64 [names]; one that this release does not compute is NaN."""
+    return np.array([values.get(name, UNKNOWN) for name in names])
+
+
+def _what(case: Case) -> dict[str, float]:
+    """Describe the adaptation itself."""
+    decision, graph = case.decision, case.graph
+    kinds = {f"is_{kind.value.split('_')[0]}": float(decision.type == kind) for kind in DecisionType if kind != "no_op"}
+    load = decision.type == DecisionType.LOAD_KERNEL
+    added = case.adaptation.parameters_added
+    flops, all_flops = 0.0, 0.0
+    if load and decision.layer_id in graph.layer_id:
+        offers = graph.offers[graph.layer_id.index(decision.layer_id)]
+        flops = float(next((o.flops for o in offers if o.name == decision.blueprint), 0))
+        all_flops = float(max((o.flops for node in graph.offers for o in node), default=0))
+    return {
+        **kinds,
+        "blueprint_worth": WORTH.get(decision.blueprint or "", UNKNOWN_WORTH) if load else 0.0,
+        "log_parameters_added": math.copysign(math.log1p(abs(added)), added),
+        "parameters_share": added / max(graph.parameter_budget, 1),
+        "flops_share": flops / all_flops if all_flops else 0.0,
+        "confidence": 1.0 - decision.uncertainty,
+    }
+
+
+def _where(case: Case) -> dict[str, float]:
+    """Describe the layer and the network at the decision."""
+    graph, layer = case.graph, case.decision.layer_id
+    node = graph.layer_id.index(layer) if layer in graph.layer_id else None
+    values = {f"layer_{name}": _at(graph, name, node) for name in _AT_NODE}
+    values |= {f"run_{name}": global_value(graph, name) for name in _OF_NETWORK}
+    values["layer_is_output"] = float(node is not None and node not in graph.edge_source)
+    values["layer_is_input"] = float(node is not None and node not in graph.edge_target)
+    score = node_column(graph, "growth_share")
+    values["layer_growth_rank"] = UNKNOWN if node is None else float((score > score[node]).sum())
+    for name in ("train_loss", "validation_loss"):
+        loss = graph.model_metrics.get(name)
+        values[f"run_log_{name}"] = UNKNOWN if loss is None else math.log(max(loss, SMALLEST_LOSS))
+    return values
+
+
+def _before(case: Case) -> dict[str, float]:
+    """Describe the trend before the adaptation."""
+    before = case.before
+    values = {"windows_before": float(len(before))}
+    for series in ("train_loss", "validation_loss"):
+        logs = _logs(before, series)
+        values[f"fall_before_{series}"] = logs[0] - logs[-1] if len(logs) > 1 else UNKNOWN
+        values[f"last_fall_{series}"] = logs[-2] - logs[-1] if len(logs) > 1 else UNKNOWN
+    layer = case.decision.layer_id or ""
+    found = [w.contribution[layer] for w in before if w.contribution and layer in w.contribution]
+    loss = _last(before, "validation_loss") or _last(before, "train_loss")
+    values["contribution_before"] = found[-1] / max(loss, SMALLEST_LOSS) if found and loss else UNKNOWN
+    return values
+
+
+def _since(case: Case) -> dict[str, float]:
+    """Describe what the run has shown since the adaptation."""
+    at, now = case.adaptation.effective_at, case.now
+    before, after = case.before, case.after
+    planned = _planned(case)
+    counterfactual = CounterfactualEstimator(case.adaptation, before)
+    projection = ProjectionEstimator(case.adaptation, before, counterfactual)
+    half = after[len(after) // 2 :]
+    removed = [
+        p for p, o in case.later if o.layer_id == case.decision.layer_id and o.type == DecisionType.UNLOAD_KERNEL
+    ]
+    loads = [p for p, o in case.later if o.type == DecisionType.LOAD_KERNEL]
+    values = {
+        "elapsed_share": (now - at) / planned,
+        "remaining_share": max(0.0, 1.0 - now / planned),
+        "ended": float(case.ended),
+        "windows_after": float(len(after)),
+        "kept_share": (min(removed, default=now) - at) / max(now - at, 1.0),
+        "removed": float(bool(removed)),
+        "alone_share": (min(case.adaptation.next_adaptation_at, now) - at) / max(now - at, 1.0),
+        "later_loads": float(len(loads)),
+        "later_adaptations": float(len(case.later)),
+    }
+    for name, part in (("all", after), ("late", half), ("last", after[-2:])):
+        for kind, estimator in (("projected", projection), ("gated", counterfactual)):
+            gain = estimator.gain(part)
+            values[f"{kind}_{name}"] = UNKNOWN if gain is None else gain.value
+    alone = [w for w in after if w.end <= case.adaptation.next_adaptation_at]
+    gain = projection.gain(alone)
+    values["projected_alone"] = UNKNOWN if gain is None else gain.value
+    values["share_last"] = _share(counterfactual, after)
+    for series in ("train_loss", "validation_loss"):
+        old, new = _logs(before[-2:], series), _logs(after, series)
+        values[f"fall_since_{series}"] = median(old) - median(new[-2:]) if old and new else UNKNOWN
+        values[f"best_fall_{series}"] = median(old) - min(new) if old and new else UNKNOWN
+        alone_logs = _logs(alone, series)
+        values[f"fall_alone_{series}"] = median(old) - median(alone_logs[-2:]) if old and alone_logs else UNKNOWN
+    values["slower"] = _slower(before, alone)
+    values["loss_change_at_once"] = _at_once(case.outcome)
+    values["twin"] = UNKNOWN if case.twin is None else case.twin
+    return values
+
+
+def _share(counterfactual: CounterfactualEstimator, after: Sequence[WindowSummary]) -> float:
+    shares = [share for w in after if (share := counterfactual.share(w)) is not None]
+    return shares[-1] if shares else UNKNOWN
+
+
+def _planned(case: Case) -> float:
+    """Return the planned length of the run on its clock, or twice what it has reached if it is unknown."""
+    progress = global_value(case.graph, "progress")
+    if progress > 0:
+        position = case.adaptation.effective_at - (case.outcome.step - case.graph.step)
+        return max(position / progress, case.now)
+    return 2.0 * max(case.now, 1.0)
+
+
+def _slower(before: Sequence[WindowSummary], after: Sequence[WindowSummary]) -> float:
+    old = [w.step_time_ms for w in before if w.step_time_ms is not None]
+    new = [w.step_time_ms for w in after if w.step_time_ms is not None]
+    return median(new) / median(old) - 1.0 if old and new else UNKNOWN
+
+
+def _at_once(outcome: AdaptationOutcome) -> float:
+    before, after = outcome.before.get("loss"), outcome.after.get("loss")
+    if not before or not after or before <= 0 or after <= 0:
+        return UNKNOWN
+    return math.log(before / after)
+
+
+def _at(graph: ModelGraph, name: str, node: int | None) -> float:
+    return UNKNOWN if node is None else float(node_column(graph, name)[node])
+
+
+def _logs(windows: Sequence[WindowSummary], series: str) -> list[float]:
+    losses = [getattr(w, series) for w in windows]
+    return [math.log(max(loss, SMALLEST_LOSS)) for loss in losses if loss is not None]
+
+
+def _last(windows: Sequence[WindowSummary], series: str) -> float | None:
+    found = [value for w in windows if (value := getattr(w, series)) is not None]
+    return found[-1] if found else None

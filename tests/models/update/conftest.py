@@ -1,0 +1,13 @@
+import pytest
+
+from tamiyo.models.update import Updater
+from tests.models.update.updates import settings, update
+from tests.support.experiences import small_policy
+
+
+@pytest.fixture
+def updater():
+    """After one accepted update, so that the optimiser has moments and the average differs from the policy."""
+    made = Updater(small_policy(), settings())
+    update(made)
+    return made

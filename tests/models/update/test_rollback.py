@@ -1,0 +1,114 @@
+"""What rolls an update back, and that nothing of it stays."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from tamiyo.models.update import Updater
+from tamiyo.schemas.errors import UpdateRejected
+from tests.models.update.updates import COUNT, EXAMPLES, everything, same, settings, update
+from tests.support.experiences import make_example, small_policy
+
+
+def with_a_broken_gradient(updater, monkeypatch):
+    updater.policy.encoder.weight.register_hook(lambda gradient: gradient * math.nan)
+    return EXAMPLES
+
+
+def with_a_reward_of_nan(updater, monkeypatch):
+    return [replace(each, reward=math.nan) for each in EXAMPLES]
+
+
+def with_a_loss_bound(updater, monkeypatch):
+    updater.settings = settings(max_loss=1e-9)
+    return EXAMPLES
+
+
+def with_a_kl_bound(updater, monkeypatch):
+    updater.settings = settings(target_kl=1e9, max_kl=1e-9)
+    return EXAMPLES
+
+
+def with_an_entropy_floor(updater, monkeypatch):
+    # Only what is likeliest already is worth anything: learning makes the policy surer.
+    updater.settings = settings(entropy_floor=50.0, ent_coef=0, safety_coef=0)
+    likeliest = int(torch.argmax(updater.policy(EXAMPLES[0].graph).logits))
+    return [
+        make_example(number, action=likeliest if number % 2 else 4, reward=0.8 if number % 2 else -0.8)
+        for number in range(COUNT)
+    ]
+
+
+def with_weights_of_nan(updater, monkeypatch):
+    step = updater.optimizer.step
+
+    def broken():
+        step()
+        with torch.no_grad():
+            updater.policy.value[0].bias[0] = math.nan
+
+    monkeypatch.setattr(updater.optimizer, "step", broken)
+    updater.settings = settings(update_epochs=1, minibatch_size=COUNT)
+    return EXAMPLES
+
+
+def with_an_output_that_overflows(updater, monkeypatch):
+    for group in updater.optimizer.param_groups:
+        group["lr"] = 1e30
+    updater.settings = settings(update_epochs=1, minibatch_size=COUNT)
+    return EXAMPLES
+
+
+def without_confidence(updater, monkeypatch):
+    return [replace(each, confidence=0.0) for each in EXAMPLES]
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (with_a_reward_of_nan, "all 6 minibatches had a loss that was above 50.0 or not finite"),
+        (with_a_broken_gradient, "all 6 minibatches"),
+        (with_a_loss_bound, "all 6 minibatches had a loss that was above 1e-09"),
+        (with_a_kl_bound, "nats, more than the limit of 1e-09"),
+        (with_an_entropy_floor, "the entropy fell from"),
+        (with_weights_of_nan, "weights are not finite"),
+        (with_an_output_that_overflows, "output is not finite"),
+        (without_confidence, "no experience of the batch has a confidence above 0"),
+    ],
+)
+def test_a_bad_update_is_rolled_back_completely(updater, monkeypatch, damage, reason):
+    examples = damage(updater, monkeypatch)
+    before = everything(updater)
+    with pytest.raises(UpdateRejected, match=reason):
+        update(updater, examples, version=1)
+    assert same(everything(updater), before)
+    assert not updater.policy.training
+
+
+def test_after_a_rollback_learning_continues_as_if_it_had_not_been():
+    one, other = (Updater(small_policy(), settings()) for _ in range(2))
+    for each in (one, other):
+        update(each)
+    with pytest.raises(UpdateRejected):
+        update(one, [replace(each, reward=math.nan) for each in EXAMPLES])
+    for each in (one, other):
+        update(each, version=1, seed=1)
+    assert same(everything(one), everything(other))
+
+
+def test_a_heuristic_below_the_floor_may_learn_as_long_as_it_does_not_lose_entropy():
+    # With the entropy bonus alone the entropy rises, though it stays below a floor that nothing could reach.
+    made = Updater(small_policy(), settings(entropy_floor=50.0, ent_coef=5.0, clip_coef=1e-6))
+    before = entropy(made.policy)
+    found = update(made, [replace(each, choices=1) for each in EXAMPLES])
+    assert before < found.metrics["losses/entropy_after"] < 50.0
+    assert found.metrics["losses/entropy_after"] == pytest.approx(entropy(made.policy), abs=1e-5)
+
+
+def entropy(policy):
+    with torch.no_grad():
+        logits = [policy(each.graph).logits[each.graph.mask] for each in EXAMPLES]
+    return float(np.mean([torch.distributions.Categorical(logits=each).entropy() for each in logits]))
