@@ -37,10 +37,10 @@ def _first(task: Task, samples: int) -> Split:
 
 
 HOSTS: dict[str, Callable[[], Task]] = {
-    "digits_deep": lambda: _host("digits", perceptron(64, (6, 6, 6, 6)), learning_rate=3e-3),
-    "digits_clean": lambda: _host("digits", perceptron(64, (4, 4)), noise=0.0),
-    "digits_wide": lambda: _host("digits", perceptron(64, (16, 12), nn.Tanh)),
-    "mnist1d_flat": lambda: _host("mnist1d", perceptron(40, (8, 8)), learning_rate=3e-3),
+    "digits_deep": lambda: _host("digits", perceptron(64, (6, 6, 6, 6)), learning_rate=6e-3),
+    "digits_clean": lambda: _host("digits", perceptron(64, (4, 4)), learning_rate=1e-2, noise=0.0),
+    "digits_wide": lambda: _host("digits", perceptron(64, (16, 12), nn.Tanh), learning_rate=5e-3),
+    "mnist1d_flat": lambda: _host("mnist1d", perceptron(40, (8, 8)), learning_rate=6e-3),
     "mnist1d_gelu": lambda: _host("mnist1d", perceptron(40, (12, 8, 6), nn.GELU), learning_rate=2e-3),
     "mnist5k_flat": lambda: _host("mnist5k", perceptron(784, (4, 6)), learning_rate=2e-3),
     "mnist5k_few": lambda: replace(

@@ -195,7 +195,8 @@ class Run:
         """Decide on the waiting graph: as the policy chooses, unless `choice` is given."""
         graph = self.graph
         assert graph is not None, "no graph waits for a decision"
-        self.pipeline.decide(choice or self.pipeline.choose(graph))
+        with self.clock.stopped():  # policy and compiler run in other processes than the training
+            self.pipeline.decide(choice or self.pipeline.choose(graph))
 
     @property
     def plain_compute(self) -> float:

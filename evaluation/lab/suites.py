@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
+from tamiyo.evaluation.lab.hosts import HOSTS
 from tamiyo.evaluation.lab.traffic import Job
+from tamiyo.host.reference.tasks import HELD_OUT_TASKS, LAB_TASKS, TASKS
 
 FIT_SEED = 1000
 """First seed of the runs to which the estimator is fitted."""
 JUDGE_SEED = 5000
 """First seed of the runs by which it is judged."""
+
+LARGE_TASKS = tuple(task for task in LAB_TASKS if task not in TASKS)
+SMALL_TASKS = (*HOSTS, *TASKS)
+CHEAP_TASKS = ("digits", *(host for host in HOSTS if host.startswith("digits")))
+SMALL_SEEDS = 16
+LARGE_SEEDS = 4
 
 ADVERSARIAL = ("pump", "at_once", "cheapest")
 
@@ -21,9 +30,7 @@ def exploration(tasks: Iterable[str], seeds: int, *, first: int = FIT_SEED, step
     for index in range(seeds):
         for task in names:
             seed = first + index
-            jobs.append(
-                Job(task, f"random:{(0.08, 0.2, 0.4)[index % 3]}", seed, under_policy=0.2, repeated=0.05, steps=steps)
-            )
+            jobs.append(Job(task, f"random:{(0.08, 0.2, 0.4)[index % 3]}", seed, steps=steps))
             other = ("heuristic", "at_once", "cheapest", "pump")[index % 4]
             jobs.append(Job(task, other, seed, alone=0.4 if other == "pump" else 0.7, steps=steps))
     return jobs
@@ -38,3 +45,27 @@ def judgement(tasks: Iterable[str], seeds: int, *, first: int = JUDGE_SEED) -> l
             jobs += [Job(task, policy, seed, under_policy=0.5, repeated=0.2) for policy in ("random:0.2", "heuristic")]
             jobs += [Job(task, policy, seed, alone=0.0) for policy in ("never", *ADVERSARIAL)]
     return jobs
+
+
+def fitting_jobs() -> list[Job]:
+    """Return the runs to which the shipped estimator is fitted."""
+    small, large = exploration(SMALL_TASKS, SMALL_SEEDS), exploration(LARGE_TASKS, LARGE_SEEDS)
+    return [*small, *large]
+
+
+def judging_jobs() -> list[Job]:
+    """Return the runs by which it is judged: other seeds, and tasks that nothing is fitted to."""
+    return [
+        *judgement(LARGE_TASKS, 4),
+        *judgement(HELD_OUT_TASKS, 6),
+        *judgement(HOSTS, 6),
+        *judgement(TASKS, 20),
+    ]
+
+
+def sample_jobs(decisions: Iterable[Mapping[str, Any]], count: int) -> list[Job]:
+    """Return `count` of the judged runs that are cheap to make again, spread over tasks."""
+    cheap = [job for job in judging_jobs() if job.task in CHEAP_TASKS and job.policy in ("random:0.2", "heuristic")]
+    judged = {(row["task"], row["policy"], row["seed"]) for row in decisions}
+    found = [job for job in cheap if (job.task, job.policy, job.seed) in judged]
+    return found[:: max(1, len(found) // max(count, 1))][:count]

@@ -170,8 +170,8 @@ def load(folder: Path, jobs: Iterable[Job] | None = None) -> Iterator[Traffic]:
             yield Traffic.load(path)
 
 
-def generate(jobs: Iterable[Job], folder: Path, workers: int, on_done: Callable[[Job, Exception | None], None]) -> None:
-    """Make the missing runs in `workers` processes; Ctrl-C keeps what is finished.
+def generate(jobs: Iterable[Job], folder: Path, workers: int, on_done: Callable[[Job, Exception | None], None]) -> int:
+    """Make the missing runs in `workers` processes, and return how many there were; Ctrl-C keeps what is finished.
 
     Args:
         jobs: The runs.
@@ -184,7 +184,7 @@ def generate(jobs: Iterable[Job], folder: Path, workers: int, on_done: Callable[
     if workers == 1:
         for job in todo:
             on_done(job, _make_file(job, folder))
-        return
+        return len(todo)
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
         try:
             pending = {pool.submit(_make_file, job, folder): job for job in todo}
@@ -194,6 +194,7 @@ def generate(jobs: Iterable[Job], folder: Path, workers: int, on_done: Callable[
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
+    return len(todo)
 
 
 def _make_file(job: Job, folder: Path) -> Exception | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from statistics import median
+from statistics import linear_regression, median
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +24,8 @@ from tamiyo.streams.stages.rewards.projection import ProjectionEstimator
 from tamiyo.streams.stages.rewards.window_summary import WindowSummary
 
 UNKNOWN = math.nan
+FALL_WINDOWS = 6  # whose slope is the present one
+MIN_POINTS = 3
 SMALLEST_LOSS = 1e-6  # nats; below it a logarithm says nothing
 
 _AT_NODE = (
@@ -177,9 +179,57 @@ def _since(case: Case) -> dict[str, float]:
         alone_logs = _logs(alone, series)
         values[f"fall_alone_{series}"] = median(old) - median(alone_logs[-2:]) if old and alone_logs else UNKNOWN
     values["slower"] = _slower(before, alone)
+    values |= _compute(case, planned)
     values["loss_change_at_once"] = _at_once(case.outcome)
     values["twin"] = UNKNOWN if case.twin is None else case.twin
     return values
+
+
+def _compute(case: Case, planned: float) -> dict[str, float]:
+    """Describe what the adaptation costs in time, and what that costs in loss while the loss still falls.
+
+    Latencies are measured in pairs, as a multiple of the forward pass without any kernel, which a busy neighbour does
+    not bend. A run pays for a slower step with training that it no longer does: the slope of the log loss times the
+    steps lost of those that remain.
+    """
+    before, after = case.before, case.after
+    old = _last_known([_multiple(w) for w in before], 1.0)
+    new = _last_known([_multiple(w) for w in after if w.end <= case.adaptation.next_adaptation_at], UNKNOWN)
+    now = _last_known([_multiple(w) for w in after], new)
+    at = case.adaptation.effective_at
+    left = max(0.0, 1.0 - at * (1.0 + old) / 2 / planned)  # of the compute that a run without kernels would take
+    falls = {"before": _slope(before), "since": _slope(after[-FALL_WINDOWS:])}
+    lost = 1.0 - old / new if new > 0 else UNKNOWN
+    return {
+        "latency_before": old,
+        "latency_after": new,
+        "latency_now": now,
+        "compute_left": left,
+        "compute_left_now": max(0.0, left - (case.now - at) * (new if new > 0 else old) / planned),
+        **{f"fall_ahead_{name}": fall * left * planned / old for name, fall in falls.items()},
+        **{f"fall_lost_{name}": fall * left * planned / old * lost for name, fall in falls.items()},
+    }
+
+
+def _multiple(window: WindowSummary) -> float:
+    """Return the forward pass with kernels / without, over the layers measured; NaN if none was."""
+    base = sum((window.base_latency_ms or {}).values())
+    return 1.0 + sum((window.kernel_latency_ms or {}).values()) / base if base > 0 else UNKNOWN
+
+
+def _slope(windows: Sequence[WindowSummary]) -> float:
+    """Return the fall of the log held-out loss a clock unit over the last windows, else of the training loss."""
+    for series in ("validation_loss", "train_loss"):
+        points = [(w.middle, math.log(max(v, SMALLEST_LOSS))) for w in windows if (v := getattr(w, series)) is not None]
+        points = points[-FALL_WINDOWS:]
+        if len(points) >= MIN_POINTS:
+            return -linear_regression([t for t, _ in points], [y for _, y in points]).slope
+    return UNKNOWN
+
+
+def _last_known(values: Sequence[float], default: float) -> float:
+    known = [value for value in values if not math.isnan(value)]
+    return known[-1] if known else default
 
 
 def _share(counterfactual: CounterfactualEstimator, after: Sequence[WindowSummary]) -> float:

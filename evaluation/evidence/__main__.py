@@ -1,0 +1,135 @@
+"""`make evidence`: what is shown about the reward, from runs and their twins, with the figures and the page.
+
+By default, a few of the committed runs are made again and compared, and tables and figures are written from the
+committed rows: some minutes. With `--full`, all runs are made, the estimator is fitted to those set apart for it, and
+the rows are written anew: hours, resumable.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from tamiyo.evaluation.common.report import require_folder, write_report
+from tamiyo.evaluation.evidence import figures, page, reward
+from tamiyo.evaluation.lab.fit import fit
+from tamiyo.evaluation.lab.judge import judge, rows, training_cases
+from tamiyo.evaluation.lab.suites import fitting_jobs, judging_jobs, sample_jobs
+from tamiyo.evaluation.lab.traffic import Job, generate, load, make, quieten
+from tamiyo.schemas.files import write_atomically
+from tamiyo.streams.stages.rewards.fitted import BUILTIN, load_fitted
+
+RESULTS = Path(__file__).parents[1] / "results"
+DOCS = Path(__file__).parents[2] / "docs"
+TOLERANCE = 1e-6
+"""Nats, within which a row made again counts as the same."""
+
+app = typer.Typer(add_completion=False, rich_markup_mode="rich")
+
+
+@app.command(
+    epilog="Examples:\n\n"
+    "  make evidence\n\n"
+    '  make evidence ARGS="--report evidence.json"\n\n'
+    '  make evidence ARGS="--full --folder traffic --workers 2"'
+)
+def main(
+    full: Annotated[bool, typer.Option("--full", help="Make all runs, fit the estimator: hours, resumable.")] = False,
+    folder: Annotated[Path, typer.Option(help="Where --full keeps its runs.")] = Path(".cache/evidence"),
+    workers: Annotated[int, typer.Option(min=1, max=256, help="Processes of --full, one core each.")] = 2,
+    report: Annotated[Path | None, typer.Option(help="Write everything as JSON to this file.")] = None,
+    sample: Annotated[int, typer.Option(min=0, max=1000, help="Committed runs to make again without --full.")] = 6,
+) -> None:
+    """Write docs/evidence.md with tables and figures on the reward, from runs and their twins."""
+    quieten()
+    require_folder(report)
+    console = Console()
+    if full:
+        _measure_all(folder, workers, console)
+    decisions = reward.read(RESULTS / reward.DECISIONS)
+    runs = reward.read(RESULTS / reward.RUNS)
+    estimator = load_fitted("builtin")
+    found: dict[str, Any] = {
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "fitted_to": estimator.about,
+        "reward": reward.report(decisions, runs, estimator.version),
+    }
+    if sample and not full:
+        found["reproduced"] = _reproduce(sample_jobs(decisions, sample), decisions, console)
+    figures.draw(decisions, runs, DOCS / "images")
+    page.write(DOCS / "evidence.md", found)
+    _print(found, console)
+    write_report(report, found, console)
+
+
+def _measure_all(folder: Path, workers: int, console: Console) -> None:
+    """Make all runs, fit the estimator and write the rows."""
+    fitting, judging = fitting_jobs(), judging_jobs()
+    _generate([*fitting, *judging], folder, workers, console)
+    with console.status("fitting the estimator"):
+        cases = [case for traffic in load(folder, fitting) for case in training_cases(traffic)]
+        decisions = len({(case.run, case.evidence["elapsed_share"]) for case in cases})
+        about = {"runs": len(fitting), "cases": len(cases), "moments": decisions}
+        version = time.strftime("fitted-%Y-%m-%d")
+        write_atomically(BUILTIN, fit(cases, version, about).save())
+        load_fitted.cache_clear()
+    with console.status("judging"):
+        decided, runs = reward.measure(folder, judging, load_fitted("builtin"))
+    reward.save(decided, RESULTS / reward.DECISIONS)
+    reward.save(runs, RESULTS / reward.RUNS)
+
+
+def _generate(jobs: list[Job], folder: Path, workers: int, console: Console) -> None:
+    failed: list[str] = []
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console) as progress:
+        bar = progress.add_task("training runs and twins", total=len(jobs))
+
+        def done(job: Job, error: Exception | None) -> None:
+            progress.advance(bar)
+            if error is not None:
+                failed.append(str(error))
+                progress.console.print(str(error), style="red", markup=False)
+
+        progress.advance(bar, len(jobs) - generate(jobs, folder, workers, done))
+    if failed:
+        raise typer.Exit(1)
+
+
+def _reproduce(jobs: list[Job], decisions: reward.Rows, console: Console) -> dict[str, int]:
+    """Make committed runs again; return how many of their rows came out the same."""
+    estimator = load_fitted("builtin")
+    same = total = 0
+    committed = {row["decision_id"]: row for row in decisions}
+    for job in jobs:
+        console.print(f"making {job.name} again", highlight=False)
+        for row in rows(judge(make(job), estimator)):
+            expected = committed.get(row["decision_id"])
+            total += 1
+            same += (
+                expected is not None
+                and abs(expected["true_gain"] - row["true_gain"]) <= TOLERANCE
+                and (abs(expected["gain"] - row["gain"]) <= TOLERANCE)
+            )
+    return {"rows": total, "same": same}
+
+
+def _print(found: dict[str, Any], console: Console) -> None:
+    console.print(page.summary(found), highlight=False, markup=False)
+
+
+if __name__ == "__main__":
+    app()

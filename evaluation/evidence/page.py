@@ -1,0 +1,115 @@
+"""Write the evidence into docs/evidence.md, between two marks; the rest of the page is written by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from tamiyo.evaluation.evidence.figures import GAINS, SUMS
+from tamiyo.evaluation.evidence.reward import BARS
+from tamiyo.schemas.files import write_atomically
+
+BEGIN = "<!-- begin: written by make evidence -->"
+END = "<!-- end: written by make evidence -->"
+
+
+def write(path: Path, found: Mapping[str, Any]) -> None:
+    """Replace what stands between the marks; raises ValueError if the page has none."""
+    text = path.read_text(encoding="utf-8")
+    before, marked, rest = text.partition(BEGIN)
+    _, ended, after = rest.partition(END)
+    if not (marked and ended):
+        raise ValueError(f"{path.name} lacks the marks {BEGIN!r} and {END!r}")
+    write_atomically(path, f"{before}{BEGIN}\n\n{section(found)}\n{END}{after}")
+
+
+def section(found: Mapping[str, Any]) -> str:
+    """Return the section on the reward, in Markdown."""
+    return "\n".join(_lines(found["reward"], found["fitted_to"])) + "\n"
+
+
+def summary(found: Mapping[str, Any]) -> str:
+    """Return a few lines for the terminal."""
+    reward = found["reward"]
+    lines = [
+        f"estimator {reward['estimator']}: {reward['n']} decisions judged",
+        f"reward against true gain: r {_number(reward.get('pearson'))}, coverage {_number(reward.get('coverage'))}; "
+        f"the rule before: r {_number(reward['rule_pearson'])}; ceiling {_number(reward['ceiling'])}",
+    ]
+    lines += [
+        f"near effect, {kind}: r {_number(each.get('pearson'))} of {each['n']}"
+        for kind, each in reward["near_effect"].items()
+    ]
+    lines += [
+        f"sums, {policy}: coverage {_number(each.get('coverage'))} of {each['n']} runs"
+        for policy, each in reward["sums"].items()
+    ]
+    if "reproduced" in found:
+        lines.append(f"made again: {found['reproduced']['same']} of {found['reproduced']['rows']} rows the same")
+    return "\n".join(lines)
+
+
+def _lines(reward: Mapping[str, Any], fitted_to: Mapping[str, Any]) -> Iterator[str]:
+    yield f"Estimator `{reward['estimator']}`, fitted to {fitted_to.get('runs', '?')} runs of other seeds. All in nats "
+    yield "of log held-out loss; r is Pearson's, its 95 % interval from a bootstrap over decisions.\n"
+    yield "| what | where | n | r | 95 % | Spearman | coverage of the 90 % interval | bar |"
+    yield "| --- | --- | --- | --- | --- | --- | --- | --- |"
+    rows = [
+        (
+            "final reward against the true gain, costs included",
+            "known tasks, unseen seeds",
+            reward["gain"]["known"],
+            "",
+        ),
+        ("", "held-out tasks", reward["gain"]["held_out"], ""),
+        ("final reward against worth", "known tasks", reward["worth"]["known"], f"r {BARS['worth_known']}"),
+        ("", "held-out tasks", reward["worth"]["held_out"], f"r {BARS['worth_held_out']}"),
+        ("near effect (300 steps)", "known tasks", reward["near_effect"]["known"], f"r {BARS['near_known']}"),
+        ("", "held-out tasks", reward["near_effect"]["held_out"], f"r {BARS['near_held_out']}"),
+        ("true gain against worth", "known tasks", reward["worth"]["true_gain_known"], ""),
+        ("true near effect against worth", "known tasks", reward["worth"]["near_effect_known"], ""),
+        ("gain where a shadow twin measured", "known tasks", reward["with_twin"]["gain_known"], ""),
+        ("", "held-out tasks", reward["with_twin"]["gain_held_out"], ""),
+    ]
+    for what, where, each, bar in rows:
+        yield _row(what, where, each, bar)
+    yield ""
+    yield f"The rule that the estimator replaced: r {_number(reward['rule_pearson'])} with the true gain. The true "
+    yield f"gain repeats at r {_number(reward['ceiling'])} on another order of the data.\n"
+    yield f"![Estimated and true](images/{GAINS})\n"
+    yield "| task | held out | n | r | mean reward | mean gain |"
+    yield "| --- | --- | --- | --- | --- | --- |"
+    for task, each in reward["by_task"].items():
+        yield (
+            f"| {task} | {'yes' if each['held_out'] else ''} | {each['n']} | {_number(each.get('pearson'))} | "
+            f"{_signed(each.get('mean_reward'))} | {_signed(each.get('mean_gain'))} |"
+        )
+    yield "\nSum of a run's rewards against what it gained over never adapting, costs included:\n"
+    yield "| policy | runs | r | within the interval | mean difference |"
+    yield "| --- | --- | --- | --- | --- |"
+    for policy, each in reward["sums"].items():
+        yield (
+            f"| {policy} | {each['n']} | {_number(each.get('pearson'))} | {_number(each.get('coverage'))} | "
+            f"{_signed(each['mean_difference'])} |"
+        )
+    yield f"\n![Sums](images/{SUMS})\n"
+    yield "Repeat it: `make evidence` makes a few of these runs again and draws this from the committed rows; "
+    yield '`make evidence ARGS="--full"` makes all of them.'
+
+
+def _row(what: str, where: str, each: Mapping[str, Any], bar: str) -> str:
+    interval = each.get("pearson_95")
+    shown = f"{interval[0]:.2f} to {interval[1]:.2f}" if interval else ""
+    return (
+        f"| {what} | {where} | {each['n']} | {_number(each.get('pearson'))} | {shown} | "
+        f"{_number(each.get('spearman'))} | {_number(each.get('coverage'))} | {bar} |"
+    )
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"
+
+
+def _signed(value: float | None) -> str:
+    return "" if value is None else f"{value:+.3f}"
