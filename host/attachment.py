@@ -22,6 +22,7 @@ from tamiyo.host.layers.recovery import ErrorRecovery
 from tamiyo.host.layers.selection import require_known, select_layers
 from tamiyo.host.probes.counterfactual import HeldOutBatch
 from tamiyo.host.probes.overhead import OverheadMeter
+from tamiyo.host.probes.shadow_twin import ShadowTwin, require_measurable
 from tamiyo.host.sampling.sampler import Sampler
 from tamiyo.host.topology.tracing import Example
 from tamiyo.schemas.topics import TOPOLOGY
@@ -42,6 +43,7 @@ def attach(
     held_out: tuple[Any, Any] | None = None,
     task: str = "",
     planned_steps: int | None = None,
+    twin_budget: float | None = None,
     settings: HostSettings | None = None,
     transport: Transport | None = None,
 ) -> Handle:
@@ -65,6 +67,9 @@ def attach(
             kernel contributes; without both, contributions stay unknown.
         task: Name of the training task, for the record.
         planned_steps: Length of the training, if known.
+        twin_budget: Share of the training time, such as 0.1, that shadow twins may take: copies of the run without an
+            adaptation, which measure what it gained. They need `loss_fn`, the loss that the loop trains on, and
+            `handle.step(..., batch=...)`. 0: none. Default: `HostSettings.twin_budget`.
         settings: Intervals, budgets and limits. Default: from the environment (`TAMIYO_HOST_*`).
         transport: Carries records and decisions. Default: a `KafkaTransport` configured from the environment.
 
@@ -73,7 +78,8 @@ def attach(
 
     Raises:
         ConfigurationError: The model has no such layers, cannot run on the example, or is attached already; the
-            optimiser cannot take new parameters; or the kernel store's URL cannot be opened.
+            optimiser cannot take new parameters; the kernel store's URL cannot be opened; or there is a `twin_budget`
+            without `loss_fn`, or in a distributed run.
 
     Example:
         >>> import torch
@@ -92,6 +98,8 @@ def attach(
     settings = settings or HostSettings()
     transport = transport or KafkaTransport()
     run_id = run_id or f"run-{uuid.uuid4().hex[:12]}"
+    budget = settings.twin_budget if twin_budget is None else twin_budget
+    require_measurable(budget, loss_fn)
     selected = select_layers(model, layers, example_input)
     shielded = require_known(protected, selected, "protected").union(settings.protected_layers)
     growing = GrowingOptimizer(optimizer)
@@ -107,12 +115,18 @@ def attach(
     transport.publish(TOPOLOGY, lambda: topology)
     batch = None if loss_fn is None or held_out is None else HeldOutBatch(model, loss_fn, *held_out)
     meter = OverheadMeter()
-    budget = topology.parameter_budget
+    twin: ShadowTwin | None = None
+    if budget > 0 and loss_fn is not None:
+        twin = ShadowTwin(
+            model, growing, loss_fn, batch, meter,
+            budget=budget, steps=settings.twin_steps, planned_steps=planned_steps,
+        )  # fmt: skip
     adapter = Adapter(
         run_id, attached, growing, cache, transport, settings,
-        held_out=batch, parameter_budget=budget, protected=shielded,
+        held_out=batch, parameter_budget=topology.parameter_budget, protected=shielded, twin=twin,
     )  # fmt: skip
     sampler = Sampler(
-        run_id, attached, optimizer, adapter.executor, cache, transport, settings, held_out=batch, meter=meter
-    )
-    return Handle(run_id, attached, sampler, adapter, transport, meter, settings)
+        run_id, attached, optimizer, adapter.executor, cache, transport, settings, held_out=batch, meter=meter,
+        twins={} if twin is None else twin.results,
+    )  # fmt: skip
+    return Handle(run_id, attached, sampler, adapter, transport, meter, settings, twin)

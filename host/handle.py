@@ -18,6 +18,8 @@ from tamiyo.host.layers.attached_model import AttachedModel
 from tamiyo.host.layers.export import export
 from tamiyo.host.layers.recovery import RecoveryEvent
 from tamiyo.host.probes.overhead import OverheadMeter
+from tamiyo.host.probes.shadow import Batch
+from tamiyo.host.probes.shadow_twin import ShadowTwin
 from tamiyo.host.sampling.sampler import Sampler
 from tamiyo.host.sampling.step_metrics import Scalar, Validation
 
@@ -38,6 +40,7 @@ class HandleStats:
         overhead_ratio: Time in the SDK divided by the time of training without it.
         sdk_seconds: Time in the SDK, seconds.
         training_seconds: Time of training without the SDK, seconds.
+        twin_seconds: Time of shadow twins, seconds; it counts neither as the SDK's nor as training.
         published_records: Records delivered.
         dropped_records: Records lost.
         decisions: Decisions received, without repetitions.
@@ -56,6 +59,7 @@ class HandleStats:
     overhead_ratio: float
     sdk_seconds: float
     training_seconds: float
+    twin_seconds: float
     published_records: int
     dropped_records: int
     decisions: int
@@ -85,6 +89,7 @@ class Handle:
         transport: Transport,
         meter: OverheadMeter,
         settings: HostSettings,
+        twin: ShadowTwin | None = None,
     ) -> None:
         """Join the parts that `attach` has made, and arm the first step."""
         self.run_id = run_id
@@ -96,6 +101,7 @@ class Handle:
         self._transport = transport
         self._meter = meter
         self._settings = settings
+        self._twin = twin
         self._step = 0
         self._closed = False
         self._errors = 0
@@ -122,6 +128,7 @@ class Handle:
             overhead_ratio=self._meter.ratio,
             sdk_seconds=self._meter.sdk_seconds,
             training_seconds=self._meter.training_seconds,
+            twin_seconds=0.0 if self._twin is None else self._twin.seconds,
             published_records=self._transport.published,
             dropped_records=self._transport.dropped,
             decisions=counts.decisions,
@@ -135,7 +142,14 @@ class Handle:
             errors=self._errors + self._sampler.errors,
         )
 
-    def step(self, *, loss: Scalar, accuracy: Scalar | None = None, samples: int | None = None) -> None:
+    def step(
+        self,
+        *,
+        loss: Scalar,
+        accuracy: Scalar | None = None,
+        samples: int | None = None,
+        batch: Batch | None = None,
+    ) -> None:
         """Complete a training step: publish telemetry if it was sampled, and execute decisions that have arrived.
 
         Call it once after each `optimizer.step()`. After `close` it does nothing.
@@ -144,6 +158,8 @@ class Handle:
             loss: Mean loss of the training batch, nats. A tensor is read at the next sampled step, not now.
             accuracy: Accuracy on the batch, 0..1, if known; read like the loss.
             samples: Samples in the batch. Default: the first dimension of the layers' inputs.
+            batch: `(inputs, targets)` that the step trained on, for shadow twins (`twin_budget` of `attach`). A loop
+                that accumulates gradients over micro-batches calls `step` with each of them.
 
         Example:
             >>> import torch
@@ -168,6 +184,8 @@ class Handle:
         """
         if self._closed:
             return
+        if self._twin is not None:
+            self._twin.follow(self._step + 1, loss, batch)
         self._meter.enter()
         try:
             self._step += 1
@@ -222,6 +240,8 @@ class Handle:
         self._model.model.load_state_dict(saved["model"])
         self._adapter.load_state_dict(saved)
         self._step = int(saved["step"])
+        if self._twin is not None:
+            self._twin.cancel("the run was resumed from a saved state")
         self._sampler.arm(self._step + 1)
 
     def close(self) -> None:
@@ -235,6 +255,8 @@ class Handle:
             return
         self._closed = True
         self._meter.stop()
+        if self._twin is not None:
+            self._twin.close()
         self._sampler.close()
         try:
             self._sampler.finish(self._step, self.epoch)

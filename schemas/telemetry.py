@@ -128,7 +128,7 @@ class ErrorRecoveryEvent(Frame):
     recovery_time_ms: Annotated[NonNegative, Field(description="Duration of the recovery, ms.")]
 
 
-OPTIONAL_HEALTH = ("kernel_latency_ms", "base_latency_ms")
+OPTIONAL_HEALTH = ("kernel_latency_ms", "base_latency_ms", "twin_gain", "twin_steps", "twin_probability")
 """Columns of LayerHealth that are measured now and then; one that is missing or empty was not measured."""
 
 
@@ -166,6 +166,27 @@ class LayerHealth(Frame):
         Field(
             description="Forward time of the layer without its active kernels, in the same pairs, ms; null: not "
             "measured."
+        ),
+    ] = []
+
+    twin_gain: Annotated[
+        Sparse,
+        Field(
+            description="Gain of an adaptation of the layer, measured by a shadow twin that trained without it: "
+            "log(loss without / loss with), nats; null: no measurement ended since the last frame."
+        ),
+    ] = []
+    twin_steps: Annotated[
+        list[Count | None],
+        Field(
+            max_length=MAX_LAYERS, description="Optimiser steps over which twin_gain was measured; null: not measured."
+        ),
+    ] = []
+    twin_probability: Annotated[
+        list[Ratio | None],
+        Field(
+            max_length=MAX_LAYERS,
+            description="Probability with which the adaptation was chosen for a shadow twin; null: not measured.",
         ),
     ] = []
 

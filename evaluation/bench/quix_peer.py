@@ -18,12 +18,12 @@ from typing import Annotated, Any
 import typer
 
 from tamiyo.evaluation.common.simulated_runs import STEP_MS, Load, frames
-from tamiyo.schemas.telemetry import Frame, KernelPerformance, LayerHealth
+from tamiyo.schemas.telemetry import OPTIONAL_HEALTH, Frame, KernelPerformance, LayerHealth
 
 Signal = dict[str, Any]
 Moments = list[float]
 """One metric in one window: count, mean, M2, minimum, maximum, last, mean of time, M2 of time, co-moment."""
-FIXED = {*Frame.model_fields, "layer_id", "seed_id", "chunk_id"}
+FIXED = {*Frame.model_fields, "layer_id", "seed_id", "chunk_id", *OPTIONAL_HEALTH}
 
 
 def signals(load: Load, run: int) -> Iterator[tuple[str, Signal]]:

@@ -12,6 +12,7 @@ from typing import Any
 from tamiyo.evaluation.faults.ledger import Entry
 from tamiyo.schemas.identity import identity, window_id
 from tamiyo.schemas.telemetry import (
+    OPTIONAL_HEALTH,
     CacheHitRates,
     ErrorRecoveryEvent,
     Frame,
@@ -53,7 +54,9 @@ def frame_metrics(frame: Any) -> tuple[list[str], dict[str, Column], dict[str, f
         columns["health"] = [health(*row) for row in rows]
         return list(frame.layer_id), columns, {}
     if isinstance(frame, LayerHealth):
-        return list(frame.layer_id), {name: list(getattr(frame, name)) for name in own}, {}
+        columns = {name: list(getattr(frame, name)) for name in own}
+        unmeasured = [n for n in OPTIONAL_HEALTH if all(value is None for value in columns[n])]
+        return list(frame.layer_id), {n: column for n, column in columns.items() if n not in unmeasured}, {}
     if isinstance(frame, ErrorRecoveryEvent):
         values = {
             "recovery_errors": 1.0,

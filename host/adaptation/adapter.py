@@ -15,6 +15,7 @@ from tamiyo.host.common.settings import HostSettings
 from tamiyo.host.kernels.cache import KernelCache
 from tamiyo.host.layers.attached_model import AttachedModel
 from tamiyo.host.probes.counterfactual import HeldOutBatch
+from tamiyo.host.probes.shadow_twin import ShadowTwin
 from tamiyo.schemas.topics import OUTCOMES
 
 _DRAIN_POLL_S = 0.01
@@ -35,6 +36,7 @@ class Adapter:
         held_out: HeldOutBatch | None,
         parameter_budget: int,
         protected: Collection[str],
+        twin: ShadowTwin | None = None,
     ) -> None:
         """Build the executor and its limits."""
         self._model = model
@@ -55,6 +57,7 @@ class Adapter:
             settings=settings,
             held_out=held_out,
             publish=lambda outcome: transport.publish(OUTCOMES, lambda: outcome),
+            twin=twin,
         )
 
     def advance(self, step: int) -> None:

@@ -14,6 +14,7 @@ from tamiyo.host.common.settings import HostSettings
 from tamiyo.host.kernels.cache import KernelCache
 from tamiyo.host.layers.kasmina_layer import KasminaLayer
 from tamiyo.host.probes.counterfactual import HeldOutBatch, latency_ms
+from tamiyo.host.probes.shadow_twin import ShadowTwin
 from tamiyo.schemas.adaptation import (
     AdaptationDecision,
     AdaptationOutcome,
@@ -64,6 +65,7 @@ class Executor:
         settings: HostSettings,
         held_out: HeldOutBatch | None,
         publish: Callable[[AdaptationOutcome], None],
+        twin: ShadowTwin | None = None,
         clock: Callable[[], float] = clock.seconds,
     ) -> None:
         """Start without any decision.
@@ -77,6 +79,7 @@ class Executor:
             settings: Timeouts and the learning rate factor.
             held_out: Measures the loss before and after an adaptation; None: the loss is left out.
             publish: Called with the outcome of every decision except `no_op`.
+            twin: Measures what executed adaptations gain; None: nothing does.
             clock: Seconds, monotonic.
         """
         self.counts = Counts()
@@ -92,6 +95,7 @@ class Executor:
         self._settings = settings
         self._held_out = held_out
         self._publish = publish
+        self._twin = twin
         self._clock = clock
         self._seen: set[str] = set()
         self._pending: dict[str, _Pending] = {}
@@ -205,12 +209,16 @@ class Executor:
         layer = self._layers[decision.layer_id or ""]
         started = clock.seconds()
         before = self._measure(layer)
+        if self._twin is not None:
+            self._twin.begin(decision, step)
         try:
             kernel_id = self._adapt(decision, kernel, layer, step)
         except AdaptationRefused as refusal:
+            self._cancel_twin()
             self._publish_outcome(decision, step, OutcomeStatus.REFUSED, f"{refusal.limit}: {refusal}", before=before)
             return False
         except Exception as error:  # training comes first: no kernel and no optimiser may end it
+            self._cancel_twin()
             log.warning(
                 "decision %s failed: %s", decision.decision_id, error, exc_info=not isinstance(error, TamiyoError)
             )
@@ -228,6 +236,10 @@ class Executor:
             started=started,
         )
         return True
+
+    def _cancel_twin(self) -> None:
+        if self._twin is not None:
+            self._twin.cancel("the adaptation was not executed")
 
     def _adapt(
         self, decision: AdaptationDecision, kernel: CompiledKernel | None, layer: KasminaLayer, step: int

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable
 from typing import Any
 
@@ -127,6 +128,16 @@ class GrowingOptimizer:
             hook.remove()
         self._hooks.clear()
         self._before.clear()
+
+    def copied(self, memo: dict[int, Any]) -> GrowingOptimizer:
+        """Return a copy of the optimiser with its state and scales, and without the user's hooks.
+
+        Args:
+            memo: That of the `copy.deepcopy` of the model: the copy trains the parameters which that has made.
+        """
+        twin = GrowingOptimizer(copy.deepcopy(self.optimizer, memo))
+        twin._scales = {copy.deepcopy(parameter, memo): scale for parameter, scale in self._scales.items()}
+        return twin
 
     def state_dict(self, model: nn.Module) -> dict[str, Any]:
         """Return the optimiser's state by parameter name: plain dicts, lists, numbers and tensors.

@@ -36,6 +36,10 @@ class HostSettings(BaseSettings):
     overhead_budget: float = Field(
         0.06, gt=0, description="Overhead (SDK time / training time) above which measurements become rarer"
     )
+    twin_budget: float = Field(
+        0.0, ge=0, description="Share of the training time that shadow twins of adaptations may take; 0: none"
+    )
+    twin_steps: int = Field(300, ge=1, description="Optimiser steps over which a shadow twin is trained")
 
     ramp_steps: int = Field(50, ge=0, description="Steps over which a kernel's share of the output rises or falls")
     parameter_budget: int | None = Field(

@@ -30,6 +30,10 @@ class HeldOutBatch:
         self._inputs = inputs
         self._targets = targets
 
+    def of(self, model: nn.Module) -> HeldOutBatch:
+        """Return the same batch for another model."""
+        return HeldOutBatch(model, self._loss_fn, self._inputs, self._targets)
+
     def loss(self) -> float | None:
         """Return the loss in eval mode, nats; None if it is not finite."""
         with evaluating(self._model):
@@ -94,3 +98,18 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module in training:
             module.training = True
+
+
+@contextmanager
+def counters_kept(layers: Iterable[KasminaLayer]) -> Iterator[None]:
+    """Leave the layers' counters, and the executions without an error that forgive earlier ones, as they were."""
+    kept = [(layer, replace(layer.performance)) for layer in layers]
+    counts = [(s, s.executions, s.clean, s.errors, s.probation) for layer, _ in kept for s in layer.seeds if s.loaded]
+    try:
+        yield
+    finally:
+        for layer, performance in kept:
+            layer.performance = performance
+        for seed, executions, clean, errors, probation in counts:
+            if seed.errors <= errors:  # nothing failed meanwhile: a failure counts wherever it happens
+                seed.executions, seed.clean, seed.errors, seed.probation = executions, clean, errors, probation

@@ -69,6 +69,10 @@ class OverheadMeter:
             self.training_seconds -= taken
             self.sdk_seconds += taken
 
+    def exclude(self, seconds: float) -> None:
+        """Count the last `seconds` as neither training nor SDK; call it where they have just passed."""
+        self._since += seconds
+
     @contextmanager
     def outside(self) -> Iterator[None]:
         """Count the time inside the context as neither training nor SDK."""

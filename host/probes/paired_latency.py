@@ -7,9 +7,9 @@ events, and both passes of a pair run within a fraction of a millisecond.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from tamiyo.host.common import clock
 from tamiyo.host.layers.kasmina_layer import KasminaLayer
-from tamiyo.host.probes.counterfactual import active_seeds, evaluating
+from tamiyo.host.probes.counterfactual import active_seeds, counters_kept, evaluating
 
 PAIRS = 3
 """The fewest with a median: a probe costs seven passes of each layer with kernels, and a reward uses many probes."""
@@ -88,7 +88,7 @@ def paired_latency(layer: KasminaLayer, batch: int, pairs: int = PAIRS) -> Paire
     seeds = active_seeds(layer)
     without: list[tuple[Any, Any]] = []
     together: list[tuple[Any, Any]] = []
-    with evaluating(layer), _counters_kept(layer):
+    with evaluating(layer), counters_kept([layer]):
         layer(sample)  # the first pass fills the caches
         for _ in range(pairs):
             with ExitStack() as gates:
@@ -123,17 +123,3 @@ def _mark(device: str) -> Any:
 def _elapsed_ms(before: Any, after: Any) -> float:
     """Return the time between two marks, ms."""
     return (after - before) * 1e3 if isinstance(before, float) else float(before.elapsed_time(after))
-
-
-@contextmanager
-def _counters_kept(layer: KasminaLayer) -> Iterator[None]:
-    """Leave the layer's counters, and the executions without an error that forgive earlier ones, as they were."""
-    performance = replace(layer.performance)
-    counts = [(seed, seed.executions, seed.clean, seed.errors, seed.probation) for seed in layer.seeds]
-    try:
-        yield
-    finally:
-        layer.performance = performance
-        for seed, executions, clean, errors, probation in counts:
-            if seed.errors <= errors:  # nothing failed meanwhile: a failure counts wherever it happens
-                seed.executions, seed.clean, seed.errors, seed.probation = executions, clean, errors, probation

@@ -153,7 +153,7 @@ def steps(workload: Workload, handle: Handle | None) -> Iterator[Tensor]:
         if handle is not None:
             handle.epoch = epoch
             correct = (logits.argmax(dim=1) == labels).float().mean() if handle.sampling else None
-            handle.step(loss=loss, accuracy=correct)
+            handle.step(loss=loss, accuracy=correct, batch=(inputs, labels))
         yield loss
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -16,6 +16,7 @@ from tamiyo.host.layers.recovery import RecoveryEvent
 from tamiyo.host.layers.seed import SeedState
 from tamiyo.host.probes.paired_latency import PairedLatency
 from tamiyo.host.probes.probes import Measurements
+from tamiyo.host.probes.shadow_twin import TwinResult
 from tamiyo.schemas.telemetry import (
     CacheHitRates,
     ErrorRecoveryEvent,
@@ -62,11 +63,21 @@ class Moment:
 class Frames:
     """Publishes an attached run's frames: values are read in the training thread, records are made by the transport."""
 
-    def __init__(self, layers: Mapping[str, KasminaLayer], executor: Executor, transport: Transport) -> None:
-        """Count executions and errors from now on; the executor has the layers' rates and cache hits."""
+    def __init__(
+        self,
+        layers: Mapping[str, KasminaLayer],
+        executor: Executor,
+        transport: Transport,
+        twins: MutableMapping[str, TwinResult],
+    ) -> None:
+        """Count executions and errors from now on; the executor has the layers' rates and cache hits.
+
+        Results of shadow twins leave `twins` when they are published.
+        """
         self._layers = layers
         self._executor = executor
         self._transport = transport
+        self._twins = twins
         self._parameters = {layer_id: layer.base_parameters for layer_id, layer in layers.items()}
         self._executions = dict.fromkeys(layers, 0)
         self._errors = dict.fromkeys(layers, 0)
@@ -169,11 +180,18 @@ class Frames:
                 "parameters": self._parameters[layer_id],
                 "kernel_latency_ms": latencies[layer_id].kernel_ms if layer_id in latencies else None,
                 "base_latency_ms": latencies[layer_id].base_ms if layer_id in latencies else None,
+                **_twin(self._twins.pop(layer_id, None)),
                 **_seeds(self._layers[layer_id]),
             }
             for layer_id, row in measured.learning.items()
         ]
         return {name: [row[name] for row in rows] for name in HEALTH_COLUMNS}
+
+
+def _twin(result: TwinResult | None) -> dict[str, Any]:
+    if result is None:
+        return {"twin_gain": None, "twin_steps": None, "twin_probability": None}
+    return {"twin_gain": result.gain, "twin_steps": result.steps, "twin_probability": result.probability}
 
 
 def _seeds(layer: KasminaLayer) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import MutableMapping
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from tamiyo.host.probes.counterfactual import HeldOutBatch
 from tamiyo.host.probes.overhead import Governor, OverheadMeter
 from tamiyo.host.probes.paired_latency import LatencyProbe, PairedLatency
 from tamiyo.host.probes.probes import Probes
+from tamiyo.host.probes.shadow_twin import TwinResult
 from tamiyo.host.sampling.frames import Frames, Moment
 from tamiyo.host.sampling.step_metrics import StepMetrics
 
@@ -43,6 +45,7 @@ class Sampler:
         *,
         held_out: HeldOutBatch | None,
         meter: OverheadMeter,
+        twins: MutableMapping[str, TwinResult],
     ) -> None:
         """Hook into the layers and the optimiser; `arm` decides whether the hooks measure the next step."""
         self.metrics = StepMetrics()
@@ -58,7 +61,7 @@ class Sampler:
         self._latency = LatencyProbe(model.layers)
         self._meter = meter
         self._probes = Probes(model.layers, optimizer, meter)
-        self._frames = Frames(model.layers, executor, transport)
+        self._frames = Frames(model.layers, executor, transport, twins)
         self._governor = Governor(
             meter,
             settings.overhead_budget,

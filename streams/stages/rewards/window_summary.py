@@ -31,6 +31,9 @@ class WindowSummary:
     """Layer to the forward time that its active kernels add, measured in pairs with and without them."""
     base_latency_ms: Mapping[str, float] | None = None
     """Layer to its forward time without its active kernels, in the same pairs."""
+    twins: Mapping[str, tuple[float, int, float]] | None = None
+    """Layer to the gain (nats) of an adaptation that a shadow twin measured, the twin's steps, and the probability with
+    which it was chosen."""
     errors: Mapping[str, float] | None = None
     """Layer to error rate in 0..1, of layers with errors."""
     recoveries: Mapping[str, tuple[int, float]] | None = None
@@ -63,6 +66,7 @@ class WindowSummary:
             contribution=_by_layer(window.layer_id, window.metrics.get("contribution")) or None,
             kernel_latency_ms=_by_layer(window.layer_id, window.metrics.get("kernel_latency_ms")) or None,
             base_latency_ms=_by_layer(window.layer_id, window.metrics.get("base_latency_ms")) or None,
+            twins=_twins(window) or None,
             errors=_error_rates(window) or None,
             recoveries=_recoveries(window) or None,
         )
@@ -76,6 +80,17 @@ def _by_layer(layers: Sequence[str], stats: LayerStats | None) -> dict[str, floa
     if stats is None:
         return {}
     return {layer: mean for layer, mean in zip(layers, stats.mean, strict=True) if mean is not None}
+
+
+def _twins(window: HealthWindow) -> dict[str, tuple[float, int, float]]:
+    """Return the last result in the window, by layer; its columns are published together."""
+    columns = [window.metrics.get(name) for name in ("twin_gain", "twin_steps", "twin_probability")]
+    gains, steps, probabilities = ([] if column is None else column.last for column in columns)
+    return {
+        layer: (gain, round(count), probability)
+        for layer, gain, count, probability in zip(window.layer_id, gains, steps, probabilities, strict=False)
+        if gain is not None and count is not None and probability is not None
+    }
 
 
 def _sums(window: HealthWindow, metric: str) -> dict[str, float]:

@@ -68,6 +68,13 @@ def test_a_column_that_is_measured_now_and_then_is_a_metric_only_where_it_was_me
     assert output.record.metrics["kernel_latency_ms"] == [0.25, None]
 
 
+def test_the_result_of_a_shadow_twin_is_a_metric_that_overload_does_not_shed() -> None:
+    frame = layer_health(10, twin_gain=[None, -0.5], twin_steps=[None, 300], twin_probability=[None, 0.25])
+    (output,) = outputs(stage(minimum_priority=2.0).feed(partition([frame], LAYER_HEALTH.name)))
+    found = {name: output.record.metrics[name] for name in ("twin_gain", "twin_steps", "twin_probability")}
+    assert found == {"twin_gain": [None, -0.5], "twin_steps": [None, 300.0], "twin_probability": [None, 0.25]}
+
+
 def test_no_latency_in_pairs_may_be_beyond_what_windows_accept() -> None:
     frame = layer_health(10, base_latency_ms=[None, 1e300])
     (reject,) = rejects(stage().feed(partition([frame], LAYER_HEALTH.name)))

@@ -279,6 +279,9 @@ def test_summary_of_a_window() -> None:
         contribution=[None, 0.25],
         kernel_latency_ms=[None, 0.5],
         base_latency_ms=[1.5, 2.5],
+        twin_gain=[-0.125, None],
+        twin_steps=[300.0, None],
+        twin_probability=[0.5, None],
         recovery_success=[None, 0.4],
         model={"train_loss": 1.1, "validation_loss": None, "step_time_ms": 2.5},
     )
@@ -288,6 +291,7 @@ def test_summary_of_a_window() -> None:
     assert summary.layers_ms == pytest.approx(0.5)
     assert summary.contribution == {"b": 0.25}
     assert summary.kernel_latency_ms == {"b": 0.5}
+    assert summary.twins == {"a": (-0.125, 300, 0.5)}
     assert summary.base_latency_ms == {"a": 1.5, "b": 2.5}
     assert summary.errors == {"b": 0.2}
     assert summary.recoveries == {"b": (5, 2.0)}
@@ -296,3 +300,4 @@ def test_summary_of_a_window() -> None:
 def test_a_step_time_that_was_not_measured_is_unknown() -> None:
     summary = WindowSummary.of(make_window(0, model={"step_time_ms": 0.0}), offset=0)
     assert summary.step_time_ms is None
+    assert (summary.twins, summary.base_latency_ms, summary.kernel_latency_ms) == (None, None, None)
