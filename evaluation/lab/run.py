@@ -178,6 +178,11 @@ class Run:
         """Optimiser steps completed."""
         return self._step
 
+    @property
+    def ended(self) -> bool:
+        """Whether training has ended: a decision on a graph that still waits has no effect."""
+        return self._closed
+
     def advance(self, until: int | None = None) -> ModelGraph | None:
         """Train until a graph waits for its decision, and return it; None once the run has ended, or reached `until`.
 
