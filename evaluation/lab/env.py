@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar
+from typing import Any
 
 import gymnasium
 import numpy as np
@@ -49,7 +49,7 @@ class TamiyoEnv(gymnasium.Env[Observation, np.int64]):
         >>> observation, reward, terminated, truncated, info = env.step(action)
     """
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": []}
+    metadata: dict[str, Any] = {"render_modes": []}
 
     def __init__(
         self,
@@ -76,7 +76,7 @@ class TamiyoEnv(gymnasium.Env[Observation, np.int64]):
         self._value = math.nan
         actions = size(max_layers, self._policy.kinds)
         self.action_space = spaces.Discrete(actions)  # type: ignore[assignment]
-        self.observation_space = spaces.Dict(
+        self.observation_space = spaces.Dict(  # type: ignore[assignment]
             {
                 "node_features": _real(max_layers, len(NODE_FEATURES)),
                 "nodes": spaces.MultiBinary(max_layers),
