@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable
 from typing import Protocol
 
@@ -165,6 +166,8 @@ class Learned:
         return choose(self.policy, graph, mask, seed=seed)
 
 
+RATE = "random:"
+
 BASELINES: dict[str, Callable[[], Baseline]] = {
     "never": Never,
     "heuristic": Heuristic,
@@ -177,10 +180,25 @@ BASELINES: dict[str, Callable[[], Baseline]] = {
 
 
 def baseline(name: str) -> Baseline:
-    """Return a baseline by name; raises ConfigurationError with the names that exist."""
+    """Return a baseline by name; `random:0.3` is random traffic at that rate.
+
+    Raises ConfigurationError with the names that exist.
+    """
+    if name.startswith(RATE):
+        return Random(_rate(name))
     if name not in BASELINES:
-        raise ConfigurationError(f"there is no baseline {name!r}; choose from {', '.join(BASELINES)}")
+        raise ConfigurationError(f"there is no baseline {name!r}; choose from {', '.join(BASELINES)}, {RATE}RATE")
     return BASELINES[name]()
+
+
+def _rate(name: str) -> float:
+    try:
+        rate = float(name.removeprefix(RATE))
+    except ValueError:
+        rate = math.nan
+    if not 0.0 <= rate <= 1.0:
+        raise ConfigurationError(f"expected random:RATE with a probability in 0..1, such as random:0.3, got {name!r}")
+    return rate
 
 
 def _best(graph: ModelGraph, mask: Mask, rule: _Rule, sign: float) -> int:

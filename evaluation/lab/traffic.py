@@ -7,6 +7,7 @@ run's curve and the curves of its branches. A finished file is not made again.
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -19,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from tamiyo.evaluation.lab.baselines import Baseline, Never, Random, baseline
+from tamiyo.evaluation.lab.baselines import Baseline, Never, baseline
 from tamiyo.evaluation.lab.run import Run, RunResult, RunSpec
 from tamiyo.evaluation.lab.twins import twin
 from tamiyo.models.behaviour import Choice
@@ -71,9 +72,7 @@ class Job:
         return f"{self.task}-{self.policy.replace(':', '_')}-{self.seed}"
 
     def make_policy(self) -> Baseline:
-        """Return the policy."""
-        if self.policy.startswith("random:"):
-            return Random(float(self.policy.removeprefix("random:")))
+        """Return the policy; raises ConfigurationError if there is none of this name."""
         return baseline(self.policy)
 
 
@@ -129,8 +128,8 @@ class Traffic:
         return cls(Job(**about["job"]), RunResult.from_dict(about["result"]), branches, log)
 
 
-def make(job: Job) -> Traffic:
-    """Make one run with its branches."""
+def make(job: Job, on_step: Callable[[int], None] | None = None) -> Traffic:
+    """Make one run with its branches; `on_step` is called at every decision with the completed steps."""
     log: list[tuple[str, bytes]] = []
     branches: list[Branch] = []
 
@@ -141,6 +140,8 @@ def make(job: Job) -> Traffic:
     rule = {"rewards": {"estimator": "rule"}}  # rewards do not influence a run, and an estimator is fitted to this
     with Run(RunSpec(job.task, job.seed, job.steps), job.make_policy(), settings=rule, observer=observe) as run:
         while (graph := run.advance()) is not None:
+            if on_step is not None:
+                on_step(run.step)
             choice = run.pipeline.choose(graph)
             if choice.index != 0:
                 branches += _branches(job, run, graph, choice)
@@ -175,6 +176,16 @@ def load(folder: Path, jobs: Iterable[Job] | None = None) -> Iterator[Traffic]:
     for path in paths:
         if path.exists():
             yield Traffic.load(path)
+
+
+def conflicts(jobs: Iterable[Job], folder: Path) -> list[Job]:
+    """Return the jobs whose file exists and was made by another job of the same name, such as one of other length."""
+    return [job for job in jobs if (path := _path(folder, job)).exists() and Job(**_about(path)["job"]) != job]
+
+
+def _about(path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(pq.read_schema(path).metadata[b"tamiyo"])
+    return found
 
 
 def generate(jobs: Iterable[Job], folder: Path, workers: int, on_done: Callable[[Job, Exception | None], None]) -> int:
@@ -212,7 +223,7 @@ def _in_parallel(
     jobs: list[Job], folder: Path, workers: int, on_done: Callable[[Job, Exception | None], None]
 ) -> list[Job]:
     """Make runs in processes; return those that are left because a process was killed."""
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_end_on_interrupt) as pool:
         try:
             pending = {pool.submit(_make_file, job, folder): job for job in jobs}
             while pending:
@@ -225,6 +236,11 @@ def _in_parallel(
             pool.shutdown(wait=False, cancel_futures=True)
             raise
     return []
+
+
+def _end_on_interrupt() -> None:
+    """Let Ctrl-C, which reaches every process of the terminal, end this one at once: files are written whole."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def _make_file(job: Job, folder: Path) -> Exception | None:

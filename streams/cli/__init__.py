@@ -15,7 +15,19 @@ from pydantic import ValidationError
 from rich.console import Console
 
 from tamiyo.schemas.errors import TamiyoError
-from tamiyo.streams.cli import diff, dlq, operation, options, processes, record, replay, schemas, topics, training
+from tamiyo.streams.cli import (
+    diff,
+    dlq,
+    operation,
+    options,
+    plugins,
+    processes,
+    record,
+    replay,
+    schemas,
+    topics,
+    training,
+)
 from tamiyo.streams.cli.options import examples
 
 app = typer.Typer(
@@ -34,6 +46,7 @@ for module in (training, processes, operation, record, replay, diff):
 app.add_typer(topics.app, name="topics", rich_help_panel=options.OPERATE)
 app.add_typer(schemas.app, name="schemas", rich_help_panel=options.OPERATE)
 app.add_typer(dlq.app, name="dlq", rich_help_panel=options.OPERATE)
+plugins.register(app)
 
 errors = Console(stderr=True)
 

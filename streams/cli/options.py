@@ -15,6 +15,7 @@ TRAIN = "Train with Tamiyo"
 RUN = "Run the pipeline"
 OPERATE = "Operate it"
 REPLAY = "Record and replay"
+LABORATORY = "Laboratory"
 
 Bootstrap = Annotated[
     str | None,

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -22,7 +23,7 @@ from tamiyo.evaluation.lab.traffic import (
     make,
     missing,
 )
-from tamiyo.schemas.errors import TamiyoError
+from tamiyo.schemas.errors import ConfigurationError, TamiyoError
 from tamiyo.schemas.topics import DECISIONS, GRAPHS, OUTCOMES, WINDOWS
 from tests.evaluation.lab.support import RunSpec, executed, finished
 
@@ -105,6 +106,19 @@ def test_policies_by_name() -> None:
     assert Job("digits", "random:0.3", 1).name == "digits-random_0.3-1"
 
 
+@pytest.mark.parametrize("rate", ["", "often", "nan", "-0.1", "1.1", "inf"])
+def test_a_wrong_rate_is_refused(rate: str) -> None:
+    with pytest.raises(ConfigurationError, match="expected random:RATE with a probability"):
+        Job("digits", f"random:{rate}", 1).make_policy()
+
+
+def test_a_file_of_another_run_of_that_name_is_a_conflict(tmp_path: Path) -> None:
+    generate([SHORT], tmp_path, 1, Done())
+    longer = replace(SHORT, steps=90)
+    assert traffic.conflicts([SHORT, Job("digits", "never", 1)], tmp_path) == []
+    assert traffic.conflicts([longer], tmp_path) == [longer]
+
+
 def test_a_finished_run_is_not_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     jobs = [SHORT, Job("digits", "never", 1, steps=60)]
     generate(jobs[:1], tmp_path, 1, Done())
@@ -128,7 +142,7 @@ def test_a_failing_run_is_reported_and_the_others_go_on(workers: int, tmp_path: 
     assert {name: str(error) for name, error in done.jobs.items()} == {
         "nothing-never-0": str(done.jobs["nothing-never-0"]),
         "digits-nothing-0": "digits-nothing-0: ConfigurationError: there is no baseline 'nothing'; choose from "
-        "never, heuristic, random, pump, at_once, cheapest, learned",
+        "never, heuristic, random, pump, at_once, cheapest, learned, random:RATE",
     }
     assert "DatasetError: there is no task 'nothing'" in str(done.jobs["nothing-never-0"])
     assert names(tmp_path) == ["digits-never-0.parquet"]

@@ -49,9 +49,10 @@ def test_every_command_has_an_example(
 def test_all_commands_exist() -> None:
     wanted = {"demo", "broker", "worker", "learner", "train", "tail", "doctor", "control"}
     wanted |= {"record", "replay", "diff", "discard"}
-    assert {path[0] for path in commands()} == wanted | {"topics", "schemas", "dlq"}
+    assert {path[0] for path in commands()} == wanted | {"topics", "schemas", "dlq", "lab"}
     assert {path[1] for path in commands() if path[0] == "dlq"} == {"list", "show", "redrive"}
     assert {path[1] for path in commands() if path[0] == "topics"} == {"create", "list", "check", "acls"}
+    assert {path[1] for path in commands() if path[0] == "lab"} == {"tasks", "run", "twins", "traffic", "compare"}
     assert {path[1] for path in commands() if path[0] == "schemas"} == {"register", "check"}
 
 

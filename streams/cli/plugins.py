@@ -1,0 +1,46 @@
+"""Command groups of other packages: entry points of the group `tamiyo.commands`, each a typer app.
+
+A plug-in's module must import what it runs when it runs it, as all commands do, so that `--help` is quick.
+"""
+
+from collections.abc import Callable
+from importlib.metadata import EntryPoint, entry_points
+
+import typer
+
+from tamiyo.schemas.errors import ConfigurationError
+from tamiyo.streams.cli import options
+
+GROUP = "tamiyo.commands"
+
+
+def register(app: typer.Typer) -> None:
+    """Add every installed command group to the command line; one that cannot be imported explains itself when run."""
+    taken = {group.name for group in app.registered_groups} | {
+        command.name or getattr(command.callback, "__name__", None) for command in app.registered_commands
+    }
+    for entry in sorted(entry_points(group=GROUP), key=lambda each: each.name):
+        if entry.name in taken:
+            continue  # a plug-in never replaces a command of ours, nor another plug-in
+        taken.add(entry.name)
+        try:
+            app.add_typer(entry.load(), name=entry.name, rich_help_panel=options.LABORATORY)
+        except ImportError as error:
+            _add_broken(app, entry, error)
+
+
+def _add_broken(app: typer.Typer, entry: EntryPoint, error: ImportError) -> None:
+    app.command(
+        entry.name,
+        rich_help_panel=options.LABORATORY,
+        help=f"Not available: it needs {error.name}.",
+        context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
+        epilog=options.examples(f"tamiyo {entry.name}"),
+    )(_refusal(entry.name, error))
+
+
+def _refusal(name: str, error: ImportError) -> Callable[[], None]:
+    def refuse() -> None:
+        raise ConfigurationError(f"`tamiyo {name}` cannot be loaded: {error}; install esper-tamiyo[lab]") from error
+
+    return refuse

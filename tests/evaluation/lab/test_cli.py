@@ -1,0 +1,245 @@
+"""`tamiyo lab`: each command on short runs, wrong input in one line, and Ctrl-C."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from tamiyo.evaluation.lab import cli
+from tamiyo.evaluation.lab.compare import read
+from tamiyo.evaluation.lab.truth import objective
+from tamiyo.streams import cli as command_line
+from tests.evaluation.lab.support import RunSpec, finished
+
+SHORT = ["--steps", "100"]
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    """Run `tamiyo lab` in this process; return its exit status."""
+    monkeypatch.setattr(sys, "argv", ["tamiyo", "lab", *arguments])
+    monkeypatch.setenv("COLUMNS", "200")
+    with pytest.raises(SystemExit) as stopped:
+        command_line.main()
+    return int(stopped.value.code or 0)
+
+
+def printed(capsys: pytest.CaptureFixture[str]) -> Any:
+    """Return the JSON on standard output."""
+    return json.loads(capsys.readouterr().out)
+
+
+def test_tasks_are_listed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(cli, "_task_names", lambda: {"digits": "training", "digits_deep": "fitting"})
+    assert run(monkeypatch, "tasks") == 0
+    assert "digits_deep" in capsys.readouterr().out
+    assert run(monkeypatch, "tasks", "--json") == 0
+    first, second = printed(capsys)
+    assert first == {"task": "digits", "use": "training", "parameters": 415, "steps": first["steps"]}
+    assert (second["task"], second["steps"]) == ("digits_deep", 1200)
+
+
+def test_every_task_of_the_laboratory_is_known() -> None:
+    names = cli._task_names()
+    assert len(names) == 14
+    assert {names[task] for task in ("digits", "chars", "resnet")} == {"training"}
+    assert names["mixer"].startswith("held out")
+
+
+def test_a_run_is_that_of_the_laboratory(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["run", "digits", "--policy", "at_once", "--seed", "3", "--steps", "200"]
+    assert run(monkeypatch, *arguments) == 0
+    shown = capsys.readouterr().out
+    assert "load_kernel parallel_expansion at 0" in shown
+    assert "against never adapting at equal compute" in shown
+    assert run(monkeypatch, *arguments, "--json") == 0
+    found, (expected, _) = printed(capsys), finished("at_once", RunSpec("digits", 3, 200))
+    assert found["curve"]["validation"] == expected.curve.validation
+    assert found["objective"] == objective(expected)
+    never, _ = finished("never", RunSpec("digits", 3, 200))
+    assert found["equal_compute"] == objective(expected) - objective(never)
+
+
+def test_a_run_that_never_adapts_gains_nothing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(monkeypatch, "run", "digits", "--policy", "never", *SHORT) == 0
+    shown = capsys.readouterr().out
+    assert "no adaptation" in shown
+    assert "+0.0000 against never adapting" in shown
+
+
+def test_twins_show_the_worth_of_each_adaptation(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["twins", "digits", "--policy", "at_once", "--seed", "3", "--steps", "300"]
+    assert run(monkeypatch, *arguments) == 0
+    shown = capsys.readouterr().out
+    assert "near 300" in shown
+    assert "2 adaptations; their gains sum to" in shown
+    assert run(monkeypatch, *arguments, "--json") == 0
+    found = printed(capsys)
+    spec = RunSpec("digits", 3, 300)
+    gained = objective(finished("at_once", spec)[0]) - objective(finished("never", spec)[0])
+    assert sum(each["gain"] for each in found["adaptations"]) == pytest.approx(gained, abs=1e-12)
+    assert run(monkeypatch, "twins", "digits", "--policy", "never", *SHORT) == 0
+    assert "never executed no adaptation" in capsys.readouterr().out
+
+
+def test_traffic_is_resumable(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    arguments = ["traffic", str(tmp_path / "new" / "runs"), "--policies", "never,random:0.5", *SHORT]
+    assert run(monkeypatch, *arguments, "--seeds", "0") == 0
+    assert "2 of 2 runs are in" in capsys.readouterr().out
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "new" / "runs").iterdir()}
+    assert {path.name for path in before} == {"digits-never-0.parquet", "digits-random_0.5-0.parquet"}
+    assert run(monkeypatch, *arguments, "--seeds", "0-1") == 0
+    assert "4 of 4 runs" in capsys.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert run(monkeypatch, *arguments[:-1], "150", "--seeds", "0") == 1
+    assert "was made with other steps or shares" in capsys.readouterr().err
+
+
+def test_a_failed_run_is_reported_and_the_status_is_1(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setattr("tamiyo.evaluation.lab.traffic._make_file", lambda job, folder: RuntimeError("no luck"))
+    assert run(monkeypatch, "traffic", str(tmp_path), "--policies", "never", "--seeds", "0-1", *SHORT) == 1
+    captured = capsys.readouterr()
+    assert captured.err.count("tamiyo: no luck") == 2
+    assert "0 of 2 runs" in captured.out
+
+
+def test_comparisons_are_shown_and_written(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    output = tmp_path / "pairs.parquet"
+    arguments = ["compare", "--policies", "at_once", "--seeds", "0-2", "--steps", "150", "--folder", str(tmp_path)]
+    assert run(monkeypatch, *arguments, "--output", str(output)) == 0
+    assert "equal compute" in capsys.readouterr().out
+    assert [each.seed for each in read(output)] == [0, 1, 2]
+    assert run(monkeypatch, *arguments, "--json") == 0  # from the files in the folder
+    found = printed(capsys)
+    (comparison,) = found["comparisons"]
+    assert (comparison["policy"], comparison["pairs"]) == ("at_once", 3)
+    spec = RunSpec("digits", 1, 150)
+    gained = objective(finished("at_once", spec)[0]) - objective(finished("never", spec)[0])
+    assert found["pairs"][1]["equal_compute"] == gained
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "words"),
+    [
+        (["run", "nothing"], 1, "there is no task 'nothing'; there are mnist1d, digits"),
+        (["run", "digits", "--policy", "nothing"], 1, "there is no baseline 'nothing'; choose from never"),
+        (["run", "digits", "--policy", "random:nan"], 1, "expected random:RATE with a probability"),
+        (["run", "digits", "--steps", "0"], 2, "greater than or equal to 100"),
+        (["run", "digits", "--steps", "99999999999"], 2, "less than or equal to 1000000"),
+        (["run", "digits", "--steps", "nan"], 2, "valid integer"),
+        (["run", "digits", "--seed", "-1"], 2, "greater than or equal to 0"),
+        (["twins", "nothing"], 1, "there is no task 'nothing'"),
+        (["traffic", "new", "--tasks", "digits,nothing"], 1, "there is no task 'nothing'"),
+        (["traffic", "new", "--tasks", " , "], 1, "--tasks ' , ': expected names separated by commas"),
+        (["traffic", "new", "--policies", "pump,nothing"], 1, "there is no baseline 'nothing'"),
+        (["traffic", "new", "--seeds", "1-"], 1, "--seeds 1-: expected seeds up to 2147483647"),
+        (["traffic", "new", "--seeds", "nan"], 1, "--seeds nan: expected seeds"),
+        (["traffic", "new", "--seeds", "3-1"], 1, "--seeds 3-1: 3 is greater than 1"),
+        (["traffic", "new", "--seeds", "0-99999"], 1, "more than 10,000 seeds"),
+        (["traffic", "new", "--seeds", "99999999999"], 1, "expected seeds up to"),
+        (["traffic", "new", "--alone", "nan"], 1, "--alone nan: expected a share in 0..1"),
+        (["traffic", "new", "--under-policy", "2"], 1, "--under-policy 2.0: expected a share"),
+        (["traffic", "new", "--workers", "0"], 2, "greater than or equal to 1"),
+        (["traffic", "file/below"], 1, "cannot write into file/below: Not a directory"),
+        (["traffic", "/proc/new"], 1, "cannot write into /proc/new: No such file or directory"),
+        (["compare", "--policies", "never"], 1, "name a policy to compare with never adapting"),
+        (["compare", "--output", "/proc/pairs.parquet"], 1, "cannot write into /proc"),
+        (["compare", "--folder", "file"], 1, "cannot write into file: File exists"),
+    ],
+)
+def test_wrong_input_is_explained_in_one_line(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    arguments: list[str],
+    status: int,
+    words: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("file").write_text("")
+    assert run(monkeypatch, *arguments) == status
+    captured = capsys.readouterr()
+    shown = " ".join((captured.out + captured.err).replace("│", " ").split())
+    assert words in shown
+    assert "Traceback" not in shown
+
+
+@pytest.mark.parametrize("package", cli.EXTRA)
+def test_a_missing_package_of_the_extra_is_named(package: str) -> None:
+    def broken() -> None:
+        raise ModuleNotFoundError(f"No module named '{package}.part'", name=f"{package}.part")
+
+    words = rf"needs {package}.part: pip install 'esper-tamiyo\[lab\]'"
+    with pytest.raises(cli.ConfigurationError, match=words), cli._extra():
+        broken()
+
+
+def test_a_missing_module_of_ours_is_a_bug() -> None:
+    with pytest.raises(ModuleNotFoundError), cli._extra():
+        raise ModuleNotFoundError("No module named 'tamiyo.x'", name="tamiyo.x")
+
+
+def test_numbers_that_are_not_finite_are_null_in_json(capsys: pytest.CaptureFixture[str]) -> None:
+    cli._print_json({"a": [float("nan"), 1.0], "b": {"c": float("inf")}, "d": ("x", None)})
+    assert printed(capsys) == {"a": [None, 1.0], "b": {"c": None}, "d": ["x", None]}
+
+
+def test_seeds_are_listed_once_in_order() -> None:
+    assert cli._seeds("3,0-2, 1-4") == [3, 0, 1, 2, 4]
+
+
+def living(group: int) -> list[str]:
+    """Return the processes of a process group that have not ended."""
+    found = []
+    for each in psutil.process_iter(["pid", "status", "cmdline"]):
+        try:
+            if os.getpgid(each.pid) == group and each.info["status"] != psutil.STATUS_ZOMBIE:
+                found.append(f"{each.pid}: {each.info['cmdline']}")
+        except ProcessLookupError:
+            continue
+    return found
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_ctrl_c_keeps_what_is_finished(workers: str, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "tamiyo.streams.cli", "lab", "compare", "--seeds", "0-199", "--steps", "100"]
+    process = subprocess.Popen(
+        [*command, "--folder", str(tmp_path), "--workers", workers],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 90
+    while len(list(tmp_path.glob("*.parquet"))) < 2:
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    out, err = process.communicate(timeout=30)
+    assert process.returncode == 130, err
+    assert "finished files are kept" in " ".join(err.split())
+    assert "Traceback" not in err
+    assert "digits" in out  # the comparison of the finished pairs
+    assert 2 <= len(list(tmp_path.iterdir())) < 400
+    deadline = time.monotonic() + 10
+    while living(process.pid) and time.monotonic() < deadline:  # multiprocessing's own helper ends a moment later
+        time.sleep(0.05)
+    assert not living(process.pid)
