@@ -84,6 +84,18 @@ def test_later_adaptations_are_counted_and_an_unload_ends_the_kernel() -> None:
     assert found["kept_share"] == pytest.approx((900 - 600) / (1200 - 600))
 
 
+def test_the_first_result_of_a_shadow_twin_at_the_layer_is_the_adaptations() -> None:
+    made = windows()
+    made[17] = replace(made[17], twins={"other": (0.9, 300.0, 0.5)})
+    made[18] = replace(made[18], twins={LAYER: (0.3, 300.0, 0.5)})
+    made[20] = replace(made[20], twins={LAYER: (0.7, 100.0, 0.5)})
+    assert evidence(case(made))["twin"] == 0.3
+    assert math.isnan(evidence(case(made, now=900.0))["twin"])  # not yet known
+    again = [(620.0, case(made).outcome)]
+    assert math.isnan(evidence(case(made, later=again))["twin"])  # measured the adaptation after it
+    assert evidence(case(made, later=[(900.0, case(made).outcome)]))["twin"] == 0.3
+
+
 def test_windows_after_now_are_not_evidence() -> None:
     early = case(windows(), now=900.0)
     other = windows()
