@@ -35,7 +35,7 @@ _stores = itertools.count()
 
 
 class _Chosen:
-    """Decides what it was told to: the policies of the decisions stage, and what they serve."""
+    """Decides what was requested: the policies of the decisions stage, and what they serve."""
 
     def __init__(self, policy: Baseline) -> None:
         self.policy = policy

@@ -1,4 +1,4 @@
-"""One training run in the laboratory: it stops wherever a decision is due, and goes on as it is told."""
+"""One training run in the laboratory: it stops wherever a decision is due, and goes on as requested."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ from tamiyo.streams.stages.rewards.window_summary import WindowSummary
 UNKNOWN = math.nan
 FALL_WINDOWS = 6  # whose slope is the present one
 MIN_POINTS = 3
-SMALLEST_LOSS = 1e-6  # nats; below it a logarithm says nothing
+SMALLEST_LOSS = 1e-6  # nats; below it a logarithm means nothing
 
 _AT_NODE = (
     "growth_share", "log_growth_score", "growth_measured", "depth", "kernel_load", "active_share", "fossilized_share",

@@ -62,7 +62,7 @@ def test_the_adaptation_is_described_in_shares() -> None:
     assert found["slower"] == pytest.approx(0.5)
 
 
-def test_a_paired_latency_tells_how_much_slower_a_step_is_and_what_that_costs_in_loss() -> None:
+def test_a_paired_latency_shows_how_much_slower_a_step_is_and_what_that_costs_in_loss() -> None:
     paired = [
         replace(w, base_latency_ms={LAYER: 1.0, "other": 3.0}, kernel_latency_ms={LAYER: 2.0} if w.start >= AT else {})
         for w in windows()
