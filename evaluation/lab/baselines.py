@@ -70,7 +70,7 @@ class _Rule:
         self.kinds = action_kinds(blueprint_names())
 
     def choose(self, graph: ModelGraph, mask: Mask, *, seed: int) -> Choice:
-        """Choose as `_index` does."""
+        """Choose the action that `_index` returns."""
         return certain(self._index(graph, mask, seed), mask)
 
     def _index(self, graph: ModelGraph, mask: Mask, seed: int) -> int:

@@ -23,7 +23,7 @@ MEASURED_STEPS = 60
 def step_ms(task: str, policy: Baseline, steps: int) -> tuple[float, float, int]:
     """Train `steps` steps under `policy`; return computed and measured time of a step then, ms, and the kernels'
     parameters. Measured is the median processor time of forward, backward and update, without the SDK."""
-    with Run(RunSpec(task, seed=0, steps=steps), policy) as run:
+    with Run(RunSpec(task, seed=0, steps=steps), policy) as run, run.clock.running():
         run.finish()
         model, optimizer = run.workload.model, run.workload.optimizer
         batches = run.workload.task.batches(1)

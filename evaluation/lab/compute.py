@@ -2,8 +2,8 @@
 
 A leaf module's forward pass costs a fixed time for its operators plus a time per multiply-add and per element; the
 backward pass of a training step costs twice the forward pass, and the optimiser a time per tensor and per parameter.
-The constants are fitted to one core of the machine in `evaluation/results`; `python -m tamiyo.evaluation.lab.compute`
-prints computed beside measured times of a step for every task.
+The constants are fitted to one core of the machine in `evaluation/results`: `python -m
+tamiyo.evaluation.lab.calibration` prints computed beside measured times of a step for every task.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def forward_seconds(module: nn.Module, output: Tensor) -> float:
 
 
 class ComputeClock:
-    """A clock that advances with the operations of one run; one run at a time."""
+    """A clock that advances with the operations of one run, inside `running`."""
 
     def __init__(self) -> None:
         self.training_seconds = 0.0
@@ -97,6 +97,9 @@ class ComputeClock:
     @contextmanager
     def running(self) -> Iterator[None]:
         """Return a context in which the SDK reads this clock and every module's forward pass advances it."""
+        if clock.current() is self:  # another hook would count every pass twice
+            yield
+            return
         handle = register_module_forward_hook(self._on_forward)
         try:
             with clock.using(self):

@@ -35,7 +35,7 @@ _stores = itertools.count()
 
 
 class _Chosen:
-    """Decides what was requested: the policies of the decisions stage, and what they serve."""
+    """Decides as the laboratory requests: the policies of the decisions stage, and what they serve."""
 
     def __init__(self, policy: Baseline) -> None:
         self.policy = policy

@@ -1,10 +1,9 @@
-"""One training run in the laboratory: it stops wherever a decision is due, and goes on as requested."""
+"""One training run in the laboratory: it stops wherever a decision is due, and goes on once it is made."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from types import TracebackType
 from typing import Any, Self
@@ -107,6 +106,8 @@ class RunResult:
 class Run:
     """A training run with all stages around it, in computed time: the same arguments give the same bits.
 
+    Several runs of one process can take turns: each has the process's clock only while it trains or decides.
+
     Args:
         spec: Task, seed and length.
         policy: Decides unless `decide` is given another choice.
@@ -140,7 +141,6 @@ class Run:
         host = {"overhead_budget": 0.9, **stages.pop("host", {})}  # probes run by step count, whatever they cost
         self.pipeline = Pipeline(policy, settings=stages, observer=self._observe)
         self._settings = HostSettings(**host)
-        self._stack = ExitStack()
         self._step = 0
         self._compute = math.inf
         self._first_step = math.nan
@@ -148,13 +148,13 @@ class Run:
 
     def __enter__(self) -> Self:
         torch.set_num_threads(1)
-        self._stack.enter_context(self.clock.running())
         spec = self.spec
         task = lab_task(spec.task)
         self.workload = Workload.of(task, seed=spec.seed, steps=spec.planned)
-        self._handle: Handle = self.workload.attach(
-            settings=self._settings, transport=self.pipeline, run_id=spec.run_id
-        )
+        with self.clock.running():
+            self._handle: Handle = self.workload.attach(
+                settings=self._settings, transport=self.pipeline, run_id=spec.run_id
+            )
         self._batches = task.batches(spec.seed if spec.data_seed is None else spec.data_seed)
         self.workload.model.train()
         return self
@@ -162,7 +162,6 @@ class Run:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._stack.close()
         self.pipeline.discard()
 
     workload: Workload
@@ -179,23 +178,36 @@ class Run:
         """Optimiser steps completed."""
         return self._step
 
-    def advance(self) -> ModelGraph | None:
-        """Train until a graph waits for its decision, and return it; None once the run has ended."""
-        while self.graph is None:
-            if self._closed:
-                return None
-            if self._step < self.spec.planned and self.clock.training_seconds < self._compute:
-                self._train()
-            else:
-                self._closed = True
-                self._handle.close()
+    @property
+    def ended(self) -> bool:
+        """Whether training has ended: a decision on a graph that still waits has no effect."""
+        return self._closed
+
+    def advance(self, until: int | None = None) -> ModelGraph | None:
+        """Train until a graph waits for its decision, and return it; None once the run has ended, or reached `until`.
+
+        Args:
+            until: Optimiser steps at which to pause the run; None: its end.
+        """
+        with self.clock.running():
+            while self.graph is None:
+                if self._closed or (until is not None and self._step >= until):
+                    return None
+                if self._step < self.spec.planned and self.clock.training_seconds < self._compute:
+                    self._train()
+                else:
+                    self._closed = True
+                    self._handle.close()
         return self.graph
 
     def decide(self, choice: Choice | None = None) -> None:
-        """Decide on the waiting graph: as the policy chooses, unless `choice` is given."""
+        """Decide on the waiting graph: as the policy chooses, unless `choice` is given.
+
+        Time stands still: policy and compiler run in other processes than the training.
+        """
         graph = self.graph
         assert graph is not None, "no graph waits for a decision"
-        with self.clock.stopped():  # policy and compiler run in other processes than the training
+        with self.clock.running(), self.clock.stopped():
             self.pipeline.decide(choice or self.pipeline.choose(graph))
 
     @property

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
@@ -24,6 +25,7 @@ from tamiyo.evaluation.lab.twins import twin
 from tamiyo.models.behaviour import Choice
 from tamiyo.schemas.analysis import ModelGraph
 from tamiyo.schemas.codec import decode
+from tamiyo.schemas.errors import TamiyoError
 from tamiyo.schemas.files import write_atomically
 from tamiyo.schemas.identity import decision_id, sampling_seed
 from tamiyo.schemas.topics import BY_NAME, DECISIONS, GRAPHS, OUTCOMES, WINDOWS, Topic
@@ -38,6 +40,9 @@ UNDER_POLICY = "under_policy"
 REPEATED_WITH = "repeated_with"
 REPEATED_WITHOUT = "repeated_without"
 """With and without the decision, no later adaptation, on another order of the data from there on."""
+
+MOST_LOST = 3
+"""Processes killed in a row, without a run finished between, after which no more are started."""
 
 REORDERED = 1_000_003
 """Added to a run's seed for another order of the data."""
@@ -180,23 +185,46 @@ def generate(jobs: Iterable[Job], folder: Path, workers: int, on_done: Callable[
         folder: Where their files are.
         workers: Processes, one core each.
         on_done: Called after each run, with the error if it failed; the other runs go on.
+
+    Raises:
+        TamiyoError: Processes are killed again and again.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    todo = missing(jobs, folder)
+    left = missing(jobs, folder)
     if workers == 1:
-        for job in todo:
+        for job in left:
             on_done(job, _make_file(job, folder))
-        return len(todo)
+        return len(left)
+    count, lost = len(left), 0
+    while left:
+        before = len(left)
+        left = _in_parallel(left, folder, workers, on_done)
+        lost = lost + 1 if len(left) == before else 0
+        if lost == MOST_LOST:
+            raise TamiyoError(
+                f"{lost} times in a row a process ended before any of {len(left)} runs was finished; is there memory "
+                f"for {workers} workers?"
+            )
+    return count
+
+
+def _in_parallel(
+    jobs: list[Job], folder: Path, workers: int, on_done: Callable[[Job, Exception | None], None]
+) -> list[Job]:
+    """Make runs in processes; return those that are left because a process was killed."""
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
         try:
-            pending = {pool.submit(_make_file, job, folder): job for job in todo}
+            pending = {pool.submit(_make_file, job, folder): job for job in jobs}
             while pending:
                 for future in wait(pending, return_when=FIRST_COMPLETED).done:
-                    on_done(pending.pop(future), future.result())
+                    error = future.result()
+                    on_done(pending.pop(future), error)
+        except BrokenProcessPool:
+            return missing(pending.values(), folder)
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-    return len(todo)
+    return []
 
 
 def _make_file(job: Job, folder: Path) -> Exception | None:

@@ -9,10 +9,11 @@ from __future__ import annotations
 import json
 import math
 import os
-import sys
-import traceback
+import signal
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
+
+import numpy as np
 
 from tamiyo.evaluation.lab.baselines import Baseline, Never, certain
 from tamiyo.evaluation.lab.run import Run, RunResult
@@ -25,27 +26,43 @@ class TwinError(TamiyoError):
 
 
 def forked(work: Callable[[], Any]) -> Any:
-    """Run `work` in a fork of this process and return its result, which must be JSON; raises TwinError if it fails."""
+    """Run `work` in a fork of this process and return its result, which must be JSON.
+
+    Raises TwinError with the reason if it fails. An interrupted wait ends the fork.
+    """
     read, write = os.pipe()
     child = os.fork()
     if child == 0:
-        status = 1
-        try:
-            os.close(read)
-            with os.fdopen(write, "wb") as pipe:
-                pipe.write(json.dumps(work()).encode())
-            status = 0
-        except BaseException:
-            traceback.print_exc(file=sys.stderr)
-        finally:
-            os._exit(status)
+        _work_and_exit(work, read, write)
     os.close(write)
-    with os.fdopen(read, "rb") as pipe:
-        data = pipe.read()
-    _, ended = os.waitpid(child, 0)
-    if ended != 0:
-        raise TwinError(f"the twin process ended with status {os.waitstatus_to_exitcode(ended)}")
+    try:
+        with os.fdopen(read, "rb") as pipe:
+            data = pipe.read()
+    except BaseException:
+        os.kill(child, signal.SIGKILL)
+        raise
+    finally:
+        _, ended = os.waitpid(child, 0)
+    status = os.waitstatus_to_exitcode(ended)
+    if status != 0:
+        reason = data.decode(errors="replace") or f"its process ended with status {status}"
+        raise TwinError(f"the twin failed: {reason}")
     return json.loads(data)
+
+
+def _work_and_exit(work: Callable[[], Any], read: int, write: int) -> NoReturn:
+    """Write the result of `work`, or the reason of its failure, and end this process without any cleanup."""
+    status = 1
+    try:
+        os.close(read)
+        with os.fdopen(write, "wb") as pipe:
+            try:
+                pipe.write(json.dumps(work()).encode())
+                status = 0
+            except BaseException as error:
+                pipe.write(f"{type(error).__name__}: {error}".encode())
+    finally:
+        os._exit(status)
 
 
 def twin(
@@ -65,18 +82,21 @@ def twin(
         policy: Decides from then on; by default the run's own policy. `Never()` adds nothing to the action.
         horizon: Steps after which the twin ends; None: the end of the run. For a comparison at equal compute, look up
             the curve.
-        compute: Computed training time at which a twin without a policy ends, seconds.
+        compute: Computed training time of the whole run at which a twin under `Never()` ends, seconds.
         data_seed: Goes on with another order of the data; None: the same.
 
     Raises:
-        TwinError: The twin failed.
+        TwinError: The action is not legal, or the twin failed.
     """
     graph = run.graph
     assert graph is not None, "no graph waits for a decision"
     mask = run.pipeline.mask(graph)
+    index = choice if isinstance(choice, int) else choice.index
+    if not 0 <= index < len(mask) or not mask[index]:
+        raise TwinError(
+            f"action {index} is not legal at this graph; legal are {', '.join(map(str, np.flatnonzero(mask)))}"
+        )
     chosen = certain(choice, mask) if isinstance(choice, int) else choice
-    if not mask[chosen.index]:
-        raise TwinError(f"action {chosen.index} is not legal at this graph")
 
     def work() -> dict[str, Any]:
         run.decide(chosen)
@@ -87,9 +107,7 @@ def twin(
         if isinstance(policy, Never):
             run.mute(compute)
         until = None if horizon is None else run.step + horizon
-        while (until is None or run.step < until) and run.advance() is not None:
-            if until is not None and run.step >= until:
-                break
+        while run.advance(until) is not None:
             run.decide()
         return run.result().to_dict()
 
