@@ -16,6 +16,7 @@ from tamiyo.models.features import require_catalogue
 from tamiyo.schemas.errors import PolicyError, RecordError
 from tamiyo.schemas.learning import Experience
 
+MAX_WORTH = 50.0  # nats: a loss divided by 5e21; beyond it a worth is an error, not a very good adaptation
 SUM_TOLERANCE = 1e-3  # of probabilities: float32 sums over thousands of actions
 MAX_HEADS = 32  # 64 bytes of hash, two per head
 # Cumulative Poisson(1): how often a bootstrap resample of a long stream holds one record (Oza and Russell, 2001).
@@ -29,7 +30,7 @@ class ExperienceRejected(RecordError):
         """Reject an experience.
 
         Args:
-            reason: One word for counting: feature_version, kinds, mask, action, propensity or graph.
+            reason: One word for counting: feature_version, kinds, mask, action, propensity, worth or graph.
             message: The reason in full.
         """
         super().__init__(message)
@@ -54,7 +55,7 @@ class Example:
     choices: int
     """Number of legal actions; 1 means no_op alone."""
     reward: float
-    """In [-1, 1]."""
+    """In [-1, 1]: the worth, clipped, where it is known, else the weighted sum; see `learned_reward`."""
     value: float
     """Reward that the deciding policy expected of the graph; reward - value is the first estimate of the advantage."""
     confidence: float
@@ -97,13 +98,30 @@ class Example:
             experience.action_index,
             float(np.log(propensity)),
             int(mask.sum()),
-            experience.reward,
+            learned_reward(experience),
             experience.value,
             experience.confidence,
             experience.success,
             experience.complete,
             bootstrap_weights(experience.experience_id, heads),
         )
+
+
+def learned_reward(experience: Experience) -> float:
+    """Return what the learner maximises, in [-1, 1].
+
+    The worth, where it is known: the worths of a run add up to what it gained, so a higher sum is a lower final loss.
+    It is clipped to the range of the reward, for which predictions and their calibration are made: a loss reduced to
+    37 % counts as much as any larger gain. Where it is unknown, the reward: the squashed sum of the components.
+
+    Args:
+        experience: A record from the experience topic.
+
+    Example:
+        >>> learned_reward(experience), learned_reward(experience.model_copy(update={"worth": -1.5}))
+        (0.5, -1.0)
+    """
+    return experience.reward if experience.worth is None else max(-1.0, min(1.0, experience.worth))
 
 
 def _checked(experience: Experience, kinds: Sequence[str]) -> tuple[np.ndarray[tuple[int], np.dtype[np.bool_]], float]:
@@ -136,6 +154,8 @@ def _checked(experience: Experience, kinds: Sequence[str]) -> tuple[np.ndarray[t
     propensity = float(probabilities[experience.action_index])
     if propensity <= 0:
         raise refuse("propensity", f"expected a sampled action, but action {experience.action_index} has probability 0")
+    if experience.worth is not None and not abs(experience.worth) <= MAX_WORTH:  # so that NaN is refused too
+        raise refuse("worth", f"expected a worth of at most {MAX_WORTH:g} nats, got {experience.worth}")
     return mask.astype(np.bool_), propensity
 
 

@@ -63,6 +63,7 @@ class RewardAnalysis(Record):
     estimator: Annotated[Text, Field(description="Version of the gain's estimator; empty: nothing estimated.")] = ""
     complete: Annotated[bool, Field(description="No later revision will come.")] = False
     explanation: Annotated[Text, Field(description="The reason for the reward, in words.")] = ""
+    task: Annotated[Text, Field(description="What the run trains, from its topology; empty: not known.")] = ""
 
 
 class Experience(Record):
@@ -88,6 +89,12 @@ class Experience(Record):
         bool | None, Field(description="Whether the run measurably improved; null: nothing was executed.")
     ] = None
     complete: Annotated[bool, Field(description="No later revision will come.")] = False
+    components: Annotated[dict[str, Real], Field(description="The analysis' components, before weighting.")] = {}
+    improvement: Annotated[
+        Real | None, Field(description="Loss reduction relative to the projected trend; null: unknown.")
+    ] = None
+    predicted_reward: Annotated[Real, Field(description="Reward that the policy expected.")] = 0.0
+    task: Annotated[Text, Field(description="What the run trains, from its topology; empty: not known.")] = ""
 
 
 class CheckpointStatus(StrEnum):

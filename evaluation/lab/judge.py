@@ -29,7 +29,7 @@ Array = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """An executed adaptation: what its rewards say, and what it was. Nats of log loss; NaN where no twin tells."""
+    """An executed adaptation: what its rewards say, and what it was. Nats of log loss; NaN where there is no twin."""
 
     task: str
     policy: str

@@ -37,7 +37,7 @@ def exploration(tasks: Iterable[str], seeds: int, *, first: int = FIT_SEED, step
     return jobs
 
 
-def judgement(tasks: Iterable[str], seeds: int, *, first: int = JUDGE_SEED) -> list[Job]:
+def judging(tasks: Iterable[str], seeds: int, *, first: int = JUDGE_SEED) -> list[Job]:
     """Return runs to judge by: random and heuristic traffic with its twins, the others without, and never."""
     jobs: list[Job] = []
     names = list(tasks)
@@ -56,10 +56,10 @@ def fitting_jobs() -> list[Job]:
 def judging_jobs() -> list[Job]:
     """Return the runs by which it is judged: other seeds, and tasks that nothing is fitted to."""
     return [
-        *judgement(LARGE_TASKS, 4),
-        *judgement(HELD_OUT_TASKS, 6),
-        *judgement(HOSTS, 6),
-        *judgement(TASKS, 20),
+        *judging(LARGE_TASKS, 4),
+        *judging(HELD_OUT_TASKS, 6),
+        *judging(HOSTS, 6),
+        *judging(TASKS, 20),
     ]
 
 

@@ -28,6 +28,7 @@ from tamiyo.schemas.topics import CHECKPOINTS, EXPERIENCE
 from tamiyo.streams.admin.acls import grants, require
 from tamiyo.streams.admin.topics import Topics
 from tamiyo.streams.learner import metrics
+from tamiyo.streams.learner.correlation import TaskCorrelations
 from tamiyo.streams.learner.experience_topic import ExperienceTopic
 from tamiyo.streams.learner.releases import CheckpointReleases
 from tamiyo.streams.process.malloc import trim
@@ -113,6 +114,7 @@ class LearnerLoop:
         )
         self._dead_letters = AwaitedProducer(self._kafka, timeout_s=settings.delivery_timeout_s)
         self._experiences = ExperienceTopic(self._kafka, self._names)
+        self._correlations = TaskCorrelations(metrics.CORRELATION)
         try:
             learner = self._start()
             self._refill(learner, self._experiences)
@@ -186,12 +188,13 @@ class LearnerLoop:
         return self.learner
 
     def _refill(self, learner: Learner, experiences: ExperienceTopic) -> None:
-        """Refill replay with experiences that the checkpoint has counted; they do not count again."""
+        """Refill replay and the correlations with experiences that the checkpoint has counted; they trigger nothing."""
         for message in experiences.tail(self._settings.refill):
             self._turned = self._clock()
             # A message that cannot be decoded was dead-lettered when it was first read.
             with contextlib.suppress(SchemaError):
-                learner.restore_experience(decode(message.value(), Experience))
+                experience = decode(message.value(), Experience)
+                self._correlate(experience, learner.restore_experience(experience))
             if self._stop.is_set():
                 return
         log.info("replay refilled", experiences=len(learner.replay))
@@ -238,10 +241,15 @@ class LearnerLoop:
             rejected = learner.rejected.copy()
             taken = learner.take(experience)
             metrics.EXPERIENCES.labels(taken.value).inc()
+            self._correlate(experience, taken)
             if taken == Taken.REJECTED:
                 reason = next(iter(learner.rejected - rejected))
                 metrics.REJECTED.labels(reason).inc()
                 log.warning("experience rejected", experience=experience.experience_id, reason=reason)
+
+    def _correlate(self, experience: Experience, taken: Taken) -> None:
+        if taken in (Taken.FRESH, Taken.REVISED):
+            self._correlations.record(experience)
 
     def _reject(self, message: Message, kind: str, reason: str) -> None:
         metrics.REJECTED.labels(kind).inc()

@@ -27,6 +27,12 @@ LOSSES = Gauge("tamiyo_learner_losses", "Means over the last accepted update, na
 CHARTS = Gauge(
     "tamiyo_learner_charts", "State of learning after the last update, also if it was rolled back.", ["chart"]
 )
+CORRELATION = Gauge(
+    "tamiyo_learner_component_correlation",
+    "Correlation of a reward component with the measured improvement (predicted_reward: with the reward that is "
+    "learned) over a task's latest executed adaptations, for the 20 tasks adapted last; NaN below ten adaptations.",
+    ["task", "component"],
+)
 
 
 def show(metrics: Mapping[str, float]) -> None:

@@ -6,9 +6,18 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from tamiyo.models.batch import GraphBatch
-from tamiyo.models.example import MAX_HEADS, POISSON, Example, ExperienceRejected, bootstrap_weights, stack
+from tamiyo.models.example import (
+    MAX_HEADS,
+    POISSON,
+    Example,
+    ExperienceRejected,
+    bootstrap_weights,
+    learned_reward,
+    stack,
+)
 from tamiyo.models.features import FEATURE_VERSION
 from tamiyo.schemas.errors import PolicyError
 from tamiyo.schemas.record import Tensor
@@ -59,6 +68,10 @@ def changed(**entries):
         ("propensity", {"probabilities": changed(_2=-1 / 11, _3=3 / 11)}),
         ("propensity", {"probabilities": changed(_1=0.0, _2=2 / 11)}),
         ("propensity", {"mask": b"\1" * 10 + b"\0"}),
+        ("worth", {"worth": math.nan}),
+        ("worth", {"worth": -math.inf}),
+        ("worth", {"worth": 50.1}),
+        ("worth", {"worth": -1e308}),
     ],
 )
 def test_what_contradicts_itself_is_rejected_by_name(reason, fields):
@@ -73,6 +86,24 @@ def test_float32_rounding_over_many_actions_is_no_reason():
     # Ten thousand float32 probabilities do not sum to 1 to the last digit.
     example = make_example(probabilities=[float(p) for p in UNIFORM * (1 + 5e-4)])
     assert example.log_propensity == pytest.approx(-math.log(11), abs=1e-3)
+
+
+# Reward
+
+
+@pytest.mark.parametrize(
+    ("worth", "learned"), [(None, 0.5), (0.0, 0.0), (-0.3, -0.3), (1.0, 1.0), (1.7, 1.0), (-2.5, -1.0), (50.0, 1.0)]
+)
+def test_the_worth_is_learned_where_it_is_known_clipped(worth, learned):
+    experience = make_experience(reward=0.5, worth=worth)
+    assert learned_reward(experience) == learned
+    assert Example.of(experience, KINDS, HEADS).reward == learned
+
+
+@pytest.mark.parametrize("worth", [math.nan, math.inf, -math.inf])
+def test_a_worth_that_is_no_number_is_no_experience(worth):
+    with pytest.raises(ValidationError, match="worth"):
+        make_experience(worth=worth)
 
 
 # Bootstrap

@@ -1,6 +1,6 @@
 """Attribute a change of the loss to an executed adaptation, over the time spans after it.
 
-An estimator (`estimator.py`) says what the adaptation gained, from the evidence known at the end of each span
+An estimator (`estimator.py`) states what the adaptation gained, from the evidence known at the end of each span
 (`evidence.py`). The gain less its costs is the adaptation's worth (`worth.py`); the specification's six components,
 weights and tanh make the total of it.
 

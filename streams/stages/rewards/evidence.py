@@ -26,7 +26,7 @@ from tamiyo.streams.stages.rewards.window_summary import WindowSummary
 UNKNOWN = math.nan
 FALL_WINDOWS = 6  # whose slope is the present one
 MIN_POINTS = 3
-SMALLEST_LOSS = 1e-6  # nats; below it a logarithm says nothing
+SMALLEST_LOSS = 1e-6  # nats; below it a logarithm means nothing
 
 _AT_NODE = (
     "growth_share", "log_growth_score", "growth_measured", "depth", "kernel_load", "active_share", "fossilized_share",
@@ -59,8 +59,6 @@ class Case:
     ended: bool
     """Whether the run has ended."""
     baseline_windows: int
-    twin: float | None = None
-    """Gain measured by a shadow twin on the host, in log loss; None: not measured."""
 
     @property
     def before(self) -> list[WindowSummary]:
@@ -76,6 +74,21 @@ class Case:
     def inside(self) -> list[WindowSummary]:
         """Those of them in the span being judged."""
         return [w for w in self.after if w.middle >= self.span_start]
+
+    @property
+    def twin(self) -> float | None:
+        """The near effect that a shadow twin on the host has measured, in log loss; None: none has.
+
+        A later adaptation ends a measurement, so the first result at the layer is this adaptation's, unless the layer
+        was adapted again before it could be.
+        """
+        layer = self.decision.layer_id or ""
+        again = min((at for at, outcome in self.later if outcome.layer_id == layer), default=math.inf)
+        for window in self.after:
+            if window.twins and layer in window.twins:
+                gain, steps, _ = window.twins[layer]
+                return gain if window.end - steps <= again else None
+        return None
 
 
 def evidence(case: Case) -> dict[str, float]:
@@ -181,7 +194,8 @@ def _since(case: Case) -> dict[str, float]:
     values["slower"] = _slower(before, alone)
     values |= _compute(case, planned)
     values["loss_change_at_once"] = _at_once(case.outcome)
-    values["twin"] = UNKNOWN if case.twin is None else case.twin
+    twin = case.twin
+    values["twin"] = UNKNOWN if twin is None else twin
     return values
 
 

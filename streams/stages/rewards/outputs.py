@@ -17,6 +17,7 @@ def make_analysis(
     *,
     revision: int,
     complete: bool,
+    task: str = "",
     reason: str = "",
 ) -> RewardAnalysis:
     """Return the analysis of a decision.
@@ -27,6 +28,7 @@ def make_analysis(
         estimate: Its reward.
         revision: Count of earlier analyses of the same decision.
         complete: Whether this is the last revision.
+        task: What the run trains; empty if it is not known.
         reason: Why it was not executed, for the explanation.
     """
     executed = Action(type=decision.type, layer_id=decision.layer_id, blueprint=decision.blueprint)
@@ -52,6 +54,7 @@ def make_analysis(
         estimator=estimate.estimator,
         complete=complete,
         explanation=explain_reward(action, status, estimate, reason=reason),
+        task=task,
     )
 
 
@@ -83,6 +86,10 @@ def make_experience(
         worth=analysis.worth,
         success=success,
         complete=analysis.complete,
+        components=analysis.components,
+        improvement=analysis.improvement,
+        predicted_reward=analysis.predicted_reward,
+        task=analysis.task,
     )
 
 

@@ -38,6 +38,8 @@ class Run:
     """Outcomes that changed the network: the gain after a later adaptation is not one decision's alone."""
     clock: str | None = None
     """What the run is measured by, "step" or "time"; None until the first window."""
+    task: str | None = None
+    """What it trains; None until its topology is known."""
     decided_up_to: tuple[int, int] = (0, 0)
     """Step and event time of the newest decision that was read; a run's decisions are in the order of its graphs."""
     ended: bool = False

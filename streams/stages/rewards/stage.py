@@ -17,11 +17,11 @@ from tamiyo.schemas.adaptation import AdaptationDecision, AdaptationOutcome, Dec
 from tamiyo.schemas.analysis import HealthWindow, ModelGraph
 from tamiyo.schemas.identity import decision_id, identity
 from tamiyo.schemas.learning import RewardAnalysis
-from tamiyo.schemas.topics import DECISIONS, EXPERIENCE, GRAPHS, OUTCOMES, REWARDS, WINDOWS, Topic
+from tamiyo.schemas.telemetry import ModelTopology
+from tamiyo.schemas.topics import DECISIONS, EXPERIENCE, GRAPHS, OUTCOMES, REWARDS, TOPOLOGY, WINDOWS, Topic
 from tamiyo.streams.settings import RewardSettings
 from tamiyo.streams.stages.base import Incoming, Output, PriorOutput, Reject, Stage, View
 from tamiyo.streams.stages.recent_ids import RecentIds
-from tamiyo.streams.stages.rewards import metrics
 from tamiyo.streams.stages.rewards.adaptation import ExecutedAdaptation
 from tamiyo.streams.stages.rewards.attribution import RewardEstimate, estimate_reward, unexecuted
 from tamiyo.streams.stages.rewards.estimator import GainEstimator, load_estimator
@@ -44,17 +44,18 @@ class RewardsStage(Stage):
     Args:
         partition: Number of the input partition.
         settings: Ends of the spans, length of the baseline, and timeouts.
-        views: Not used; the stage reads no compacted topic.
+        views: The newest topology of each run, under the topology topic's name; without it no run's task is known.
     """
 
     name: ClassVar[str] = "rewards"
     inputs: ClassVar[tuple[Topic, ...]] = (GRAPHS, DECISIONS, OUTCOMES, WINDOWS)
     outputs: ClassVar[tuple[Topic, ...]] = (REWARDS, EXPERIENCE)
-    views: ClassVar[tuple[Topic, ...]] = ()
+    views: ClassVar[tuple[Topic, ...]] = (TOPOLOGY,)
 
     def __init__(self, partition: int, settings: RewardSettings, views: Mapping[str, View[Any]]) -> None:
         self.partition = partition
         self.settings = settings
+        self._topologies: View[ModelTopology] | None = views.get(TOPOLOGY.name)
         self._spans: dict[str, tuple[Span, ...]] = {
             "step": make_spans(settings.span_steps),
             "time": make_spans([minutes * MINUTE_MS for minutes in settings.span_minutes]),
@@ -74,8 +75,6 @@ class RewardsStage(Stage):
         analyses: dict[str, RewardAnalysis] = {}
         experiences: set[str] = set()
         for each in outputs:
-            if each.topic == REWARDS.name:
-                metrics.detector.record(each.record)
             if each.topic == REWARDS.name and each.record.complete:
                 analyses[each.record.decision_id] = each.record
             elif each.topic == EXPERIENCE.name and each.record.complete:
@@ -157,7 +156,10 @@ class RewardsStage(Stage):
             yield from self._close_spans(run, pending, graph, source)
         else:
             estimate = unexecuted(status, self._spans_of(run))
-            analysis = make_analysis(pending.decision, status, estimate, revision=0, complete=True, reason=reason)
+            task = self._task_of(run, pending.decision.run_id)
+            analysis = make_analysis(
+                pending.decision, status, estimate, revision=0, complete=True, task=task, reason=reason
+            )
             yield from self._publish(pending.decision, graph, analysis, None, source)
 
     def _ending(self, run: Run, pending: Pending, await_outcomes: bool) -> tuple[RewardStatus, str] | None:
@@ -200,7 +202,10 @@ class RewardsStage(Stage):
             beyond = not run.ended or any(window.middle >= boundary for window in run.windows)
             complete = pending.closed == len(spans) or not beyond
             revision = pending.closed - 1
-            analysis = make_analysis(decision, RewardStatus.EXECUTED, estimate, revision=revision, complete=complete)
+            task = self._task_of(run, decision.run_id)
+            analysis = make_analysis(
+                decision, RewardStatus.EXECUTED, estimate, revision=revision, complete=complete, task=task
+            )
             yield from self._publish(decision, graph, analysis, estimate.success, source)
 
     def _estimate(self, run: Run, pending: Pending, graph: ModelGraph) -> RewardEstimate:
@@ -244,7 +249,6 @@ class RewardsStage(Stage):
         success: bool | None,
         source: Incoming | None,
     ) -> Iterator[Output]:
-        metrics.detector.record(analysis)
         if analysis.complete:
             self._completed.add(decision.decision_id)
         yield Output(REWARDS, analysis, analysis.analysis_id, source)
@@ -252,6 +256,13 @@ class RewardsStage(Stage):
             experience = make_experience(decision, graph, analysis, success=success)
             name = identity("experience", decision.decision_id, analysis.revision)
             yield Output(EXPERIENCE, experience, name, source)
+
+    def _task_of(self, run: Run, run_id: str) -> str:
+        """Return what the run trains, "" while its topology has not arrived: no reward waits for a name."""
+        if run.task is None and self._topologies is not None:
+            topology = self._topologies.get(run_id)
+            run.task = None if topology is None else topology.task
+        return run.task or ""
 
     def _spans_of(self, run: Run) -> tuple[Span, ...]:
         return self._spans["time" if run.clock == "time" else "step"]

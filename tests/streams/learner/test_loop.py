@@ -1,5 +1,6 @@
 """The learner's process on the embedded broker: each experience counts once after a crash at any point."""
 
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -7,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from prometheus_client import REGISTRY
 
 from tamiyo.models.checkpoint import CheckpointStore, checksum, load
 from tamiyo.schemas.codec import encode
@@ -18,6 +20,7 @@ from tamiyo.streams.learner import loop as module
 from tamiyo.streams.learner.loop import LearnerLoop
 from tamiyo.streams.learner.releases import CheckpointReleases
 from tamiyo.streams.settings import LearnerSettings
+from tamiyo.streams.stages.rewards.components import ACCURACY
 from tests.support.experiences import BLUEPRINTS, make_experience
 from tests.support.kafka_log import KafkaLog
 
@@ -211,3 +214,28 @@ def test_a_new_policy_never_takes_a_used_number(bench: Bench) -> None:
     bench.run(lambda loop: loop.ready)
     assert [each.version for each in bench.announced()] == [0, 1]
     assert bench.store.versions() == [1]
+
+
+def correlation(task: str, component: str) -> float | None:
+    return REGISTRY.get_sample_value("tamiyo_learner_component_correlation", {"task": task, "component": component})
+
+
+def test_correlations_by_task_survive_a_restart(bench: Bench) -> None:
+    """Each adaptation counts once, with its newest revision, before and after a restart."""
+    adaptations = [
+        make_experience(
+            number, components={ACCURACY: number / 10}, improvement=number / 20, task="digits", complete=False
+        )
+        for number in range(3 * BATCH)
+    ]
+    outdated = adaptations[0].model_copy(update={"improvement": 0.9})
+    revised = adaptations[0].model_copy(update={"revision": 1})
+    unfit = make_experience("unfit", improvement=0.9, task="digits", components={ACCURACY: -9.0}, kinds=["fly"])
+    bench.log.publish(EXPERIENCE, [unfit, outdated, *adaptations[1 : 2 * BATCH]])
+    bench.learn(2 * BATCH)
+    assert correlation("digits", ACCURACY) == pytest.approx(math.nan, nan_ok=True)  # 8 are too few
+    bench.log.publish(EXPERIENCE, [revised, outdated, *adaptations[2 * BATCH :]])
+    bench.learn(3 * BATCH)
+    assert correlation("digits", ACCURACY) == pytest.approx(1)
+    bench.run(lambda loop: loop.ready)
+    assert correlation("digits", ACCURACY) == pytest.approx(1)

@@ -62,7 +62,7 @@ def test_the_adaptation_is_described_in_shares() -> None:
     assert found["slower"] == pytest.approx(0.5)
 
 
-def test_a_paired_latency_tells_how_much_slower_a_step_is_and_what_that_costs_in_loss() -> None:
+def test_a_paired_latency_shows_how_much_slower_a_step_is_and_what_that_costs_in_loss() -> None:
     paired = [
         replace(w, base_latency_ms={LAYER: 1.0, "other": 3.0}, kernel_latency_ms={LAYER: 2.0} if w.start >= AT else {})
         for w in windows()
@@ -82,6 +82,18 @@ def test_later_adaptations_are_counted_and_an_unload_ends_the_kernel() -> None:
     found = evidence(replace(base, later=later))
     assert (found["later_adaptations"], found["later_loads"], found["removed"]) == (2, 1, 1)
     assert found["kept_share"] == pytest.approx((900 - 600) / (1200 - 600))
+
+
+def test_the_first_result_of_a_shadow_twin_at_the_layer_is_the_adaptations() -> None:
+    made = windows()
+    made[17] = replace(made[17], twins={"other": (0.9, 300.0, 0.5)})
+    made[18] = replace(made[18], twins={LAYER: (0.3, 300.0, 0.5)})
+    made[20] = replace(made[20], twins={LAYER: (0.7, 100.0, 0.5)})
+    assert evidence(case(made))["twin"] == 0.3
+    assert math.isnan(evidence(case(made, now=900.0))["twin"])  # not yet known
+    again = [(620.0, case(made).outcome)]
+    assert math.isnan(evidence(case(made, later=again))["twin"])  # measured the adaptation after it
+    assert evidence(case(made, later=[(900.0, case(made).outcome)]))["twin"] == 0.3
 
 
 def test_windows_after_now_are_not_evidence() -> None:

@@ -4,7 +4,8 @@ import pytest
 
 from tamiyo.schemas.adaptation import Action, OutcomeStatus, Veto
 from tamiyo.schemas.learning import RewardAnalysis
-from tamiyo.schemas.topics import DECISIONS, EXPERIENCE, GRAPHS, OUTCOMES, REWARDS, WINDOWS
+from tamiyo.schemas.topics import DECISIONS, EXPERIENCE, GRAPHS, OUTCOMES, REWARDS, TOPOLOGY, WINDOWS
+from tamiyo.streams.stages.rewards.stage import RewardsStage
 from tests.streams.stages.rewards.runs import (
     LAYER,
     SETTINGS,
@@ -18,8 +19,8 @@ from tests.streams.stages.rewards.runs import (
     whole_run,
     window,
 )
-from tests.support.factories import make_window
-from tests.support.stage_log import Log, StageHarness
+from tests.support.factories import make_topology, make_window
+from tests.support.stage_log import FixedView, Log, StageHarness
 
 
 def test_every_decision_has_a_reward_and_an_experience() -> None:
@@ -256,3 +257,34 @@ def test_spans_follow_the_clock_of_the_run() -> None:
     assert [span.end for span in revisions[0].spans] == [300_000, 1_800_000, 7_200_000, 14_400_000]
     assert [record.revision for record in revisions] == [0, 1]
     assert revisions[-1].complete
+
+
+def test_the_learner_gets_what_correlations_need() -> None:
+    harness = StageHarness(stage, whole_run(refused=(30,)).messages).run()
+    analyses = {(each.decision_id, each.revision): each for each in harness.records(REWARDS)}
+    experiences = harness.records(EXPERIENCE)
+    for each in experiences:
+        analysis = analyses[each.experience_id, each.revision]
+        assert (each.components, each.improvement, each.predicted_reward) == (
+            analysis.components, analysis.improvement, analysis.predicted_reward,
+        )  # fmt: skip
+    statuses = {True: "executed", False: "none refused"}
+    for each in experiences:
+        assert analyses[each.experience_id, each.revision].status in statuses[each.improvement is not None]
+    assert sum(each.improvement is not None for each in experiences) == 4
+
+
+def test_a_rewards_task_is_its_runs_in_the_topology() -> None:
+    view = FixedView({"other": make_topology(run_id="other")})
+    harness = StageHarness(lambda: RewardsStage(0, SETTINGS, {TOPOLOGY.name: view}), whole_run().messages).run(until=70)
+    view.records["run-1"] = make_topology(run_id="run-1")
+    harness.take(harness.stage.feed(whole_run().messages[70:]))
+    for topic in (REWARDS, EXPERIENCE):
+        tasks = [each.task for each in harness.records(topic)]
+        assert tasks == [""] * tasks.count("") + ["test"] * tasks.count("test")  # no reward waited for it
+        assert tasks.count("") > 0 < tasks.count("test")
+
+
+def test_without_topologies_the_task_is_not_known() -> None:
+    harness = StageHarness(stage, whole_run().messages).run()
+    assert {each.task for each in (*harness.records(REWARDS), *harness.records(EXPERIENCE))} == {""}
