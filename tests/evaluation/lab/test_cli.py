@@ -11,6 +11,7 @@ from typing import Any
 
 import psutil
 import pytest
+from rich.console import Console
 
 from tamiyo.evaluation.lab import cli
 from tamiyo.evaluation.lab.compare import read
@@ -24,7 +25,7 @@ SHORT = ["--steps", "100"]
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
     """Run `tamiyo lab` in this process; return its exit status."""
     monkeypatch.setattr(sys, "argv", ["tamiyo", "lab", *arguments])
-    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr(cli, "console", Console(width=200))
     with pytest.raises(SystemExit) as stopped:
         command_line.main()
     return int(stopped.value.code or 0)
