@@ -6,6 +6,7 @@ Kafka. A graph waits in `graphs` until `decide` is called: the laboratory choose
 
 from __future__ import annotations
 
+import copy
 import itertools
 from collections import defaultdict, deque
 from collections.abc import Callable, Mapping, Sequence
@@ -15,17 +16,19 @@ import fsspec
 import numpy as np
 import numpy.typing as npt
 
-from tamiyo.evaluation.lab.baselines import Baseline
+from tamiyo.evaluation.lab.baselines import Baseline, Learned
 from tamiyo.host.client.transport import InboundRecord, Make
 from tamiyo.host.common import clock
 from tamiyo.host.common.settings import HostSettings
 from tamiyo.models.behaviour import Choice
+from tamiyo.models.learner import Learner
 from tamiyo.schemas.adaptation import CompiledKernel
 from tamiyo.schemas.analysis import ModelGraph
 from tamiyo.schemas.codec import decode, encode
 from tamiyo.schemas.identity import decision_id, sampling_seed
+from tamiyo.schemas.learning import Experience
 from tamiyo.schemas.record import Record
-from tamiyo.schemas.topics import CATALOGUE, CONTROL, DECISIONS, GRAPHS, KERNELS, OUTCOMES, Topic
+from tamiyo.schemas.topics import CATALOGUE, CONTROL, DECISIONS, EXPERIENCE, GRAPHS, KERNELS, OUTCOMES, Topic
 from tamiyo.streams.stages.base import Incoming, Output, Reject, Stage
 from tamiyo.streams.stages.decisions.stage import DecisionsStage
 from tamiyo.streams.stages.registry import STAGES
@@ -80,6 +83,7 @@ class Pipeline:
     Args:
         policy: Decides on the graphs.
         settings: By stage, fields that differ from the defaults, such as `{"windows": {"width": 100}}`.
+        learner: Learns from the experiences; each policy that it accepts decides from then on.
         observer: Called with every record as it is published.
     """
 
@@ -93,8 +97,10 @@ class Pipeline:
         policy: Baseline,
         *,
         settings: Mapping[str, Mapping[str, Any]] | None = None,
+        learner: Learner | None = None,
         observer: Callable[[Topic, Any, bytes], None] | None = None,
     ) -> None:
+        self._learner = learner
         self._store = f"/laboratory-{next(_stores)}"
         self.store_url: str | None = f"memory:/{self._store}"
         self.published = 0
@@ -166,12 +172,22 @@ class Pipeline:
             if isinstance(arrived, CompiledKernel) and self._on_kernel is not None:
                 self._on_kernel(arrived)
             self._to_host.append(arrived)
+        if topic is EXPERIENCE and self._learner is not None:
+            self._learn(self._learner, arrived)
         incoming = Incoming(topic.name, 0, offset, clock.time_ms(), arrived, data, key.encode())
         for stage in self._readers[topic.name]:
             if topic is GRAPHS and stage is self._decisions:
                 self.graphs.append(incoming)
             else:
                 self._take(stage.feed([incoming]))
+
+    def _learn(self, learner: Learner, experience: Experience) -> None:
+        learner.take(experience)
+        if not learner.ready():
+            return
+        report = learner.learn()
+        if report is not None and report.accepted:
+            self.policy = Learned(copy.deepcopy(learner.policy).eval(), learner.version)
 
     def _take(self, results: Sequence[Output | Reject]) -> None:
         for each in results:

@@ -19,6 +19,7 @@ from tamiyo.host.common.settings import HostSettings
 from tamiyo.host.handle import Handle
 from tamiyo.host.reference.train import VALIDATE_INTERVAL, Workload, evaluate
 from tamiyo.models.behaviour import Choice
+from tamiyo.models.learner import Learner
 from tamiyo.schemas.adaptation import AdaptationOutcome
 from tamiyo.schemas.analysis import ModelGraph
 from tamiyo.schemas.topics import OUTCOMES, Topic
@@ -112,6 +113,8 @@ class Run:
         spec: Task, seed and length.
         policy: Decides unless `decide` is given another choice.
         settings: By stage, fields that differ from the defaults; under "host", those of `HostSettings`.
+        learner: Learns from the run's experiences; each policy that it accepts decides from then on. Give it to one run
+            after the other to train a policy.
         observer: Called with every record as it is published.
 
     Example:
@@ -130,6 +133,7 @@ class Run:
         policy: Baseline,
         *,
         settings: Mapping[str, Mapping[str, Any]] | None = None,
+        learner: Learner | None = None,
         observer: Callable[[Topic, Any, bytes], None] | None = None,
     ) -> None:
         self.spec = spec
@@ -139,7 +143,7 @@ class Run:
         self._observer = observer
         stages = dict(settings or {})
         host = {"overhead_budget": 0.9, **stages.pop("host", {})}  # probes run by step count, whatever they cost
-        self.pipeline = Pipeline(policy, settings=stages, observer=self._observe)
+        self.pipeline = Pipeline(policy, settings=stages, learner=learner, observer=self._observe)
         self._settings = HostSettings(**host)
         self._step = 0
         self._compute = math.inf

@@ -4,12 +4,13 @@ It holds four simulated runs, one of them killed, decided under two policy versi
 """
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import pytest
 
 from tamiyo.evaluation.replay.__main__ import Quiet
+from tamiyo.schemas.adaptation import AdaptationDecision
 from tamiyo.schemas.codec import decode, encode
 from tamiyo.schemas.kafka import KafkaSettings, TopicNames
 from tamiyo.schemas.topics import BY_NAME, CHECKPOINTS, CONTROL, DECISIONS, SIGNALS, TOPOLOGY, WINDOWS, Topic
@@ -27,6 +28,10 @@ from tests.support.stage_log import FixedView
 
 FOLDER = Path(__file__).parents[2] / "data" / "recording-0.1.0"
 IGNORED = ["explanation"]
+COMPUTED = ("confidence", "uncertainty", "predicted_reward", "value", "log_probability", "entropy")
+"""A decision's numbers out of the network: another processor rounds them otherwise, so they are compared as invariant 6
+compares propensities."""
+TOLERANCE = 1e-5
 
 
 class Replay:
@@ -94,9 +99,29 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> None:
 def assert_as_recorded(replayed: Side, topics: Sequence[Topic]) -> None:
     """Everything recorded was computed again; one run was killed, and the end of its input closes its last window."""
     recording, open_window = Recording(FOLDER), int(WINDOWS in topics)
-    for topic, found in zip(topics, compare(RecordingSide(recording), replayed, topics, ignore=IGNORED), strict=True):
+    ignored = [*IGNORED, *COMPUTED, "probabilities"]
+    for topic, found in zip(topics, compare(RecordingSide(recording), replayed, topics, ignore=ignored), strict=True):
         assert (found.same, found.differ, found.left_only) == (recording.count([topic]), 0, 0), found
         assert (found.right_only, found.contradictions) == (0 if topic is SIGNALS else open_window, 0), found
+
+
+def assert_computed_as_recorded(replayed: Iterable[AdaptationDecision]) -> None:
+    """The network's numbers in the decisions are the recorded ones, up to rounding."""
+    recorded = {
+        each.decision_id: each for message in Recording(FOLDER).messages(DECISIONS) for each in [decoded(message)]
+    }
+    for again in replayed:
+        if (first := recorded.get(again.decision_id)) is None:
+            continue  # of the window that the end of the input closed
+        for name in COMPUTED:
+            assert getattr(again, name) == pytest.approx(getattr(first, name), abs=TOLERANCE), name
+        assert again.probabilities.numpy() == pytest.approx(first.probabilities.numpy(), abs=TOLERANCE)
+
+
+def decoded(message: Message) -> AdaptationDecision:
+    decision = decode(message.value, DECISIONS.record)
+    assert isinstance(decision, AdaptationDecision)
+    return decision
 
 
 def test_the_recording_is_whole_and_has_what_it_is_kept_for() -> None:
@@ -116,6 +141,7 @@ def test_the_stages_compute_what_was_recorded(level: ReplaySource, tmp_path: Pat
     partitions = {part.partition for part in recording.parts([DECISIONS])}
     messages = [each for number in partitions for each in Replay(recording, flow, number).run()]
     make_recording(tmp_path / "replayed", messages)
+    assert_computed_as_recorded(decoded(each) for each in messages if each.topic == DECISIONS.name)
     assert_as_recorded(RecordingSide(Recording(tmp_path / "replayed")), flow.outputs)
 
 
