@@ -244,3 +244,11 @@ def test_ctrl_c_keeps_what_is_finished(workers: str, tmp_path: Path) -> None:
     while living(process.pid) and time.monotonic() < deadline:  # multiprocessing's own helper ends a moment later
         time.sleep(0.05)
     assert not living(process.pid)
+
+
+def test_without_the_extra_a_command_names_what_is_missing() -> None:
+    code = "import sys; sys.modules['pyarrow'] = None; from tamiyo.streams.cli import main; main()"
+    command = [sys.executable, "-c", code, "lab", "twins", "digits"]
+    found = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (found.returncode, found.stdout) == (1, "")
+    assert found.stderr == "tamiyo: `tamiyo lab` needs pyarrow: pip install 'esper-tamiyo[lab]'\n"

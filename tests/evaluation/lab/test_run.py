@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import fsspec
@@ -11,6 +12,7 @@ import pytest
 from tamiyo.evaluation.lab.baselines import Learned, Never, baseline
 from tamiyo.evaluation.lab.run import Run, RunResult, RunSpec
 from tamiyo.host.common import clock
+from tamiyo.host.reference.tasks import load_task
 from tamiyo.schemas.errors import DatasetError
 from tamiyo.schemas.topics import CATALOGUE, DECISIONS, GRAPHS, OUTCOMES, SIGNALS, TELEMETRY, TOPOLOGY, WINDOWS
 from tests.evaluation.lab.support import SPEC, executed, finished
@@ -131,3 +133,26 @@ def test_settings_reach_stages_and_host() -> None:
 def test_an_unknown_task_is_refused() -> None:
     with pytest.raises(DatasetError, match="no task 'nothing'"), Run(RunSpec("nothing", 0), Never()):
         pass
+
+
+@pytest.mark.parametrize("policy", ["learned", "at_once"])
+def test_a_decision_takes_no_time(policy: str) -> None:
+    with Run(SPEC, baseline(policy)) as run:
+        while run.advance() is not None:
+            before = run.clock.seconds()
+            run.decide()
+            assert run.clock.seconds() == before
+        assert before > run.clock.training_seconds > 0
+
+
+def test_the_test_split_takes_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    def seconds() -> float:
+        with Run(RunSpec("digits", 0, 100), Never()) as run:
+            run.finish()
+            return run.clock.seconds()
+
+    expected = seconds()
+    task = load_task("digits")
+    smaller = replace(task, test=task.test.take(0, 1))
+    monkeypatch.setattr("tamiyo.evaluation.lab.run.lab_task", lambda name: smaller)
+    assert seconds() == expected
