@@ -94,7 +94,7 @@ class Case:
 def evidence(case: Case) -> dict[str, float]:
     """Return the estimator's inputs by name, in the order of `NAMES`; NaN where unknown."""
     values = {**_what(case), **_where(case), **_before(case), **_since(case)}
-    return {name: float(value) for name, value in values.items()}
+    return {name: float(value) if math.isfinite(value) else UNKNOWN for name, value in values.items()}
 
 
 def as_row(values: Mapping[str, float], names: Sequence[str]) -> npt.NDArray[np.float64]:
