@@ -4,7 +4,7 @@ VENV ?= .venv
 ARGS ?=
 BIN := $(VENV)/bin
 
-.PHONY: help demo test planted check format docs bench replay outage faults soak overload audit clean
+.PHONY: help demo test planted check format docs bench evidence replay outage faults soak overload audit clean
 .DEFAULT_GOAL := help
 
 help:  ## List the targets
@@ -70,6 +70,9 @@ faults: $(VENV)/.dev  ## Inject faults into an installation on KAFKA_HOME's Kafk
 
 soak: $(VENV)/.bench  ## Run hours of load and faults on KAFKA_HOME's Kafka, sampled; ARGS="--minutes 120 --report FILE"
 	@$(BIN)/python -m tamiyo.evaluation.soak $(ARGS)
+
+evidence: $(VENV)/.dev  ## Judge the reward by twins, write docs/evidence.md and its figures; ARGS="--report FILE", or "--full": hours
+	@OMP_NUM_THREADS=1 $(BIN)/python -m tamiyo.evaluation.evidence $(ARGS)
 
 outage: $(VENV)/.dev  ## Measure how a broker outage of ten minutes slows training; ARGS="--minutes 1"
 	@$(BIN)/python -m tamiyo.evaluation.outage $(ARGS)
