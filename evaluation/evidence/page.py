@@ -69,6 +69,13 @@ def _lines(reward: Mapping[str, Any], fitted_to: Mapping[str, Any]) -> Iterator[
         ("", "held-out tasks", reward["near_effect"]["held_out"], f"r {BARS['near_held_out']}"),
         ("true gain against worth", "known tasks", reward["worth"]["true_gain_known"], ""),
         ("true near effect against worth", "known tasks", reward["worth"]["near_effect_known"], ""),
+        (
+            "shadow twin's result against the effect after 600 steps",
+            "known tasks",
+            reward["with_twin"]["near_600_known"],
+            f"r {BARS['near_with_twin']}",
+        ),
+        ("", "held-out tasks", reward["with_twin"]["near_600_held_out"], f"r {BARS['near_with_twin']}"),
         ("gain where a shadow twin measured", "known tasks", reward["with_twin"]["gain_known"], ""),
         ("", "held-out tasks", reward["with_twin"]["gain_held_out"], ""),
     ]
@@ -85,6 +92,8 @@ def _lines(reward: Mapping[str, Any], fitted_to: Mapping[str, Any]) -> Iterator[
             f"| {task} | {'yes' if each['held_out'] else ''} | {each['n']} | {_number(each.get('pearson'))} | "
             f"{_signed(each.get('mean_reward'))} | {_signed(each.get('mean_gain'))} |"
         )
+    yield from _correlations("The gain as it becomes known, on known tasks", "at the end of", reward["by_span"])
+    yield from _correlations("How well each quantity predicts the worth", "quantity", reward["evidence_for_worth"])
     yield "\nSum of a run's rewards against what it gained over never adapting, costs included:\n"
     yield "| policy | runs | r | within the interval | mean difference |"
     yield "| --- | --- | --- | --- | --- |"
@@ -96,6 +105,15 @@ def _lines(reward: Mapping[str, Any], fitted_to: Mapping[str, Any]) -> Iterator[
     yield f"\n![Sums](images/{SUMS})\n"
     yield "Repeat it: `make evidence` makes a few of these runs again and draws this from the committed rows; "
     yield '`make evidence ARGS="--full"` makes all of them.'
+
+
+def _correlations(title: str, first: str, found: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    yield f"\n{title}:\n"
+    yield f"| {first} | n | r | Spearman |"
+    yield "| --- | --- | --- | --- |"
+    for name, each in found.items():
+        shown = name.replace("_", " ")
+        yield f"| {shown} | {each['n']} | {_number(each.get('pearson'))} | {_number(each.get('spearman'))} |"
 
 
 def _row(what: str, where: str, each: Mapping[str, Any], bar: str) -> str:

@@ -25,6 +25,7 @@ from tamiyo.evaluation.lab.suites import ADVERSARIAL
 from tamiyo.evaluation.lab.traffic import Job, load
 from tamiyo.schemas.files import write_atomically
 from tamiyo.streams.stages.rewards.fitted import FittedEstimator
+from tamiyo.streams.stages.rewards.spans import SPAN_WEIGHTS
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -102,12 +103,29 @@ def report(decisions: Rows, runs: Rows, estimator: str) -> dict[str, Any]:
             "true_gain_known": _pair(known, "true_gain", "true_worth", less="cost"),
             "near_effect_known": _pair(known, "true_near", "true_worth", less="cost"),
         },
+        "by_span": by_span(known),
+        "evidence_for_worth": {
+            name: _pair(decisions, name, "true_worth")
+            for name in ("true_near_100", "true_near", "true_near_600", "true_near_equal_compute", "true_gain", "gain")
+        },
         "with_twin": {
+            "near_600_known": _pair(known, "near_with_twin", "true_near_600"),
+            "near_600_held_out": _pair(held_out, "near_with_twin", "true_near_600"),
             "gain_known": _pair(known, "gain_with_twin", "true_gain"),
             "gain_held_out": _pair(held_out, "gain_with_twin", "true_gain"),
         },
         "sums": sums(runs),
     }
+
+
+def by_span(decisions: Rows) -> dict[str, Any]:
+    """Return how well the gain was known at the end of each span."""
+    found = {}
+    for index, name in enumerate(SPAN_WEIGHTS):
+        seen = [row for row in decisions if len(row["gains"]) > index]
+        estimated = np.array([row["gains"][index] for row in seen])
+        found[name] = agreement(estimated, column(seen, "true_gain"))
+    return found
 
 
 def ceiling(decisions: Rows) -> float | None:

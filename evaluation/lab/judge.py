@@ -45,12 +45,16 @@ class Judged:
     """What the decision changed in the objective under the run's policy, costs included."""
     true_near: float
     """At HORIZON steps, no later adaptation in either twin."""
+    true_near_100: float
+    true_near_600: float
     true_near_equal_compute: float
     repeated_gain: float
     """The true gain on another order of the data."""
     cost: float
     gain: float
     """As the final reward estimates it."""
+    gains: list[float]
+    """As it was estimated at the end of each span that was seen."""
     half_width: float
     near: float
     near_half_width: float
@@ -108,10 +112,13 @@ def judge(traffic: Traffic, estimator: FittedEstimator) -> Iterator[Judged]:
             true_gain=_known(truth.gain),
             true_worth=_known(truth.worth),
             true_near=near,
+            true_near_100=_known(truth.near.get(100)),
+            true_near_600=_known(truth.near.get(600)),
             true_near_equal_compute=_known(truth.near_at_equal_compute),
             repeated_gain=_known(truth.repeated),
             cost=truth.cost,
             gain=plain.value,
+            gains=[estimator.estimate(each).value for each in seen[truth.decision_id]],
             half_width=_known(analysis.worth_half_width),
             near=_known(plain.near),
             near_half_width=near_half_width,
