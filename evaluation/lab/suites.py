@@ -18,7 +18,7 @@ LARGE_TASKS = tuple(task for task in LAB_TASKS if task not in TASKS)
 CHEAP_TASKS = ("digits", *(host for host in HOSTS if host.startswith("digits")))
 PERCEPTRONS = (*HOSTS, "digits")
 CONVOLUTIONS = ("mnist1d", "mnist5k")
-SEEDS = ((PERCEPTRONS, 32), (CONVOLUTIONS, 12), (LARGE_TASKS, 4))
+SEEDS = ((PERCEPTRONS, 24), (CONVOLUTIONS, 8), (LARGE_TASKS, 3))
 """Tasks to fit to, and the seeds of each: as many as their cost allows."""
 
 ADVERSARIAL = ("pump", "at_once", "cheapest")
@@ -56,10 +56,10 @@ def fitting_jobs() -> list[Job]:
 def judging_jobs() -> list[Job]:
     """Return the runs by which it is judged: other seeds, and tasks that nothing is fitted to."""
     return [
-        *judging(LARGE_TASKS, 4),
-        *judging(HELD_OUT_TASKS, 6),
-        *judging(HOSTS, 6),
-        *judging(TASKS, 20),
+        *judging(TASKS, 12),
+        *judging(HELD_OUT_TASKS, 5),
+        *judging(HOSTS, 4),
+        *judging(LARGE_TASKS, 3),
     ]
 
 
