@@ -30,6 +30,8 @@ LONGEST = (
     "evaluation/outage/test_outage.py",
     "evaluation/overload/test_overload.py",
     "streams/demo/test_demo.py",
+    "evaluation/lab/test_traffic.py",
+    "evaluation/lab/test_cli.py",
     "evaluation/soak/test_soak.py",
     "streams/process/test_supervisor.py",
     "host/reference/test_train.py",

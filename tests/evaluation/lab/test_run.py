@@ -15,6 +15,7 @@ from tamiyo.host.common import clock
 from tamiyo.host.reference.tasks import load_task
 from tamiyo.schemas.errors import DatasetError
 from tamiyo.schemas.topics import CATALOGUE, DECISIONS, GRAPHS, OUTCOMES, SIGNALS, TELEMETRY, TOPOLOGY, WINDOWS
+from tamiyo.streams.stages.registry import STAGES
 from tests.evaluation.lab.support import SPEC, executed, finished
 
 ROOT = Path(__file__).parents[3]
@@ -156,3 +157,11 @@ def test_the_test_split_takes_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
     smaller = replace(task, test=task.test.take(0, 1))
     monkeypatch.setattr("tamiyo.evaluation.lab.run.lab_task", lambda name: smaller)
     assert seconds() == expected
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_stages_have_the_settings_of_production(stage: str) -> None:
+    with Run(SPEC, Never()) as run:
+        found = run.pipeline.stages[stage].settings.model_dump()  # type: ignore[attr-defined]
+    usual = STAGES[stage].settings().model_dump()
+    assert {name for name in usual if found[name] != usual[name]} <= {"store_url", "checkpoint_url"}

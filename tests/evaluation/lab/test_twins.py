@@ -184,7 +184,7 @@ def test_an_interrupted_wait_ends_the_twin() -> None:
         raise Interrupted
 
     kept = signal.signal(signal.SIGALRM, interrupt)
-    before = held()
+    before, began = held(), time.monotonic()
     try:
         signal.setitimer(signal.ITIMER_REAL, 0.3)
         with pytest.raises(Interrupted):
@@ -192,4 +192,5 @@ def test_an_interrupted_wait_ends_the_twin() -> None:
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, kept)
+    assert time.monotonic() - began < 30  # the twin would have slept for 60 s
     assert held() == before
