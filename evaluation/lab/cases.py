@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from tamiyo.evaluation.lab.pipeline import default_settings
 from tamiyo.evaluation.lab.traffic import Traffic
 from tamiyo.schemas.learning import RewardAnalysis
 from tamiyo.schemas.topics import REWARDS
@@ -49,7 +50,8 @@ def rewards(
         estimator: Estimates the gains.
         on_reward: Called with every revision.
     """
-    stage = RewardsStage(0, RewardSettings(estimator="rule"), {})
+    with default_settings():
+        stage = RewardsStage(0, RewardSettings(estimator="rule"), {})
     stage.use(estimator)
     offsets: dict[str, int] = defaultdict(int)
     found: dict[str, RewardAnalysis] = {}

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import copy
 import itertools
+import os
 from collections import defaultdict, deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import fsspec
@@ -35,6 +37,16 @@ from tamiyo.streams.stages.registry import STAGES
 
 _TO_HOST = (DECISIONS, KERNELS, CONTROL)
 _stores = itertools.count()
+
+
+@contextmanager
+def default_settings() -> Iterator[None]:
+    """Return a context in which settings have their defaults, whatever `TAMIYO_*` variables are set."""
+    own = {name: os.environ.pop(name) for name in list(os.environ) if name.upper().startswith("TAMIYO_")}
+    try:
+        yield
+    finally:
+        os.environ.update(own)
 
 
 class _Chosen:

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from tamiyo.evaluation.lab.baselines import Baseline
 from tamiyo.evaluation.lab.compute import ComputeClock
 from tamiyo.evaluation.lab.hosts import lab_task
-from tamiyo.evaluation.lab.pipeline import Pipeline
+from tamiyo.evaluation.lab.pipeline import Pipeline, default_settings
 from tamiyo.host.common.settings import HostSettings
 from tamiyo.host.handle import Handle
 from tamiyo.host.reference.train import VALIDATE_INTERVAL, Workload, evaluate
@@ -143,8 +143,9 @@ class Run:
         self._observer = observer
         stages = dict(settings or {})
         host = {"overhead_budget": 0.9, **stages.pop("host", {})}  # probes run by step count, whatever they cost
-        self.pipeline = Pipeline(policy, settings=stages, learner=learner, observer=self._observe)
-        self._settings = HostSettings(**host)
+        with default_settings():
+            self.pipeline = Pipeline(policy, settings=stages, learner=learner, observer=self._observe)
+            self._settings = HostSettings(**host)
         self._step = 0
         self._compute = math.inf
         self._first_step = math.nan

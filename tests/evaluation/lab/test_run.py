@@ -165,3 +165,12 @@ def test_stages_have_the_settings_of_production(stage: str) -> None:
         found = run.pipeline.stages[stage].settings.model_dump()  # type: ignore[attr-defined]
     usual = STAGES[stage].settings().model_dump()
     assert {name for name in usual if found[name] != usual[name]} <= {"store_url", "checkpoint_url"}
+
+
+def test_the_environment_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, plain = finished("pump")
+    monkeypatch.setenv("TAMIYO_WINDOW_WIDTH", "100")
+    monkeypatch.setenv("TAMIYO_HOST_RAMP_STEPS", "1")
+    monkeypatch.setenv("TAMIYO_REWARD_ESTIMATOR", "rule")
+    _, again = finished("pump")
+    assert again.digest() == plain.digest()
