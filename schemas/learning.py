@@ -47,7 +47,7 @@ class RewardAnalysis(Record):
     confidence: Annotated[Ratio, Field(description="Share of the span weight measured, reduced for noisy baselines.")]
     improvement: Annotated[
         Real | None,
-        Field(description="Loss reduction relative to the projected trend; null: unknown."),
+        Field(description="Loss reduction relative to the run without the adaptation; null: unknown."),
     ] = None
     predicted_reward: Annotated[Real, Field(description="Reward that the policy expected.")] = 0.0
     worth: Annotated[
@@ -91,7 +91,7 @@ class Experience(Record):
     complete: Annotated[bool, Field(description="No later revision will come.")] = False
     components: Annotated[dict[str, Real], Field(description="The analysis' components, before weighting.")] = {}
     improvement: Annotated[
-        Real | None, Field(description="Loss reduction relative to the projected trend; null: unknown.")
+        Real | None, Field(description="Loss reduction relative to the run without the adaptation; null: unknown.")
     ] = None
     predicted_reward: Annotated[Real, Field(description="Reward that the policy expected.")] = 0.0
     task: Annotated[Text, Field(description="What the run trains, from its topology; empty: not known.")] = ""

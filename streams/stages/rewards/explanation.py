@@ -52,10 +52,17 @@ def _explain(action: Action, status: RewardStatus, estimate: RewardEstimate, rea
     changed = "lowered" if estimate.improvement >= 0 else "raised"
     seen = sum(span.seen for span in estimate.spans)
     return (
-        f"{what} {changed} the loss by {abs(estimate.improvement):.1%} relative to the projected trend "
-        f"({seen} of {len(estimate.spans)} spans). {reward}{_parts(estimate.components)} "
+        f"{what} {changed} the loss by {abs(estimate.improvement):.1%} compared with the run without it "
+        f"({seen} of {len(estimate.spans)} spans).{_worth(estimate)} {reward}{_parts(estimate.components)} "
         f"(confidence {estimate.confidence:.0%})."
     )
+
+
+def _worth(estimate: RewardEstimate) -> str:
+    """Return the worth in the run's final objective with its interval, if the estimator has one."""
+    if estimate.worth is None or estimate.half_width is None:
+        return ""
+    return f" Worth {estimate.worth:+.2f} +- {estimate.half_width:.2f} nats by the end of the run."
 
 
 def _parts(components: Mapping[str, float]) -> str:

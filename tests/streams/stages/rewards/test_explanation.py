@@ -27,15 +27,22 @@ ESTIMATE = RewardEstimate(
 
 def test_an_executed_adaptation() -> None:
     assert explain_reward(LOAD, RewardStatus.EXECUTED, ESTIMATE) == (
-        "Loading parallel_expansion at layer 0 lowered the loss by 3.5% relative to the projected trend (2 of 4 "
+        "Loading parallel_expansion at layer 0 lowered the loss by 3.5% compared with the run without it (2 of 4 "
         "spans). Reward -0.03: lower loss +0.16, cost -0.13, parameters -0.05, risk -0.02 (confidence 87%)."
+    )
+
+
+def test_a_worth_is_shown_with_its_interval() -> None:
+    worth = replace(ESTIMATE, worth=0.124, half_width=0.05, estimator="fitted-1")
+    assert "spans). Worth +0.12 +- 0.05 nats by the end of the run. Reward -0.03" in explain_reward(
+        LOAD, RewardStatus.EXECUTED, worth
     )
 
 
 def test_an_adaptation_that_raised_the_loss() -> None:
     worse = replace(ESTIMATE, improvement=-0.1, total=-0.6, components={rc.ACCURACY: -0.7})
     assert explain_reward(LOAD, RewardStatus.EXECUTED, worse) == (
-        "Loading parallel_expansion at layer 0 raised the loss by 10.0% relative to the projected trend (2 of 4 "
+        "Loading parallel_expansion at layer 0 raised the loss by 10.0% compared with the run without it (2 of 4 "
         "spans). Reward -0.60: higher loss -0.70 (confidence 87%)."
     )
 
