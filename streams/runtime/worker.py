@@ -63,6 +63,9 @@ class Worker:
         if "torch" in sys.modules:
             # With more threads than one, a busy neighbour makes a small forward pass fifty times slower.
             sys.modules["torch"].set_num_threads(1)
+        settings = {name: self._entries[name].settings() for name in stages}
+        for name, stage in stages.items():
+            stage.check(settings[name])
         fetch_wait_ms = await self._wait_for_broker(stages)
         if self._stop.is_set():
             return
@@ -71,7 +74,7 @@ class Worker:
         self.runners = [
             StageRunner(
                 stage,
-                self._entries[name].settings(),
+                settings[name],
                 group=self._names.full(self._entries[name].group),
                 kafka=self._kafka,
                 names=self._names,

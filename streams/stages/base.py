@@ -102,6 +102,11 @@ class Stage(ABC):
     backlog: int | None = None
     """Records known to wait on the log, set before each `feed` and `tick`; None if unknown, as in a replay."""
 
+    @classmethod
+    def check(cls, settings: Any) -> None:
+        """Raise ConfigurationError if the stage cannot work with `settings`; called once, before a worker starts."""
+        return
+
     @abstractmethod
     def __init__(self, partition: int, settings: Any, views: Mapping[str, View[Any]]) -> None:
         """Create the state of `partition`; `views` holds the newest record per key of each topic in `views`."""

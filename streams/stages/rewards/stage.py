@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 
 from tamiyo.schemas.adaptation import AdaptationDecision, AdaptationOutcome, DecisionType
 from tamiyo.schemas.analysis import HealthWindow, ModelGraph
+from tamiyo.schemas.errors import ConfigurationError, PolicyError
 from tamiyo.schemas.identity import decision_id, identity
 from tamiyo.schemas.learning import RewardAnalysis
 from tamiyo.schemas.telemetry import ModelTopology
@@ -51,6 +52,14 @@ class RewardsStage(Stage):
     inputs: ClassVar[tuple[Topic, ...]] = (GRAPHS, DECISIONS, OUTCOMES, WINDOWS)
     outputs: ClassVar[tuple[Topic, ...]] = (REWARDS, EXPERIENCE)
     views: ClassVar[tuple[Topic, ...]] = (TOPOLOGY,)
+
+    @classmethod
+    def check(cls, settings: RewardSettings) -> None:
+        """Raise ConfigurationError if the estimator cannot be read."""
+        try:
+            load_estimator(settings.estimator)
+        except PolicyError as error:
+            raise ConfigurationError(f"TAMIYO_REWARD_ESTIMATOR: {error}") from error
 
     def __init__(self, partition: int, settings: RewardSettings, views: Mapping[str, View[Any]]) -> None:
         self.partition = partition

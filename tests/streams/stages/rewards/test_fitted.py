@@ -8,8 +8,10 @@ import pytest
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
-from tamiyo.schemas.errors import PolicyError
+from tamiyo.schemas.errors import ConfigurationError, PolicyError
+from tamiyo.streams.settings import RewardSettings
 from tamiyo.streams.stages.rewards.fitted import GAIN, NEAR, SMALLEST_WIDTH, Fitted, FittedEstimator, load_fitted
+from tamiyo.streams.stages.rewards.stage import RewardsStage
 from tests.streams.stages.rewards.test_forest import FOREST
 
 NAMES = ("fall", "twin")
@@ -88,3 +90,14 @@ def test_the_package_ships_an_estimator() -> None:
     shipped = load_fitted("builtin")
     assert shipped.version
     assert math.isfinite(shipped.estimate({}).value)
+
+
+@pytest.mark.parametrize("name", ["file:///nosuchfolder/x.safetensors", "nosuchscheme://x", "", "\0"])
+def test_a_worker_with_an_unusable_estimator_does_not_start(name: str) -> None:
+    with pytest.raises(ConfigurationError, match="TAMIYO_REWARD_ESTIMATOR"):
+        RewardsStage.check(RewardSettings(estimator=name))
+
+
+@pytest.mark.parametrize("name", ["builtin", "rule"])
+def test_the_shipped_estimators_are_usable(name: str) -> None:
+    RewardsStage.check(RewardSettings(estimator=name))
