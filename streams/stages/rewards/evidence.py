@@ -26,6 +26,7 @@ from tamiyo.streams.stages.rewards.window_summary import WindowSummary
 UNKNOWN = math.nan
 FALL_WINDOWS = 6  # whose slope is the present one
 MIN_POINTS = 3
+PASSES = 3.0  # a training step is a forward pass and a backward pass of twice its time
 SMALLEST_LOSS = 1e-6  # nats; below it a logarithm means nothing
 
 _AT_NODE = (
@@ -211,7 +212,8 @@ def _compute(case: Case, planned: float) -> dict[str, float]:
     new = _last_known([_multiple(w) for w in after if w.end <= case.adaptation.next_adaptation_at], UNKNOWN)
     now = _last_known([_multiple(w) for w in after], new)
     at = case.adaptation.effective_at
-    left = max(0.0, 1.0 - at * (1.0 + old) / 2 / planned)  # of the compute that a run without kernels would take
+    left = 1.0 - _spent([w for w in case.windows if w.start < at], at) / planned
+    left_now = 1.0 - _spent([w for w in case.windows if w.start < case.now], case.now) / planned
     falls = {"before": _slope(before), "since": _slope(after[-FALL_WINDOWS:])}
     lost = 1.0 - old / new if new > 0 else UNKNOWN
     return {
@@ -219,9 +221,9 @@ def _compute(case: Case, planned: float) -> dict[str, float]:
         "latency_after": new,
         "latency_now": now,
         "compute_left": left,
-        "compute_left_now": max(0.0, left - (case.now - at) * (new if new > 0 else old) / planned),
-        **{f"fall_ahead_{name}": fall * left * planned / old for name, fall in falls.items()},
-        **{f"fall_lost_{name}": fall * left * planned / old * lost for name, fall in falls.items()},
+        "compute_left_now": left_now,
+        **{f"fall_ahead_{name}": fall * max(left, 0.0) * planned / old for name, fall in falls.items()},
+        **{f"fall_lost_{name}": fall * max(left, 0.0) * planned / old * lost for name, fall in falls.items()},
     }
 
 
@@ -229,6 +231,22 @@ def _multiple(window: WindowSummary) -> float:
     """Return the forward pass with kernels / without, over the layers measured; NaN if none was."""
     base = sum((window.base_latency_ms or {}).values())
     return 1.0 + sum((window.kernel_latency_ms or {}).values()) / base if base > 0 else UNKNOWN
+
+
+def _spent(windows: Sequence[WindowSummary], until: float) -> float:
+    """Return the training time up to `until`, in steps of the network without kernels.
+
+    A step without kernels takes what a step takes, less what kernels add to its forward and backward pass. The windows
+    that are no longer held count like the first that is.
+    """
+    known = 1.0
+    spent = 0.0
+    for index, window in enumerate(windows):
+        step, kernels = window.step_time_ms, sum((window.kernel_latency_ms or {}).values())
+        if step is not None and step > PASSES * kernels:
+            known = step / (step - PASSES * kernels)
+        spent += known * (min(window.end, until) - (window.start if index else 0.0))
+    return spent
 
 
 def _slope(windows: Sequence[WindowSummary]) -> float:

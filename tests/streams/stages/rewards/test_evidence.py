@@ -73,6 +73,18 @@ def test_a_paired_latency_shows_how_much_slower_a_step_is_and_what_that_costs_in
     assert found["fall_ahead_before"] > 0
 
 
+def test_compute_counts_slower_steps_from_where_they_are() -> None:
+    graph = GRAPH.model_copy(update={"step": 590})
+    paired = [
+        replace(w, step_time_ms=2.0 if w.start < AT else 3.0, kernel_latency_ms={LAYER: 1 / 3} if w.start >= AT else {})
+        for w in windows()
+    ]
+    found = evidence(case(paired, graph=graph))
+    planned = (1200 - 600) / (found["elapsed_share"])
+    assert found["compute_left"] == pytest.approx(1 - 600 / planned)
+    assert found["compute_left_now"] == pytest.approx(1 - (600 + 1.5 * 600) / planned)
+
+
 def test_later_adaptations_are_counted_and_an_unload_ends_the_kernel() -> None:
     base = case(windows())
     later: list[tuple[float, AdaptationOutcome]] = [
