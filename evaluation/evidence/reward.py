@@ -53,7 +53,8 @@ def measure(folder: Path, jobs: Iterable[Job], estimator: FittedEstimator) -> tu
         known = never_objective(traffic)
         if known is not None:
             never[key] = known
-        decisions += judge(traffic, estimator)
+        if traffic.job.alone:  # without twins, only what came too late to count would be known
+            decisions += judge(traffic, estimator)
         if traffic.job.policy != "never" and key in never:
             runs.append(judge_run(traffic, estimator, never[key]))
     return rows(decisions), rows(runs)

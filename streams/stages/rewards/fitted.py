@@ -84,6 +84,8 @@ class FittedEstimator:
         value, half_width = self._models[GAIN].estimate(row)
         near, _ = self._models[NEAR].estimate(row)
         measured = values.get("twin", np.nan)
+        if values.get("compute_left", 1.0) <= 0:  # nothing from there on counts at equal compute
+            value, half_width = 0.0, SMALLEST_WIDTH
         return Gain(value, half_width=half_width, near=near if np.isnan(measured) else measured)
 
     def near_half_width(self, values: Mapping[str, float]) -> float:

@@ -32,6 +32,12 @@ def test_a_predicted_error_of_nothing_leaves_a_smallest_interval() -> None:
     assert sure.estimate({"fall": 1.0}).half_width == pytest.approx(2 * SMALLEST_WIDTH)
 
 
+def test_what_comes_after_the_compute_that_counts_gains_nothing() -> None:
+    found = ESTIMATOR.estimate({"fall": 1.0, "compute_left": -0.01})
+    assert (found.value, found.half_width) == (0.0, SMALLEST_WIDTH)
+    assert ESTIMATOR.estimate({"fall": 1.0, "compute_left": 0.01}).value == 11.5
+
+
 def test_what_a_shadow_twin_measured_replaces_the_near_effect_and_is_evidence_for_the_gain() -> None:
     found = ESTIMATOR.estimate({"fall": 1.0, "twin": 0.25})
     assert found.near == 0.25
