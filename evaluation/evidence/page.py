@@ -9,6 +9,7 @@ from typing import Any
 from tamiyo.evaluation.evidence.figures import GAINS, SUMS
 from tamiyo.evaluation.evidence.reward import BARS
 from tamiyo.schemas.files import write_atomically
+from tamiyo.streams.stages.rewards.components import WEIGHTS
 
 BEGIN = "<!-- begin: written by make evidence -->"
 END = "<!-- end: written by make evidence -->"
@@ -94,6 +95,11 @@ def _lines(reward: Mapping[str, Any], fitted_to: Mapping[str, Any]) -> Iterator[
         )
     yield from _correlations("The gain as it becomes known, on known tasks", "at the end of", reward["by_span"])
     yield from _correlations("How well each quantity predicts the worth", "quantity", reward["evidence_for_worth"])
+    yield "\nHow each component of the reward moves with the true gain (r), by task; empty where it never changed:\n"
+    yield f"| task | {' | '.join(name.replace('_', ' ') for name in WEIGHTS)} |"
+    yield f"| --- {'| --- ' * len(WEIGHTS)}|"
+    for task, own in reward["components"].items():
+        yield f"| {task} | {' | '.join(_number(own.get(name)) for name in WEIGHTS)} |"
     yield "\nSum of a run's rewards against what it gained over never adapting, costs included:\n"
     yield "| policy | runs | r | within the interval | mean difference |"
     yield "| --- | --- | --- | --- | --- |"

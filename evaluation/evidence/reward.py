@@ -24,6 +24,7 @@ from tamiyo.evaluation.lab.judge import (
 from tamiyo.evaluation.lab.suites import ADVERSARIAL
 from tamiyo.evaluation.lab.traffic import Job, load
 from tamiyo.schemas.files import write_atomically
+from tamiyo.streams.stages.rewards.components import WEIGHTS
 from tamiyo.streams.stages.rewards.fitted import FittedEstimator
 from tamiyo.streams.stages.rewards.spans import SPAN_WEIGHTS
 
@@ -115,6 +116,7 @@ def report(decisions: Rows, runs: Rows, estimator: str) -> dict[str, Any]:
             "gain_known": _pair(known, "gain_with_twin", "true_gain"),
             "gain_held_out": _pair(held_out, "gain_with_twin", "true_gain"),
         },
+        "components": components(decisions),
         "sums": sums(runs),
     }
 
@@ -126,6 +128,21 @@ def by_span(decisions: Rows) -> dict[str, Any]:
         seen = [row for row in decisions if len(row["gains"]) > index]
         estimated = np.array([row["gains"][index] for row in seen])
         found[name] = agreement(estimated, column(seen, "true_gain"))
+    return found
+
+
+def components(decisions: Rows) -> dict[str, dict[str, float]]:
+    """Return, by task, how each component of the reward moves with the true gain (Pearson); none where it is constant."""
+    found: dict[str, dict[str, float]] = {}
+    for task in sorted({row["task"] for row in decisions}):
+        own = [row for row in decisions if row["task"] == task]
+        each = {}
+        for name in WEIGHTS:
+            values = np.array([row["components"][name] for row in own])
+            r = agreement(values, column(own, "true_gain")).get("pearson")
+            if r is not None:
+                each[name] = r
+        found[task] = each
     return found
 
 

@@ -63,6 +63,8 @@ class Judged:
     gain_with_twin: float
     total: float
     """The final reward, in [-1, 1]."""
+    components: dict[str, float]
+    """Of the final reward, before weights."""
     rule_total: float
     """What the rule that the estimator replaced would give."""
 
@@ -125,6 +127,7 @@ def judge(traffic: Traffic, estimator: FittedEstimator) -> Iterator[Judged]:
             near_with_twin=near,
             gain_with_twin=math.nan if math.isnan(near) else measured.value,
             total=analysis.total,
+            components=analysis.components,
             rule_total=rule[truth.decision_id].total,
         )
 

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from tamiyo.evaluation.lab.judge import Judged, JudgedRun, rows
+from tamiyo.streams.stages.rewards.components import ACCURACY, WEIGHTS
 
 
 def decision_rows(count: int = 40, error: float = 0.05) -> list[dict[str, Any]]:
@@ -41,6 +42,7 @@ def decision_rows(count: int = 40, error: float = 0.05) -> list[dict[str, Any]]:
                 near_with_twin=gain / 3,
                 gain_with_twin=gain,
                 total=math.tanh(gain),
+                components={name: gain if name == ACCURACY else 0.5 for name in WEIGHTS},
                 rule_total=-gain,
             )
         )

@@ -28,6 +28,11 @@ def test_costs_are_included_in_the_reward_and_in_the_truth() -> None:
     assert after["mean_estimated"] == pytest.approx(before["mean_estimated"] - 1)
 
 
+def test_a_component_that_never_changes_has_no_correlation() -> None:
+    found = reward.report(decision_rows(), [], "x")["components"]
+    assert found["digits"] == {"accuracy_improvement": pytest.approx(1.0)}
+
+
 def test_sums_are_judged_by_policy() -> None:
     found = reward.sums(run_rows())
     assert found["heuristic"]["coverage"] == 1.0

@@ -99,7 +99,7 @@ def test_the_package_ships_an_estimator() -> None:
 
 
 @pytest.mark.parametrize("name", ["file:///nosuchfolder/x.safetensors", "nosuchscheme://x", "", "\0"])
-def test_a_worker_with_an_unusable_estimator_does_not_start(name: str) -> None:
+def test_a_worker_whose_estimator_cannot_be_read_does_not_start(name: str) -> None:
     with pytest.raises(ConfigurationError, match="TAMIYO_REWARD_ESTIMATOR"):
         RewardsStage.check(RewardSettings(estimator=name))
 
