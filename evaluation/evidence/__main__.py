@@ -75,8 +75,7 @@ def _measure_all(folder: Path, workers: int, console: Console) -> None:
     _generate([*fitting, *judging], folder, workers, console)
     with console.status("fitting the estimator"):
         cases = [case for traffic in load(folder, fitting) for case in training_cases(traffic)]
-        decisions = len({(case.run, case.evidence["elapsed_share"]) for case in cases})
-        about = {"runs": len(fitting), "cases": len(cases), "moments": decisions}
+        about = {"runs": len(fitting), "cases": len(cases), "tasks": sorted({case.task for case in cases})}
         version = time.strftime("fitted-%Y-%m-%d")
         write_atomically(BUILTIN, fit(cases, version, about).save())
         load_fitted.cache_clear()

@@ -132,7 +132,7 @@ def by_span(decisions: Rows) -> dict[str, Any]:
 
 
 def components(decisions: Rows) -> dict[str, dict[str, float]]:
-    """Return, by task, how each component of the reward moves with the true gain (Pearson); none where it is constant."""
+    """Return, by task, the correlation of each component with the true gain; without those that are constant."""
     found: dict[str, dict[str, float]] = {}
     for task in sorted({row["task"] for row in decisions}):
         own = [row for row in decisions if row["task"] == task]
