@@ -18,7 +18,7 @@ LARGE_TASKS = tuple(task for task in LAB_TASKS if task not in TASKS)
 CHEAP_TASKS = ("digits", *(host for host in HOSTS if host.startswith("digits")))
 PERCEPTRONS = (*HOSTS, "digits")
 CONVOLUTIONS = ("mnist1d", "mnist5k")
-SEEDS = ((PERCEPTRONS, 24), (CONVOLUTIONS, 8), (LARGE_TASKS, 3))
+SEEDS = ((PERCEPTRONS, 21), (CONVOLUTIONS, 4), (LARGE_TASKS, 1))
 """Tasks to fit to, and the seeds of each: as many as their cost allows."""
 
 ADVERSARIAL = ("pump", "at_once", "cheapest")
@@ -56,10 +56,11 @@ def fitting_jobs() -> list[Job]:
 def judging_jobs() -> list[Job]:
     """Return the runs by which it is judged: other seeds, and tasks that nothing is fitted to."""
     return [
-        *judging(TASKS, 12),
-        *judging(HELD_OUT_TASKS, 5),
-        *judging(HOSTS, 4),
-        *judging(LARGE_TASKS, 3),
+        *judging(("digits",), 11),
+        *judging(CONVOLUTIONS, 6),
+        *judging(HELD_OUT_TASKS, 4),
+        *judging(HOSTS, 3),
+        *judging(LARGE_TASKS, 1),
     ]
 
 
