@@ -52,7 +52,7 @@ def summary(found: Mapping[str, Any]) -> str:
 
 
 def _lines(reward: Mapping[str, Any], fitted_to: Mapping[str, Any]) -> Iterator[str]:
-    yield f"Estimator `{reward['estimator']}`, fitted to {fitted_to.get('runs', '?')} runs of other seeds. All in nats "
+    yield f"Estimator `{reward['estimator']}`, fitted to {fitted_to.get('runs', '?')} runs of other seeds. All in nats"
     yield "of log held-out loss; r is Pearson's, its 95 % interval from a bootstrap over decisions.\n"
     yield "| what | where | n | r | 95 % | Spearman | coverage of the 90 % interval | bar |"
     yield "| --- | --- | --- | --- | --- | --- | --- | --- |"
@@ -83,7 +83,7 @@ def _lines(reward: Mapping[str, Any], fitted_to: Mapping[str, Any]) -> Iterator[
     for what, where, each, bar in rows:
         yield _row(what, where, each, bar)
     yield ""
-    yield f"The rule that the estimator replaced: r {_number(reward['rule_pearson'])} with the true gain. The true "
+    yield f"The rule that the estimator replaced: r {_number(reward['rule_pearson'])} with the true gain. The true"
     yield f"gain repeats at r {_number(reward['ceiling'])} on another order of the data.\n"
     yield f"![Estimated and true](images/{GAINS})\n"
     yield "| task | held out | n | r | mean reward | mean gain |"
@@ -109,7 +109,7 @@ def _lines(reward: Mapping[str, Any], fitted_to: Mapping[str, Any]) -> Iterator[
             f"{_signed(each['mean_difference'])} |"
         )
     yield f"\n![Sums](images/{SUMS})\n"
-    yield "Repeat it: `make evidence` makes a few of these runs again and draws this from the committed rows; "
+    yield "Repeat it: `make evidence` makes a few of these runs again and draws this from the committed rows;"
     yield '`make evidence ARGS="--full"` makes all of them.'
 
 
