@@ -22,7 +22,7 @@ from tamiyo.evaluation.evidence import figures, page, reward
 from tamiyo.evaluation.lab.fit import fit
 from tamiyo.evaluation.lab.judge import judge, rows, training_cases
 from tamiyo.evaluation.lab.suites import fitting_jobs, judging_jobs, sample_jobs
-from tamiyo.evaluation.lab.traffic import Job, generate, load, make, quieten
+from tamiyo.evaluation.lab.traffic import Job, generate, load, make, quiet
 from tamiyo.schemas.files import write_atomically
 from tamiyo.streams.stages.rewards.fitted import BUILTIN, load_fitted
 
@@ -40,6 +40,7 @@ app = typer.Typer(add_completion=False, rich_markup_mode="rich")
     '  make evidence ARGS="--report evidence.json"\n\n'
     '  make evidence ARGS="--full --folder traffic --workers 2"'
 )
+@quiet()
 def main(
     full: Annotated[bool, typer.Option("--full", help="Make all runs, fit the estimator: hours, resumable.")] = False,
     folder: Annotated[Path, typer.Option(help="Where --full keeps its runs.")] = Path(".cache/evidence"),
@@ -48,7 +49,6 @@ def main(
     sample: Annotated[int, typer.Option(min=0, max=1000, help="Committed runs to make again without --full.")] = 6,
 ) -> None:
     """Write docs/evidence.md with tables and figures on the reward, from runs and their twins."""
-    quieten()
     require_folder(report)
     console = Console()
     if full:

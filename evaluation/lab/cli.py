@@ -167,13 +167,13 @@ def twins(
     _check([task], [policy])
     with _extra():
         from tamiyo.evaluation.lab.hosts import lab_task
-        from tamiyo.evaluation.lab.traffic import Job, make, quieten
+        from tamiyo.evaluation.lab.traffic import Job, make, quiet
         from tamiyo.evaluation.lab.truth import HORIZONS, objective, truths
 
-    quieten()
     total = steps or lab_task(task).steps
     job = Job(task, policy, seed, alone=1.0, under_policy=1.0, steps=steps or 0)
-    with _interruptible("a run with its twins"), _progress("training a run and its twins", total) as advance:
+    training = _progress("training a run and its twins", total)
+    with quiet(), _interruptible("a run with its twins"), training as advance:
         seen = 0
 
         def on_step(step: int) -> None:
@@ -301,11 +301,11 @@ def _trained(task: str, policy: str, seed: int, steps: int | None) -> "RunResult
     from tamiyo.evaluation.lab.run import Run, RunSpec
 
     with _extra():
-        from tamiyo.evaluation.lab.traffic import quieten
-    quieten()
+        from tamiyo.evaluation.lab.traffic import quiet
     spec = RunSpec(task, seed, steps or 0)
     rule = {"rewards": {"estimator": "rule"}}  # nothing of the rewards is shown
     with (
+        quiet(),
         _interruptible("the run"),
         _progress(f"training {task} under {policy}", spec.planned) as advance,
         Run(spec, baseline(policy), settings=rule) as training,

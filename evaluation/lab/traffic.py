@@ -7,10 +7,12 @@ run's curve and the curves of its branches. A finished file is not made again.
 from __future__ import annotations
 
 import json
+import logging
 import signal
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
@@ -18,6 +20,7 @@ from typing import Any, Self
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import structlog
 import torch
 
 from tamiyo.evaluation.lab.baselines import Baseline, Never, baseline
@@ -245,23 +248,27 @@ def _end_on_interrupt() -> None:
 
 def _make_file(job: Job, folder: Path) -> Exception | None:
     """Make a run and write its file; return the error instead of raising it."""
-    quieten()
     try:
-        make(job).save(_path(folder, job))
+        with quiet():
+            make(job).save(_path(folder, job))
     except Exception as error:
         return RuntimeError(f"{job.name}: {type(error).__name__}: {error}")
     return None
 
 
-def quieten() -> None:
-    """Keep one torch thread, and log errors only: a run logs every decision."""
-    import logging
-
-    import structlog
-
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Return a context with one torch thread in which errors only are logged: a run logs every decision."""
+    logger, before = logging.getLogger("tamiyo"), structlog.get_config()
+    level = logger.level
     torch.set_num_threads(1)
-    logging.getLogger("tamiyo").setLevel(logging.ERROR)
+    logger.setLevel(logging.ERROR)
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+        structlog.configure(**before)
 
 
 def _path(folder: Path, job: Job) -> Path:
