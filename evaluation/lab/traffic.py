@@ -236,7 +236,7 @@ def _in_parallel(
         except BrokenProcessPool:
             return missing(pending.values(), folder)
         except BaseException:
-            pool.shutdown(wait=True, cancel_futures=True)  # runs under way end: half a file is no file
+            pool.shutdown(wait=True, cancel_futures=True)  # waits for the files being written
             raise
     return []
 
