@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import tamiyo.host
+from tests.syntax import syntax_tree
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTED = ("host", "models", "streams/stages", "streams/cli")
@@ -29,7 +30,7 @@ def public_definitions(body: list[ast.stmt], prefix: str = "") -> Iterator[tuple
 def modules(folder: str) -> Iterator[tuple[str, ast.Module]]:
     """Yield (path from the root, syntax tree) of every module under a folder."""
     for path in sorted((ROOT / folder).rglob("*.py")):
-        yield path.relative_to(ROOT).as_posix(), ast.parse(path.read_text())
+        yield path.relative_to(ROOT).as_posix(), syntax_tree(path)
 
 
 def parameters(function: ast.FunctionDef | ast.AsyncFunctionDef) -> list[str]:

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.syntax import syntax_tree
+
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("schemas", "streams", "models", "host", "evaluation")
 MAY_IMPORT = {
@@ -39,7 +41,7 @@ def imported(path: Path, modules: Iterable[str]) -> set[str]:
     """Return the modules that a file imports anywhere: in functions and under TYPE_CHECKING too."""
     known = set(modules)
     found: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(syntax_tree(path)):
         if isinstance(node, ast.Import):
             found.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module is not None:
