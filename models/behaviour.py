@@ -92,14 +92,12 @@ def choose(
     spread = output.spread.numpy()
     uncertainty = (calibration or policy.calibration).half_width(spread)
     probabilities, confident = _distribution(output, prior, mask, spread, uncertainty, settings)
-    cumulative = np.cumsum(probabilities, dtype=np.float64)
-    index = int(np.searchsorted(cumulative, _uniform(seed) * cumulative[-1], side="right"))
-    likely = probabilities[probabilities > 0].astype(np.float64)
+    index = draw(probabilities, seed)
     return Choice(
         index=index,
         probabilities=probabilities,
         log_probability=math.log(float(probabilities[index])),
-        entropy=max(0.0, float(-(likely * np.log(likely)).sum())),
+        entropy=entropy_of(probabilities),
         uncertainty=float(uncertainty[index]),
         predicted_reward=min(max(float(output.predicted_reward[index]), -1.0), 1.0),
         value=float(output.value[0]),
@@ -180,6 +178,18 @@ def _distribution(
 def _softmax(logits: Array, mask: npt.NDArray[np.bool_]) -> Array:
     weights = np.where(mask, np.exp(np.where(mask, logits - logits[mask].max(), 0.0)), 0.0)
     return np.asarray(weights / weights.sum())
+
+
+def draw(probabilities: npt.NDArray[np.float32], seed: int) -> int:
+    """Return an action sampled from `probabilities` [actions]; the same seed samples the same one everywhere."""
+    cumulative = np.cumsum(probabilities, dtype=np.float64)
+    return int(np.searchsorted(cumulative, _uniform(seed) * cumulative[-1], side="right"))
+
+
+def entropy_of(probabilities: npt.NDArray[np.float32]) -> float:
+    """Return the entropy of a distribution [actions], nats."""
+    likely = probabilities[probabilities > 0].astype(np.float64)
+    return max(0.0, float(-(likely * np.log(likely)).sum()))
 
 
 def _uniform(seed: int) -> float:

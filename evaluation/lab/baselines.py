@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable
 from typing import Protocol
@@ -13,7 +12,7 @@ import numpy.typing as npt
 from tamiyo.host.blueprints import names as blueprint_names
 from tamiyo.models.actions import kinds as action_kinds
 from tamiyo.models.actions import to_action
-from tamiyo.models.behaviour import Choice, choose
+from tamiyo.models.behaviour import Choice, choose, draw, entropy_of
 from tamiyo.models.features import node_column
 from tamiyo.models.heuristic import baseline_logits
 from tamiyo.models.policy import PolicyConfig, TamiyoPolicy
@@ -46,14 +45,12 @@ def certain(index: int, mask: Mask) -> Choice:
 
 def sampled(probabilities: npt.NDArray[np.float32], *, seed: int) -> Choice:
     """Return an action sampled from `probabilities` [actions]."""
-    cumulative = np.cumsum(probabilities, dtype=np.float64)
-    index = int(np.searchsorted(cumulative, _uniform(seed) * cumulative[-1], side="right"))
-    likely = probabilities[probabilities > 0].astype(np.float64)
+    index = draw(probabilities, seed)
     return Choice(
         index=index,
         probabilities=probabilities,
         log_probability=float(np.log(probabilities[index])),
-        entropy=max(0.0, float(-(likely * np.log(likely)).sum())),
+        entropy=entropy_of(probabilities),
         uncertainty=0.0,
         predicted_reward=0.0,
         value=0.0,
@@ -211,8 +208,3 @@ def _best(graph: ModelGraph, mask: Mask, rule: _Rule, sign: float) -> int:
         size = next(offer.parameters for offer in graph.offers[node] if offer.name == action.blueprint)
         found.append((sign * size, float(scores[node]), -index))
     return -max(found)[2] if found else 0
-
-
-def _uniform(seed: int) -> float:
-    digest = hashlib.blake2b(seed.to_bytes(16, "big"), digest_size=8).digest()
-    return (int.from_bytes(digest, "big") >> 11) * 2.0**-53
