@@ -14,8 +14,10 @@ import pytest
 from rich.console import Console
 
 from tamiyo.evaluation.lab import cli
+from tamiyo.evaluation.lab.cli import arguments, output
 from tamiyo.evaluation.lab.compare import read
 from tamiyo.evaluation.lab.truth import objective
+from tamiyo.schemas.errors import ConfigurationError
 from tamiyo.streams import cli as command_line
 from tests.evaluation.lab.support import RunSpec, finished
 
@@ -25,7 +27,7 @@ SHORT = ["--steps", "100"]
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
     """Run `tamiyo lab` in this process; return its exit status."""
     monkeypatch.setattr(sys, "argv", ["tamiyo", "lab", *arguments])
-    monkeypatch.setattr(cli, "console", Console(width=200))
+    monkeypatch.setattr(output, "console", Console(width=200))
     with pytest.raises(SystemExit) as stopped:
         command_line.main()
     return int(stopped.value.code or 0)
@@ -37,7 +39,7 @@ def printed(capsys: pytest.CaptureFixture[str]) -> Any:
 
 
 def test_tasks_are_listed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(cli, "_task_names", lambda: {"digits": "training", "digits_deep": "fitting"})
+    monkeypatch.setattr(cli, "task_names", lambda: {"digits": "training", "digits_deep": "fitting"})
     assert run(monkeypatch, "tasks") == 0
     assert "digits_deep" in capsys.readouterr().out
     assert run(monkeypatch, "tasks", "--json") == 0
@@ -47,7 +49,7 @@ def test_tasks_are_listed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
 
 
 def test_every_task_of_the_laboratory_is_known() -> None:
-    names = cli._task_names()
+    names = arguments.task_names()
     assert len(names) == 14
     assert {names[task] for task in ("digits", "chars", "resnet")} == {"training"}
     assert names["mixer"].startswith("held out")
@@ -181,28 +183,28 @@ def test_wrong_input_is_explained_in_one_line(
     assert "Traceback" not in shown
 
 
-@pytest.mark.parametrize("package", cli.EXTRA)
+@pytest.mark.parametrize("package", arguments.EXTRA)
 def test_a_missing_package_of_the_extra_is_named(package: str) -> None:
     def broken() -> None:
         raise ModuleNotFoundError(f"No module named '{package}.part'", name=f"{package}.part")
 
     words = rf"needs {package}.part: pip install 'esper-tamiyo\[lab\]'"
-    with pytest.raises(cli.ConfigurationError, match=words), cli._extra():
+    with pytest.raises(ConfigurationError, match=words), arguments.needs_extra():
         broken()
 
 
 def test_a_missing_module_of_ours_is_a_bug() -> None:
-    with pytest.raises(ModuleNotFoundError), cli._extra():
+    with pytest.raises(ModuleNotFoundError), arguments.needs_extra():
         raise ModuleNotFoundError("No module named 'tamiyo.x'", name="tamiyo.x")
 
 
 def test_numbers_that_are_not_finite_are_null_in_json(capsys: pytest.CaptureFixture[str]) -> None:
-    cli._print_json({"a": [float("nan"), 1.0], "b": {"c": float("inf")}, "d": ("x", None)})
+    output.print_json({"a": [float("nan"), 1.0], "b": {"c": float("inf")}, "d": ("x", None)})
     assert printed(capsys) == {"a": [None, 1.0], "b": {"c": None}, "d": ["x", None]}
 
 
 def test_seeds_are_listed_once_in_order() -> None:
-    assert cli._seeds("3,0-2, 1-4") == [3, 0, 1, 2, 4]
+    assert arguments.parse_seeds("3,0-2, 1-4") == [3, 0, 1, 2, 4]
 
 
 def living(group: int) -> list[str]:
