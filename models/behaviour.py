@@ -181,13 +181,22 @@ def _softmax(logits: Array, mask: npt.NDArray[np.bool_]) -> Array:
 
 
 def draw(probabilities: npt.NDArray[np.float32], seed: int) -> int:
-    """Return an action sampled from `probabilities` [actions]; the same seed samples the same one everywhere."""
+    """Return the position of a sampled action; the same arguments give the same one on every platform.
+
+    Args:
+        probabilities: [actions]: the distribution; it need not sum to 1 exactly.
+        seed: The random draw, 0 <= seed < 2**128.
+    """
     cumulative = np.cumsum(probabilities, dtype=np.float64)
     return int(np.searchsorted(cumulative, _uniform(seed) * cumulative[-1], side="right"))
 
 
 def entropy_of(probabilities: npt.NDArray[np.float32]) -> float:
-    """Return the entropy of a distribution [actions], nats."""
+    """Return the entropy of a distribution, nats.
+
+    Args:
+        probabilities: [actions]; 0 where illegal.
+    """
     likely = probabilities[probabilities > 0].astype(np.float64)
     return max(0.0, float(-(likely * np.log(likely)).sum()))
 
