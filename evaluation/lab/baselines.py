@@ -89,6 +89,12 @@ class Never(_Rule):
 class Heuristic(_Rule):
     """The heuristic that an untrained policy follows, sampled as in production."""
 
+    def likeliest(self, graph: ModelGraph, mask: Mask) -> int:
+        """Return the legal load that it prefers, even where it would rather wait; 0 if none is legal."""
+        logits = np.where(mask, baseline_logits(graph, self.kinds, mask), -np.inf)
+        loads = self._legal(graph, mask, DecisionType.LOAD_KERNEL)
+        return max(loads, key=lambda index: float(logits[index]), default=0)
+
     def choose(self, graph: ModelGraph, mask: Mask, *, seed: int) -> Choice:
         """Sample from the heuristic's distribution."""
         logits = baseline_logits(graph, self.kinds, mask).astype(np.float64)

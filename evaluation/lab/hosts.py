@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 
+import numpy as np
 from torch import nn
 
 from tamiyo.host.reference.tasks import Split, Task, load_task
@@ -32,6 +33,30 @@ def perceptron(inputs: int, widths: tuple[int, ...], activation: type[nn.Module]
     return make
 
 
+def convolutions(
+    widths: tuple[int, ...], activation: type[nn.Module] = nn.ReLU, *, dimensions: int
+) -> Callable[[], nn.Module]:
+    """Return what makes a convolutional network: a layer of each width, with stride 2, then the mean and ten classes.
+
+    Args:
+        widths: Channels of each layer.
+        activation: After each layer.
+        dimensions: Of the data, without its one channel: 1 or 2.
+    """
+    layer: type[nn.Module] = nn.Conv1d if dimensions == 1 else nn.Conv2d
+    pool: type[nn.Module] = nn.AdaptiveAvgPool1d if dimensions == 1 else nn.AdaptiveAvgPool2d
+
+    def make() -> nn.Module:
+        layers: list[nn.Module] = []
+        before = 1
+        for width in widths:
+            layers += [layer(before, width, kernel_size=3, stride=2, padding=1), activation()]
+            before = width
+        return nn.Sequential(*layers, pool(1), nn.Flatten(), nn.Linear(before, 10))
+
+    return make
+
+
 def _first(task: Task, samples: int) -> Split:
     return task.train.take(0, samples)
 
@@ -50,10 +75,45 @@ HOSTS: dict[str, Callable[[], Task]] = {
 """By name."""
 
 
+DRAWN = "host-"
+"""A name such as host-7 is a network drawn at random from the seed 7: see `drawn_host`."""
+
+
 @cache
 def lab_task(name: str) -> Task:
     """Return a task of the laboratory: one of these hosts, or a reference task; raises DatasetError if unknown."""
+    number = name.removeprefix(DRAWN)
+    if name.startswith(DRAWN) and number.isdecimal():
+        return replace(drawn_host(int(number)), name=name, steps=STEPS)
     return replace(HOSTS[name](), name=name, steps=STEPS) if name in HOSTS else load_task(name)
+
+
+def drawn_host(seed: int) -> Task:
+    """Return a host drawn at random: data, depth, widths, activation, learning rate, noise and samples differ.
+
+    A policy that shall know when a network is too small, and when it is large enough, must have seen both, so widths
+    are drawn from 3 to 48. Odd seeds are convolutional where the data allows.
+
+    Args:
+        seed: The same seed gives the same host.
+    """
+    rng = np.random.default_rng([2026, seed])
+    data = ("digits", "mnist1d", "mnist5k")[seed % 3]
+    widths = tuple(int(round(float(width))) for width in np.exp(rng.uniform(np.log(3), np.log(48), rng.integers(1, 5))))
+    activation = (nn.ReLU, nn.Tanh, nn.GELU)[rng.integers(3)]
+    task = load_task(data)
+    if data != "digits" and seed % 2:
+        network = convolutions(widths, activation, dimensions=task.train.inputs.dim() - 2)
+    else:
+        network = perceptron(task.train.inputs[0].numel(), widths, activation)
+    kept = float(rng.choice([0.25, 0.5, 1.0, 1.0]))
+    return replace(
+        task,
+        make_network=network,
+        learning_rate=float(np.exp(rng.uniform(np.log(1e-3), np.log(1e-2)))),
+        noise=float(rng.choice([0.0, 0.2, 0.5])),
+        train=_first(task, int(kept * len(task.train))),
+    )
 
 
 def _host(

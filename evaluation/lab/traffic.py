@@ -78,6 +78,10 @@ class Job:
         """Return the policy; raises ConfigurationError if there is none of this name."""
         return baseline(self.policy)
 
+    def make(self) -> Traffic:
+        """Make the run with its branches."""
+        return make(self)
+
 
 @dataclass(frozen=True, slots=True)
 class Branch:
@@ -250,7 +254,7 @@ def _make_file(job: Job, folder: Path) -> Exception | None:
     """Make a run and write its file; return the error instead of raising it."""
     try:
         with quiet():
-            make(job).save(_path(folder, job))
+            job.make().save(_path(folder, job))
     except Exception as error:
         return RuntimeError(f"{job.name}: {type(error).__name__}: {error}")
     return None

@@ -94,5 +94,6 @@ def test_a_busy_neighbour_does_not_change_the_speed() -> None:
     found, beside = components(quiet), components(busy)
     assert beside[rc.SPEED] == pytest.approx(found[rc.SPEED], abs=0.1)
     assert beside[rc.COST] == pytest.approx(found[rc.COST], abs=0.06)
+    # Without pairs, the same run seems to have become slower, down to the component's bound where the machine is busy.
     unpaired = [replace(window, base_latency_ms=None, kernel_latency_ms=None) for window in busy]
-    assert components(unpaired)[rc.SPEED] < found[rc.SPEED] - 0.3
+    assert components(unpaired)[rc.SPEED] <= max(found[rc.SPEED] - 0.3, 0.1 - rc.SPEED_BOUND)

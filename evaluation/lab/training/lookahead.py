@@ -1,0 +1,222 @@
+"""What each action at a graph would bring, measured: twins take it, and others take none.
+
+At some graphs of a run, the process forks once for each of several actions and once for no_op. All twins go on under
+the same policy, the *base*, to the end of the run at equal compute. An action's advantage is the objective of its twin
+less the objective of no_op's: what the action changes in the run's result, with everything that follows from it. So
+credit goes over the run, and it is measured, not estimated (rollout policy iteration: Dimitrakakis and Lagoudakis,
+"Rollout sampling approximate policy iteration", 2008).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tamiyo.evaluation.lab.baselines import AtOnce, Baseline, Heuristic, Never, baseline
+from tamiyo.evaluation.lab.run import Run, RunResult, RunSpec
+from tamiyo.evaluation.lab.truth import costs, objective
+from tamiyo.evaluation.lab.twins import twin
+from tamiyo.models.actions import to_action
+from tamiyo.models.behaviour import Choice
+from tamiyo.schemas.adaptation import DecisionType
+from tamiyo.schemas.analysis import ModelGraph
+from tamiyo.schemas.codec import decode, encode
+from tamiyo.schemas.files import write_atomically
+
+EARLY = 6
+"""Graphs from the start of a run that are looked at more often: most of a run depends on them."""
+TRIED = {
+    DecisionType.LOAD_KERNEL: 1.0,
+    DecisionType.UNLOAD_KERNEL: 0.5,
+    DecisionType.OPTIMIZE_PARAMETERS: 0.1,
+    DecisionType.FOSSILIZE_KERNEL: 0.05,
+}
+"""Weights with which actions are drawn."""
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """A graph of a run, and the actions that were tried there."""
+
+    graph: ModelGraph
+    mask: npt.NDArray[np.bool_]
+    """[actions]."""
+    step: int
+    without: float
+    """Objective after no_op, less costs, nats."""
+    actions: tuple[int, ...]
+    """Positions in the action list."""
+    advantages: tuple[float, ...]
+    """Of each action over no_op: the difference of the objectives, less costs, nats."""
+
+
+@dataclass(frozen=True, slots=True)
+class LookaheadJob:
+    """A run at some of whose graphs actions are tried."""
+
+    task: str
+    policy: str
+    """Baseline that decides the run itself: it sets which states are seen."""
+    seed: int
+    base: str = "never"
+    """Baseline under which the twins go on."""
+    points: float = 5.0
+    """Graphs to look at, on average."""
+    tries: int = 4
+    """Actions tried at each."""
+    steps: int = 0
+
+    @property
+    def name(self) -> str:
+        """Name of the run's file."""
+        plain = "-".join((self.task, self.policy, str(self.seed), "base", self.base))
+        return "".join(c if c.isalnum() or c in "-_." else "_" for c in plain)
+
+    def make(self) -> Lookahead:
+        """Make the run and its twins."""
+        return make(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Lookahead:
+    """A run with the points at which actions were tried."""
+
+    job: LookaheadJob
+    result: RunResult
+    points: list[Point]
+
+    def save(self, path: Path) -> None:
+        """Write the file, whole or not at all."""
+        about = {"job": asdict(self.job), "result": self.result.to_dict()}
+        rows = [
+            {
+                "graph": encode(point.graph),
+                "mask": point.mask.astype(np.uint8).tobytes(),
+                "step": point.step,
+                "without": point.without,
+                "actions": list(point.actions),
+                "advantages": list(point.advantages),
+            }
+            for point in self.points
+        ]
+        table = pa.Table.from_pylist(rows, schema=_SCHEMA.with_metadata({"tamiyo": json.dumps(about)}))
+        sink = pa.BufferOutputStream()
+        pq.write_table(table, sink, compression="zstd")
+        write_atomically(path, sink.getvalue().to_pybytes())
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Read a file that `save` wrote."""
+        table = pq.read_table(path)
+        about: dict[str, Any] = json.loads(table.schema.metadata[b"tamiyo"])
+        points = [
+            Point(
+                decode(row["graph"], ModelGraph),
+                np.frombuffer(row["mask"], np.uint8).astype(np.bool_),
+                row["step"],
+                row["without"],
+                tuple(row["actions"]),
+                tuple(row["advantages"]),
+            )
+            for row in table.to_pylist()
+        ]
+        return cls(LookaheadJob(**about["job"]), RunResult.from_dict(about["result"]), points)
+
+
+_SCHEMA = pa.schema(
+    [
+        ("graph", pa.binary()),
+        ("mask", pa.binary()),
+        ("step", pa.int64()),
+        ("without", pa.float64()),
+        ("actions", pa.list_(pa.int64())),
+        ("advantages", pa.list_(pa.float64())),
+    ]
+)
+
+
+def make(job: LookaheadJob) -> Lookahead:
+    """Make a run, and try actions at some of its graphs."""
+    rng = np.random.default_rng([job.seed, 7])
+    points: list[Point] = []
+    rule = {"rewards": {"estimator": "rule"}}  # rewards do not influence a run
+    with Run(RunSpec(job.task, job.seed, job.steps), baseline(job.policy), settings=rule) as run:
+        looker = _Looker(run, baseline(job.base), rng)
+        share = _share(job, run.spec.planned)
+        seen = 0
+        while (graph := run.advance()) is not None:
+            mask = run.pipeline.mask(graph)
+            choice = run.pipeline.choose(graph)
+            if mask.sum() > 1 and run.clock.training_seconds < run.plain_compute:
+                often = share * (2.0 if seen < EARLY else 1.0)
+                seen += 1
+                if rng.random() < often and (point := looker.look(graph, mask, choice, job.tries)):
+                    points.append(point)
+            if choice.index != 0:
+                looker.forget()
+            run.decide(choice)
+        return Lookahead(job, run.result(), points)
+
+
+def _share(job: LookaheadJob, steps: int) -> float:
+    """Return the share of the later graphs to look at, so that `job.points` are on average."""
+    graphs = steps / 50
+    return min(0.5, job.points / (graphs + EARLY))
+
+
+class _Looker:
+    """Tries actions at the graphs of a run."""
+
+    def __init__(self, run: Run, base: Baseline, rng: np.random.Generator) -> None:
+        self._run = run
+        self._base = base
+        self._rng = rng
+        self._without: float | None = None
+
+    def forget(self) -> None:
+        """The run has adapted: no_op leads elsewhere from here on."""
+        self._without = None
+
+    def look(self, graph: ModelGraph, mask: npt.NDArray[np.bool_], choice: Choice, tries: int) -> Point | None:
+        """Return what some actions bring at the waiting graph; None if there is nothing to measure yet."""
+        if self._without is None or not isinstance(self._base, Never):
+            self._without = self._value(0)
+        actions = list(self._actions(graph, mask, choice, tries))
+        values = [self._value(action) for action in actions]
+        if math.isnan(self._without) or any(map(math.isnan, values)):
+            return None
+        return Point(
+            graph,
+            mask,
+            self._run.step,
+            self._without,
+            tuple(actions),
+            tuple(value - self._without for value in values),
+        )
+
+    def _value(self, action: int) -> float:
+        result = twin(self._run, action, policy=self._base, compute=self._run.plain_compute)
+        return objective(result) - costs(result)
+
+    def _actions(self, graph: ModelGraph, mask: npt.NDArray[np.bool_], choice: Choice, tries: int) -> Iterator[int]:
+        """Yield different actions: what the run, the heuristic and the greediest would do, and others at random."""
+        found: list[int] = [choice.index]
+        if self._rng.random() < 0.5:
+            found.append(Heuristic().likeliest(graph, mask))
+        if self._rng.random() < 0.5:
+            found.append(AtOnce().choose(graph, mask, seed=0).index)
+        kinds = self._run.pipeline.policy.kinds
+        legal = np.flatnonzero(mask)[1:]
+        weights = np.array([TRIED[to_action(int(i), graph.layer_id, kinds).type] for i in legal])
+        drawn = self._rng.choice(legal, size=min(tries, len(legal)), replace=False, p=weights / weights.sum())
+        distinct = dict.fromkeys(i for i in [*found, *drawn.tolist()] if i != 0)
+        yield from list(distinct)[:tries]
