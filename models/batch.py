@@ -103,6 +103,34 @@ class GraphBatch:
         return int(self.globals.shape[0])
 
 
+def combine(graphs: Sequence[GraphBatch]) -> GraphBatch:
+    """Return several graphs as one batch: `GraphBatch.of` over all of them, but with the heuristic's logits reused.
+
+    Args:
+        graphs: Batches of one graph each; at least one.
+    """
+    nodes = np.cumsum([0, *(graph.x.shape[0] for graph in graphs)]).tolist()
+    offsets = torch.tensor(np.cumsum([0, *(graph.mask.shape[0] for graph in graphs)]), dtype=torch.int64)
+    rows = []
+    for index, graph in enumerate(graphs):
+        # In a batch of one graph row 0 is no_op and the layers' actions follow; with G graphs the first G rows are.
+        per_node = (graph.action_row.shape[0] - 1) // max(1, graph.x.shape[0])
+        inner = graph.action_row - 1 + len(graphs) + nodes[index] * per_node
+        rows.append(torch.where(graph.action_row == 0, torch.full_like(inner, index), inner))
+    return GraphBatch(
+        x=torch.cat([graph.x for graph in graphs]),
+        edge_index=torch.cat([graph.edge_index + nodes[index] for index, graph in enumerate(graphs)], dim=1),
+        edge_attr=torch.cat([graph.edge_attr for graph in graphs]),
+        globals=torch.cat([graph.globals for graph in graphs]),
+        node_graph=torch.cat([graph.node_graph + index for index, graph in enumerate(graphs)]),
+        prior=torch.cat([graph.prior for graph in graphs]),
+        mask=torch.cat([graph.mask for graph in graphs]),
+        action_graph=torch.cat([graph.action_graph + index for index, graph in enumerate(graphs)]),
+        action_row=torch.cat(rows),
+        offsets=offsets,
+    )
+
+
 def masked_log_softmax(logits: Tensor, mask: Tensor, action_graph: Tensor) -> Tensor:
     """Return log-probabilities, normalised within each graph. Gradients at illegal actions are 0, never NaN.
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from tamiyo.models import actions
-from tamiyo.models.batch import GraphBatch
+from tamiyo.models.batch import GraphBatch, combine
 from tamiyo.models.features import require_catalogue
 from tamiyo.schemas.errors import PolicyError, RecordError
 from tamiyo.schemas.learning import Experience
@@ -42,6 +42,11 @@ class Example:
     """One validated experience."""
 
     experience_id: str
+    run_id: str
+    step: int
+    """Optimiser steps of the run when the decision was made: the order of a run's decisions."""
+    final: bool
+    """Whether it is the run's last decision."""
     revision: int
     """Revision of its reward; a higher one replaces it."""
     policy_version: int
@@ -57,7 +62,7 @@ class Example:
     reward: float
     """In [-1, 1]: the worth, clipped, where it is known, else the weighted sum; see `learned_reward`."""
     value: float
-    """Reward that the deciding policy expected of the graph; reward - value is the first estimate of the advantage."""
+    """What the deciding policy expected of the graph: the rewards from this decision to the end of the run."""
     confidence: float
     """Of the reward, in [0, 1]."""
     success: bool | None
@@ -92,6 +97,9 @@ class Example:
             raise ExperienceRejected("graph", f"experience {experience.experience_id}: {error}") from error
         return cls(
             experience.experience_id,
+            experience.run_id,
+            experience.graph.step,
+            experience.graph.final,
             experience.revision,
             experience.policy_version,
             graph,
@@ -186,33 +194,11 @@ def bootstrap_weights(experience_id: str, heads: int) -> tuple[float, ...]:
 def stack(examples: Sequence[Example]) -> tuple[GraphBatch, Tensor]:
     """Combine examples into one batch.
 
-    The result equals `GraphBatch.of` over all graphs, but reuses the heuristic's logits.
-
-    Args:
+        Args:
         examples: At least one example.
 
     Returns:
         The batch of G graphs, and the position of each example's action in the batch's flat list, int64 [G].
     """
-    graphs = [example.graph for example in examples]
-    nodes = np.cumsum([0, *(graph.x.shape[0] for graph in graphs)]).tolist()
-    offsets = torch.tensor(np.cumsum([0, *(graph.mask.shape[0] for graph in graphs)]), dtype=torch.int64)
-    rows = []
-    for index, graph in enumerate(graphs):
-        # In a batch of one graph row 0 is no_op and the layers' actions follow; with G graphs the first G rows are.
-        per_node = (graph.action_row.shape[0] - 1) // max(1, graph.x.shape[0])
-        inner = graph.action_row - 1 + len(graphs) + nodes[index] * per_node
-        rows.append(torch.where(graph.action_row == 0, torch.full_like(inner, index), inner))
-    batch = GraphBatch(
-        x=torch.cat([graph.x for graph in graphs]),
-        edge_index=torch.cat([graph.edge_index + nodes[index] for index, graph in enumerate(graphs)], dim=1),
-        edge_attr=torch.cat([graph.edge_attr for graph in graphs]),
-        globals=torch.cat([graph.globals for graph in graphs]),
-        node_graph=torch.cat([graph.node_graph + index for index, graph in enumerate(graphs)]),
-        prior=torch.cat([graph.prior for graph in graphs]),
-        mask=torch.cat([graph.mask for graph in graphs]),
-        action_graph=torch.cat([graph.action_graph + index for index, graph in enumerate(graphs)]),
-        action_row=torch.cat(rows),
-        offsets=offsets,
-    )
-    return batch, offsets[:-1] + torch.tensor([example.action for example in examples], dtype=torch.int64)
+    batch = combine([example.graph for example in examples])
+    return batch, batch.offsets[:-1] + torch.tensor([example.action for example in examples], dtype=torch.int64)

@@ -22,6 +22,16 @@ class LearningSettings(BaseModel):
     max_importance: float = Field(
         2.0, ge=1, description="Largest weight proximal / behaviour of an experience, which bounds the variance"
     )
+    gamma: float = Field(
+        1.0, ge=0, le=1, description="Discount of a run's later rewards: 1, because they add up; 0 learns as a bandit"
+    )
+    gae_lambda: float = Field(
+        0.95,
+        ge=0,
+        le=1,
+        description="1: credit by the later rewards as they came; 0: by the next decision's value. Schulman et al. "
+        "(2016)",
+    )
     vf_coef: float = Field(0.5, ge=0, description="Of the value loss")
     ent_coef: float = Field(0.01, ge=0, description="Of the entropy, which is maximised")
     reward_coef: float = Field(1.0, ge=0, description="Of the reward heads")

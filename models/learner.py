@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from tamiyo.models.checkpoint import CheckpointHeader, save
+from tamiyo.models.credit import RunCredit
 from tamiyo.models.example import Example, ExperienceRejected
 from tamiyo.models.hyperparameters import LearningSettings
 from tamiyo.models.policy import TamiyoPolicy
@@ -109,6 +110,9 @@ class Learner:
             exponent=self.settings.replay_exponent,
             correction=self.settings.replay_correction,
         )
+        self._credit = RunCredit(
+            gamma=self.settings.gamma, gae_lambda=self.settings.gae_lambda, capacity=self.settings.replay_capacity
+        )
         self._updater = Updater(policy, self.settings, dict(state) if state is not None else None)
         self._fresh: dict[str, Example] = {}
         self._known: OrderedDict[str, tuple[int, bool]] = OrderedDict()  # id to (revision, complete)
@@ -158,6 +162,7 @@ class Learner:
             if count:
                 self.rejected[rejection.reason] += 1
             return self._count(Taken.REJECTED, count)
+        self._credit.add(example)
         first = revision < 0
         self._known[example.experience_id] = (example.revision, example.complete)
         self._known.move_to_end(example.experience_id)
@@ -183,7 +188,7 @@ class Learner:
         """Add examples to replay, except those of too old policies."""
         for example in examples:
             if self.version - example.policy_version <= self.settings.max_age:
-                self.replay.add(example, example.reward - example.value)
+                self.replay.add(example, self._credit.of(example) - example.value)
 
     def ready(self, *, overdue: bool = False) -> bool:
         """Return whether there is enough to learn from.
@@ -235,7 +240,13 @@ class Learner:
             "charts/half_width_multiplier": self.policy.calibration.multiplier,
         }
         try:
-            update = self._updater.update(examples, [*np.ones(len(fresh)), *corrections], version=self.version, rng=rng)
+            update = self._updater.update(
+                examples,
+                [*np.ones(len(fresh)), *corrections],
+                [self._credit.of(each) for each in examples],
+                version=self.version,
+                rng=rng,
+            )
         except UpdateRejected as rejection:
             self.rolled_back += 1
             self._replay(fresh)

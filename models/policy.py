@@ -53,7 +53,7 @@ class PolicyOutput:
     logits: Tensor
     """[A], unmasked: the heuristic's logits plus the network's."""
     value: Tensor
-    """[G]: expected reward of the graph's decision."""
+    """[G]: expected sum of the rewards from the graph's decision to the end of the run."""
     ensemble: Tensor
     """[heads, A]: each head's prediction of the reward, its randomised prior included."""
     node_embeddings: Tensor

@@ -6,8 +6,8 @@ Hilton, Cobbe and Schulman, "Batch size-invariance for policy optimization" (202
 - proximal: an exponential moving average of recent policies, which bounds how far a step may go;
 - current: the policy that learns.
 The importance weight proximal / behaviour corrects for how actions were sampled; the clipped ratio current / proximal
-limits a step. A decision's reward already covers its long-term effect, so the advantage is reward - value, without
-bootstrapping from later values.
+limits a step. The advantage is return - value: the rewards from the decision to the end of its run, as
+`tamiyo.models.credit` has them, less what the run was worth before it.
 """
 
 from dataclasses import dataclass
@@ -33,9 +33,11 @@ class Targets:
     proximal_logprob: Tensor
     """Of the action under the proximal policy, nats."""
     advantage: Tensor
-    """Normalised reward - value."""
+    """Normalised return - value."""
+    returns: Tensor
+    """Rewards from the decision to the end of its run: what the value head learns."""
     reward: Tensor
-    """In [-1, 1]."""
+    """Of the decision alone, in [-1, 1]: what the reward heads learn."""
     weight: Tensor
     """Confidence of the reward x importance correction of replay; weighs every loss of the experience."""
     actor: Tensor
@@ -55,6 +57,7 @@ class Targets:
             behaviour_logprob=self.behaviour_logprob[inds],
             proximal_logprob=self.proximal_logprob[inds],
             advantage=self.advantage[inds],
+            returns=self.returns[inds],
             reward=self.reward[inds],
             weight=self.weight[inds],
             actor=self.actor[inds],
@@ -187,7 +190,7 @@ def ppo_loss(
     pg_loss2 = -b.advantage * ratio.clamp(1 - settings.clip_coef, 1 + settings.clip_coef)
     pg_loss = weighted_mean(rho * torch.maximum(pg_loss1, pg_loss2), actor)
 
-    v_loss = weighted_mean((output.value - b.reward).square(), b.weight)
+    v_loss = weighted_mean((output.value - b.returns).square(), b.weight)
 
     entropies = graph_entropy(log_probabilities, batch.action_graph, batch.graphs)
     # A graph in which only no_op is legal has no entropy.

@@ -57,7 +57,7 @@ class Replay:
 
         Args:
             example: The example; it becomes the newest entry.
-            advantage: First estimate of reward - value, which sets its priority.
+            advantage: First estimate of return - value, which sets its priority.
 
         Returns:
             False if this revision or a newer one is stored already.
@@ -91,7 +91,7 @@ class Replay:
 
         Args:
             examples: The examples of an update.
-            advantages: reward - value of each under the new policy, [examples].
+            advantages: return - value of each under the new policy, [examples].
         """
         for example, advantage in zip(examples, np.asarray(advantages, dtype=float).tolist(), strict=True):
             entry = self._entries.get(example.experience_id)

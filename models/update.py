@@ -32,7 +32,7 @@ class Prediction:
     spread: npt.NDArray[np.float32]
     """[examples]: standard deviation over the heads at that action."""
     value: npt.NDArray[np.float32]
-    """[examples]: the value head's estimate of the graph's reward."""
+    """[examples]: the value head's estimate of the rewards from the decision on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ class Update:
     metrics: dict[str, float]
     """`losses/...` as means over the gradient steps, as cleanrl names them."""
     advantages: npt.NDArray[np.float32]
-    """[examples]: reward - value under the new policy, which sets the new priorities."""
+    """[examples]: return - value under the new policy, which sets the new priorities."""
 
 
 class Updater:
@@ -115,6 +115,7 @@ class Updater:
         self,
         examples: Sequence[Example],
         corrections: npt.ArrayLike,
+        returns: npt.ArrayLike,
         *,
         version: int,
         rng: np.random.Generator,
@@ -124,6 +125,7 @@ class Updater:
         Args:
             examples: The batch; its order does not matter.
             corrections: Importance corrections from replay, in (0, 1], [examples]; 1 for fresh ones.
+            returns: Rewards from each decision to the end of its run, [examples].
             version: Version of the present policy, from which the age of an example is counted.
             rng: Draws the minibatches.
 
@@ -135,7 +137,8 @@ class Updater:
         """
         safe = copy.deepcopy({"policy": self.policy.state_dict(), **self.state()})
         try:
-            return self._update(examples, np.asarray(corrections, dtype=np.float32), version, rng)
+            weights, credit = (np.asarray(each, dtype=np.float32) for each in (corrections, returns))
+            return self._update(examples, weights, credit, version, rng)
         except UpdateRejected:
             self.restore(safe)
             raise
@@ -143,13 +146,18 @@ class Updater:
             self.policy.eval()
 
     def _update(
-        self, examples: Sequence[Example], corrections: npt.NDArray[np.float32], version: int, rng: np.random.Generator
+        self,
+        examples: Sequence[Example],
+        corrections: npt.NDArray[np.float32],
+        returns: npt.NDArray[np.float32],
+        version: int,
+        rng: np.random.Generator,
     ) -> Update:
         settings = self.settings
         batch, action = stack(examples)
         before, value = self._distribution(self.policy, batch)
         proximal, _ = self._distribution(self.proximal, batch)
-        b = self._targets(examples, corrections, version, action, proximal, value)
+        b = self._targets(examples, corrections, returns, version, action, proximal, value)
         if float(b.weight.sum()) <= 0:
             raise UpdateRejected("no experience of the batch has a confidence above 0")
 
@@ -181,7 +189,7 @@ class Updater:
         metrics = {
             **means,
             **checks,
-            "losses/explained_variance": _explained_variance(value.numpy(), b.reward.numpy()),
+            "losses/explained_variance": _explained_variance(value.numpy(), b.returns.numpy()),
             "charts/learning_rate": float(self.optimizer.param_groups[0]["lr"]),
             "charts/gradient_steps": float(len(history)),
             "charts/minibatches_skipped": float(skipped),
@@ -193,12 +201,13 @@ class Updater:
         self,
         examples: Sequence[Example],
         corrections: npt.NDArray[np.float32],
+        returns: npt.NDArray[np.float32],
         version: int,
         action: Tensor,
         proximal: Tensor,
         value: Tensor,
     ) -> Targets:
-        reward = torch.tensor([example.reward for example in examples])
+        credit = torch.from_numpy(returns)
         weight = torch.tensor([example.confidence for example in examples]) * torch.from_numpy(corrections)
         # Without a choice there is nothing for the actor to improve; the reward and value heads still learn.
         actor = torch.tensor(
@@ -208,8 +217,9 @@ class Updater:
             action=action,
             behaviour_logprob=torch.tensor([example.log_propensity for example in examples]),
             proximal_logprob=proximal[action],
-            advantage=normalise_advantage(reward - value, weight * actor, self.settings.minimum_scale),
-            reward=reward,
+            advantage=normalise_advantage(credit - value, weight * actor, self.settings.minimum_scale),
+            returns=credit,
+            reward=torch.tensor([example.reward for example in examples]),
             weight=weight,
             actor=actor,
             bootstrap=torch.tensor([example.bootstrap for example in examples]).T,
@@ -293,7 +303,7 @@ class Updater:
                 f"the entropy fell from {entropy_before:.3f} to {entropy_now:.3f} nats, below the floor of "
                 f"{self.settings.entropy_floor}"
             )
-        return {"losses/kl": kl, "losses/entropy_after": entropy_now}, (b.reward - output.value).numpy()
+        return {"losses/kl": kl, "losses/entropy_after": entropy_now}, (b.returns - output.value).numpy()
 
 
 CRITICS = ("rewards.", "value.")

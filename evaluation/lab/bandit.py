@@ -150,11 +150,12 @@ class GrowthBandit:
         edges[:, 0] = 1.0
         offers = [BlueprintOffer(name=name, parameters=100, flops=100) for name in BLUEPRINTS]
         return ModelGraph(
-            run_id=f"bandit-{self.seed}",
+            run_id=f"bandit-{self.seed}-{index}",  # a run of one decision: rounds have nothing to do with each other
             graph_id=identity("graph", "bandit", self.seed, index),
             window_id=identity("window", "bandit", self.seed, index),
             topology_id=identity("topology", "bandit", nodes),
             step=1000,
+            final=True,
             time_ms=1_700_000_000_000 + index,
             feature_version=FEATURE_VERSION,
             layer_id=[f"layer.{number}" for number in range(nodes)],

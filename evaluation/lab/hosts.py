@@ -99,7 +99,7 @@ def drawn_host(seed: int) -> Task:
     """
     rng = np.random.default_rng([2026, seed])
     data = ("digits", "mnist1d", "mnist5k")[seed % 3]
-    widths = tuple(int(round(float(width))) for width in np.exp(rng.uniform(np.log(3), np.log(48), rng.integers(1, 5))))
+    widths = tuple(round(float(width)) for width in np.exp(rng.uniform(np.log(3), np.log(48), rng.integers(1, 5))))
     activation = (nn.ReLU, nn.Tanh, nn.GELU)[rng.integers(3)]
     task = load_task(data)
     if data != "digits" and seed % 2:

@@ -166,11 +166,17 @@ def test_the_policy_loss_is_weighted_by_importance_confidence_and_actor():
 
 def test_value_and_reward_heads_by_hand():
     first = sample(
-        [0.0, 0.0], value=0.5, reward=1.0, ensemble=[[0.0, 9.0], [0.5, 9.0]], bootstrap=[2.0, 0.0], weight=1.0
+        [0.0, 0.0],
+        value=0.5,
+        returns=0.2,
+        reward=1.0,
+        ensemble=[[0.0, 9.0], [0.5, 9.0]],
+        bootstrap=[2.0, 0.0],
+        weight=1.0,
     )
-    second = sample([0.0, 0.0], value=0.0, reward=-1.0, ensemble=[[-1.0, 9.0], [0.0, 9.0]], weight=0.25)
+    second = sample([0.0, 0.0], value=0.0, returns=-2.0, reward=-1.0, ensemble=[[-1.0, 9.0], [0.0, 9.0]], weight=0.25)
     found = fast_losses([first, second])
-    assert found["value"] == pytest.approx((0.25 + 0.25 * 1.0) / 1.25)
+    assert found["value"] == pytest.approx((0.09 + 0.25 * 4.0) / 1.25)
     # First: (2 x 1 + 0 x 0.25) / 2 heads = 1; second: (0 + 1) / 2.
     assert found["reward"] == pytest.approx((1.0 + 0.25 * 0.5) / 1.25)
 
@@ -324,6 +330,6 @@ def test_a_minibatch_takes_its_experiences_and_nothing_else():
     *_, targets = tensors(samples)
     picked = targets.minibatch(torch.tensor([3, 0]), torch.tensor([4, 1]))
     assert picked.action.tolist() == [4, 1]
-    for name in ("behaviour_logprob", "proximal_logprob", "advantage", "reward", "weight", "actor"):
+    for name in ("behaviour_logprob", "proximal_logprob", "advantage", "returns", "reward", "weight", "actor"):
         assert getattr(picked, name).tolist() == getattr(targets, name)[[3, 0]].tolist()
     assert picked.bootstrap.T.tolist() == [samples[3].bootstrap, samples[0].bootstrap]

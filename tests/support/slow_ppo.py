@@ -26,6 +26,7 @@ class Sample:
     """[heads][actions]."""
     bootstrap: list[float]
     value: float = 0.0
+    returns: float = 0.0
     reward: float = 0.0
     advantage: float = 0.0
     behaviour: float = 0.5
@@ -58,6 +59,7 @@ def random_samples(seed, graphs=6, heads=3):
                 ensemble=[[rng.gauss(0, 0.1) for _ in range(actions)] for _ in range(heads)],
                 bootstrap=[float(rng.randint(0, 3)) for _ in range(heads)],
                 value=rng.gauss(0, 0.5),
+                returns=rng.uniform(-2, 2),
                 reward=rng.uniform(-1, 1),
                 advantage=rng.gauss(0, 1),
                 behaviour=rng.uniform(0.01, 1),
@@ -104,7 +106,7 @@ def slow_losses(samples, settings: LearningSettings, *, multiplier=1.0, noise_fl
         rho = min(each.proximal / each.behaviour, settings.max_importance)
         surrogate = min(each.advantage * ratio, each.advantage * min(max(ratio, low), high))
         policy.append((-rho * surrogate, each.weight * each.actor))
-        value.append(((each.value - each.reward) ** 2, each.weight))
+        value.append(((each.value - each.returns) ** 2, each.weight))
         predictions = [head[each.action] for head in each.ensemble]
         squared = [
             count * (prediction - each.reward) ** 2
@@ -179,6 +181,7 @@ def tensors(samples, dtype=torch.float64):
         behaviour_logprob=column("behaviour").log(),
         proximal_logprob=column("proximal").log(),
         advantage=column("advantage"),
+        returns=column("returns"),
         reward=column("reward"),
         weight=column("weight"),
         actor=column("actor"),

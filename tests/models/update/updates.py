@@ -22,7 +22,8 @@ def settings(**fields):
 
 def update(updater, examples=EXAMPLES, *, version=0, seed=0, corrections=None):
     corrections = np.ones(len(examples)) if corrections is None else corrections
-    return updater.update(examples, corrections, version=version, rng=np.random.default_rng(seed))
+    returns = [each.reward for each in examples]
+    return updater.update(examples, corrections, returns, version=version, rng=np.random.default_rng(seed))
 
 
 def everything(updater):
