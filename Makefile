@@ -4,11 +4,11 @@ VENV ?= .venv
 ARGS ?=
 BIN := $(VENV)/bin
 
-.PHONY: help demo test planted check format docs bench evidence replay outage faults soak overload audit clean
+.PHONY: help demo test planted check format docs bench evidence train-policy replay outage faults soak overload audit clean
 .DEFAULT_GOAL := help
 
 help:  ## List the targets
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 # A stamp file marks an installation; make installs again when the files it depends on change. All extras share the pins.
 $(VENV)/.pipeline: pyproject.toml constraints.txt
@@ -73,6 +73,9 @@ soak: $(VENV)/.bench  ## Run hours of load and faults on KAFKA_HOME's Kafka, sam
 
 evidence: $(VENV)/.dev  ## Judge the reward by twins, write docs/evidence.md and its figures; ARGS="--report FILE", or "--full": hours
 	@OMP_NUM_THREADS=1 $(BIN)/python -m tamiyo.evaluation.evidence $(ARGS)
+
+train-policy: $(VENV)/.dev  ## Train the policy that comes with the package: hours, resumable; ARGS="--passes 1 --rounds 1 --output FILE"
+	@OMP_NUM_THREADS=1 $(BIN)/python -m tamiyo.evaluation.lab.training $(ARGS)
 
 outage: $(VENV)/.dev  ## Measure how a broker outage of ten minutes slows training; ARGS="--minutes 1"
 	@$(BIN)/python -m tamiyo.evaluation.outage $(ARGS)

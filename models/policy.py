@@ -41,6 +41,9 @@ class PolicyConfig(BaseModel):
     layers: int = Field(4, ge=1, le=64, description="Message-passing layers")
     heads: int = Field(5, ge=2, le=100, description="Reward heads in the ensemble")
     dropout: float = Field(0.1, ge=0, lt=1, description="In training mode only")
+    heuristic_weight: float = Field(
+        1.0, ge=0, le=1, description="Of the heuristic's logits in the policy's own; 0: the network decides alone"
+    )
     prior_scale: float = Field(0.25, ge=0, description="Spread of an untrained ensemble, in units of reward")
     seed: int = Field(0, ge=0, le=2**62, description="Of the initial weights and the randomised priors")
     behaviour: BehaviourSettings = BehaviourSettings()
@@ -51,7 +54,7 @@ class PolicyOutput:
     """Output for G graphs with together N nodes and A actions."""
 
     logits: Tensor
-    """[A], unmasked: the heuristic's logits plus the network's."""
+    """[A], unmasked: the network's, plus the heuristic's as far as the config says."""
     value: Tensor
     """[G]: expected sum of the rewards from the graph's decision to the end of the run."""
     ensemble: Tensor
@@ -109,7 +112,7 @@ class MessagePassing(nn.Module):
 
 
 class TamiyoPolicy(nn.Module):
-    """The policy network. Its logits are the heuristic's plus a head that starts at zero: version 0 is the heuristic.
+    """The policy network: the heuristic's logits plus a head that starts at zero, so untrained it is the heuristic.
 
     Nodes are encoded, exchange messages (GINE) and are pooled by attention (Li et al., "Graph matching networks", 2019)
     into one embedding of the graph, from which the heads read.
@@ -168,7 +171,7 @@ class TamiyoPolicy(nn.Module):
         placed = torch.cat([nodes, whole[batch.node_graph]], dim=1)
         scores = torch.cat([self.no_op(whole).flatten(), self.node_actions(placed).flatten()])
         return PolicyOutput(
-            logits=batch.prior + scores[batch.action_row],
+            logits=self.config.heuristic_weight * batch.prior + scores[batch.action_row],
             value=self.value(whole).flatten(),
             ensemble=self.rewards(placed, whole, batch)[:, batch.action_row],
             node_embeddings=nodes,

@@ -319,6 +319,12 @@ class LearnerSettings(BaseSettings, LearningSettings):
     policy: str = Field(
         "tamiyo", pattern=r"^\w[\w.:/\-]*$", description="Name of the policy, the key of its announcements"
     )
+    initial_policy: str = Field(
+        "builtin",
+        min_length=1,
+        description='What a learner without a checkpoint starts from: "builtin", the policy trained in the laboratory; '
+        '"heuristic", an untrained policy, which decides as the heuristic does; or the fsspec URL of a checkpoint',
+    )
     max_wait_s: float = Field(30.0, gt=0, description="Seconds for which fresh experiences wait for a full batch")
     refill: int = Field(
         2_000,

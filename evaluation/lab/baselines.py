@@ -1,9 +1,11 @@
-"""Policies to compare with, behind one protocol: never, the heuristic, random traffic, and three that try to cheat."""
+"""Policies to compare with, behind one protocol: never, the heuristic, simple rules, and three that try to cheat."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -13,12 +15,13 @@ from tamiyo.host.blueprints import names as blueprint_names
 from tamiyo.models.actions import kinds as action_kinds
 from tamiyo.models.actions import to_action
 from tamiyo.models.behaviour import Choice, choose, draw, entropy_of
-from tamiyo.models.features import node_column
+from tamiyo.models.checkpoint import load
+from tamiyo.models.features import global_value, node_column
 from tamiyo.models.heuristic import baseline_logits
 from tamiyo.models.policy import PolicyConfig, TamiyoPolicy
 from tamiyo.schemas.adaptation import DecisionType
 from tamiyo.schemas.analysis import ModelGraph
-from tamiyo.schemas.errors import ConfigurationError
+from tamiyo.schemas.errors import ConfigurationError, PolicyError
 
 Mask = npt.NDArray[np.bool_]
 
@@ -152,6 +155,60 @@ class Cheapest(_Rule):
         return _best(graph, mask, self, -1.0)
 
 
+class GreedyGrowth(_Rule):
+    """Grows wherever it may, the layer with the highest growth score first, as fast as the cooldown allows."""
+
+    def _index(self, graph: ModelGraph, mask: Mask, seed: int) -> int:
+        return self._by_growth(graph, mask)
+
+    def _by_growth(self, graph: ModelGraph, mask: Mask) -> int:
+        """Return the load of the largest kernel at the layer with the highest growth score; 0 if none is legal."""
+        scores = node_column(graph, "growth_share")
+        found: list[tuple[float, int, int]] = []
+        for index in self._legal(graph, mask, DecisionType.LOAD_KERNEL):
+            action = to_action(index, graph.layer_id, self.kinds)
+            node = graph.layer_id.index(action.layer_id or "")
+            size = next(offer.parameters for offer in graph.offers[node] if offer.name == action.blueprint)
+            found.append((float(scores[node]), size, -index))
+        return -max(found)[2] if found else 0
+
+
+class Periodic(GreedyGrowth):
+    """Grows every 200 steps."""
+
+    STEPS = 200
+
+    def _index(self, graph: ModelGraph, mask: Mask, seed: int) -> int:
+        since = graph.steps_since_adaptation
+        due = graph.step if since is None else since
+        return self._by_growth(graph, mask) if due >= self.STEPS else 0
+
+
+class Plateau(GreedyGrowth):
+    """Grows when the validation loss has stopped falling: by less than 1 % a window."""
+
+    FALL = -0.1  # the feature is ten times the relative slope
+
+    def _index(self, graph: ModelGraph, mask: Mask, seed: int) -> int:
+        measured = global_value(graph, "validation_measured") > 0 and graph.step >= Periodic.STEPS
+        stalled = global_value(graph, "validation_loss_trend") > self.FALL
+        return self._by_growth(graph, mask) if measured and stalled else 0
+
+
+class GreedyCounterfactual(GreedyGrowth):
+    """Grows on while every kernel lowers the loss by the host's own measurement, and unloads those that do not."""
+
+    def _index(self, graph: ModelGraph, mask: Mask, seed: int) -> int:
+        contributions, measured = node_column(graph, "contribution"), node_column(graph, "contribution_measured") > 0
+        for index in self._legal(graph, mask, DecisionType.UNLOAD_KERNEL):
+            node = graph.layer_id.index(to_action(index, graph.layer_id, self.kinds).layer_id or "")
+            if measured[node] and contributions[node] <= 0:
+                return index
+        active = np.array(graph.active_seeds) > 0
+        known_good = bool((measured & (contributions > 0))[active].all())
+        return self._by_growth(graph, mask) if known_good else 0
+
+
 class Learned:
     """A policy of `tamiyo.models`, fresh or from a checkpoint."""
 
@@ -170,6 +227,7 @@ class Learned:
 
 
 RATE = "random:"
+LEARNED = "learned:"
 
 BASELINES: dict[str, Callable[[], Baseline]] = {
     "never": Never,
@@ -178,20 +236,39 @@ BASELINES: dict[str, Callable[[], Baseline]] = {
     "pump": Pump,
     "at_once": AtOnce,
     "cheapest": Cheapest,
+    "periodic": Periodic,
+    "plateau": Plateau,
+    "greedy_growth": GreedyGrowth,
+    "greedy_counterfactual": GreedyCounterfactual,
     "learned": Learned,
 }
 
 
 def baseline(name: str) -> Baseline:
-    """Return a baseline by name; `random:0.3` is random traffic at that rate.
+    """Return a baseline by name; `random:0.3` is random traffic at that rate, `learned:FILE` a checkpoint.
 
-    Raises ConfigurationError with the names that exist.
+    Raises ConfigurationError with the names that exist, or if the file is no checkpoint.
     """
+    if name.startswith(LEARNED):
+        return _learned(Path(name.removeprefix(LEARNED)))
     if name.startswith(RATE):
         return Random(_rate(name))
     if name not in BASELINES:
-        raise ConfigurationError(f"there is no baseline {name!r}; choose from {', '.join(BASELINES)}, {RATE}RATE")
+        raise ConfigurationError(
+            f"there is no baseline {name!r}; choose from {', '.join(BASELINES)}, {RATE}RATE, {LEARNED}FILE"
+        )
     return BASELINES[name]()
+
+
+@lru_cache(maxsize=4)
+def _learned(path: Path) -> Learned:
+    try:
+        policy, header, _ = load(path.read_bytes(), blueprints=tuple(blueprint_names()))
+    except OSError as error:
+        raise ConfigurationError(f"the policy {path} cannot be read: {error.strerror or error}") from error
+    except PolicyError as error:
+        raise ConfigurationError(f"{path} is no policy for this program: {error}") from error
+    return Learned(policy, header.version)
 
 
 def _rate(name: str) -> float:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import signal
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
@@ -16,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Protocol, Self, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -52,6 +53,11 @@ REORDERED = 1_000_003
 """Added to a run's seed for another order of the data."""
 
 
+def file_name(*parts: object) -> str:
+    """Return parts of a name, such as a task, a policy and a seed, as the name of a file, without its suffix."""
+    return re.sub(r"[^\w.-]", "_", "-".join(map(str, parts)))
+
+
 @dataclass(frozen=True, slots=True)
 class Job:
     """One run to make."""
@@ -72,7 +78,7 @@ class Job:
     @property
     def name(self) -> str:
         """Name of the run's file."""
-        return f"{self.task}-{self.policy.replace(':', '_')}-{self.seed}"
+        return file_name(self.task, self.policy, self.seed)
 
     def make_policy(self) -> Baseline:
         """Return the policy; raises ConfigurationError if there is none of this name."""
@@ -135,6 +141,27 @@ class Traffic:
         return cls(Job(**about["job"]), RunResult.from_dict(about["result"]), branches, log)
 
 
+class Saved(Protocol):
+    """What came of a job."""
+
+    def save(self, path: Path) -> None:
+        """Write the file, whole or not at all."""
+
+
+class AnyJob(Protocol):
+    """A run to make, of any kind."""
+
+    @property
+    def name(self) -> str:
+        """Name of the run's file, without its suffix."""
+
+    def make(self) -> Saved:
+        """Make the run."""
+
+
+OneJob = TypeVar("OneJob", bound=AnyJob)
+
+
 def make(job: Job, on_step: Callable[[int], None] | None = None) -> Traffic:
     """Make one run with its branches; `on_step` is called at every decision with the completed steps."""
     log: list[tuple[str, bytes]] = []
@@ -172,14 +199,14 @@ def _branches(job: Job, run: Run, graph: ModelGraph, choice: Choice) -> Iterator
         yield Branch(name, REPEATED_WITHOUT, twin(run, policy=Never(), compute=compute, data_seed=reordered))
 
 
-def missing(jobs: Iterable[Job], folder: Path) -> list[Job]:
+def missing(jobs: Iterable[OneJob], folder: Path) -> list[OneJob]:
     """Return the jobs whose file does not exist yet."""
-    return [job for job in jobs if not _path(folder, job).exists()]
+    return [job for job in jobs if not file_path(folder, job).exists()]
 
 
 def load(folder: Path, jobs: Iterable[Job] | None = None) -> Iterator[Traffic]:
     """Yield the runs of a folder: those of `jobs` that exist, or all, by name."""
-    paths = sorted(folder.glob("*.parquet")) if jobs is None else [_path(folder, job) for job in jobs]
+    paths = sorted(folder.glob("*.parquet")) if jobs is None else [file_path(folder, job) for job in jobs]
     for path in paths:
         if path.exists():
             yield Traffic.load(path)
@@ -187,7 +214,7 @@ def load(folder: Path, jobs: Iterable[Job] | None = None) -> Iterator[Traffic]:
 
 def conflicts(jobs: Iterable[Job], folder: Path) -> list[Job]:
     """Return the jobs whose file exists and was made by another job of the same name, such as one of other length."""
-    return [job for job in jobs if (path := _path(folder, job)).exists() and Job(**_about(path)["job"]) != job]
+    return [job for job in jobs if (path := file_path(folder, job)).exists() and Job(**_about(path)["job"]) != job]
 
 
 def _about(path: Path) -> dict[str, Any]:
@@ -195,7 +222,9 @@ def _about(path: Path) -> dict[str, Any]:
     return found
 
 
-def generate(jobs: Iterable[Job], folder: Path, workers: int, on_done: Callable[[Job, Exception | None], None]) -> int:
+def generate(
+    jobs: Iterable[OneJob], folder: Path, workers: int, on_done: Callable[[OneJob, Exception | None], None]
+) -> int:
     """Make the missing runs in `workers` processes, and return how many there were; Ctrl-C keeps what is finished.
 
     Args:
@@ -227,8 +256,8 @@ def generate(jobs: Iterable[Job], folder: Path, workers: int, on_done: Callable[
 
 
 def _in_parallel(
-    jobs: list[Job], folder: Path, workers: int, on_done: Callable[[Job, Exception | None], None]
-) -> list[Job]:
+    jobs: list[OneJob], folder: Path, workers: int, on_done: Callable[[OneJob, Exception | None], None]
+) -> list[OneJob]:
     """Make runs in processes; return those that are left because a process was killed."""
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_end_on_interrupt) as pool:
         try:
@@ -250,11 +279,11 @@ def _end_on_interrupt() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-def _make_file(job: Job, folder: Path) -> Exception | None:
+def _make_file(job: AnyJob, folder: Path) -> Exception | None:
     """Make a run and write its file; return the error instead of raising it."""
     try:
         with quiet():
-            job.make().save(_path(folder, job))
+            job.make().save(file_path(folder, job))
     except Exception as error:
         return RuntimeError(f"{job.name}: {type(error).__name__}: {error}")
     return None
@@ -275,5 +304,6 @@ def quiet() -> Iterator[None]:
         structlog.configure(**before)
 
 
-def _path(folder: Path, job: Job) -> Path:
+def file_path(folder: Path, job: AnyJob) -> Path:
+    """Return where the run of a job is kept."""
     return folder / f"{job.name}.parquet"

@@ -15,9 +15,9 @@ import structlog
 from confluent_kafka import Message
 
 from tamiyo.host import blueprints
+from tamiyo.models.builtin import initial_policy
 from tamiyo.models.checkpoint import CheckpointStore
 from tamiyo.models.learner import Learner, Taken, UpdateReport
-from tamiyo.models.policy import PolicyConfig, TamiyoPolicy
 from tamiyo.schemas.client.awaited_producer import AwaitedProducer
 from tamiyo.schemas.client.broker_wait import wait_for_broker
 from tamiyo.schemas.codec import decode
@@ -154,7 +154,7 @@ class LearnerLoop:
         return True
 
     def _start(self) -> Learner:
-        """Resume from the newest checkpoint, or release the heuristic as a new policy."""
+        """Resume from the newest checkpoint, or release a new policy."""
         settings = self._settings
         catalogue = blueprints.names()
         found = self._releases.find(catalogue)
@@ -162,7 +162,8 @@ class LearnerLoop:
             # Not version 0 where that existed before: a number never means two policies.
             version = found.newest + 1
             self._experiences.seek({})
-            policy = TamiyoPolicy(PolicyConfig(blueprints=catalogue, seed=settings.seed))
+            policy = initial_policy(settings.initial_policy, catalogue, seed=settings.seed)
+            log.info("starting from a new policy", source=settings.initial_policy)
             self.learner = Learner(policy, settings, version=version)
             self._release(self.learner, parent=None)
             return self.learner

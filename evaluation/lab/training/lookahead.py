@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 
 from tamiyo.evaluation.lab.baselines import AtOnce, Baseline, Heuristic, Never, baseline
 from tamiyo.evaluation.lab.run import Run, RunResult, RunSpec
+from tamiyo.evaluation.lab.traffic import file_name
 from tamiyo.evaluation.lab.truth import costs, objective
 from tamiyo.evaluation.lab.twins import twin
 from tamiyo.models.actions import to_action
@@ -78,8 +79,7 @@ class LookaheadJob:
     @property
     def name(self) -> str:
         """Name of the run's file."""
-        plain = "-".join((self.task, self.policy, str(self.seed), "base", self.base))
-        return "".join(c if c.isalnum() or c in "-_." else "_" for c in plain)
+        return file_name(self.task, self.policy, self.seed, "base", self.base)
 
     def make(self) -> Lookahead:
         """Make the run and its twins."""
@@ -216,7 +216,7 @@ class _Looker:
             found.append(AtOnce().choose(graph, mask, seed=0).index)
         kinds = self._run.pipeline.policy.kinds
         legal = np.flatnonzero(mask)[1:]
-        weights = np.array([TRIED[to_action(int(i), graph.layer_id, kinds).type] for i in legal])
+        weights = np.array([TRIED[DecisionType(to_action(int(i), graph.layer_id, kinds).type)] for i in legal])
         drawn = self._rng.choice(legal, size=min(tries, len(legal)), replace=False, p=weights / weights.sum())
         distinct = dict.fromkeys(i for i in [*found, *drawn.tolist()] if i != 0)
         yield from list(distinct)[:tries]

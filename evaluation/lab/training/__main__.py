@@ -1,0 +1,109 @@
+"""`make train-policy`: trains the policy that comes with the package, in the laboratory.
+
+In each round, twins measure what actions bring at the graphs of real training runs, and the policy is fitted to all
+that was measured so far. The first round's runs are decided by the heuristic, by chance and by growing at once, later
+ones by the previous round's policy too. Hours; every finished run is kept, and the same command goes on with the rest.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from tamiyo.evaluation.lab.traffic import file_path, generate, missing, quiet
+from tamiyo.evaluation.lab.training.fit import FitSettings, fit, samples
+from tamiyo.evaluation.lab.training.lookahead import Lookahead, LookaheadJob
+from tamiyo.evaluation.lab.training.plan import first_round, later_round
+from tamiyo.models.builtin import BUILTIN
+from tamiyo.models.checkpoint import CheckpointHeader, save
+from tamiyo.schemas.errors import TamiyoError
+from tamiyo.schemas.files import write_atomically
+
+app = typer.Typer(add_completion=False, rich_markup_mode="rich")
+
+
+@app.command(
+    epilog="Examples:\n\n"
+    "  make train-policy\n\n"
+    '  make train-policy ARGS="--passes 1 --rounds 1 --output /tmp/policy.safetensors"\n\n'
+    "  tamiyo lab compare --tasks digits --policies learned:/tmp/policy.safetensors,heuristic --seeds 0-9"
+)
+@quiet()
+def main(
+    folder: Annotated[Path, typer.Option(help="Where runs and the policies of each round are kept.")] = Path(
+        ".cache/policy"
+    ),
+    passes: Annotated[int, typer.Option(min=1, max=1000, help="Passes over the tasks a round, about 7 runs each.")] = 8,
+    rounds: Annotated[int, typer.Option(min=1, max=20, help="Rounds of measuring and fitting.")] = 2,
+    workers: Annotated[int, typer.Option(min=1, max=256, help="Processes, one core each.")] = 2,
+    output: Annotated[Path, typer.Option(help="Where to write the policy; by default into the package.")] = BUILTIN,
+    seed: Annotated[int, typer.Option(min=0, help="Of the network's weights and the order of learning.")] = 0,
+) -> None:
+    """Train the policy in the laboratory; resumable."""
+    console = Console()
+    try:
+        data = _train(folder, passes, rounds, workers, seed, console)
+    except TamiyoError as error:
+        raise SystemExit(f"the policy could not be trained: {error}") from error
+    except KeyboardInterrupt:
+        raise SystemExit("interrupted; the same command goes on with the runs that are left") from None
+    write_atomically(output, data)
+    console.print(f"wrote {output} ({len(data) / 1e6:.1f} MB)")
+
+
+def _train(folder: Path, passes: int, rounds: int, workers: int, seed: int, console: Console) -> bytes:
+    done: list[LookaheadJob] = []
+    data = b""
+    for number in range(rounds):
+        previous = folder / "policies" / f"round-{number - 1}-{passes}.safetensors"
+        jobs = later_round(number, passes, f"learned:{previous}") if number else first_round(passes)
+        _measure(jobs, folder, workers, console, f"round {number + 1} of {rounds}: trying actions")
+        done += jobs
+        data = fitted(done, folder, console, FitSettings(seed=seed))
+        write_atomically(folder / "policies" / f"round-{number}-{passes}.safetensors", data)
+    return data
+
+
+def _measure(jobs: list[LookaheadJob], folder: Path, workers: int, console: Console, title: str) -> None:
+    with _progress(console) as progress:
+        bar = progress.add_task(title, total=len(jobs), completed=len(jobs) - len(missing(jobs, folder)))
+
+        def on_done(job: object, error: Exception | None) -> None:
+            progress.advance(bar)
+            if error is not None:
+                console.print(f"a run failed: {error}")
+
+        generate(jobs, folder, workers, on_done)
+
+
+def fitted(jobs: list[LookaheadJob], folder: Path, console: Console, settings: FitSettings) -> bytes:
+    """Return the checkpoint of a policy fitted to those of the jobs' runs that exist."""
+    paths = [path for job in jobs if (path := file_path(folder, job)).exists()]
+    found = samples(Lookahead.load(path) for path in paths)
+    if not found:
+        raise TamiyoError(f"no run in {folder} measured anything")
+    tried = sum(len(each.actions) for each in found)
+    with _progress(console) as progress:
+        bar = progress.add_task(f"fitting {tried:,} actions of {len(paths)} runs", total=settings.epochs)
+        policy = fit(found, settings, on_epoch=lambda epoch: progress.update(bar, completed=epoch))
+    metrics = {"charts/runs": float(len(paths)), "charts/graphs": float(len(found)), "charts/actions": float(tried)}
+    return save(policy, None, CheckpointHeader.of(policy, version=0, metrics=metrics))
+
+
+def _progress(console: Console) -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=console,
+    )
+
+
+if __name__ == "__main__":
+    app()

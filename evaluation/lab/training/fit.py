@@ -1,0 +1,241 @@
+"""Fit the policy network to measured advantages, then make it choose what it is confident is best.
+
+The reward heads learn the advantages of the actions that were tried, each head another bootstrap sample of the runs.
+The actor learns to choose the legal action whose advantage is highest, tried or not, as far as the heads agree: their
+mean less CAUTION standard deviations must be worth more than MARGIN, else no_op is best. Dropout and weight decay
+regularise; the network, its heads and its uncertainty are those of production.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim.lr_scheduler import OneCycleLR
+
+from tamiyo.evaluation.lab.training.lookahead import Lookahead
+from tamiyo.host.blueprints import names as blueprint_names
+from tamiyo.models.batch import GraphBatch, combine, masked_log_softmax
+from tamiyo.models.conformal import Calibration
+from tamiyo.models.policy import PolicyConfig, PolicyOutput, TamiyoPolicy
+
+HUBER = 0.2
+"""Errors above it, nats, count linearly: some advantages are large because training is chaotic."""
+CAUTION = 0.5
+"""Standard deviations over the heads by which an advantage is lowered before the actor counts on it."""
+MARGIN = 0.02
+"""Advantage, nats, at which the actor is undecided between the best action and no_op."""
+SOFTNESS = 0.01
+"""Width of that indecision, nats."""
+EXPLORATION = 0.004
+"""Probability of an action that is not the best, at each graph: a run has about 24."""
+
+
+ACTOR = ("node_actions.", "no_op.", "value.")
+"""Prefixes of the parameters that choose; the others only predict."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """A graph with the measured advantages of some actions."""
+
+    graph: GraphBatch
+    actions: tuple[int, ...]
+    advantages: tuple[float, ...]
+    """Nats, bounded to [-1, 1]; no_op's is 0."""
+    run: int
+    """Number of the run that it comes from."""
+
+
+@dataclass(frozen=True, slots=True)
+class FitSettings:
+    """How the network is trained."""
+
+    epochs: int = 30
+    """Of the encoder and the reward heads."""
+    actor_epochs: int = 40
+    """Of the actor and the value head, on the finished embeddings."""
+    batch: int = 32
+    learning_rate: float = 1e-3
+    actor_learning_rate: float = 2e-3
+    weight_decay: float = 1e-2
+    hidden: int = 64
+    layers: int = 3
+    heads: int = 8
+    dropout: float = 0.2
+    prior_scale: float = 0.1
+    max_norm: float = 1.0
+    held_out: float = 0.1
+    """Share of the runs that only calibrate the uncertainty."""
+    seed: int = 0
+
+
+def samples(lookaheads: Iterable[Lookahead]) -> list[Sample]:
+    """Return the points of some runs, ready to be learned from."""
+    kinds = TamiyoPolicy(PolicyConfig(blueprints=tuple(blueprint_names()), hidden=8, layers=1)).kinds
+    return [
+        Sample(
+            GraphBatch.of([point.graph], kinds, [point.mask]),
+            point.actions,
+            tuple(np.clip(point.advantages, -1.0, 1.0).tolist()),
+            number,
+        )
+        for number, lookahead in enumerate(lookaheads)
+        for point in lookahead.points
+        if point.actions
+    ]
+
+
+def fit(
+    found: Sequence[Sample], settings: FitSettings | None = None, *, on_epoch: Callable[[int], None] | None = None
+) -> TamiyoPolicy:
+    """Return a policy fitted to samples; the same arguments give the same policy on one machine.
+
+    Args:
+        found: Samples of at least a few runs.
+        settings: How it is trained.
+        on_epoch: Called with the number of epochs completed.
+    """
+    settings = settings or FitSettings()
+    rng = np.random.default_rng(settings.seed)
+    runs = np.unique([each.run for each in found])
+    held_out = set(rng.permutation(runs)[: int(settings.held_out * len(runs))].tolist())
+    policy = _policy(settings)
+    trained = [each for each in found if each.run not in held_out]
+    _fit_rewards(policy, trained, settings, rng, on_epoch or (lambda epoch: None))
+    _fit_actor(policy, trained, settings, rng)
+    policy.calibration = _calibrate(policy, [each for each in found if each.run in held_out])
+    return policy
+
+
+def _policy(settings: FitSettings) -> TamiyoPolicy:
+    return TamiyoPolicy(
+        PolicyConfig(
+            blueprints=tuple(blueprint_names()),
+            hidden=settings.hidden,
+            layers=settings.layers,
+            heads=settings.heads,
+            dropout=settings.dropout,
+            prior_scale=settings.prior_scale,
+            heuristic_weight=0.0,
+            seed=settings.seed,
+        )
+    )
+
+
+def _fit_rewards(
+    policy: TamiyoPolicy,
+    found: Sequence[Sample],
+    settings: FitSettings,
+    rng: np.random.Generator,
+    on_epoch: Callable[[int], None],
+) -> None:
+    weights = torch.from_numpy(rng.poisson(1.0, (1 + max(each.run for each in found), settings.heads))).float()
+    optimizer = torch.optim.AdamW(policy.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
+    per_epoch = -(-len(found) // settings.batch)
+    schedule = OneCycleLR(optimizer, settings.learning_rate, total_steps=settings.epochs * per_epoch + 1)
+    policy.train()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings.seed)
+        for epoch in range(settings.epochs):
+            order = rng.permutation(len(found))
+            for start in range(0, len(found), settings.batch):
+                chosen = [found[index] for index in order[start : start + settings.batch]]
+                loss = _loss(policy, chosen, weights, settings)
+                optimizer.zero_grad()
+                loss.backward()  # type: ignore[no-untyped-call]
+                nn.utils.clip_grad_norm_(policy.parameters(), settings.max_norm)
+                optimizer.step()
+                schedule.step()
+            on_epoch(epoch + 1)
+    policy.eval()
+
+
+def _loss(policy: TamiyoPolicy, chosen: Sequence[Sample], weights: Tensor, settings: FitSettings) -> Tensor:
+    batch = combine([each.graph for each in chosen])
+    output: PolicyOutput = policy(batch)
+    firsts = batch.offsets[:-1].tolist()
+    tried = torch.tensor([first + a for first, each in zip(firsts, chosen, strict=True) for a in (0, *each.actions)])
+    targets = torch.tensor([value for each in chosen for value in (0.0, *each.advantages)])
+    weight = torch.cat([weights[each.run].expand(1 + len(each.actions), -1) for each in chosen]).T
+    predicted = output.ensemble[:, tried]
+    errors = F.huber_loss(predicted, targets.expand_as(predicted), delta=HUBER, reduction="none")
+    return (weight * errors).mean() / HUBER**2
+
+
+def _fit_actor(policy: TamiyoPolicy, found: Sequence[Sample], settings: FitSettings, rng: np.random.Generator) -> None:
+    """Teach actor and value heads what `improved` makes of the reward heads; nothing else changes."""
+    with torch.no_grad():
+        goals = [improved(policy(each.graph), each.graph) for each in found]
+    heads = [each for name, each in policy.named_parameters() if name.startswith(ACTOR)]
+    optimizer = torch.optim.AdamW(heads, lr=settings.actor_learning_rate, weight_decay=1e-3)
+    for _ in range(settings.actor_epochs):
+        order = rng.permutation(len(found))
+        for start in range(0, len(found), settings.batch):
+            inds = order[start : start + settings.batch]
+            batch = combine([found[index].graph for index in inds])
+            output: PolicyOutput = policy(batch)
+            goal = torch.cat([goals[index][0] for index in inds])
+            value = torch.cat([goals[index][1] for index in inds])
+            log_probabilities = masked_log_softmax(output.logits, batch.mask, batch.action_graph)
+            legal = batch.mask
+            loss = -(goal[legal] * log_probabilities[legal]).sum() / batch.graphs
+            loss = loss + (output.value - value).square().mean()
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+
+
+def improved(output: PolicyOutput, batch: GraphBatch) -> tuple[Tensor, Tensor]:
+    """Return the distribution that the actor shall learn, [A], and what each graph is worth under it, [graphs].
+
+    Args:
+        output: Of the network for `batch`.
+        batch: The graphs.
+    """
+    goal = torch.zeros_like(output.logits)
+    value = torch.zeros(batch.graphs)
+    for graph, (start, end) in enumerate(zip(batch.offsets[:-1].tolist(), batch.offsets[1:].tolist(), strict=True)):
+        over = output.ensemble[:, start:end] - output.ensemble[:, start : start + 1]
+        cautious = over.mean(dim=0) - CAUTION * over.std(dim=0, correction=0)
+        cautious[~batch.mask[start:end]] = -torch.inf
+        cautious[0] = -torch.inf
+        best = int(cautious.argmax())
+        explored = batch.mask[start:end].clone()
+        explored[0] = False
+        if not explored.any():
+            goal[start] = 1.0
+            continue
+        share = torch.sigmoid((cautious[best] - MARGIN) / SOFTNESS)
+        goal[start:end][explored] = EXPLORATION / int(explored.sum())
+        goal[start + best] += (1 - EXPLORATION) * share
+        goal[start] = (1 - EXPLORATION) * (1 - share)
+        value[graph] = share * over[:, best].mean()
+    return goal, value
+
+
+def _calibrate(policy: TamiyoPolicy, found: Sequence[Sample]) -> Calibration:
+    """Return the calibration after the measured advantages of runs that the policy was not fitted to."""
+    predicted, spread, measured = predictions(policy, found)
+    return Calibration().update(predicted, spread, measured)
+
+
+@torch.no_grad()
+def predictions(
+    policy: TamiyoPolicy, found: Sequence[Sample]
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Return predicted advantages, their spreads and the measured advantages of the tried actions, [actions] each."""
+    predicted: list[float] = []
+    spread: list[float] = []
+    for each in found:
+        output: PolicyOutput = policy(each.graph)
+        actions = list(each.actions)
+        predicted += output.predicted_reward[actions].tolist()
+        spread += output.spread[actions].tolist()
+    measured = [value for each in found for value in each.advantages]
+    return np.array(predicted), np.array(spread), np.array(measured)
