@@ -23,7 +23,7 @@ from tamiyo.schemas.adaptation import AdaptationDecision
 from tamiyo.schemas.analysis import ModelGraph
 from tamiyo.schemas.errors import PolicyError
 
-__all__ = ["BehaviourSettings", "Choice", "choose", "recompute"]
+__all__ = ["BehaviourSettings", "Choice", "choose", "distribution", "recompute"]
 
 Array = npt.NDArray[np.float64]
 
@@ -106,6 +106,41 @@ def choose(
     )
 
 
+def distribution(
+    policy: TamiyoPolicy,
+    graph: ModelGraph,
+    mask: npt.NDArray[np.bool_],
+    *,
+    settings: BehaviourSettings | None = None,
+) -> npt.NDArray[np.float32]:
+    """Return the distribution that `choose` samples from.
+
+    Args:
+        policy: The policy; evaluated on this graph alone, with dropout off.
+        graph: The graph to decide on.
+        mask: Legal actions, bool [1 + nodes x kinds].
+        settings: Temperature and limits; by default those of the policy's checkpoint.
+
+    Returns:
+        Probabilities [actions]; 0 where illegal, above 0 where legal.
+
+    Raises:
+        PolicyError: The network's output is not finite, or the mask does not fit the graph.
+
+    Example:
+        >>> from tamiyo.models.masks import MaskLimits, legal_actions
+        >>> from tamiyo.models.policy import PolicyConfig, TamiyoPolicy
+        >>> policy = TamiyoPolicy(PolicyConfig(blueprints=("low_rank",), hidden=8, layers=1))
+        >>> mask = legal_actions(graph, policy.kinds, limits=MaskLimits())
+        >>> bool((distribution(policy, graph, mask) == choose(policy, graph, mask, seed=7).probabilities).all())
+        True
+    """
+    output, prior = _evaluate(policy, graph, mask)
+    spread = output.spread.numpy()
+    uncertainty = policy.calibration.half_width(spread)
+    return _distribution(output, prior, mask, spread, uncertainty, settings or policy.config.behaviour)[0]
+
+
 def recompute(policy: TamiyoPolicy, graph: ModelGraph, decision: AdaptationDecision) -> npt.NDArray[np.float32]:
     """Return the distribution that a decision was sampled from.
 
@@ -132,9 +167,7 @@ def recompute(policy: TamiyoPolicy, graph: ModelGraph, decision: AdaptationDecis
         )
     settings = policy.config.behaviour.model_copy(update={"temperature": decision.temperature})
     mask = np.frombuffer(decision.mask, np.uint8).astype(np.bool_)
-    output, prior = _evaluate(policy, graph, mask)
-    spread = output.spread.numpy()
-    return _distribution(output, prior, mask, spread, policy.calibration.half_width(spread), settings)[0]
+    return distribution(policy, graph, mask, settings=settings)
 
 
 def _evaluate(policy: TamiyoPolicy, graph: ModelGraph, mask: npt.NDArray[np.bool_]) -> tuple[PolicyOutput, Array]:

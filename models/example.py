@@ -90,7 +90,7 @@ class Example:
             >>> example.action, example.choices, len(example.bootstrap)
             (1, 11, 5)
         """
-        mask, propensity = _checked(experience, kinds)
+        mask, propensity = checked(experience, kinds)
         try:
             graph = GraphBatch.of([experience.graph], kinds, [mask])
         except PolicyError as error:
@@ -132,8 +132,20 @@ def learned_reward(experience: Experience) -> float:
     return experience.reward if experience.worth is None else max(-1.0, min(1.0, experience.worth))
 
 
-def _checked(experience: Experience, kinds: Sequence[str]) -> tuple[np.ndarray[tuple[int], np.dtype[np.bool_]], float]:
-    """Return the mask and the action's probability, or raise ExperienceRejected."""
+def checked(experience: Experience, kinds: Sequence[str]) -> tuple[np.ndarray[tuple[int], np.dtype[np.bool_]], float]:
+    """Return the mask of an experience and the probability of its action.
+
+    Args:
+        experience: A record from the experience topic.
+        kinds: Kinds of action of the policy that learns, or is evaluated.
+
+    Returns:
+        Legal actions, bool [1 + nodes x kinds], and the recorded probability of the sampled action.
+
+    Raises:
+        ExperienceRejected: The experience does not fit this program's features or these kinds of action, or contradicts
+            itself.
+    """
 
     def refuse(reason: str, message: str) -> ExperienceRejected:
         return ExperienceRejected(reason, f"experience {experience.experience_id}: {message}")

@@ -87,6 +87,27 @@ def baseline_logits(graph: ModelGraph, kinds: Sequence[str], mask: npt.NDArray[n
     return np.log(np.where(mask, probabilities, lowest)).astype(np.float32)
 
 
+def baseline_distribution(
+    graph: ModelGraph, kinds: Sequence[str], mask: npt.NDArray[np.bool_]
+) -> npt.NDArray[np.float32]:
+    """Return the baseline as probabilities over the flat action list.
+
+    Args:
+        graph: The graph to decide on.
+        kinds: Kinds of action at one layer.
+        mask: Legal actions, bool [1 + nodes x kinds]; entry 0 is True.
+
+    Returns:
+        Float32 [1 + nodes x kinds]; 0 where illegal, above 0 where legal.
+
+    Raises:
+        PolicyError: Another feature catalogue built the graph.
+    """
+    logits = baseline_logits(graph, kinds, mask).astype(np.float64)
+    weights = np.where(mask, np.exp(logits - logits[mask].max()), 0.0)
+    return np.asarray(weights / weights.sum(), np.float32)
+
+
 def _situation(graph: ModelGraph, kinds: Sequence[str], proposals: dict[str, Array]) -> dict[str, float]:
     """Return the shares for the current situation: stop harm first, then grow, else wait."""
     if proposals["unload"].any():

@@ -54,7 +54,7 @@ class PolicyOutput:
     """Output for G graphs with together N nodes and A actions."""
 
     logits: Tensor
-    """[A], unmasked: the network's, plus the heuristic's as far as the config says."""
+    """[A], unmasked: the network's, plus the heuristic's weighted as the config states."""
     value: Tensor
     """[G]: expected sum of the rewards from the graph's decision to the end of the run."""
     ensemble: Tensor

@@ -17,7 +17,7 @@ from tamiyo.models.actions import to_action
 from tamiyo.models.behaviour import Choice, choose, draw, entropy_of
 from tamiyo.models.checkpoint import load
 from tamiyo.models.features import global_value, node_column
-from tamiyo.models.heuristic import baseline_logits
+from tamiyo.models.heuristic import baseline_distribution, baseline_logits
 from tamiyo.models.policy import PolicyConfig, TamiyoPolicy
 from tamiyo.schemas.adaptation import DecisionType
 from tamiyo.schemas.analysis import ModelGraph
@@ -100,9 +100,7 @@ class Heuristic(_Rule):
 
     def choose(self, graph: ModelGraph, mask: Mask, *, seed: int) -> Choice:
         """Sample from the heuristic's distribution."""
-        logits = baseline_logits(graph, self.kinds, mask).astype(np.float64)
-        weights = np.where(mask, np.exp(logits - logits[mask].max()), 0.0)
-        return sampled((weights / weights.sum()).astype(np.float32), seed=seed)
+        return sampled(baseline_distribution(graph, self.kinds, mask), seed=seed)
 
 
 class Random(_Rule):

@@ -142,7 +142,7 @@ class Traffic:
 
 
 class Saved(Protocol):
-    """What came of a job."""
+    """The result of a job."""
 
     def save(self, path: Path) -> None:
         """Write the file, whole or not at all."""

@@ -1,6 +1,7 @@
-"""Command groups of other packages: entry points of the group `tamiyo.commands`, each a typer app.
+"""Commands of other packages: entry points of the group `tamiyo.commands`, each a typer app.
 
-A plug-in's module must import what it runs when it runs it, as all commands do, so that `--help` is quick.
+As typer itself has it, an app with one command and no callback is that command; any other is a group of commands. A
+plug-in's module must import what it runs when it runs it, as all commands do, so that `--help` is quick.
 """
 
 from collections.abc import Callable
@@ -15,7 +16,7 @@ GROUP = "tamiyo.commands"
 
 
 def register(app: typer.Typer) -> None:
-    """Add every installed command group to the command line; one that cannot be imported explains itself when run."""
+    """Add every installed plug-in to the command line; one that cannot be imported explains itself when run."""
     taken = {group.name for group in app.registered_groups} | {
         command.name or getattr(command.callback, "__name__", None) for command in app.registered_commands
     }
@@ -24,9 +25,19 @@ def register(app: typer.Typer) -> None:
             continue  # a plug-in never replaces a command of ours, nor another plug-in
         taken.add(entry.name)
         try:
-            app.add_typer(entry.load(), name=entry.name, rich_help_panel=options.LABORATORY)
+            _add(app, entry.name, entry.load())
         except ImportError as error:
             _add_broken(app, entry, error)
+
+
+def _add(app: typer.Typer, name: str, plugin: typer.Typer) -> None:
+    commands = plugin.registered_commands
+    if len(commands) != 1 or plugin.registered_groups or plugin.registered_callback is not None:
+        app.add_typer(plugin, name=name, rich_help_panel=options.LABORATORY)
+        return
+    (command,) = commands
+    assert command.callback is not None
+    app.command(name, help=command.help, epilog=command.epilog, rich_help_panel=options.LABORATORY)(command.callback)
 
 
 def _add_broken(app: typer.Typer, entry: EntryPoint, error: ImportError) -> None:

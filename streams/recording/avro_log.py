@@ -61,6 +61,18 @@ def read(path: Path, topic: str, partition: int) -> Iterator[Message]:
         yield message
 
 
+def place(path: Path) -> tuple[str, int]:
+    """Return topic and partition of a file; raises RecordingError where it is not one of a recording."""
+    try:
+        with path.open("rb") as file:
+            metadata = fastavro.reader(file).metadata
+        return str(metadata["tamiyo.topic"]), int(metadata["tamiyo.partition"])
+    except OSError as error:
+        raise RecordingError(f"{path} cannot be read: {error.strerror}") from error
+    except Exception as error:  # fastavro raises many kinds
+        raise RecordingError(f"{path} is not a file of a recording, as `tamiyo record` writes them") from error
+
+
 def _messages(path: Path, topic: str, partition: int) -> Iterator[Message]:
     newest: int | None = None
     try:

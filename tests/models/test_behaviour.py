@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from tamiyo.models.actions import size
 from tamiyo.models.batch import GraphBatch
-from tamiyo.models.behaviour import BehaviourSettings, choose, recompute
+from tamiyo.models.behaviour import BehaviourSettings, choose, distribution, recompute
 from tamiyo.models.checkpoint import CheckpointHeader, load, save
 from tamiyo.models.heuristic import baseline_logits
 from tamiyo.models.masks import MaskLimits, legal_actions
@@ -59,6 +59,15 @@ def test_an_untrained_policy_acts_as_the_heuristic():
     assert choice.uncertainty == pytest.approx(0.35)
     assert choice.predicted_reward == pytest.approx(0.0, abs=1e-6)
     assert policy.training  # as it was
+
+
+@pytest.mark.parametrize("temperature", [None, 0.5])
+def test_the_distribution_is_the_one_that_is_sampled_from(temperature):
+    policy, graph = trained(), make_graph(5)
+    mask = mask_of(policy, graph)
+    behaviour = None if temperature is None else BehaviourSettings(temperature=temperature)
+    choice = choose(policy, graph, mask, seed=1, settings=behaviour)
+    assert distribution(policy, graph, mask, settings=behaviour).tobytes() == choice.probabilities.tobytes()
 
 
 def test_a_policy_that_is_sure_acts_by_itself():

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from tamiyo.models.actions import kinds, size, to_index
 from tamiyo.models.graph import build_graph
-from tamiyo.models.heuristic import baseline_logits
+from tamiyo.models.heuristic import baseline_distribution, baseline_logits
 from tamiyo.models.masks import MaskLimits, legal_actions
 from tamiyo.schemas.adaptation import Action
 from tests.support.factories import BLUEPRINTS, make_graph, make_topology, make_window
@@ -17,6 +17,7 @@ def probabilities(graph, **how):
     mask = legal_actions(graph, KINDS, limits=MaskLimits(), **how)
     found = np.where(mask, np.exp(baseline_logits(graph, KINDS, mask).astype(np.float64)), 0.0)
     assert found.sum() == pytest.approx(1.0, abs=1e-5)
+    np.testing.assert_allclose(baseline_distribution(graph, KINDS, mask), found, atol=1e-6)
     return found
 
 

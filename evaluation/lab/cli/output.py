@@ -107,6 +107,7 @@ def progress_bar(description: str, total: int) -> Iterator[Callable[[int], None]
     columns = (
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(),
     )  # fmt: skip
-    with Progress(*columns, console=errors, transient=True) as progress:
+    # Where nobody watches, it would only leave an empty line.
+    with Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as progress:
         task = progress.add_task(description, total=total)
         yield lambda count: progress.advance(task, count)

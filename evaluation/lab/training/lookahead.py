@@ -34,7 +34,7 @@ from tamiyo.schemas.codec import decode, encode
 from tamiyo.schemas.files import write_atomically
 
 EARLY = 6
-"""Graphs from the start of a run that are looked at more often: most of a run depends on them."""
+"""Graphs from the start of a run that are tried at more often: most of a run depends on them."""
 TRIED = {
     DecisionType.LOAD_KERNEL: 1.0,
     DecisionType.UNLOAD_KERNEL: 0.5,
@@ -71,7 +71,7 @@ class LookaheadJob:
     base: str = "never"
     """Baseline under which the twins go on."""
     points: float = 5.0
-    """Graphs to look at, on average."""
+    """Graphs at which actions are tried, on average."""
     tries: int = 4
     """Actions tried at each."""
     steps: int = 0
@@ -150,7 +150,7 @@ def make(job: LookaheadJob) -> Lookahead:
     points: list[Point] = []
     rule = {"rewards": {"estimator": "rule"}}  # rewards do not influence a run
     with Run(RunSpec(job.task, job.seed, job.steps), baseline(job.policy), settings=rule) as run:
-        looker = _Looker(run, baseline(job.base), rng)
+        trials = _Trials(run, baseline(job.base), rng)
         share = _share(job, run.spec.planned)
         seen = 0
         while (graph := run.advance()) is not None:
@@ -159,21 +159,21 @@ def make(job: LookaheadJob) -> Lookahead:
             if mask.sum() > 1 and run.clock.training_seconds < run.plain_compute:
                 often = share * (2.0 if seen < EARLY else 1.0)
                 seen += 1
-                if rng.random() < often and (point := looker.look(graph, mask, choice, job.tries)):
+                if rng.random() < often and (point := trials.at(graph, mask, choice, job.tries)):
                     points.append(point)
             if choice.index != 0:
-                looker.forget()
+                trials.forget()
             run.decide(choice)
         return Lookahead(job, run.result(), points)
 
 
 def _share(job: LookaheadJob, steps: int) -> float:
-    """Return the share of the later graphs to look at, so that `job.points` are on average."""
+    """Return the share of the later graphs to try at, so that `job.points` are on average."""
     graphs = steps / 50
     return min(0.5, job.points / (graphs + EARLY))
 
 
-class _Looker:
+class _Trials:
     """Tries actions at the graphs of a run."""
 
     def __init__(self, run: Run, base: Baseline, rng: np.random.Generator) -> None:
@@ -186,7 +186,7 @@ class _Looker:
         """The run has adapted: no_op leads elsewhere from here on."""
         self._without = None
 
-    def look(self, graph: ModelGraph, mask: npt.NDArray[np.bool_], choice: Choice, tries: int) -> Point | None:
+    def at(self, graph: ModelGraph, mask: npt.NDArray[np.bool_], choice: Choice, tries: int) -> Point | None:
         """Return what some actions bring at the waiting graph; None if there is nothing to measure yet."""
         if self._without is None or not isinstance(self._base, Never):
             self._without = self._value(0)

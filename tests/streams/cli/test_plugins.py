@@ -1,4 +1,4 @@
-"""Command groups of other packages, found through entry points."""
+"""Commands of other packages, found through entry points."""
 
 import subprocess
 import sys
@@ -24,6 +24,16 @@ def stay() -> None:
     """Do nothing either."""
 
 
+single = typer.Typer()
+counted: list[int] = []
+
+
+@single.command(epilog="An example.")
+def measure(count: int) -> None:
+    """Count."""
+    counted.append(count)
+
+
 def made(monkeypatch: pytest.MonkeyPatch, entries: Sequence[tuple[str, str]]) -> typer.Typer:
     """Return a command line with one command, `own`, and the plug-ins."""
     app = typer.Typer()
@@ -45,6 +55,14 @@ def test_a_plug_in_is_a_group_of_commands(monkeypatch: pytest.MonkeyPatch) -> No
     run(app, "extra", "go")
 
 
+def test_a_plug_in_with_one_command_is_that_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    app = made(monkeypatch, [("measure", f"{__name__}:single")])
+    run(app, "measure", "3")
+    assert counted == [3]
+    command = typer.main.get_command(app).commands["measure"]  # type: ignore[attr-defined]
+    assert (command.help, command.epilog) == ("Count.", "An example.")
+
+
 def test_a_plug_in_replaces_no_command_and_no_other_plug_in(monkeypatch: pytest.MonkeyPatch) -> None:
     app = made(monkeypatch, [("own", f"{__name__}:extra"), ("extra", f"{__name__}:extra"), ("extra", "no.such:app")])
     assert [each.name for each in app.registered_groups] == ["extra"]
@@ -62,10 +80,12 @@ def test_a_plug_in_that_cannot_be_imported_explains_itself_when_run(
         run(app, "broken", "go", "--fast")
 
 
-def test_the_laboratory_is_a_plug_in_and_imports_no_torch() -> None:
+def test_the_laboratory_and_evaluate_are_plug_ins_and_import_no_torch() -> None:
     code = (
         "import sys; from tamiyo.streams import cli; "
-        "names = [each.name for each in cli.app.registered_groups]; assert 'lab' in names, names; "
-        "heavy = {'torch', 'pyarrow', 'scipy', 'gymnasium', 'faust'} & set(sys.modules); assert not heavy, heavy"
+        "names = [each.name for each in cli.app.registered_groups + cli.app.registered_commands]; "
+        "assert {'lab', 'evaluate'} <= set(names), names; "
+        "heavy = {'torch', 'pyarrow', 'scipy', 'sklearn', 'gymnasium', 'faust'} & set(sys.modules); "
+        "assert not heavy, heavy"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -12,7 +12,7 @@ import pytest
 
 from tamiyo.schemas.errors import RecordingError
 from tamiyo.streams.messages import Message
-from tamiyo.streams.recording.avro_log import LogWriter, partial, read
+from tamiyo.streams.recording.avro_log import LogWriter, partial, place, read
 from tests.support.recordings import message
 
 TOPIC = "tamiyo.health.windows"
@@ -142,3 +142,20 @@ except OSError:
         writer.write(each)
     writer.finish()
     assert list(read(path, TOPIC, 0)) == written
+
+
+def test_a_file_names_its_topic_and_partition(path: Path) -> None:
+    write(path, messages(3)).finish()
+    assert place(path) == (TOPIC, 0)
+
+
+@pytest.mark.parametrize("content", [b"", b"not a recording", b"Obj\x01\x00"])
+def test_another_file_names_none(path: Path, content: bytes) -> None:
+    path.write_bytes(content)
+    with pytest.raises(RecordingError, match="is not a file of a recording, as `tamiyo record` writes them"):
+        place(path)
+
+
+def test_a_missing_file_names_none(path: Path) -> None:
+    with pytest.raises(RecordingError, match="cannot be read: No such file"):
+        place(path)

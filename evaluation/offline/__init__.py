@@ -1,0 +1,1 @@
+"""Judges a policy offline, from the logged experiences of another: `tamiyo evaluate`."""
