@@ -58,6 +58,7 @@ def main(
 def _train(folder: Path, passes: int, rounds: int, workers: int, seed: int, console: Console) -> bytes:
     done: list[LookaheadJob] = []
     data = b""
+    (folder / "policies").mkdir(parents=True, exist_ok=True)
     for number in range(rounds):
         previous = folder / "policies" / f"round-{number - 1}-{passes}.safetensors"
         jobs = later_round(number, passes, f"learned:{previous}") if number else first_round(passes)

@@ -81,6 +81,10 @@ class LookaheadJob:
         """Name of the run's file."""
         return file_name(self.task, self.policy, self.seed, "base", self.base)
 
+    def policy_of(self) -> Baseline:
+        """Return what decides the run; raises ConfigurationError if there is no such baseline."""
+        return baseline(self.policy)
+
     def make(self) -> Lookahead:
         """Make the run and its twins."""
         return make(self)
@@ -149,7 +153,7 @@ def make(job: LookaheadJob) -> Lookahead:
     rng = np.random.default_rng([job.seed, 7])
     points: list[Point] = []
     rule = {"rewards": {"estimator": "rule"}}  # rewards do not influence a run
-    with Run(RunSpec(job.task, job.seed, job.steps), baseline(job.policy), settings=rule) as run:
+    with Run(RunSpec(job.task, job.seed, job.steps), job.policy_of(), settings=rule) as run:
         trials = _Trials(run, baseline(job.base), rng)
         share = _share(job, run.spec.planned)
         seen = 0

@@ -1,0 +1,73 @@
+"""Advantages are what twins measured, and nothing else."""
+
+import pytest
+
+from tamiyo.evaluation.lab.baselines import Never
+from tamiyo.evaluation.lab.run import Run, RunSpec
+from tamiyo.evaluation.lab.training.lookahead import Lookahead, LookaheadJob
+from tamiyo.evaluation.lab.truth import costs, objective
+from tamiyo.evaluation.lab.twins import twin
+
+JOB = LookaheadJob("digits", "random:0.3", 4, points=8, tries=2, steps=400)
+
+
+@pytest.fixture(scope="module")
+def measured():
+    return JOB.make()
+
+
+def test_an_advantage_is_the_difference_between_two_runs(measured):
+    # The first point comes before any adaptation, so the same can be measured from a run that never adapts.
+    point = measured.points[0]
+    assert not any(each.step <= point.step for each in measured.result.adaptations)
+    with Run(RunSpec("digits", 4, 400), Never(), settings={"rewards": {"estimator": "rule"}}) as run:
+        while (graph := run.advance()) is not None and graph.graph_id != point.graph.graph_id:
+            run.decide()
+        found = [twin(run, action, policy=Never(), compute=run.plain_compute) for action in (0, *point.actions)]
+    without, *others = (objective(each) - costs(each) for each in found)
+    assert point.without == without
+    assert point.advantages == tuple(other - without for other in others)
+    assert any(point.advantages)
+
+
+def test_points_have_legal_actions_and_never_no_op(measured):
+    assert len(measured.points) >= 2
+    for point in measured.points:
+        assert point.actions
+        assert len(set(point.actions)) == len(point.actions) <= JOB.tries
+        assert all(point.mask[action] and action != 0 for action in point.actions)
+
+
+def test_looking_ahead_does_not_change_the_run(measured):
+    with Run(RunSpec("digits", 4, 400), LookaheadJob("digits", "random:0.3", 4).policy_of(), settings={}) as run:
+        plain = run.finish()
+    assert plain.curve.validation == measured.result.curve.validation
+    assert plain.adaptations == measured.result.adaptations
+
+
+def test_a_file_holds_all_of_it(measured, tmp_path):
+    path = tmp_path / "run.parquet"
+    measured.save(path)
+    again = Lookahead.load(path)
+    assert (again.job, again.result) == (measured.job, measured.result)
+    for one, other in zip(again.points, measured.points, strict=True):
+        assert one.graph == other.graph
+        assert (one.mask == other.mask).all()
+        assert (one.step, one.without, one.actions, one.advantages) == (
+            other.step,
+            other.without,
+            other.actions,
+            other.advantages,
+        )
+
+
+def test_names_are_files_and_differ():
+    names = {
+        LookaheadJob(task, policy, seed, base=base).name
+        for task in ("digits", "host-1")
+        for policy in ("heuristic", "learned:a/b.safetensors")
+        for seed in (1, 2)
+        for base in ("never", "heuristic")
+    }
+    assert len(names) == 16
+    assert not any("/" in name or ":" in name for name in names)
