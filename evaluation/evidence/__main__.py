@@ -1,8 +1,8 @@
-"""`make evidence`: what is shown about the reward, from runs and their twins, with the figures and the page.
+"""`make evidence`: what is shown about the reward and the policy, from real runs, with the figures and the page.
 
 By default, a few of the committed runs are made again and compared, and tables and figures are written from the
-committed rows: some minutes. With `--full`, all runs are made, the estimator is fitted to those set apart for it, and
-the rows are written anew: hours, resumable.
+committed rows: some minutes. With `--full`, all runs on the reward are made, the estimator is fitted to those set apart
+for it, and the rows are written anew; with `--full-policy`, all runs on the policy: hours, resumable.
 """
 
 from __future__ import annotations
@@ -10,6 +10,9 @@ from __future__ import annotations
 import os
 import platform
 import time
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,16 +21,19 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from tamiyo.evaluation.common.report import require_folder, write_report
-from tamiyo.evaluation.evidence import figures, page, reward
+from tamiyo.evaluation.evidence import figures, page, policy, reward
 from tamiyo.evaluation.lab.fit import fit
 from tamiyo.evaluation.lab.judge import judge, rows, training_cases
 from tamiyo.evaluation.lab.suites import fitting_jobs, judging_jobs, sample_jobs
 from tamiyo.evaluation.lab.traffic import Job, generate, load, make, quiet
+from tamiyo.evaluation.lab.training.learning import learning_curve
 from tamiyo.schemas.files import write_atomically
 from tamiyo.streams.stages.rewards.fitted import BUILTIN, load_fitted
 
 RESULTS = Path(__file__).parents[1] / "results"
 DOCS = Path(__file__).parents[2] / "docs"
+LEARNERS = 20
+"""Learners whose curves are drawn, one a seed."""
 TOLERANCE = 1e-6
 """Nats, within which a row made again counts as the same."""
 
@@ -38,21 +44,29 @@ app = typer.Typer(add_completion=False, rich_markup_mode="rich")
     epilog="Examples:\n\n"
     "  make evidence\n\n"
     '  make evidence ARGS="--report evidence.json"\n\n'
-    '  make evidence ARGS="--full --folder traffic --workers 2"'
+    '  make evidence ARGS="--full --folder traffic --workers 2"\n\n'
+    '  make evidence ARGS="--full-policy"'
 )
 @quiet()
 def main(
-    full: Annotated[bool, typer.Option("--full", help="Make all runs, fit the estimator: hours, resumable.")] = False,
-    folder: Annotated[Path, typer.Option(help="Where --full keeps its runs.")] = Path(".cache/evidence"),
-    workers: Annotated[int, typer.Option(min=1, max=256, help="Processes of --full, one core each.")] = 2,
+    full: Annotated[
+        bool, typer.Option("--full", help="Make all runs on the reward, fit the estimator: hours, resumable.")
+    ] = False,
+    full_policy: Annotated[
+        bool, typer.Option("--full-policy", help="Make all runs on the policy: hours, resumable.")
+    ] = False,
+    folder: Annotated[Path, typer.Option(help="Where the runs are kept.")] = Path(".cache/evidence"),
+    workers: Annotated[int, typer.Option(min=1, max=256, help="Processes, one core each.")] = 2,
     report: Annotated[Path | None, typer.Option(help="Write everything as JSON to this file.")] = None,
     sample: Annotated[int, typer.Option(min=0, max=1000, help="Committed runs to make again without --full.")] = 6,
 ) -> None:
-    """Write docs/evidence.md with tables and figures on the reward, from runs and their twins."""
+    """Write docs/evidence.md with tables and figures on the reward and the policy, from real runs."""
     require_folder(report)
     console = Console()
     if full:
         _measure_all(folder, workers, console)
+    if full_policy:
+        _measure_policy(folder, workers, console)
     decisions = reward.read(RESULTS / reward.DECISIONS)
     runs = reward.read(RESULTS / reward.RUNS)
     estimator = load_fitted("builtin")
@@ -60,10 +74,12 @@ def main(
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
         "fitted_to": estimator.about,
         "reward": reward.report(decisions, runs, estimator.version),
+        **policy.report(*(reward.read(RESULTS / name) for name in (policy.PAIRS, policy.DECISIONS, policy.LEARNING))),
     }
-    if sample and not full:
+    if sample and not full and not full_policy:
         found["reproduced"] = _reproduce(sample_jobs(decisions, sample), decisions, console)
     figures.draw(decisions, runs, DOCS / "images")
+    figures.draw_policy(found["policy"], reward.read(RESULTS / policy.LEARNING), DOCS / "images")
     page.write(DOCS / "evidence.md", found)
     _print(found, console)
     write_report(report, found, console)
@@ -83,6 +99,19 @@ def _measure_all(folder: Path, workers: int, console: Console) -> None:
         decided, runs = reward.measure(folder, judging, load_fitted("builtin"))
     reward.save(decided, RESULTS / reward.DECISIONS)
     reward.save(runs, RESULTS / reward.RUNS)
+
+
+def _measure_policy(folder: Path, workers: int, console: Console) -> None:
+    """Make the policy's runs and those that they are compared with, and learners; write the rows."""
+    _generate([*policy.pair_jobs(), *policy.twin_jobs()], folder, workers, console)
+    reward.save(policy.measure_pairs(folder), RESULTS / policy.PAIRS)
+    reward.save(policy.measure_decisions(folder), RESULTS / policy.DECISIONS)
+    with (
+        console.status(f"{LEARNERS} learners on the bandit of graphs"),
+        ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool,
+    ):
+        curves = [asdict(stage) for curve in pool.map(learning_curve, range(LEARNERS)) for stage in curve]
+    reward.save(curves, RESULTS / policy.LEARNING)
 
 
 def _generate(jobs: list[Job], folder: Path, workers: int, console: Console) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -16,6 +18,8 @@ from tamiyo.evaluation.lab.judge import column, is_held_out
 
 GAINS = "evidence-reward-gains.svg"
 SUMS = "evidence-reward-sums.svg"
+POLICY = "evidence-policy.svg"
+LEARNERS = "evidence-policy-learning.svg"
 
 
 def draw(decisions: Rows, runs: Rows, folder: Path) -> None:
@@ -40,6 +44,38 @@ def draw(decisions: Rows, runs: Rows, folder: Path) -> None:
     axis.set(xlabel="gained over never adapting, costs included (nats)", ylabel="sum of the run's rewards (nats)")
     axis.legend(fontsize=8)
     figure.savefig(folder / SUMS, metadata={"Date": None})
+    plt.close(figure)
+
+
+def draw_policy(found: Mapping[str, Any], learning: Rows, folder: Path) -> None:
+    """Write the figures on the policy as SVG into a folder.
+
+    Args:
+        found: Differences by baseline and task, as the report has them.
+        learning: Stages of learners.
+        folder: Where to write.
+    """
+    mpl.rcParams["svg.hashsalt"] = "tamiyo"
+    baselines = {name: each for name, each in found.items() if isinstance(each, dict)}
+    tasks = list(dict.fromkeys(task for each in baselines.values() for task in each))
+    figure, axes = plt.subplots(1, len(tasks), figsize=(2.2 * len(tasks), 4), sharey=True, constrained_layout=True)
+    for axis, task in zip(np.atleast_1d(axes), tasks, strict=True):
+        for row, (_, each) in enumerate(baselines.items()):
+            if task in each:
+                own = each[task]
+                axis.plot([own["low"], own["high"]], [row, row], color="C0")
+                axis.plot([own["difference"]], [row], "o", color="C0", ms=4)
+        axis.axvline(0.0, color="grey", lw=0.8)
+        axis.set(title=task, yticks=range(len(baselines)), yticklabels=list(baselines), xlabel="nats")
+    figure.suptitle("log held-out loss at equal compute, policy less the other: left of 0 the policy is better")
+    figure.savefig(folder / POLICY, metadata={"Date": None})
+    plt.close(figure)
+    figure, axis = plt.subplots(figsize=(6, 4), constrained_layout=True)
+    for seed in sorted({row["seed"] for row in learning}):
+        own = [row for row in learning if row["seed"] == seed]
+        axis.plot(column(own, "experiences"), column(own, "reward"), lw=0.8)
+    axis.set(xlabel="experiences", ylabel="expected reward of a decision", title="PPO on the bandit of graphs")
+    figure.savefig(folder / LEARNERS, metadata={"Date": None})
     plt.close(figure)
 
 

@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from tamiyo.evaluation.evidence.figures import GAINS, SUMS
+from tamiyo.evaluation.evidence.figures import GAINS, LEARNERS, POLICY, SUMS
+from tamiyo.evaluation.evidence.policy import lines as policy_lines
 from tamiyo.evaluation.evidence.reward import BARS
 from tamiyo.schemas.files import write_atomically
 from tamiyo.streams.stages.rewards.components import WEIGHTS
@@ -26,8 +27,15 @@ def write(path: Path, found: Mapping[str, Any]) -> None:
 
 
 def section(found: Mapping[str, Any]) -> str:
-    """Return the section on the reward, in Markdown."""
-    return "\n".join(_lines(found["reward"], found["fitted_to"])) + "\n"
+    """Return the sections on the reward and on the policy, in Markdown."""
+    return "\n".join([*_lines(found["reward"], found["fitted_to"]), *_policy_lines(found)]) + "\n"
+
+
+def _policy_lines(found: Mapping[str, Any]) -> Iterator[str]:
+    yield "\n## The policy against others\n"
+    yield f"![The policy against others](images/{POLICY})\n"
+    yield from policy_lines(found)
+    yield f"\n![Learning](images/{LEARNERS})"
 
 
 def summary(found: Mapping[str, Any]) -> str:
@@ -45,6 +53,11 @@ def summary(found: Mapping[str, Any]) -> str:
     lines += [
         f"sums, {policy}: coverage {_number(each.get('coverage'))} of {each['n']} runs"
         for policy, each in reward["sums"].items()
+    ]
+    lines += [
+        f"policy less {name}, {task}: {each['difference']:+.3f} [{each['low']:+.3f}, {each['high']:+.3f}]"
+        for name in ("never", "heuristic")
+        for task, each in found["policy"].get(name, {}).items()
     ]
     if "reproduced" in found:
         lines.append(f"made again: {found['reproduced']['same']} of {found['reproduced']['rows']} rows the same")

@@ -15,6 +15,7 @@ from tamiyo.host.blueprints import names as blueprint_names
 from tamiyo.models.actions import kinds as action_kinds
 from tamiyo.models.actions import to_action
 from tamiyo.models.behaviour import Choice, choose, draw, entropy_of
+from tamiyo.models.builtin import initial_policy
 from tamiyo.models.checkpoint import load
 from tamiyo.models.features import global_value, node_column
 from tamiyo.models.heuristic import baseline_distribution, baseline_logits
@@ -224,6 +225,12 @@ class Learned:
         return choose(self.policy, graph, mask, seed=seed)
 
 
+@lru_cache(maxsize=1)
+def _builtin() -> Learned:
+    """Return the policy that comes with the package."""
+    return Learned(initial_policy("builtin", blueprint_names()))
+
+
 RATE = "random:"
 LEARNED = "learned:"
 
@@ -239,6 +246,7 @@ BASELINES: dict[str, Callable[[], Baseline]] = {
     "greedy_growth": GreedyGrowth,
     "greedy_counterfactual": GreedyCounterfactual,
     "learned": Learned,
+    "builtin": _builtin,
 }
 
 

@@ -56,7 +56,7 @@ class Sample:
 class FitSettings:
     """How the network is trained."""
 
-    epochs: int = 30
+    epochs: int = 60
     """Of the encoder and the reward heads."""
     actor_epochs: int = 40
     """Of the actor and the value head, on the finished embeddings."""
@@ -68,7 +68,7 @@ class FitSettings:
     layers: int = 3
     heads: int = 8
     dropout: float = 0.2
-    prior_scale: float = 0.1
+    prior_scale: float = 0.25
     max_norm: float = 1.0
     held_out: float = 0.1
     """Share of the runs that only calibrate the uncertainty."""
