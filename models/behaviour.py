@@ -11,19 +11,20 @@ from __future__ import annotations
 import hashlib
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from tamiyo.models.batch import GraphBatch
+from tamiyo.models.batch import GraphBatch, masked_log_softmax
 from tamiyo.models.conformal import Calibration
 from tamiyo.models.policy import BehaviourSettings, PolicyOutput, TamiyoPolicy
 from tamiyo.schemas.adaptation import AdaptationDecision
 from tamiyo.schemas.analysis import ModelGraph
 from tamiyo.schemas.errors import PolicyError
 
-__all__ = ["BehaviourSettings", "Choice", "choose", "distribution", "recompute"]
+__all__ = ["BehaviourSettings", "Choice", "choose", "distribution", "distributions", "recompute"]
 
 Array = npt.NDArray[np.float64]
 
@@ -170,6 +171,47 @@ def recompute(policy: TamiyoPolicy, graph: ModelGraph, decision: AdaptationDecis
     return distribution(policy, graph, mask, settings=settings)
 
 
+def distributions(
+    policy: TamiyoPolicy, batch: GraphBatch
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Return what a policy would sample from at many graphs, in one forward pass.
+
+    Rounding depends on the batch: the probabilities are those of `choose` within 1e-5, not bit by bit.
+
+    Args:
+        policy: The policy, in eval mode.
+        batch: The graphs, with A actions in total.
+
+    Returns:
+        Probabilities [A]; the ensemble's mean rewards [A]; the values [graphs]. Not finite where the network's are not.
+    """
+    settings = policy.config.behaviour
+    with torch.inference_mode():
+        output: PolicyOutput = policy(batch)
+        spread = output.spread
+        mask, graph = batch.mask, batch.action_graph
+
+        def total(values: torch.Tensor) -> torch.Tensor:
+            """Sum within each graph, spread over its actions again."""
+            return values.new_zeros(batch.graphs).index_add(0, graph, values)[graph]
+
+        probabilities = masked_log_softmax(batch.prior.double() / settings.temperature, mask, graph).exp()
+        confident = mask & (spread <= settings.max_spread)
+        half_width = torch.from_numpy(policy.calibration.half_width(spread.numpy()).astype(np.float64))
+        preferences = (output.logits.double() + settings.exploration_bonus * half_width) / settings.temperature
+        # A graph without a confident action keeps the baseline: its no_op only keeps the softmax defined.
+        known = total(confident.double()) > 0
+        own = masked_log_softmax(preferences, torch.where(known, confident, mask), graph).exp()
+        entrusted = total(torch.where(confident, probabilities, 0.0))
+        probabilities = torch.where(confident, entrusted * own, probabilities)
+        floor = (1e-3 / total(mask.double())).clamp(max=FLOOR)
+        probabilities = torch.where(mask, torch.maximum(probabilities, floor), 0.0)
+        probabilities = probabilities / total(probabilities)
+        # A comparison with NaN is False, so an action with a spread that is not finite keeps the baseline.
+        probabilities = torch.where(torch.isfinite(output.logits) & torch.isfinite(spread), probabilities, torch.nan)
+        return probabilities.numpy(), output.predicted_reward.double().numpy(), output.value.double().numpy()
+
+
 def _evaluate(policy: TamiyoPolicy, graph: ModelGraph, mask: npt.NDArray[np.bool_]) -> tuple[PolicyOutput, Array]:
     """Return the output and the heuristic's logits for one graph alone: a larger batch would round differently."""
     batch = GraphBatch.of([graph], policy.kinds, [mask])
@@ -224,7 +266,7 @@ def draw(probabilities: npt.NDArray[np.float32], seed: int) -> int:
     return int(np.searchsorted(cumulative, _uniform(seed) * cumulative[-1], side="right"))
 
 
-def entropy_of(probabilities: npt.NDArray[np.float32]) -> float:
+def entropy_of(probabilities: npt.NDArray[np.floating[Any]]) -> float:
     """Return the entropy of a distribution, nats.
 
     Args:

@@ -12,6 +12,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
+from enum import StrEnum
 from functools import lru_cache
 from typing import Any
 
@@ -27,7 +28,17 @@ from tamiyo.models.features import FEATURE_VERSION
 from tamiyo.models.policy import PolicyConfig, TamiyoPolicy
 from tamiyo.schemas.errors import CheckpointCorrupt, PolicyError
 
-__all__ = ["CheckpointHeader", "CheckpointStore", "checksum", "load", "save"]
+__all__ = [
+    "CheckpointHeader",
+    "CheckpointStore",
+    "GateResult",
+    "ReleaseRecord",
+    "Verdict",
+    "checksum",
+    "load",
+    "read_header",
+    "save",
+]
 
 METADATA_KEY = "tamiyo"
 
@@ -39,6 +50,36 @@ KIND_AXIS = {
     "rewards.node_last_bias": 2,
     "rewards.prior_node_last": 2,
 }
+
+
+class Verdict(StrEnum):
+    """What a release gate found."""
+
+    PASSED = "passed"
+    FAILED = "failed"
+    NO_EVIDENCE = "no_evidence"
+    """Too little is known; the candidate passes unless the gates are strict."""
+
+
+class GateResult(BaseModel):
+    """One gate's verdict on one candidate."""
+
+    model_config = ConfigDict(frozen=True)
+
+    gate: str = Field(description="The gate's name")
+    verdict: Verdict
+    reason: str = Field("", description="Why, with the measured values")
+
+
+class ReleaseRecord(BaseModel):
+    """How a version came to be released. Readers of older releases ignore it."""
+
+    model_config = ConfigDict(frozen=True)
+
+    gates: tuple[GateResult, ...] = Field((), description="Verdicts on this version")
+    refused: tuple[GateResult, ...] = Field((), description="Failures of the candidates since the parent, newest last")
+    rolled_back: tuple[int, ...] = Field((), description="Versions rolled back so far, ascending; the last 200")
+    reference_version: int | None = Field(None, ge=0, description="Version that live rewards are compared with")
 
 
 class CheckpointHeader(BaseModel):
@@ -57,6 +98,7 @@ class CheckpointHeader(BaseModel):
     experiences: int = Field(0, ge=0, description="Experiences learned from so far")
     updates: int = Field(0, ge=0, description="Updates accepted so far")
     metrics: dict[str, float] = Field({}, description="losses/... and charts/... of the last accepted update")
+    release: ReleaseRecord = ReleaseRecord()
 
     @classmethod
     def of(cls, policy: TamiyoPolicy, *, version: int, **fields: Any) -> CheckpointHeader:
@@ -103,9 +145,12 @@ def save(policy: TamiyoPolicy, optimizer_state: Mapping[str, Any] | None, header
             f"expected finite weights, but these are not, so the policy is not saved: {', '.join(broken)}"
         )
     texts = {
-        "header": json.dumps(header.model_dump(mode="json"), sort_keys=True, allow_nan=False),
+        "header": json.dumps(header.model_dump(mode="json", exclude={"release"}), sort_keys=True, allow_nan=False),
         "state": json.dumps(_pack(optimizer_state, "state", tensors), sort_keys=True, allow_nan=False),
     }
+    if header.release != ReleaseRecord():
+        # Apart from the header, in which earlier programs refuse fields that they do not know.
+        texts["release"] = json.dumps(header.release.model_dump(mode="json"), sort_keys=True, allow_nan=False)
     return safetensors.save(tensors, {METADATA_KEY: json.dumps(texts, sort_keys=True)})
 
 
@@ -145,7 +190,7 @@ def load(
     try:
         texts = json.loads(_metadata(data)[METADATA_KEY])
         tensors = safetensors.load(data)
-        header = CheckpointHeader.model_validate_json(texts["header"])
+        header = _header(texts)
         state = _unpack(json.loads(texts["state"]), tensors)
     except (SafetensorError, ValidationError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointCorrupt(f"checkpoint of {len(data)} bytes cannot be read: {error}") from error
@@ -166,6 +211,42 @@ def load(
         policy, state = _with_blueprints(policy, tuple(blueprints)), None
     policy.calibration = header.calibration
     return policy.eval(), header, state
+
+
+def read_header(store: CheckpointStore, version: int) -> CheckpointHeader:
+    """Return a stored version's header without reading its weights; only a truncated file is recognised as corrupt.
+
+    Args:
+        store: The checkpoint store.
+        version: A stored version.
+
+    Raises:
+        CheckpointCorrupt: The header cannot be read, the file is truncated, or it has another version.
+        PolicyError: There is no such file.
+    """
+    file = store.file_name(version)
+    try:
+        length = int.from_bytes(store.read_range(file, 0, 8), "little")
+        size = store.size(file)
+        if length > size - 8:
+            raise ValueError("the header is truncated")
+        described = json.loads(store.read_range(file, 8, 8 + length))
+        ends = [each["data_offsets"][1] for name, each in described.items() if name != "__metadata__"]
+        if 8 + length + max(ends, default=0) != size:
+            raise ValueError("the weights are truncated")
+        header = _header(json.loads(described["__metadata__"][METADATA_KEY]))
+    except (ValidationError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise CheckpointCorrupt(f"{file} in {store.url} cannot be read: {error}") from error
+    if header.version != version:
+        raise CheckpointCorrupt(f"{file} in {store.url} has version {header.version}")
+    return header
+
+
+def _header(texts: Mapping[str, str]) -> CheckpointHeader:
+    header = CheckpointHeader.model_validate_json(texts["header"])
+    if "release" not in texts:
+        return header
+    return header.model_copy(update={"release": ReleaseRecord.model_validate_json(texts["release"])})
 
 
 @lru_cache(maxsize=4)

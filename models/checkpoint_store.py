@@ -80,16 +80,46 @@ class CheckpointStore:
         Raises:
             PolicyError: The name is not a checkpoint's, there is no such file, or it is too large for a policy.
         """
+        return self.read_range(file, 0, self.size(file))
+
+    def size(self, file: str) -> int:
+        """Return a file's size, bytes.
+
+        Args:
+            file: A name as `write` returns it.
+
+        Raises:
+            PolicyError: As for `read`.
+        """
         if _FILE.fullmatch(file) is None:
             raise PolicyError(f"expected the name of a checkpoint such as {self.file_name(12)}, got {file!r}")
-        path = self._path(file)
         try:
-            if (self._files.size(path) or 0) > MAX_BYTES:
-                raise PolicyError(f"{file} in {self.url} is larger than {MAX_BYTES} bytes: it is not a policy")
-            content: bytes = self._files.cat_file(path)
+            size = int(self._files.size(self._path(file)) or 0)
         except FileNotFoundError as error:
-            raise PolicyError(f"there is no {file} in {self.url}: do learner and workers share this store?") from error
+            raise self._missing(file) from error
+        if size > MAX_BYTES:
+            raise PolicyError(f"{file} in {self.url} is larger than {MAX_BYTES} bytes: it is not a policy")
+        return size
+
+    def read_range(self, file: str, start: int, end: int) -> bytes:
+        """Return part of a file.
+
+        Args:
+            file: A name as `write` returns it.
+            start: First byte.
+            end: Byte after the last; beyond the file's end it returns what there is.
+
+        Raises:
+            PolicyError: There is no such file.
+        """
+        try:
+            content: bytes = self._files.cat_file(self._path(file), start=start, end=end)
+        except FileNotFoundError as error:
+            raise self._missing(file) from error
         return content
+
+    def _missing(self, file: str) -> PolicyError:
+        return PolicyError(f"there is no {file} in {self.url}: do learner and workers share this store?")
 
     def versions(self) -> list[int]:
         """Return the stored versions, ascending."""

@@ -206,7 +206,7 @@ def bootstrap_weights(experience_id: str, heads: int) -> tuple[float, ...]:
 def stack(examples: Sequence[Example]) -> tuple[GraphBatch, Tensor]:
     """Combine examples into one batch.
 
-        Args:
+    Args:
         examples: At least one example.
 
     Returns:

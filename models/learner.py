@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, OrderedDict, deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -113,6 +113,8 @@ class Learner:
         self._credit = RunCredit(
             gamma=self.settings.gamma, gae_lambda=self.settings.gae_lambda, capacity=self.settings.replay_capacity
         )
+        self.check: Callable[[TamiyoPolicy], None] | None = None
+        """Raises UpdateRejected if an updated policy must not be released; the update is then rolled back."""
         self._updater = Updater(policy, self.settings, dict(state) if state is not None else None)
         self._fresh: dict[str, Example] = {}
         self._known: OrderedDict[str, tuple[int, bool]] = OrderedDict()  # id to (revision, complete)
@@ -246,6 +248,7 @@ class Learner:
                 [self._credit.of(each) for each in examples],
                 version=self.version,
                 rng=rng,
+                check=self.check,
             )
         except UpdateRejected as rejection:
             self.rolled_back += 1
@@ -266,6 +269,45 @@ class Learner:
         """Give the policy in force the next unused version, because another policy has its present number."""
         self._newest += 1
         self.version = self._newest
+
+    def example(self, experience_id: str) -> Example | None:
+        """Return what is known of an experience, waiting or in replay; None if nothing is.
+
+        Args:
+            experience_id: The experience's id.
+        """
+        return self._fresh.get(experience_id) or self.replay.get(experience_id)
+
+    def return_of(self, example: Example) -> float:
+        """Return the rewards from a decision to the end of its run, as far as they are known.
+
+        Args:
+            example: The decision.
+        """
+        return self._credit.of(example)
+
+    def skip_update(self) -> None:
+        """Move the fresh experiences to replay without an update, as an update that was rolled back does."""
+        self._replay(list(self._fresh.values()))
+        self._fresh = {}
+
+    def resume_from(self, policy: TamiyoPolicy, state: Mapping[str, Any] | None) -> None:
+        """Go on from an earlier checkpoint, under the next unused version.
+
+        Everything read so far counts as read and stays in replay: no experience is learned from twice.
+
+        Args:
+            policy: The checkpoint's policy.
+            state: Optimiser and proximal policy, from the checkpoint; None starts anew.
+
+        Raises:
+            PolicyError: `state` does not fit `policy`.
+        """
+        self.skip_update()
+        self._updater = Updater(policy, self.settings, dict(state) if state is not None else None)
+        self.rolled_back += 1
+        self.last = None
+        self.renumber()
 
     def _record(self, fresh: list[Example]) -> None:
         """Add fresh examples to the statistics."""

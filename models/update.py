@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -119,6 +119,7 @@ class Updater:
         *,
         version: int,
         rng: np.random.Generator,
+        check: Callable[[TamiyoPolicy], None] | None = None,
     ) -> Update:
         """Learn from a batch, or leave everything unchanged.
 
@@ -128,6 +129,7 @@ class Updater:
             returns: Rewards from each decision to the end of its run, [examples].
             version: Version of the present policy, from which the age of an example is counted.
             rng: Draws the minibatches.
+            check: Raises UpdateRejected if it finds the new policy not fit to act.
 
         Returns:
             Metrics and new advantages.
@@ -138,7 +140,10 @@ class Updater:
         safe = copy.deepcopy({"policy": self.policy.state_dict(), **self.state()})
         try:
             weights, credit = (np.asarray(each, dtype=np.float32) for each in (corrections, returns))
-            return self._update(examples, weights, credit, version, rng)
+            update = self._update(examples, weights, credit, version, rng)
+            if check is not None:
+                check(self.policy.eval())
+            return update
         except UpdateRejected:
             self.restore(safe)
             raise

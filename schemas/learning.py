@@ -104,10 +104,17 @@ class CheckpointStatus(StrEnum):
     ROLLED_BACK = "rolled_back"
 
 
-class PolicyCheckpoint(Record):
-    """A released policy: where it is stored, and what it was learned from."""
+def policy_orders_key(name: str) -> str:
+    """Return the message key of an operator's orders about a policy: a PolicyCheckpoint with `pinned` and `frozen`."""
+    return f"{name}:orders"
 
-    name: Annotated[Id, Field(description="The policy's name; also the message key.")]
+
+class PolicyCheckpoint(Record):
+    """A released policy: where it is stored, and what it was learned from. Or an operator's orders about a policy."""
+
+    name: Annotated[
+        Id, Field(description="The policy's name; also the message key, with :orders added for an operator's orders.")
+    ]
     version: Annotated[Count, Field(description="Rises by one with every release.")]
     parent_version: Annotated[Count | None, Field(description="Version it was learned from; null for the first.")] = (
         None
@@ -123,3 +130,17 @@ class PolicyCheckpoint(Record):
     experiences: Annotated[Count, Field(description="Experiences learned from so far.")] = 0
     updates: Annotated[Count, Field(description="Updates accepted so far.")] = 0
     metrics: Annotated[dict[str, Real], Field(description="losses/... and charts/... of the last update.")] = {}
+    fallback_version: Annotated[
+        Count | None,
+        Field(
+            description="Version that decides after a rollback, and outside the canary share until then; null: the one "
+            "before."
+        ),
+    ] = None
+    fallback_checksum: Annotated[
+        str, Field(max_length=64, description="SHA-256 of the fallback's stored bytes, hex; empty without one.")
+    ] = ""
+    pinned: Annotated[bool, Field(description="In orders: decisions use this version, whatever is released.")] = False
+    frozen: Annotated[bool, Field(description="In orders: the learner reads, but learns and releases nothing.")] = False
+    issued_by: Annotated[Text, Field(description="Who gave the orders, or rolled back; empty: the learner.")] = ""
+    reason: Annotated[Text, Field(description="Why, in words.")] = ""

@@ -170,7 +170,7 @@ CHECKPOINTS = Topic(
     "learner",
     ("decisions", "anyone"),
     cleanup="compact",
-    description="Released policies.",
+    description="Released policies, and operators' orders about them.",
 )
 CONTROL = Topic(
     "tamiyo.control",

@@ -7,7 +7,7 @@ prefix are in `tamiyo.schemas.kafka`, since a host needs them too.
 from itertools import pairwise
 from typing import Literal
 
-from pydantic import Field, field_validator
+from pydantic import BaseModel, Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from tamiyo.models.hyperparameters import LearningSettings
@@ -224,6 +224,12 @@ class DecisionSettings(BaseSettings):
 
     checkpoint_url: str = Field(default_factory=checkpoint_store_url, description="fsspec URL of the checkpoint store")
     policy: str = Field("tamiyo", description="Name of the policy that makes decisions, the key of its announcements")
+    canary_share: float = Field(
+        1.0,
+        ge=0,
+        le=1,
+        description="Share of runs, by a hash of their id, that use a new policy before its live test has ended",
+    )
     min_signals_for_decision: int = Field(
         3, ge=0, description="Layer signals that a window must hold for an adaptation; 3 is a frame of three layers"
     )
@@ -310,8 +316,46 @@ class RewardSettings(BaseSettings):
         return ends
 
 
-class LearnerSettings(BaseSettings, LearningSettings):
-    """PPO updates and checkpoints; LearningSettings has the hyper-parameters of the algorithm."""
+class ReleaseSettings(BaseModel):
+    """The gates that a policy must pass before its release, and the test of its live rewards after it."""
+
+    gates: tuple[str, ...] = Field(
+        ("divergence", "golden", "off_policy"),
+        description="Gates of a release, checked in this order after finite, which always is",
+    )
+    gate_pinned: int = Field(16, ge=1, le=1000, description="Recorded states that candidates are compared on")
+    gate_max_kl: float = Field(
+        0.2, gt=0, description="Largest mean KL(incumbent || candidate) on the pinned states, nats"
+    )
+    gate_entropy_share: float = Field(
+        0.5, ge=0, le=1, description="Least mean entropy on the pinned states, relative to the incumbent's"
+    )
+    gate_golden_mass: float = Field(
+        0.2, gt=0, le=1, description="Most probability of an obviously wrong action, unless the incumbent's is larger"
+    )
+    gate_sample: int = Field(64, ge=1, le=10_000, description="Decisions of the off-policy estimate")
+    gate_window: int = Field(1024, ge=1, description="Latest rewarded decisions that the sample is drawn from")
+    gate_margin: float = Field(
+        0.05,
+        ge=0,
+        description="Return a decision that a candidate may lose to the incumbent, by the lower bound of the estimate",
+    )
+    gate_min_runs: int = Field(5, ge=2, description="Runs in the sample below which there is no evidence")
+    gate_min_support: float = Field(16.0, ge=1, description="Effective sample size below which there is no evidence")
+    gate_strict: bool = Field(False, description="Whether a candidate without evidence fails")
+    canary_alpha: float = Field(
+        0.01, ge=0, lt=1, description="Probability of rolling back a policy that is no worse; 0: no live test"
+    )
+    canary_min_runs: int = Field(
+        3, ge=1, description="Runs with new versions below which nothing is rolled back: one run can go wrong by itself"
+    )
+    canary_decisions: int = Field(
+        512, ge=16, description="Rewarded decisions after which a live test ends, and the next begins"
+    )
+
+
+class LearnerSettings(BaseSettings, LearningSettings, ReleaseSettings):
+    """PPO updates, release gates and checkpoints; LearningSettings has the hyper-parameters of the algorithm."""
 
     model_config = SettingsConfigDict(env_prefix="TAMIYO_LEARNER_", extra="ignore")
 

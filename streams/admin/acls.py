@@ -46,7 +46,7 @@ def grants(role: str, names: TopicNames) -> list[Grant]:
 
     Args:
         role: a stage, `learner`, `host` (the SDK), `operator` (creates topics, reads everything, redrives dead
-            letters and publishes orders) or `reader` (of all topics).
+            letters, publishes orders and steers the policy) or `reader` (of all topics).
         names: the installation's topic names.
 
     Raises:
@@ -63,7 +63,11 @@ def grants(role: str, names: TopicNames) -> list[Grant]:
     everything = [each.name for each in plan(CATALOGUE, TopicNames(prefix=""))]
     if role == "operator":
         redriven = [topic for topic in CATALOGUE if set(topic.readers) & {*STAGES, "learner"}]
-        writes = [CONTROL.name, *(name for topic in redriven for name in (topic.name, topic.dead_letters))]
+        writes = [
+            CONTROL.name,
+            CHECKPOINTS.name,
+            *(name for topic in redriven for name in (topic.name, topic.dead_letters)),
+        ]
         found = _grants(names, everything, writes, CATALOGUE)
         return found + [Grant("topic", names.full(name), "CREATE") for name in everything]
     if role == "reader":

@@ -21,6 +21,7 @@ from tamiyo.streams.cli import (
     operation,
     options,
     plugins,
+    policy,
     processes,
     record,
     replay,
@@ -45,6 +46,7 @@ for module in (training, processes, operation, record, replay, diff):
     module.register(app)
 app.add_typer(topics.app, name="topics", rich_help_panel=options.OPERATE)
 app.add_typer(schemas.app, name="schemas", rich_help_panel=options.OPERATE)
+app.add_typer(policy.app, name="policy", rich_help_panel=options.OPERATE)
 app.add_typer(dlq.app, name="dlq", rich_help_panel=options.OPERATE)
 plugins.register(app)
 

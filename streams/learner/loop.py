@@ -8,7 +8,7 @@ each experience counts once after any crash.
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import structlog
@@ -16,21 +16,24 @@ from confluent_kafka import Message
 
 from tamiyo.host import blueprints
 from tamiyo.models.builtin import initial_policy
-from tamiyo.models.checkpoint import CheckpointStore
+from tamiyo.models.checkpoint import CheckpointHeader, CheckpointStore, checksum
 from tamiyo.models.learner import Learner, Taken, UpdateReport
+from tamiyo.models.policy import TamiyoPolicy
 from tamiyo.schemas.client.awaited_producer import AwaitedProducer
 from tamiyo.schemas.client.broker_wait import wait_for_broker
 from tamiyo.schemas.codec import decode
-from tamiyo.schemas.errors import BrokerError, SchemaError
+from tamiyo.schemas.errors import BrokerError, PolicyError, SchemaError
 from tamiyo.schemas.kafka import KafkaSettings, TopicNames
-from tamiyo.schemas.learning import Experience
+from tamiyo.schemas.learning import Experience, PolicyCheckpoint
 from tamiyo.schemas.topics import CHECKPOINTS, EXPERIENCE
 from tamiyo.streams.admin.acls import grants, require
 from tamiyo.streams.admin.topics import Topics
 from tamiyo.streams.learner import metrics
 from tamiyo.streams.learner.correlation import TaskCorrelations
 from tamiyo.streams.learner.experience_topic import ExperienceTopic
-from tamiyo.streams.learner.releases import CheckpointReleases
+from tamiyo.streams.learner.operator_orders import OperatorOrders
+from tamiyo.streams.learner.release_guard import ReleaseGuard
+from tamiyo.streams.learner.releases import CheckpointReleases, ResumePoint
 from tamiyo.streams.process.malloc import trim
 from tamiyo.streams.process.watchdog import StallDetector
 from tamiyo.streams.runtime.encoding import message_of
@@ -62,6 +65,7 @@ class LearnerLoop:
         self._turned = clock()
         self._refreshed = clock()
         self._stalls = StallDetector()
+        self._announced: PolicyCheckpoint  # the newest release
         self.ready = False
         """Whether it is reading, with a policy released."""
         self.started = False
@@ -114,6 +118,7 @@ class LearnerLoop:
         )
         self._dead_letters = AwaitedProducer(self._kafka, timeout_s=settings.delivery_timeout_s)
         self._experiences = ExperienceTopic(self._kafka, self._names)
+        self._orders = OperatorOrders(settings.policy, self._kafka, self._names)
         self._correlations = TaskCorrelations(metrics.CORRELATION)
         try:
             learner = self._start()
@@ -125,6 +130,7 @@ class LearnerLoop:
         finally:
             self.ready = False
             self._experiences.close()
+            self._orders.close()
             with contextlib.suppress(BrokerError):  # they are read, and rejected, again after a restart
                 self._dead_letters.flush()
         log.info("stopped", version=learner.version, waiting_experiences=learner.waiting)
@@ -157,6 +163,8 @@ class LearnerLoop:
         """Resume from the newest checkpoint, or release a new policy."""
         settings = self._settings
         catalogue = blueprints.names()
+        # Before the newest checkpoint is looked up, so that a rollback in between is not missed.
+        self._orders.start(self._stop.is_set)
         found = self._releases.find(catalogue)
         if found.policy is None or found.header is None:
             # Not version 0 where that existed before: a number never means two policies.
@@ -165,7 +173,9 @@ class LearnerLoop:
             policy = initial_policy(settings.initial_policy, catalogue, seed=settings.seed)
             log.info("starting from a new policy", source=settings.initial_policy)
             self.learner = Learner(policy, settings, version=version)
+            self._guard(self.learner, version, policy, rolled_back=found.rolled_back)
             self._release(self.learner, parent=None)
+            self._releases.fallback = (version, self._announced.checksum)
             return self.learner
         header = found.header
         self.learner = Learner(
@@ -179,14 +189,36 @@ class LearnerLoop:
         )
         self._experiences.seek({int(number): offset for number, offset in header.offsets.items()})
         log.info("resuming from a checkpoint", version=header.version, experiences=header.experiences)
+        self._resume_guard(self.learner, header, found)
         if header.config.blueprints != catalogue or header.version < found.newest:
             # Another set of actions is another policy, which must not share a number with the skipped one.
             self.learner.renumber()
             self._release(self.learner, parent=header.version)
         elif not found.announced:
-            self._releases.announce(header, found.data)
+            self._announced = self._releases.announce(header, found.data)
         metrics.VERSION.set(self.learner.version)
         return self.learner
+
+    def _guard(self, learner: Learner, reference: int, policy: TamiyoPolicy, *, rolled_back: Iterable[int]) -> None:
+        """Check the updates of `learner`, and compare the live rewards of versions after `reference` with it."""
+        self._release_guard = ReleaseGuard(self._settings, learner, rolled_back)
+        self._release_guard.begin(reference, policy)
+
+    def _resume_guard(self, learner: Learner, header: CheckpointHeader, found: ResumePoint) -> None:
+        """Go on with the test of live rewards that the checkpoint was released in."""
+        rolled_back = {*header.release.rolled_back, *found.rolled_back}
+        reference, policy, digest = header.version, learner.policy, checksum(found.data)
+        earlier = header.release.reference_version
+        if earlier is not None and earlier != reference and earlier not in rolled_back:
+            try:
+                policy, _, _, digest = self._releases.read(earlier, learner.policy.config.blueprints)
+                reference = earlier
+            except PolicyError as error:
+                log.warning("reference version cannot be read, starting a new test", version=earlier, error=str(error))
+        self._guard(learner, reference, policy, rolled_back=rolled_back)
+        self._release_guard.released(learner.policy)
+        self._releases.fallback = (reference, digest)
+        self._announced = self._releases.describe(header, found.data)
 
     def _refill(self, learner: Learner, experiences: ExperienceTopic) -> None:
         """Refill replay and the correlations with experiences that the checkpoint has counted; they trigger nothing."""
@@ -195,7 +227,7 @@ class LearnerLoop:
             # A message that cannot be decoded was dead-lettered when it was first read.
             with contextlib.suppress(SchemaError):
                 experience = decode(message.value(), Experience)
-                self._correlate(experience, learner.restore_experience(experience))
+                self._note(learner, experience, learner.restore_experience(experience))
             if self._stop.is_set():
                 return
         log.info("replay refilled", experiences=len(learner.replay))
@@ -209,6 +241,14 @@ class LearnerLoop:
         for message in self._experiences.read(wanted):
             self._take(learner, message)
         self._dead_letters.poll()
+        self._orders.poll()
+        metrics.FROZEN.set(self._orders.frozen)
+        if self._orders.frozen:
+            learner.skip_update()
+            self._waiting_since = None
+        elif (ordered := self._orders.rollback) is not None:
+            self._orders.rollback = None
+            self._obey(learner, ordered)
         if learner.waiting and self._waiting_since is None:
             self._waiting_since = now
         overdue = self._waiting_since is not None and now - self._waiting_since >= self._settings.max_wait_s
@@ -242,15 +282,19 @@ class LearnerLoop:
             rejected = learner.rejected.copy()
             taken = learner.take(experience)
             metrics.EXPERIENCES.labels(taken.value).inc()
-            self._correlate(experience, taken)
+            self._note(learner, experience, taken)
             if taken == Taken.REJECTED:
                 reason = next(iter(learner.rejected - rejected))
                 metrics.REJECTED.labels(reason).inc()
                 log.warning("experience rejected", experience=experience.experience_id, reason=reason)
 
-    def _correlate(self, experience: Experience, taken: Taken) -> None:
+    def _note(self, learner: Learner, experience: Experience, taken: Taken) -> None:
+        """Count an experience in the correlations, and show it to the gates and the canary."""
         if taken in (Taken.FRESH, Taken.REVISED):
             self._correlations.record(experience)
+            example = learner.example(experience.experience_id)
+            if example is not None:
+                self._release_guard.take(example)
 
     def _reject(self, message: Message, kind: str, reason: str) -> None:
         metrics.REJECTED.labels(kind).inc()
@@ -261,6 +305,8 @@ class LearnerLoop:
         self._dead_letters.produce(self._names.full(topic), value, key, headers=headers)
 
     def _update(self, learner: Learner, *, overdue: bool) -> None:
+        if self._settings.canary_alpha and self._rolled_back_by_canary(learner):
+            return
         parent = learner.version
         began = time.perf_counter()
         report = learner.learn(overdue=overdue)
@@ -272,16 +318,63 @@ class LearnerLoop:
                 self._release(learner, parent=parent)
         trim()
 
+    def _rolled_back_by_canary(self, learner: Learner) -> bool:
+        """Return to the reference if the versions after it earn less beyond doubt; return whether it did."""
+        guard = self._release_guard
+        found = guard.live_difference()
+        if guard.worse(found):
+            return self._roll_back(learner, found.reference, by="canary", reason=str(found))
+        if guard.complete:
+            log.info("released versions are no worse", version=learner.version, found=str(found))
+            self._test_against_newest(learner)
+        return False
+
+    def _test_against_newest(self, learner: Learner) -> None:
+        self._release_guard.begin(learner.version, learner.policy)
+        self._releases.fallback = (learner.version, self._announced.checksum)
+
+    def _obey(self, learner: Learner, ordered: PolicyCheckpoint) -> None:
+        """Follow an operator's rollback, unless it is about a version that was rolled back already."""
+        if ordered.version in self._release_guard.rolled_back or ordered.version > learner.version:
+            return
+        target = ordered.fallback_version if ordered.fallback_version is not None else ordered.parent_version
+        if target is None:
+            log.error("rollback ignored: there is no version to return to", version=ordered.version)
+            return
+        self._roll_back(learner, target, by="operator", reason=ordered.reason or f"ordered by {ordered.issued_by}")
+
+    def _roll_back(self, learner: Learner, target: int, *, by: str, reason: str) -> bool:
+        """Take back every version after `target` and release it again, under a new number; return whether it worked."""
+        versions = range(target + 1, learner.version + 1)
+        try:
+            policy, _, state, digest = self._releases.read(target, learner.policy.config.blueprints)
+        except PolicyError as error:
+            log.error("rollback failed: no policy to return to", version=learner.version, to=target, error=str(error))
+            self._test_against_newest(learner)
+            return False
+        log.warning("policy rolled back", version=learner.version, to=target, by=by, reason=reason)
+        metrics.ROLLBACKS.labels(by).inc()
+        if by == "canary":
+            self._releases.roll_back(self._announced, (target, digest), reason)
+        self._releases.fallback = (target, digest)
+        self._release_guard.exclude(versions)
+        self._release_guard.begin(target, policy)
+        learner.resume_from(policy, state)
+        self._waiting_since = None
+        self._release(learner, parent=target)
+        return True
+
     def _release(self, learner: Learner, *, parent: int | None) -> None:
         header = learner.header(
             name=self._settings.policy,
             offsets={str(number): offset for number, offset in sorted(self._experiences.positions.items())},
             time_ms=time.time_ns() // 1_000_000,
             parent=parent,
-        )
+        ).model_copy(update={"release": self._release_guard.release_record()})
         # Rejected messages before these offsets are not read again: they must be dead-lettered by now.
         self._dead_letters.flush()
-        self._releases.release(header, learner.checkpoint(header))
+        self._announced = self._releases.release(header, learner.checkpoint(header))
+        self._release_guard.released(learner.policy)
         metrics.VERSION.set(learner.version)
 
     def _log(self, report: UpdateReport) -> None:

@@ -15,6 +15,19 @@ EXPERIENCES = Counter(
 REJECTED = Counter(
     "tamiyo_learner_rejected_total", "Experiences and messages that cannot be learned from, by reason.", ["reason"]
 )
+GATE_FAILURES = Counter(
+    "tamiyo_learner_gate_failures_total", "Candidates that were not released, by the gate that they failed.", ["gate"]
+)
+ROLLBACKS = Counter(
+    "tamiyo_learner_rollbacks_total", "Released versions taken back, by who did: canary or operator.", ["by"]
+)
+REFERENCE = Gauge("tamiyo_learner_reference_version", "Version that the live rewards of newer ones are compared with.")
+LIVE_DIFFERENCE = Gauge(
+    "tamiyo_learner_live_difference",
+    "Reward a decision of the newer versions minus that of the reference: mean, and upper bound at all times.",
+    ["bound"],
+)
+FROZEN = Gauge("tamiyo_learner_frozen", "1 while an operator's order keeps the learner from learning and releasing.")
 VERSION = Gauge("tamiyo_learner_policy_version", "Newest policy version released.")
 UPDATE_SECONDS = Histogram(
     "tamiyo_learner_update_seconds",

@@ -1,12 +1,12 @@
 """Finds the newest checkpoint to resume from, and stores and announces new ones."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import structlog
 
-from tamiyo.models.checkpoint import CheckpointHeader, CheckpointStore, checksum, load
+from tamiyo.models.checkpoint import CheckpointHeader, CheckpointStore, checksum, load, read_header
 from tamiyo.models.policy import TamiyoPolicy
 from tamiyo.schemas.client.awaited_producer import AwaitedProducer
 from tamiyo.schemas.client.partition_reader import PartitionReader
@@ -33,6 +33,8 @@ class ResumePoint:
     announced: bool = False
     """Whether the topic's newest announcement is for this checkpoint."""
     data: bytes = field(default=b"", repr=False)
+    rolled_back: tuple[int, ...] = ()
+    """Versions that the newest announcement takes back, ascending."""
 
 
 class CheckpointReleases:
@@ -60,6 +62,8 @@ class CheckpointReleases:
         self._topic = names.full(CHECKPOINTS.name)
         self._keep = keep
         self._producer = AwaitedProducer(kafka, timeout_s=delivery_timeout_s)
+        self.fallback: tuple[int, str] | None = None
+        """Version and checksum of what decides after a rollback, and outside the canary share meanwhile."""
 
     def find(self, blueprints: tuple[str, ...]) -> ResumePoint:
         """Return the newest usable checkpoint; one that was rolled back or is corrupt is skipped.
@@ -74,10 +78,11 @@ class CheckpointReleases:
         announced = self.announced()
         versions = self._store.versions()
         newest = max([*versions, announced.version if announced else -1])
+        rolled_back = self._rolled_back(announced, versions)
         for version in reversed(versions):
             same = announced is not None and announced.version == version
-            if announced is not None and same and announced.status == CheckpointStatus.ROLLED_BACK:
-                log.warning("newest policy was rolled back, trying the previous one", version=version)
+            if version in rolled_back:
+                log.warning("policy was rolled back, trying the one before", version=version)
                 continue
             try:
                 data = self._store.read(self._store.file_name(version))
@@ -88,15 +93,44 @@ class CheckpointReleases:
                 continue
             except PolicyError as error:
                 log.warning("checkpoint cannot be used, starting anew", version=version, error=str(error))
-                return ResumePoint(newest=newest)
+                return ResumePoint(newest=newest, rolled_back=rolled_back)
             if header.name != self._name:
                 raise ConfigurationError(
                     f"the checkpoint store holds policy {header.name!r}, this learner has {self._name!r}: give each "
                     "policy its own store (TAMIYO_LEARNER_CHECKPOINT_URL)"
                 )
             same = same and header.config.blueprints == blueprints
-            return ResumePoint(policy, header, state, newest, same, data)
-        return ResumePoint(newest=newest)
+            return ResumePoint(policy, header, state, newest, same, data, rolled_back)
+        return ResumePoint(newest=newest, rolled_back=rolled_back)
+
+    def _rolled_back(self, announced: PolicyCheckpoint | None, versions: Sequence[int]) -> tuple[int, ...]:
+        """Return the versions that a rollback takes back: those after its fallback, and what was learned from them."""
+        if announced is None or announced.status != CheckpointStatus.ROLLED_BACK:
+            return ()
+        fallback = announced.fallback_version
+        first = announced.version if fallback is None else fallback + 1
+        found = {*range(first, announced.version), announced.version}
+        # A release may have overtaken the rollback.
+        for version in (each for each in versions if each > announced.version):
+            try:
+                if read_header(self._store, version).parent_version in found:
+                    found.add(version)
+            except PolicyError:
+                continue  # the caller finds out why
+        return tuple(sorted(found))
+
+    def read(
+        self, version: int, blueprints: tuple[str, ...]
+    ) -> tuple[TamiyoPolicy, CheckpointHeader, Mapping[str, Any] | None, str]:
+        """Return a stored version: policy with these blueprints, header, the learner's state and the checksum.
+
+        Raises:
+            PolicyError: it is missing or corrupt.
+            OSError: the store fails.
+        """
+        data = self._store.read(self._store.file_name(version))
+        policy, header, state = load(data, blueprints=blueprints)
+        return policy, header, state, checksum(data)
 
     def announced(self) -> PolicyCheckpoint | None:
         """Return the newest announcement of this policy, None where there is none.
@@ -143,7 +177,18 @@ class CheckpointReleases:
 
     def announce(self, header: CheckpointHeader, data: bytes) -> PolicyCheckpoint:
         """Announce a stored checkpoint; raises BrokerError where the announcement was not delivered."""
-        announcement = PolicyCheckpoint(
+        announcement = self.describe(header, data)
+        try:
+            self._publish(announcement)
+        except BrokerError as error:
+            raise BrokerError(f"policy {header.version} was stored but not announced: {error}") from error
+        log.info("policy released", version=header.version, experiences=header.experiences, bytes=len(data))
+        return announcement
+
+    def describe(self, header: CheckpointHeader, data: bytes) -> PolicyCheckpoint:
+        """Return the announcement of a stored checkpoint."""
+        fallback = self.fallback if self.fallback is not None and self.fallback[0] < header.version else None
+        return PolicyCheckpoint(
             name=header.name,
             version=header.version,
             parent_version=header.parent_version,
@@ -158,11 +203,21 @@ class CheckpointReleases:
             experiences=header.experiences,
             updates=header.updates,
             metrics=header.metrics,
+            fallback_version=fallback[0] if fallback else None,
+            fallback_checksum=fallback[1] if fallback else "",
         )
-        try:
-            self._producer.produce(self._topic, encode(announcement), self._name)
-            self._producer.flush()
-        except BrokerError as error:
-            raise BrokerError(f"policy {header.version} was stored but not announced: {error}") from error
-        log.info("policy released", version=header.version, experiences=header.experiences, bytes=len(data))
-        return announcement
+
+    def roll_back(self, released: PolicyCheckpoint, fallback: tuple[int, str], reason: str) -> None:
+        """Announce that a version must not act any more; raises BrokerError where it was not delivered.
+
+        Args:
+            released: the announcement of its release.
+            fallback: version and checksum of the one that decides instead.
+            reason: why, in words.
+        """
+        changes = {"fallback_version": fallback[0], "fallback_checksum": fallback[1], "reason": reason}
+        self._publish(released.model_copy(update={"status": CheckpointStatus.ROLLED_BACK, **changes}))
+
+    def _publish(self, announcement: PolicyCheckpoint) -> None:
+        self._producer.produce(self._topic, encode(announcement), self._name)
+        self._producer.flush()

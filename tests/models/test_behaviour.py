@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from tamiyo.models.actions import size
 from tamiyo.models.batch import GraphBatch
-from tamiyo.models.behaviour import BehaviourSettings, choose, distribution, recompute
+from tamiyo.models.behaviour import BehaviourSettings, choose, distribution, distributions, recompute
 from tamiyo.models.checkpoint import CheckpointHeader, load, save
 from tamiyo.models.heuristic import baseline_logits
 from tamiyo.models.masks import MaskLimits, legal_actions
@@ -200,3 +200,34 @@ def test_a_broken_network_does_not_decide():
         policy.encoder.weight.fill_(float("nan"))
     with pytest.raises(PolicyError, match="not finite"):
         choose(policy, graph, mask_of(policy, graph), seed=1)
+
+
+@pytest.mark.parametrize("max_spread", [0.0, 0.15, 10.0])
+def test_many_graphs_at_once_have_the_distributions_of_one_at_a_time(max_spread):
+    settings = BehaviourSettings(max_spread=max_spread, temperature=0.7)
+    policy = trained(seed=3, confident=0.5, behaviour=settings)
+    graphs = [make_graph(1 + number % 5, layers=2 + number % 3) for number in range(6)]
+    masks = [
+        legal_actions(graph, policy.kinds, limits=MaskLimits(), paused=number == 2)
+        for number, graph in enumerate(graphs)
+    ]
+    batch = GraphBatch.of(graphs, policy.kinds, masks)
+    probabilities, predicted, value = distributions(policy, batch)
+    ends = batch.offsets.tolist()
+    for number, (graph, mask) in enumerate(zip(graphs, masks, strict=True)):
+        one = choose(policy, graph, mask, seed=1)
+        rows = slice(ends[number], ends[number + 1])
+        assert np.allclose(probabilities[rows], one.probabilities, atol=1e-5)
+        assert (probabilities[rows] > 0).tolist() == mask.tolist()
+        assert predicted[rows][one.index] == pytest.approx(one.predicted_reward, abs=1e-5)
+        assert value[number] == pytest.approx(one.value, abs=1e-5)
+
+
+def test_a_network_that_is_not_finite_has_no_distribution():
+    policy = trained()
+    with torch.no_grad():
+        policy.no_op[3].bias.fill_(math.nan)
+    graph = make_graph(2)
+    assert not np.isfinite(
+        distributions(policy, GraphBatch.of([graph], policy.kinds, [mask_of(policy, graph)]))[0]
+    ).all()

@@ -7,7 +7,18 @@ import torch
 from safetensors.torch import save as raw_save
 
 from tamiyo.models.behaviour import choose
-from tamiyo.models.checkpoint import KIND_AXIS, CheckpointHeader, CheckpointStore, checksum, load, save
+from tamiyo.models.checkpoint import (
+    KIND_AXIS,
+    CheckpointHeader,
+    CheckpointStore,
+    GateResult,
+    ReleaseRecord,
+    Verdict,
+    checksum,
+    load,
+    read_header,
+    save,
+)
 from tamiyo.models.features import FEATURE_VERSION
 from tamiyo.models.masks import MaskLimits, legal_actions
 from tamiyo.models.policy import PolicyConfig, TamiyoPolicy
@@ -224,3 +235,60 @@ def test_a_write_that_fails_leaves_nothing(tmp_path, monkeypatch):
         store.write(2, b"bad")
     assert store.read("policy-000001.safetensors") == b"good"
     assert [path.name for path in tmp_path.iterdir()] == ["policy-000001.safetensors"]
+
+
+# How a version came to be released
+
+RELEASE = ReleaseRecord(
+    gates=(GateResult(gate="golden", verdict=Verdict.PASSED, reason="4 decisions"),),
+    refused=(GateResult(gate="divergence", verdict=Verdict.FAILED, reason="KL 2.0"),),
+    rolled_back=(3, 4),
+    reference_version=2,
+)
+
+
+def texts(data):
+    length = int.from_bytes(data[:8], "little")
+    return json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["tamiyo"])
+
+
+def test_a_release_is_recorded_where_earlier_programs_do_not_read():
+    """They refuse a header with fields that they do not know, so the record stands beside it."""
+    policy = TamiyoPolicy(CONFIG)
+    header = CheckpointHeader.of(policy, version=5, release=RELEASE)
+    data = save(policy, None, header)
+    assert load(data)[1] == header
+    assert "release" not in json.loads(texts(data)["header"])
+    assert "release" not in texts(save(policy, None, CheckpointHeader.of(policy, version=5)))
+
+
+def test_a_header_is_read_without_the_weights(tmp_path, monkeypatch):
+    store, policy = CheckpointStore(f"file://{tmp_path}"), TamiyoPolicy(CONFIG)
+    header = CheckpointHeader.of(policy, version=5, release=RELEASE)
+    data = save(policy, None, header)
+    store.write(5, data)
+    taken = []
+    real = CheckpointStore.read_range
+
+    def count(self, file, start, end):
+        taken.append(end - start)
+        return real(self, file, start, end)
+
+    monkeypatch.setattr(CheckpointStore, "read_range", count)
+    assert read_header(store, 5) == header
+    assert sum(taken) < len(data) / 2
+
+
+@pytest.mark.parametrize("damage", ["truncated", "header", "version", "empty"])
+def test_a_damaged_header_is_corrupt(tmp_path, damage):
+    store, policy = CheckpointStore(f"file://{tmp_path}"), TamiyoPolicy(CONFIG)
+    data = save(policy, None, CheckpointHeader.of(policy, version=6 if damage == "version" else 5))
+    damaged = {"truncated": data[:-1], "header": data[:100], "version": data, "empty": b""}
+    store.write(5, damaged[damage])
+    with pytest.raises(CheckpointCorrupt, match="policy-000005"):
+        read_header(store, 5)
+
+
+def test_a_missing_version_has_no_header(tmp_path):
+    with pytest.raises(PolicyError, match=r"there is no policy-000005\.safetensors"):
+        read_header(CheckpointStore(f"file://{tmp_path}"), 5)

@@ -62,7 +62,9 @@ class DecisionsStage(Stage):
             recorded = RecordedPolicies(settings.recorded, store, partition, settings.recorded_version)
             self._policies = self._orders = recorded
         else:
-            self._policies = PolicyServer(views[CHECKPOINTS.name], store, settings.policy)
+            self._policies = PolicyServer(
+                views[CHECKPOINTS.name], store, settings.policy, canary_share=settings.canary_share
+            )
             self._orders = ControlOrders(views[CONTROL.name])
         self._runs: dict[str, History] = {}
         self._waiting: OrderedDict[str, Incoming] = OrderedDict()

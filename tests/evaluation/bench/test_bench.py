@@ -195,9 +195,10 @@ def test_kernels_decisions_updates_and_codec_are_measured(small: Bench, inputs: 
     latencies = decisions(graphs, seconds=0.01, repeats=1)
     assert [each.name for each in latencies] == ["1 graph waiting", "8 graphs waiting", "32 graphs waiting"]
     assert all(each.extra["p50_ms"] <= each.extra["p99_ms"] <= each.extra["maximum_ms"] for each in latencies)
-    (update,) = updates(experiences(inputs, small), repeats=1)
+    update, guard = updates(experiences(inputs, small), repeats=1)
     assert update.extra["fresh"] == 16
     assert update.extra["replayed"] == 112
+    assert 0 < guard.values[0] < update.values[0]
     assert {"encode, 4 layers", "decode and validate, 4 layers"} <= {
         each.name for each in codec(layers=4, records=5, repeats=1)
     }

@@ -49,8 +49,9 @@ def test_every_command_has_an_example(
 def test_all_commands_exist() -> None:
     wanted = {"demo", "broker", "worker", "learner", "train", "tail", "doctor", "control"}
     wanted |= {"record", "replay", "diff", "discard"}
-    assert {path[0] for path in commands()} == wanted | {"topics", "schemas", "dlq", "lab"}
+    assert {path[0] for path in commands()} == wanted | {"topics", "schemas", "dlq", "lab", "policy"}
     assert {path[1] for path in commands() if path[0] == "dlq"} == {"list", "show", "redrive"}
+    assert {path[1] for path in commands() if path[0] == "policy"} == {"list", "show", "pin", "rollback", "freeze"}
     assert {path[1] for path in commands() if path[0] == "topics"} == {"create", "list", "check", "acls"}
     assert {path[1] for path in commands() if path[0] == "lab"} == {"tasks", "run", "twins", "traffic", "compare"}
     assert {path[1] for path in commands() if path[0] == "schemas"} == {"register", "check"}
@@ -109,6 +110,7 @@ def test_the_version_is_printed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.
         (["replay", ".", "--prefix", "r.", "--save", "."], 1, "--save . exists already"),
         (["replay", ".", "--prefix", "r.", "--workers", "65"], 2, "less than or equal to 64"),
         (["dlq", "list", "-b", NOWHERE], 1, f"no broker is reachable at {NOWHERE}"),
+        (["policy", "list", "-b", NOWHERE], 1, f"no broker is reachable at {NOWHERE}"),
         (["dlq", "show", "coffee"], 1, "no topic 'coffee' in the catalogue"),
         (["dlq", "redrive", "tamiyo.rewards", "--at", "5"], 1, "--at 5: expected PARTITION:OFFSET"),
         (["dlq", "show", "--at", "0:5"], 1, "--at needs exactly one topic"),

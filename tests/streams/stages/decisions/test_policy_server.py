@@ -1,3 +1,4 @@
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ from tamiyo.models.checkpoint import CheckpointStore
 from tamiyo.schemas.errors import PolicyError
 from tamiyo.schemas.learning import CheckpointStatus, PolicyCheckpoint
 from tamiyo.streams.stages.decisions.policy_server import RETRY_S, PolicyServer, _loading
+from tests.support.factories import make_graph
 from tests.support.released import release
 from tests.support.stage_log import FixedView
 
@@ -142,3 +144,119 @@ def test_a_rejected_policy_is_not_served_again(followed: Followed) -> None:
     assert followed.version == 0
     followed.announce(release(followed.url, 2))
     assert followed.version == 2
+
+
+# Fallbacks, pins and the canary share
+
+
+def rolled_back(followed: Followed, bad: PolicyCheckpoint, fallback: PolicyCheckpoint) -> PolicyCheckpoint:
+    changes = {"fallback_version": fallback.version, "fallback_checksum": fallback.checksum}
+    announcement = bad.model_copy(update={"status": CheckpointStatus.ROLLED_BACK, **changes})
+    followed.announce(announcement)
+    return announcement
+
+
+def test_a_rollback_goes_to_its_fallback_past_the_versions_between(followed: Followed) -> None:
+    released = [release(followed.url, number) for number in range(4)]
+    for each in released:
+        followed.announce(each)
+        assert followed.version == each.version
+    rolled_back(followed, released[3], released[1])
+    assert followed.version == 1
+    assert followed.version == 1
+    followed.announce(release(followed.url, 4))
+    assert followed.version == 4
+
+
+def test_a_restarted_worker_serves_the_fallback_of_a_rollback(followed: Followed) -> None:
+    rolled_back(followed, release(followed.url, 2), release(followed.url, 0))
+    assert followed.version == 0
+
+
+def test_a_fallback_that_cannot_be_read_leaves_the_version_before(followed: Followed) -> None:
+    released = [release(followed.url, number) for number in range(3)]
+    for each in released:
+        followed.announce(each)
+        assert followed.version == each.version
+    (followed.url / released[0].file).unlink()
+    rolled_back(followed, released[2], released[0].model_copy(update={"checksum": "0" * 64}))
+    assert followed.version == 1
+
+
+def pin(followed: Followed, checkpoint: PolicyCheckpoint, *, pinned: bool = True) -> None:
+    followed.view.records["tamiyo:orders"] = checkpoint.model_copy(update={"pinned": pinned})
+
+
+def test_a_pinned_version_is_served_until_it_is_released(followed: Followed) -> None:
+    older, newer = release(followed.url, 0), release(followed.url, 1)
+    followed.announce(newer)
+    assert followed.version == 1
+    pin(followed, older)
+    assert followed.version == 0
+    followed.announce(release(followed.url, 2))
+    assert followed.version == 0
+    pin(followed, older, pinned=False)
+    assert followed.version == 2
+
+
+def test_a_restarted_worker_serves_the_pinned_version(followed: Followed) -> None:
+    followed.announce(release(followed.url, 1))
+    pin(followed, release(followed.url, 0))
+    assert followed.version == 0
+
+
+def test_after_a_pin_a_rolled_back_version_is_not_served(followed: Followed) -> None:
+    released = [release(followed.url, number) for number in range(3)]
+    pin(followed, released[0])
+    rolled_back(followed, released[2], released[1])
+    assert followed.version == 0
+    pin(followed, released[0], pinned=False)
+    assert followed.version == 1
+
+
+def test_orders_that_pin_nothing_change_nothing(followed: Followed) -> None:
+    followed.announce(release(followed.url, 1))
+    followed.view.records["tamiyo:orders"] = release(followed.url, 0, frozen=True)
+    assert followed.version == 1
+
+
+def served_to(policies: PolicyServer, runs: int = 200) -> Counter[int]:
+    graph = make_graph(1)
+    found = Counter[int]()
+    for number in range(runs):
+        served = policies.current(graph.model_copy(update={"run_id": f"run-{number}"}))
+        assert served is not None
+        found[served.version] += 1
+    return found
+
+
+def test_a_share_of_the_runs_tests_a_new_version(followed: Followed) -> None:
+    store = CheckpointStore(f"file://{followed.url}")
+    policies = PolicyServer(followed.view, store, "tamiyo", canary_share=0.25)
+    released = [release(followed.url, number) for number in range(3)]
+    followed.announce(released[0])
+    assert served_to(policies) == {0: 200}
+    fallback = {"fallback_version": 0, "fallback_checksum": released[0].checksum}
+    followed.announce(released[1].model_copy(update=fallback))
+    first = served_to(policies)
+    assert 30 <= first[1] <= 70
+    assert first[0] == 200 - first[1]
+    followed.announce(released[2].model_copy(update=fallback))
+    assert served_to(policies) == {0: first[0], 2: first[1]}  # the same runs
+    restarted = PolicyServer(followed.view, store, "tamiyo", canary_share=0.25)
+    assert served_to(restarted) == {0: first[0], 2: first[1]}
+    rolled_back(followed, released[2], released[0])
+    assert served_to(policies) == {0: 200}
+
+
+def test_a_failing_fallback_is_replaced_by_the_new_version(followed: Followed) -> None:
+    store = CheckpointStore(f"file://{followed.url}")
+    policies = PolicyServer(followed.view, store, "tamiyo", canary_share=0.0)
+    older, newer = release(followed.url, 0), release(followed.url, 1)
+    fallback = {"fallback_version": 0, "fallback_checksum": older.checksum}
+    followed.announce(newer.model_copy(update=fallback))
+    served = policies.current(make_graph(1))
+    assert served is not None
+    assert served.version == 0
+    assert policies.reject(served, PolicyError("not finite"))
+    assert served_to(policies, 5) == {1: 5}

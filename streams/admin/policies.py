@@ -1,0 +1,302 @@
+"""Lists the versions of a policy, and announces an operator's orders about them: pin, roll back, freeze."""
+
+import getpass
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from tamiyo.models.checkpoint import CheckpointHeader, CheckpointStore, checksum, load, read_header
+from tamiyo.schemas.client.awaited_producer import AwaitedProducer
+from tamiyo.schemas.client.partition_reader import PartitionReader
+from tamiyo.schemas.codec import decode, encode
+from tamiyo.schemas.errors import CheckpointCorrupt, ConfigurationError, PolicyError, SchemaError, TamiyoError
+from tamiyo.schemas.kafka import KafkaSettings, TopicNames
+from tamiyo.schemas.learning import CheckpointStatus, PolicyCheckpoint, policy_orders_key
+from tamiyo.schemas.topics import CHECKPOINTS
+
+DELIVERY_TIMEOUT_S = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyVersion:
+    """One stored version of a policy."""
+
+    version: int
+    status: str
+    """released, rolled_back or corrupt."""
+    decides: bool
+    """Whether decisions use it."""
+    pinned: bool
+    header: CheckpointHeader | None
+    """None: it cannot be read."""
+
+    def described(self) -> dict[str, Any]:
+        """Return it as JSON values, without gates and learning metrics."""
+        header = self.header
+        return {
+            "version": self.version,
+            "status": self.status,
+            "decides": self.decides,
+            "pinned": self.pinned,
+            "parent_version": header.parent_version if header else None,
+            "time_ms": header.time_ms if header else None,
+            "experiences": header.experiences if header else None,
+            "updates": header.updates if header else None,
+            "mean_reward": header.metrics.get("charts/mean_reward") if header else None,
+        }
+
+
+class PolicyVersions:
+    """The versions of one policy in the store, and what is announced about them."""
+
+    def __init__(self, name: str, url: str, kafka: KafkaSettings, names: TopicNames) -> None:
+        """Read what is announced.
+
+        Args:
+            name: the policy's name.
+            url: fsspec URL of the checkpoint store.
+            kafka: the broker.
+            names: the installation's topic names.
+
+        Raises:
+            BrokerError: the topic cannot be read.
+            ConfigurationError: the store cannot be reached, or its file system is unknown.
+        """
+        self._name = name
+        self._store = CheckpointStore(url)
+        self._kafka = kafka
+        self._topic = names.full(CHECKPOINTS.name)
+        found = self._read()
+        self.newest: PolicyCheckpoint | None = found.get(name)
+        """The newest announcement."""
+        self.orders: PolicyCheckpoint | None = found.get(policy_orders_key(name))
+        """The operator's orders in force."""
+        with self._reached():
+            self._versions = self._store.versions()
+
+    @property
+    def pinned(self) -> int | None:
+        """The version that is pinned."""
+        return self.orders.version if self.orders is not None and self.orders.pinned else None
+
+    @property
+    def frozen(self) -> bool:
+        """Whether the learner is frozen."""
+        return self.orders is not None and self.orders.frozen
+
+    def list(self, limit: int | None = None) -> list[PolicyVersion]:
+        """Return the stored versions, newest first.
+
+        Args:
+            limit: at most this many.
+        """
+        headers = {
+            version: self._header(version) for version in reversed(self._versions[-limit:] if limit else self._versions)
+        }
+        rolled_back = self._rolled_back(headers)
+        decides = self._decides()
+        return [
+            PolicyVersion(
+                version,
+                "corrupt" if header is None else "rolled_back" if version in rolled_back else "released",
+                version == decides,
+                version == self.pinned,
+                header,
+            )
+            for version, header in headers.items()
+        ]
+
+    def show(self, version: int) -> PolicyVersion:
+        """Return one version, whose file is read and checked whole.
+
+        Raises:
+            PolicyError: there is no such version.
+        """
+        self._require(version)
+        try:
+            header = load(self._read_file(version))[1]
+        except CheckpointCorrupt:
+            header = None
+        newest = self._header(self._versions[-1])
+        rolled_back = self._rolled_back({self._versions[-1]: newest})
+        status = "corrupt" if header is None else "rolled_back" if version in rolled_back else "released"
+        return PolicyVersion(version, status, version == self._decides(), version == self.pinned, header)
+
+    def pin(self, version: int, reason: str = "") -> PolicyCheckpoint:
+        """Make decisions use a version until `unpin`.
+
+        Raises:
+            PolicyError: there is no such version, or it cannot be used.
+            BrokerError: the order was not delivered.
+        """
+        self._require(version)
+        data = self._read_file(version)
+        header = load(data)[1]
+        return self._order(self._announcement(header, data), reason, pinned=True, frozen=self.frozen)
+
+    def unpin(self, reason: str = "") -> PolicyCheckpoint:
+        """Make decisions follow the releases again.
+
+        Raises:
+            PolicyError: no version is pinned.
+            BrokerError: the order was not delivered.
+        """
+        if self.orders is None or not self.orders.pinned:
+            raise PolicyError(f"no version of policy {self._name!r} is pinned")
+        return self._order(self.orders, reason, pinned=False, frozen=self.frozen)
+
+    def freeze(self, frozen: bool, reason: str = "") -> PolicyCheckpoint:
+        """Keep the learner from learning and releasing, or let it go on.
+
+        Raises:
+            PolicyError: nothing was released yet.
+            BrokerError: the order was not delivered.
+        """
+        return self._order(self.orders or self._newest(), reason, pinned=self.pinned is not None, frozen=frozen)
+
+    def roll_back(self, to: int | None = None, reason: str = "") -> PolicyCheckpoint:
+        """Announce that the newest version, and all after `to`, must not act any more.
+
+        Args:
+            to: version to return to; None: the one that was tested last, else the parent.
+            reason: why, recorded with the announcement.
+
+        Raises:
+            PolicyError: nothing was released, or there is no earlier version to return to.
+            BrokerError: the announcement was not delivered.
+        """
+        newest = self._newest()
+        if newest.status == CheckpointStatus.ROLLED_BACK and to is None:
+            raise PolicyError(
+                f"version {newest.version} is rolled back already; give an earlier version with --to to go further back"
+            )
+        if to is None:
+            to = newest.fallback_version if newest.fallback_version is not None else newest.parent_version
+        if to is None:
+            raise PolicyError(f"version {newest.version} is the first: there is no version to return to")
+        if to >= newest.version:
+            raise PolicyError(f"expected a version before {newest.version}, the newest, to return to, got {to}")
+        self._require(to)
+        if self.show(to).status == "rolled_back":
+            raise PolicyError(f"version {to} was rolled back itself: choose another one to return to")
+        data = self._read_file(to)
+        load(data)
+        changes = {
+            "status": CheckpointStatus.ROLLED_BACK,
+            "time_ms": time.time_ns() // 1_000_000,
+            "fallback_version": to,
+            "fallback_checksum": checksum(data),
+            "issued_by": getpass.getuser(),
+            "reason": reason,
+        }
+        announcement = newest.model_copy(update=changes)
+        self._publish(self._name, announcement)
+        self.newest = announcement
+        return announcement
+
+    def _order(self, about: PolicyCheckpoint, reason: str, *, pinned: bool, frozen: bool) -> PolicyCheckpoint:
+        changes = {
+            "status": CheckpointStatus.RELEASED,
+            "time_ms": time.time_ns() // 1_000_000,
+            "pinned": pinned,
+            "frozen": frozen,
+            "issued_by": getpass.getuser(),
+            "reason": reason,
+        }
+        order = about.model_copy(update=changes)
+        self._publish(policy_orders_key(self._name), order)
+        self.orders = order
+        return order
+
+    def _publish(self, key: str, announcement: PolicyCheckpoint) -> None:
+        producer = AwaitedProducer(self._kafka, timeout_s=DELIVERY_TIMEOUT_S)
+        producer.produce(self._topic, encode(announcement), key)
+        producer.flush()
+
+    def _read(self) -> dict[str, PolicyCheckpoint]:
+        """Return the newest announcement under each key."""
+        found: dict[str, PolicyCheckpoint] = {}
+        with PartitionReader(self._kafka, "tamiyo-policy") as reader:
+            for message in reader.read(reader.ranges(self._topic)):
+                try:
+                    found[(message.key() or b"").decode("utf-8", "replace")] = decode(message.value(), PolicyCheckpoint)
+                except SchemaError:
+                    continue  # the learner reports it
+        return found
+
+    def _newest(self) -> PolicyCheckpoint:
+        if self.newest is None:
+            raise PolicyError(f"no version of policy {self._name!r} was released yet: is the learner running?")
+        return self.newest
+
+    def _require(self, version: int) -> None:
+        if version in self._versions:
+            return
+        if not self._versions:
+            raise PolicyError(f"{self._store.url} holds no version of policy {self._name!r}: is the learner running?")
+        raise PolicyError(
+            f"there is no version {version} of policy {self._name!r} in {self._store.url}; `tamiyo policy list` has "
+            f"those from {self._versions[0]} to {self._versions[-1]}"
+        )
+
+    def _header(self, version: int) -> CheckpointHeader | None:
+        with self._reached():
+            try:
+                return read_header(self._store, version)
+            except CheckpointCorrupt:
+                return None
+
+    def _read_file(self, version: int) -> bytes:
+        with self._reached():
+            return self._store.read(self._store.file_name(version))
+
+    @contextmanager
+    def _reached(self) -> Iterator[None]:
+        """Raise ConfigurationError if the store cannot be reached."""
+        try:
+            yield
+        except TamiyoError:
+            raise
+        except Exception as error:  # each fsspec file system raises its own errors
+            raise ConfigurationError(f"the checkpoint store {self._store.url} cannot be reached: {error}") from error
+
+    def _decides(self) -> int | None:
+        """Return the version that decisions use outside a canary."""
+        if self.pinned is not None or self.newest is None:
+            return self.pinned
+        if self.newest.status == CheckpointStatus.RELEASED:
+            return self.newest.version
+        fallback = self.newest.fallback_version
+        return fallback if fallback is not None else self.newest.parent_version
+
+    def _rolled_back(self, headers: Mapping[int, CheckpointHeader | None]) -> set[int]:
+        """Return the versions that were rolled back, as the newest checkpoint and the newest announcement record it."""
+        recorded = next(
+            (header.release.rolled_back for _, header in sorted(headers.items(), reverse=True) if header), ()
+        )
+        found = set(recorded)
+        newest = self.newest
+        if newest is not None and newest.status == CheckpointStatus.ROLLED_BACK:
+            first = newest.version if newest.fallback_version is None else newest.fallback_version + 1
+            found.update(range(first, newest.version), [newest.version])
+        return found
+
+    def _announcement(self, header: CheckpointHeader, data: bytes) -> PolicyCheckpoint:
+        return PolicyCheckpoint(
+            name=self._name,
+            version=header.version,
+            parent_version=header.parent_version,
+            time_ms=header.time_ms,
+            status=CheckpointStatus.RELEASED,
+            file=self._store.file_name(header.version),
+            checksum=checksum(data),
+            size_bytes=len(data),
+            feature_version=header.feature_version,
+            blueprints=list(header.config.blueprints),
+            offsets=header.offsets,
+            experiences=header.experiences,
+            updates=header.updates,
+            metrics=header.metrics,
+        )
