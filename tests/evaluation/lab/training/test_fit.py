@@ -19,7 +19,7 @@ SETTINGS = FitSettings(hidden=32, layers=1, heads=4, epochs=40, learning_rate=3e
 
 
 def plant(count, *, good, seed=0, nodes=4):
-    """Samples of a bandit: the right layer, which a feature tells, is worth `good`, any other -0.2."""
+    """Samples of a bandit: the right layer, is worth `good`, any other -0.2."""
     bandit = GrowthBandit(seed, nodes=nodes)
     rng = np.random.default_rng(seed)
     found = []

@@ -45,7 +45,7 @@ def test_looking_ahead_does_not_change_the_run(measured):
     assert plain.adaptations == measured.result.adaptations
 
 
-def test_a_file_holds_all_of_it(measured, tmp_path):
+def test_a_file_keeps_all_of_it(measured, tmp_path):
     path = tmp_path / "run.parquet"
     measured.save(path)
     again = Lookahead.load(path)
