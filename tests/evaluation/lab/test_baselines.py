@@ -1,6 +1,7 @@
 """Baselines choose legal actions, and do what their names say."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -10,6 +11,7 @@ from tamiyo.evaluation.lab.baselines import (
     BASELINES,
     AtOnce,
     Cheapest,
+    GreedyCounterfactual,
     Heuristic,
     Random,
     _Rule,
@@ -19,9 +21,12 @@ from tamiyo.evaluation.lab.baselines import (
 )
 from tamiyo.evaluation.lab.run import Run
 from tamiyo.models.actions import to_action
+from tamiyo.models.checkpoint import CheckpointHeader, save
+from tamiyo.models.features import NODE_FEATURES, global_value, node_column
 from tamiyo.schemas.adaptation import DecisionType
 from tamiyo.schemas.analysis import ModelGraph
 from tamiyo.schemas.errors import ConfigurationError
+from tamiyo.schemas.record import Tensor
 from tests.evaluation.lab.support import SPEC, executed, finished
 
 Seen = tuple[ModelGraph, npt.NDArray[np.bool_]]
@@ -112,7 +117,10 @@ def test_cheapest_loads_the_smallest_kernel_and_at_once_the_largest(
     assert sizes[policy.choose(graph, mask, seed=0).index] == extreme(sizes.values())
 
 
-@pytest.mark.parametrize("name", ["pump", "at_once", "cheapest", "never", "random"])
+@pytest.mark.parametrize(
+    "name",
+    sorted(set(BASELINES) - {"heuristic", "learned", "builtin"}),
+)
 def test_where_nothing_is_legal_they_do_nothing(name: str, seen: list[Seen]) -> None:
     graph, mask = seen[0]
     nothing = np.zeros_like(mask)
@@ -136,3 +144,60 @@ def test_a_certain_choice_has_no_entropy() -> None:
 def test_an_unknown_baseline_is_refused_with_the_names_that_exist() -> None:
     with pytest.raises(ConfigurationError, match="no baseline 'nothing'; choose from never, heuristic, random"):
         baseline("nothing")
+
+
+def loads_of(name: str, steps: int = 800) -> list[int]:
+    """Return the steps of the kernels that a run under a rule loads."""
+    run, _ = finished(name, SPEC.__class__("digits", seed=3, steps=steps))
+    return [each.step for each in run.adaptations if (each.type, each.status) == ("load_kernel", "executed")]
+
+
+def test_periodic_growth_keeps_its_interval() -> None:
+    steps = loads_of("periodic")
+    assert len(steps) >= 2
+    assert all(200 <= each <= 300 for each in np.diff([0, *steps]))
+
+
+def test_greedy_growth_is_as_fast_as_the_limits_allow() -> None:
+    assert loads_of("greedy_growth")[0] < loads_of("periodic")[0]
+
+
+def test_plateau_waits_until_the_validation_loss_stops_falling(seen: list[Seen]) -> None:
+    policy = baseline("plateau")
+    for graph, mask in seen:
+        choice = policy.choose(graph, mask, seed=0)
+        falling = global_value(graph, "validation_loss_trend") <= -0.1
+        if falling or graph.step < 200:
+            assert choice.index == 0
+
+
+def test_greedy_counterfactual_unloads_what_does_not_help(seen: list[Seen]) -> None:
+    policy = GreedyCounterfactual()
+    column = [feature.name for feature in NODE_FEATURES].index("contribution")
+    checked = 0
+    for graph, mask in seen:
+        unloads = [
+            i for i in map(int, np.flatnonzero(mask))
+            if to_action(i, graph.layer_id, policy.kinds).type == DecisionType.UNLOAD_KERNEL
+        ]  # fmt: skip
+        if not unloads or not node_column(graph, "contribution_measured").any():
+            continue
+        for value, expected in ((-1.0, True), (1.0, False)):
+            features = graph.node_features.numpy().copy()
+            features[:, column] = value
+            changed = graph.model_copy(update={"node_features": Tensor.of(features)})
+            assert (policy.choose(changed, mask, seed=0).index in unloads) == expected
+            checked += 1
+    assert checked
+
+
+def test_a_checkpoint_is_a_policy_and_anything_else_is_refused(tmp_path: Path) -> None:
+    policy = baseline("learned").policy  # type: ignore[attr-defined]
+    path = tmp_path / "mine.safetensors"
+    path.write_bytes(save(policy, None, CheckpointHeader.of(policy, version=7)))
+    assert baseline(f"learned:{path}").version == 7
+    with pytest.raises(ConfigurationError, match="cannot be read"):
+        baseline(f"learned:{tmp_path / 'nothing'}")
+    (tmp_path / "other.safetensors").write_bytes(b"nonsense")  # policies are read once a process
+    with pytest.raises(ConfigurationError, match="no policy for this program"):
+        baseline(f"learned:{tmp_path / 'other.safetensors'}")
