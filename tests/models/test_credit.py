@@ -91,40 +91,114 @@ def test_runs_are_apart_and_the_oldest_is_dropped():
     assert len(credit) == 3
 
 
-def investment(number, first, second):
-    """A run of two decisions: action 1 first earns nothing, and lets action 1 earn .8 afterwards; action 2 earns .1."""
-    rewards = [0.1 if first == 2 else 0.0, 0.8 if first == second == 1 else 0.0]
-    return [
-        make_experience(
-            f"{number}-{index}",
-            action=action,
-            legal=[0, 1, 2],
-            run_id=f"run-{number}",
-            graph=graph_of(2).model_copy(
-                update={"step": index, "final": index == 1, "global_features": _telling(index, first)}
-            ),
-            reward=reward,
+# Small runs whose reward has a loophole for who is credited with the next reward alone. The first global features tell
+# the decision's place in its run and what was done before; each function returns the reward of an action there.
+
+
+def investment(place, before, action):
+    """Action 1 earns nothing at first, and lets action 1 earn .8 afterwards; action 2 earns .1 at once."""
+    if place == 0:
+        return 0.1 if action == 2 else 0.0
+    return 0.8 if before == [1] and action == 1 else 0.0
+
+
+def pump(place, before, action):
+    """Action 1 loads a kernel that is worth .3 and stays, action 2 unloads it: a second load earns .3 once more."""
+    loaded = sum({1: 1, 2: -1, 0: 0}[each] for each in before) > 0
+    return (0.29 if action == 1 and not loaded else 0.0) + (-0.31 if action == 2 and loaded else 0.0)
+
+
+def early_load(place, before, action):
+    """Action 1 earns .5 where the loss falls anyway, which the next reward takes back; action 2 earns .2 for good."""
+    if place == 0:
+        return {0: 0.0, 1: 0.5, 2: 0.2}[action]
+    return -0.5 if before[-1] == 1 else 0.0
+
+
+def budget(place, before, action):
+    """One adaptation is paid for: action 1 earns .2 at any time, action 2 earns .7 at the last decision only."""
+    if any(before):
+        return 0.0
+    return {0: 0.0, 1: 0.2, 2: 0.7 if place == 1 else 0.0}[action]
+
+
+def run_of(rule, actions, number):
+    """The experiences of a run with these actions."""
+    found = []
+    for place, action in enumerate(actions):
+        before = list(actions[:place])
+        values = graph_of(2).global_features.numpy().copy()
+        values[:7] = place, *(before.count(each) for each in (1, 2)), *(before[-1:] == [each] for each in (0, 1, 2)), 0
+        graph = graph_of(2).model_copy(
+            update={
+                "step": place,
+                "final": place == len(actions) - 1,
+                "global_features": type(graph_of(2).global_features).of(values),
+            }
         )
-        for index, (action, reward) in enumerate(zip((first, second), rewards, strict=True))
-    ]
+        found.append(
+            make_experience(
+                f"{number}-{place}",
+                action=action,
+                legal=[0, 1, 2],
+                run_id=f"run-{number}",
+                graph=graph,
+                reward=rule(place, before, action),
+            )
+        )
+    return found
 
 
-def _telling(index, first):
-    """Global features that say which decision of the run it is, and what the first was."""
-    values = graph_of(2).global_features.numpy().copy()
-    values[:3] = index, index * (first == 1), index * (first == 2)
-    return type(graph_of(2).global_features).of(values)
+def preferred(made, rule, actions):
+    """What the learned policy prefers after these actions of a run."""
+    experience = run_of(rule, (*actions, 0), 0)[-1]
+    example = make_example(0, legal=[0, 1, 2], graph=experience.graph)
+    logits = made.policy(example.graph).logits.tolist()
+    return max(range(3), key=lambda action: logits[action])
 
 
-@pytest.mark.parametrize(("gamma", "invests"), [(1.0, True), (0.0, False)])
-def test_an_investment_is_learned_with_credit_over_the_run_and_not_without(gamma, invests):
-    settings = LearningSettings(gamma=gamma, learning_rate=2e-3, fresh_batch=24, batch_size=48, safety_coef=0)
-    made = Learner(small_policy(hidden=16), settings)
+LOOPHOLES = [
+    (investment, 2, (), {1}),
+    (early_load, 2, (), {2}),
+    (budget, 2, (), {0}),
+    (pump, 3, (1,), {0, 1}),  # what is loaded is loaded: to load it again changes nothing
+]
+
+
+def learned(rule, length, gamma):
+    """A policy that has learned from runs of uniformly random actions."""
+    settings = LearningSettings(
+        gamma=gamma,
+        gae_lambda=1.0,
+        learning_rate=2e-3,
+        fresh_batch=12 * length,
+        batch_size=96,
+        safety_coef=0,
+        entropy_floor=0,
+    )
+    made = Learner(small_policy(hidden=16, heuristic_weight=0.0), settings)
     rng = np.random.default_rng(0)
-    for update in range(40):
-        batch = [investment(12 * update + run, *map(int, rng.integers(0, 3, 2))) for run in range(12)]
-        made.learn([each for run in batch for each in run])
-    assert made.updates > 10
-    example = make_example(0, legal=[0, 1, 2], graph=investment(0, 1, 1)[0].graph)
-    logits = made.policy(example.graph).logits - example.graph.prior
-    assert (float(logits[1]) > float(logits[2])) == invests
+    for update in range(25):
+        for run in range(12):
+            for each in run_of(rule, tuple(map(int, rng.integers(0, 3, length))), 12 * update + run):
+                made.take(each)
+        made.learn()
+    assert made.updates >= 5
+    return made
+
+
+@pytest.mark.parametrize(("rule", "length", "after", "right"), LOOPHOLES)
+def test_a_loophole_does_not_pay_with_credit_over_the_run(rule, length, after, right):
+    assert preferred(learned(rule, length, gamma=1.0), rule, after) in right
+
+
+@pytest.mark.parametrize(("rule", "length", "after", "right"), [each for each in LOOPHOLES if each[0] is not pump])
+def test_a_bandit_falls_for_it(rule, length, after, right):
+    assert preferred(learned(rule, length, gamma=0.0), rule, after) not in right
+
+
+def test_pumping_earns_nothing_more_than_loading_once():
+    pumped, once = (
+        [each.reward for each in run_of(pump, actions, 0)] for actions in ((1, 2, 1, 2, 1), (1, 0, 0, 0, 0))
+    )
+    assert sum(pumped) < sum(once)
