@@ -7,14 +7,21 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+import structlog
+
 from tamiyo.schemas.errors import TamiyoError
+from tamiyo.streams.process.exit_codes import EXIT_TEMPFAIL
+
+log = structlog.get_logger(__name__)
 
 GRACE_S = 10.0  # time that `tamiyo worker` takes for a graceful stop at most
+MOST_RESTARTS = 5  # of one child, after a temporary failure; the same failure again and again is not temporary
 LOG_END = 15  # lines of a log that usually hold the reason
 PR_SET_PDEATHSIG = 1
 
@@ -44,6 +51,8 @@ class Children:
         # A supervisor would hide why a child exited.
         self._environment = {**os.environ, "TAMIYO_SUPERVISOR_ENABLED": "false", **environment}
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._starts: dict[str, Callable[[], None]] = {}
+        self._restarts: Counter[str] = Counter()
 
     def __enter__(self) -> Self:
         return self
@@ -69,12 +78,13 @@ class Children:
             environment: added to that of all children.
             folder: its working directory; by default this process's.
         """
-        with (self._logs / f"{name}.log").open("ab") as log:
+        self._starts[name] = lambda: self.start(name, arguments, environment=environment, folder=folder)
+        with (self._logs / f"{name}.log").open("ab") as output:
             # A new session: Ctrl-C reaches only the parent, which then stops its children in order.
             self._processes[name] = subprocess.Popen(  # noqa: S603 (this command line, no shell)
                 [sys.executable, "-m", "tamiyo.streams.cli", *arguments],
                 stdin=subprocess.DEVNULL,
-                stdout=log,
+                stdout=output,
                 stderr=subprocess.STDOUT,
                 env={**self._environment, **(environment or {})},
                 cwd=folder,
@@ -111,8 +121,15 @@ class Children:
         return code is None
 
     def check(self, names: Sequence[str]) -> None:
-        """Raise TamiyoError with the end of its log if one of `names` has exited."""
+        """Raise TamiyoError with the end of its log if one of `names` has exited.
+
+        One that asks to be restarted, with status 75, is started again, as the platform does in production.
+        """
         for name in names:
+            if self._processes[name].poll() == EXIT_TEMPFAIL and self._restarts[name] < MOST_RESTARTS:
+                self._restarts[name] += 1
+                log.warning("restarting after a temporary failure", child=name, restarts=self._restarts[name])
+                self._starts[name]()
             if not self.running(name):
                 raise TamiyoError(f"{name} exited unexpectedly:\n{self.log_end(name)}")
 
