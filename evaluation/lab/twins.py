@@ -73,6 +73,7 @@ def twin(
     horizon: int | None = None,
     compute: float = math.inf,
     data_seed: int | None = None,
+    delay: int = 0,
 ) -> RunResult:
     """Return what becomes of the run if another action is taken at the waiting graph; the run itself stays there.
 
@@ -84,6 +85,8 @@ def twin(
             the curve.
         compute: Computed training time of the whole run at which a twin under `Never()` ends, seconds.
         data_seed: Goes on with another order of the data; None: the same.
+        delay: Steps for which the action waits: the twin takes no_op until the first graph after them at which the
+            action is legal.
 
     Raises:
         TwinError: The action is not legal, or the twin failed.
@@ -99,7 +102,10 @@ def twin(
     chosen = certain(choice, mask) if isinstance(choice, int) else choice
 
     def work() -> dict[str, Any]:
-        run.decide(chosen)
+        if delay:
+            _wait(run, index, run.step + delay)
+        if run.graph is not None:
+            run.decide(chosen)
         if data_seed is not None:
             run.reorder(data_seed)
         if policy is not None:
@@ -112,3 +118,12 @@ def twin(
         return run.result().to_dict()
 
     return RunResult.from_dict(forked(work))
+
+
+def _wait(run: Run, index: int, until: int) -> None:
+    """Decide no_op until the first graph from step `until` on at which action `index` is legal, or the run's end."""
+    while (graph := run.advance()) is not None:
+        mask = run.pipeline.mask(graph)
+        if run.step >= until and mask[index]:
+            return
+        run.decide(certain(0, mask))

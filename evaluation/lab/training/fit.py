@@ -47,9 +47,11 @@ class Sample:
     graph: GraphBatch
     actions: tuple[int, ...]
     advantages: tuple[float, ...]
-    """Nats, bounded to [-1, 1]; no_op's is 0."""
+    """Over never adapting again, nats, bounded to [-1, 1]."""
     run: int
     """Number of the run that it comes from."""
+    waiting: float | None = 0.0
+    """What no_op is worth: the gain of the best action taken later, nats; None: unknown."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +86,7 @@ def samples(lookaheads: Iterable[Lookahead]) -> list[Sample]:
             point.actions,
             tuple(np.clip(point.advantages, -1.0, 1.0).tolist()),
             number,
+            None if point.waiting is None else min(1.0, point.waiting),
         )
         for number, lookahead in enumerate(lookaheads)
         for point in lookahead.points
@@ -160,12 +163,20 @@ def _loss(policy: TamiyoPolicy, chosen: Sequence[Sample], weights: Tensor, setti
     batch = combine([each.graph for each in chosen])
     output: PolicyOutput = policy(batch)
     firsts = batch.offsets[:-1].tolist()
-    tried = torch.tensor([first + a for first, each in zip(firsts, chosen, strict=True) for a in (0, *each.actions)])
-    targets = torch.tensor([value for each in chosen for value in (0.0, *each.advantages)])
-    weight = torch.cat([weights[each.run].expand(1 + len(each.actions), -1) for each in chosen]).T
+    known = [(first, each, *_known(each)) for first, each in zip(firsts, chosen, strict=True)]
+    tried = torch.tensor([first + action for first, _, actions, _ in known for action in actions])
+    targets = torch.tensor([value for *_, values in known for value in values])
+    weight = torch.cat([weights[each.run].expand(len(actions), -1) for _, each, actions, _ in known]).T
     predicted = output.ensemble[:, tried]
     errors = F.huber_loss(predicted, targets.expand_as(predicted), delta=HUBER, reduction="none")
     return (weight * errors).mean() / HUBER**2
+
+
+def _known(sample: Sample) -> tuple[tuple[int, ...], tuple[float, ...]]:
+    """Return the actions of which something was measured, no_op included, and what."""
+    if sample.waiting is None:
+        return sample.actions, sample.advantages
+    return (0, *sample.actions), (sample.waiting, *sample.advantages)
 
 
 def _fit_actor(policy: TamiyoPolicy, found: Sequence[Sample], settings: FitSettings, rng: np.random.Generator) -> None:

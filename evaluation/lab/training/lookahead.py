@@ -1,10 +1,14 @@
 """What each action at a graph would bring, measured: twins take it, and others take none.
 
-At some graphs of a run, the process forks once for each of several actions and once for no_op. All twins go on under
-the same policy, the *base*, to the end of the run at equal compute. An action's advantage is the objective of its twin
-less the objective of no_op's: what the action changes in the run's result, with everything that follows from it. So
-credit goes over the run, and it is measured, not estimated (rollout policy iteration: Dimitrakakis and Lagoudakis,
-"Rollout sampling approximate policy iteration", 2008).
+At some graphs of a run, the process forks once for each of several actions and once for no_op. All twins go on without
+another adaptation, to the end of the run at equal compute. An action's advantage is the objective of its twin less the
+objective of no_op's: what the action changes in the run's result, with everything that follows from it. So credit goes
+over the run, and it is measured, not estimated (rollouts as in Dimitrakakis and Lagoudakis, "Rollout sampling
+approximate policy iteration", 2008).
+
+An adaptation that helps may help more later: a larger network has slower steps, and the first steps of training do not
+need them. So other twins wait, and take the best of the tried actions some hundred steps later. no_op is worth what the
+best of them gains.
 """
 
 from __future__ import annotations
@@ -35,6 +39,10 @@ from tamiyo.schemas.files import write_atomically
 
 EARLY = 6
 """Graphs from the start of a run that are tried at more often: most of a run depends on them."""
+HELPS = 0.02
+"""Advantage, nats, from which on an action is tried later too."""
+DELAYS = (1 / 8, 1 / 4)
+"""How much later, as shares of the run's steps."""
 TRIED = {
     DecisionType.LOAD_KERNEL: 1.0,
     DecisionType.UNLOAD_KERNEL: 0.5,
@@ -57,7 +65,9 @@ class Point:
     actions: tuple[int, ...]
     """Positions in the action list."""
     advantages: tuple[float, ...]
-    """Of each action over no_op: the difference of the objectives, less costs, nats."""
+    """Of each action over never adapting again: the difference of the objectives, less costs, nats."""
+    waiting: float | None = 0.0
+    """The same for the best action taken later, at least 0: what no_op is worth. None: not measured."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,18 +78,18 @@ class LookaheadJob:
     policy: str
     """Baseline that decides the run itself: it sets which states are seen."""
     seed: int
-    base: str = "never"
-    """Baseline under which the twins go on."""
     points: float = 5.0
     """Graphs at which actions are tried, on average."""
     tries: int = 4
     """Actions tried at each."""
+    wait: bool = True
+    """Whether twins that wait are trained, where an action helps."""
     steps: int = 0
 
     @property
     def name(self) -> str:
         """Name of the run's file."""
-        return file_name(self.task, self.policy, self.seed, "base", self.base)
+        return file_name(self.task, self.policy, self.seed)
 
     def policy_of(self) -> Baseline:
         """Return what decides the run; raises ConfigurationError if there is no such baseline."""
@@ -109,6 +119,7 @@ class Lookahead:
                 "without": point.without,
                 "actions": list(point.actions),
                 "advantages": list(point.advantages),
+                "waiting": point.waiting,
             }
             for point in self.points
         ]
@@ -130,6 +141,7 @@ class Lookahead:
                 row["without"],
                 tuple(row["actions"]),
                 tuple(row["advantages"]),
+                row["waiting"],
             )
             for row in table.to_pylist()
         ]
@@ -144,6 +156,7 @@ _SCHEMA = pa.schema(
         ("without", pa.float64()),
         ("actions", pa.list_(pa.int64())),
         ("advantages", pa.list_(pa.float64())),
+        ("waiting", pa.float64()),
     ]
 )
 
@@ -154,7 +167,7 @@ def make(job: LookaheadJob) -> Lookahead:
     points: list[Point] = []
     rule = {"rewards": {"estimator": "rule"}}  # rewards do not influence a run
     with Run(RunSpec(job.task, job.seed, job.steps), job.policy_of(), settings=rule) as run:
-        trials = _Trials(run, baseline(job.base), rng)
+        trials = _Trials(run, rng, wait=job.wait)
         share = _share(job, run.spec.planned)
         seen = 0
         while (graph := run.advance()) is not None:
@@ -180,10 +193,10 @@ def _share(job: LookaheadJob, steps: int) -> float:
 class _Trials:
     """Tries actions at the graphs of a run."""
 
-    def __init__(self, run: Run, base: Baseline, rng: np.random.Generator) -> None:
+    def __init__(self, run: Run, rng: np.random.Generator, *, wait: bool) -> None:
         self._run = run
-        self._base = base
         self._rng = rng
+        self._wait = wait
         self._without: float | None = None
 
     def forget(self) -> None:
@@ -192,23 +205,27 @@ class _Trials:
 
     def at(self, graph: ModelGraph, mask: npt.NDArray[np.bool_], choice: Choice, tries: int) -> Point | None:
         """Return what some actions bring at the waiting graph; None if there is nothing to measure yet."""
-        if self._without is None or not isinstance(self._base, Never):
+        if self._without is None:
             self._without = self._value(0)
         actions = list(self._actions(graph, mask, choice, tries))
         values = [self._value(action) for action in actions]
         if math.isnan(self._without) or any(map(math.isnan, values)):
             return None
-        return Point(
-            graph,
-            mask,
-            self._run.step,
-            self._without,
-            tuple(actions),
-            tuple(value - self._without for value in values),
-        )
+        advantages = tuple(value - self._without for value in values)
+        best = max(range(len(actions)), key=advantages.__getitem__)
+        waiting = self._waiting(actions[best]) if advantages[best] > HELPS else 0.0
+        return Point(graph, mask, self._run.step, self._without, tuple(actions), advantages, waiting)
 
-    def _value(self, action: int) -> float:
-        result = twin(self._run, action, policy=self._base, compute=self._run.plain_compute)
+    def _waiting(self, action: int) -> float | None:
+        """Return what is gained by the action later on, the best of some delays; None if that is not measured."""
+        if not self._wait:
+            return None
+        assert self._without is not None
+        planned = self._run.spec.planned
+        return max(0.0, *(self._value(action, int(share * planned)) - self._without for share in DELAYS))
+
+    def _value(self, action: int, delay: int = 0) -> float:
+        result = twin(self._run, action, policy=Never(), compute=self._run.plain_compute, delay=delay)
         return objective(result) - costs(result)
 
     def _actions(self, graph: ModelGraph, mask: npt.NDArray[np.bool_], choice: Choice, tries: int) -> Iterator[int]:

@@ -39,21 +39,20 @@ def first_round(passes: int) -> list[LookaheadJob]:
     return jobs
 
 
-def later_round(number: int, passes: int, policy: str, *, base: str = "never") -> list[LookaheadJob]:
-    """Return the runs of a later round, half of which the previous round's policy decides.
+def later_round(number: int, passes: int, policy: str) -> list[LookaheadJob]:
+    """Return the runs of a later round, most of which the previous round's policy decides.
 
     Args:
         number: Of the round, from 1.
         passes: Each is about seven runs.
         policy: The previous round's policy, such as "learned:FILE".
-        base: Under which the twins go on.
     """
     explorers = (policy, "random:0.15", policy, "heuristic", "at_once")
     jobs: list[LookaheadJob] = []
 
     def add(task: str, seed: int, points: int = 5, tries: int = 4) -> None:
         decides = explorers[len(jobs) % len(explorers)]
-        jobs.append(LookaheadJob(task, decides, seed, base=base, points=points, tries=tries))
+        jobs.append(LookaheadJob(task, decides, seed, points=points, tries=tries))
 
     for index in range(passes):
         seed = SEED + 1000 * number + index

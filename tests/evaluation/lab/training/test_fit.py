@@ -1,5 +1,7 @@
 """The policy fitted to measured advantages: chooses the best where it is known, and no_op where nothing pays."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -19,7 +21,7 @@ SETTINGS = FitSettings(hidden=32, layers=1, heads=4, epochs=40, learning_rate=3e
 
 
 def plant(count, *, good, seed=0, nodes=4):
-    """Samples of a bandit: the right layer, is worth `good`, any other -0.2."""
+    """Samples of a bandit: the right layer is worth `good`, any other -0.2."""
     bandit = GrowthBandit(seed, nodes=nodes)
     rng = np.random.default_rng(seed)
     found = []
@@ -59,6 +61,22 @@ def test_where_nothing_pays_it_does_nothing():
     policy = fit([each[0] for each in planted[:160]], SETTINGS)
     idle = [choose(policy, graph, mask, seed=0).probabilities[0] for _, graph, mask, _ in planted[160:]]
     assert np.mean(idle) > 0.9
+
+
+def test_it_waits_where_waiting_is_worth_more():
+    planted = plant(200, good=0.3, seed=2)
+    later = [replace(each[0], waiting=0.5) for each in planted[:160]]
+    policy = fit(later, SETTINGS)
+    idle = [choose(policy, graph, mask, seed=0).probabilities[0] for _, graph, mask, _ in planted[160:]]
+    assert np.mean(idle) > 0.9
+
+
+def test_what_waiting_is_worth_may_be_unknown():
+    planted = plant(250, good=0.4, seed=3)
+    unknown = [replace(each[0], waiting=None) if index % 2 else each[0] for index, each in enumerate(planted[:200])]
+    policy = fit(unknown, SETTINGS)
+    mass = [choose(policy, graph, mask, seed=0).probabilities[right] for _, graph, mask, right in planted[200:]]
+    assert np.mean(mass) > 0.7
 
 
 def test_the_same_arguments_give_the_same_policy():

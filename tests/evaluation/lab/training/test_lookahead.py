@@ -4,7 +4,7 @@ import pytest
 
 from tamiyo.evaluation.lab.baselines import Never
 from tamiyo.evaluation.lab.run import Run, RunSpec
-from tamiyo.evaluation.lab.training.lookahead import Lookahead, LookaheadJob
+from tamiyo.evaluation.lab.training.lookahead import DELAYS, HELPS, Lookahead, LookaheadJob
 from tamiyo.evaluation.lab.truth import costs, objective
 from tamiyo.evaluation.lab.twins import twin
 
@@ -24,10 +24,15 @@ def test_an_advantage_is_the_difference_between_two_runs(measured):
         while (graph := run.advance()) is not None and graph.graph_id != point.graph.graph_id:
             run.decide()
         found = [twin(run, action, policy=Never(), compute=run.plain_compute) for action in (0, *point.actions)]
+        best = point.actions[max(range(len(point.actions)), key=point.advantages.__getitem__)]
+        later = [twin(run, best, policy=Never(), compute=run.plain_compute, delay=int(share * 400)) for share in DELAYS]
     without, *others = (objective(each) - costs(each) for each in found)
     assert point.without == without
     assert point.advantages == tuple(other - without for other in others)
-    assert any(point.advantages)
+    assert max(point.advantages) > HELPS
+    assert point.waiting == max(0.0, *(objective(each) - costs(each) - without for each in later))
+    for each, share in zip(later, DELAYS, strict=True):
+        assert each.adaptations[-1].step > point.step + share * 400
 
 
 def test_points_have_legal_actions_and_never_no_op(measured):
@@ -36,6 +41,17 @@ def test_points_have_legal_actions_and_never_no_op(measured):
         assert point.actions
         assert len(set(point.actions)) == len(point.actions) <= JOB.tries
         assert all(point.mask[action] and action != 0 for action in point.actions)
+
+
+def test_where_nothing_helps_waiting_is_worth_nothing(measured):
+    for point in measured.points:
+        assert point.waiting >= 0.0
+        if max(point.advantages) <= HELPS:
+            assert point.waiting == 0.0
+    unmeasured = LookaheadJob("digits", "random:0.3", 4, points=8, tries=2, steps=400, wait=False).make()
+    assert [each.waiting for each in unmeasured.points if max(each.advantages) > HELPS] == [None] * sum(
+        max(each.advantages) > HELPS for each in measured.points
+    )
 
 
 def test_looking_ahead_does_not_change_the_run(measured):
@@ -53,21 +69,16 @@ def test_a_file_keeps_all_of_it(measured, tmp_path):
     for one, other in zip(again.points, measured.points, strict=True):
         assert one.graph == other.graph
         assert (one.mask == other.mask).all()
-        assert (one.step, one.without, one.actions, one.advantages) == (
-            other.step,
-            other.without,
-            other.actions,
-            other.advantages,
-        )
+        for name in ("step", "without", "actions", "advantages", "waiting"):
+            assert getattr(one, name) == getattr(other, name)
 
 
 def test_names_are_files_and_differ():
     names = {
-        LookaheadJob(task, policy, seed, base=base).name
+        LookaheadJob(task, policy, seed).name
         for task in ("digits", "host-1")
         for policy in ("heuristic", "learned:a/b.safetensors")
         for seed in (1, 2)
-        for base in ("never", "heuristic")
     }
-    assert len(names) == 16
+    assert len(names) == 8
     assert not any("/" in name or ":" in name for name in names)
