@@ -47,18 +47,18 @@ def later_round(number: int, passes: int, policy: str) -> list[LookaheadJob]:
         passes: Each is about seven runs.
         policy: The previous round's policy, such as "learned:FILE".
     """
-    explorers = (policy, "random:0.15", policy, "heuristic", "at_once")
+    explorers = (policy, policy, "heuristic", policy, "random:0.1")
     jobs: list[LookaheadJob] = []
 
-    def add(task: str, seed: int, points: int = 5, tries: int = 4) -> None:
+    def add(task: str, seed: int, points: int = 6) -> None:
         decides = explorers[len(jobs) % len(explorers)]
-        jobs.append(LookaheadJob(task, decides, seed, points=points, tries=tries))
+        jobs.append(LookaheadJob(task, decides, seed, points=points, tries=3))
 
     for index in range(passes):
         seed = SEED + 1000 * number + index
         hosts = [f"host-{100 * number + 3 * index + k}" for k in range(3)]
         for task in ("mnist1d", hosts[0], "mnist5k", "digits", hosts[1], list(HOSTS)[index % len(HOSTS)], hosts[2]):
             add(task, seed)
-        if index % 6 == 1:
-            add("resnet", seed, points=4, tries=3)
+        if index % 4 == 1:
+            add("resnet", seed, points=4)
     return jobs
