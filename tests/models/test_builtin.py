@@ -1,11 +1,13 @@
 """What a learner starts from."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
 from tamiyo.host.blueprints import names
 from tamiyo.models.builtin import BUILTIN, initial_policy
-from tamiyo.models.checkpoint import CheckpointHeader, save
+from tamiyo.models.checkpoint import CheckpointHeader, load, save
 from tamiyo.schemas.errors import PolicyError
 from tests.support.experiences import BLUEPRINTS, make_example, small_policy
 
@@ -18,6 +20,15 @@ def test_the_package_comes_with_a_trained_policy():
     assert policy.node_actions[-1].weight.abs().max() > 0
     assert policy.calibration.scores  # calibrated on runs that it was not fitted to
     assert BUILTIN.stat().st_size < 5e6
+
+
+def test_the_model_card_describes_this_file():
+    _, header, _ = load(BUILTIN.read_bytes())
+    runs, graphs, actions = (round(header.metrics[f"charts/{name}"]) for name in ("runs", "graphs", "actions"))
+    card = (Path(__file__).parents[2] / "docs" / "model-card.md").read_text()
+    assert f"{runs} runs, {graphs:,} graphs, {actions:,} actions" in card
+    assert f"eight reward heads; `heuristic_weight` {header.config.heuristic_weight:g}" in card
+    assert (header.config.layers, header.config.hidden, header.config.heads) == (3, 64, 8)
 
 
 def test_without_one_it_is_the_heuristic():
