@@ -27,6 +27,7 @@ from tamiyo.models.conformal import Calibration
 from tamiyo.models.features import FEATURE_VERSION
 from tamiyo.models.policy import PolicyConfig, TamiyoPolicy
 from tamiyo.schemas.errors import CheckpointCorrupt, PolicyError
+from tamiyo.schemas.learning import CheckpointStatus, PolicyCheckpoint
 
 __all__ = [
     "CheckpointHeader",
@@ -34,6 +35,7 @@ __all__ = [
     "GateResult",
     "ReleaseRecord",
     "Verdict",
+    "announcement",
     "checksum",
     "load",
     "read_header",
@@ -116,6 +118,32 @@ class CheckpointHeader(BaseModel):
             calibration=policy.calibration,
             **fields,
         )
+
+
+def announcement(header: CheckpointHeader, file: str, data: bytes) -> PolicyCheckpoint:
+    """Return the record that announces a stored checkpoint as released.
+
+    Args:
+        header: Its header.
+        file: Its file name in the store.
+        data: The file's bytes.
+    """
+    return PolicyCheckpoint(
+        name=header.name,
+        version=header.version,
+        parent_version=header.parent_version,
+        time_ms=header.time_ms,
+        status=CheckpointStatus.RELEASED,
+        file=file,
+        checksum=checksum(data),
+        size_bytes=len(data),
+        feature_version=header.feature_version,
+        blueprints=list(header.config.blueprints),
+        offsets=header.offsets,
+        experiences=header.experiences,
+        updates=header.updates,
+        metrics=header.metrics,
+    )
 
 
 def save(policy: TamiyoPolicy, optimizer_state: Mapping[str, Any] | None, header: CheckpointHeader) -> bytes:

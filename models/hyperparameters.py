@@ -10,6 +10,13 @@ class LearningSettings(BaseModel):
     fresh_batch: int = Field(16, ge=1, description="Fresh experiences that trigger an update")
     minimum_batch: int = Field(8, ge=1, description="Fewest experiences of an update, replayed ones included")
 
+    warm_up: int = Field(
+        16,
+        ge=0,
+        description="First updates in which only value and reward heads of a policy from the laboratory learn: until "
+        "its value head knows the rewards of this installation, advantages are that head's errors, and undo the policy",
+    )
+
     # What an update sees.
     batch_size: int = Field(128, ge=1, description="Experiences of an update: the fresh ones, filled up from replay")
     minibatch_size: int = Field(16, ge=1, description="Experiences of one gradient step")

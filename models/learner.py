@@ -128,6 +128,11 @@ class Learner:
         return self._updater.policy
 
     @property
+    def warming_up(self) -> bool:
+        """Whether only value and reward heads learn yet: those of a policy from the laboratory know other rewards."""
+        return self.policy.config.heuristic_weight == 0 and self.updates < self.settings.warm_up
+
+    @property
     def waiting(self) -> int:
         """Number of fresh experiences that no update has used."""
         return len(self._fresh)
@@ -248,6 +253,7 @@ class Learner:
                 [self._credit.of(each) for each in examples],
                 version=self.version,
                 rng=rng,
+                critics_only=self.warming_up,
                 check=self.check,
             )
         except UpdateRejected as rejection:

@@ -119,6 +119,7 @@ class Updater:
         *,
         version: int,
         rng: np.random.Generator,
+        critics_only: bool = False,
         check: Callable[[TamiyoPolicy], None] | None = None,
     ) -> Update:
         """Learn from a batch, or leave everything unchanged.
@@ -129,6 +130,7 @@ class Updater:
             returns: Rewards from each decision to the end of its run, [examples].
             version: Version of the present policy, from which the age of an example is counted.
             rng: Draws the minibatches.
+            critics_only: Whether only the value and the reward heads learn.
             check: Raises UpdateRejected if it finds the new policy not fit to act.
 
         Returns:
@@ -140,7 +142,7 @@ class Updater:
         safe = copy.deepcopy({"policy": self.policy.state_dict(), **self.state()})
         try:
             weights, credit = (np.asarray(each, dtype=np.float32) for each in (corrections, returns))
-            update = self._update(examples, weights, credit, version, rng)
+            update = self._update(examples, weights, credit, version, rng, frozen=critics_only)
             if check is not None:
                 check(self.policy.eval())
             return update
@@ -157,6 +159,8 @@ class Updater:
         returns: npt.NDArray[np.float32],
         version: int,
         rng: np.random.Generator,
+        *,
+        frozen: bool,
     ) -> Update:
         settings = self.settings
         batch, action = stack(examples)
@@ -169,7 +173,7 @@ class Updater:
         parts = torch.split(before, batch.offsets.diff().tolist())
         history: list[Losses] = []
         skipped = 0
-        stopped = False
+        stopped = frozen
         b_inds = np.arange(len(examples))
         for _ in range(settings.update_epochs):
             rng.shuffle(b_inds)
@@ -198,7 +202,8 @@ class Updater:
             "charts/learning_rate": float(self.optimizer.param_groups[0]["lr"]),
             "charts/gradient_steps": float(len(history)),
             "charts/minibatches_skipped": float(skipped),
-            "charts/stopped_early": float(stopped),
+            "charts/stopped_early": float(stopped and not frozen),
+            "charts/critics_only": float(frozen),
         }
         return Update(metrics, advantages)
 

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from tamiyo.evaluation.common.parquet import write_table
 from tamiyo.evaluation.lab.judge import (
     Judged,
     JudgedRun,
@@ -23,7 +24,6 @@ from tamiyo.evaluation.lab.judge import (
 )
 from tamiyo.evaluation.lab.suites import ADVERSARIAL
 from tamiyo.evaluation.lab.traffic import Job, load
-from tamiyo.schemas.files import write_atomically
 from tamiyo.streams.stages.rewards.components import WEIGHTS
 from tamiyo.streams.stages.rewards.fitted import FittedEstimator
 from tamiyo.streams.stages.rewards.spans import SPAN_WEIGHTS
@@ -63,9 +63,7 @@ def measure(folder: Path, jobs: Iterable[Job], estimator: FittedEstimator) -> tu
 
 def save(table: Rows, path: Path) -> None:
     """Write rows as Parquet."""
-    sink = pa.BufferOutputStream()
-    pq.write_table(pa.Table.from_pylist([dict(row) for row in table]), sink, compression="zstd")
-    write_atomically(path, sink.getvalue().to_pybytes())
+    write_table(pa.Table.from_pylist([dict(row) for row in table]), path)
 
 
 def read(path: Path) -> list[dict[str, Any]]:

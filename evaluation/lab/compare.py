@@ -13,11 +13,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from scipy import stats
 
+from tamiyo.evaluation.common.parquet import write_table
 from tamiyo.evaluation.lab.run import RunResult
 from tamiyo.evaluation.lab.traffic import Job, Traffic
 from tamiyo.evaluation.lab.truth import costs, objective
 from tamiyo.schemas.adaptation import OutcomeStatus
-from tamiyo.schemas.files import write_atomically
 
 NEVER = "never"
 RESAMPLES = 9_999
@@ -125,9 +125,7 @@ def estimate(values: Sequence[float]) -> Estimate:
 
 def write(found: Sequence[Pair], path: Path) -> None:
     """Write the pairs as Parquet, one row each, whole or not at all."""
-    sink = pa.BufferOutputStream()
-    pq.write_table(pa.Table.from_pylist([asdict(each) for each in found], schema=_SCHEMA), sink)
-    write_atomically(path, sink.getvalue().to_pybytes())
+    write_table(pa.Table.from_pylist([asdict(each) for each in found], schema=_SCHEMA), path)
 
 
 def read(path: Path) -> list[Pair]:

@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 import structlog
 import torch
 
+from tamiyo.evaluation.common.parquet import write_table
 from tamiyo.evaluation.lab.baselines import Baseline, Never, baseline
 from tamiyo.evaluation.lab.run import Run, RunResult, RunSpec
 from tamiyo.evaluation.lab.twins import twin
@@ -31,7 +32,6 @@ from tamiyo.models.behaviour import Choice
 from tamiyo.schemas.analysis import ModelGraph
 from tamiyo.schemas.codec import decode
 from tamiyo.schemas.errors import TamiyoError
-from tamiyo.schemas.files import write_atomically
 from tamiyo.schemas.identity import decision_id, sampling_seed
 from tamiyo.schemas.topics import BY_NAME, DECISIONS, GRAPHS, OUTCOMES, WINDOWS, Topic
 
@@ -126,10 +126,7 @@ class Traffic:
             "branches": [{**asdict(b), "result": b.result.to_dict()} for b in self.branches],
         }
         schema = pa.schema([("topic", pa.string()), ("record", pa.binary())], metadata={"tamiyo": json.dumps(about)})
-        table = pa.table([[t for t, _ in self.log], [d for _, d in self.log]], schema=schema)
-        sink = pa.BufferOutputStream()
-        pq.write_table(table, sink, compression="zstd")
-        write_atomically(path, sink.getvalue().to_pybytes())
+        write_table(pa.table([[t for t, _ in self.log], [d for _, d in self.log]], schema=schema), path)
 
     @classmethod
     def load(cls, path: Path) -> Self:

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from tamiyo.models.checkpoint import CheckpointHeader, CheckpointStore, checksum, load, read_header
+from tamiyo.models.checkpoint import CheckpointHeader, CheckpointStore, announcement, checksum, load, read_header
 from tamiyo.schemas.client.awaited_producer import AwaitedProducer
 from tamiyo.schemas.client.partition_reader import PartitionReader
 from tamiyo.schemas.codec import decode, encode
@@ -134,7 +134,8 @@ class PolicyVersions:
         self._require(version)
         data = self._read_file(version)
         header = load(data)[1]
-        return self._order(self._announcement(header, data), reason, pinned=True, frozen=self.frozen)
+        pinned = announcement(header, self._store.file_name(version), data)
+        return self._order(pinned, reason, pinned=True, frozen=self.frozen)
 
     def unpin(self, reason: str = "") -> PolicyCheckpoint:
         """Make decisions follow the releases again.
@@ -282,21 +283,3 @@ class PolicyVersions:
             first = newest.version if newest.fallback_version is None else newest.fallback_version + 1
             found.update(range(first, newest.version), [newest.version])
         return found
-
-    def _announcement(self, header: CheckpointHeader, data: bytes) -> PolicyCheckpoint:
-        return PolicyCheckpoint(
-            name=self._name,
-            version=header.version,
-            parent_version=header.parent_version,
-            time_ms=header.time_ms,
-            status=CheckpointStatus.RELEASED,
-            file=self._store.file_name(header.version),
-            checksum=checksum(data),
-            size_bytes=len(data),
-            feature_version=header.feature_version,
-            blueprints=list(header.config.blueprints),
-            offsets=header.offsets,
-            experiences=header.experiences,
-            updates=header.updates,
-            metrics=header.metrics,
-        )

@@ -6,7 +6,7 @@ from typing import Any
 
 import structlog
 
-from tamiyo.models.checkpoint import CheckpointHeader, CheckpointStore, checksum, load, read_header
+from tamiyo.models.checkpoint import CheckpointHeader, CheckpointStore, announcement, checksum, load, read_header
 from tamiyo.models.policy import TamiyoPolicy
 from tamiyo.schemas.client.awaited_producer import AwaitedProducer
 from tamiyo.schemas.client.partition_reader import PartitionReader
@@ -160,14 +160,14 @@ class CheckpointReleases:
             self._store.write(header.version, data)
         except FileExistsError:
             raise self._conflict(header.version) from None
-        announcement = self.announce(header, data)
+        announced = self.announce(header, data)
         versions = self._store.versions()
         if versions and versions[-1] > header.version:
             # Another learner resumed between file and announcement. The next start announces the newest again.
             raise self._conflict(versions[-1])
         for version in versions[: -self._keep]:
             self._store.delete(version)
-        return announcement
+        return announced
 
     def _conflict(self, version: int) -> PolicyError:
         return PolicyError(
@@ -177,35 +177,21 @@ class CheckpointReleases:
 
     def announce(self, header: CheckpointHeader, data: bytes) -> PolicyCheckpoint:
         """Announce a stored checkpoint; raises BrokerError where the announcement was not delivered."""
-        announcement = self.describe(header, data)
+        announced = self.describe(header, data)
         try:
-            self._publish(announcement)
+            self._publish(announced)
         except BrokerError as error:
             raise BrokerError(f"policy {header.version} was stored but not announced: {error}") from error
         log.info("policy released", version=header.version, experiences=header.experiences, bytes=len(data))
-        return announcement
+        return announced
 
     def describe(self, header: CheckpointHeader, data: bytes) -> PolicyCheckpoint:
         """Return the announcement of a stored checkpoint."""
         fallback = self.fallback if self.fallback is not None and self.fallback[0] < header.version else None
-        return PolicyCheckpoint(
-            name=header.name,
-            version=header.version,
-            parent_version=header.parent_version,
-            time_ms=header.time_ms,
-            status=CheckpointStatus.RELEASED,
-            file=self._store.file_name(header.version),
-            checksum=checksum(data),
-            size_bytes=len(data),
-            feature_version=header.feature_version,
-            blueprints=list(header.config.blueprints),
-            offsets=header.offsets,
-            experiences=header.experiences,
-            updates=header.updates,
-            metrics=header.metrics,
-            fallback_version=fallback[0] if fallback else None,
-            fallback_checksum=fallback[1] if fallback else "",
-        )
+        plain = announcement(header, self._store.file_name(header.version), data)
+        if fallback is None:
+            return plain
+        return plain.model_copy(update={"fallback_version": fallback[0], "fallback_checksum": fallback[1]})
 
     def roll_back(self, released: PolicyCheckpoint, fallback: tuple[int, str], reason: str) -> None:
         """Announce that a version must not act any more; raises BrokerError where it was not delivered.

@@ -170,6 +170,7 @@ def learned(rule, length, gamma):
     settings = LearningSettings(
         gamma=gamma,
         gae_lambda=1.0,
+        warm_up=0,
         learning_rate=2e-3,
         fresh_batch=12 * length,
         batch_size=96,

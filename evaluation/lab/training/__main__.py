@@ -37,7 +37,9 @@ def main(
     folder: Annotated[Path, typer.Option(help="Where runs and the policies of each round are kept.")] = Path(
         ".cache/policy"
     ),
-    passes: Annotated[int, typer.Option(min=1, max=1000, help="Passes over the tasks a round, about 7 runs each.")] = 12,
+    passes: Annotated[
+        int, typer.Option(min=1, max=1000, help="Passes over the tasks a round, about 7 runs each.")
+    ] = 12,
     rounds: Annotated[int, typer.Option(min=1, max=20, help="Rounds of measuring and fitting.")] = 3,
     workers: Annotated[int, typer.Option(min=1, max=256, help="Processes, one core each.")] = 2,
     output: Annotated[Path, typer.Option(help="Where to write the policy; by default into the package.")] = BUILTIN,

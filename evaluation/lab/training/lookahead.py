@@ -25,6 +25,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from tamiyo.evaluation.common.parquet import write_table
 from tamiyo.evaluation.lab.baselines import AtOnce, Baseline, Heuristic, Never, baseline
 from tamiyo.evaluation.lab.run import Run, RunResult, RunSpec
 from tamiyo.evaluation.lab.traffic import file_name
@@ -35,7 +36,6 @@ from tamiyo.models.behaviour import Choice
 from tamiyo.schemas.adaptation import DecisionType
 from tamiyo.schemas.analysis import ModelGraph
 from tamiyo.schemas.codec import decode, encode
-from tamiyo.schemas.files import write_atomically
 
 EARLY = 6
 """Graphs from the start of a run that are tried at more often: most of a run depends on them."""
@@ -123,10 +123,7 @@ class Lookahead:
             }
             for point in self.points
         ]
-        table = pa.Table.from_pylist(rows, schema=_SCHEMA.with_metadata({"tamiyo": json.dumps(about)}))
-        sink = pa.BufferOutputStream()
-        pq.write_table(table, sink, compression="zstd")
-        write_atomically(path, sink.getvalue().to_pybytes())
+        write_table(pa.Table.from_pylist(rows, schema=_SCHEMA.with_metadata({"tamiyo": json.dumps(about)})), path)
 
     @classmethod
     def load(cls, path: Path) -> Self:

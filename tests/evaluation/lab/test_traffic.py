@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Self
 import pytest
 
 from tamiyo.evaluation.lab import traffic
-from tamiyo.evaluation.lab.baselines import AtOnce, Random
+from tamiyo.evaluation.lab.baselines import BASELINES, AtOnce, Random
 from tamiyo.evaluation.lab.traffic import (
     ALONE,
     REPEATED_WITH,
@@ -142,7 +142,7 @@ def test_a_failing_run_is_reported_and_the_others_go_on(workers: int, tmp_path: 
     assert {name: str(error) for name, error in done.jobs.items()} == {
         "nothing-never-0": str(done.jobs["nothing-never-0"]),
         "digits-nothing-0": "digits-nothing-0: ConfigurationError: there is no baseline 'nothing'; choose from "
-        "never, heuristic, random, pump, at_once, cheapest, learned, random:RATE",
+        f"{', '.join(BASELINES)}, random:RATE, learned:FILE",
     }
     assert "DatasetError: there is no task 'nothing'" in str(done.jobs["nothing-never-0"])
     assert names(tmp_path) == ["digits-never-0.parquet"]
