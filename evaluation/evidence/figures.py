@@ -63,7 +63,8 @@ def draw_policy(found: Mapping[str, Any], learning: Rows, folder: Path) -> None:
         for row, (_, each) in enumerate(baselines.items()):
             if task in each:
                 own = each[task]
-                axis.plot([own["low"], own["high"]], [row, row], color="C0")
+                if own["low"] is not None:
+                    axis.plot([own["low"], own["high"]], [row, row], color="C0")
                 axis.plot([own["difference"]], [row], "o", color="C0", ms=4)
         axis.axvline(0.0, color="grey", lw=0.8)
         axis.set(title=task, yticks=range(len(baselines)), yticklabels=list(baselines), xlabel="nats")

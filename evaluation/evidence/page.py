@@ -55,7 +55,7 @@ def summary(found: Mapping[str, Any]) -> str:
         for policy, each in reward["sums"].items()
     ]
     lines += [
-        f"policy less {name}, {task}: {each['difference']:+.3f} [{each['low']:+.3f}, {each['high']:+.3f}]"
+        f"policy less {name}, {task}: {each['difference']:+.3f} nats of {each['n']} pairs"
         for name in ("never", "heuristic")
         for task, each in found["policy"].get(name, {}).items()
     ]

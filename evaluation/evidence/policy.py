@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -108,6 +109,8 @@ def report(pairs: Rows, decisions: Rows, learning: Rows) -> dict[str, Any]:
 def against(pairs: Rows, baseline: str, column: str = "equal_compute") -> dict[str, dict[str, Any]]:
     """Return the policy less a baseline by task: the difference of log held-out losses, below 0 where the policy wins.
 
+    Below three pairs there is no interval: `low` and `high` are None.
+
     Args:
         pairs: Runs against never adapting.
         baseline: Name of the other policy.
@@ -127,8 +130,8 @@ def against(pairs: Rows, baseline: str, column: str = "equal_compute") -> dict[s
             found[task] = {
                 "n": len(differences),
                 "difference": estimate.mean,
-                "low": estimate.low,
-                "high": estimate.high,
+                "low": None if math.isnan(estimate.low) else estimate.low,
+                "high": None if math.isnan(estimate.high) else estimate.high,
                 "held_out": is_held_out(task),
             }
     return found
@@ -242,5 +245,7 @@ def lines(found: Mapping[str, Any]) -> Iterable[str]:
 def _cell(each: Mapping[str, Any] | None) -> str:
     if each is None:
         return ""
+    if each["low"] is None:
+        return f"{each['difference']:+.3f}, {each['n']}"
     shown = f"{each['difference']:+.3f} [{each['low']:+.3f}, {each['high']:+.3f}], {each['n']}"
     return f"**{shown}**" if each["low"] > 0 or each["high"] < 0 else shown

@@ -1,5 +1,4 @@
 import json
-import math
 
 import pytest
 
@@ -99,4 +98,8 @@ def test_the_suite_pairs_every_policy_with_never_adapting_on_seeds_of_its_own(tm
 
 def test_two_pairs_have_no_interval() -> None:
     rows = [row for row in pair_rows() if row["seed"] < 2]
-    assert math.isnan(against(rows, "heuristic")["digits"]["low"])
+    found = against(rows, "heuristic")["digits"]
+    assert (found["low"], found["high"]) == (None, None)
+    shown = report(rows, [], [])
+    assert json.loads(json.dumps(shown, allow_nan=False)) == shown
+    assert "| heuristic | -0.2" in "\n".join(policy.lines(shown))
