@@ -47,16 +47,15 @@ def draw(decisions: Rows, runs: Rows, folder: Path) -> None:
     plt.close(figure)
 
 
-def draw_policy(found: Mapping[str, Any], learning: Rows, folder: Path) -> None:
+def draw_policy(baselines: Mapping[str, Any], learning: Rows, folder: Path) -> None:
     """Write the figures on the policy as SVG into a folder.
 
     Args:
-        found: Differences by baseline and task, as the report has them.
+        baselines: Differences by baseline and task, as the report has them.
         learning: Stages of learners.
         folder: Where to write.
     """
     mpl.rcParams["svg.hashsalt"] = "tamiyo"
-    baselines = {name: each for name, each in found.items() if isinstance(each, dict)}
     tasks = list(dict.fromkeys(task for each in baselines.values() for task in each))
     figure, axes = plt.subplots(1, len(tasks), figsize=(2.2 * len(tasks), 4), sharey=True, constrained_layout=True)
     for axis, task in zip(np.atleast_1d(axes), tasks, strict=True):

@@ -91,11 +91,8 @@ def report(pairs: Rows, decisions: Rows, learning: Rows) -> dict[str, Any]:
         learning: Stages of learners, as `learning_curve` returns them.
     """
     return {
-        "policy": {
-            "command": 'make evidence ARGS="--full-policy"',
-            "seeds": _seeds(pairs),
-            **{name: by_task for name in _baselines(pairs) if (by_task := against(pairs, name))},
-        },
+        "policy": {name: by_task for name in _baselines(pairs) if (by_task := against(pairs, name))},
+        "policy_runs": {"command": 'make evidence ARGS="--full-policy"', "seeds": _seeds(pairs)},
         "equal_steps": {name: against(pairs, name, "equal_steps") for name in (NEVER, "heuristic")},
         "compute": {
             task: float(np.mean([row["slower"] for row in pairs if row["task"] == task and row["policy"] == POLICY]))
@@ -208,7 +205,7 @@ def lines(found: Mapping[str, Any]) -> Iterable[str]:
     yield "Difference of log held-out loss, early-stopped, at equal compute: the policy less the other; below 0 the"
     yield "policy is better. Means over paired seeds with 95 % bootstrap intervals (BCa); bold where the interval"
     yield "excludes 0.\n"
-    policies = {name: each for name, each in found["policy"].items() if isinstance(each, dict)}
+    policies = found["policy"]
     tasks = list(dict.fromkeys(task for each in policies.values() for task in each))
     held_out = {task for each in policies.values() for task, own in each.items() if own["held_out"]}
     yield f"| against | {' | '.join(f'{task} (held out)' if task in held_out else task for task in tasks)} |"

@@ -75,7 +75,7 @@ def test_learners_are_judged_by_their_curves() -> None:
 def test_the_report_is_json_and_the_page_shows_it(tmp_path) -> None:
     found = report(pair_rows(), decision_rows([0.1]), curve(0, [0.1, 0.5, 0.6]))
     assert json.loads(json.dumps(found)) == found
-    assert set(found["policy"]) == {"command", "seeds", "never", "heuristic"}
+    assert set(found["policy"]) == {"never", "heuristic"}
     text = "\n".join(policy.lines(found))
     assert "| heuristic | **-0.202" in text
     assert "mixer (held out)" in text
