@@ -1,5 +1,7 @@
 """Credit over the run, and that a learner uses it."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -69,15 +71,14 @@ def test_the_last_known_decision_of_a_run_that_goes_on_counts_for_its_reward():
 
 def test_order_of_arrival_does_not_matter_and_the_newest_revision_counts():
     examples = decisions([0.0, 0.5, 0.1])
-    revised = make_example("run-1-2", run_id="run-1", graph=examples[2].graph and graph_of(2), reward=0.1)
+    again = decisions([0.0, 0.5, 0.9])[2]
     credit = RunCredit(gae_lambda=1.0)
     for each in reversed(examples):
         credit.add(each)
     assert credit.of(examples[0]) == pytest.approx(0.6)
-    credit.add(revised)  # revision 0 again: ignored
+    credit.add(again)  # revision 0 once more: ignored
     assert credit.of(examples[0]) == pytest.approx(0.6)
-    better = decisions([0.0, 0.5, 0.9])[2]
-    credit.add(type(better)(**{name: getattr(better, name) for name in better.__slots__} | {"revision": 1}))
+    credit.add(replace(again, revision=1))
     assert credit.of(examples[0]) == pytest.approx(1.4)
 
 

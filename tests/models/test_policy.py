@@ -4,6 +4,7 @@ import torch
 from tamiyo.models.batch import GraphBatch
 from tamiyo.models.masks import MaskLimits, legal_actions
 from tamiyo.models.policy import PolicyConfig, TamiyoPolicy
+from tests.support.experiences import make_example, small_policy
 from tests.support.factories import BLUEPRINTS, make_graph
 
 CONFIG = PolicyConfig(blueprints=BLUEPRINTS)
@@ -104,3 +105,10 @@ def test_heads_agree_where_they_were_trained_and_not_elsewhere():
     # The same kind at similar layers: nearly as low, compared with 0.25 for kinds that were never tried.
     assert by_kind[:, 0].max() < by_kind[:, 1:].min() / 3
     torch.testing.assert_close(by_kind[:, 1:], torch.full_like(by_kind[:, 1:], 0.25))
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.5, 1.0])
+def test_the_heuristic_counts_with_its_weight(weight):
+    policy = small_policy(heuristic_weight=weight)
+    graph = make_example().graph
+    assert torch.equal(policy(graph).logits, weight * graph.prior)  # an untrained head adds nothing

@@ -43,6 +43,16 @@ def test_points_have_legal_actions_and_never_no_op(measured):
         assert all(point.mask[action] and action != 0 for action in point.actions)
 
 
+def test_after_an_adaptation_it_is_compared_with_the_run_as_it_is(measured):
+    executed = measured.result.adaptations[0].step
+    point = next(each for each in measured.points if each.step > executed)
+    with Run(RunSpec("digits", 4, 400), JOB.policy_of(), settings={"rewards": {"estimator": "rule"}}) as run:
+        while (graph := run.advance()) is not None and graph.graph_id != point.graph.graph_id:
+            run.decide()
+        without = twin(run, policy=Never(), compute=run.plain_compute)
+    assert point.without == objective(without) - costs(without)
+
+
 def test_where_nothing_helps_waiting_is_worth_nothing(measured):
     for point in measured.points:
         assert point.waiting >= 0.0
