@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -46,18 +47,18 @@ def list_versions(
     if not versions:
         console.print("nothing released yet")
         return
-    table = Table("version", "status", "released (UTC)", "parent", "experiences", "updates", "mean reward")
+    # Without frames it fits into 80 columns.
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for name in ("version", "status", "released (UTC)", "experiences", "updates", "reward"):
+        table.add_column(name, no_wrap=True)
     for each in versions:
         row = each.described()
         marks = [each.status, *(["decides"] * each.decides), *(["pinned"] * each.pinned)]
         table.add_row(
             str(each.version),
             Text(", ".join(marks)),
-            _time(row["time_ms"]),
-            *(
-                ("-" if row[name] is None else f"{row[name]:,}")
-                for name in ("parent_version", "experiences", "updates")
-            ),
+            _time(row["time_ms"])[:16],  # to the minute
+            *(("-" if row[name] is None else f"{row[name]:,}") for name in ("experiences", "updates")),
             "-" if row["mean_reward"] is None else f"{row['mean_reward']:+.3f}",
         )
     console.print(table)

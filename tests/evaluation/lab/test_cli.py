@@ -236,7 +236,7 @@ def test_ctrl_c_keeps_what_is_finished(workers: str, tmp_path: Path) -> None:
         assert time.monotonic() < deadline
         time.sleep(0.05)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does
-    out, err = process.communicate(timeout=30)
+    out, err = process.communicate(timeout=120)
     assert process.returncode == 130, err
     assert "finished files are kept" in " ".join(err.split())
     assert "Traceback" not in err

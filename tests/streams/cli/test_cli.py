@@ -48,7 +48,7 @@ def test_every_command_has_an_example(
 
 def test_all_commands_exist() -> None:
     wanted = {"demo", "broker", "worker", "learner", "train", "tail", "doctor", "control"}
-    wanted |= {"record", "replay", "diff", "discard"}
+    wanted |= {"record", "replay", "diff", "discard", "evaluate"}
     assert {path[0] for path in commands()} == wanted | {"topics", "schemas", "dlq", "lab", "policy"}
     assert {path[1] for path in commands() if path[0] == "dlq"} == {"list", "show", "redrive"}
     assert {path[1] for path in commands() if path[0] == "policy"} == {"list", "show", "pin", "rollback", "freeze"}

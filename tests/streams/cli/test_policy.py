@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from tamiyo.models.checkpoint import CheckpointHeader, CheckpointStore, GateResult, ReleaseRecord, Verdict, save
 from tamiyo.schemas.kafka import KafkaSettings, TopicNames
@@ -73,7 +74,7 @@ def installation(
     monkeypatch.setenv("TAMIYO_LEARNER_CHECKPOINT_URL", f"file://{tmp_path}/policies")
     monkeypatch.setenv("TAMIYO_KAFKA_BOOTSTRAP_SERVERS", kafka.bootstrap_servers)
     monkeypatch.setenv("TAMIYO_TOPIC_PREFIX", names.prefix)
-    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr("tamiyo.streams.cli.policy.console", Console(width=80))
     return Installation(tmp_path / "policies", kafka, names, kafka_log, monkeypatch=monkeypatch, capsys=capsys)
 
 
