@@ -219,6 +219,11 @@ def living(group: int) -> list[str]:
     return found
 
 
+def accept_interrupts() -> None:
+    """Take SIGINT as at a terminal: a shell that starts the tests in the background makes them, and this, ignore it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_ctrl_c_keeps_what_is_finished(workers: str, tmp_path: Path) -> None:
@@ -229,6 +234,7 @@ def test_ctrl_c_keeps_what_is_finished(workers: str, tmp_path: Path) -> None:
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        preexec_fn=accept_interrupts,
     )
     deadline = time.monotonic() + 90
     while len(list(tmp_path.glob("*.parquet"))) < 4:  # at least one pair
