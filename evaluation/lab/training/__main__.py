@@ -42,7 +42,9 @@ def main(
     ] = 12,
     rounds: Annotated[int, typer.Option(min=1, max=20, help="Rounds of measuring and fitting.")] = 3,
     workers: Annotated[int, typer.Option(min=1, max=256, help="Processes, one core each.")] = 2,
-    output: Annotated[Path, typer.Option(help="Where to write the policy; by default into the package.")] = BUILTIN,
+    output: Annotated[
+        Path, typer.Option(help="Where to write the policy.", show_default="the package's own file, which is replaced")
+    ] = BUILTIN,
     seed: Annotated[int, typer.Option(min=0, help="Of the network's weights and the order of learning.")] = 0,
 ) -> None:
     """Train the policy in the laboratory; resumable."""
