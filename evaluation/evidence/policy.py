@@ -135,12 +135,16 @@ def against(pairs: Rows, baseline: str, column: str = "equal_compute") -> dict[s
 
 
 def judged_decisions(decisions: Rows) -> dict[str, Any]:
-    """Return how many executed adaptations lowered the loss below their twin's, and how many changed nothing."""
+    """Return how many executed adaptations lowered the loss below their twin's, and how many changed nothing.
+
+    A gain of exactly 0 is that of an adaptation that came too late to count at equal compute.
+    """
     gains = np.array([row["gain"] for row in decisions], np.float64)
     known = {} if not len(gains) else {
         "beat_twin": float((gains > 0).mean()),
         "beat_twin_and_costs": float(np.mean([row["gain"] > row["cost"] for row in decisions])),
         "unnecessary": float((np.abs(gains) < UNNECESSARY).mean()),
+        "late": float((gains == 0).mean()),
     }  # fmt: skip
     return {
         "executed": len(gains),
@@ -223,7 +227,8 @@ def lines(found: Mapping[str, Any]) -> Iterable[str]:
     if decided["executed"]:
         yield f"Of {decided['executed']} executed adaptations, {decided['beat_twin']:.0%} lowered the final loss below"
         yield f"that of their twin without it, {decided['beat_twin_and_costs']:.0%} by more than their costs, and"
-        yield f"{decided['unnecessary']:.0%} changed it by less than {UNNECESSARY} nats.\n"
+        yield f"{decided['unnecessary']:.0%} changed it by less than {UNNECESSARY} nats; {decided['late']:.0%} came"
+        yield "when the compute of the run without adaptations was spent, of which its training had shown it nothing.\n"
         yield "| task | executed | beat their twin | mean gain |"
         yield "| --- | --- | --- | --- |"
         for task, own in decided["by_task"].items():

@@ -57,6 +57,8 @@ def test_decisions_are_judged_by_their_twins() -> None:
     assert found["beat_twin"] == 0.75
     assert found["beat_twin_and_costs"] == 0.25
     assert found["unnecessary"] == 0.25
+    assert found["late"] == 0.0
+    assert judged_decisions(decision_rows([0.3, 0.0]))["late"] == 0.5
     assert found["by_task"]["digits"]["mean_gain"] == pytest.approx(0.05275)
     assert judged_decisions([])["executed"] == 0
 
