@@ -6,7 +6,7 @@ Another Python release has a slightly different text; one installation always ha
 from __future__ import annotations
 
 import sysconfig
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 import torch
@@ -36,6 +36,28 @@ def text_of(modules: Iterable[str]) -> Tensor:
     return torch.tensor([indices.get(ord(character), VOCABULARY - 1) for character in source])
 
 
-def spaced(samples: Tensor, count: int | None) -> Tensor:
-    """Return `count` of the samples, evenly spaced, so that they come from all files; None: all of them."""
-    return samples if count is None else samples[torch.linspace(0, len(samples) - 1, count).long()]
+def spaced(samples: Tensor, count: int, unlike: Collection[bytes]) -> Tensor:
+    """Return samples evenly spaced, so that they come from all files.
+
+    Args:
+        samples: [samples, characters].
+        count: How many to return.
+        unlike: Inputs of other splits, as `inputs_of` returns them: where a sample has one of them, the next that has
+            none is taken. Blank lines in a row are often the same.
+    """
+    order = range(len(samples))
+    return samples[
+        [
+            next(i for i in (*order[at:], *order[:at]) if _key(samples[i]) not in unlike)
+            for at in torch.linspace(0, len(samples) - 1, count).long().tolist()
+        ]
+    ]
+
+
+def inputs_of(samples: Tensor) -> frozenset[bytes]:
+    """Return all characters but the last of each sample, as bytes that compare."""
+    return frozenset(map(_key, samples))
+
+
+def _key(sample: Tensor) -> bytes:
+    return sample[:-1].numpy().tobytes()

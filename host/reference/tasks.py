@@ -183,11 +183,14 @@ def _mixer() -> Task:
 
 def _chars() -> Task:
     # Validation is 64 sequences: their 4,096 characters are enough, and the network is slow.
+    train, validation, test = (
+        Split(samples[:, :-1], samples[:, 1:]) for samples in _text_samples(stride=_CONTEXT, held_out=64)
+    )
     return Task(
         "chars",
-        train=_next_characters(source_text.TRAIN),
-        validation=_next_characters(source_text.VALIDATION, 64),
-        test=_next_characters(source_text.TEST, 64),
+        train,
+        validation,
+        test,
         make_network=lambda: networks.Transformer(source_text.VOCABULARY, _CONTEXT),
         batch_size=6,  # 384 characters: a step takes 25 ms
         learning_rate=1e-3,
@@ -197,28 +200,30 @@ def _chars() -> Task:
 
 
 def _charconv() -> Task:
+    # One label a sample: samples that overlap give more of them, as views of the same memory.
+    train, validation, test = (
+        Split(samples[:, :-1], samples[:, -1]) for samples in _text_samples(stride=16, held_out=1024)
+    )
     return Task(
         "charconv",
-        train=_last_character(source_text.TRAIN),
-        validation=_last_character(source_text.VALIDATION, 1024),
-        test=_last_character(source_text.TEST, 1024),
+        train,
+        validation,
+        test,
         make_network=lambda: networks.CharConv(source_text.VOCABULARY),
         steps=1200,
     )
 
 
-def _next_characters(modules: tuple[str, ...], count: int | None = None) -> Split:
-    """Return disjoint samples of the text, all or `count` evenly spaced, labelled with the character after each."""
-    text = source_text.text_of(modules)
-    inputs, labels = (each.unfold(0, _CONTEXT, _CONTEXT) for each in (text[:-1], text[1:]))
-    return Split(source_text.spaced(inputs, count), source_text.spaced(labels, count))
-
-
-def _last_character(modules: tuple[str, ...], count: int | None = None) -> Split:
-    """Return overlapping samples of the text, all or `count` evenly spaced, each with the character that follows it."""
-    # One label a sample: a stride below the context gives more of them, as views of the same memory.
-    samples = source_text.spaced(source_text.text_of(modules).unfold(0, _CONTEXT + 1, 16), count)
-    return Split(samples[:, :-1], samples[:, -1])
+def _text_samples(*, stride: int, held_out: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return training, validation and test samples, each the context and the character after it; they share none."""
+    train, validation, test = (
+        source_text.text_of(modules).unfold(0, _CONTEXT + 1, stride)
+        for modules in (source_text.TRAIN, source_text.VALIDATION, source_text.TEST)
+    )
+    seen = source_text.inputs_of(train)
+    validation = source_text.spaced(validation, held_out, unlike=seen)
+    test = source_text.spaced(test, held_out, unlike=seen | source_text.inputs_of(validation))
+    return train, validation, test
 
 
 @cache

@@ -9,6 +9,9 @@ approximate policy iteration", 2008).
 An adaptation that helps may help more later: a larger network has slower steps, and the first steps of training do not
 need them. So other twins wait, and take the best of the tried actions some hundred steps later. no_op is worth what the
 best of them gains.
+
+A run that has grown goes on after it has spent what it would have cost without adaptations. Nothing counts from there on:
+an adaptation brings nothing but its cost, and no twin has to be trained to know it.
 """
 
 from __future__ import annotations
@@ -36,6 +39,7 @@ from tamiyo.models.behaviour import Choice
 from tamiyo.schemas.adaptation import DecisionType
 from tamiyo.schemas.analysis import ModelGraph
 from tamiyo.schemas.codec import decode, encode
+from tamiyo.streams.stages.rewards.worth import ADAPTATION_COST
 
 EARLY = 6
 """Graphs from the start of a run that are tried at more often: most of a run depends on them."""
@@ -170,7 +174,7 @@ def make(job: LookaheadJob) -> Lookahead:
         while (graph := run.advance()) is not None:
             mask = run.pipeline.mask(graph)
             choice = run.pipeline.choose(graph)
-            if mask.sum() > 1 and run.clock.training_seconds < run.plain_compute:
+            if mask.sum() > 1:
                 often = share * (2.0 if seen < EARLY else 1.0)
                 seen += 1
                 if rng.random() < often and (point := trials.at(graph, mask, choice, job.tries)):
@@ -202,6 +206,8 @@ class _Trials:
 
     def at(self, graph: ModelGraph, mask: npt.NDArray[np.bool_], choice: Choice, tries: int) -> Point | None:
         """Return what some actions bring at the waiting graph; None if there is nothing to measure yet."""
+        if self._run.clock.training_seconds >= self._run.plain_compute:
+            return self._late(graph, mask, choice, tries)
         if self._without is None:
             self._without = self._value(0)
         actions = list(self._actions(graph, mask, choice, tries))
@@ -212,6 +218,13 @@ class _Trials:
         best = max(range(len(actions)), key=advantages.__getitem__)
         waiting = self._waiting(actions[best]) if advantages[best] > HELPS else 0.0
         return Point(graph, mask, self._run.step, self._without, tuple(actions), advantages, waiting)
+
+    def _late(self, graph: ModelGraph, mask: npt.NDArray[np.bool_], choice: Choice, tries: int) -> Point:
+        """Return a point at which nothing counts any more but what adaptations cost."""
+        result = self._run.result()
+        actions = tuple(self._actions(graph, mask, choice, tries))
+        advantages = (-ADAPTATION_COST,) * len(actions)
+        return Point(graph, mask, self._run.step, objective(result) - costs(result), actions, advantages)
 
     def _waiting(self, action: int) -> float | None:
         """Return what is gained by the action later on, the best of some delays; None if that is not measured."""

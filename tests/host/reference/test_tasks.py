@@ -71,6 +71,13 @@ def test_text_comes_from_other_files_in_each_split(name: str) -> None:
     assert task.network(0)(task.train.inputs[:3]).shape == (3, source_text.VOCABULARY, *shape[1:])
 
 
+def test_a_sample_of_another_split_gives_way_to_the_next_that_is_none() -> None:
+    samples = torch.tensor([[1, 1, 9], [2, 2, 9], [3, 3, 9], [1, 1, 8], [1, 1, 7]])
+    seen = source_text.inputs_of(torch.tensor([[1, 1, 0]]))
+    assert torch.equal(source_text.spaced(samples, 3, unlike=seen), samples[[1, 2, 1]])
+    assert torch.equal(source_text.spaced(samples, 3, unlike=frozenset()), samples[[0, 2, 4]])
+
+
 def test_labels_are_the_characters_that_follow() -> None:
     text = source_text.text_of(source_text.TRAIN)
     chars, charconv = load_task("chars").train, load_task("charconv").train

@@ -5,8 +5,9 @@ import pytest
 from tamiyo.evaluation.lab.baselines import Never
 from tamiyo.evaluation.lab.run import Run, RunSpec
 from tamiyo.evaluation.lab.training.lookahead import DELAYS, HELPS, Lookahead, LookaheadJob
-from tamiyo.evaluation.lab.truth import costs, objective
+from tamiyo.evaluation.lab.truth import costs, is_late, objective
 from tamiyo.evaluation.lab.twins import twin
+from tamiyo.streams.stages.rewards.worth import ADAPTATION_COST
 
 JOB = LookaheadJob("digits", "random:0.3", 4, points=8, tries=2, steps=400)
 
@@ -51,6 +52,21 @@ def test_after_an_adaptation_it_is_compared_with_the_run_as_it_is(measured):
             run.decide()
         without = twin(run, policy=Never(), compute=run.plain_compute)
     assert point.without == objective(without) - costs(without)
+
+
+def test_beyond_the_compute_of_a_run_without_adaptations_an_action_brings_its_cost_only():
+    # At once all layers grow: from there on a step costs more than twice as much.
+    run = LookaheadJob("digits", "at_once", 4, points=30, tries=2, steps=400).make()
+    late = [each for each in run.points if is_late(run.result, each.step)]
+    assert late
+    assert late[-1].step > 350
+    for point in late:
+        assert point.actions
+        assert set(point.advantages) == {-ADAPTATION_COST}
+        assert point.waiting == 0.0
+        assert 0 < objective(run.result) - point.without <= costs(run.result)  # a later adaptation costs more
+    for point in run.points:
+        assert is_late(run.result, point.step) or set(point.advantages) != {-ADAPTATION_COST}
 
 
 def test_where_nothing_helps_waiting_is_worth_nothing(measured):
