@@ -10,7 +10,7 @@ from typing import Literal
 from pydantic import BaseModel, Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from tamiyo.models.hyperparameters import LearningSettings
+from tamiyo.models.learning.hyperparameters import LearningSettings
 from tamiyo.schemas.kafka import MAX_MESSAGE_BYTES
 
 

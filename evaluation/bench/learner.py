@@ -6,7 +6,7 @@ from itertools import cycle, islice
 
 from tamiyo.evaluation.common.measure import Result
 from tamiyo.evaluation.common.policies import untrained_policy
-from tamiyo.models.learner import Learner, UpdateReport
+from tamiyo.models.learning.learner import Learner, UpdateReport
 from tamiyo.models.policy import TamiyoPolicy
 from tamiyo.schemas.identity import identity
 from tamiyo.schemas.learning import Experience

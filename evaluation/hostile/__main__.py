@@ -28,8 +28,8 @@ from tamiyo.evaluation.common.report import require_folder, write_report
 from tamiyo.evaluation.common.simulated_runs import EPOCH_MS, Load, topology
 from tamiyo.evaluation.common.stage_bench import Bench, experiences, outcome, stage_inputs
 from tamiyo.evaluation.hostile.records import extreme_values, hostile_values, mutated, random_bytes
-from tamiyo.models.hyperparameters import LearningSettings
-from tamiyo.models.learner import Learner
+from tamiyo.models.learning.hyperparameters import LearningSettings
+from tamiyo.models.learning.learner import Learner
 from tamiyo.schemas.adaptation import ControlCommand, DecisionType
 from tamiyo.schemas.codec import decode, encode, header, parsed_schema
 from tamiyo.schemas.errors import SchemaError

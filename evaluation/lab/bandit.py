@@ -17,7 +17,7 @@ import numpy.typing as npt
 from tamiyo.models.actions import blueprint_of, kinds
 from tamiyo.models.behaviour import Choice, choose
 from tamiyo.models.features import EDGE_FEATURES, FEATURE_VERSION, GLOBAL_FEATURES, NODE_FEATURES
-from tamiyo.models.learner import Learner, UpdateReport
+from tamiyo.models.learning.learner import Learner, UpdateReport
 from tamiyo.models.masks import MaskLimits, legal_actions
 from tamiyo.models.policy import TamiyoPolicy
 from tamiyo.schemas.analysis import ModelGraph

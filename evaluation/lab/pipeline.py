@@ -23,7 +23,7 @@ from tamiyo.host.client.transport import InboundRecord, Make
 from tamiyo.host.common import clock
 from tamiyo.host.common.settings import HostSettings
 from tamiyo.models.behaviour import Choice
-from tamiyo.models.learner import Learner
+from tamiyo.models.learning.learner import Learner
 from tamiyo.schemas.adaptation import CompiledKernel
 from tamiyo.schemas.analysis import ModelGraph
 from tamiyo.schemas.codec import decode, encode

@@ -19,7 +19,7 @@ from tamiyo.host.common.settings import HostSettings
 from tamiyo.host.handle import Handle
 from tamiyo.host.reference.train import VALIDATE_INTERVAL, Workload, evaluate
 from tamiyo.models.behaviour import Choice
-from tamiyo.models.learner import Learner
+from tamiyo.models.learning.learner import Learner
 from tamiyo.schemas.adaptation import AdaptationOutcome
 from tamiyo.schemas.analysis import ModelGraph
 from tamiyo.schemas.topics import OUTCOMES, Topic

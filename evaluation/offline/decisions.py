@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tamiyo.evaluation.offline.policies import TargetPolicy
-from tamiyo.models.example import ExperienceRejected, checked, learned_reward
+from tamiyo.models.learning.example import ExperienceRejected, checked, learned_reward
 from tamiyo.schemas.analysis import ModelGraph
 from tamiyo.schemas.learning import Experience
 

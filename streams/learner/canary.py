@@ -18,7 +18,7 @@ from itertools import pairwise
 from tamiyo.models.batch import combine
 from tamiyo.models.behaviour import distributions
 from tamiyo.models.confidence_sequence import EmpiricalBernstein
-from tamiyo.models.example import Example
+from tamiyo.models.learning.example import Example
 from tamiyo.models.policy import TamiyoPolicy
 from tamiyo.streams.settings import ReleaseSettings
 

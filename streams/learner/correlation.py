@@ -17,7 +17,7 @@ from typing import Final
 
 from prometheus_client import Gauge
 
-from tamiyo.models.example import learned_reward
+from tamiyo.models.learning.example import learned_reward
 from tamiyo.schemas.learning import Experience
 from tamiyo.streams.stages.rewards.components import WEIGHTS
 

@@ -20,7 +20,7 @@ import torch
 from tamiyo.models.batch import GraphBatch, combine
 from tamiyo.models.behaviour import distributions, entropy_of
 from tamiyo.models.checkpoint import GateResult, Verdict
-from tamiyo.models.example import Example
+from tamiyo.models.learning.example import Example
 from tamiyo.models.off_policy import OffPolicyCase, policy_difference
 from tamiyo.models.policy import TamiyoPolicy
 from tamiyo.schemas.errors import ConfigurationError, UpdateRejected

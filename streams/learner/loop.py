@@ -17,7 +17,7 @@ from confluent_kafka import Message
 from tamiyo.host import blueprints
 from tamiyo.models.builtin import initial_policy
 from tamiyo.models.checkpoint import CheckpointHeader, CheckpointStore, checksum
-from tamiyo.models.learner import Learner, Taken, UpdateReport
+from tamiyo.models.learning.learner import Learner, Taken, UpdateReport
 from tamiyo.models.policy import TamiyoPolicy
 from tamiyo.schemas.client.awaited_producer import AwaitedProducer
 from tamiyo.schemas.client.broker_wait import wait_for_broker

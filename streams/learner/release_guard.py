@@ -5,8 +5,8 @@ from collections.abc import Iterable
 import structlog
 
 from tamiyo.models.checkpoint import GateResult, ReleaseRecord
-from tamiyo.models.example import Example
-from tamiyo.models.learner import Learner
+from tamiyo.models.learning.example import Example
+from tamiyo.models.learning.learner import Learner
 from tamiyo.models.policy import TamiyoPolicy
 from tamiyo.schemas.errors import UpdateRejected
 from tamiyo.streams.learner import metrics

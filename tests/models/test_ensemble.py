@@ -7,7 +7,7 @@ from torch import nn
 
 from tamiyo.models.batch import GraphBatch
 from tamiyo.models.ensemble import PRIOR_WIDTH, WIDTH, RewardEnsemble
-from tamiyo.models.example import stack
+from tamiyo.models.learning.example import stack
 from tests.support.experiences import HEADS, KINDS, graph_of, make_example, small_policy
 
 HIDDEN = 8

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from tamiyo.models.actions import kinds, size
-from tamiyo.models.example import Example
+from tamiyo.models.learning.example import Example
 from tamiyo.models.policy import PolicyConfig, TamiyoPolicy
 from tamiyo.schemas.analysis import ModelGraph
 from tamiyo.schemas.identity import identity

@@ -1,6 +1,7 @@
 """The losses of decoupled PPO as the specification and the paper write them: one number at a time, no torch.
 
-Nothing here is shared with `tamiyo.models.ppo`. Numbers are Python floats (float64), loops are over graphs and actions.
+Nothing here is shared with `tamiyo.models.learning.ppo`. Numbers are Python floats (float64), loops are over graphs
+and actions.
 """
 
 import math
@@ -10,9 +11,9 @@ from dataclasses import dataclass, replace
 import torch
 
 from tamiyo.models.batch import GraphBatch
-from tamiyo.models.hyperparameters import LearningSettings
+from tamiyo.models.learning.hyperparameters import LearningSettings
+from tamiyo.models.learning.ppo import Targets
 from tamiyo.models.policy import PolicyOutput
-from tamiyo.models.ppo import Targets
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,8 @@ from tamiyo.host.blueprints import names
 from tamiyo.host.layers.kasmina_layer import KasminaLayer
 from tamiyo.models.behaviour import choose
 from tamiyo.models.checkpoint import CheckpointHeader, CheckpointStore, checksum, save
-from tamiyo.models.hyperparameters import LearningSettings
-from tamiyo.models.learner import Learner
+from tamiyo.models.learning.hyperparameters import LearningSettings
+from tamiyo.models.learning.learner import Learner
 from tamiyo.models.policy import PolicyConfig, TamiyoPolicy
 from tamiyo.models.safety import SafetyMonitor
 from tamiyo.schemas import topics

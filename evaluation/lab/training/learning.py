@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tamiyo.evaluation.lab.bandit import BLUEPRINTS, GrowthBandit, expected_reward, learn_rounds, no_op_share
-from tamiyo.models.hyperparameters import LearningSettings
-from tamiyo.models.learner import Learner
+from tamiyo.models.learning.hyperparameters import LearningSettings
+from tamiyo.models.learning.learner import Learner
 from tamiyo.models.policy import PolicyConfig, TamiyoPolicy
 
 NODES = 6

@@ -10,8 +10,8 @@ An adaptation that helps may help more later: a larger network has slower steps,
 need them. So other twins wait, and take the best of the tried actions some hundred steps later. no_op is worth what the
 best of them gains.
 
-A run that has grown goes on after it has spent what it would have cost without adaptations. Nothing counts from there on:
-an adaptation brings nothing but its cost, and no twin has to be trained to know it.
+A run that has grown goes on after it has spent what it would have cost without adaptations. Nothing counts from there
+on: an adaptation brings nothing but its cost, and no twin has to be trained to know it.
 """
 
 from __future__ import annotations

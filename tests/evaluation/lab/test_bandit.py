@@ -21,9 +21,9 @@ from tamiyo.evaluation.lab.bandit import (
 )
 from tamiyo.models.actions import to_action
 from tamiyo.models.behaviour import choose
-from tamiyo.models.example import Example
-from tamiyo.models.hyperparameters import LearningSettings
-from tamiyo.models.learner import Learner
+from tamiyo.models.learning.example import Example
+from tamiyo.models.learning.hyperparameters import LearningSettings
+from tamiyo.models.learning.learner import Learner
 from tamiyo.models.policy import PolicyConfig, TamiyoPolicy
 
 HELD_OUT = range(10**6, 10**6 + 30)

@@ -3,8 +3,8 @@
 from tamiyo.evaluation.lab.baselines import Learned
 from tamiyo.evaluation.lab.run import Run, RunSpec
 from tamiyo.host.blueprints import names
-from tamiyo.models.hyperparameters import LearningSettings
-from tamiyo.models.learner import Learner
+from tamiyo.models.learning.hyperparameters import LearningSettings
+from tamiyo.models.learning.learner import Learner
 from tamiyo.models.policy import PolicyConfig, TamiyoPolicy
 from tests.evaluation.lab.support import Published
 

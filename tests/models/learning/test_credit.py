@@ -5,9 +5,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from tamiyo.models.credit import RunCredit
-from tamiyo.models.hyperparameters import LearningSettings
-from tamiyo.models.learner import Learner
+from tamiyo.models.learning.credit import RunCredit
+from tamiyo.models.learning.hyperparameters import LearningSettings
+from tamiyo.models.learning.learner import Learner
 from tests.support.experiences import graph_of, make_example, make_experience, small_policy
 
 

@@ -2,9 +2,9 @@
 
 import torch
 
-from tamiyo.models.hyperparameters import LearningSettings
-from tamiyo.models.learner import Learner
-from tamiyo.models.update import CRITICS
+from tamiyo.models.learning.hyperparameters import LearningSettings
+from tamiyo.models.learning.learner import Learner
+from tamiyo.models.learning.update import CRITICS
 from tests.support.experiences import make_experience, small_policy
 
 SETTINGS = LearningSettings(

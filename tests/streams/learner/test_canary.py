@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tamiyo.models.example import Example
+from tamiyo.models.learning.example import Example
 from tamiyo.streams.learner.canary import Canary, LiveDifference
 from tamiyo.streams.settings import ReleaseSettings
 from tests.support.experiences import make_example, small_policy

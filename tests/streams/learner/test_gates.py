@@ -10,9 +10,9 @@ import torch
 
 from tamiyo.models.actions import to_action
 from tamiyo.models.checkpoint import Verdict
-from tamiyo.models.example import Example
-from tamiyo.models.hyperparameters import LearningSettings
-from tamiyo.models.learner import Learner
+from tamiyo.models.learning.example import Example
+from tamiyo.models.learning.hyperparameters import LearningSettings
+from tamiyo.models.learning.learner import Learner
 from tamiyo.models.policy import BehaviourSettings, TamiyoPolicy
 from tamiyo.schemas.errors import ConfigurationError, UpdateRejected
 from tamiyo.streams.learner.gates import ReleaseGates

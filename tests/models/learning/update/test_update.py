@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from tamiyo.models.behaviour import choose
-from tamiyo.models.hyperparameters import LearningSettings
-from tamiyo.models.update import LOSSES, Updater, _explained_variance
+from tamiyo.models.learning.hyperparameters import LearningSettings
+from tamiyo.models.learning.update import LOSSES, Updater, _explained_variance
 from tamiyo.schemas.errors import PolicyError
-from tests.models.update.updates import COUNT, EXAMPLES, actors, everything, same, settings, update
+from tests.models.learning.update.updates import COUNT, EXAMPLES, actors, everything, same, settings, update
 from tests.support.experiences import graph_of, make_example, small_policy
 
 # An accepted update

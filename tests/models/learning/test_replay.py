@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tamiyo.models.replay import SMALLEST_PRIORITY, Replay
+from tamiyo.models.learning.replay import SMALLEST_PRIORITY, Replay
 from tests.support.experiences import make_example
 
 BASE = make_example()

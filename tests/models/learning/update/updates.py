@@ -5,8 +5,8 @@ import copy
 import numpy as np
 import torch
 
-from tamiyo.models.hyperparameters import LearningSettings
-from tamiyo.models.update import CRITICS
+from tamiyo.models.learning.hyperparameters import LearningSettings
+from tamiyo.models.learning.update import CRITICS
 from tests.support.experiences import make_example
 
 COUNT = 24

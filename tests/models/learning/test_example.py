@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from tamiyo.models.batch import GraphBatch
-from tamiyo.models.example import (
+from tamiyo.models.features import FEATURE_VERSION
+from tamiyo.models.learning.example import (
     MAX_HEADS,
     POISSON,
     Example,
@@ -18,7 +19,6 @@ from tamiyo.models.example import (
     learned_reward,
     stack,
 )
-from tamiyo.models.features import FEATURE_VERSION
 from tamiyo.schemas.errors import PolicyError
 from tamiyo.schemas.record import Tensor
 from tests.support.experiences import HEADS, KINDS, graph_of, make_example, make_experience

@@ -7,10 +7,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tamiyo.models.batch import GraphBatch, masked_log_softmax
-from tamiyo.models.hyperparameters import LearningSettings
+from tamiyo.models.learning.hyperparameters import LearningSettings
+from tamiyo.models.learning.ppo import (
+    choices,
+    divergence,
+    importance_weight,
+    normalise_advantage,
+    ppo_loss,
+    weighted_mean,
+)
 from tamiyo.models.masks import MaskLimits, legal_actions
 from tamiyo.models.policy import PolicyConfig, TamiyoPolicy
-from tamiyo.models.ppo import choices, divergence, importance_weight, normalise_advantage, ppo_loss, weighted_mean
 from tests.support.factories import make_graph
 from tests.support.slow_ppo import distribution, nudged, random_samples, sample, slow_losses, tensors
 

@@ -1,7 +1,7 @@
 import pytest
 
-from tamiyo.models.update import Updater
-from tests.models.update.updates import settings, update
+from tamiyo.models.learning.update import Updater
+from tests.models.learning.update.updates import settings, update
 from tests.support.experiences import small_policy
 
 

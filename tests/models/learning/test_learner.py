@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from tamiyo.models import learner as module
 from tamiyo.models.checkpoint import checksum, load
 from tamiyo.models.conformal import NOISE_FLOOR
-from tamiyo.models.hyperparameters import LearningSettings
-from tamiyo.models.learner import RECENT, Learner, Taken
+from tamiyo.models.learning import learner as module
+from tamiyo.models.learning.hyperparameters import LearningSettings
+from tamiyo.models.learning.learner import RECENT, Learner, Taken
 from tests.support.experiences import BLUEPRINTS, make_experience, small_policy
 
 # Two gradient steps an update: what is learned does not matter here.

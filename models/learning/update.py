@@ -16,10 +16,18 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from tamiyo.models.batch import GraphBatch, graph_entropy, masked_log_softmax
 from tamiyo.models.conformal import NOISE_FLOOR
-from tamiyo.models.example import Example, stack
-from tamiyo.models.hyperparameters import LearningSettings
+from tamiyo.models.learning.example import Example, stack
+from tamiyo.models.learning.hyperparameters import LearningSettings
+from tamiyo.models.learning.ppo import (
+    Losses,
+    Targets,
+    choices,
+    divergence,
+    normalise_advantage,
+    ppo_loss,
+    weighted_mean,
+)
 from tamiyo.models.policy import PolicyOutput, TamiyoPolicy
-from tamiyo.models.ppo import Losses, Targets, choices, divergence, normalise_advantage, ppo_loss, weighted_mean
 from tamiyo.schemas.errors import PolicyError, UpdateRejected
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from dataclasses import dataclass, field
 
-from tamiyo.models.example import Example
+from tamiyo.models.learning.example import Example
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ Hilton, Cobbe and Schulman, "Batch size-invariance for policy optimization" (202
 - current: the policy that learns.
 The importance weight proximal / behaviour corrects for how actions were sampled; the clipped ratio current / proximal
 limits a step. The advantage is return - value: the rewards from the decision to the end of its run, as
-`tamiyo.models.credit` has them, less what the run was worth before it.
+`tamiyo.models.learning.credit` has them, less what the run was worth before it.
 """
 
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from tamiyo.models.batch import GraphBatch, graph_entropy, masked_log_softmax
-from tamiyo.models.hyperparameters import LearningSettings
+from tamiyo.models.learning.hyperparameters import LearningSettings
 from tamiyo.models.policy import PolicyOutput
 
 MAX_LOG_RATIO = 20.0  # nats: an infinite ratio has a NaN gradient even if clipping or a weight of 0 removes it

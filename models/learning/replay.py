@@ -7,7 +7,7 @@ from itertools import islice
 import numpy as np
 import numpy.typing as npt
 
-from tamiyo.models.example import Example
+from tamiyo.models.learning.example import Example
 
 SMALLEST_PRIORITY = 1e-3  # in units of reward: a perfectly predicted experience is still drawn sometimes
 

@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 
 from tamiyo.models.checkpoint import CheckpointHeader, save
-from tamiyo.models.credit import RunCredit
-from tamiyo.models.example import Example, ExperienceRejected
-from tamiyo.models.hyperparameters import LearningSettings
+from tamiyo.models.learning.credit import RunCredit
+from tamiyo.models.learning.example import Example, ExperienceRejected
+from tamiyo.models.learning.hyperparameters import LearningSettings
+from tamiyo.models.learning.replay import Replay
+from tamiyo.models.learning.update import Updater
 from tamiyo.models.policy import TamiyoPolicy
-from tamiyo.models.replay import Replay
-from tamiyo.models.update import Updater
 from tamiyo.schemas.errors import UpdateRejected
 from tamiyo.schemas.learning import Experience
 

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from tamiyo.models.update import Updater
+from tamiyo.models.learning.update import Updater
 from tamiyo.schemas.errors import UpdateRejected
-from tests.models.update.updates import COUNT, EXAMPLES, everything, same, settings, update
+from tests.models.learning.update.updates import COUNT, EXAMPLES, everything, same, settings, update
 from tests.support.experiences import make_example, small_policy
 
 
