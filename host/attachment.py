@@ -19,7 +19,8 @@ from tamiyo.host.kernels.cache import KernelCache
 from tamiyo.host.kernels.store import KernelStore
 from tamiyo.host.layers.attached_model import AttachedModel
 from tamiyo.host.layers.recovery import ErrorRecovery
-from tamiyo.host.layers.selection import require_known, select_layers
+from tamiyo.host.layers.selection import identifier, require_known, select_layers
+from tamiyo.host.layers.unwrapping import unwrapped
 from tamiyo.host.probes.counterfactual import HeldOutBatch
 from tamiyo.host.probes.overhead import OverheadMeter
 from tamiyo.host.probes.shadow_twin import ShadowTwin, require_measurable
@@ -47,19 +48,21 @@ def attach(
     settings: HostSettings | None = None,
     transport: Transport | None = None,
 ) -> Handle:
-    """Wrap a model's layers in place, publish its topology, and return the handle to call after each step.
+    """Watch a model's layers, publish its topology, and return the handle to call after each step.
 
-    The model computes the same as before until a decision is executed. If no broker is reachable within
+    The model's modules stay in place, and it computes the same as before, to the bit, until a decision is executed. If
+    no broker is reachable within
     `HostSettings.connect_timeout_s`, training continues without it.
 
     Args:
-        model: The network to train. Its Linear, Conv1d and Conv2d modules are replaced by wrappers in place.
+        model: The network to train. Its Linear, Conv1d and Conv2d modules are watched and can grow; those where a
+            kernel would have no effect are left alone (`Handle.left_alone`).
         optimizer: The optimiser of its parameters; kernels join and leave its param groups. Any torch optimiser except
             LBFGS and Muon.
         example_input: A batch as the model takes it: a tensor, a tuple of arguments, or a mapping of keyword arguments.
-            It is run once in eval mode to find the layers' shapes and order.
-        run_id: Name of the run on every topic. Default: a fresh one.
-        layers: Dotted names of the modules to wrap. Default: all that run on the example.
+            A copy of the model runs on it, in eval and in train mode, to find the layers' shapes and order.
+        run_id: Name of the run on every topic; characters that topics do not accept are escaped. Default: a fresh one.
+        layers: Dotted names of the modules to watch. Default: all that run on the example.
         num_seeds: Kernels that a layer can carry at once.
         protected: Layers that are observed but never adapted, in addition to `HostSettings.protected_layers`.
         loss_fn: `loss_fn(model(inputs), targets)` returns the mean loss, nats.
@@ -90,28 +93,33 @@ def attach(
         >>> optimizer = torch.optim.Adam(model.parameters())
         >>> handle = attach(model, optimizer, example_input=torch.zeros(2, 4), transport=MemoryTransport())
         >>> type(model[0]).__name__
-        'KasminaLayer'
-        >>> handle.detach()
-        >>> type(model[0]).__name__
         'Linear'
+        >>> list(handle.layers)
+        ['0', '2']
+        >>> handle.close()
     """
     settings = settings or HostSettings()
     transport = transport or KafkaTransport()
-    run_id = run_id or f"run-{uuid.uuid4().hex[:12]}"
+    run_id = identifier(str(run_id)) if run_id else f"run-{uuid.uuid4().hex[:12]}"
+    model = unwrapped(model)
     budget = settings.twin_budget if twin_budget is None else twin_budget
     require_measurable(budget, loss_fn)
-    selected = select_layers(model, layers, example_input)
-    shielded = require_known(protected, selected, "protected").union(settings.protected_layers)
+    selection = select_layers(model, layers, example_input)
+    ids = {each.name: layer_id for layer_id, each in selection.layers.items()}
+    shielded = {ids[name] for name in require_known(protected, ids, "protected")}
+    shielded |= {ids.get(name, name) for name in settings.protected_layers}
     growing = GrowingOptimizer(optimizer)
     cache = KernelCache(KernelStore(transport.store_url or settings.store_url), capacity=settings.cache_capacity)
     recovery = ErrorRecovery(on_replaced=growing.forget, source=cache.pristine)
     attached = AttachedModel(
-        model, selected, num_seeds=num_seeds, ramp_steps=settings.ramp_steps, recovery=recovery, cache=cache
+        model, selection, num_seeds=num_seeds, ramp_steps=settings.ramp_steps, recovery=recovery, cache=cache
     )
-    topology = attached.topology(run_id, settings, protected=shielded, task=task, planned_steps=planned_steps)
+    topology = attached.topology(
+        run_id, selection, settings, protected=shielded, task=task, planned_steps=planned_steps
+    )
     # The transport is open before any decision about this run can be made, which takes its topology.
     transport.open(run_id, settings, cache.fetch_ahead)
-    attached.wrap()
+    attached.connect()
     transport.publish(TOPOLOGY, lambda: topology)
     batch = None if loss_fn is None or held_out is None else HeldOutBatch(model, loss_fn, *held_out)
     meter = OverheadMeter()

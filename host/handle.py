@@ -109,6 +109,16 @@ class Handle:
         sampler.arm(1)
 
     @property
+    def layers(self) -> tuple[str, ...]:
+        """Names of the layers that are watched and can grow, as on the topics, in the order in which they run."""
+        return tuple(self._model.layers)
+
+    @property
+    def left_alone(self) -> Mapping[str, str]:
+        """Why other layers of these kinds are not watched, by name in the model."""
+        return self._model.left_alone
+
+    @property
     def sampling(self) -> bool:
         """Whether the step under way is measured; compute an accuracy only then, if it costs time."""
         return self._sampler.armed
@@ -267,13 +277,13 @@ class Handle:
         self._model.recovery.on_event = None
 
     def detach(self) -> None:
-        """Close the run, put plain layers back wherever no kernel has grown, and release the optimiser.
+        """Close the run, and release the optimiser, and the model unless kernels have grown in it.
 
-        Grown layers stay wrapped; `export` makes plain ones of them.
+        A grown model keeps its kernels; `export` makes a plain one of it.
         """
         self.close()
         self._adapter.release_optimizer()
-        self._model.unwrap()
+        self._model.release()
 
     def __enter__(self) -> Self:
         return self

@@ -62,6 +62,8 @@ class Adapter:
 
     def advance(self, step: int) -> None:
         """Move the grown layers on to `step`, then execute what has arrived and is ready."""
+        if self._model.outdated:
+            self._follow_model()
         for layer in self._model.grown:
             for dropped in layer.advance(step):
                 self._growing.drop(dropped.kernel.parameters())
@@ -103,3 +105,14 @@ class Adapter:
     def _take(self, step: int) -> None:
         for record in self._transport.receive():
             self.executor.take(record, step)
+
+    def _follow_model(self) -> None:
+        """Train the kernels that the model has now: the user has loaded a state dict into it."""
+        gone = set(self._model.trained)
+        self._model.refresh()
+        gone -= set(self._model.trained)
+        self._growing.drop(gone)
+        for layer in self._model.grown:
+            for seed in layer.seeds:
+                if seed.kernel is not None:
+                    self.executor.train(layer, seed)

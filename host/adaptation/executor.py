@@ -13,6 +13,7 @@ from tamiyo.host.common import clock
 from tamiyo.host.common.settings import HostSettings
 from tamiyo.host.kernels.cache import KernelCache
 from tamiyo.host.layers.kasmina_layer import KasminaLayer
+from tamiyo.host.layers.seed import Seed
 from tamiyo.host.probes.counterfactual import HeldOutBatch, latency_ms
 from tamiyo.host.probes.shadow_twin import ShadowTwin
 from tamiyo.schemas.adaptation import (
@@ -278,13 +279,18 @@ class Executor:
             )
         self._limits.check(decision, steps_since=self.steps_since(step), parameters=kernel.parameter_count)
         index = layer.load_kernel(kernel, kernel_id=compiled.kernel_id, blueprint=metadata.blueprint, step=step)
-        loaded = layer.seeds[index].kernel
-        assert loaded is not None
-        self._growing.add(loaded, beside=layer.base.parameters(), name=f"{layer.layer_id}.kernels.{index}")
-        scale = self.scale(layer.layer_id)
-        if scale < 1.0:  # a kernel learns at the rate of its layer
-            self._growing.scale_learning_rate(loaded.parameters(), scale)
+        self.train(layer, layer.seeds[index])
         return compiled.kernel_id
+
+    def train(self, layer: KasminaLayer, seed: Seed) -> None:
+        """Let the optimiser train a seed's kernel at the learning rate of its layer; one it trains already stays."""
+        assert seed.kernel is not None
+        name = f"{layer.layer_id}.kernels.{seed.index}"
+        fresh = [p for p in seed.kernel.parameters() if not self._growing.trains(p)]
+        self._growing.add(seed.kernel, beside=layer.base.parameters(), name=name)
+        scale = self.scale(layer.layer_id)
+        if scale < 1.0:
+            self._growing.scale_learning_rate(fresh, scale)
 
     def _measure(self, layer: KasminaLayer) -> dict[str, float]:
         """Return loss (nats, if there is a held-out batch), latency_ms (of the layer), parameters (of all layers)."""

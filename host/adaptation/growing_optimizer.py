@@ -64,6 +64,10 @@ class GrowingOptimizer:
                 group["param_names"].append(f"{name}.{suffix}")
         return at
 
+    def trains(self, parameter: nn.Parameter) -> bool:
+        """Return whether a parameter is in a param group."""
+        return parameter in self._places()
+
     def drop(self, parameters: Iterable[nn.Parameter]) -> int:
         """Remove parameters with their state and gradient; return how many were trained. No other changes."""
         leaving = {id(p): p for p in parameters}

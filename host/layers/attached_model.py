@@ -2,39 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 
 from torch import nn
 
 from tamiyo.host.common import clock
+from tamiyo.host.common.compiled import recompile
 from tamiyo.host.common.settings import HostSettings
 from tamiyo.host.kernels.cache import KernelCache
+from tamiyo.host.layers.grown_kernels import GrownKernels
 from tamiyo.host.layers.kasmina_layer import KasminaLayer
 from tamiyo.host.layers.recovery import ErrorRecovery
-from tamiyo.host.layers.selection import SelectedLayer
+from tamiyo.host.layers.selection import Selection
 from tamiyo.host.topology.topology import topology, trainable
 from tamiyo.host.topology.tracing import edges
 from tamiyo.schemas.telemetry import ModelTopology
 
 
 class AttachedModel:
-    """The wrapped layers of a model and what they have grown.
+    """The watched layers of a model and what they have grown.
 
-    `wrap` and `unwrap` exchange the layers in place. `refresh` must follow every change of the kernels; between two
-    changes the values below are constant, so that a step does not have to visit the layers that have not grown.
+    The user's modules stay in place. `refresh` must follow every change of the kernels; between two changes the values
+    below are constant, so that a step does not have to visit the layers that have not grown.
     """
 
     def __init__(
         self,
         model: nn.Module,
-        selected: Mapping[str, SelectedLayer],
+        selection: Selection,
         *,
         num_seeds: int,
         ramp_steps: int,
         recovery: ErrorRecovery,
         cache: KernelCache,
     ) -> None:
-        """Make the wrappers; the model itself stays as it is until `wrap`."""
+        """Make the layers' companions; the model itself stays as it is until `connect`."""
         self.model = model
         self.recovery = recovery
         self.base_parameters = trainable(model)
@@ -48,30 +50,47 @@ class AttachedModel:
                 spec=each.spec,
                 recovery=recovery,
                 cache=cache,
+                in_place=True,
             )
-            for layer_id, each in selected.items()
+            for layer_id, each in selection.layers.items()
         }
+        self._kernels = GrownKernels({each.name: self.layers[layer_id] for layer_id, each in selection.layers.items()})
         self.grown: tuple[KasminaLayer, ...] = ()
         """Layers with at least one kernel."""
+        self.trained: tuple[nn.Parameter, ...] = ()
+        """The kernels' parameters."""
         self.kernel_parameters = 0
         """Trainable numbers of all kernels."""
         self.revision = 0
         """Rises with every change of the kernels."""
+        self._known_changes = self._kernels.changes
         self._num_seeds = num_seeds
-        self._selected = selected
+        self.left_alone = selection.left_alone
+        """Why the other layers that could carry kernels are not watched, by name."""
 
     def topology(
-        self, run_id: str, settings: HostSettings, *, protected: Collection[str], task: str, planned_steps: int | None
+        self,
+        run_id: str,
+        selection: Selection,
+        settings: HostSettings,
+        *,
+        protected: Collection[str],
+        task: str,
+        planned_steps: int | None,
     ) -> ModelTopology:
-        """Return the record that describes the network to the pipeline. Call it before `wrap`: it traces the model."""
+        """Return the record that describes the network to the pipeline; it traces the selection's copy."""
         budget = settings.parameter_budget
         if budget is None:
             budget = int(settings.parameter_budget_ratio * self.base_parameters)
         return topology(
             run_id,
-            {layer_id: each.spec for layer_id, each in self._selected.items()},
+            {layer_id: each.spec for layer_id, each in selection.layers.items()},
             {layer_id: layer.base_parameters for layer_id, layer in self.layers.items()},
-            edges(self.model, {layer_id: each.module for layer_id, each in self._selected.items()}, list(self.layers)),
+            edges(
+                selection.copy,
+                {layer_id: each.copy for layer_id, each in selection.layers.items()},
+                list(selection.layers),
+            ),
             num_seeds=self._num_seeds,
             protected=protected,
             time_ms=clock.time_ms(),
@@ -82,23 +101,34 @@ class AttachedModel:
             planned_steps=planned_steps,
         )
 
-    def wrap(self) -> None:
-        """Put the wrapped layers in place of the model's own."""
-        for layer_id, layer in self.layers.items():
-            self._put(layer_id, layer)
+    def connect(self) -> None:
+        """Let the kernels be part of the model. Raises ConfigurationError if the model's names leave no room."""
+        self._kernels.place(self.model)
 
-    def unwrap(self) -> None:
-        """Put the model's own layers back, except where kernels have grown."""
-        for layer_id, layer in self.layers.items():
-            if not len(layer.kernels):
-                self._put(layer_id, layer.base)
+    def release(self) -> None:
+        """Leave the model, unless kernels have grown."""
+        self.refresh()
+        if not self.grown:
+            for layer in self.layers.values():
+                layer.disconnect()
+            self._kernels.remove()
+
+    @property
+    def outdated(self) -> bool:
+        """Whether kernels have joined or left since `refresh`, such as by a state dict that the user has loaded."""
+        return self._kernels.changes != self._known_changes
 
     def refresh(self) -> None:
         """Update `grown`, `kernel_parameters` and `revision` after a change of the kernels."""
         self.grown = tuple(layer for layer in self.layers.values() if len(layer.kernels))
+        self.trained = tuple(p for layer in self.grown for p in layer.kernels.parameters())
         self.kernel_parameters = sum(layer.kernel_parameters for layer in self.grown)
         self.revision += 1
+        self._known_changes = self._kernels.changes
+        recompile()
 
-    def _put(self, layer_id: str, module: nn.Module) -> None:
-        for parent, attribute in self._selected[layer_id].places:
-            setattr(parent, attribute, module)
+    def check_kernels(self) -> None:
+        """Find kernels that failed where reading their values would have waited for the device."""
+        for layer in self.grown:
+            if layer.deferred:
+                layer.check()

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import copy
+from typing import Any
 
 from torch import Tensor, fx, nn
 
+from tamiyo.host.common.copying import copied
+from tamiyo.host.layers.grown_kernels import kernels_of
 from tamiyo.host.layers.kasmina_layer import KasminaLayer
 from tamiyo.host.layers.seed import Seed
 from tamiyo.schemas.errors import KernelError
@@ -16,9 +18,10 @@ __all__ = ["export"]
 def export(model: nn.Module) -> nn.Module:
     """Return a copy of a grown model with equal outputs, made of torch's and the user's modules only.
 
-    A layer without a live kernel becomes its original module again; a grown one becomes a torch.fx GraphModule of the
-    original and its kernels, each at its current share of the output. The copy can be saved, scripted, or loaded
-    without Tamiyo.
+    A layer without a live kernel is its original module. A grown one too, with a forward hook: a torch.fx GraphModule
+    of its kernels, each at its current share of the output, which is also its child `grown`. So whatever reads a
+    layer's class, `weight` or `in_features` still can. The copy can be saved and loaded without Tamiyo, exported by
+    torch.export, and traced.
 
     Args:
         model: The attached model, or any module that contains its layers; it stays as it is.
@@ -27,7 +30,8 @@ def export(model: nn.Module) -> nn.Module:
         The plain copy, in the same mode (train or eval), dtype and device.
 
     Raises:
-        KernelError: torch.fx cannot trace a kernel, because its forward branches on values or shapes.
+        KernelError: torch.fx cannot trace a kernel, because its forward branches on values or shapes; or an attribute
+            of the model cannot be copied.
 
     Example:
         >>> import torch
@@ -43,39 +47,40 @@ def export(model: nn.Module) -> nn.Module:
         >>> handle.close()
         >>> plain = export(model)
         >>> [type(module).__name__ for module in plain]
-        ['GrownLayer', 'ReLU', 'Linear']
+        ['Linear', 'ReLU', 'Linear']
         >>> inputs = torch.randn(3, 4)
         >>> torch.equal(plain(inputs), model(inputs))
         True
     """
-    copied = copy.deepcopy(model)
-    plain: dict[KasminaLayer, nn.Module] = {
-        module: _plain(module) for module in copied.modules() if isinstance(module, KasminaLayer)
-    }
-    if isinstance(copied, KasminaLayer):
-        return plain[copied]
+    plain = copied(model)
+    kernels = kernels_of(plain)
+    if kernels is not None:
+        for layer in kernels.layers.values():
+            _hook_kernels(layer)
+        kernels.remove()
+    wrappers = {module: _unwrapped(module) for module in plain.modules() if isinstance(module, KasminaLayer)}
+    if isinstance(plain, KasminaLayer):
+        return wrappers[plain]
     # With duplicates, because one layer may have several places.
-    places = [n for n, m in copied.named_modules(remove_duplicate=False) if isinstance(m, KasminaLayer)]
+    places = [n for n, m in plain.named_modules(remove_duplicate=False) if isinstance(m, KasminaLayer)]
     for place in places:
         parent, _, name = place.rpartition(".")
-        holder, layer = copied.get_submodule(parent), copied.get_submodule(place)
-        if isinstance(layer, KasminaLayer):  # not replaced yet through another path to its holder
-            setattr(holder, name, plain[layer])
-    return copied
+        holder, wrapper = plain.get_submodule(parent), plain.get_submodule(place)
+        if isinstance(wrapper, KasminaLayer):  # not replaced yet through another path to its holder
+            setattr(holder, name, wrappers[wrapper])
+    return plain
 
 
-class _Grown(nn.Module):
-    """The computation of a grown layer in a form that torch.fx can trace."""
+class _Deltas(nn.Module):
+    """The kernels of a layer, in a form that torch.fx can trace."""
 
-    def __init__(self, layer: KasminaLayer, live: list[Seed]) -> None:
+    def __init__(self, live: list[Seed]) -> None:
         super().__init__()
-        self.base = layer.base
         self.alphas = [seed.alpha for seed in live]
         for number, seed in enumerate(live):
             self.add_module(f"kernel_{number}", seed.kernel)
 
-    def forward(self, input: Tensor) -> Tensor:
-        output: Tensor = self.base(input)
+    def added(self, input: Tensor, output: Tensor) -> Tensor:
         grown = output
         for number, alpha in enumerate(self.alphas):
             delta: Tensor = self.get_submodule(f"kernel_{number}")(input, output)
@@ -83,18 +88,55 @@ class _Grown(nn.Module):
         return grown
 
 
-def _plain(layer: KasminaLayer) -> nn.Module:
-    """Return the plain module that computes what `layer` computes now."""
+class _Hook(_Deltas):
+    """A forward hook that adds the deltas to the output of the module it is registered with."""
+
+    def __init__(self, live: list[Seed], keyword: str | None, *, in_tuple: bool) -> None:
+        super().__init__(live)
+        self.keyword = keyword
+        self.in_tuple = in_tuple
+
+    def forward(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
+        input = args[0] if self.keyword is None else kwargs[self.keyword]
+        return (self.added(input, output[0]), output[1]) if self.in_tuple else self.added(input, output)
+
+
+class _Wrapper(_Deltas):
+    """The computation of a layer that stands alone."""
+
+    def __init__(self, base: nn.Module, live: list[Seed]) -> None:
+        super().__init__(live)
+        self.base = base
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self.added(input, self.base(input))
+
+
+def _hook_kernels(layer: KasminaLayer) -> None:
+    """Let a layer in place compute what it computes now by a hook of torch's own classes."""
+    layer.disconnect()
     live = [seed for seed in layer.seeds if seed.live]
-    if not live:
-        return layer.base
+    if live:
+        hook = _traced(layer, _Hook(live, layer.keyword, in_tuple=layer.in_tuple), live)
+        layer.base.add_module("grown", hook)
+        layer.base.register_forward_hook(hook, prepend=True, with_kwargs=True)
+
+
+def _unwrapped(layer: KasminaLayer) -> nn.Module:
+    """Return the plain module that computes what a wrapper computes now."""
+    live = [seed for seed in layer.seeds if seed.live]
+    return _traced(layer, _Wrapper(layer.base, live), live) if live else layer.base
+
+
+def _traced(layer: KasminaLayer, root: nn.Module, live: list[Seed]) -> fx.GraphModule:
+    """Return `root` as a module of torch's own classes. Raises KernelError if torch.fx cannot trace a kernel."""
 
     class Tracer(fx.Tracer):
         # A local class, so that the GraphModule keeps no reference to one of this package.
         def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
             return m is layer.base or super().is_leaf_module(m, module_qualified_name)
 
-    root = _Grown(layer, live).train(layer.training)
+    root.train(layer.training)
     try:
         graph = Tracer().trace(root)
     except (fx.proxy.TraceError, TypeError, RuntimeError) as error:

@@ -11,12 +11,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from tamiyo.host.blueprints import Kernel
 from tamiyo.host.blueprints.base import PRESERVING
 from tamiyo.host.blueprints.layer_spec import LayerSpec
 from tamiyo.host.common import clock
+from tamiyo.host.common.device import read_all
 from tamiyo.host.kernels.cache import KernelCache
+from tamiyo.host.layers.delta_guard import DeltaGuard
 from tamiyo.host.layers.layer_state import pack, unpack
 from tamiyo.host.layers.layer_stats import Performance, layer_stats
 from tamiyo.host.layers.recovery import ErrorRecovery
@@ -41,11 +44,17 @@ class KasminaLayer(nn.Module):
 
     Every kernel receives the base's own output, so gating one off changes no other. Attributes that this class lacks
     (`weight`, `in_features`) are those of the base.
+
+    Alone, it wraps the base: call it instead of the base. `in_place`, the base stays where it is in a model, and a
+    forward hook on it adds the deltas; the hook is there only while a kernel is live or an observer watches, so that a
+    layer without both is the user's own module and nothing else.
     """
 
     base: nn.Module
     kernels: nn.ModuleDict
     observer: Observer | None
+    on_change: Callable[[KasminaLayer], None] | None
+    """Called after a kernel has joined or left."""
 
     def __init__(
         self,
@@ -60,6 +69,7 @@ class KasminaLayer(nn.Module):
         spec: LayerSpec | None = None,
         recovery: ErrorRecovery | None = None,
         cache: KernelCache | None = None,
+        in_place: bool = False,
     ) -> None:
         """Wrap a module, or build a Linear.
 
@@ -74,6 +84,7 @@ class KasminaLayer(nn.Module):
             spec: Geometry of the layer; None: found at the first forward pass.
             recovery: Handles errors of kernels; several layers may share one.
             cache: Source of the cache counts in `get_layer_stats`.
+            in_place: Whether `base` keeps its place in a model, and this module acts through hooks on it.
 
         Raises:
             KernelError: Neither `base` nor both sizes are given.
@@ -84,7 +95,10 @@ class KasminaLayer(nn.Module):
                 raise KernelError("a KasminaLayer needs a base module, or input_size and output_size")
             base = nn.Linear(input_size, output_size)
             spec = spec or LayerSpec.of(layer_id, base, torch.zeros(1, input_size))
-        self.base = base
+        if in_place:
+            object.__setattr__(self, "base", base)  # no child: the model has it already
+        else:
+            self.base = base
         self.kernels = nn.ModuleDict()
         self.layer_id = layer_id
         self.telemetry_enabled = telemetry_enabled
@@ -96,13 +110,23 @@ class KasminaLayer(nn.Module):
         self._spec = spec
         self._seen: torch.Size | None = None
         self._live: tuple[Seed, ...] = ()
+        self._in_place = in_place
+        self._deferred = False
+        self._hooks: list[RemovableHandle] = []
+        self._hooked = (False, False)
+        self._started = 0.0
+        self.keyword: str | None = None
+        """Name of the argument by which the model passes the input; None: by position."""
+        self.in_tuple = False
+        """Whether the base returns a tuple; its first entry is the output."""
+        self.on_change = None
         self.train(base.training)
 
     def __getattr__(self, name: str) -> Any:
         try:
             return super().__getattr__(name)
         except AttributeError:
-            base = self.__dict__.get("_modules", {}).get("base")
+            base = self.__dict__.get("base") or self.__dict__.get("_modules", {}).get("base")
             if base is None or name.startswith("__"):
                 raise
             return getattr(base, name)
@@ -136,6 +160,9 @@ class KasminaLayer(nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         """Return the base's output plus the deltas of the live kernels."""
+        if self._in_place:
+            hooked: Tensor = self.base(input)
+            return hooked
         performance, observer, live = self.performance, self.observer, self._live
         performance.total_executions += 1
         if self._seen is None:
@@ -157,17 +184,78 @@ class KasminaLayer(nn.Module):
             observer(self, input, output, latency_ms)
         return output
 
+    def connect(self) -> None:
+        """Put the hooks that are needed now on a base in place, and remove the others."""
+        needed = (bool(self._live) or self.observer is not None, self.observer is not None)
+        if not self._in_place or needed == self._hooked:
+            return
+        self.disconnect()
+        self._hooked = needed
+        if needed[0]:
+            # First, so that the user's own hooks see the output as the rest of the network does.
+            self._hooks.append(self.base.register_forward_hook(self._after, prepend=True, with_kwargs=True))
+        if needed[1]:
+            self._hooks.append(self.base.register_forward_pre_hook(self._before))
+
+    def disconnect(self) -> None:
+        """Remove the hooks from a base in place."""
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks, self._hooked = [], (False, False)
+
+    def reconnect(self) -> None:
+        """Put the hooks on the base of a copy that was made without them."""
+        self._hooks, self._hooked = [], (False, False)
+        self.connect()
+
+    def _before(self, *_: Any) -> None:
+        self._started = clock.seconds()
+
+    def _after(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        """Return the base's output with what has grown beside it; a hook on a base in place."""
+        input = args[0] if args else next(iter(kwargs.values()), None)
+        first, *rest = output if isinstance(output, tuple) else (output,)
+        if not isinstance(input, Tensor) or not isinstance(first, Tensor):
+            return None
+        live, observer = self._live, self.observer
+        if torch.compiler.is_compiling():
+            grown = self._traced(live, input, first)
+        else:
+            self.keyword, self.in_tuple = None if args else next(iter(kwargs)), isinstance(output, tuple)
+            performance = self.performance
+            performance.total_executions += 1
+            grown = self._grown(live, input, first) if live else first
+            if observer is not None:
+                latency_ms = (clock.seconds() - self._started) * 1e3
+                performance.timed += 1
+                performance.total_latency_ms += latency_ms
+                performance.last_latency_ms = latency_ms
+                observer(self, input, grown, latency_ms)
+        if grown is first:
+            return None
+        return (grown, *rest) if isinstance(output, tuple) else grown
+
+    def _traced(self, live: tuple[Seed, ...], input: Tensor, output: Tensor) -> Tensor:
+        """Return `output` plus the deltas of the live kernels, in a form that a compiler can trace."""
+        for seed in live:
+            assert seed.kernel is not None
+            assert seed.guard is not None
+            output = output + seed.guard.traced(seed.kernel(input, output)).to(output.dtype)
+        return output
+
     def _grown(self, live: tuple[Seed, ...], input: Tensor, output: Tensor) -> Tensor:
         """Return `output` plus the deltas of the live kernels; a kernel that fails is left to the recovery."""
         grown = output
+        deferred = self.deferred
         for seed in live:
             try:
-                delta: Tensor | None = _delta(seed, input, output)
+                delta: Tensor | None = _delta(seed, input, output, deferred)
             except Exception as error:  # training comes first: it continues without the kernel
                 if not _is_finite(input) or not _is_finite(output):
                     continue  # the network itself has diverged: not an error of the kernel
                 self.performance.errors += 1
-                delta = self.recovery.recover(self.layer_id, seed, error, partial(_delta, seed, input, output))
+                retry = partial(_delta, seed, input, output, deferred)
+                delta = self.recovery.recover(self.layer_id, seed, error, retry)
                 self._refresh()
             if delta is not None:
                 self.performance.kernel_executions += 1
@@ -210,6 +298,7 @@ class KasminaLayer(nn.Module):
         seed.load(kernel, kernel_id=kernel_id, blueprint=blueprint, step=step)
         self.kernels[str(seed_index)] = kernel
         self._refresh()
+        self._changed()
         return seed_index
 
     def _check(self, kernel: Kernel, kernel_id: str, weight: Tensor) -> None:
@@ -277,12 +366,24 @@ class KasminaLayer(nn.Module):
                 del self.kernels[str(seed.index)]
                 dropped.append(Dropped(seed.index, kernel_id, kernel))
             self._refresh()
+        if dropped:
+            self._changed()
         return dropped
+
+    def clear(self) -> None:
+        """Drop all kernels at once, whatever their state."""
+        for seed in self.seeds:
+            if seed.loaded:
+                seed.clear()
+        self.kernels.clear()
+        self._refresh()
+        self._changed()
 
     def observe(self, observer: Observer | None) -> None:
         """Call `observer` after every forward pass from now on; None: stop."""
         # nn.Module's own __setattr__ would check for parameters, buffers and modules at every sampled step.
         object.__setattr__(self, "observer", observer)
+        self.connect()
 
     @contextmanager
     def gated_off(self, seed_index: int) -> Iterator[None]:
@@ -310,8 +411,38 @@ class KasminaLayer(nn.Module):
             raise KernelError(f"layer {self.layer_id!r} has no kernel to {purpose}")
         return max(candidates, key=lambda seed: (seed.loaded_step, seed.index))
 
+    @property
+    def deferred(self) -> bool:
+        """Whether errors of kernels are found between steps, by `check`, because reading a value would wait."""
+        return self._deferred or next(self.base.parameters()).device.type != "cpu"
+
+    def check(self) -> None:
+        """Find the kernels that have failed since the last call; it waits for the device."""
+        guarded = [seed for seed in self.seeds if seed.loaded and seed.guard is not None]
+        failures = read_all([seed.guard.failures for seed in guarded if seed.guard is not None])
+        for seed, count in zip(guarded, failures, strict=True):
+            if count and seed.guard is not None:
+                seed.guard.failures.zero_()
+                if all(map(_is_finite, self.base.parameters())):  # else the network itself has diverged
+                    self.performance.errors += int(count)
+                    error = FloatingPointError(f"kernel {seed.kernel_id} returned values that are not finite")
+                    self.recovery.recover(self.layer_id, seed, error)
+        self._refresh()
+
     def _refresh(self) -> None:
         self._live = tuple(seed for seed in self.seeds if seed.live)
+        weight = next(self.base.parameters())
+        for seed in self._live:
+            if seed.guard is None or seed.guard.device != weight.device:
+                seed.guard = DeltaGuard(weight)
+                if self.deferred and seed.kernel is not None:
+                    seed.guard.watch(seed.kernel.parameters())
+            seed.guard.set_alpha(seed.alpha)
+        self.connect()
+
+    def _changed(self) -> None:
+        if self.on_change is not None:
+            self.on_change(self)
 
     def get_layer_stats(self) -> dict[str, Any]:
         """Return the layer's statistics.
@@ -354,29 +485,42 @@ class KasminaLayer(nn.Module):
         weight = next(self.base.parameters())
         for seed in saved:
             self._seed(seed.index)
+        # A kernel that is here already keeps its parameters, which an optimiser knows.
+        here = {(seed.index, seed.kernel_id): seed.kernel for seed in self.seeds if seed.loaded}
         for seed in self.seeds:
             if seed.loaded:
                 seed.clear()
         self.kernels.clear()
         for seed in saved:
             assert seed.kernel is not None
+            seed.kernel = here.get((seed.index, seed.kernel_id)) or seed.kernel.to(weight).train(self.training)
             self.seeds[seed.index] = seed
-            self.kernels[str(seed.index)] = seed.kernel.to(weight).train(self.training)
+            self.kernels[str(seed.index)] = seed.kernel
         self._refresh()
+        self._changed()
 
 
-def _delta(seed: Seed, layer_input: Tensor, layer_output: Tensor) -> Tensor:
-    """Return the kernel's delta. Raises FloatingPointError if a value is not finite: one sum finds out, in 5 us."""
+def _delta(seed: Seed, layer_input: Tensor, layer_output: Tensor, deferred: bool) -> Tensor:
+    """Return the kernel's delta.
+
+    Raises FloatingPointError if a value is not finite: one sum finds out, in 5 us. If that is `deferred`, the seed's
+    guard sees to it.
+    """
     assert seed.kernel is not None
+    guard = seed.guard if deferred else None
+    if guard is not None:
+        layer_input, layer_output = guard.shielded(layer_input), guard.shielded(layer_output)
     delta: Tensor = seed.kernel(layer_input, layer_output)
     if delta.shape != layer_output.shape:
         raise KernelIncompatible(f"the delta has shape {tuple(delta.shape)}, the output {tuple(layer_output.shape)}")
-    if not _is_finite(delta):
+    if guard is not None:
+        delta = guard.masked(delta)
+    elif not _is_finite(delta):
         raise FloatingPointError(f"kernel {seed.kernel_id} returned values that are not finite")
     return delta.to(layer_output.dtype)
 
 
 def _is_finite(values: Tensor) -> bool:
     """Return whether the sum is finite: almost always the same as every value, and much cheaper."""
-    total = values.detach().sum(dtype=torch.float64 if values.dtype is torch.float64 else torch.float32).item()
-    return math.isfinite(total)
+    total = values.detach().sum(dtype=torch.float64 if values.dtype is torch.float64 else torch.float32)
+    return math.isfinite(total.numpy() if total.device.type == "cpu" else total.item())

@@ -98,14 +98,16 @@ class ErrorRecovery:
             if seed.clean >= self.forgive_after:
                 seed.errors, seed.clean, seed.probation = 0, 0, False
 
-    def recover(self, layer_id: str, seed: Seed, error: Exception, attempt: Callable[[], Tensor]) -> Tensor | None:
-        """Handle an error in a forward pass.
+    def recover(
+        self, layer_id: str, seed: Seed, error: Exception, attempt: Callable[[], Tensor] | None = None
+    ) -> Tensor | None:
+        """Handle an error in a forward pass, or one that was found after it.
 
         Args:
             layer_id: The layer, for the event.
             seed: The seed whose kernel failed.
             error: What it raised.
-            attempt: Computes the delta again.
+            attempt: Computes the delta again; None: the pass is over.
 
         Returns:
             The delta if a retry succeeded; None: bypass the kernel in this step.
@@ -119,7 +121,7 @@ class ErrorRecovery:
             return None
         if seed.probation or seed.errors >= self.max_errors:
             seed.quarantine()
-        elif seed.errors == 1 and is_finite(seed):
+        elif attempt is not None and seed.errors == 1 and is_finite(seed):
             delta = self._retry(attempt)
             self._report(layer_id, seed, error, RecoveryStrategy.RETRY, delta is not None, started)
             if delta is not None:
@@ -139,8 +141,10 @@ class ErrorRecovery:
             if step - seed.quarantined_step >= self.quarantine_steps:
                 self._reset(layer_id, seed, KernelError(f"the quarantine of {self.quarantine_steps} steps has ended"))
                 seed.release()
-        elif step - seed.snapshot_step >= self.snapshot_every and not seed.errors and is_finite(seed):
-            seed.snapshot = {k: v.detach().clone() for k, v in seed.kernel.state_dict().items()}
+        elif step - seed.snapshot_step >= self.snapshot_every and not seed.errors:
+            # Whether it is finite is read only when it is needed: reading waits for the device.
+            taken = {k: v.detach().clone() for k, v in seed.kernel.state_dict().items()}
+            seed.snapshots = (taken, *seed.snapshots[:1])
             seed.snapshot_step = step
 
     def _retry(self, attempt: Callable[[], Tensor]) -> Tensor | None:
@@ -173,8 +177,9 @@ class ErrorRecovery:
         self._reset(layer_id, seed, failure)
 
     def _healthy(self, seed: Seed) -> Mapping[str, Tensor]:
-        if seed.snapshot is not None:
-            return seed.snapshot
+        for snapshot in seed.snapshots:
+            if all(bool(torch.isfinite(values).all()) for values in snapshot.values()):
+                return snapshot
         if self.source is None:
             raise KernelError("there are no healthy parameters to reload: no snapshot yet, and no cache")
         return self.source(seed.kernel_id)
@@ -183,7 +188,7 @@ class ErrorRecovery:
         started = clock.seconds()
         assert seed.kernel is not None
         seed.kernel.reset()
-        seed.snapshot = None
+        seed.snapshots = ()
         self._forget(seed)
         self._report(layer_id, seed, error, RecoveryStrategy.RESET, is_finite(seed), started)
 

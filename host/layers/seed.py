@@ -8,6 +8,7 @@ from enum import StrEnum
 from torch import Tensor
 
 from tamiyo.host.blueprints.base import Kernel
+from tamiyo.host.layers.delta_guard import DeltaGuard
 from tamiyo.schemas.errors import KernelError
 
 RAMP_STEPS = 50
@@ -61,9 +62,11 @@ class Seed:
     doomed: bool = False
     """Bypassed until `KasminaLayer.advance` drops it."""
     quarantined_step: int = 0
-    snapshot: dict[str, Tensor] | None = field(default=None, repr=False)
-    """The kernel's last healthy parameters."""
+    snapshots: tuple[dict[str, Tensor], ...] = field(default=(), repr=False)
+    """The kernel's parameters at the latest two times at which nothing was wrong, the newest first."""
     snapshot_step: int = 0
+    guard: DeltaGuard | None = field(default=None, repr=False)
+    """Keeps deltas that are not finite out of training where they cannot be read at once."""
 
     @property
     def alpha(self) -> float:
@@ -145,6 +148,8 @@ class Seed:
         kernel = self.kernel
         if kernel is None:
             raise KernelError(f"seed {self.index} is DORMANT: there is no kernel to drop")
+        if self.guard is not None:
+            self.guard.release()
         fresh = Seed(self.index, self.ramp_steps, step=self.step, gated=self.gated)
         for name in self.__slots__:
             setattr(self, name, getattr(fresh, name))

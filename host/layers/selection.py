@@ -1,69 +1,93 @@
-"""Choose the layers of a model that get wrapped."""
+"""Choose the layers of a model that are watched and can grow."""
 
 from __future__ import annotations
 
+import hashlib
 import logging
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import nn
 
 from tamiyo.host.blueprints.layer_spec import LayerSpec
-from tamiyo.host.layers.kasmina_layer import KasminaLayer
-from tamiyo.host.topology.tracing import Example, execute
-from tamiyo.schemas.errors import ConfigurationError, KernelIncompatible
+from tamiyo.host.common.copying import copied
+from tamiyo.host.common.random_streams import RandomStreams
+from tamiyo.host.layers.grown_kernels import kernels_of
+from tamiyo.host.topology.tracing import Example, call, execute
+from tamiyo.schemas.errors import ConfigurationError, KernelError, KernelIncompatible
 
 log = logging.getLogger(__name__)
 
 _KINDS = (nn.Linear, nn.Conv1d, nn.Conv2d)
+_LONGEST = 200
+"""Characters of a name on the topics."""
 
 
 @dataclass(frozen=True, slots=True)
 class SelectedLayer:
-    """A layer to wrap: its geometry, its module, and every (parent, attribute) of the model that refers to it."""
+    """A layer to watch: its name in the model, its geometry, its module, and the module in the selection's copy."""
 
+    name: str
     spec: LayerSpec
     module: nn.Module
-    places: tuple[tuple[nn.Module, str], ...]
+    copy: nn.Module
 
 
-def select_layers(
-    model: nn.Module, wanted: Literal["all"] | Iterable[str], example: Example
-) -> dict[str, SelectedLayer]:
-    """Return the layers to wrap by layer_id, in the order in which they run on `example`.
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """The layers to watch by layer_id, and why others are not."""
 
-    A module under several names is one layer, named by the first.
+    layers: Mapping[str, SelectedLayer]
+    left_alone: Mapping[str, str]
+    """Reason by module name."""
+    copy: nn.Module
+    """A copy of the model with the same parameters, on which it can be run and traced without a trace in the model."""
+
+
+def select_layers(model: nn.Module, wanted: Literal["all"] | Iterable[str], example: Example) -> Selection:
+    """Return the layers to watch, in the order in which they run on `example`.
+
+    A module under several names is one layer, named by the first. The model itself is not run: a copy of it is, in
+    eval and in train mode. Layers that do not run in both are left alone: a kernel there would have no effect, or not
+    always.
 
     Raises:
-        ConfigurationError: The model is attached already, is a single layer, cannot run on `example`, or lacks a wanted
-            layer; a wanted layer does not run or cannot carry kernels; or no layer is left.
+        ConfigurationError: The model is attached already, cannot run on `example`, or lacks a wanted layer; a wanted
+            layer does not run or cannot carry kernels; or no layer is left.
     """
-    if any(isinstance(module, KasminaLayer) for module in model.modules()):
+    if kernels_of(model) is not None:
         raise ConfigurationError("the model is attached already: detach it first, or attach a fresh one")
-    if isinstance(model, _KINDS):
-        raise ConfigurationError(
-            "the model is a single layer, which cannot be wrapped in place: put it in a Sequential"
-        )
-    modules, places = _candidates(model)
+    modules = _candidates(model)
     chosen = set(modules) if wanted == "all" else require_known(wanted, modules, "layers")
-    run = execute(model, {layer_id: modules[layer_id] for layer_id in modules if layer_id in chosen}, example)
-    selected: dict[str, SelectedLayer] = {}
-    for layer_id in run.order:
-        try:
-            spec = LayerSpec.of(layer_id, modules[layer_id], run.inputs[layer_id])
-        except KernelIncompatible as error:
-            if wanted != "all":
-                raise ConfigurationError(f"layer {layer_id} cannot carry kernels: {error}") from error
-            log.info("layer %s is not wrapped: %s", layer_id, error)
-        else:
-            selected[layer_id] = SelectedLayer(spec, modules[layer_id], tuple(places[layer_id]))
-    idle = chosen - set(run.order)
-    if idle and wanted != "all":
-        raise ConfigurationError(f"layers {', '.join(sorted(idle))} do not run on example_input")
+    ids = identifiers([name for name in modules if name in chosen])
+    with _unchanged(model) as probe:
+        inside = {name: probe.get_submodule(name) for name in ids}
+        run = execute(probe, inside, example)
+        left_alone = dict.fromkeys(ids, "it does not run on example_input: its weights may be read directly")
+        training = _in_training(probe, inside, example)
+        selected: dict[str, SelectedLayer] = {}
+        for name in run.order:
+            if training is not None and name not in training:
+                left_alone[name] = "it does not run in training mode"
+                continue
+            try:
+                spec = LayerSpec.of(ids[name], inside[name], run.inputs[name])
+            except KernelIncompatible as error:
+                left_alone[name] = f"it cannot carry kernels: {error}"
+            else:
+                del left_alone[name]
+                selected[ids[name]] = SelectedLayer(name, spec, modules[name], inside[name])
+    for name, reason in left_alone.items():
+        log.info("layer %s is left alone: %s", name, reason)
+    if left_alone and wanted != "all":
+        raise ConfigurationError("; ".join(f"layer {name}: {reason}" for name, reason in left_alone.items()))
     if not selected:
         raise ConfigurationError("no Linear, Conv1d or Conv2d of the model runs on example_input: nothing to attach to")
-    return selected
+    return Selection(selected, left_alone, probe)
 
 
 def require_known(names: Iterable[str], known: Iterable[str], argument: str) -> frozenset[str]:
@@ -75,15 +99,63 @@ def require_known(names: Iterable[str], known: Iterable[str], argument: str) -> 
     return wanted
 
 
-def _candidates(model: nn.Module) -> tuple[dict[str, nn.Module], dict[str, list[tuple[nn.Module, str]]]]:
-    """Return all Linear, Conv1d and Conv2d modules by layer_id, and the places of each."""
-    names: dict[int, str] = {}
-    modules: dict[str, nn.Module] = {}
-    places: dict[str, list[tuple[nn.Module, str]]] = {}
-    for name, module in model.named_modules(remove_duplicate=False):
-        if isinstance(module, _KINDS):
-            layer_id = names.setdefault(id(module), name)
-            parent, _, attribute = name.rpartition(".")
-            modules[layer_id] = module
-            places.setdefault(layer_id, []).append((model.get_submodule(parent), attribute))
-    return modules, places
+def identifier(name: str) -> str:
+    """Return a name as the topics accept it: other characters as `:hex:`, and a long name shortened by its hash."""
+    found = re.sub(r"[^\w.:/\-]", lambda match: f":{ord(match.group()):x}:", name)
+    if not re.match(r"\w", found):
+        found = f"_{found}"
+    if len(found) > _LONGEST:
+        found = f"{found[: _LONGEST - 17]}-{hashlib.sha256(name.encode()).hexdigest()[:16]}"
+    return found
+
+
+def identifiers(names: Iterable[str]) -> dict[str, str]:
+    """Return an identifier for each name; no two are equal."""
+    found: dict[str, str] = {}
+    taken: set[str] = set()
+    for name in names:
+        own = candidate = identifier(name or "model")
+        number = 1
+        while candidate in taken:
+            number += 1
+            candidate = f"{own[: _LONGEST - 8]}:{number}"
+        taken.add(candidate)
+        found[name] = candidate
+    return found
+
+
+@contextmanager
+def _unchanged(model: nn.Module) -> Iterator[nn.Module]:
+    """Run a copy of the model inside the context; the random streams and the model stay as they are."""
+    try:
+        probe = copied(model, share_parameters=True)
+    except KernelError as error:
+        log.warning("%s; attach runs the model itself", error)
+        probe = model
+    with RandomStreams({p.device for p in model.parameters()}).swapped():
+        yield probe
+
+
+def _in_training(probe: nn.Module, layers: Mapping[str, nn.Module], example: Example) -> set[str] | None:
+    """Return the layers that run in training mode; None if that cannot be found out with this example."""
+    reached: set[str] = set()
+    modes = [(module, module.training) for module in probe.modules()]
+    hooks = [module.register_forward_hook(lambda *_, name=name: reached.add(name)) for name, module in layers.items()]
+    try:
+        probe.train()
+        with torch.no_grad():
+            call(probe, example)
+    except Exception as error:  # one sample and batch statistics, for example: the training loop has other batches
+        log.info("the model does not run on example_input in training mode (%s)", error)
+        return None
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for module, training in modes:
+            module.training = training
+    return reached
+
+
+def _candidates(model: nn.Module) -> dict[str, nn.Module]:
+    """Return all Linear, Conv1d and Conv2d modules by the first of their names."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, _KINDS)}

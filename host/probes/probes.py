@@ -217,7 +217,7 @@ class Probes:
     def _observe(self, layer: KasminaLayer, layer_input: Tensor, output: Tensor, latency_ms: float) -> None:
         sample = self._sample
         # A forward pass in eval mode or without gradients is a validation, not the training step.
-        if sample is None or not (layer.training and torch.is_grad_enabled()):
+        if sample is None or not (layer.base.training and torch.is_grad_enabled()):
             return
         with self._measuring:
             units = unit_values(output, channels_last=layer.spec.type == "linear")

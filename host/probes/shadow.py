@@ -11,9 +11,10 @@ from typing import Any, Protocol, Self
 import torch
 from torch import Tensor, nn
 
+from tamiyo.host.common.copying import copied
 from tamiyo.host.common.device import read_all
 from tamiyo.host.common.random_streams import RandomStreams
-from tamiyo.host.layers.kasmina_layer import KasminaLayer
+from tamiyo.host.layers.grown_kernels import kernels_of
 from tamiyo.host.topology.tracing import call
 from tamiyo.schemas.adaptation import AdaptationDecision
 
@@ -79,11 +80,13 @@ class Shadow:
         """The loop's loss and the copy's on the latest batches."""
         self.streams = RandomStreams(devices(model))
         memo = _without_hooks(model)
-        self.model: nn.Module = copy.deepcopy(model, memo)
+        self.model: nn.Module = copied(model, memo)
         self._loss_fn = copy.deepcopy(loss_fn, memo) if isinstance(loss_fn, nn.Module) else loss_fn
         self._growing = growing.copied(memo)
-        self._layers = [module for module in self.model.modules() if isinstance(module, KasminaLayer)]
+        kernels = kernels_of(self.model)
+        self._layers = [] if kernels is None else list(kernels.layers.values())
         for layer in self._layers:
+            layer.reconnect()
             layer.recovery.on_replaced = self._growing.forget
         self._accumulated = 0
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from tamiyo.host.common import clock
 from tamiyo.host.common.device import read_all
-from tamiyo.host.layers.kasmina_layer import KasminaLayer
+from tamiyo.host.layers.grown_kernels import kernels_of
 from tamiyo.host.probes.counterfactual import HeldOutBatch, counters_kept
 from tamiyo.host.probes.overhead import OverheadMeter
 from tamiyo.host.probes.shadow import Batch, CopyableOptimizer, LossFunction, Shadow, devices
@@ -255,8 +255,8 @@ class ShadowTwin:
     def _losses(self, shadow: Shadow) -> tuple[float | None, float | None]:
         """Return the loss with and without the adaptation, nats."""
         if self._held_out is not None:
-            layers = [module for module in self._model.modules() if isinstance(module, KasminaLayer)]
-            with counters_kept(layers):
+            kernels = kernels_of(self._model)
+            with counters_kept([] if kernels is None else kernels.layers.values()):
                 together = self._held_out.loss()
             return together, self._held_out.of(shadow.model).loss()
         return _mean([own for own, _ in shadow.losses]), _mean([twin for _, twin in shadow.losses])

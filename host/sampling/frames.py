@@ -80,6 +80,7 @@ class Frames:
         self._twins = twins
         self._parameters = {layer_id: layer.base_parameters for layer_id, layer in layers.items()}
         self._executions = dict.fromkeys(layers, 0)
+        self._last_step = 0
         self._errors = dict.fromkeys(layers, 0)
 
     def sampled(
@@ -100,7 +101,8 @@ class Frames:
             model: ModelPerformance's own fields.
         """
         header = moment.header(COMPANIONS)
-        performance = {**header, **self._performance(measured)}
+        performance = {**header, **self._performance(measured, moment.step - self._last_step)}
+        self._last_step = moment.step
         health = {**header, **self._health(measured, contributions, latencies)}
         self._transport.publish(KERNEL_PERFORMANCE, partial(KernelPerformance, **performance))
         self._transport.publish(LAYER_HEALTH, partial(LayerHealth, **health))
@@ -145,12 +147,14 @@ class Frames:
         }
         self._transport.publish(ERROR_RECOVERY, partial(ErrorRecoveryEvent, **frame))
 
-    def _performance(self, measured: Measurements) -> dict[str, Any]:
+    def _performance(self, measured: Measurements, steps: int) -> dict[str, Any]:
         rows = list(measured.activations.items())
         executions, errors = [], []
         for layer_id, _ in rows:
             counters = self._layers[layer_id].performance
-            executions.append(counters.total_executions - self._executions[layer_id])
+            count = counters.total_executions - self._executions[layer_id]
+            # A layer without kernels is seen in the sampled step only.
+            executions.append(count if len(self._layers[layer_id].kernels) else count * steps)
             errors.append(counters.errors - self._errors[layer_id])
             self._executions[layer_id], self._errors[layer_id] = counters.total_executions, counters.errors
         return {

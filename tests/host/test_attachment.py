@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from tamiyo.host.blueprints import CATALOGUE
 from tamiyo.host.blueprints.layer_spec import LayerSpec
 from tamiyo.host.client.transport import Make
-from tamiyo.host.layers.kasmina_layer import KasminaLayer
+from tamiyo.host.layers.grown_kernels import kernels_of
 from tamiyo.host.testing import MemoryTransport
 from tamiyo.schemas.errors import ConfigurationError
 from tamiyo.schemas.telemetry import ModelTopology
@@ -31,14 +31,17 @@ def attached() -> Iterator[Run]:
     made.handle.close()
 
 
-def test_linear_and_convolution_layers_are_wrapped_in_place_with_equal_outputs() -> None:
+def test_linear_and_convolution_layers_are_watched_and_the_model_stays_as_it_was() -> None:
     model, inputs = network(), data()[0]
-    before = model(inputs)
-    weights = {id(p) for p in model.parameters()}
+    before, keys, modules = model(inputs), list(model.state_dict()), list(model.children())
+    weights = [id(p) for p in model.parameters()]
     made = run(model)
-    assert [name for name, module in model.named_modules() if isinstance(module, KasminaLayer)] == ["0", "3", "5"]
+    assert made.handle.layers == ("0", "3", "5")
+    assert made.handle.left_alone == {}
+    assert list(model.children()) == modules
+    assert list(model.state_dict()) == keys
     assert torch.equal(model(inputs), before)
-    assert {id(p) for p in model.parameters()} == weights
+    assert [id(p) for p in model.parameters()] == weights
     made.handle.close()
 
 
@@ -74,7 +77,8 @@ def test_the_same_network_has_the_same_topology_id(attached: Run) -> None:
 def test_chosen_layers_only() -> None:
     made = run(layers=["3"])
     assert [n.layer_id for n in topology(made).layers] == ["3"]
-    assert not isinstance(made.model.get_submodule("0"), KasminaLayer)
+    assert made.handle.layers == ("3",)
+    assert made.handle.left_alone == {}
     made.handle.close()
 
 
@@ -94,19 +98,17 @@ class Shared(nn.Module):
         return output
 
 
-def test_a_layer_under_two_names_is_one_layer_and_idle_layers_are_not_wrapped() -> None:
+def test_a_layer_under_two_names_is_one_layer_and_idle_layers_are_left_alone() -> None:
     model = Shared()
     example = torch.randn(2, 3, 4)
     before = model(example)
     made = run(model, example_input=example, held_out=False)
     assert [n.layer_id for n in topology(made).layers] == ["first"]
     assert model.first is model.again
-    assert isinstance(model.first, KasminaLayer)
-    assert isinstance(model.idle, nn.Linear)
+    assert set(made.handle.left_alone) == {"idle", "attention.out_proj"}
+    assert "does not run" in made.handle.left_alone["idle"]
     assert torch.equal(model(example), before)
-    made.handle.detach()
-    assert isinstance(model.first, nn.Linear)
-    assert model.first is model.again
+    made.handle.close()
 
 
 def test_the_global_random_state_is_left_alone() -> None:
@@ -122,11 +124,10 @@ def test_the_global_random_state_is_left_alone() -> None:
     ("model", "more", "message"),
     [
         (nn.Sequential(nn.Flatten(), nn.BatchNorm1d(16)), {}, "nothing to attach to"),
-        (nn.Linear(8, 2), {}, "Sequential"),
         (network(), {"layers": ["fc"]}, "there is no layer fc"),
         (network(), {"protected": ["fc"]}, "there is no layer fc"),
         (network(), {"example_input": torch.ones(2, 5, 8)}, "example_input"),
-        (Shared(), {"example_input": torch.ones(2, 3, 4), "layers": ["idle"]}, "do not run"),
+        (Shared(), {"example_input": torch.ones(2, 3, 4), "layers": ["idle"]}, "does not run"),
     ],
 )
 def test_a_model_that_cannot_be_attached_is_an_error(model: nn.Module, more: dict[str, object], message: str) -> None:
@@ -169,5 +170,5 @@ def test_a_model_whose_run_cannot_be_opened_stays_as_it_was() -> None:
     model, first = network(), run()
     with pytest.raises(ConfigurationError, match="carries run"):
         run(model, transport=first.transport)
-    assert not any(isinstance(module, KasminaLayer) for module in model.modules())
+    assert kernels_of(model) is None
     first.handle.close()

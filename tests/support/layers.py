@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from tamiyo.host.blueprints import Kernel, blueprint
 from tamiyo.host.blueprints.layer_spec import LayerSpec
+from tamiyo.host.layers.grown_kernels import kernels_of
 from tamiyo.host.layers.kasmina_layer import KasminaLayer
 
 # name -> (module, an input of a batch of 3)
@@ -21,6 +22,13 @@ GEOMETRIES: dict[str, tuple[nn.Module, Tensor]] = {
     "conv2d_groups": (nn.Conv2d(4, 6, (3, 1), stride=(2, 1), groups=2, dilation=(1, 2)), torch.zeros(3, 4, 9, 5)),
     "conv2d_double": (nn.Conv2d(2, 3, 2, padding="valid", dtype=torch.float64), torch.zeros(3, 2, 6, 6)),
 }
+
+
+def attached_layer(model: nn.Module, layer_id: str) -> KasminaLayer:
+    """What `attach` has put beside a module of the model."""
+    kernels = kernels_of(model)
+    assert kernels is not None
+    return kernels.layers[layer_id]
 
 
 def spec_of(name: str, layer_id: str = "layer") -> LayerSpec:

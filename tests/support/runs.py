@@ -24,6 +24,7 @@ from tamiyo.schemas.adaptation import (
 from tamiyo.schemas.identity import decision_id, kernel_id
 from tamiyo.schemas.record import Tensor as RecordTensor
 from tamiyo.schemas.topics import OUTCOMES, Topic
+from tests.support.layers import attached_layer
 
 RUN = "run-1"
 STORE = "memory://runs"
@@ -143,9 +144,7 @@ class Run:
             self.handle.step(loss=loss)
 
     def layer(self, layer_id: str = "0") -> KasminaLayer:
-        found = self.model.get_submodule(layer_id)
-        assert isinstance(found, KasminaLayer)
-        return found
+        return attached_layer(self.model, layer_id)
 
     def load(self, layer: str = "0", blueprint: str = "parallel_expansion") -> AdaptationDecision:
         """Decide to load a kernel; its record arrives too."""

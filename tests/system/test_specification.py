@@ -43,6 +43,7 @@ from tamiyo.streams.stages.rewards.stage import RewardsStage
 from tamiyo.streams.stages.windows.stage import WindowsStage
 from tests.support.chain import Chain
 from tests.support.factories import make_graph
+from tests.support.layers import attached_layer
 
 STEPS = 700
 
@@ -98,8 +99,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Chain, KasminaLayer]:
         settings=HostSettings(store_url=f"file://{folder}/kernels", drain_s=0.0, overhead_budget=1.0),
         transport=chain,
     ) as handle:
-        layer = model[0]
-        assert isinstance(layer, KasminaLayer)
+        layer = attached_layer(model, "0")
         assert layer.telemetry_enabled
         for step in range(STEPS):
             inputs = torch.randn(64, 128)  # fresh in every step: nothing can be overfitted

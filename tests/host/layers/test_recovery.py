@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from tamiyo.host.layers.kasmina_layer import KasminaLayer
 from tamiyo.host.layers.recovery import ErrorRecovery, RecoveryEvent
@@ -206,24 +206,30 @@ def test_a_kernel_that_fails_in_a_diverged_network_is_not_an_error(diverged: str
     assert not events
 
 
-def test_a_snapshot_is_of_healthy_parameters_only() -> None:
-    wrapped, built, _ = faulty(snapshot_every=2)
+def test_healthy_parameters_are_reloaded_even_if_the_newest_snapshot_is_of_bad_ones() -> None:
+    wrapped, built, events = faulty(snapshot_every=2)
     wrapped.advance(2)
-    built.last.bias.data.fill_(torch.nan)  # type: ignore[union-attr, operator]
-    wrapped.advance(4)
-    snapshot = wrapped.seeds[0].snapshot
-    assert snapshot is not None
-    assert all(bool(torch.isfinite(value).all()) for value in snapshot.values())
+    bias = built.last.bias
+    assert isinstance(bias, Tensor)
+    healthy = bias.detach().clone()
+    bias.data.fill_(torch.nan)
+    wrapped.advance(4)  # before any pass has shown that they are bad
+    assert len(wrapped.seeds[0].snapshots) == 2
+    for step in range(5, 9):
+        wrapped(X)
+        wrapped.advance(step)
+    assert "reload" in [event.strategy for event in events if event.success]
+    assert torch.equal(bias, healthy)
 
 
 def test_a_reset_kernel_has_no_snapshot() -> None:
     wrapped, built, events = faulty(max_errors=1, quarantine_steps=5, snapshot_every=2)
     wrapped.advance(2)
-    assert wrapped.seeds[0].snapshot is not None
+    assert wrapped.seeds[0].snapshots
     fail(wrapped, built, 3)
     wrapped.advance(7)
     assert events[-1].strategy == "reset"
-    assert wrapped.seeds[0].snapshot is None
+    assert wrapped.seeds[0].snapshots == ()
 
 
 def test_a_delta_of_another_shape_is_bypassed() -> None:

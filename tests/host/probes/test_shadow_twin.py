@@ -27,6 +27,7 @@ from tamiyo.host.reference.train import Workload, evaluate, steps
 from tamiyo.host.testing import MemoryTransport
 from tamiyo.schemas.errors import ConfigurationError
 from tamiyo.schemas.telemetry import LayerHealth
+from tests.support.layers import attached_layer
 from tests.support.runs import settings
 
 TWIN_STEPS = 12
@@ -95,9 +96,7 @@ class Loop:
 
     @property
     def layer(self) -> KasminaLayer:
-        layer = self.model[0]
-        assert isinstance(layer, KasminaLayer)
-        return layer
+        return attached_layer(self.model, "0")
 
     def train(self, steps: int) -> "Loop":
         for _ in range(steps):
@@ -196,7 +195,7 @@ def test_a_kernel_that_still_ramps_and_a_slowed_layer_are_copied_as_they_are() -
     loop.load("5").train(1)
     shadow = loop.twin._shadow
     assert shadow is not None
-    layers = [module for module in shadow.model.modules() if isinstance(module, KasminaLayer)]
+    layers = [attached_layer(shadow.model, layer_id) for layer_id in ("0", "5")]
     loop.train(5)
     assert [layer.seeds[0].ticks for layer in layers] == [loop.layer.seeds[0].ticks, 0]
     growing = shadow._growing

@@ -22,8 +22,8 @@ def test_costs_that_no_hook_has_timed_are_charged_once() -> None:
     charged: list[float] = []
     made.handle._meter.charge = charged.append  # type: ignore[method-assign]
     made.train(4)
-    # Two steps of three layers each, and three frames.
-    assert charged == [pytest.approx(6 * wrapping_seconds() + 3)] * 2
+    # Three layers in the sampled step, and three frames.
+    assert charged == [pytest.approx(3 * wrapping_seconds() + 3)] * 2
     made.handle.close()
 
 
