@@ -11,7 +11,9 @@ from torch import Tensor, nn
 
 from tamiyo.host.adaptation.adapter import Adapter
 from tamiyo.host.adaptation.growing_optimizer import GrowingOptimizer
+from tamiyo.host.adaptation.replicas import Replicas, replicated, require_ranks
 from tamiyo.host.client.kafka_transport import KafkaTransport
+from tamiyo.host.client.silent_transport import SilentTransport
 from tamiyo.host.client.transport import Transport
 from tamiyo.host.common.settings import HostSettings
 from tamiyo.host.handle import Handle
@@ -30,6 +32,9 @@ from tamiyo.schemas.topics import TOPOLOGY
 
 __all__ = ["attach"]
 
+NEVER = 1 << 40
+"""Steps between two frames of a rank that publishes none."""
+
 
 def attach(
     model: nn.Module,
@@ -45,6 +50,7 @@ def attach(
     task: str = "",
     planned_steps: int | None = None,
     twin_budget: float | None = None,
+    distributed: bool | None = None,
     settings: HostSettings | None = None,
     transport: Transport | None = None,
 ) -> Handle:
@@ -73,6 +79,10 @@ def attach(
         twin_budget: Share of the training time, such as 0.1, that shadow twins may take: copies of the run without an
             adaptation, which measure what it gained. They need `loss_fn`, the loss that the loop trains on, and
             `handle.step(..., batch=...)`. 0: none. Default: `HostSettings.twin_budget`.
+        distributed: Whether the ranks of torch.distributed train one run together, as with DistributedDataParallel:
+            rank 0 publishes and receives, and all ranks execute the same decisions at the same step. Every rank must
+            call `attach` and `Handle.step` alike. Default: yes, if there are several ranks. False: each rank is a run
+            of its own.
         settings: Intervals, budgets and limits. Default: from the environment (`TAMIYO_HOST_*`).
         transport: Carries records and decisions. Default: a `KafkaTransport` configured from the environment.
 
@@ -101,6 +111,17 @@ def attach(
     settings = settings or HostSettings()
     transport = transport or KafkaTransport()
     run_id = identifier(str(run_id)) if run_id else f"run-{uuid.uuid4().hex[:12]}"
+    replicas: Replicas | None = None
+    if replicated() if distributed is None else distributed:
+        require_ranks()
+        interval, check_interval = settings.exchange_interval, settings.sample_interval
+        replicas = Replicas(model, interval=interval, check_interval=check_interval)
+        run_id = replicas.agree(run_id)
+        if not replicas.leads:
+            held_out = None
+            if isinstance(transport, KafkaTransport):
+                transport = SilentTransport()
+            settings = settings.model_copy(update={"sample_interval": NEVER})
     model = unwrapped(model)
     budget = settings.twin_budget if twin_budget is None else twin_budget
     require_measurable(budget, loss_fn)
@@ -131,7 +152,7 @@ def attach(
         )  # fmt: skip
     adapter = Adapter(
         run_id, attached, growing, cache, transport, settings,
-        held_out=batch, parameter_budget=topology.parameter_budget, protected=shielded, twin=twin,
+        held_out=batch, parameter_budget=topology.parameter_budget, protected=shielded, twin=twin, replicas=replicas,
     )  # fmt: skip
     sampler = Sampler(
         run_id, attached, optimizer, adapter.executor, cache, transport, settings, held_out=batch, meter=meter,

@@ -200,9 +200,10 @@ class Handle:
         try:
             self._step += 1
             self._sampler.metrics.add(loss, accuracy, samples)
-            if self._sampler.armed:
+            sampled = self._sampler.armed
+            if sampled:
                 self._sampler.sample(self._step, self.epoch)
-            self._adapter.advance(self._step)
+            self._adapter.advance(self._step, sampled=sampled)
             self._sampler.arm(self._step + 1)
         except Exception as error:  # training comes first: no error of the SDK may end the loop
             self._survive(error)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -9,14 +10,18 @@ from typing import Any
 from tamiyo.host.adaptation.executor import Executor
 from tamiyo.host.adaptation.growing_optimizer import GrowingOptimizer
 from tamiyo.host.adaptation.limits import Limits
+from tamiyo.host.adaptation.replicas import Replicas
 from tamiyo.host.blueprints import for_layer
 from tamiyo.host.client.transport import Transport
+from tamiyo.host.common import clock
 from tamiyo.host.common.settings import HostSettings
 from tamiyo.host.kernels.cache import KernelCache
 from tamiyo.host.layers.attached_model import AttachedModel
 from tamiyo.host.probes.counterfactual import HeldOutBatch
 from tamiyo.host.probes.shadow_twin import ShadowTwin
 from tamiyo.schemas.topics import OUTCOMES
+
+log = logging.getLogger(__name__)
 
 _DRAIN_POLL_S = 0.01
 
@@ -37,8 +42,13 @@ class Adapter:
         parameter_budget: int,
         protected: Collection[str],
         twin: ShadowTwin | None = None,
+        replicas: Replicas | None = None,
     ) -> None:
         """Build the executor and its limits."""
+        self._cache = cache
+        self._replicas = replicas
+        if replicas is not None:
+            model.defer_errors()
         self._model = model
         self._growing = growing
         self._transport = transport
@@ -58,21 +68,39 @@ class Adapter:
             held_out=held_out,
             publish=lambda outcome: transport.publish(OUTCOMES, lambda: outcome),
             twin=twin,
+            clock=clock.seconds if replicas is None else replicas.seconds,
         )
 
-    def advance(self, step: int) -> None:
-        """Move the grown layers on to `step`, then execute what has arrived and is ready."""
+    def advance(self, step: int, *, sampled: bool = False) -> None:
+        """Move the grown layers on to `step`, then execute what has arrived and is ready.
+
+        Args:
+            step: The training step just completed.
+            sampled: Whether it was measured, so that reading values of kernels may wait for the device.
+        """
+        replicas = self._replicas
         if self._model.outdated:
             self._follow_model()
+        if replicas is None and sampled:
+            self._model.check_kernels()
+        elif replicas is not None and replicas.checks(step):
+            self._model.check_kernels(replicas.worst)
         for layer in self._model.grown:
             for dropped in layer.advance(step):
                 self._growing.drop(dropped.kernel.parameters())
-                self._model.refresh()
-        arrived = self._transport.receive()
+                self._refresh()
+        arrived = (
+            self._transport.receive() if replicas is None else replicas.exchange(step, self._transport, self._cache)
+        )
         for record in arrived:
             self.executor.take(record, step)
-        if (arrived or self.executor.open) and self.executor.run(step):
-            self._model.refresh()
+        if not (arrived or self.executor.open):
+            return
+        resolved = self.executor.counts.resolved
+        if self.executor.run(step):
+            self._refresh()
+        if replicas is not None and self.executor.counts.resolved > resolved:
+            self._keep_common(replicas)
 
     def drain(self, step: int, timeout_s: float) -> None:
         """End the run at `step`: refuse what is open, and every decision that arrives in the next `timeout_s` seconds.
@@ -96,7 +124,7 @@ class Adapter:
         """Resume from `state_dict`, after the model has loaded its own. Raises KernelError if it does not fit."""
         self._growing.load_state_dict(self._model.model, saved["optimizer"])
         self.executor.resume(saved["scales"])
-        self._model.refresh()
+        self._refresh()
 
     def release_optimizer(self) -> None:
         """Remove the hooks from the user's optimiser; what has grown stays in it."""
@@ -109,10 +137,28 @@ class Adapter:
     def _follow_model(self) -> None:
         """Train the kernels that the model has now: the user has loaded a state dict into it."""
         gone = set(self._model.trained)
-        self._model.refresh()
+        self._refresh()
         gone -= set(self._model.trained)
         self._growing.drop(gone)
         for layer in self._model.grown:
             for seed in layer.seeds:
                 if seed.kernel is not None:
                     self.executor.train(layer, seed)
+
+    def _refresh(self) -> None:
+        """Take up what has grown or gone."""
+        self._model.refresh()
+        if self._replicas is not None:
+            for layer in self._model.grown:
+                for kernel in layer.kernels.values():
+                    self._replicas.average_gradients(kernel)
+
+    def _keep_common(self, replicas: Replicas) -> None:
+        """Drop the kernels that another rank could not load: the copies of the network must stay equal."""
+        seeds = [(layer, seed) for layer in self._model.grown for seed in layer.seeds if seed.loaded]
+        loaded = {seed.kernel_id: (layer, seed.index) for layer, seed in seeds}
+        for kernel_id in loaded.keys() - replicas.common(loaded):
+            layer, index = loaded[kernel_id]
+            log.error("kernel %s is dropped: another rank could not load it", kernel_id)
+            self._growing.drop(layer.drop(index).parameters())
+            self._refresh()

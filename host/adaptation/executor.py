@@ -41,6 +41,11 @@ class Counts:
     refused: int = 0
     failed: int = 0
 
+    @property
+    def resolved(self) -> int:
+        """Number of decisions that have an outcome."""
+        return self.executed + self.refused + self.failed
+
 
 @dataclass(frozen=True, slots=True)
 class _Pending:

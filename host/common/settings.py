@@ -36,6 +36,9 @@ class HostSettings(BaseSettings):
     overhead_budget: float = Field(
         0.06, gt=0, description="Overhead (SDK time / training time) above which measurements become rarer"
     )
+    exchange_interval: int = Field(
+        10, ge=1, description="Steps between two exchanges of decisions among the ranks of a distributed run"
+    )
     twin_budget: float = Field(
         0.0, ge=0, description="Share of the training time that shadow twins of adaptations may take; 0: none"
     )

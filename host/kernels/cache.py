@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tamiyo.host.blueprints import Kernel, blueprint
 from tamiyo.host.blueprints.layer_spec import LayerSpec
-from tamiyo.host.kernels.store import KernelMetadata, KernelStore
+from tamiyo.host.kernels.store import KernelMetadata, KernelStore, kernel_file
 from tamiyo.schemas.adaptation import CompiledKernel, KernelStatus
 from tamiyo.schemas.errors import KernelError, KernelIncompatible
 
@@ -106,6 +106,11 @@ class KernelCache:
                 self.prefetch(compiled.kernel_id, compiled.checksum)
             except KernelError as error:
                 log.info("kernel %s could not be prefetched: %s", compiled.kernel_id, error)
+
+    def file(self, kernel_id: str, checksum: str) -> bytes:
+        """Return a kernel's file, as the store has it. Raises KernelError as `KernelStore.get`."""
+        entry = self._lookup(kernel_id, checksum, count_hit=False)
+        return kernel_file(entry.kernel, entry.metadata)
 
     def pristine(self, kernel_id: str) -> dict[str, Tensor]:
         """Return the parameters that a cached kernel was stored with. Raises KernelError if it is not cached."""

@@ -112,8 +112,7 @@ class KernelStore:
         Raises:
             KernelError: The id is malformed, the file would exceed `max_bytes`, or the store cannot be written.
         """
-        path, recipe = self._path(kernel_id), blueprint(blueprint_name)
-        tensors = {k: v.detach().cpu().contiguous() for k, v in kernel.state_dict().items()}
+        recipe = blueprint(blueprint_name)
         metadata = KernelMetadata(
             kernel_id=kernel_id,
             blueprint=blueprint_name,
@@ -121,17 +120,22 @@ class KernelStore:
             spec=spec,
             parameters=kernel.parameter_count,
             flops=recipe.flops(spec),
-            shapes={k: tuple(v.shape) for k, v in tensors.items()},
+            shapes={k: tuple(v.shape) for k, v in kernel.state_dict().items()},
         )
-        data = safetensors.save(tensors, {_HEADER_KEY: json.dumps(metadata.to_dict(), sort_keys=True)})
+        data = kernel_file(kernel, metadata)
+        self.write(kernel_id, data)
+        checksum = hashlib.sha256(data).hexdigest()
+        return StoredKernel(kernel_id, checksum, len(data), metadata.parameters, metadata)
+
+    def write(self, kernel_id: str, data: bytes) -> None:
+        """Store a kernel's file as it is, atomically. Raises KernelError as `put`."""
+        path = self._path(kernel_id)
         if len(data) > self.max_bytes:
             raise KernelError(f"kernel {kernel_id} has {len(data)} bytes, the limit is {self.max_bytes}")
         try:
             self._write(path, data)
         except OSError as error:
             raise KernelError(f"kernel {kernel_id} cannot be written to {self.url}: {error}") from error
-        checksum = hashlib.sha256(data).hexdigest()
-        return StoredKernel(kernel_id, checksum, len(data), metadata.parameters, metadata)
 
     def get(self, kernel_id: str, checksum: str) -> tuple[Kernel, KernelMetadata]:
         """Return a kernel and its metadata, both checked.
@@ -187,6 +191,13 @@ class KernelStore:
             return
         self._fs.makedirs(self._root, exist_ok=True)
         write_atomically(Path(path), data)
+
+
+def kernel_file(kernel: Kernel, metadata: KernelMetadata) -> bytes:
+    """Return the file that a kernel is stored as; the same kernel gives the same bytes."""
+    tensors = {k: v.detach().cpu().contiguous() for k, v in kernel.state_dict().items()}
+    data: bytes = safetensors.save(tensors, {_HEADER_KEY: json.dumps(metadata.to_dict(), sort_keys=True)})
+    return data
 
 
 def _decode(kernel_id: str, data: bytes) -> tuple[Kernel, KernelMetadata]:

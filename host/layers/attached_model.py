@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from tamiyo.host.common import clock
 from tamiyo.host.common.compiled import recompile
@@ -127,8 +128,30 @@ class AttachedModel:
         self._known_changes = self._kernels.changes
         recompile()
 
-    def check_kernels(self) -> None:
-        """Find kernels that failed where reading their values would have waited for the device."""
-        for layer in self.grown:
-            if layer.deferred:
-                layer.check()
+    def defer_errors(self) -> None:
+        """Let `check_kernels` find every kernel whose values are not finite, on any device.
+
+        The ranks of a distributed run bypass such a kernel together, not each where its own batch made it fail.
+        """
+        for layer in self.layers.values():
+            layer.defer_errors()
+
+    def check_kernels(self, combine: Callable[[Tensor], Tensor] = Tensor.cpu) -> None:
+        """Find kernels that have failed where reading their values at once would have waited for the device.
+
+        Args:
+            combine: Returns the numbers of failed passes on the CPU, [kernels], from those of this process.
+        """
+        guarded = [
+            (layer, seed, seed.guard)
+            for layer in self.grown
+            if layer.deferred
+            for seed in layer.seeds
+            if seed.guard is not None
+        ]
+        if not guarded:
+            return
+        failures = combine(torch.stack([guard.take() for _, _, guard in guarded])).tolist()
+        for (layer, seed, _), count in zip(guarded, failures, strict=True):
+            if count:
+                layer.bypass(seed, int(count))

@@ -39,6 +39,11 @@ class DeltaGuard:
             self._value = alpha
             self.alpha.fill_(alpha)
 
+    def take(self) -> Tensor:
+        """Return the number of failures since the last call, on the device."""
+        taken, self.failures = self.failures, torch.zeros_like(self.failures)
+        return taken
+
     def watch(self, parameters: Iterable[nn.Parameter]) -> None:
         """Keep gradients of a failed pass out of the kernel's parameters."""
         self._hooks = [p.register_hook(self._gate) for p in parameters if p.requires_grad]  # type: ignore[no-untyped-call]

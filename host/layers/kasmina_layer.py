@@ -17,7 +17,6 @@ from tamiyo.host.blueprints import Kernel
 from tamiyo.host.blueprints.base import PRESERVING
 from tamiyo.host.blueprints.layer_spec import LayerSpec
 from tamiyo.host.common import clock
-from tamiyo.host.common.device import read_all
 from tamiyo.host.kernels.cache import KernelCache
 from tamiyo.host.layers.delta_guard import DeltaGuard
 from tamiyo.host.layers.layer_state import pack, unpack
@@ -416,18 +415,25 @@ class KasminaLayer(nn.Module):
         """Whether errors of kernels are found between steps, by `check`, because reading a value would wait."""
         return self._deferred or next(self.base.parameters()).device.type != "cpu"
 
-    def check(self) -> None:
-        """Find the kernels that have failed since the last call; it waits for the device."""
-        guarded = [seed for seed in self.seeds if seed.loaded and seed.guard is not None]
-        failures = read_all([seed.guard.failures for seed in guarded if seed.guard is not None])
-        for seed, count in zip(guarded, failures, strict=True):
-            if count and seed.guard is not None:
-                seed.guard.failures.zero_()
-                if all(map(_is_finite, self.base.parameters())):  # else the network itself has diverged
-                    self.performance.errors += int(count)
-                    error = FloatingPointError(f"kernel {seed.kernel_id} returned values that are not finite")
-                    self.recovery.recover(self.layer_id, seed, error)
+    def defer_errors(self) -> None:
+        """Leave kernels whose values are not finite to their guards, whatever the device."""
+        self._deferred = True
+
+    def bypass(self, seed: Seed, failures: int) -> None:
+        """Leave a kernel to the recovery whose guard has seen failures, unless the network itself has diverged."""
+        if all(map(_is_finite, self.base.parameters())):
+            self.performance.errors += failures
+            error = FloatingPointError(f"kernel {seed.kernel_id} returned values that are not finite")
+            self.recovery.recover(self.layer_id, seed, error)
+            self._refresh()
+
+    def drop(self, seed_index: int) -> Kernel:
+        """Drop a kernel at once and return it. Raises KernelError if there is none."""
+        kernel = self._seed(seed_index).clear()
+        del self.kernels[str(seed_index)]
         self._refresh()
+        self._changed()
+        return kernel
 
     def _refresh(self) -> None:
         self._live = tuple(seed for seed in self.seeds if seed.live)

@@ -1,0 +1,303 @@
+"""Data-parallel training: one run, one decision for all ranks at the same step, equal parameters."""
+
+import copy
+import os
+import sys
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tamiyo.host import HostSettings, attach
+from tamiyo.host.handle import Handle
+from tamiyo.host.kernels.cache import KernelCache
+from tamiyo.host.testing import MemoryTransport
+from tamiyo.schemas.errors import ConfigurationError, KernelError
+from tests.support.layers import attached_layer
+
+pytestmark = [
+    pytest.mark.skipif(not (dist.is_available() and dist.is_gloo_available()), reason="needs torch.distributed's gloo"),
+    pytest.mark.skipif(sys.platform != "linux", reason="gloo over the loopback interface"),
+]
+
+STEPS = 30
+EXCHANGE = 5
+
+Work = Callable[[int, int], dict[str, Any]]
+
+
+def network() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 2))
+
+
+def settings(**more: Any) -> HostSettings:
+    values = {
+        "sample_interval": 5,
+        "exchange_interval": EXCHANGE,
+        "cooldown_steps": 0,
+        "ramp_steps": 4,
+        "overhead_budget": 1e6,
+        "parameter_budget": 10_000,
+        "drain_s": 0.0,
+    }
+    return HostSettings(**values | more)
+
+
+def batch(rank: int, step: int) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(1000 * rank + step)
+    inputs = torch.randn(16, 6, generator=generator)
+    return inputs, (inputs[:, 0] > 0).long()
+
+
+class Loop:
+    """A training loop of one rank."""
+
+    def __init__(self, *, accumulate: int = 1, **more: Any) -> None:
+        self.model = network()
+        self.ddp = nn.parallel.DistributedDataParallel(self.model)
+        self.optimizer = torch.optim.Adam(self.ddp.parameters(), lr=0.01)
+        self.transport = MemoryTransport()
+        self.accumulate = accumulate
+        self.handle: Handle = attach(
+            self.ddp, self.optimizer, example_input=torch.zeros(2, 6), settings=settings(**more),
+            transport=self.transport,
+        )  # fmt: skip
+        self.step = 0
+
+    def train(self, steps: int) -> None:
+        for _ in range(steps):
+            self.optimizer.zero_grad()
+            for micro in range(self.accumulate):
+                inputs, labels = batch(dist.get_rank(), self.accumulate * self.step + micro)
+                last = micro == self.accumulate - 1
+                if last:
+                    loss = F.cross_entropy(self.ddp(inputs), labels) / self.accumulate
+                    loss.backward()
+                else:
+                    with self.ddp.no_sync():
+                        loss = F.cross_entropy(self.ddp(inputs), labels) / self.accumulate
+                        loss.backward()
+            nn.utils.clip_grad_norm_(self.ddp.parameters(), 1.0)
+            self.optimizer.step()
+            self.step += 1
+            self.handle.step(loss=loss)
+
+    def report(self) -> dict[str, Any]:
+        layer = attached_layer(self.model, "0")
+        return {
+            "run": self.handle.run_id,
+            "names": [name for name, _ in self.model.named_parameters()],
+            "parameters": [p.detach().clone() for p in self.model.parameters()],
+            "loaded": [seed.loaded_step for seed in layer.seeds if seed.loaded],
+            "kernels": [seed.kernel_id for seed in layer.seeds if seed.loaded],
+            "states": [seed.state.value for seed in layer.seeds],
+            "errors": self.handle.stats.errors,
+            "frames": len(self.transport.records("telemetry.model.performance_metrics")),
+            "outcomes": [o.status.value for o in self.transport.records("tamiyo.adaptation.outcomes")],
+            "optimizer": [len(group["params"]) for group in self.optimizer.param_groups],
+        }
+
+
+def ranks(work: Work, size: int, folder: Path) -> list[dict[str, Any]]:
+    """Run `work(rank, size)` in processes of their own; return what each returns."""
+    mp.spawn(_rank, args=(size, work, folder), nprocs=size)  # type: ignore[no-untyped-call]
+    return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(size)]
+
+
+def _rank(rank: int, size: int, work: Work, folder: Path) -> None:
+    torch.set_num_threads(1)
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    store = dist.FileStore(str(folder / "store"), size)
+    dist.init_process_group("gloo", rank=rank, world_size=size, store=store, timeout=timedelta(seconds=60))
+    try:
+        torch.save(work(rank, size), folder / f"{rank}.pt")
+    finally:
+        dist.destroy_process_group()
+
+
+def grow(rank: int, size: int) -> dict[str, Any]:
+    loop = Loop()
+    loop.train(3)
+    if rank == 0:
+        loop.transport.decide("load_kernel", layer="0", blueprint="parallel_expansion")
+    loop.train(STEPS)
+    return loop.report()
+
+
+def assert_equal(reports: list[dict[str, Any]]) -> None:
+    first = reports[0]
+    for other in reports[1:]:
+        assert other["names"] == first["names"]
+        assert other["loaded"] == first["loaded"]
+        assert other["kernels"] == first["kernels"]
+        for name, mine, theirs in zip(first["names"], first["parameters"], other["parameters"], strict=True):
+            assert torch.equal(mine, theirs), name
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_all_ranks_execute_a_decision_at_the_same_step_and_stay_equal(size: int, tmp_path: Path) -> None:
+    reports = ranks(grow, size, tmp_path)
+    assert_equal(reports)
+    assert reports[0]["loaded"] == [EXCHANGE]
+    assert len({report["run"] for report in reports}) == 1
+    assert [report["outcomes"] for report in reports] == [["executed"]] + [["executed"]] * (size - 1)
+    assert reports[0]["frames"] > 0
+    assert [report["frames"] for report in reports[1:]] == [0] * (size - 1)
+    assert [report["errors"] for report in reports] == [0] * size
+
+
+def accumulate(rank: int, size: int) -> dict[str, Any]:
+    loop = Loop(accumulate=3)
+    if rank == 0:
+        loop.transport.decide("load_kernel", layer="2", blueprint="bottleneck")
+    loop.train(STEPS)
+    return loop.report()
+
+
+def test_gradients_of_kernels_are_averaged_under_accumulation(tmp_path: Path) -> None:
+    assert_equal(ranks(accumulate, 2, tmp_path))
+
+
+def as_one(rank: int, size: int) -> dict[str, Any]:
+    """The same steps as both ranks together, in one process."""
+    loop = Loop(ramp_steps=1)
+    loop.train(EXCHANGE - 1)
+    if rank == 0:
+        loop.transport.decide("load_kernel", layer="0", blueprint="parallel_expansion")
+    loop.train(6)
+    found = loop.report()
+    # The last gradient of the kernel, computed from both batches on this rank alone.
+    layer = attached_layer(loop.model, "0")
+    kernel = next(iter(layer.kernels.values()))
+    found["gradients"] = [p.grad.clone() for p in kernel.parameters() if p.grad is not None]
+    found["clipped"] = nn.utils.get_total_norm([p.grad for p in loop.model.parameters() if p.grad is not None])
+    return found
+
+
+def test_the_gradient_of_a_kernel_is_that_of_all_batches_together(tmp_path: Path) -> None:
+    reports = ranks(as_one, 2, tmp_path)
+    assert_equal(reports)
+    for mine, theirs in zip(reports[0]["gradients"], reports[1]["gradients"], strict=True):
+        assert torch.equal(mine, theirs)
+        assert float(mine.norm()) > 0
+
+
+def unload_and_resume(rank: int, size: int) -> dict[str, Any]:
+    loop = Loop()
+    if rank == 0:
+        loop.transport.decide("load_kernel", layer="0", blueprint="low_rank")
+    loop.train(12)
+    saved = copy.deepcopy(loop.handle.state_dict())
+    loop.train(5)
+    again = Loop()
+    again.handle.load_state_dict(saved)
+    again.step = 12
+    again.train(5)
+    equal = all(torch.equal(a, b) for a, b in zip(loop.model.parameters(), again.model.parameters(), strict=True))
+    if rank == 0:
+        again.transport.decide("unload_kernel", layer="0")
+    again.train(15)
+    return again.report() | {"resumed": equal}
+
+
+def test_a_resumed_run_goes_on_alike_and_an_unload_leaves_every_rank(tmp_path: Path) -> None:
+    reports = ranks(unload_and_resume, 2, tmp_path)
+    assert_equal(reports)
+    assert [report["resumed"] for report in reports] == [True, True]
+    assert [report["kernels"] for report in reports] == [[], []]
+
+
+def fail_on_one_rank(rank: int, size: int) -> dict[str, Any]:
+    loop = Loop()
+    if rank == 1:
+
+        def missing(self: KernelCache, *_: object, **__: object) -> None:
+            raise KernelError("this rank is out of memory")
+
+        KernelCache.get = missing  # type: ignore[assignment, method-assign]
+    if rank == 0:
+        loop.transport.decide("load_kernel", layer="0", blueprint="low_rank")
+    loop.train(STEPS)
+    return loop.report()
+
+
+def test_a_kernel_that_one_rank_cannot_load_leaves_all(tmp_path: Path) -> None:
+    reports = ranks(fail_on_one_rank, 2, tmp_path)
+    assert_equal(reports)
+    assert [report["kernels"] for report in reports] == [[], []]
+    assert [report["optimizer"] for report in reports] == [[4], [4]]
+
+
+def diverge_on_one_rank(rank: int, size: int) -> dict[str, Any]:
+    loop = Loop()
+    if rank == 0:
+        loop.transport.decide("load_kernel", layer="0", blueprint="parallel_expansion")
+    loop.train(8)
+    layer = attached_layer(loop.model, "0")
+    kernel = next(iter(layer.kernels.values()))
+    original = kernel.hidden
+
+    def hidden(layer_input: Tensor, layer_output: Tensor) -> Tensor:
+        values: Tensor = original(layer_input, layer_output)
+        return values / 0 if rank == 1 and loop.step == 8 else values
+
+    kernel.hidden = hidden  # type: ignore[method-assign, assignment]
+    loop.train(STEPS)
+    return loop.report() | {"finite": all(bool(p.isfinite().all()) for p in loop.model.parameters())}
+
+
+def test_a_kernel_that_fails_on_one_ranks_batch_is_bypassed_and_recovers_on_all(tmp_path: Path) -> None:
+    reports = ranks(diverge_on_one_rank, 2, tmp_path)
+    assert_equal(reports)
+    assert [report["finite"] for report in reports] == [True, True]
+    assert reports[0]["states"] == reports[1]["states"]
+
+
+def independent(rank: int, size: int) -> dict[str, Any]:
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    transport = MemoryTransport()
+    handle = attach(
+        model, optimizer, example_input=torch.zeros(2, 6), settings=settings(), transport=transport, distributed=False
+    )
+    if rank == 1:
+        transport.decide("load_kernel", layer="0", blueprint="low_rank")
+    for step in range(3):
+        inputs, labels = batch(rank, step)
+        F.cross_entropy(model(inputs), labels).backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        handle.step(loss=0.1)
+    handle.close()
+    return {"run": handle.run_id, "kernels": handle.stats.kernel_parameters}
+
+
+def test_ranks_can_be_runs_of_their_own(tmp_path: Path) -> None:
+    first, second = ranks(independent, 2, tmp_path)
+    assert first["run"] != second["run"]
+    assert first["kernels"] == 0 < second["kernels"]
+
+
+def test_distributed_training_needs_a_process_group() -> None:
+    model = network()
+    with pytest.raises(ConfigurationError, match="init_process_group"):
+        attach(
+            model, torch.optim.SGD(model.parameters(), lr=0.1), example_input=torch.zeros(2, 6), distributed=True,
+            transport=MemoryTransport(),
+        )  # fmt: skip
+
+
+def test_data_parallel_is_refused_with_what_to_use_instead() -> None:
+    model = nn.DataParallel(network())
+    with pytest.raises(ConfigurationError, match="DistributedDataParallel"):
+        attach(
+            model, torch.optim.SGD(model.parameters(), lr=0.1), example_input=torch.zeros(2, 6),
+            transport=MemoryTransport(),
+        )  # fmt: skip
