@@ -237,10 +237,17 @@ class Handle:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state of model, kernels and optimiser by name: plain values and tensors, for `torch.save`."""
-        return {"step": self._step, "model": self._model.model.state_dict(), **self._adapter.state_dict()}
+        return {
+            "step": self._step,
+            "model": self._model.model.state_dict(),
+            "sampling": self._sampler.state_dict(),
+            **self._adapter.state_dict(),
+        }
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
-        """Resume a run of the same network.
+        """Resume a run of the same network: in another process, or at an earlier step of this one.
+
+        Frames, cooldowns and ramps go on from the saved step. If the network does not fit, nothing has changed.
 
         Args:
             saved: The result of `state_dict`.
@@ -248,11 +255,12 @@ class Handle:
         Raises:
             KernelError: The state does not fit this network or optimiser.
         """
-        self._model.model.load_state_dict(saved["model"])
+        self._model.load_state_dict(saved["model"])
         self._adapter.load_state_dict(saved)
         self._step = int(saved["step"])
         if self._twin is not None:
             self._twin.cancel("the run was resumed from a saved state")
+        self._sampler.resume(self._step, saved.get("sampling", {}))
         self._sampler.arm(self._step + 1)
 
     def close(self) -> None:

@@ -117,13 +117,17 @@ class Adapter:
             self._take(step)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the optimiser's state by parameter name, and the learning rate scale of every slowed layer."""
-        return {"optimizer": self._growing.state_dict(self._model.model), "scales": self.executor.scales()}
+        """Return the optimiser's state by parameter name, slowed layers' scales, and the last adaptation's step."""
+        return {
+            "optimizer": self._growing.state_dict(self._model.model),
+            "scales": self.executor.scales(),
+            "last_adaptation": self.executor.last_step,
+        }
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
         """Resume from `state_dict`, after the model has loaded its own. Raises KernelError if it does not fit."""
         self._growing.load_state_dict(self._model.model, saved["optimizer"])
-        self.executor.resume(saved["scales"])
+        self.executor.resume(saved["scales"], saved.get("last_adaptation"))
         self._refresh()
 
     def release_optimizer(self) -> None:

@@ -124,9 +124,16 @@ class Executor:
         """Return the learning rate scale of every layer that was slowed down."""
         return dict(self._scales)
 
-    def resume(self, scales: Mapping[str, float]) -> None:
-        """Restore the scales of an earlier process; the optimiser restores the rates themselves."""
+    def resume(self, scales: Mapping[str, float], last_step: int | None) -> None:
+        """Restore what an earlier process, or an earlier step of this one, had done.
+
+        Args:
+            scales: Learning rate scales by layer_id; the optimiser restores the rates themselves.
+            last_step: Step of the last executed adaptation: the cooldown goes on from there.
+        """
         self._scales = dict(scales)
+        self.last_step = last_step
+        self.latest_decision_step = None
 
     def hit_rate(self, layer_id: str) -> float:
         """Return the share of a layer's kernel loads that the cache held already; 1 before the first load."""

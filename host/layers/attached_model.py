@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,12 +12,13 @@ from tamiyo.host.common import clock
 from tamiyo.host.common.compiled import recompile
 from tamiyo.host.common.settings import HostSettings
 from tamiyo.host.kernels.cache import KernelCache
-from tamiyo.host.layers.grown_kernels import GrownKernels
+from tamiyo.host.layers.grown_kernels import GrownKernels, without_kernels
 from tamiyo.host.layers.kasmina_layer import KasminaLayer
 from tamiyo.host.layers.recovery import ErrorRecovery
 from tamiyo.host.layers.selection import Selection
 from tamiyo.host.topology.topology import topology, trainable
 from tamiyo.host.topology.tracing import edges
+from tamiyo.schemas.errors import KernelError
 from tamiyo.schemas.telemetry import ModelTopology
 
 
@@ -127,6 +129,22 @@ class AttachedModel:
         self.revision += 1
         self._known_changes = self._kernels.changes
         recompile()
+
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        """Load the model's state, kernels included. Raises KernelError if it does not fit; then nothing was loaded."""
+        if not isinstance(saved, Mapping):
+            raise KernelError(f"expected a state dict of the model, got {type(saved).__name__}")
+        own, given = (
+            {name: getattr(value, "shape", None) for name, value in without_kernels(state).items()}
+            for state in (self.model.state_dict(), saved)
+        )
+        if own != given:
+            different = sorted(name for name in own.keys() | given.keys() if own.get(name) != given.get(name))
+            raise KernelError(f"the saved state is of another network: {', '.join(different[:5])} differ")
+        try:
+            self.model.load_state_dict(saved)
+        except RuntimeError as error:
+            raise KernelError(f"the saved state does not fit: {error}") from error
 
     def defer_errors(self) -> None:
         """Let `check_kernels` find every kernel whose values are not finite, on any device.

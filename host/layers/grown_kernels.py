@@ -57,8 +57,6 @@ class GrownKernels(nn.Module):
         object.__setattr__(self, "_holder", holder)
         holder.add_module(NAME, self)
         self._hook = model.register_load_state_dict_pre_hook(self._before_load)  # type: ignore[no-untyped-call]
-        for layer in self._of_name.values():
-            self._update(layer)
 
     def remove(self) -> None:
         """Leave the model."""

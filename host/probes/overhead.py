@@ -112,6 +112,14 @@ class Governor:
         """Return whether `probe` must run at `step`."""
         return step - self._last[probe] >= self.interval(probe)
 
+    def state_dict(self) -> dict[str, int]:
+        """Return the step of each probe's last run."""
+        return dict(self._last)
+
+    def resume(self, step: int, saved: Mapping[str, int]) -> None:
+        """Go on from a saved step; a probe that `saved` lacks ran last at that step."""
+        self._last = {probe: min(int(saved.get(probe, step)), step) for probe in self._last}
+
     def interval(self, probe: str) -> float:
         """Return the current number of steps between two runs of `probe`."""
         return self._intervals[probe] * self._factors[probe]

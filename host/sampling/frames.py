@@ -108,6 +108,10 @@ class Frames:
         self._transport.publish(LAYER_HEALTH, partial(LayerHealth, **health))
         self._transport.publish(MODEL_PERFORMANCE, partial(ModelPerformance, **header, **model))
 
+    def resume(self, step: int) -> None:
+        """Count steps from `step` on."""
+        self._last_step = step
+
     def final(self, moment: Moment, model: Mapping[str, Any]) -> None:
         """Publish the run's last frame on each periodic topic; layers are not measured, so it contains none."""
         header = moment.header(COMPANIONS, final=True)

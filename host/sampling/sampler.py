@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
 from typing import Any
 
 import torch
@@ -98,6 +98,20 @@ class Sampler:
         """Measure `step`, which begins now, if a frame is due at it."""
         if self._governor.due(Governor.FRAMES, step):
             self._probes.arm(growth=self._governor.due(_GROWTH, step))
+
+    def state_dict(self) -> dict[str, int]:
+        """Return the step of the last run of each probe."""
+        return self._governor.state_dict()
+
+    def resume(self, step: int, saved: Mapping[str, int]) -> None:
+        """Go on from `step` with a saved state; it may be before or after the steps seen so far."""
+        self._probes.disarm()
+        self._governor.resume(step, saved)
+        self._frames.resume(step)
+        self._last_frame_step = step
+        self._last_cache_step = min(self._last_cache_step, step)
+        self._last_training_seconds = self._meter.training_seconds
+        self.metrics.clear()
 
     def sample(self, step: int, epoch: int) -> None:
         """Publish what the armed `step`, just completed, has shown."""

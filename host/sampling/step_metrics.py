@@ -69,11 +69,15 @@ class StepMetrics:
             "throughput": samples / seconds if seconds > 0 else 0.0,
             "step_time_ms": seconds / steps * 1e3 if steps and seconds > 0 else 0.0,
         }
+        self.clear()
+        return fields
+
+    def clear(self) -> None:
+        """Forget the values so far."""
         self._losses.clear()
         self._accuracies.clear()
         self._samples = None
         self._validation = (None, None)
-        return fields
 
 
 def mean(values: Sequence[Scalar]) -> float:

@@ -28,7 +28,7 @@ def attached_layer(model: nn.Module, layer_id: str) -> KasminaLayer:
     """What `attach` has put beside a module of the model."""
     kernels = kernels_of(model)
     assert kernels is not None
-    return kernels.layers[layer_id]
+    return next(layer for layer in kernels.layers.values() if layer.layer_id == layer_id)
 
 
 def spec_of(name: str, layer_id: str = "layer") -> LayerSpec:
