@@ -15,6 +15,7 @@ from tamiyo.host.client.transport import Transport
 from tamiyo.host.common.settings import HostSettings
 from tamiyo.host.handle import Handle, HandleStats
 from tamiyo.host.layers.export import export
+from tamiyo.host.layers.grown_kernels import without_kernels
 
 __all__ = [
     "Blueprint",
@@ -28,6 +29,7 @@ __all__ = [
     "attach",
     "export",
     "register",
+    "without_kernels",
 ]
 
 try:

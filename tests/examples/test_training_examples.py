@@ -31,3 +31,15 @@ def test_a_blueprint_of_the_users_is_loaded_and_trained() -> None:
     without, with_kernel = (float(each) for each in re.findall(r"loss ([\d.]+)", printed))
     assert with_kernel < without / 2
     assert "example_gated_unit: executed, 228 parameters added" in printed
+
+
+def test_a_compiled_model_grows() -> None:
+    printed = run("compiled_model.py")
+    assert "1 kernel" in printed
+    assert "compiled and plain agree: True" in printed
+
+
+def test_the_ranks_of_a_distributed_run_grow_alike() -> None:
+    printed = run("distributed_training.py")
+    assert "1 kernel" in printed
+    assert "parameters of all ranks are equal: True" in printed

@@ -1,4 +1,4 @@
-"""torch.compile and other transforms: no graph break, compiled anew only when the network changes, kernels effective."""
+"""torch.compile and other transforms: no graph break, compiled anew only for another network, kernels effective."""
 
 from collections.abc import Iterator
 from typing import Any
