@@ -1,4 +1,4 @@
-"""The ranks of a distributed run: one of them is told what to do, and all do it at the same step.
+"""The ranks of a distributed run: one of them receives the decisions, and all execute them at the same step.
 
 In data-parallel training every rank has a copy of the network, and the copies must stay equal to the bit. Rank 0
 carries the telemetry and receives the decisions. Every few steps it sends what has arrived, kernels included, to the
