@@ -13,7 +13,7 @@ def test_means_are_over_the_steps_since_the_last_frame() -> None:
     metrics.add(torch.tensor(1.0, requires_grad=True), torch.tensor(0.5), 3)
     metrics.add(2.0, None, 5)
     metrics.add(torch.tensor(6.0), 1.0, None)
-    fields = metrics.take(batch=100, steps=3, seconds=2.0)
+    fields = metrics.take(samples=100, steps=3, seconds=2.0)
     assert fields["train_loss"] == pytest.approx(3.0)
     assert fields["train_accuracy"] == pytest.approx(0.75)
     assert fields["throughput"] == pytest.approx(4.0)
@@ -23,14 +23,14 @@ def test_means_are_over_the_steps_since_the_last_frame() -> None:
 def test_samples_are_counted_by_the_batch_by_default() -> None:
     metrics = StepMetrics()
     metrics.add(1.0, None, None)
-    assert metrics.take(batch=64, steps=10, seconds=2.0)["throughput"] == 320.0
+    assert metrics.take(samples=64, steps=10, seconds=2.0)["throughput"] == 320.0
 
 
 def test_missing_values_are_null_and_the_last_loss_remains() -> None:
     metrics = StepMetrics()
     metrics.add(2.5, None, None)
-    metrics.take(batch=1, steps=1, seconds=1.0)
-    fields = metrics.take(batch=1, steps=0, seconds=0.0)
+    metrics.take(samples=1, steps=1, seconds=1.0)
+    fields = metrics.take(samples=1, steps=0, seconds=0.0)
     assert fields["train_loss"] == 2.5
     assert (fields["train_accuracy"], fields["validation_loss"], fields["validation_accuracy"]) == (None, None, None)
     assert (fields["throughput"], fields["step_time_ms"]) == (0.0, 0.0)
@@ -50,9 +50,9 @@ def test_missing_values_are_null_and_the_last_loss_remains() -> None:
 def test_a_validation_is_published_once(result: object, loss: float | None, accuracy: float | None) -> None:
     metrics = StepMetrics()
     metrics.validated(result)  # type: ignore[arg-type]
-    fields = metrics.take(batch=1, steps=1, seconds=1.0)
+    fields = metrics.take(samples=1, steps=1, seconds=1.0)
     assert (fields["validation_loss"], fields["validation_accuracy"]) == (loss, accuracy)
-    assert metrics.take(batch=1, steps=1, seconds=1.0)["validation_loss"] is None
+    assert metrics.take(samples=1, steps=1, seconds=1.0)["validation_loss"] is None
 
 
 @pytest.mark.parametrize("loss", [float("nan"), float("inf"), torch.tensor(float("-inf"))])
@@ -60,14 +60,14 @@ def test_a_loss_that_is_not_finite_shows_as_diverged(loss: float) -> None:
     metrics = StepMetrics()
     metrics.add(1.0, None, None)
     metrics.add(loss, None, None)
-    assert metrics.take(batch=1, steps=2, seconds=1.0)["train_loss"] == DIVERGED_LOSS
+    assert metrics.take(samples=1, steps=2, seconds=1.0)["train_loss"] == DIVERGED_LOSS
 
 
 def test_memory_is_that_of_parameters_gradients_and_optimiser_state() -> None:
     model = nn.Linear(3, 2)
     optimizer = torch.optim.Adam(model.parameters())
-    assert memory_bytes(model, optimizer) == 8 * 4
+    assert memory_bytes(model, [optimizer]) == 8 * 4
     model(torch.ones(1, 3)).sum().backward()
     optimizer.step()
     # gradients and two moments as large again, and two step counters of one float32
-    assert memory_bytes(model, optimizer) == 8 * 4 * 4 + 2 * 4
+    assert memory_bytes(model, [optimizer]) == 8 * 4 * 4 + 2 * 4
