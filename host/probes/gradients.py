@@ -73,14 +73,21 @@ class ParameterGradient:
     """A copy of them from before the step, and after it its norm."""
     change: Tensor | None = None
     updated: bool = False
+    discarded: bool = False
+    """Whether the gradient so far is of an earlier backward pass than the next."""
 
-    @property
-    def cleared(self) -> bool:
-        """Whether the loop has discarded the gradient since autograd left it."""
+    def begin(self) -> bool:
+        """Note that a backward pass has reached the layer; return whether it begins a new gradient.
+
+        It does if the loop has discarded the one that autograd left, and adds to that otherwise.
+        """
         gradient = self.parameter.grad
-        if self.gradient is None:
-            return False
-        return gradient is not self.gradient or gradient._version != self.version
+        kept = self.gradient is None or (gradient is self.gradient and gradient._version == self.version)
+        fresh = self.discarded or not kept
+        if fresh:
+            self.forget()
+            self.discarded = False
+        return fresh
 
     def accumulated(self) -> None:
         """Take the gradient that autograd has just added to."""
@@ -90,7 +97,7 @@ class ParameterGradient:
             self.norm = _norms([gradient])[0]
 
     def forget(self) -> None:
-        """Forget the gradient: it is of an earlier backward pass."""
+        """Forget the gradient."""
         self.gradient = self.norm = self.norm_at_step = None
 
 
@@ -147,6 +154,7 @@ class GradientRecorder:
             record.step, record.values, record.before = step, part, before
             if evaluates:
                 record.forget()
+                record.discarded = True
             elif record.gradient is not record.parameter.grad:  # the loop has put another in its place
                 record.norm = None
         if not evaluates:

@@ -326,8 +326,7 @@ class Probes:
             state = sample.gradients.of_layer(layer.layer_id)
             if not sample.growth or state is None or state.updated:
                 return
-            if state.cleared:
-                state.forget()
+            if state.begin():
                 sample.flows.pop(layer.layer_id, None)
             flow = sample.flows.setdefault(layer.layer_id, _Flow())
             gradient = gradient.detach()
