@@ -84,9 +84,7 @@ def _restores(module: nn.Module) -> Iterator[Restore]:
 def _restore(value: Any) -> Restore | None:
     """Return a call that restores the contents of a value; None for one that cannot change in place."""
     if isinstance(value, Tensor):
-        return (
-            None if value.is_inference() else partial(_put_values_back, value, value.detach().clone(), value._version)
-        )
+        return None if value.is_inference() else partial(_put_values_back, value, value.detach().clone())
     if type(value) is list:
         return partial(value.__setitem__, slice(None), list(value))
     if type(value) in _CONTAINERS:
@@ -111,9 +109,10 @@ def _put_back(values: dict[str, Any], saved: dict[str, Any], kept: frozenset[str
             values[name] = value
 
 
-def _put_values_back(tensor: Tensor, saved: Tensor, version: int) -> None:
-    if tensor._version != version:  # writing to it would invalidate a graph that needs it
-        tensor.copy_(saved)
+def _put_values_back(tensor: Tensor, saved: Tensor) -> None:
+    # Through `data`, because a new version of the tensor would invalidate a graph that needs it for a backward pass.
+    # The version does not show whether it has changed: batch normalisation updates its statistics without a new one.
+    tensor.data.copy_(saved)
 
 
 def _refill(container: Any, saved: Any) -> None:

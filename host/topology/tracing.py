@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal
 
-import torch
 from torch import Tensor, fx, nn
 
 from tamiyo.host.common.undisturbed import undisturbed
@@ -89,7 +88,7 @@ class _Tracer(fx.Tracer):
 def edges(model: nn.Module, layers: Mapping[str, nn.Module], order: Sequence[str]) -> list[Edge]:
     """Return the data-flow edges between the layers in `order`; consecutive layers if the model cannot be traced."""
     try:
-        with torch.random.fork_rng(devices=[]):
+        with undisturbed(model):
             graph = _Tracer(layers).trace(model)
     except Exception as error:  # tracing runs the user's forward pass on proxies, which may raise anything
         log.info("the model cannot be traced (%s): edges follow the order of execution", error)

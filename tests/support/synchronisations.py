@@ -56,7 +56,8 @@ class Synchronisations(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         name = func._schema.name
-        if name in _READING or (name in _COPYING and _devices(args, result) > 1):
+        masked = name == "aten::index" and any(i is not None and i.dtype is torch.bool for i in args[1])
+        if masked or name in _READING or (name in _COPYING and _devices(args, result) > 1):
             self.counts[name] += 1
         return result
 
