@@ -295,17 +295,19 @@ class Probes:
             return
         if not (layer.base.training or output.requires_grad):
             return
-        with self._measuring("activations", layer.layer_id), torch.no_grad():
-            unbatched = layer_input.ndim == layer.spec.spatial_dims + 1
-            given, made = (t.detach().unsqueeze(0) if unbatched else t.detach() for t in (layer_input, output))
-            seen: _Output | None = None
-            if layer.layer_id not in sample.outputs:
+        unbatched = layer_input.ndim == layer.spec.spatial_dims + 1
+        given, made = (t.detach().unsqueeze(0) if unbatched else t.detach() for t in (layer_input, output))
+        seen: _Output | None = None
+        if layer.layer_id not in sample.outputs:
+            with self._measuring("activations", layer.layer_id):
                 seen = _Output(latency_ms, unit_values(made, channels_last=not layer.spec.spatial_dims))
-            if layer.base.training:
-                _count(sample, layer.layer_id, len(given), seen)
-            if output.requires_grad and (sample.growth or not layer.base.training):
-                pending = None if layer.base.training else partial(_count, sample, layer.layer_id, len(given), seen)
-                keep = partial(self._keep, sample, layer, given, unbatched, pending)
+        count = partial(_count, sample, layer.layer_id, len(given), seen)
+        if layer.base.training:
+            count()
+        if output.requires_grad and (sample.growth or not layer.base.training):
+            pending = None if layer.base.training else count
+            keep = partial(self._keep, sample, layer, given, unbatched, pending)
+            with self._measuring("growth score", layer.layer_id):
                 output.register_hook(keep)  # type: ignore[no-untyped-call]
 
     def _keep(
