@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -76,14 +76,18 @@ class ParameterGradient:
     discarded: bool = False
     """Whether the gradient so far is of an earlier backward pass than the next."""
 
+    @property
+    def touched(self) -> bool:
+        """Whether the gradient is not as autograd has left it."""
+        gradient = self.parameter.grad
+        return gradient is None or gradient is not self.gradient or gradient._version != self.version
+
     def begin(self) -> bool:
         """Note that a backward pass has reached the layer; return whether it begins a new gradient.
 
         It does if the loop has discarded the one that autograd left, and adds to that otherwise.
         """
-        gradient = self.parameter.grad
-        kept = self.gradient is None or (gradient is self.gradient and gradient._version == self.version)
-        fresh = self.discarded or not kept
+        fresh = self.discarded or (self.gradient is not None and self.touched)
         if fresh:
             self.forget()
             self.discarded = False
@@ -94,7 +98,7 @@ class ParameterGradient:
         gradient = self.parameter.grad
         if not self.updated and gradient is not None:
             self.gradient, self.version = gradient, gradient._version
-            self.norm = _norms([gradient])[0]
+            (self.norm,) = _norms([gradient])
 
     def forget(self) -> None:
         """Forget the gradient."""
@@ -158,9 +162,11 @@ class GradientRecorder:
             elif record.gradient is not record.parameter.grad:  # the loop has put another in its place
                 record.norm = None
         if not evaluates:
-            gradients = [record.parameter.grad for record in self._stepping]
-            norms = _norms([gradient for gradient in gradients if gradient is not None])
-            for record, norm in zip(self._stepping, norms, strict=True):
+            # One that is as autograd has left it has the same norm still, unless other processes have added theirs.
+            averaged = _averages_gradients()
+            changed = [record for record in self._stepping if averaged or record.norm is None or record.touched]
+            norms = _norms([r.parameter.grad for r in changed if r.parameter.grad is not None]) if changed else []
+            for record, norm in zip(changed, norms, strict=True):
                 record.norm_at_step = norm
 
     @torch.no_grad()
@@ -200,12 +206,11 @@ class GradientRecorder:
         return found
 
     def _accumulated(self, record: ParameterGradient, _: Tensor) -> None:
-        with self._measuring("gradients"), torch.no_grad():
+        with self._measuring("gradients"):
             record.accumulated()
 
 
-@dataclass(frozen=True, slots=True)
-class _Norms:
+class _Norms(NamedTuple):
     """Norms over a whole parameter, read from the device, and the scale of its gradient."""
 
     gradient: float
@@ -216,41 +221,34 @@ class _Norms:
 
 def _read(records: Sequence[ParameterGradient]) -> dict[ParameterGradient, _Norms]:
     """Return the norms of updated parameters, with one transfer from each device."""
-    tensors: dict[tuple[object, str], Tensor] = {}
+    norms = (t for r in records for t in (r.norm, r.norm_at_step, r.before, r.change))
+    scales = (record.step.scale for record in records if record.step is not None)
+    tensors = {id(t): t for t in (*norms, *scales) if isinstance(t, Tensor)}
+    values: dict[int, float] = dict(zip(tensors, read_all(list(tensors.values())), strict=True))
+    by_step: defaultdict[_Step | None, list[ParameterGradient]] = defaultdict(list)
     for record in records:
-        named = ("norm", record.norm), ("at_step", record.norm_at_step), ("size", record.before)
-        tensors |= {
-            (record, name): tensor for name, tensor in (*named, ("change", record.change)) if tensor is not None
-        }
-        if record.step is not None and isinstance(record.step.scale, Tensor):
-            tensors[record.step, "scale"] = record.step.scale
-    values = dict(zip(tensors, read_all(list(tensors.values())), strict=True))
-    by_step: defaultdict[_Step, list[ParameterGradient]] = defaultdict(list)
-    for record in records:
-        assert record.step is not None
         by_step[record.step].append(record)
     averaged = _averages_gradients()
     found = {}
     for step, updated in by_step.items():
-        both = [r for r in updated if (r, "norm") in values and (r, "at_step") in values]
-        if (step, "scale") in values:
-            scale = values[step, "scale"]
-        elif step.scale is not None:
-            scale = float(step.scale)
+        assert step is not None
+        if step.scale is not None:
+            scale = values[id(step.scale)] if isinstance(step.scale, Tensor) else step.scale
         else:
-            norms = [math.hypot(*(values[r, name] for r in both)) for name in ("norm", "at_step")]
-            scale = 1.0 if averaged else _power_of_two(*norms)
+            both = [r for r in updated if r.norm is not None and r.norm_at_step is not None and not averaged]
+            total, at_step = (math.hypot(*(values[id(t)] for t in column)) for column in (
+                [r.norm for r in both], [r.norm_at_step for r in both]
+            ))  # fmt: skip
+            scale = _power_of_two(total, at_step)
         for record in updated:
-            gradient = values.get((record, "norm"))
-            if gradient is None or (averaged and (record, "at_step") in values):
-                gradient = values[record, "at_step"] / (scale if step.scaled else 1.0)
+            if record.norm is None or (averaged and record.norm_at_step is not None):
+                gradient = values[id(record.norm_at_step)] / (scale if step.scaled else 1.0)
             else:
-                gradient /= scale
+                gradient = values[id(record.norm)] / scale
             assert record.values is not None
             thinned = math.sqrt(record.parameter.numel() / max(1, record.values.numel()))
-            found[record] = _Norms(
-                gradient, thinned * values[record, "size"], thinned * values[record, "change"], scale
-            )
+            size, change = values[id(record.before)], values[id(record.change)]
+            found[record] = _Norms(gradient, thinned * size, thinned * change, scale)
     return found
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -176,8 +176,9 @@ class Probes:
         """Register the hooks; their time counts as the SDK's, and what cannot be measured as a failure."""
         self.failures = failures or Failures()
         self._layers = layers
-        self._meter = meter
-        self._seconds = 0.0
+        self.meter = meter
+        self.hook_seconds = 0.0
+        """Time in the hooks since the last `take_seconds`."""
         self._sample: _Sample | None = None
         self._growth: dict[str, GrowthProbe] = {}
         self._updated = False
@@ -216,7 +217,7 @@ class Probes:
 
     def take_seconds(self) -> float:
         """Return the time spent in the hooks since the last call, seconds."""
-        seconds, self._seconds = self._seconds, 0.0
+        seconds, self.hook_seconds = self.hook_seconds, 0.0
         return seconds
 
     def arm(self, *, growth: bool) -> None:
@@ -348,17 +349,33 @@ class Probes:
         with self._measuring("gradients"):
             self._sample.gradients.after_step()
 
-    @contextmanager
-    def _measuring(self, measurement: str, layer_id: str | None = None) -> Iterator[None]:
-        """Count the time as the SDK's; let no error reach the training loop."""
-        self._meter.enter()
-        started = clock.seconds()
-        try:
-            with self.failures.isolated(measurement, layer_id):
-                yield
-        finally:
-            self._seconds += clock.seconds() - started
-            self._meter.leave()
+    def _measuring(self, measurement: str, layer_id: str | None = None) -> _Measuring:
+        return _Measuring(self, measurement, layer_id)
+
+
+class _Measuring:
+    """A context whose time counts as the SDK's, and from which no error reaches the training loop."""
+
+    __slots__ = ("_layer_id", "_measurement", "_probes", "_started")
+
+    def __init__(self, probes: Probes, measurement: str, layer_id: str | None) -> None:
+        self._probes = probes
+        self._measurement = measurement
+        self._layer_id = layer_id
+        self._started = 0.0
+
+    def __enter__(self) -> None:
+        self._probes.meter.enter()
+        self._started = clock.seconds()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool:
+        if isinstance(error, Exception):
+            self._probes.failures.record(self._measurement, error, self._layer_id)
+        self._probes.hook_seconds += clock.seconds() - self._started
+        self._probes.meter.leave()
+        return error is None or isinstance(error, Exception)
 
 
 def _activation(output: _Output) -> Activation | None:

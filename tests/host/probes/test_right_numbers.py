@@ -689,3 +689,23 @@ def specs(model: nn.Module) -> dict[str, tuple[nn.Module, LayerSpec]]:
     shapes = {"0": (1, 2, 8), "3": (1, 12), "5": (1, 4)}
     modules = {name: model.get_submodule(name) for name in shapes}
     return {n: (m, LayerSpec.of(n, m, torch.zeros(shapes[n]))) for n, m in modules.items()}
+
+
+@pytest.mark.parametrize("name", ["plain", "scaling_oddly", "scaling_oddly_fused", "accumulating", "closure"])
+def test_gradients_that_processes_average_are_taken_at_the_step(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gradients, "_averages_gradients", lambda: True)
+    kind, optimize = LOOPS[name]
+
+    class Averaging(kind):  # type: ignore[valid-type, misc]
+        """Other processes make the gradient three times as large, without a trace that autograd keeps."""
+
+        def update(self) -> None:
+            for parameter in self.model.parameters():
+                if parameter.grad is not None:
+                    parameter.grad.data.mul_(3.0)
+            super().update()
+
+    found, expected = train(lambda model: Averaging(model, optimize(model.parameters())), network())
+    for row in expected.values():
+        row.gradient_norm *= 1.0 if name == "closure" else 3.0  # nothing comes between a closure and the update
+    assert_equal(found, expected)
