@@ -111,6 +111,8 @@ def attach(
     settings = settings or HostSettings()
     transport = transport or KafkaTransport()
     run_id = identifier(str(run_id)) if run_id else f"run-{uuid.uuid4().hex[:12]}"
+    budget = settings.twin_budget if twin_budget is None else twin_budget
+    require_measurable(budget, loss_fn)
     replicas: Replicas | None = None
     if replicated() if distributed is None else distributed:
         require_ranks()
@@ -123,8 +125,6 @@ def attach(
                 transport = SilentTransport()
             settings = settings.model_copy(update={"sample_interval": NEVER})
     model = unwrapped(model)
-    budget = settings.twin_budget if twin_budget is None else twin_budget
-    require_measurable(budget, loss_fn)
     selection = select_layers(model, layers, example_input)
     ids = {each.name: layer_id for layer_id, each in selection.layers.items()}
     shielded = {ids[name] for name in require_known(protected, ids, "protected")}

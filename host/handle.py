@@ -204,10 +204,10 @@ class Handle:
             if sampled:
                 self._sampler.sample(self._step, self.epoch)
             self._adapter.advance(self._step, sampled=sampled)
-            self._sampler.arm(self._step + 1)
         except Exception as error:  # training comes first: no error of the SDK may end the loop
             self._survive(error)
         finally:
+            self._arm()
             self._meter.leave()
             self._meter.start()
 
@@ -304,6 +304,12 @@ class Handle:
 
     def _on_recovery(self, event: RecoveryEvent) -> None:
         self._sampler.publish_error(self._step, self.epoch, event)
+
+    def _arm(self) -> None:
+        try:
+            self._sampler.arm(self._step + 1)
+        except Exception as error:  # training comes first
+            self._survive(error)
 
     def _survive(self, error: Exception) -> None:
         self._errors += 1

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from tamiyo.schemas.errors import KernelError
 
 
-def copied(model: nn.Module, memo: dict[int, Any] | None = None, *, share_parameters: bool = False) -> nn.Module:
+def copied(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
     """Return a deep copy of a model.
 
     Activations that a forward pass left in an attribute are copied without their graph, which torch refuses to copy.
@@ -19,14 +19,11 @@ def copied(model: nn.Module, memo: dict[int, Any] | None = None, *, share_parame
     Args:
         model: It stays as it is.
         memo: What copy.deepcopy must take instead of a copy, by id; it learns the rest.
-        share_parameters: Whether the copy has the model's own parameters: it takes little memory, and must not train.
 
     Raises:
         KernelError: An attribute cannot be copied; the message names it.
     """
     memo = {} if memo is None else memo
-    if share_parameters:
-        memo |= {id(parameter): parameter for parameter in model.parameters()}
     for _, _, value in _attributes(model):
         for tensor in _tensors(value):
             if tensor.grad_fn is not None:

@@ -30,6 +30,14 @@ class RandomStreams:
             self._states = self._read()
             self._write(outside)
 
+    @contextmanager
+    def restored(self) -> Iterator[None]:
+        """Draw from the global streams inside the context; afterwards they are as they were when copied."""
+        try:
+            yield
+        finally:
+            self._write(self._states)
+
     def _read(self) -> tuple[Any, ...]:
         on_devices = [torch.cuda.get_rng_state(device) for device in self._devices]
         return random.getstate(), np.random.get_state(), torch.get_rng_state(), on_devices

@@ -81,7 +81,7 @@ class AttachedModel:
         task: str,
         planned_steps: int | None,
     ) -> ModelTopology:
-        """Return the record that describes the network to the pipeline; it traces the selection's copy."""
+        """Return the record that describes the network to the pipeline; it traces the model."""
         budget = settings.parameter_budget
         if budget is None:
             budget = int(settings.parameter_budget_ratio * self.base_parameters)
@@ -90,8 +90,8 @@ class AttachedModel:
             {layer_id: each.spec for layer_id, each in selection.layers.items()},
             {layer_id: layer.base_parameters for layer_id, layer in self.layers.items()},
             edges(
-                selection.copy,
-                {layer_id: each.copy for layer_id, each in selection.layers.items()},
+                self.model,
+                {layer_id: each.module for layer_id, each in selection.layers.items()},
                 list(selection.layers),
             ),
             num_seeds=self._num_seeds,

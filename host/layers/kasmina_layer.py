@@ -250,6 +250,8 @@ class KasminaLayer(nn.Module):
             try:
                 delta: Tensor | None = _delta(seed, input, output, deferred)
             except Exception as error:  # training comes first: it continues without the kernel
+                if type(error).__module__ == "torch.utils.checkpoint":
+                    raise  # activation checkpointing ends its repeated pass early by an error of its own
                 if not _is_finite(input) or not _is_finite(output):
                     continue  # the network itself has diverged: not an error of the kernel
                 self.performance.errors += 1

@@ -5,20 +5,17 @@ from __future__ import annotations
 import hashlib
 import logging
 import re
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
 from torch import nn
 
 from tamiyo.host.blueprints.layer_spec import LayerSpec
-from tamiyo.host.common.copying import copied
-from tamiyo.host.common.random_streams import RandomStreams
+from tamiyo.host.common.undisturbed import training, undisturbed
 from tamiyo.host.layers.grown_kernels import kernels_of
 from tamiyo.host.topology.tracing import Example, call, execute
-from tamiyo.schemas.errors import ConfigurationError, KernelError, KernelIncompatible
+from tamiyo.schemas.errors import ConfigurationError, KernelIncompatible
 
 log = logging.getLogger(__name__)
 
@@ -29,12 +26,11 @@ _LONGEST = 200
 
 @dataclass(frozen=True, slots=True)
 class SelectedLayer:
-    """A layer to watch: its name in the model, its geometry, its module, and the module in the selection's copy."""
+    """A layer to watch: its name in the model, its geometry, and its module."""
 
     name: str
     spec: LayerSpec
     module: nn.Module
-    copy: nn.Module
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,15 +40,13 @@ class Selection:
     layers: Mapping[str, SelectedLayer]
     left_alone: Mapping[str, str]
     """Reason by module name."""
-    copy: nn.Module
-    """A copy of the model with the same parameters, on which it can be run and traced without a trace in the model."""
 
 
 def select_layers(model: nn.Module, wanted: Literal["all"] | Iterable[str], example: Example) -> Selection:
     """Return the layers to watch, in the order in which they run on `example`.
 
-    A module under several names is one layer, named by the first. The model itself is not run: a copy of it is, in
-    eval and in train mode. Layers that do not run in both are left alone: a kernel there would have no effect, or not
+    A module under several names is one layer, named by the first. The model runs in eval and in train mode, and is
+    afterwards as it was. Layers that do not run in both are left alone: a kernel there would have no effect, or not
     always.
 
     Raises:
@@ -64,30 +58,29 @@ def select_layers(model: nn.Module, wanted: Literal["all"] | Iterable[str], exam
     modules = _candidates(model)
     chosen = set(modules) if wanted == "all" else require_known(wanted, modules, "layers")
     ids = identifiers([name for name in modules if name in chosen])
-    with _unchanged(model) as probe:
-        inside = {name: probe.get_submodule(name) for name in ids}
-        run = execute(probe, inside, example)
-        left_alone = dict.fromkeys(ids, "it does not run on example_input: its weights may be read directly")
-        training = _in_training(probe, inside, example)
-        selected: dict[str, SelectedLayer] = {}
-        for name in run.order:
-            if training is not None and name not in training:
-                left_alone[name] = "it does not run in training mode"
-                continue
-            try:
-                spec = LayerSpec.of(ids[name], inside[name], run.inputs[name])
-            except KernelIncompatible as error:
-                left_alone[name] = f"it cannot carry kernels: {error}"
-            else:
-                del left_alone[name]
-                selected[ids[name]] = SelectedLayer(name, spec, modules[name], inside[name])
+    layers = {name: modules[name] for name in ids}
+    run = execute(model, layers, example)
+    left_alone = dict.fromkeys(ids, "it does not run on example_input: its weights may be read directly")
+    trained = _in_training(model, layers, example)
+    selected: dict[str, SelectedLayer] = {}
+    for name in run.order:
+        if trained is not None and name not in trained:
+            left_alone[name] = "it does not run in training mode"
+            continue
+        try:
+            spec = LayerSpec.of(ids[name], layers[name], run.inputs[name])
+        except KernelIncompatible as error:
+            left_alone[name] = f"it cannot carry kernels: {error}"
+        else:
+            del left_alone[name]
+            selected[ids[name]] = SelectedLayer(name, spec, layers[name])
     for name, reason in left_alone.items():
         log.info("layer %s is left alone: %s", name, reason)
     if left_alone and wanted != "all":
         raise ConfigurationError("; ".join(f"layer {name}: {reason}" for name, reason in left_alone.items()))
     if not selected:
         raise ConfigurationError("no Linear, Conv1d or Conv2d of the model runs on example_input: nothing to attach to")
-    return Selection(selected, left_alone, probe)
+    return Selection(selected, left_alone)
 
 
 def require_known(names: Iterable[str], known: Iterable[str], argument: str) -> frozenset[str]:
@@ -124,35 +117,19 @@ def identifiers(names: Iterable[str]) -> dict[str, str]:
     return found
 
 
-@contextmanager
-def _unchanged(model: nn.Module) -> Iterator[nn.Module]:
-    """Run a copy of the model inside the context; the random streams and the model stay as they are."""
-    try:
-        probe = copied(model, share_parameters=True)
-    except KernelError as error:
-        log.warning("%s; attach runs the model itself", error)
-        probe = model
-    with RandomStreams({p.device for p in model.parameters()}).swapped():
-        yield probe
-
-
-def _in_training(probe: nn.Module, layers: Mapping[str, nn.Module], example: Example) -> set[str] | None:
+def _in_training(model: nn.Module, layers: Mapping[str, nn.Module], example: Example) -> set[str] | None:
     """Return the layers that run in training mode; None if that cannot be found out with this example."""
     reached: set[str] = set()
-    modes = [(module, module.training) for module in probe.modules()]
     hooks = [module.register_forward_hook(lambda *_, name=name: reached.add(name)) for name, module in layers.items()]
     try:
-        probe.train()
-        with torch.no_grad():
-            call(probe, example)
+        with undisturbed(model), training(model):
+            call(model, example)
     except Exception as error:  # one sample and batch statistics, for example: the training loop has other batches
         log.info("the model does not run on example_input in training mode (%s)", error)
         return None
     finally:
         for hook in hooks:
             hook.remove()
-        for module, training in modes:
-            module.training = training
     return reached
 
 

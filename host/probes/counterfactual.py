@@ -13,8 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from tamiyo.host.common import clock
+from tamiyo.host.common.undisturbed import undisturbed
 from tamiyo.host.layers.kasmina_layer import KasminaLayer
 from tamiyo.host.layers.seed import SeedState
+from tamiyo.host.probes.failures import Failures
 from tamiyo.host.topology.tracing import call
 
 _LATENCY_REPEATS = 5
@@ -25,6 +27,8 @@ class HeldOutBatch:
 
     def __init__(self, model: nn.Module, loss_fn: Callable[[Any, Any], Tensor], inputs: Any, targets: Any) -> None:
         """Take `inputs` as `attach`'s example_input; loss = loss_fn(model(inputs), targets), a mean in nats."""
+        self.failures = Failures()
+        """Passes that raised an error, in the model or in `loss_fn`."""
         self._model = model
         self._loss_fn = loss_fn
         self._inputs = inputs
@@ -32,11 +36,18 @@ class HeldOutBatch:
 
     def of(self, model: nn.Module) -> HeldOutBatch:
         """Return the same batch for another model."""
-        return HeldOutBatch(model, self._loss_fn, self._inputs, self._targets)
+        other = HeldOutBatch(model, self._loss_fn, self._inputs, self._targets)
+        other.failures = self.failures
+        return other
 
     def loss(self) -> float | None:
-        """Return the loss in eval mode, nats; None if it is not finite."""
-        with evaluating(self._model):
+        """Return the loss in eval mode, nats; None if it is not finite, or the pass fails.
+
+        The pass leaves no trace. A model that draws random numbers in eval mode draws the same ones at every call
+        between two steps, so that two losses differ only by what was changed in between.
+        """
+        loss = math.nan
+        with self.failures.isolated("held-out loss"), undisturbed(self._model):
             loss = float(self._loss_fn(call(self._model, self._inputs), self._targets))
         return loss if math.isfinite(loss) else None
 
@@ -77,27 +88,13 @@ def latency_ms(layer: KasminaLayer, batch: int) -> float:
     weight = next(layer.base.parameters())
     sample = torch.zeros(batch, *layer.spec.sample_input_shape, dtype=weight.dtype, device=weight.device)
     counters, times = replace(layer.performance), []
-    with evaluating(layer):
+    with undisturbed(layer):
         for _ in range(_LATENCY_REPEATS):
             started = clock.seconds()
             layer(sample)
             times.append((clock.seconds() - started) * 1e3)
     layer.performance = counters
     return statistics.median(times)
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Use eval mode without gradients inside the context; afterwards every module is in its former mode."""
-    training = [module for module in model.modules() if module.training]
-    try:
-        if training:
-            model.eval()
-        with torch.no_grad():
-            yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 @contextmanager

@@ -16,8 +16,10 @@ import torch
 from torch import Tensor
 
 from tamiyo.host.common import clock
+from tamiyo.host.common.undisturbed import undisturbed
 from tamiyo.host.layers.kasmina_layer import KasminaLayer
-from tamiyo.host.probes.counterfactual import active_seeds, counters_kept, evaluating
+from tamiyo.host.probes.counterfactual import active_seeds, counters_kept
+from tamiyo.host.probes.failures import Failures
 
 PAIRS = 3
 """The fewest with a median: a probe costs seven passes of each layer with kernels, and a reward uses many probes."""
@@ -38,9 +40,10 @@ class LatencyProbe:
     other than CPU and CUDA are not measured.
     """
 
-    def __init__(self, layers: Mapping[str, KasminaLayer]) -> None:
-        """Measure nothing yet."""
+    def __init__(self, layers: Mapping[str, KasminaLayer], failures: Failures) -> None:
+        """Measure nothing yet; `failures` counts the layers that cannot be measured."""
         self._layers = layers
+        self._failures = failures
         self._plain: dict[str, tuple[int, PairedLatency]] = {}
         """The latest measurement of each layer without active kernels, and its batch."""
 
@@ -58,7 +61,9 @@ class LatencyProbe:
             if known is not None and known[0] == batch:
                 found[layer_id] = known[1]
                 continue
-            latency = paired_latency(layer, batch)
+            latency: PairedLatency | None = None
+            with self._failures.isolated("paired latency", layer_id):
+                latency = paired_latency(layer, batch)
             if latency is None:
                 continue
             found[layer_id] = latency
@@ -88,7 +93,7 @@ def paired_latency(layer: KasminaLayer, batch: int, pairs: int = PAIRS) -> Paire
     seeds = active_seeds(layer)
     without: list[tuple[Any, Any]] = []
     together: list[tuple[Any, Any]] = []
-    with evaluating(layer), counters_kept([layer]):
+    with counters_kept([layer]), undisturbed(layer):
         layer(sample)  # the first pass fills the caches
         for _ in range(pairs):
             with ExitStack() as gates:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from types import TracebackType
@@ -13,21 +12,22 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from tamiyo.host.common import clock
+from tamiyo.host.common.compiled import eagerly
 from tamiyo.host.common.device import read_all
 from tamiyo.host.layers.kasmina_layer import KasminaLayer
-from tamiyo.host.probes.growth_score import GrowthProbe
+from tamiyo.host.probes.failures import Failures
+from tamiyo.host.probes.gradients import GradientRecorder, Learning
+from tamiyo.host.probes.growth_score import MAX_ROWS, GrowthProbe
 from tamiyo.host.probes.overhead import OverheadMeter
-
-log = logging.getLogger(__name__)
 
 # Bounds, so that a layer's statistics cost about the same at any layer.
 MAX_UNITS = 64
 MAX_POSITIONS = 1024  # the variance of so many values is within 5 % of the true one
 MAX_SAMPLES = 64
-MAX_PARAMETERS = 1 << 18
+_FEWEST_SAMPLES = 8  # of a growth score, however many positions each has
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,23 +41,18 @@ class Activation:
 
 
 @dataclass(frozen=True, slots=True)
-class Learning:
-    """One layer's own parameters: norm of the gradient, and norm of the update divided by that of the values."""
-
-    gradient_norm: float
-    update_ratio: float
-
-
-@dataclass(frozen=True, slots=True)
 class Measurements:
     """The measurements of a step by layer_id; a layer that did not run, or whose values are not finite, is absent."""
 
     batch: int
+    """Samples of one forward pass."""
+    passes: int
+    """Forward passes of the step: more than one if the loop accumulates gradients."""
     activations: Mapping[str, Activation]
     learning: Mapping[str, Learning]
     growth: Mapping[str, float]
-    growth_seconds: float
-    """Time that the growth scores took, seconds."""
+    growth_seconds: float | None
+    """Time that the growth scores took, seconds; None if they were not due, or there was nothing to score."""
 
 
 def unit_values(output: Tensor, channels_last: bool) -> Tensor | npt.NDArray[np.float32]:
@@ -121,62 +116,129 @@ class _Output:
 
 
 @dataclass(slots=True)
+class _Flow:
+    """What a growth score is computed from: inputs of a layer, and the gradients at its output, [samples, ...]."""
+
+    inputs: list[Tensor] = field(default_factory=list)
+    gradients: list[Tensor] = field(default_factory=list)
+    kept: int = 0
+    """Values in `gradients`."""
+    seen: int = 0
+    """Values of all gradients of the step, more than `kept` if some were left out."""
+
+    def add(self, layer_input: Tensor, gradient: Tensor, outputs: int) -> None:
+        """Add a call's input [samples, ...] and gradient [samples, ...], `outputs` features wide.
+
+        As many samples are kept as a score uses, because those of many micro-batches could fill the memory.
+        """
+        self.seen += gradient.numel()
+        rows = max(1, gradient[0].numel() // outputs)
+        wanted = max(_FEWEST_SAMPLES, math.ceil(MAX_ROWS / rows)) - sum(map(len, self.inputs))
+        if wanted <= 0 or (self.inputs and self.inputs[0].shape[1:] != layer_input.shape[1:]):
+            return
+        if len(layer_input) > wanted:  # a copy, so that the rest is freed
+            layer_input, gradient = layer_input[:wanted].clone(), gradient[:wanted].clone()
+        self.inputs.append(layer_input)
+        self.gradients.append(gradient)
+        self.kept += gradient.numel()
+
+
+@dataclass(slots=True)
 class _Sample:
     """What the hooks have recorded since `arm`."""
 
     growth: bool
+    gradients: GradientRecorder
     batch: int = 0
+    calls: dict[str, int] = field(default_factory=dict)
     outputs: dict[str, _Output] = field(default_factory=dict)
-    flows: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
-    owners: list[str] = field(default_factory=list)
-    """The layer of each entry in the lists below."""
-    gradients: list[Tensor] = field(default_factory=list)
-    before: list[Tensor] = field(default_factory=list)
-    parameters: list[Tensor] = field(default_factory=list)
-    changes: list[Tensor] = field(default_factory=list)
+    flows: dict[str, _Flow] = field(default_factory=dict)
 
 
 class Probes:
-    """Hooks on layers and optimiser that measure the step under way if armed, and do nothing otherwise."""
+    """Hooks on layers and optimisers that measure the step under way if armed, and do nothing otherwise.
+
+    A step reaches from one update of the optimisers to the next, however many forward passes it has:
+
+    - Activations are those of the first pass in which a layer runs, and of its first call there, so that layers that
+      are called several times, and passes that activation checkpointing repeats, count once.
+    - Gradient and update are those of the first update of a layer's parameters; see `GradientRecorder`.
+    - A growth score is over all calls and all micro-batches whose gradients the update used. Calls on inputs of another
+      shape than the first one's are represented by those of the first one's.
+    """
 
     def __init__(
-        self, layers: Mapping[str, KasminaLayer], optimizer: torch.optim.Optimizer, meter: OverheadMeter
+        self,
+        layers: Mapping[str, KasminaLayer],
+        optimizers: Sequence[torch.optim.Optimizer],
+        meter: OverheadMeter,
+        failures: Failures | None = None,
     ) -> None:
-        """Register the hooks; their time counts as the SDK's."""
+        """Register the hooks; their time counts as the SDK's, and what cannot be measured as a failure."""
+        self.failures = failures or Failures()
         self._layers = layers
-        self._measuring = _Measuring(meter)
+        self.meter = meter
+        self.hook_seconds = 0.0
+        """Time in the hooks since the last `take_seconds`."""
         self._sample: _Sample | None = None
-        self._growth = {layer_id: GrowthProbe(layer.spec) for layer_id, layer in layers.items()}
+        self._growth: dict[str, GrowthProbe] = {}
+        self._compile_again: Callable[[], None] | None = None
+        self._updated = False
+        self._since_update = -1  # the first call of `advance` begins the first step
+        self._interval = 1
         # Registered after GrowingOptimizer's hooks, so that the update is measured after its scaling.
         self._hooks = [
-            optimizer.register_step_pre_hook(self._before_step),
-            optimizer.register_step_post_hook(self._after_step),
+            hook
+            for optimizer in optimizers
+            for hook in (
+                optimizer.register_step_pre_hook(self._before_step),
+                optimizer.register_step_post_hook(self._after_step),
+            )
         ]
-
-    @property
-    def errors(self) -> int:
-        """Number of errors of the SDK while measuring."""
-        return self._measuring.errors
 
     @property
     def armed(self) -> bool:
         """Whether the step under way is measured."""
         return self._sample is not None
 
+    @property
+    def at_start(self) -> bool:
+        """Whether a step begins now, and not in the midst of a loop's micro-batches."""
+        return self._since_update == 0 or self._since_update >= self._interval
+
+    @property
+    def complete(self) -> bool:
+        """Whether an update has ended the step, or one is overdue: a gradient scaler leaves some out."""
+        return self._updated or self._since_update + 1 >= self._interval
+
+    def advance(self) -> None:
+        """Take note that the loop has completed a step, or a micro-batch if it calls the handle for each of them."""
+        self._since_update += 1
+        if self._updated:
+            self._interval, self._since_update, self._updated = self._since_update, 0, False
+
     def take_seconds(self) -> float:
         """Return the time spent in the hooks since the last call, seconds."""
-        seconds, self._measuring.seconds = self._measuring.seconds, 0.0
+        seconds, self.hook_seconds = self.hook_seconds, 0.0
         return seconds
 
     def arm(self, *, growth: bool) -> None:
         """Measure the step that begins now, with growth scores, the most expensive part, if `growth`."""
-        self._sample = _Sample(growth)
+        self.disarm()
+        self._sample = _Sample(growth, GradientRecorder(self._layers, self._measuring))
         for layer in self._layers.values():
             layer.observe(self._observe)
+        self._compile_again = eagerly()
 
     def disarm(self) -> None:
         """Stop measuring and discard the measurements."""
-        self._sample = None
+        sample, self._sample = self._sample, None
+        if sample is None:
+            return
+        sample.gradients.close()
+        if self._compile_again is not None:
+            self._compile_again()
+            self._compile_again = None
         for layer in self._layers.values():
             layer.observe(None)
 
@@ -193,120 +255,144 @@ class Probes:
         self.disarm()
         if sample is None:
             return None
-        activations = {layer_id: self._activation(output) for layer_id, output in sample.outputs.items()}
-        learning = _learning(sample)
+        activations: dict[str, Activation] = {}
+        for layer_id, output in sample.outputs.items():
+            with self.failures.isolated("activations", layer_id):
+                found = _activation(output)
+                if found is not None:
+                    activations[layer_id] = found
+        learning: Mapping[str, Learning] = {}
+        with self.failures.isolated("gradients"):
+            learning = sample.gradients.learning()
         started = clock.seconds()
-        growth = self._scores(sample)
+        flows = {layer_id: flow for layer_id, flow in sample.flows.items() if layer_id in learning}
+        growth = self._scores(flows, learning)
         return Measurements(
             batch=sample.batch,
-            activations={k: v for k, v in activations.items() if v is not None},
-            learning={k: v for k, v in learning.items() if math.isfinite(v.gradient_norm + v.update_ratio)},
+            passes=min(sample.calls.values(), default=1),
+            activations=activations,
+            learning=learning,
             growth=growth,
-            growth_seconds=clock.seconds() - started,
+            growth_seconds=clock.seconds() - started if flows else None,
         )
 
-    def _activation(self, output: _Output) -> Activation | None:
-        units = output.units if isinstance(output.units, np.ndarray) else output.units.float().cpu().numpy()
-        stats = activation_stats(units.reshape(len(units), -1))
-        return Activation(output.latency_ms, *stats) if all(map(math.isfinite, stats)) else None
-
-    def _scores(self, sample: _Sample) -> dict[str, float]:
-        scores = read_all([self._growth[layer_id].score(*flow) for layer_id, flow in sample.flows.items()])
-        return {k: score for k, score in zip(sample.flows, scores, strict=True) if math.isfinite(score)}
+    def _scores(self, flows: Mapping[str, _Flow], learning: Mapping[str, Learning]) -> dict[str, float]:
+        scores: dict[str, Tensor] = {}
+        for layer_id, flow in flows.items():
+            with self.failures.isolated("growth score", layer_id):
+                if layer_id not in self._growth:
+                    self._growth[layer_id] = GrowthProbe(self._layers[layer_id].spec)
+                inputs, gradients = torch.cat(flow.inputs), torch.cat(flow.gradients)
+                with torch.autocast(inputs.device.type, enabled=False):  # the loop may be inside one
+                    scores[layer_id] = self._growth[layer_id].score(inputs, gradients).detach()
+        found: dict[str, float] = {}
+        with self.failures.isolated("growth score"):
+            for layer_id, score in zip(scores, read_all(list(scores.values())), strict=True):
+                # A sum over rows, quadratic in the gradient, which a gradient scaler has scaled.
+                flow = flows[layer_id]
+                score *= flow.seen / flow.kept / learning[layer_id].loss_scale ** 2
+                if math.isfinite(score):
+                    found[layer_id] = score
+        return found
 
     def _observe(self, layer: KasminaLayer, layer_input: Tensor, output: Tensor, latency_ms: float) -> None:
         sample = self._sample
-        # A forward pass in eval mode or without gradients is a validation, not the training step.
-        if sample is None or not (layer.base.training and torch.is_grad_enabled()):
+        # A forward pass in eval mode or without gradients is a validation, unless its gradients arrive.
+        if sample is None or not torch.is_grad_enabled() or output.numel() == 0:
             return
-        with self._measuring:
-            units = unit_values(output, channels_last=layer.spec.type == "linear")
-            sample.outputs[layer.layer_id] = _Output(latency_ms, units)
-            sample.batch = max(sample.batch, layer_input.shape[0])
-            if sample.growth and output.requires_grad:
-                keep = partial(_keep, sample.flows, layer.layer_id, layer_input.detach())
+        if not (layer.base.training or output.requires_grad):
+            return
+        unbatched = layer_input.ndim == layer.spec.spatial_dims + 1
+        given, made = (t.detach().unsqueeze(0) if unbatched else t.detach() for t in (layer_input, output))
+        seen: _Output | None = None
+        if layer.layer_id not in sample.outputs:
+            with self._measuring("activations", layer.layer_id):
+                seen = _Output(latency_ms, unit_values(made, channels_last=not layer.spec.spatial_dims))
+        count = partial(_count, sample, layer.layer_id, len(given), seen)
+        if layer.base.training:
+            count()
+        if output.requires_grad and (sample.growth or not layer.base.training):
+            pending = None if layer.base.training else count
+            keep = partial(self._keep, sample, layer, given, unbatched, pending)
+            with self._measuring("growth score", layer.layer_id):
                 output.register_hook(keep)  # type: ignore[no-untyped-call]
 
-    def _before_step(self, *_: Any) -> None:
-        sample = self._sample
-        if sample is None:
+    def _keep(
+        self,
+        sample: _Sample,
+        layer: KasminaLayer,
+        layer_input: Tensor,
+        unbatched: bool,
+        pending: partial[None] | None,
+        gradient: Tensor,
+    ) -> None:
+        """Keep the input of a layer and the gradient at its output; a hook for the latter."""
+        if sample is not self._sample:
             return
-        with self._measuring, torch.no_grad():
-            for layer_id, layer in self._layers.items():
-                for parameter in layer.base.parameters():
-                    if parameter.grad is not None:
-                        sample.owners.append(layer_id)
-                        sample.gradients.append(_dense(parameter.grad))
-                        sample.parameters.append(_part(parameter))
-            if sample.owners:
-                sample.before = list(torch._foreach_mul(sample.parameters, 1.0))
-                sample.gradients = list(torch._foreach_norm(sample.gradients))
+        with self._measuring("growth score", layer.layer_id):
+            if pending is not None:
+                pending()
+            state = sample.gradients.of_layer(layer.layer_id)
+            if not sample.growth or state is None or state.updated:
+                return
+            if state.begin():
+                sample.flows.pop(layer.layer_id, None)
+            flow = sample.flows.setdefault(layer.layer_id, _Flow())
+            gradient = gradient.detach()
+            flow.add(layer_input, gradient.unsqueeze(0) if unbatched else gradient, layer.spec.out_features)
+
+    def _before_step(self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if self._sample is None:
+            return
+        closure = args[1] if len(args) > 1 else kwargs.get("closure")
+        with self._measuring("gradients"):
+            self._sample.gradients.before_step(optimizer, evaluates=closure is not None)
 
     def _after_step(self, *_: Any) -> None:
-        sample = self._sample
-        if sample is None or not sample.before:
+        self._updated = True
+        if self._sample is None:
             return
-        with self._measuring, torch.no_grad():
-            sample.changes = list(torch._foreach_norm(torch._foreach_sub(sample.parameters, sample.before)))
-            sample.before = list(torch._foreach_norm(sample.before))
+        with self._measuring("gradients"):
+            self._sample.gradients.after_step()
+
+    def _measuring(self, measurement: str, layer_id: str | None = None) -> _Measuring:
+        return _Measuring(self, measurement, layer_id)
 
 
 class _Measuring:
     """A context whose time counts as the SDK's, and from which no error reaches the training loop."""
 
-    def __init__(self, meter: OverheadMeter) -> None:
-        self.errors = 0
-        self.seconds = 0.0
-        self._meter = meter
+    __slots__ = ("_layer_id", "_measurement", "_probes", "_started")
+
+    def __init__(self, probes: Probes, measurement: str, layer_id: str | None) -> None:
+        self._probes = probes
+        self._measurement = measurement
+        self._layer_id = layer_id
         self._started = 0.0
 
     def __enter__(self) -> None:
-        self._meter.enter()
+        self._probes.meter.enter()
         self._started = clock.seconds()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool:
-        self.seconds += clock.seconds() - self._started
-        self._meter.leave()
-        if not isinstance(error, Exception):
-            return False
-        # Training comes first: a layer that cannot be measured has no telemetry.
-        self.errors += 1
-        log.warning("measuring a step failed: %s: %s", type(error).__name__, error, exc_info=self.errors == 1)
-        return True
+        if isinstance(error, Exception):
+            self._probes.failures.record(self._measurement, error, self._layer_id)
+        self._probes.hook_seconds += clock.seconds() - self._started
+        self._probes.meter.leave()
+        return error is None or isinstance(error, Exception)
 
 
-def _keep(flows: dict[str, tuple[Tensor, Tensor]], layer_id: str, layer_input: Tensor, gradient: Tensor) -> None:
-    """Keep the first (input, gradient) of a layer; a hook for the gradient at its output."""
-    flows.setdefault(layer_id, (layer_input, gradient.detach()))
+def _activation(output: _Output) -> Activation | None:
+    units = output.units if isinstance(output.units, np.ndarray) else output.units.float().cpu().numpy()
+    stats = activation_stats(units.reshape(len(units), -1))
+    return Activation(output.latency_ms, *stats) if all(map(math.isfinite, stats)) else None
 
 
-def _part(parameter: nn.Parameter) -> Tensor:
-    """Return the parameter's values, thinned evenly if there are more than MAX_PARAMETERS."""
-    flat = parameter.detach().reshape(-1)
-    return flat[:: math.ceil(len(flat) / MAX_PARAMETERS)] if len(flat) > MAX_PARAMETERS else flat
-
-
-def _dense(gradient: Tensor) -> Tensor:
-    if not gradient.is_sparse:
-        return gradient
-    values: Tensor = gradient.coalesce().values()  # type: ignore[no-untyped-call]
-    return values
-
-
-def _learning(sample: _Sample) -> dict[str, Learning]:
-    """Return the norms over each layer's parameters, from those of every parameter; one transfer from the device."""
-    if not sample.changes:
-        return {}
-    norms = read_all([*sample.gradients, *sample.changes, *sample.before])
-    size = len(sample.owners)
-    sums: dict[str, list[float]] = {}
-    for index, layer_id in enumerate(sample.owners):
-        total = sums.setdefault(layer_id, [0.0, 0.0, 0.0])
-        for kind in range(3):
-            total[kind] += norms[kind * size + index] ** 2
-    return {
-        layer_id: Learning(math.sqrt(gradient), math.sqrt(change / size_squared) if size_squared else 0.0)
-        for layer_id, (gradient, change, size_squared) in sums.items()
-    }
+def _count(sample: _Sample, layer_id: str, batch: int, output: _Output | None) -> None:
+    """Count a call of a layer in the step; its output is measured at the first one."""
+    sample.batch = max(sample.batch, batch)
+    sample.calls[layer_id] = sample.calls.get(layer_id, 0) + 1
+    if output is not None:
+        sample.outputs.setdefault(layer_id, output)

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tamiyo.host.attachment import attach
+from tamiyo.host.common.undisturbed import evaluating
 from tamiyo.host.handle import Handle
-from tamiyo.host.probes.counterfactual import evaluating
 from tamiyo.host.reference.tasks import Split, Task
 
 VALIDATE_INTERVAL = 50

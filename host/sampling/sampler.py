@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Mapping, MutableMapping, Sequence
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from tamiyo.host.layers.attached_model import AttachedModel
 from tamiyo.host.layers.recovery import RecoveryEvent
 from tamiyo.host.layers.wrapping_cost import wrapping_seconds
 from tamiyo.host.probes.counterfactual import HeldOutBatch
+from tamiyo.host.probes.failures import Failures
 from tamiyo.host.probes.overhead import Governor, OverheadMeter
 from tamiyo.host.probes.paired_latency import LatencyProbe, PairedLatency
 from tamiyo.host.probes.probes import Probes
@@ -37,7 +38,7 @@ class Sampler:
         self,
         run_id: str,
         model: AttachedModel,
-        optimizer: torch.optim.Optimizer,
+        optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer],
         executor: Executor,
         cache: KernelCache,
         transport: Transport,
@@ -47,20 +48,22 @@ class Sampler:
         meter: OverheadMeter,
         twins: MutableMapping[str, TwinResult],
     ) -> None:
-        """Hook into the layers and the optimiser; `arm` decides whether the hooks measure the next step."""
-        self.metrics = StepMetrics()
+        """Hook into the layers and the optimisers; `arm` decides whether the hooks measure the next step."""
+        optimizers = [optimizer] if isinstance(optimizer, torch.optim.Optimizer) else list(optimizer)
+        self._failures = Failures()
+        self.metrics = StepMetrics(self._failures)
         """Losses and accuracies since the last frame."""
         self._run_id = run_id
         self._model = model
-        self._optimizer = optimizer
+        self._optimizers = optimizers
         self._executor = executor
         self._cache = cache
         self._transport = transport
         self._cache_interval = settings.cache_interval
         self._held_out = held_out
-        self._latency = LatencyProbe(model.layers)
+        self._latency = LatencyProbe(model.layers, self._failures)
         self._meter = meter
-        self._probes = Probes(model.layers, optimizer, meter)
+        self._probes = Probes(model.layers, optimizers, meter, self._failures)
         self._frames = Frames(model.layers, executor, transport, twins)
         self._governor = Governor(
             meter,
@@ -72,6 +75,8 @@ class Sampler:
             },
         )
         self._batch = 0
+        self._samples = 0.0
+        self._armed_step = 1
         self._last_frame_step = 0
         self._last_training_seconds = 0.0
         self._last_cache_step = 0
@@ -91,13 +96,18 @@ class Sampler:
 
     @property
     def errors(self) -> int:
-        """Number of errors in the probes that training has survived."""
-        return self._probes.errors
+        """Number of measurements that failed."""
+        return self._failures.count + (0 if self._held_out is None else self._held_out.failures.count)
 
     def arm(self, step: int) -> None:
-        """Measure `step`, which begins now, if a frame is due at it."""
-        if self._governor.due(Governor.FRAMES, step):
+        """Measure `step`, which begins now, if a frame is due at it; call it once for each step.
+
+        A loop that calls the handle for each micro-batch is measured from one update of the optimiser to the next.
+        """
+        self._probes.advance()
+        if not self._probes.armed and self._probes.at_start and self._governor.due(Governor.FRAMES, step):
             self._probes.arm(growth=self._governor.due(_GROWTH, step))
+            self._armed_step = step
 
     def state_dict(self) -> dict[str, int]:
         """Return the step of the last run of each probe."""
@@ -114,26 +124,34 @@ class Sampler:
         self.metrics.clear()
 
     def sample(self, step: int, epoch: int) -> None:
-        """Publish what the armed `step`, just completed, has shown."""
+        """Publish what the armed `step`, just completed, has shown; nothing in the midst of micro-batches.
+
+        What cannot be measured is missing from the frame, and costs nothing else.
+        """
+        if not self._probes.complete:
+            return
         started = clock.seconds()
         measured = self._probes.collect()
         if measured is None:
             return
-        if measured.growth:
+        if measured.growth_seconds is not None:
             self._governor.spent(_GROWTH, step, measured.growth_seconds)
         if measured.batch:
             self._batch = measured.batch
+            self._samples = measured.batch * measured.passes / (step - self._armed_step + 1)
             self._executor.record_batch(measured.batch)
         contributions, latencies, contribution_seconds = self._counterfactual(step)
         moment = Moment(self._run_id, step, epoch)
-        self._frames.sampled(moment, measured, contributions, latencies, self._model_performance(step))
+        with self._failures.isolated("frame"):
+            self._frames.sampled(moment, measured, contributions, latencies, self._model_performance(step))
         if step - self._last_cache_step >= self._cache_interval:
             self._last_cache_step = step
-            self._frames.cache(moment, self._cache)
+            with self._failures.isolated("kernel cache"):
+                self._frames.cache(moment, self._cache)
         published = self._charge_untimed()
         hooks = self._probes.take_seconds()
         elapsed = clock.seconds() - started
-        separate = measured.growth_seconds + contribution_seconds
+        separate = (measured.growth_seconds or 0.0) + contribution_seconds
         self._governor.spent(Governor.FRAMES, step, elapsed - separate + hooks + published)
         self._begin_interval(step)
 
@@ -160,7 +178,9 @@ class Sampler:
         if not self._governor.due(_CONTRIBUTION, step):
             return {}, {}, 0.0
         started = clock.seconds()
-        contributions = self._held_out.contributions(grown)
+        contributions: dict[str, float] = {}
+        with self._failures.isolated("contribution"):
+            contributions = self._held_out.contributions(grown)
         latencies = self._latency.measure(max(1, self._batch))
         seconds = clock.seconds() - started
         self._governor.spent(_CONTRIBUTION, step, seconds)
@@ -185,9 +205,10 @@ class Sampler:
     def _model_performance(self, step: int) -> dict[str, Any]:
         """Return ModelPerformance's own fields, and begin new means."""
         if self._memory[0] != self._model.revision:
-            self._memory = (self._model.revision, memory_bytes(self._model.model, self._optimizer))
+            with self._failures.isolated("memory"):
+                self._memory = (self._model.revision, memory_bytes(self._model.model, self._optimizers))
         means = self.metrics.take(
-            batch=self._batch,
+            samples=self._samples,
             steps=step - self._last_frame_step,
             seconds=self._meter.training_seconds - self._last_training_seconds,
         )

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal
 
-import torch
 from torch import Tensor, fx, nn
 
+from tamiyo.host.common.undisturbed import undisturbed
 from tamiyo.schemas.errors import ConfigurationError
 
 log = logging.getLogger(__name__)
@@ -48,8 +48,8 @@ def call(model: nn.Module, example: Example) -> Any:
 def execute(model: nn.Module, layers: Mapping[str, nn.Module], example: Example) -> Execution:
     """Run the model once in eval mode, without gradients, to find which layers run, in what order, on what inputs.
 
-    The modules' modes and the global random state do not change. Raises ConfigurationError if the model cannot run on
-    the example.
+    The run leaves no trace: modes, random streams, buffers and attributes are as before. Raises ConfigurationError if
+    the model cannot run on the example.
     """
     inputs: dict[str, Tensor] = {}
 
@@ -61,13 +61,11 @@ def execute(model: nn.Module, layers: Mapping[str, nn.Module], example: Example)
 
         return hook
 
-    modes = [(module, module.training) for module in model.modules()]
     hooks = [m.register_forward_pre_hook(watch(layer_id), with_kwargs=True) for layer_id, m in layers.items()]
     try:
-        model.eval()
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        with undisturbed(model):
             call(model, example)
-    except (RuntimeError, TypeError, ValueError, IndexError, KeyError) as error:
+    except Exception as error:  # the user's forward pass may raise anything
         raise ConfigurationError(
             f"the model cannot run on example_input ({type(error).__name__}: {error}): pass one batch as the training "
             "loop does, a tuple of arguments, or a mapping of keyword arguments"
@@ -75,8 +73,6 @@ def execute(model: nn.Module, layers: Mapping[str, nn.Module], example: Example)
     finally:
         for hook in hooks:
             hook.remove()
-        for module, training in modes:
-            module.training = training
     return Execution(tuple(inputs), inputs)
 
 
@@ -92,7 +88,7 @@ class _Tracer(fx.Tracer):
 def edges(model: nn.Module, layers: Mapping[str, nn.Module], order: Sequence[str]) -> list[Edge]:
     """Return the data-flow edges between the layers in `order`; consecutive layers if the model cannot be traced."""
     try:
-        with torch.random.fork_rng(devices=[]):
+        with undisturbed(model):
             graph = _Tracer(layers).trace(model)
     except Exception as error:  # tracing runs the user's forward pass on proxies, which may raise anything
         log.info("the model cannot be traced (%s): edges follow the order of execution", error)

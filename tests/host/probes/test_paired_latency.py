@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from tamiyo.host.blueprints import Kernel
 from tamiyo.host.layers.kasmina_layer import KasminaLayer
 from tamiyo.host.probes import paired_latency as module
+from tamiyo.host.probes.failures import Failures
 from tamiyo.host.probes.paired_latency import LatencyProbe, PairedLatency, paired_latency
 from tests.support.layers import kernel
 
@@ -92,7 +93,7 @@ def test_layers_without_kernels_are_measured_once_for_each_batch_size(monkeypatc
 
     monkeypatch.setattr(module, "paired_latency", record)
     bare, other = layer("0"), grown(0.0)
-    probe = LatencyProbe({"0": bare, "1": other})
+    probe = LatencyProbe({"0": bare, "1": other}, Failures())
     assert not probe.started
     assert probe.measure(4) == probe.measure(4) == {"0": PairedLatency(1.0, 0.5), "1": PairedLatency(1.0, 0.5)}
     assert probe.started
@@ -103,7 +104,7 @@ def test_layers_without_kernels_are_measured_once_for_each_batch_size(monkeypatc
 
 def test_a_layer_is_measured_again_when_its_kernel_has_left(monkeypatch: pytest.MonkeyPatch) -> None:
     made = layer()
-    probe = LatencyProbe({"0": made})
+    probe = LatencyProbe({"0": made}, Failures())
     bare = probe.measure(4)["0"]
     made.load_kernel(kernel(made.spec, seed=1), kernel_id="ab" * 4, blueprint="bottleneck", step=0)
     assert probe.measure(4)["0"].kernel_ms != 0

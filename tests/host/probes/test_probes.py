@@ -78,7 +78,7 @@ class Network:
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=lr)
         self.growing = GrowingOptimizer(self.optimizer)
         self.meter = OverheadMeter()
-        self.probes = Probes(self.layers, self.optimizer, self.meter)
+        self.probes = Probes(self.layers, [self.optimizer], self.meter)
         self.inputs = torch.randn(16, 2, 8)
         self.labels = torch.randint(0, 2, (16,))
 
@@ -205,7 +205,7 @@ def test_an_error_of_the_sdk_does_not_reach_the_training_loop(monkeypatch: pytes
     monkeypatch.setattr("tamiyo.host.probes.probes.unit_values", fail)
     network.probes.arm(growth=False)
     network.step()
-    assert network.probes.errors == 2
+    assert network.probes.failures.count == 2
     assert network.probes.collect() is not None
 
 

@@ -429,7 +429,8 @@ def test_what_was_spent_is_not_spent_again() -> None:
 def test_the_choice_is_a_hash_of_the_decision_and_moves_no_random_stream() -> None:
     transport = MemoryTransport()
     model = network()
-    attach(model, torch.optim.Adam(model.parameters()), example_input=batch(0)[0], transport=transport)
+    optimizer = torch.optim.Adam(model.parameters())
+    attach(model, optimizer, example_input=batch(0)[0], transport=transport, run_id="always the same")
     decisions = [transport.decide("unload_kernel", layer="0") for _ in range(400)]
     before = torch.get_rng_state()
     drawn = [shadow_twin._uniform(each) for each in decisions]

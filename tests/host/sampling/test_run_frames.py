@@ -2,6 +2,7 @@
 
 import math
 import time
+from typing import Any
 
 import pytest
 import torch
@@ -166,3 +167,15 @@ def test_a_diverged_run_still_has_frames() -> None:
     made.handle.close()
     assert [f.train_loss for f in frames(made)[2]] == [1e6]
     assert frames(made)[0][0].layer_id == []
+
+
+@pytest.mark.parametrize("loss", [None, "0.5", torch.empty(0), [0.5, None]])
+def test_a_step_without_a_loss_still_has_a_frame(loss: Any, caplog: pytest.LogCaptureFixture) -> None:
+    made = run()
+    made.handle.step(loss=1.5)
+    for _ in range(5):
+        made.handle.step(loss=loss)
+    made.handle.close()
+    assert [f.train_loss for f in frames(made)[2]] == [1.5, 1.5, 1.5]
+    assert made.handle.stats.errors == 5
+    assert len([record for record in caplog.records if record.levelname == "WARNING"]) == 1

@@ -50,7 +50,7 @@ def ends(folder: Path, statuses: str) -> tuple[int, int, str]:
     """Return the supervisor's status, how often it started its child, and what it logged."""
     starts = folder / "starts"
     ended = subprocess.run(
-        [sys.executable, "-m", "tests.support.supervised", ENDS, str(starts), statuses],
+        [sys.executable, "-m", "tests.streams.process.supervised", ENDS, str(starts), statuses],
         cwd=ROOT, env={**os.environ, **QUICK}, capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
     pids = starts.read_text().split()
@@ -129,7 +129,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
     running: list[subprocess.Popen[str]] = []
 
     def begin(*arguments: str) -> tuple["subprocess.Popen[str]", int]:
-        command = [sys.executable, "-m", "tests.support.supervised", RUNS, str(tmp_path / "state"), *arguments]
+        command = [sys.executable, "-m", "tests.streams.process.supervised", RUNS, str(tmp_path / "state"), *arguments]
         process = subprocess.Popen(command, cwd=ROOT, env={**os.environ, **QUICK}, stdout=subprocess.PIPE, text=True)
         running.append(process)
         assert process.stdout is not None

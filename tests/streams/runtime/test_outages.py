@@ -117,7 +117,7 @@ def test_a_worker_whose_delivery_timed_out_is_restarted_by_its_supervisor(
     output = tmp_path / "log"
     with output.open("wb") as file:
         supervisor = subprocess.Popen(
-            [sys.executable, "-m", "tests.support.supervised", code],
+            [sys.executable, "-m", "tests.streams.process.supervised", code],
             cwd=ROOT, env=environment, stdout=file, stderr=file,
         )  # fmt: skip
     try:

@@ -1,4 +1,4 @@
-"""`python -m tests.support.supervised CODE ...`: supervise `python -c CODE ...`, with settings of the environment."""
+"""`python -m tests.streams.process.supervised CODE ...`: supervise `python -c CODE ...`; settings: the environment."""
 
 import sys
 
