@@ -201,7 +201,7 @@ def test_a_kernel_that_still_ramps_and_a_slowed_layer_are_copied_as_they_are() -
     assert [layer.seeds[0].ticks for layer in layers] == [loop.layer.seeds[0].ticks, 0]
     growing = shadow._growing
     assert growing.learning_rate(layers[0].base.weight) == pytest.approx(  # type: ignore[attr-defined]
-        growing.optimizer.param_groups[0]["lr"] / 2
+        growing.optimizers[0].param_groups[0]["lr"] / 2
     )
 
 
