@@ -16,6 +16,9 @@ class Passing(Optimizer):
         self.optimizer = optimizer
         self.param_groups, self.state, self.defaults = optimizer.param_groups, optimizer.state, optimizer.defaults
 
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        self.optimizer.zero_grad(set_to_none)
+
     def step(self, closure: Any = None) -> Any:
         return self.optimizer.step(closure)
 
@@ -51,6 +54,9 @@ class Lookahead(Optimizer):
     @property
     def param_groups(self) -> Any:
         return self.optimizer.param_groups
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        self.optimizer.zero_grad(set_to_none)
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:

@@ -158,7 +158,7 @@ def test_hooks_called_twice_shorten_once() -> None:
     SGD(network().parameters(), 0.1)  # its construction hooks SGD.step too
     growing = GrowingOptimizer(optimizer, net)
     (scaler,) = growing._scalers
-    scaler.replace({p: 0.5 for p in net[0].parameters()})
+    scaler.replace(dict.fromkeys(net[0].parameters(), 0.5))
     step(net, [optimizer], "plain")
     step(plain, [DecayingSGD(plain.parameters(), 0.1)], "plain")
     start = network()
