@@ -13,8 +13,8 @@ from torch.optim import SGD, Adam, AdamW, Optimizer, lr_scheduler
 from tamiyo.host.adaptation.growing_optimizer import GrowingOptimizer
 from tamiyo.host.layers.kasmina_layer import KasminaLayer
 from tamiyo.schemas.errors import AdaptationRefused, ConfigurationError, KernelError
+from tests.host.adaptation.wrapped_optimizers import SAM, Lookahead, Passing, Several, Tethered
 from tests.support.layers import kernel
-from tests.support.optimizers import SAM, Anchored, Lookahead, Passing, Several
 
 Params = Iterable[nn.Parameter]
 OPTIMIZERS: dict[str, Callable[[Params], Optimizer]] = {
@@ -274,7 +274,7 @@ def test_closing_ends_the_scale() -> None:
         (lambda p: torch.optim.Muon([q for q in p if q.ndim == 2]), "takes matrices only"),
         (lambda p: torch.optim.SparseAdam(list(p)), "takes sparse gradients only"),
         (lambda p: Adam(p, differentiable=True), "records its steps for autograd"),
-        (lambda p: Anchored(Adam(p)), "a wrapper keeps anchor for every parameter"),
+        (lambda p: Tethered(Adam(p)), "a wrapper keeps start for every parameter"),
     ],
 )
 def test_optimizers_that_cannot_grow_are_refused(make: Callable[[Params], Optimizer], reason: str) -> None:

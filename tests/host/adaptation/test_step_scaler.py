@@ -11,7 +11,7 @@ from torch.optim import SGD, Adam, Optimizer
 
 from tamiyo.host.adaptation.growing_optimizer import GrowingOptimizer
 from tamiyo.schemas.errors import AdaptationRefused
-from tests.support.optimizers import Lookahead, Passing
+from tests.host.adaptation.wrapped_optimizers import Lookahead, Passing
 
 X = torch.randn(16, 4, generator=torch.Generator().manual_seed(1))
 

@@ -11,7 +11,7 @@ from torch.optim import SGD, Adam, lr_scheduler
 
 from tamiyo.host.adaptation.unwrapping import unwrap
 from tamiyo.schemas.errors import ConfigurationError
-from tests.support.optimizers import SAM, Duck, FP16Optimizer, Imitating, Lookahead, Passing, Several
+from tests.host.adaptation.wrapped_optimizers import SAM, Duck, FP16Optimizer, Imitating, Lookahead, Passing, Several
 
 
 def network() -> nn.Sequential:

@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from tamiyo.host.adaptation.weight_following import WeightFollower, attached_layers
@@ -111,12 +110,6 @@ def test_the_average_covers_kernels_from_their_first_step_to_their_last(kind: st
     train(6)
     made.load("4", "low_rank")
     train(6)
-    inputs, labels = data(256, seed=77)
-    made.model.eval()
-    averaged.module.eval()
-    losses = [float(F.cross_entropy(m(inputs), labels)) for m in (made.model, averaged.module)]
-    assert losses[1] < 0.72 > losses[0]
-    made.model.train()
     made.transport.decide("unload_kernel", layer="4")
     train(8)
     made.load("4", "parallel_expansion")  # into the seed that has become free

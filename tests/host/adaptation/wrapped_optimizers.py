@@ -129,21 +129,21 @@ class Several:
             optimizer.step(closure)
 
 
-class Anchored(Optimizer):
+class Tethered(Optimizer):
     """Keeps a value for every parameter under a name that nobody knows, and needs it at every step."""
 
     def __init__(self, optimizer: Optimizer) -> None:
         self.inner = optimizer
         self.param_groups, self.defaults = optimizer.param_groups, optimizer.defaults
-        self.state = defaultdict(dict, {p: {"anchor": p.detach().clone()} for p in optimizer.param_groups[0]["params"]})
+        self.state = defaultdict(dict, {p: {"start": p.detach().clone()} for p in optimizer.param_groups[0]["params"]})
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
         loss = self.inner.step(closure)
         for group in self.param_groups:
             for p in group["params"]:
-                anchor: Tensor = self.state[p]["anchor"]
-                p.lerp_(anchor, 0.01)
+                start: Tensor = self.state[p]["start"]
+                p.lerp_(start, 0.01)
         return loss
 
 
