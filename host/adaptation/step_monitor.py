@@ -79,7 +79,7 @@ class StepMonitor:
 
     def record_other(self, optimizer: Optimizer) -> None:
         """Count a step of any optimizer of the process that has parameters of this one."""
-        if any(optimizer is each for each in (self._chain.optimizer, *self._chain.wrappers)):
+        if not self.missed or any(optimizer is each for each in (self._chain.optimizer, *self._chain.wrappers)):
             return
         first = [group["params"][0] for group in optimizer.param_groups if group["params"]]
         self._others += any(parameter is own for parameter in first for own in self._chain.parameters)

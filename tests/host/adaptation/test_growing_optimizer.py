@@ -13,7 +13,7 @@ from torch.optim import SGD, Adam, AdamW, Optimizer, lr_scheduler
 from tamiyo.host.adaptation.growing_optimizer import GrowingOptimizer
 from tamiyo.host.layers.kasmina_layer import KasminaLayer
 from tamiyo.schemas.errors import AdaptationRefused, ConfigurationError, KernelError
-from tests.host.adaptation.wrapped_optimizers import SAM, Lookahead, Passing, Several, Tethered
+from tests.host.adaptation.wrapped_optimizers import SAM, Lookahead, Passing, Prepared, Several, Tethered
 from tests.support.layers import kernel
 
 Params = Iterable[nn.Parameter]
@@ -323,6 +323,7 @@ EVERY: dict[str, Callable[[Params], Any]] = {
     "adagrad_start": lambda p: torch.optim.Adagrad(p, 0.1, initial_accumulator_value=0.5),
     "adagrad_fused": lambda p: torch.optim.Adagrad(p, 0.1, fused=True),
     "adam_maximize": lambda p: Adam(p, 1e-3, maximize=True, foreach=True),
+    "prepared": lambda p: Prepared(p, 0.05, start=0.3),
     "lookahead": lambda p: Lookahead(Adam(p, 1e-2), k=2),
     "lookahead_late": lambda p: Passing(Lookahead(Adam(p, 1e-2), k=2, at_once=False)),
     "sam": lambda p: SAM(p, SGD, lr=0.1, momentum=0.9),
@@ -396,7 +397,7 @@ def _all(optimizer: Any) -> list[Any]:
     return [optimizer, *(() if inner is None else _all(inner))]
 
 
-@pytest.mark.parametrize("make", [EVERY["adam"], EVERY["adagrad"], EVERY["lookahead"]])
+@pytest.mark.parametrize("make", [EVERY["adam"], EVERY["prepared"], EVERY["lookahead"]])
 def test_a_new_parameter_learns_as_in_an_optimizer_of_its_own(make: Callable[[Params], Any]) -> None:
     """The state of a parameter that joins late equals that of a fresh optimizer, Lookahead's slow weights included."""
     old, late = nn.Linear(4, 3), nn.Linear(4, 3)

@@ -20,11 +20,12 @@ class DecayingSGD(SGD):
     """Overrides `step` and calls its parent's, so that the hooks are called twice."""
 
     def step(self, closure: Any = None) -> Any:
+        loss = super().step(closure)
         with torch.no_grad():
             for group in self.param_groups:
                 for p in group["params"]:
                     p.mul_(1 - group["lr"] * 0.1)
-        return super().step(closure)
+        return loss
 
 
 class Renamed(Adam):
@@ -152,7 +153,6 @@ def test_every_optimizer_of_torch_is_scaled_or_refused_as_its_step_demands() -> 
 
 
 def test_hooks_called_twice_shorten_once() -> None:
-    """`Twice` steps as SGD does, through an overridden method; its class is proportional by its own statement."""
     net, plain = network(), network()
     optimizer = DecayingSGD(net.parameters(), 0.1)
     SGD(network().parameters(), 0.1)  # its construction hooks SGD.step too

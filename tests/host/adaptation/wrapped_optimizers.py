@@ -157,3 +157,21 @@ class Duck:
     def step(self) -> None:
         for p in self.param_groups[0]["params"]:
             p.sub_(p.grad, alpha=0.1)
+
+
+class Prepared(Optimizer):
+    """Makes the state of every parameter when it is made, as torch's Adagrad of before 2.13 and its descendants do."""
+
+    def __init__(self, parameters: Any, lr: float = 0.1, *, start: float = 0.5) -> None:
+        super().__init__(parameters, {"lr": lr, "start": start})
+        for group in self.param_groups:
+            for p in group["params"]:
+                self.state[p]["sum"] = torch.full_like(p, start)
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is not None:
+                    total = self.state[p]["sum"].addcmul_(p.grad, p.grad)
+                    p.addcdiv_(p.grad, total.sqrt(), value=-group["lr"])
