@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import uuid
 from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
-import torch
 from torch import Tensor, nn
 
 from tamiyo.host.adaptation.adapter import Adapter
@@ -29,10 +29,12 @@ from tamiyo.schemas.topics import TOPOLOGY
 
 __all__ = ["attach"]
 
+log = logging.getLogger(__name__)
+
 
 def attach(
     model: nn.Module,
-    optimizer: torch.optim.Optimizer,
+    optimizer: Any,
     *,
     example_input: Example,
     run_id: str | None = None,
@@ -102,7 +104,11 @@ def attach(
     require_measurable(budget, loss_fn)
     selected = select_layers(model, layers, example_input)
     shielded = require_known(protected, selected, "protected").union(settings.protected_layers)
-    growing = GrowingOptimizer(optimizer)
+    growing = GrowingOptimizer(optimizer, model)
+    untrained = {i: r for i, each in selected.items() if (r := growing.refusal(each.module.parameters())) is not None}
+    for layer_id, reason in untrained.items():
+        log.info("layer %s is observed and never grows: %s", layer_id, reason)
+    shielded = shielded.union(untrained)
     cache = KernelCache(KernelStore(transport.store_url or settings.store_url), capacity=settings.cache_capacity)
     recovery = ErrorRecovery(on_replaced=growing.forget, source=cache.pristine)
     attached = AttachedModel(
@@ -126,7 +132,7 @@ def attach(
         held_out=batch, parameter_budget=topology.parameter_budget, protected=shielded, twin=twin,
     )  # fmt: skip
     sampler = Sampler(
-        run_id, attached, optimizer, adapter.executor, cache, transport, settings, held_out=batch, meter=meter,
-        twins={} if twin is None else twin.results,
+        run_id, attached, growing.optimizers[0], adapter.executor, cache, transport, settings,
+        held_out=batch, meter=meter, twins={} if twin is None else twin.results,
     )  # fmt: skip
     return Handle(run_id, attached, sampler, adapter, transport, meter, settings, twin)

@@ -237,6 +237,7 @@ class Handle:
         Raises:
             KernelError: The state does not fit this network or optimiser.
         """
+        self._adapter.require_loadable(saved)
         self._model.model.load_state_dict(saved["model"])
         self._adapter.load_state_dict(saved)
         self._step = int(saved["step"])

@@ -62,6 +62,7 @@ class Adapter:
 
     def advance(self, step: int) -> None:
         """Move the grown layers on to `step`, then execute what has arrived and is ready."""
+        self._growing.complete_step()
         for layer in self._model.grown:
             for dropped in layer.advance(step):
                 self._growing.drop(dropped.kernel.parameters())
@@ -89,6 +90,11 @@ class Adapter:
     def state_dict(self) -> dict[str, Any]:
         """Return the optimiser's state by parameter name, and the learning rate scale of every slowed layer."""
         return {"optimizer": self._growing.state_dict(self._model.model), "scales": self.executor.scales()}
+
+    def require_loadable(self, saved: Mapping[str, Any]) -> None:
+        """Return if the optimisers can resume from `saved`, before the model is changed. Raises KernelError if not."""
+        shapes = {name: value.shape for name, value in saved["model"].items()}
+        self._growing.require_loadable(self._model.model, saved["optimizer"], shapes)
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
         """Resume from `state_dict`, after the model has loaded its own. Raises KernelError if it does not fit."""
