@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import uuid
 from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
-import torch
 from torch import Tensor, nn
 
 from tamiyo.host.adaptation.adapter import Adapter
@@ -32,13 +32,15 @@ from tamiyo.schemas.topics import TOPOLOGY
 
 __all__ = ["attach"]
 
+log = logging.getLogger(__name__)
+
 NEVER = 1 << 40
 """Steps between two frames of a rank that publishes none."""
 
 
 def attach(
     model: nn.Module,
-    optimizer: torch.optim.Optimizer,
+    optimizer: Any,
     *,
     example_input: Example,
     run_id: str | None = None,
@@ -129,7 +131,15 @@ def attach(
     ids = {each.name: layer_id for layer_id, each in selection.layers.items()}
     shielded = {ids[name] for name in require_known(protected, ids, "protected")}
     shielded |= {ids.get(name, name) for name in settings.protected_layers}
-    growing = GrowingOptimizer(optimizer)
+    growing = GrowingOptimizer(optimizer, model)
+    untrained = {
+        layer_id: reason
+        for layer_id, each in selection.layers.items()
+        if (reason := growing.refusal(each.module.parameters())) is not None
+    }
+    for layer_id, reason in untrained.items():
+        log.info("layer %s is observed and never grows: %s", layer_id, reason)
+    shielded |= untrained.keys()
     cache = KernelCache(KernelStore(transport.store_url or settings.store_url), capacity=settings.cache_capacity)
     recovery = ErrorRecovery(on_replaced=growing.forget, source=cache.pristine)
     attached = AttachedModel(
@@ -155,7 +165,7 @@ def attach(
         held_out=batch, parameter_budget=topology.parameter_budget, protected=shielded, twin=twin, replicas=replicas,
     )  # fmt: skip
     sampler = Sampler(
-        run_id, attached, optimizer, adapter.executor, cache, transport, settings, held_out=batch, meter=meter,
-        twins={} if twin is None else twin.results,
+        run_id, attached, growing.optimizers, adapter.executor, cache, transport, settings,
+        held_out=batch, meter=meter, twins={} if twin is None else twin.results,
     )  # fmt: skip
     return Handle(run_id, attached, sampler, adapter, transport, meter, settings, twin)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, MutableMapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from torch import nn
+from torch import Tensor, nn
 
 from tamiyo.host.adaptation.adapter import Adapter
 from tamiyo.host.client.transport import Transport
@@ -173,7 +173,7 @@ class Handle:
 
         Example:
             >>> import torch
-            >>> from torch import nn
+            >>> from torch import Tensor, nn
             >>> from torch.nn import functional as F
             >>> from tamiyo.host import attach
             >>> from tamiyo.host.testing import MemoryTransport
@@ -255,6 +255,7 @@ class Handle:
         Raises:
             KernelError: The state does not fit this network or optimiser.
         """
+        self._adapter.require_loadable(saved)
         self._model.load_state_dict(saved["model"])
         self._adapter.load_state_dict(saved)
         self._step = int(saved["step"])
@@ -262,6 +263,22 @@ class Handle:
             self._twin.cancel("the run was resumed from a saved state")
         self._sampler.resume(self._step, saved.get("sampling", {}))
         self._sampler.arm(self._step + 1)
+
+    def follow(self, averaged: nn.Module | MutableMapping[str, Tensor]) -> None:
+        """Give averaged weights the kernels that the model has, from now on at each `step`.
+
+        A kernel that joins starts in the average at its present values, and one that leaves, leaves it too. So a moving
+        average covers all weights, whether it pairs them by position or by name. Call `step` before the average's own
+        update.
+
+        Args:
+            averaged: A copy of the model made after `attach`, or a module that contains one, such as torch's
+                `AveragedModel` or an EMA of timm's; or averages by name, as a dict of tensors.
+
+        Raises:
+            ConfigurationError: It is not a copy of the attached model.
+        """
+        self._adapter.follow(averaged)
 
     def close(self) -> None:
         """End the run: publish the final frames, an outcome for every open decision, and all queued records.

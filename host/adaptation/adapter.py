@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, MutableMapping
 from typing import Any
+
+from torch import Tensor, nn
 
 from tamiyo.host.adaptation.executor import Executor
 from tamiyo.host.adaptation.growing_optimizer import GrowingOptimizer
 from tamiyo.host.adaptation.limits import Limits
 from tamiyo.host.adaptation.replicas import Replicas
+from tamiyo.host.adaptation.weight_following import WeightFollower
 from tamiyo.host.blueprints import for_layer
 from tamiyo.host.client.transport import Transport
 from tamiyo.host.common import clock
@@ -47,6 +50,7 @@ class Adapter:
         """Build the executor and its limits."""
         self._cache = cache
         self._replicas = replicas
+        self._followers: list[WeightFollower] = []
         if replicas is not None:
             model.defer_errors()
         self._model = model
@@ -78,6 +82,14 @@ class Adapter:
             step: The training step just completed.
             sampled: Whether it was measured, so that reading values of kernels may wait for the device.
         """
+        try:
+            self._advance(step, sampled)
+        finally:
+            for follower in self._followers:
+                follower.update()
+
+    def _advance(self, step: int, sampled: bool) -> None:
+        self._growing.complete_step()
         replicas = self._replicas
         if self._model.outdated:
             self._follow_model()
@@ -102,6 +114,10 @@ class Adapter:
         if replicas is not None and self.executor.counts.resolved > resolved:
             self._keep_common(replicas)
 
+    def follow(self, averaged: nn.Module | MutableMapping[str, Tensor]) -> None:
+        """Keep averaged weights in step with what grows. Raises ConfigurationError if they are not of this model."""
+        self._followers.append(WeightFollower(self._model.model, averaged))
+
     def drain(self, step: int, timeout_s: float) -> None:
         """End the run at `step`: refuse what is open, and every decision that arrives in the next `timeout_s` seconds.
 
@@ -123,6 +139,12 @@ class Adapter:
             "scales": self.executor.scales(),
             "last_adaptation": self.executor.last_step,
         }
+
+    def require_loadable(self, saved: Mapping[str, Any]) -> None:
+        """Return if the optimisers can resume from `saved`, before the model is changed. Raises KernelError if not."""
+        self._model.require_loadable(saved["model"])
+        shapes = {name: value.shape for name, value in saved["model"].items() if isinstance(value, Tensor)}
+        self._growing.require_loadable(self._model.model, saved["optimizer"], shapes)
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
         """Resume from `state_dict`, after the model has loaded its own. Raises KernelError if it does not fit."""

@@ -290,6 +290,9 @@ class Executor:
                 "wrong_kernel", f"expected {decision.blueprint}, the stored kernel is {metadata.blueprint}"
             )
         self._limits.check(decision, steps_since=self.steps_since(step), parameters=kernel.parameter_count)
+        refusal = self._growing.refusal(layer.base.parameters())
+        if refusal is not None:
+            raise refusal
         index = layer.load_kernel(kernel, kernel_id=compiled.kernel_id, blueprint=metadata.blueprint, step=step)
         self.train(layer, layer.seeds[index])
         return compiled.kernel_id

@@ -1,96 +1,146 @@
-"""Add, remove and slow down an optimiser's parameters while training runs."""
+"""Add, remove and slow down the parameters of a training loop's optimizers while training runs."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+import inspect
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
-from tamiyo.schemas.errors import ConfigurationError, KernelError
+from tamiyo.host.adaptation import optimizer_state
+from tamiyo.host.adaptation.optimizer_state import Snapshot, names_in
+from tamiyo.host.adaptation.step_monitor import StepMonitor
+from tamiyo.host.adaptation.step_scaler import StepScaler
+from tamiyo.host.adaptation.unwrapping import OptimizerChain, unwrap
+from tamiyo.schemas.errors import AdaptationRefused, ConfigurationError, KernelError
 
-# LBFGS keeps one flat history of all parameters; Muon accepts matrices only, so no convolution kernel.
-_CANNOT_GROW = ("LBFGS", "Muon")
-# Rprop's step is not proportional to lr.
-_CANNOT_SCALE = ("Rprop",)
+log = logging.getLogger(__name__)
+
+_CANNOT_GROW = {
+    "LBFGS": "it keeps one history of all parameters",
+    "Muon": "it takes matrices only, and kernels have biases",
+    "SparseAdam": "it takes sparse gradients only",
+    "ZeroRedundancyOptimizer": "it has divided the parameters among the ranks",
+}
+"""Classes that cannot take new parameters during training, and why."""
+
+_WRAPPER_STATE: dict[str, Callable[[Tensor], Tensor] | None] = {
+    # Lookahead: the slow weights, and the momentum at the last exchange.
+    "slow_params": torch.clone,
+    "slow_buffer": torch.clone,
+    "cached_params": torch.clone,
+    "slow_momentum": torch.zeros_like,
+    "cached_mom": torch.zeros_like,
+    # SAM and SWA make theirs by themselves.
+    "old_p": None,
+    "swa_buffer": None,
+}
+"""State that wrappers keep by parameter: what it is for a new parameter."""
 
 
 class GrowingOptimizer:
-    """Grows and shrinks a torch optimizer (Adam, AdamW, SGD and others whose step is proportional to lr) in place.
+    """Grows and shrinks the optimizers of a training loop in place: one, or several that share a model.
 
     A kernel's parameters join the param group of the layer they sit at, so its hyper-parameters and every
     learning rate scheduler apply to them, and the number of groups, which schedulers count on, never changes.
+    Other state stays as it is.
 
-    The learning rate of a single layer is scaled by shortening the step that the optimiser made:
-    p <- old + scale * (new - old). If steps are proportional to lr, this equals a smaller lr (weight decay included,
-    since torch multiplies it by lr), whatever a scheduler does with the group's lr. It costs a copy of the scaled
-    parameters per step. `param_groups` do not show the scale; `learning_rate` does.
+    The learning rate of a single layer is scaled by shortening the steps that the optimizer makes (`StepScaler`).
+    `param_groups` do not show the scale; `learning_rate` does.
     """
 
-    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
-        """Hook into `optimizer`. Raises ConfigurationError if it cannot grow (LBFGS, Muon)."""
-        kind = type(optimizer).__name__
-        if kind in _CANNOT_GROW:
-            raise ConfigurationError(f"{kind} cannot take new parameters during training: use Adam, AdamW or SGD")
-        self.optimizer = optimizer
-        self._scales: dict[nn.Parameter, float] = {}
-        self._before: dict[nn.Parameter, Tensor] = {}
-        self._hooks = [
-            optimizer.register_step_pre_hook(self._remember),
-            optimizer.register_step_post_hook(self._shorten),
-        ]
+    def __init__(self, optimizers: object, model: nn.Module | None = None) -> None:
+        """Hook into the optimizers.
 
-    def add(self, kernel: nn.Module, *, beside: Iterable[nn.Parameter], name: str = "kernel") -> int:
+        Args:
+            optimizers: A torch optimizer, a wrapper of one, or a list or tuple of them.
+            model: The model that they train; None: their parameters are not compared with any.
+
+        Raises:
+            ConfigurationError: One is no optimizer, or steps none of the model's parameters, or none of them can take
+                new parameters.
+        """
+        self._chains = unwrap(optimizers, model)
+        self._obstacles = [_obstacle(chain) for chain in self._chains]
+        if all(self._obstacles):
+            raise ConfigurationError(f"{self._obstacles[0]}: use Adam, AdamW or SGD")
+        self.optimizers: tuple[Optimizer, ...] = tuple(chain.optimizer for chain in self._chains)
+        """The torch optimizers that step the model's parameters, without wrappers."""
+        self._scalers = [StepScaler(optimizer) for optimizer in self.optimizers]
+        self._monitors = [StepMonitor(chain) for chain in self._chains]
+
+    def refusal(self, beside: Iterable[Tensor]) -> AdaptationRefused | None:
+        """Return why a kernel at a layer would not be trained; None if it would.
+
+        Args:
+            beside: The layer's own parameters.
+        """
+        found = self._place(beside)
+        return found if isinstance(found, AdaptationRefused) else None
+
+    def add(self, kernel: nn.Module, *, beside: Iterable[Tensor], name: str = "kernel") -> None:
         """Train a kernel's parameters, in the param group of its layer.
 
         Args:
             kernel: The module whose parameters are added; those trained already stay where they are.
-            beside: The layer's own parameters. If none of them is trained, the first group is used.
-            name: Prefix of the parameters' names, for optimisers that keep names.
+            beside: The layer's own parameters.
+            name: Prefix of the parameters' names, for optimizers that keep names.
 
-        Returns:
-            The index of the param group.
+        Raises:
+            AdaptationRefused: It would not be trained, see `refusal`; nothing has changed.
         """
+        beside = list(beside)
+        place = self._place(beside)
+        if isinstance(place, AdaptationRefused):
+            raise place
+        chain, index = self._chains[place[0]], place[1]
         known = self._places()
-        at = next((known[p] for p in beside if p in known), 0)
-        group = self.optimizer.param_groups[at]
-        for suffix, parameter in kernel.named_parameters():
-            if parameter in known:
-                continue
-            group["params"].append(parameter)
-            if "param_names" in group:
-                group["param_names"].append(f"{name}.{suffix}")
-        return at
+        fresh = [(f"{name}.{suffix}", p) for suffix, p in kernel.named_parameters() if p not in known]
+        for group in chain.groups_beside(index):
+            for full_name, parameter in fresh:
+                group["params"].append(parameter)
+                if "param_names" in group:
+                    group["param_names"].append(full_name)
+        for _, parameter in fresh:
+            _start_state(chain, parameter, beside)
 
     def trains(self, parameter: nn.Parameter) -> bool:
         """Return whether a parameter is in a param group."""
         return parameter in self._places()
 
-    def drop(self, parameters: Iterable[nn.Parameter]) -> int:
+    def drop(self, parameters: Iterable[Tensor]) -> int:
         """Remove parameters with their state and gradient; return how many were trained. No other changes."""
-        leaving = {id(p): p for p in parameters}
+        leaving = {id(parameter): parameter for parameter in parameters}
         count = 0
-        for group in self.optimizer.param_groups:
-            stay = [index for index, p in enumerate(group["params"]) if id(p) not in leaving]
-            count += len(group["params"]) - len(stay)
-            for key in ("params", "param_names"):
-                if key in group:
-                    group[key] = [group[key][index] for index in stay]
+        for chain, scaler in zip(self._chains, self._scalers, strict=True):
+            count += sum(id(parameter) in leaving for parameter in chain.parameters)
+            for group in chain.all_groups():
+                stay = [index for index, p in enumerate(group["params"]) if id(p) not in leaving]
+                for key in ("params", "param_names"):
+                    if key in group and len(stay) < len(group[key]):
+                        group[key][:] = [group[key][index] for index in stay]
+            for state in (chain.optimizer.state, *chain.wrapper_states()):
+                for parameter in leaving.values():
+                    state.pop(parameter, None)
+            scaler.drop(leaving.values())
         for parameter in leaving.values():
-            self.optimizer.state.pop(parameter, None)
-            self._scales.pop(parameter, None)
-            self._before.pop(parameter, None)
             parameter.grad = None
         return count
 
-    def forget(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Drop the optimiser's state of parameters whose values were replaced; they continue to be trained."""
+    def forget(self, parameters: Iterable[Tensor]) -> None:
+        """Start the state of parameters anew, whose values were replaced; they continue to be trained."""
+        places = self._places()
         for parameter in parameters:
-            self.optimizer.state.pop(parameter, None)
+            if parameter in places:
+                chain = self._chains[places[parameter][0]]
+                _start_state(chain, parameter, [parameter])
 
-    def scale_learning_rate(self, parameters: Iterable[nn.Parameter], factor: float) -> float:
+    def scale_learning_rate(self, parameters: Iterable[Tensor], factor: float) -> float:
         """Multiply the learning rate of some parameters by a factor.
 
         Args:
@@ -101,117 +151,232 @@ class GrowingOptimizer:
             The smallest scale among them, in (0, 1].
 
         Raises:
-            ConfigurationError: The factor is out of range, or the optimiser's step is not proportional to lr (Rprop).
-            KernelError: None of the parameters is trained.
+            ConfigurationError: The factor is out of range.
+            AdaptationRefused: An optimizer's steps are not proportional to lr, it no longer steps, or none of the
+                parameters is trained; nothing has changed.
         """
-        kind = type(self.optimizer).__name__
         if not 0.0 < factor <= 1.0:
             raise ConfigurationError(f"a learning rate factor must be in (0, 1], got {factor}")
-        if kind in _CANNOT_SCALE:
-            raise ConfigurationError(
-                f"the steps of {kind} are not proportional to lr: the rate of a single layer cannot be scaled"
-            )
-        known = self._places()
-        trained = [p for p in parameters if p in known]
+        places = self._places()
+        trained = [(p, places[p][0]) for p in parameters if p in places and p.requires_grad]
         if not trained:
-            raise KernelError("none of these parameters is trained by the optimiser")
-        for parameter in trained:
-            self._scales[parameter] = self._scales.get(parameter, 1.0) * factor
-        return min(self._scales[p] for p in trained)
+            raise AdaptationRefused("untrained_layer", "no optimizer trains these parameters")
+        for number in {number for _, number in trained}:
+            obstacle = self._scalers[number].obstacle
+            if obstacle:
+                raise AdaptationRefused("not_scalable", f"{obstacle}: the rate of a single layer cannot be scaled")
+            if self._monitors[number].stalled:
+                raise AdaptationRefused("optimizer_replaced", self._monitors[number].reason)
+        for parameter, number in trained:
+            scales = self._scalers[number].scales
+            scales[parameter] = scales.get(parameter, 1.0) * factor
+        return min(self._scalers[number].scales[parameter] for parameter, number in trained)
 
-    def learning_rate(self, parameter: nn.Parameter) -> float:
+    def learning_rate(self, parameter: Tensor) -> float:
         """Return a parameter's learning rate: its group's lr times its scale. Raises KernelError if untrained."""
         place = self._places().get(parameter)
         if place is None:
-            raise KernelError("the optimiser does not train this parameter")
-        return float(self.optimizer.param_groups[place]["lr"]) * self._scales.get(parameter, 1.0)
+            raise KernelError("no optimizer trains this parameter")
+        number, index = place
+        return float(self.optimizers[number].param_groups[index]["lr"]) * self._scalers[number].scales.get(
+            parameter, 1.0
+        )
+
+    def complete_step(self) -> None:
+        """Complete a training step: an optimizer that the loop no longer steps is reported, once."""
+        for monitor, scaler in zip(self._monitors, self._scalers, strict=True):
+            monitor.complete()
+            scaler.complete()
 
     def close(self) -> None:
         """Remove the hooks: every rate is its group's lr again, grown parameters stay."""
-        for hook in self._hooks:
-            hook.remove()
-        self._hooks.clear()
-        self._before.clear()
+        for scaler, monitor in zip(self._scalers, self._monitors, strict=True):
+            scaler.close()
+            monitor.close()
 
     def copied(self, memo: dict[int, Any]) -> GrowingOptimizer:
-        """Return a copy of the optimiser with its state and scales, and without the user's hooks.
+        """Return a copy of the optimizers with their state and scales, and without the user's hooks and wrappers.
 
         Args:
             memo: That of the `copy.deepcopy` of the model: the copy trains the parameters which that has made.
+
+        Raises:
+            KernelError: A wrapper has a state of its own, so that its optimizer alone would train differently.
         """
-        twin = GrowingOptimizer(copy.deepcopy(self.optimizer, memo))
-        twin._scales = {copy.deepcopy(parameter, memo): scale for parameter, scale in self._scales.items()}
+        for chain in self._chains:
+            if chain.wrapper_states():
+                raise KernelError(f"{chain.name} cannot be copied: a wrapper takes part in its steps")
+        twin = GrowingOptimizer([copy.deepcopy(optimizer, memo) for optimizer in self.optimizers])
+        for scaler, own in zip(self._scalers, twin._scalers, strict=True):
+            own.replace({copy.deepcopy(parameter, memo): scale for parameter, scale in scaler.scales.items()})
         return twin
 
     def state_dict(self, model: nn.Module) -> dict[str, Any]:
-        """Return the optimiser's state by parameter name: plain dicts, lists, numbers and tensors.
+        """Return the optimizers' state by parameter name: plain dicts, lists, numbers and tensors.
 
         torch's own state_dict is by position, which growth changes.
 
         Args:
-            model: The model that holds every trained parameter.
+            model: The model that they train. Parameters that are not its own are saved by their place.
+        """
+        names = names_in(model)
+        places = self._places()
+        return {
+            "optimizers": [optimizer_state.save(chain, names) for chain in self._chains],
+            "scales": {
+                names[parameter]: scale
+                for scaler in self._scalers
+                for parameter, scale in scaler.scales.items()
+                if parameter in names and parameter in places
+            },
+        }
+
+    def require_loadable(
+        self, model: nn.Module, saved: Mapping[str, Any], shapes: Mapping[str, Sequence[int]] | None = None
+    ) -> None:
+        """Return if `load_state_dict` can succeed; nothing is changed.
+
+        Args:
+            model: The model that the optimizers train.
+            saved: The result of `state_dict`.
+            shapes: Shapes by name of the parameters that the model will have, if it has not loaded its state yet.
 
         Raises:
-            KernelError: A trained parameter is not the model's.
+            KernelError: Optimizers, groups, names or shapes do not match.
         """
-        name_of = {p: name for name, p in model.named_parameters()}
-        packed = self.optimizer.state_dict()
-        groups, state = [], {}
-        for live, group in zip(self.optimizer.param_groups, packed["param_groups"], strict=True):
-            missing = [tuple(p.shape) for p in live["params"] if p not in name_of]
-            if missing:
-                raise KernelError(f"the optimiser trains parameters that are not the model's, of shapes {missing}")
-            own = [name_of[p] for p in live["params"]]
-            state.update(
-                {n: packed["state"][i] for n, i in zip(own, group["params"], strict=True) if i in packed["state"]}
-            )
-            groups.append({k: v for k, v in group.items() if k != "param_names"} | {"params": own})
-        scales = {name_of[p]: scale for p, scale in self._scales.items()}
-        return {"groups": groups, "state": state, "scales": scales}
+        names = names_in(model)
+        shapes = shapes if shapes is not None else {name: tuple(p.shape) for p, name in names.items()}
+        entries = _entries(saved)
+        if len(entries) != len(self._chains):
+            raise KernelError(f"the saved state has {len(entries)} optimizers, the loop has {len(self._chains)}")
+        for chain, entry in zip(self._chains, entries, strict=True):
+            optimizer_state.require_loadable(chain, entry, names, shapes)
+        trained = {name for entry in entries for group in entry["groups"] for name in group["params"]}
+        scales = saved.get("scales")
+        if not isinstance(scales, Mapping) or not all(
+            name in trained and isinstance(scale, float | int) and 0.0 < scale <= 1.0 for name, scale in scales.items()
+        ):
+            raise KernelError(f"the saved learning rate scales are malformed: {scales!r}")
 
-    def load_state_dict(self, model: nn.Module, saved: dict[str, Any]) -> None:
+    def load_state_dict(self, model: nn.Module, saved: Mapping[str, Any]) -> None:
         """Resume; kernels join their saved param groups.
 
         Args:
             model: Must have loaded its own state dict, kernels included.
-            saved: The result of `state_dict`.
+            saved: The result of `state_dict`; its tensors are copied.
 
         Raises:
-            KernelError: Groups or names do not match.
+            KernelError: Optimizers, groups, names or shapes do not match; nothing has changed.
         """
-        parameters = dict(model.named_parameters())
-        groups, state = saved["groups"], saved["state"]
-        if len(groups) != len(self.optimizer.param_groups):
-            raise KernelError(
-                f"the saved state has {len(groups)} param groups, the optimiser has {len(self.optimizer.param_groups)}"
-            )
-        missing = sorted({n for group in groups for n in group["params"]} - set(parameters))
-        if missing:
-            raise KernelError(f"the model has no parameter {', '.join(missing)}: load its state dict first")
-        position: dict[str, int] = {}
-        packed_groups = []
-        for live, group in zip(self.optimizer.param_groups, groups, strict=True):
-            live["params"] = [parameters[name] for name in group["params"]]
-            packed = dict(group)
-            if "param_names" in live:
-                live["param_names"] = packed["param_names"] = list(group["params"])
-            for name in group["params"]:
-                position[name] = len(position)
-            packed_groups.append(packed | {"params": [position[name] for name in group["params"]]})
-        self.optimizer.load_state_dict(
-            {"state": {position[n]: s for n, s in state.items()}, "param_groups": packed_groups}
+        self.require_loadable(model, saved)
+        snapshots = [Snapshot(chain) for chain in self._chains]
+        try:
+            for chain, entry in zip(self._chains, _entries(saved), strict=True):
+                optimizer_state.load(chain, entry, model)
+        except Exception as error:
+            for snapshot in snapshots:
+                snapshot.restore()
+            raise KernelError(f"the optimizer cannot load the saved state: {type(error).__name__}: {error}") from error
+        parameters, places = dict(model.named_parameters()), self._places()
+        for number, scaler in enumerate(self._scalers):
+            scales = {parameters[name]: float(scale) for name, scale in saved["scales"].items()}
+            scaler.replace({p: scale for p, scale in scales.items() if places[p][0] == number})
+
+    def _places(self) -> dict[Tensor, tuple[int, int]]:
+        """Return the optimizer's number and the group's index of each parameter; the first, if it has several."""
+        places: dict[Tensor, tuple[int, int]] = {}
+        for number, optimizer in enumerate(self.optimizers):
+            for index, group in enumerate(optimizer.param_groups):
+                for parameter in group["params"]:
+                    places.setdefault(parameter, (number, index))
+        return places
+
+    def _place(self, beside: Iterable[Tensor]) -> tuple[int, int] | AdaptationRefused:
+        """Return where a kernel joins, or why it cannot."""
+        members = [parameter for parameter in beside if parameter.requires_grad]
+        refusal = AdaptationRefused(
+            "untrained_layer",
+            "no optimizer trains this layer: its parameters are frozen, or in no param group",
         )
-        self._scales = {parameters[n]: float(scale) for n, scale in saved["scales"].items()}
+        for number, chain in enumerate(self._chains):
+            for index, group in enumerate(chain.optimizer.param_groups):
+                own = [p for p in members if any(p is each for each in group["params"])]
+                if not own:
+                    continue
+                obstacle = self._obstacles[number] or _group_obstacle(chain, group, own)
+                if obstacle:
+                    refusal = AdaptationRefused("optimizer_cannot_grow", obstacle)
+                elif self._monitors[number].stalled:
+                    refusal = AdaptationRefused("optimizer_replaced", self._monitors[number].reason)
+                else:
+                    return number, index
+        return refusal
 
-    def _places(self) -> dict[nn.Parameter, int]:
-        """Return the index of each trained parameter's group."""
-        return {p: index for index, group in enumerate(self.optimizer.param_groups) for p in group["params"]}
 
-    def _remember(self, *_: Any) -> None:
-        self._before = {p: p.detach().clone() for p in self._scales}
+def _entries(saved: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+    """Return the saved state of each optimizer. Raises KernelError if it is not by optimizer."""
+    entries = saved.get("optimizers") if isinstance(saved, Mapping) else None
+    if not isinstance(entries, list | tuple):
+        raise KernelError("the saved state of the optimizers is malformed: it is not what state_dict returned")
+    return entries
 
-    @torch.no_grad()
-    def _shorten(self, *_: Any) -> None:
-        for parameter, before in self._before.items():
-            parameter.lerp_(before, 1.0 - self._scales[parameter])
-        self._before = {}
+
+def _obstacle(chain: OptimizerChain) -> str:
+    """Return why an optimizer cannot take new parameters; empty if it can."""
+    for each in (*chain.wrappers, chain.optimizer):
+        for kind in type(each).__mro__:
+            # Implementations of Muon that also train vectors mark the groups of matrices.
+            marked = kind.__name__ == "Muon" and any("use_muon" in group for group in chain.optimizer.param_groups)
+            if kind.__name__ in _CANNOT_GROW and not marked:
+                reason = _CANNOT_GROW[kind.__name__]
+                return f"{chain.name} cannot take new parameters during training: {reason}"
+    if any(group.get("differentiable") for group in chain.optimizer.param_groups):
+        return f"{chain.name} cannot take new parameters during training: it records its steps for autograd"
+    unknown = {key for state in chain.wrapper_states() for p in chain.parameters for key in state.get(p, ())}
+    return _unknown_state(chain, unknown)
+
+
+def _group_obstacle(chain: OptimizerChain, group: Mapping[str, Any], beside: Iterable[Tensor]) -> str:
+    """Return why kernels cannot join a param group; empty if they can."""
+    if group.get("use_muon"):
+        return f"{chain.name} takes only matrices into this param group, and kernels have biases"
+    return _unknown_state(chain, {key for state in chain.wrapper_states() for p in beside for key in state.get(p, ())})
+
+
+def _unknown_state(chain: OptimizerChain, keys: set[Any]) -> str:
+    """Return why wrappers cannot go on with parameters that lack the keys of their state."""
+    unknown = sorted(str(key) for key in keys if key not in _WRAPPER_STATE)
+    if not unknown:
+        return ""
+    return (
+        f"{chain.name} cannot take new parameters during training: a wrapper keeps {', '.join(unknown)} for every "
+        "parameter, and how it starts for a new one is not known"
+    )
+
+
+def _start_state(chain: OptimizerChain, parameter: Tensor, beside: Iterable[Tensor]) -> None:
+    """Give a new parameter the state that was made when the optimizer, or a wrapper, was made.
+
+    Args:
+        chain: The optimizer.
+        parameter: The new parameter; most optimizers make its state at its first step.
+        beside: Parameters of the same layer, which show what state wrappers keep.
+    """
+    optimizer, made = chain.optimizer, None
+    if optimizer.state:
+        arguments = inspect.signature(type(optimizer)).parameters
+        try:
+            options = {key: value for key, value in optimizer.defaults.items() if key in arguments}
+            made = type(optimizer)([parameter], **options).state.get(parameter)
+        except Exception as error:  # a foreign class, which cannot be made from its defaults
+            log.debug("%s makes no state in advance: %s", chain.name, error)
+    optimizer.state.pop(parameter, None)
+    if made:
+        optimizer.state[parameter] = made
+    with torch.no_grad():
+        for state in chain.wrapper_states():
+            keys = {key for each in beside for key in state.get(each, ())}
+            state.pop(parameter, None)
+            entry = {key: start(parameter.detach()) for key in keys if (start := _WRAPPER_STATE.get(key)) is not None}
+            if entry:
+                state[parameter] = entry

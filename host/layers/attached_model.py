@@ -130,8 +130,8 @@ class AttachedModel:
         self._known_changes = self._kernels.changes
         recompile()
 
-    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
-        """Load the model's state, kernels included. Raises KernelError if it does not fit; then nothing was loaded."""
+    def require_loadable(self, saved: Mapping[str, Any]) -> None:
+        """Return if `saved` is a state of this network, whatever has grown. Raises KernelError if not."""
         if not isinstance(saved, Mapping):
             raise KernelError(f"expected a state dict of the model, got {type(saved).__name__}")
         own, given = (
@@ -141,6 +141,9 @@ class AttachedModel:
         if own != given:
             different = sorted(name for name in own.keys() | given.keys() if own.get(name) != given.get(name))
             raise KernelError(f"the saved state is of another network: {', '.join(different[:5])} differ")
+
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        """Load the model's state, kernels included. Raises KernelError if it does not fit."""
         try:
             self.model.load_state_dict(saved)
         except RuntimeError as error:

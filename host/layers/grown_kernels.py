@@ -67,6 +67,17 @@ class GrownKernels(nn.Module):
             self._hook.remove()
             self._hook = None
 
+    def mirror(self, original: GrownKernels) -> None:
+        """Take over the kernels of the model that this one is a copy of; those that both have keep their parameters."""
+        for name, layer in original.layers.items():
+            own = self._of_name[name]
+            if len(layer.kernels) or len(own.kernels):
+                own.mirror(layer)
+        if list(self._modules) != list(original._modules):  # in the same order: averages pair parameters by position
+            registered = {key: self._modules[key] for key in original._modules}
+            self._modules.clear()
+            self._modules.update(registered)
+
     def _update(self, layer: KasminaLayer) -> None:
         """Register a layer that has kernels; a layer without them is not part of the model."""
         self.changes += 1

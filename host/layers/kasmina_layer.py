@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -451,6 +452,30 @@ class KasminaLayer(nn.Module):
     def _changed(self) -> None:
         if self.on_change is not None:
             self.on_change(self)
+
+    def mirror(self, original: KasminaLayer) -> None:
+        """Take over the seeds of the layer that this one is a copy of; kernels that both have keep their parameters.
+
+        Args:
+            original: A layer with as many seeds; it stays as it is.
+        """
+        weight = next(self.base.parameters())
+        for index, (theirs, own) in enumerate(zip(original.seeds, self.seeds, strict=True)):
+            kernel = own.kernel
+            # The parameters of a kernel that failed may have been replaced, and its average may not be finite.
+            if own.kernel_id != theirs.kernel_id or own.total_errors != theirs.total_errors:
+                kernel = copy.deepcopy(theirs.kernel)
+                if kernel is not None:
+                    kernel = kernel.to(device=weight.device, dtype=weight.dtype).train(self.training)
+                    kernel.requires_grad_(weight.requires_grad)
+            self.seeds[index] = replace(theirs, kernel=kernel, snapshots=(), guard=None)
+        loaded = {str(seed.index): seed.kernel for seed in self.seeds if seed.kernel is not None}
+        kernels = {key: loaded[key] for key in original.kernels}
+        if list(self.kernels) != list(kernels) or any(self.kernels[key] is not each for key, each in kernels.items()):
+            self.kernels.clear()
+            self.kernels.update(kernels)
+            self._changed()
+        self._refresh()
 
     def get_layer_stats(self) -> dict[str, Any]:
         """Return the layer's statistics.

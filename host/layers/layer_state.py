@@ -15,6 +15,8 @@ from tamiyo.host.layers.seed import Seed, SeedState
 from tamiyo.schemas.errors import KernelCorrupt, KernelIncompatible
 
 FORMAT = 1
+_SEED_BYTES = 1024
+"""Room for one seed: its numbers grow by digits."""
 
 _SAVED = (
     "index", "ramp_steps", "state", "kernel_id", "blueprint", "loaded_step", "ticks", "step", "unloading", "permanent",
@@ -34,7 +36,10 @@ def pack(spec: LayerSpec | None, seeds: Iterable[Seed]) -> Tensor:
             version = blueprint(seed.blueprint).version
             loaded.append({name: getattr(seed, name) for name in _SAVED} | {"version": version})
     state = {"format": FORMAT, "spec": spec.to_dict() if spec is not None else None, "seeds": loaded}
-    return torch.tensor(list(json.dumps(state).encode()), dtype=torch.uint8)
+    data = json.dumps(state).encode()
+    # Always of one length for the same kernels: averages of the weights pair all values of two state dicts.
+    room = len(json.dumps(state | {"seeds": []})) + _SEED_BYTES * len(loaded)
+    return torch.tensor(list(data.ljust(room)), dtype=torch.uint8)
 
 
 def unpack(state: Tensor) -> tuple[list[Seed], LayerSpec | None]:

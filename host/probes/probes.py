@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from types import TracebackType
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from tamiyo.host.common import clock
-from tamiyo.host.common.compiled import eagerly
+from tamiyo.host.common.compiled import run_compiled, run_eagerly
 from tamiyo.host.common.device import read_all
 from tamiyo.host.layers.kasmina_layer import KasminaLayer
 from tamiyo.host.probes.failures import Failures
@@ -176,13 +176,13 @@ class Probes:
     ) -> None:
         """Register the hooks; their time counts as the SDK's, and what cannot be measured as a failure."""
         self.failures = failures or Failures()
+        run_compiled()
         self._layers = layers
         self.meter = meter
         self.hook_seconds = 0.0
         """Time in the hooks since the last `take_seconds`."""
         self._sample: _Sample | None = None
         self._growth: dict[str, GrowthProbe] = {}
-        self._compile_again: Callable[[], None] | None = None
         self._updated = False
         self._since_update = -1  # the first call of `advance` begins the first step
         self._interval = 1
@@ -228,7 +228,7 @@ class Probes:
         self._sample = _Sample(growth, GradientRecorder(self._layers, self._measuring))
         for layer in self._layers.values():
             layer.observe(self._observe)
-        self._compile_again = eagerly()
+        run_eagerly(self)
 
     def disarm(self) -> None:
         """Stop measuring and discard the measurements."""
@@ -236,9 +236,7 @@ class Probes:
         if sample is None:
             return
         sample.gradients.close()
-        if self._compile_again is not None:
-            self._compile_again()
-            self._compile_again = None
+        run_compiled(self)
         for layer in self._layers.values():
             layer.observe(None)
 

@@ -32,7 +32,7 @@ _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_
 class CopyableOptimizer(Protocol):
     """What a shadow needs of the `GrowingOptimizer`."""
 
-    optimizer: torch.optim.Optimizer
+    optimizers: tuple[torch.optim.Optimizer, ...]
 
     def copied(self, memo: dict[int, Any]) -> Self:
         """Return a copy whose parameters are those in deepcopy's `memo`."""
@@ -99,19 +99,20 @@ class Shadow:
         self._accumulated += 1
         return loss.detach()
 
-    def step(self, hyper_parameters: Sequence[Mapping[str, Any]]) -> None:
-        """Make an optimiser step with the mean gradient of the accumulated batches.
+    def step(self, hyper_parameters: Sequence[Sequence[Mapping[str, Any]]]) -> None:
+        """Make a step of each optimiser with the mean gradient of the accumulated batches.
 
         Args:
-            hyper_parameters: Values of each param group, such as its lr.
+            hyper_parameters: For each optimiser, the values of each param group, such as its lr.
         """
-        optimizer = self._growing.optimizer
         if self._accumulated > 1:
             torch._foreach_div_(self._gradients(), float(self._accumulated))
-        for group, values in zip(optimizer.param_groups, hyper_parameters, strict=True):
-            group.update(values)
-        optimizer.step()
-        optimizer.zero_grad()
+        for optimizer, groups in zip(self._growing.optimizers, hyper_parameters, strict=True):
+            for group, values in zip(optimizer.param_groups, groups, strict=True):
+                group.update(values)
+            optimizer.step()
+        for optimizer in self._growing.optimizers:
+            optimizer.zero_grad()
         self._accumulated = 0
         self.steps += 1
 
@@ -140,7 +141,7 @@ class Shadow:
         return ratio if math.isfinite(ratio) and ratio > 0 else 1.0
 
     def _gradients(self) -> list[Tensor]:
-        groups = self._growing.optimizer.param_groups
+        groups = [group for optimizer in self._growing.optimizers for group in optimizer.param_groups]
         return [p.grad for group in groups for p in group["params"] if p.grad is not None]
 
 

@@ -14,6 +14,7 @@ import math
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -85,11 +86,11 @@ class ShadowTwin:
         steps: int,
         planned_steps: int | None,
     ) -> None:
-        """Hook into the optimiser to see its steps.
+        """Hook into the optimisers to see their steps.
 
         Args:
             model: The attached model.
-            growing: Its optimiser.
+            growing: Its optimisers.
             loss_fn: Returns the mean loss, nats.
             held_out: Where both are compared; None: on the training losses of the last steps.
             meter: The time of the twin is excluded from both training and overhead.
@@ -114,12 +115,16 @@ class ShadowTwin:
         """Steps of all twins so far."""
         self._adaptations = 0
         self._step = 0
-        self._optimizer_steps = 0
-        """Steps of the user's optimiser since the last call of `follow`."""
-        self._rates: list[dict[str, Any]] = []
+        count = len(growing.optimizers)
+        self._optimizer_steps = [0] * count
+        """Steps of each of the user's optimisers since the last call of `follow`."""
+        self._rates: list[list[dict[str, Any]]] = [[]] * count
         self._accumulated: list[Batch] | None = None
         """Batches since the optimiser's last step; None if the loop passes none."""
-        self._hook = growing.optimizer.register_step_post_hook(self._stepped)
+        self._hooks = [
+            optimizer.register_step_post_hook(partial(self._stepped, number))
+            for number, optimizer in enumerate(growing.optimizers)
+        ]
 
     @property
     def active(self) -> bool:
@@ -134,11 +139,11 @@ class ShadowTwin:
             loss: Its loss, nats.
             batch: What it trained on; None: nothing can be measured.
         """
-        stepped, self._optimizer_steps, self._step = self._optimizer_steps, 0, step
+        stepped, self._optimizer_steps, self._step = self._optimizer_steps, [0] * len(self._optimizer_steps), step
         if batch is None:
             self._accumulated = None
         else:
-            self._accumulated = [] if stepped else [*(self._accumulated or ()), batch]
+            self._accumulated = [] if any(stepped) else [*(self._accumulated or ()), batch]
         shadow = self._shadow
         if shadow is None:
             return
@@ -177,16 +182,17 @@ class ShadowTwin:
             self._drop(reason)
 
     def close(self) -> None:
-        """Discard the measurement under way, and remove the hook from the optimiser."""
+        """Discard the measurement under way, and remove the hooks from the optimisers."""
         self._shadow = None
-        self._hook.remove()
+        for hook in self._hooks:
+            hook.remove()
 
-    def _stepped(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
-        self._optimizer_steps += 1
+    def _stepped(self, number: int, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        self._optimizer_steps[number] += 1
         if self._shadow is None:
             return
         try:
-            self._rates = [_hyper_parameters(group) for group in optimizer.param_groups]
+            self._rates[number] = [_hyper_parameters(group) for group in optimizer.param_groups]
         except Exception as error:  # this is inside the user's optimizer.step()
             self._drop(f"{type(error).__name__}: {error}")
 
@@ -208,14 +214,15 @@ class ShadowTwin:
         return max(1.0, (seconds / steps) / (self._meter.training_seconds / self._step))
 
     def _train(
-        self, shadow: Shadow, step: int, loss: Tensor | float, batch: Batch | None, optimizer_steps: int
+        self, shadow: Shadow, step: int, loss: Tensor | float, batch: Batch | None, optimizer_steps: list[int]
     ) -> None:
-        if batch is None or optimizer_steps > 1:
-            reason = "a step has no batch" if batch is None else f"{optimizer_steps} optimiser steps in one step"
+        if batch is None or max(optimizer_steps) > 1 or len(set(optimizer_steps)) > 1:
+            made = " and ".join(map(str, optimizer_steps))
+            reason = "a step has no batch" if batch is None else f"{made} optimiser steps in one step"
             self._drop(f"{reason}: call handle.step(loss=..., batch=...) once after each optimizer.step()")
             return
         shadow.losses.append((loss.detach() if isinstance(loss, Tensor) else loss, shadow.accumulate(batch)))
-        if optimizer_steps:
+        if any(optimizer_steps):
             # A load preserves the function, so both gradients are the same at first.
             fresh = shadow.steps == 0 and shadow.decision.type == DecisionType.LOAD_KERNEL
             ratio = shadow.gradient_ratio(self._model) if fresh else 1.0

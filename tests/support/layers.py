@@ -26,9 +26,13 @@ GEOMETRIES: dict[str, tuple[nn.Module, Tensor]] = {
 
 def attached_layer(model: nn.Module, layer_id: str) -> KasminaLayer:
     """What `attach` has put beside a module of the model."""
+    return attached_layers(model)[layer_id]
+
+
+def attached_layers(model: nn.Module) -> dict[str, KasminaLayer]:
+    """What `attach` has put beside the modules of a model, or of a copy of one, by layer_id."""
     kernels = kernels_of(model)
-    assert kernels is not None
-    return next(layer for layer in kernels.layers.values() if layer.layer_id == layer_id)
+    return {} if kernels is None else {layer.layer_id: layer for layer in kernels.layers.values()}
 
 
 def spec_of(name: str, layer_id: str = "layer") -> LayerSpec:

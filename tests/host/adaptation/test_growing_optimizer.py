@@ -3,6 +3,7 @@
 import copy
 import io
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +12,8 @@ from torch.optim import SGD, Adam, AdamW, Optimizer, lr_scheduler
 
 from tamiyo.host.adaptation.growing_optimizer import GrowingOptimizer
 from tamiyo.host.layers.kasmina_layer import KasminaLayer
-from tamiyo.schemas.errors import ConfigurationError, KernelError
+from tamiyo.schemas.errors import AdaptationRefused, ConfigurationError, KernelError
+from tests.host.adaptation.wrapped_optimizers import SAM, Lookahead, Passing, Prepared, Several, Tethered
 from tests.support.layers import kernel
 
 Params = Iterable[nn.Parameter]
@@ -122,16 +124,66 @@ def test_a_kernel_joins_the_group_of_its_layer() -> None:
     built = load(net, 2, growing)
     assert [len(group["params"]) for group in optimizer.param_groups] == [2, 6]
     assert growing.learning_rate(next(built.parameters())) == 0.2
-    assert growing.add(built, beside=net[2].base.parameters()) == 1  # again: nothing twice
+    growing.add(built, beside=net[2].base.parameters())  # again: nothing twice
     assert [len(group["params"]) for group in optimizer.param_groups] == [2, 6]
 
 
-def test_beside_a_frozen_layer_a_kernel_joins_the_first_group() -> None:
+@pytest.mark.parametrize("frozen", ["left out", "no gradient"])
+def test_beside_a_frozen_layer_no_kernel_joins(frozen: str) -> None:
     net = model()
-    optimizer = SGD(net[0].parameters(), 0.5)
-    growing = GrowingOptimizer(optimizer)
+    net[2].base.requires_grad_(frozen == "left out")
+    optimizer = SGD(net[0].parameters() if frozen == "left out" else net.parameters(), 0.5)
+    growing = GrowingOptimizer(optimizer, net)
+    before = [list(group["params"]) for group in optimizer.param_groups]
+    refusal = growing.refusal(net[2].base.parameters())
+    assert refusal is not None
+    assert refusal.limit == "untrained_layer"
+    with pytest.raises(AdaptationRefused, match="no optimizer trains this layer"):
+        growing.add(kernel(net[2].spec), beside=net[2].base.parameters())
+    assert [list(map(id, group["params"])) for group in optimizer.param_groups] == [list(map(id, b)) for b in before]
+    assert growing.refusal(net[0].base.parameters()) is None
+
+
+def test_a_kernel_joins_the_optimizer_of_its_layer() -> None:
+    net = model()
+    first, second = SGD(net[0].parameters(), 0.1), Adam(net[2].parameters(), 0.2)
+    growing = GrowingOptimizer([first, Passing(second)], net)
     built = load(net, 2, growing)
-    assert growing.learning_rate(next(built.parameters())) == 0.5
+    assert [len(o.param_groups[0]["params"]) for o in (first, second)] == [2, 6]
+    assert growing.learning_rate(next(built.parameters())) == 0.2
+    assert growing.scale_learning_rate([*net[0].parameters(), *net[2].parameters()], 0.5) == 0.5
+    assert growing.learning_rate(net[0].base.weight) == 0.05
+    assert growing.drop(built.parameters()) == 4
+    assert [len(o.param_groups[0]["params"]) for o in (first, second)] == [2, 2]
+
+
+def test_beside_an_optimizer_that_cannot_grow_a_kernel_joins_the_other_one_of_its_layer() -> None:
+    """Matrices to Muon, all else to AdamW; a layer that only Muon trains stays as it is."""
+    net = nn.Sequential(KasminaLayer(nn.Linear(4, 6)), KasminaLayer(nn.Linear(6, 3, bias=False)))
+    net(X)
+    muon = torch.optim.Muon([net[0].base.weight, net[1].base.weight])
+    adamw = AdamW([net[0].base.bias])
+    growing = GrowingOptimizer([muon, adamw], net)
+    load(net, 0, growing)
+    assert [len(o.param_groups[0]["params"]) for o in (muon, adamw)] == [2, 5]
+    refusal = growing.refusal(net[1].base.parameters())
+    assert refusal is not None
+    assert (refusal.limit, "takes matrices only" in str(refusal)) == ("optimizer_cannot_grow", True)
+
+
+def test_a_group_for_matrices_only_takes_no_kernel() -> None:
+    class MuonWithAdam(SGD):
+        """As the implementations that mark the groups of matrices."""
+
+    net = model()
+    optimizer = MuonWithAdam(
+        [{"params": [net[0].base.weight, net[2].base.weight], "use_muon": True},
+         {"params": [net[0].base.bias], "use_muon": False}], 0.1,
+    )  # fmt: skip
+    growing = GrowingOptimizer(optimizer, net)
+    load(net, 0, growing)
+    assert [len(group["params"]) for group in optimizer.param_groups] == [2, 5]
+    assert growing.refusal(net[2].base.parameters()) is not None
 
 
 def test_named_parameters_stay_named() -> None:
@@ -214,20 +266,155 @@ def test_closing_ends_the_scale() -> None:
     assert torch.allclose(moved, -0.1 * net[0].base.weight.grad, atol=1e-7)
 
 
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (lambda p: torch.optim.LBFGS(p), "LBFGS cannot take new parameters during training: it keeps one history"),
+        (lambda p: Passing(torch.optim.LBFGS(p)), "Passing > LBFGS cannot take new parameters"),
+        (lambda p: torch.optim.Muon([q for q in p if q.ndim == 2]), "takes matrices only"),
+        (lambda p: torch.optim.SparseAdam(list(p)), "takes sparse gradients only"),
+        (lambda p: Adam(p, differentiable=True), "records its steps for autograd"),
+        (lambda p: Tethered(Adam(p)), "a wrapper keeps start for every parameter"),
+    ],
+)
+def test_optimizers_that_cannot_grow_are_refused(make: Callable[[Params], Optimizer], reason: str) -> None:
+    net = model()
+    with pytest.raises(ConfigurationError, match=reason):
+        GrowingOptimizer(make(net.parameters()), net)
+
+
+def test_zero_redundancy_is_refused() -> None:
+    distributed = torch.distributed
+    if not distributed.is_available():
+        pytest.skip("torch has no distributed package")
+    from torch.distributed.optim import ZeroRedundancyOptimizer
+
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    try:
+        net = model()
+        optimizer = ZeroRedundancyOptimizer(net.parameters(), optimizer_class=Adam, lr=0.1)
+        with pytest.raises(ConfigurationError, match="divided the parameters among the ranks"):
+            GrowingOptimizer(optimizer, net)
+    finally:
+        distributed.destroy_process_group()
+
+
 def test_invalid_arguments_are_refused() -> None:
     net = model()
-    with pytest.raises(ConfigurationError, match="LBFGS cannot take new parameters"):
-        GrowingOptimizer(torch.optim.LBFGS(net.parameters()))
     growing = GrowingOptimizer(SGD(net[0].parameters(), 0.1))
     for factor in (0.0, -1.0, 1.5, float("nan")):
         with pytest.raises(ConfigurationError, match="factor must be in"):
             growing.scale_learning_rate(net[0].parameters(), factor)
-    with pytest.raises(KernelError, match="none of these parameters"):
+    with pytest.raises(AdaptationRefused, match="no optimizer trains these"):
         growing.scale_learning_rate(net[2].parameters(), 0.5)
-    with pytest.raises(KernelError, match="does not train this parameter"):
+    with pytest.raises(KernelError, match="no optimizer trains this parameter"):
         growing.learning_rate(net[2].base.weight)
-    with pytest.raises(ConfigurationError, match="Rprop"):
-        GrowingOptimizer(torch.optim.Rprop(net.parameters())).scale_learning_rate(net.parameters(), 0.5)
+
+
+EVERY: dict[str, Callable[[Params], Any]] = {
+    **OPTIMIZERS,
+    **{
+        kind.__name__.lower(): kind
+        for kind in (
+            torch.optim.Adadelta, torch.optim.Adafactor, torch.optim.Adagrad, torch.optim.Adamax, torch.optim.ASGD,
+            torch.optim.NAdam, torch.optim.RAdam, torch.optim.RMSprop, torch.optim.Rprop, SGD,
+        )
+    },
+    "adagrad_start": lambda p: torch.optim.Adagrad(p, 0.1, initial_accumulator_value=0.5),
+    "adagrad_fused": lambda p: torch.optim.Adagrad(p, 0.1, fused=True),
+    "adam_maximize": lambda p: Adam(p, 1e-3, maximize=True, foreach=True),
+    "prepared": lambda p: Prepared(p, 0.05, start=0.3),
+    "lookahead": lambda p: Lookahead(Adam(p, 1e-2), k=2),
+    "lookahead_late": lambda p: Passing(Lookahead(Adam(p, 1e-2), k=2, at_once=False)),
+    "sam": lambda p: SAM(p, SGD, lr=0.1, momentum=0.9),
+}  # fmt: skip
+
+
+def loop(net: nn.Module, optimizer: Any, steps: int = 1) -> None:
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = (net(X) - 1.0).square().mean()
+        loss.backward()
+        return loss
+
+    for _ in range(steps):
+        if isinstance(optimizer, SAM):
+            optimizer.step(closure)
+        else:
+            closure()
+            optimizer.step()
+
+
+@pytest.mark.parametrize("make", EVERY.values(), ids=EVERY)
+def test_every_optimizer_grows_shrinks_and_resumes_in_the_middle_of_training(make: Callable[[Params], Any]) -> None:
+    net = model()
+    optimizer = make(net.parameters())
+    growing = GrowingOptimizer(optimizer, net)
+    loop(net, optimizer, 3)
+    first, second = load(net, 0, growing), load(net, 2, growing, "bbbbbbbb")
+    before = [p.clone() for p in second.parameters()]
+    loop(net, optimizer, 4)
+    assert all(not torch.equal(a, b) for a, b in zip(before, second.parameters(), strict=True))
+    growing.forget([next(second.parameters())])  # as the recovery does after it has replaced the values
+    loop(net, optimizer, 3)
+    # torch.optim's loading of a checkpoint is for positions; this one is by name, in an optimizer of before the growth.
+    buffer = io.BytesIO()
+    torch.save({"model": net.state_dict(), "optimizer": growing.state_dict(net)}, buffer)
+    buffer.seek(0)
+    saved = torch.load(buffer, weights_only=True)
+    again = model()
+    resumed_optimizer = make(again.parameters())
+    resumed = GrowingOptimizer(resumed_optimizer, again)
+    loop(again, resumed_optimizer, 1)
+    again.load_state_dict(saved["model"])
+    resumed.load_state_dict(again, saved["optimizer"])
+    for lookahead, other in zip(_all(optimizer), _all(resumed_optimizer), strict=True):
+        if isinstance(lookahead, Lookahead):
+            other.count = lookahead.count
+    loop(net, optimizer, 5)
+    loop(again, resumed_optimizer, 5)
+    theirs = dict(again.named_parameters())
+    assert len(theirs) == 12
+    assert all(torch.equal(value, theirs[name]) for name, value in net.named_parameters())
+    assert all(bool(value.isfinite().all()) for value in net.parameters())
+
+    unloaded = [net[0].kernels["0"], net[2].kernels["0"]]
+    assert unloaded == [first, second]
+    for at, each in ((0, first), (2, second)):
+        net[at].kernels.clear()
+        net[at].seeds[0].clear()
+        net[at]._refresh()
+        assert growing.drop(each.parameters()) == 4
+    loop(net, optimizer, 3)
+    gone = {id(p) for each in unloaded for p in each.parameters()}
+    for wrapper in _all(optimizer):
+        assert not gone & {id(p) for group in wrapper.param_groups for p in group["params"]}
+        assert not gone & {id(p) for p in wrapper.state}
+
+
+def _all(optimizer: Any) -> list[Any]:
+    inner = getattr(optimizer, "optimizer", getattr(optimizer, "base_optimizer", None))
+    return [optimizer, *(() if inner is None else _all(inner))]
+
+
+@pytest.mark.parametrize("make", [EVERY["adam"], EVERY["prepared"], EVERY["lookahead"]])
+def test_a_new_parameter_learns_as_in_an_optimizer_of_its_own(make: Callable[[Params], Any]) -> None:
+    """The state of a parameter that joins late equals that of a fresh optimizer, Lookahead's slow weights included."""
+    old, late = nn.Linear(4, 3), nn.Linear(4, 3)
+    joined, alone = make(old.parameters()), make(late.parameters())
+    growing = GrowingOptimizer(joined, old)
+    for p in old.parameters():
+        p.grad = torch.ones_like(p)
+    joined.step()
+    joined.step()  # Lookahead's second: both begin a new period
+    twin = copy.deepcopy(late)
+    growing.add(twin, beside=old.parameters())
+    for count in range(6):
+        for p in (*old.parameters(), *late.parameters(), *twin.parameters()):
+            p.grad = torch.full_like(p, 1.0 + count)
+        joined.step()
+        alone.step()
+    assert all(torch.equal(a, b) for a, b in zip(late.parameters(), twin.parameters(), strict=True))
 
 
 @pytest.mark.parametrize("names", [False, True], ids=["positions", "names"])
@@ -262,16 +449,131 @@ def test_a_grown_run_resumes_bit_for_bit(names: bool) -> None:
     assert all(torch.equal(value, separate[name]) for name, value in net.named_parameters())
 
 
-def test_states_that_do_not_fit_are_refused() -> None:
+def test_several_optimizers_and_foreign_parameters_resume_bit_for_bit() -> None:
+    def fresh(net: nn.Sequential) -> tuple[nn.Parameter, list[Optimizer]]:
+        weight = nn.Parameter(torch.ones(2))
+        return weight, [
+            SGD([weight, *net[0].parameters()], 0.1, momentum=0.9),
+            Adam([{"params": net[2].parameters()}, {"params": []}], 0.1),
+        ]
+
+    def run(net: nn.Module, weight: nn.Parameter, optimizers: list[Optimizer]) -> None:
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+        (weight.square().sum() * (net(X) - 1.0).square().mean()).backward()
+        for optimizer in optimizers:
+            optimizer.step()
+
     net = model()
-    growing = GrowingOptimizer(Adam(net.parameters(), 1e-2))
+    weight, optimizers = fresh(net)
+    growing = GrowingOptimizer(Several(*optimizers), net)
+    for at in (2, 0):
+        load(net, at, growing)
+        run(net, weight, optimizers)
+    growing.scale_learning_rate(net[2].parameters(), 0.5)
+    saved = copy.deepcopy({"model": net.state_dict(), "optimizer": growing.state_dict(net)})
+    again = model()
+    other_weight, others = fresh(again)
+    other_weight.data.copy_(weight.detach())
+    resumed = GrowingOptimizer(Several(*others), again)
+    again.load_state_dict(saved["model"])
+    resumed.load_state_dict(again, saved["optimizer"])
+    kept = copy.deepcopy(saved["optimizer"])
+    for _ in range(3):
+        run(net, weight, optimizers)
+        run(again, other_weight, others)
+    assert torch.equal(weight, other_weight)
+    theirs = dict(again.named_parameters())
+    assert all(torch.equal(value, theirs[name]) for name, value in net.named_parameters())
+    for entry, before in zip(saved["optimizer"]["optimizers"], kept["optimizers"], strict=True):
+        for name, values in entry["state"].items():  # training on leaves what was loaded as it is
+            assert all(torch.equal(v, before["state"][name][k]) for k, v in values.items() if isinstance(v, Tensor))
+
+
+def _edit(saved: dict[str, Any], *path: Any, to: Any) -> None:
+    *way, last = path
+    place: Any = saved
+    for key in way:
+        place = place[key]
+    place[last] = to
+
+
+STATE = ("optimizers", 0, "state", "0.base.weight")
+UNFIT: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
+    "more_optimizers": (lambda s: s["optimizers"].append(s["optimizers"][0]), "2 optimizers, the loop has 1"),
+    "class": (lambda s: _edit(s, "optimizers", 0, "class", to="SGD"), "of SGD, the optimizer is Adam"),
+    "groups": (lambda s: s["optimizers"][0]["groups"].append({"params": []}), "2 param groups, the optimizer has 1"),
+    "shape": (lambda s: _edit(s, *STATE, "exp_avg", to=torch.zeros(3)), r"exp_avg of parameter 0\.base\.weight has"),
+    "transposed": (lambda s: _edit(s, *STATE, "exp_avg", to=torch.zeros(4, 6)), r"has shape \(4, 6\)"),
+    "other_network": (lambda s: _edit(s, "optimizers", 0, "shapes", "0.base.weight", to=[6, 9]), r"with \(6, 9\)"),
+    "name": (lambda s: s["optimizers"][0]["groups"][0]["params"].append("9.weight"), "no parameter 9.weight"),
+    "wrappers": (lambda s: s["optimizers"][0]["wrappers"].append({}), "that of 1 wrappers"),
+    "no_state": (lambda s: s["optimizers"][0].pop("state"), "malformed"),
+    "no_groups": (lambda s: s["optimizers"][0].pop("groups"), "malformed"),
+    "torchs_own": (lambda s: s.pop("optimizers"), "malformed"),
+    "scales": (lambda s: s["scales"].update({"0.base.weight": 7.0}), "scales are malformed"),
+    "scales_name": (lambda s: s["scales"].update({"9.weight": 0.5}), "scales are malformed"),
+    "torch_refuses": (lambda s: _edit(s, *STATE, to={"step": {1, 2, None}, "exp_avg": object()}), ""),
+}
+
+
+@pytest.mark.parametrize(("change", "reason"), UNFIT.values(), ids=UNFIT)
+def test_a_state_that_does_not_fit_is_refused_and_changes_nothing(
+    change: Callable[[dict[str, Any]], Any], reason: str
+) -> None:
+    net = model()
+    optimizer = Adam(net.parameters(), 1e-2)
+    growing = GrowingOptimizer(optimizer, net)
     load(net, 0, growing)
-    saved = growing.state_dict(net)
+    step(net, optimizer)
+    saved = copy.deepcopy(growing.state_dict(net))
+    growing.scale_learning_rate(net[2].parameters(), 0.5)
+    step(net, optimizer)
+    before = copy.deepcopy(growing.state_dict(net))
+    objects = [id(optimizer.param_groups), id(optimizer.param_groups[0]), id(optimizer.state)]
+    change(saved)
+    if reason:
+        with pytest.raises(KernelError, match=reason):
+            growing.load_state_dict(net, saved)
+    else:
+
+        def fail(*_: Any) -> None:
+            raise ValueError("out of luck")
+
+        optimizer.register_load_state_dict_post_hook(fail)
+        _edit(saved, *STATE, to=before["optimizers"][0]["state"]["0.base.weight"])
+        with pytest.raises(KernelError, match="ValueError: out of luck"):
+            growing.load_state_dict(net, saved)
+    after = growing.state_dict(net)
+    assert objects == [id(optimizer.param_groups), id(optimizer.param_groups[0]), id(optimizer.state)]
+    assert after["scales"] == before["scales"]
+    (mine,), (theirs,) = after["optimizers"], before["optimizers"]
+    assert mine["groups"] == theirs["groups"]
+    assert mine["state"].keys() == theirs["state"].keys()
+    assert all(torch.equal(v, theirs["state"][n][k]) for n, values in mine["state"].items() for k, v in values.items())
+    step(net, optimizer)
+
+
+def test_a_state_can_be_checked_before_the_model_has_loaded_its_kernels() -> None:
+    net = model()
+    growing = GrowingOptimizer(Adam(net.parameters(), 1e-2), net)
+    load(net, 0, growing)
+    saved, shapes = growing.state_dict(net), {name: p.shape for name, p in net.named_parameters()}
+    fresh = model()
+    other = GrowingOptimizer(Adam(fresh.parameters(), 1e-2), fresh)
+    other.require_loadable(fresh, saved, shapes)
     with pytest.raises(KernelError, match=r"no parameter 0\.kernels\.0\.expand\.bias"):
-        GrowingOptimizer(Adam(model().parameters())).load_state_dict(model(), saved)
-    other = model()
-    two = Adam([{"params": other[0].parameters()}, {"params": other[2].parameters()}])
-    with pytest.raises(KernelError, match="has 1 param groups, the optimiser has 2"):
-        GrowingOptimizer(two).load_state_dict(other, saved)
-    with pytest.raises(KernelError, match=r"not the model's, of shapes \[\(6, 4\), \(6,\)"):
-        growing.state_dict(copy.deepcopy(net))
+        other.require_loadable(fresh, saved)
+    with pytest.raises(KernelError, match=r"0\.kernels\.0\.last\.bias has shape \(7,\)"):
+        other.require_loadable(fresh, saved, {**shapes, "0.kernels.0.last.bias": (7,)})
+
+
+@pytest.mark.parametrize("make", [EVERY["lookahead"], EVERY["sam"]])
+def test_a_wrapper_that_takes_part_in_the_steps_is_not_copied_without_it(make: Callable[[Params], Any]) -> None:
+    net = model()
+    optimizer = make(net.parameters())
+    growing = GrowingOptimizer(optimizer, net)
+    memo: dict[int, Any] = {}
+    copy.deepcopy(net, memo)
+    with pytest.raises(KernelError, match="a wrapper takes part in its steps"):
+        growing.copied(memo)
