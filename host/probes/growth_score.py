@@ -52,11 +52,11 @@ def growth_score(inputs: Tensor, gradient: Tensor, features: Tensor, ridge: floa
 
 
 def _solve(gram: Tensor, right: Tensor, eps: Tensor) -> Tensor:
-    """Solve (gram + eps I) x = right; NaN if the factorisation fails, or eps is not finite."""
+    """Solve (gram + eps I) x = right; NaN if the factorisation fails, as it does if a value is not finite."""
     unit = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
     factor, failed = torch.linalg.cholesky_ex(gram + (eps + torch.finfo(gram.dtype).tiny) * unit)
     solved = torch.cholesky_solve(right, factor)
-    return torch.where((failed == 0) & torch.isfinite(eps), solved, torch.full_like(solved, torch.nan))
+    return torch.where(failed == 0, solved, torch.full_like(solved, torch.nan))
 
 
 class GrowthProbe:

@@ -166,7 +166,7 @@ class _Flow:
         if len(different) < 2:
             return different[0] if different else _Sources()
         passed = {call for part in different for call in part.passed}
-        direct = {call for part in different for call in part.direct} - passed
+        direct = {call for part in different for call in part.direct}
         behind = 0
         for call in direct:
             behind |= self._before[call]
