@@ -129,6 +129,7 @@ def attach(
     ids = {each.name: layer_id for layer_id, each in selection.layers.items()}
     shielded = {ids[name] for name in require_known(protected, ids, "protected")}
     shielded |= {ids.get(name, name) for name in settings.protected_layers}
+    shielded |= {layer_id for layer_id, each in selection.layers.items() if not each.spec.growable}
     growing = GrowingOptimizer(optimizer)
     cache = KernelCache(KernelStore(transport.store_url or settings.store_url), capacity=settings.cache_capacity)
     recovery = ErrorRecovery(on_replaced=growing.forget, source=cache.pristine)

@@ -189,6 +189,14 @@ class LayerSpec:
         least = {"linear": 2, "attention": 3}.get(self.type, self.spatial_dims + 2 if self.spatial_dims else 0)
         return value.unsqueeze(0) if value.dim() == least - 1 else value
 
+    def batch(self, layer_input: Tensor) -> int:
+        """Return the number of samples in an input of the layer; 1 without a batch, and 0 if that cannot be known.
+
+        Args:
+            layer_input: [batch, ...] or without a batch. Of attention either of two dimensions can be the batch.
+        """
+        return 0 if self.type == "attention" else len(self.batched(layer_input))
+
     def fits(self, other: LayerSpec) -> str | None:
         """Return None if a kernel built for this spec can run at another, else the first difference.
 

@@ -167,5 +167,4 @@ def _in_training(probe: nn.Module, layers: Mapping[str, nn.Module], example: Exa
 
 def _candidates(model: nn.Module) -> dict[str, nn.Module]:
     """Return all modules of a known type by the first of their names."""
-    # The forward pass of a layer by itself has one input as yet, and attention takes three.
-    return {name: each for name, each in model.named_modules() if layer_type(each) not in (None, "attention")}
+    return {name: module for name, module in model.named_modules() if layer_type(module) is not None}

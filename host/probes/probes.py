@@ -220,9 +220,9 @@ class Probes:
         if sample is None or not (layer.base.training and torch.is_grad_enabled()):
             return
         with self._measuring:
-            units = unit_values(output, channels_last=layer.spec.type == "linear")
+            units = unit_values(layer.spec.batched(output), channels_last=layer.spec.channels_last)
             sample.outputs[layer.layer_id] = _Output(latency_ms, units)
-            sample.batch = max(sample.batch, layer_input.shape[0])
+            sample.batch = max(sample.batch, layer.spec.batch(layer_input))
             if sample.growth and output.requires_grad:
                 keep = partial(_keep, sample.flows, layer.layer_id, layer_input.detach())
                 output.register_hook(keep)  # type: ignore[no-untyped-call]

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, fx, nn
 
+from tamiyo.host.blueprints.layer_kinds import layer_input
 from tamiyo.schemas.errors import ConfigurationError
 
 log = logging.getLogger(__name__)
@@ -60,8 +61,8 @@ def execute(model: nn.Module, layers: Mapping[str, nn.Module], example: Example)
     inputs: dict[str, Tensor] = {}
 
     def watch(layer_id: str) -> Any:
-        def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            first = args[0] if args else next(iter(kwargs.values()), None)
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            first = layer_input(module, args, kwargs)
             if isinstance(first, Tensor):
                 inputs.setdefault(layer_id, first.detach())
 

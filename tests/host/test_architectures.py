@@ -27,7 +27,7 @@ class Result:
         self,
         model: nn.Module,
         example: Example,
-        grow: Mapping[str, str],
+        grow: Mapping[str, Any],
         *,
         layers: Any = "all",
         settings: Mapping[str, Any] | None = None,
@@ -45,7 +45,8 @@ class Result:
             settings=HostSettings(**options | dict(settings or {})),
         )  # fmt: skip
         for layer, blueprint in grow.items():
-            self.transport.decide("load_kernel", layer=layer, blueprint=blueprint)
+            kind = "optimize_parameters" if blueprint is None else "load_kernel"
+            self.transport.decide(kind, layer=layer, blueprint=blueprint)
             self.step(optimizer)
         for _ in range(STEPS):
             self.step(optimizer)
@@ -192,11 +193,10 @@ def test_norms_and_embeddings_are_observed_if_they_are_named() -> None:
     made.check(1)
 
 
-def test_a_kernel_for_a_norm_is_not_compiled_and_not_loaded() -> None:
-    tokens = torch.randint(20, (5, 7))
-    made = Result(SequenceClassifier(), tokens, {"norm": "bottleneck"}, layers=["norm", "head"])
-    ((status, reason),) = made.outcomes
-    assert (status, reason) == ("refused", "unknown_blueprint: 'bottleneck' does not support layer norm")
+@pytest.mark.parametrize("blueprint", ["bottleneck", None])
+def test_no_decision_adapts_an_observed_layer(blueprint: str | None) -> None:
+    made = Result(SequenceClassifier(), torch.randint(20, (5, 7)), {"norm": blueprint}, layers=["norm", "head"])
+    assert made.outcomes == [("refused", "protected_layer: layer norm is protected")]
 
 
 class Decoder(nn.Module):
@@ -273,6 +273,70 @@ def test_a_lazy_model_must_have_seen_a_batch() -> None:
     model(example)
     made = Result(model, example, {"0": "parallel_expansion", "3": "low_rank"})
     assert made.watched == {"0": "conv1d", "3": "linear"}
+    made.check(2)
+
+
+class Attending(nn.Module):
+    """Attention in every way to call it: self and cross, both layouts, by name, causal, without weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inward = nn.Linear(5, 8)
+        self.same = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.cross = nn.MultiheadAttention(8, 2, kdim=5, vdim=5)
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.inward(x)
+        causal = nn.Transformer.generate_square_subsequent_mask(hidden.shape[-2])
+        hidden = hidden + self.same(hidden, hidden, hidden, attn_mask=causal, is_causal=True, need_weights=False)[0]
+        first = x.transpose(0, 1) if x.dim() == 3 else x
+        query = hidden.transpose(0, 1) if x.dim() == 3 else hidden
+        mixed, weights = self.cross(key=first, value=first, query=query)
+        assert weights.shape[-2:] == (x.shape[-2], x.shape[-2])
+        scores: Tensor = self.head(mixed)
+        return scores
+
+
+@pytest.mark.parametrize("blueprint", ["parallel_expansion", "low_rank", "bottleneck"])
+@pytest.mark.parametrize("shape", [(4, 6, 5), (6, 5)], ids=["batch", "no_batch"])
+def test_attention_is_one_layer(blueprint: str, shape: tuple[int, ...]) -> None:
+    made = Result(Attending(), torch.randn(shape), {"same": blueprint, "cross": blueprint})
+    assert made.watched == {"inward": "linear", "same": "attention", "cross": "attention", "head": "linear"}
+    made.check(2)
+
+
+def test_the_units_of_attention_are_its_features() -> None:
+    made = Result(Attending(), torch.randn(4, 6, 5), {"same": "low_rank"})
+    measured: dict[str, float] = {}
+    for frame in made.transport.records("telemetry.execution.kernel_performance"):
+        measured |= dict(zip(frame.layer_id, frame.avg_correlation, strict=True))
+    made.model.train()
+    outputs: dict[str, Tensor] = {}
+    hooks = [
+        made.model.get_submodule(name).register_forward_hook(lambda *a, name=name: outputs.update({name: a[-1][0]}))
+        for name in ("same", "cross")
+    ]
+    made.output()
+    for hook in hooks:
+        hook.remove()
+    for name, output in outputs.items():
+        units = output.detach().reshape(-1, 8).T
+        correlation = torch.corrcoef(units).abs()
+        mean = (correlation.sum() - 8) / (8 * 7)
+        assert measured[name] == pytest.approx(float(mean), abs=0.02)
+
+
+def test_a_transformer_encoder() -> None:
+    layer = nn.TransformerEncoderLayer(8, 2, 12, batch_first=True)
+    model = nn.Sequential(nn.TransformerEncoder(layer, 2), nn.Linear(8, 3))
+    grow = {"0.layers.0.self_attn": "bottleneck", "0.layers.1.linear1": "low_rank"}
+    made = Result(model, torch.randn(4, 6, 8), grow)
+    assert made.watched == {
+        **{f"0.layers.{n}.self_attn": "attention" for n in (0, 1)},
+        **{f"0.layers.{n}.linear{i}": "linear" for n in (0, 1) for i in (1, 2)},
+        "1": "linear",
+    }
     made.check(2)
 
 

@@ -173,6 +173,14 @@ def test_norms_and_embeddings_are_described_and_cannot_grow(
     assert LayerSpec.from_dict(json.loads(json.dumps(spec.to_dict()))) == spec
 
 
+def test_the_batch_of_an_input_is_counted_with_and_without_one() -> None:
+    assert spec_of("linear").batch(torch.zeros(6, 5)) == spec_of("linear").batch(torch.zeros(6, 3, 5)) == 6
+    assert spec_of("linear").batch(torch.zeros(5)) == 1
+    assert spec_of("conv2d").batch(torch.zeros(6, 3, 8, 8)) == 6
+    assert spec_of("conv2d").batch(torch.zeros(3, 8, 8)) == 1
+    assert spec_of("attention").batch(torch.zeros(6, 5, 8)) == 0
+
+
 def test_incomplete_json_is_refused() -> None:
     data = spec_of("conv1d").to_dict()
     del data["out_features"]
