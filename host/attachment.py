@@ -131,6 +131,7 @@ def attach(
     ids = {each.name: layer_id for layer_id, each in selection.layers.items()}
     shielded = {ids[name] for name in require_known(protected, ids, "protected")}
     shielded |= {ids.get(name, name) for name in settings.protected_layers}
+    shielded |= {layer_id for layer_id, each in selection.layers.items() if not each.spec.growable}
     growing = GrowingOptimizer(optimizer, model)
     untrained = {
         layer_id: reason

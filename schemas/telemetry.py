@@ -237,10 +237,16 @@ class BlueprintOffer(Record):
 
 
 class LayerNode(Record):
-    """One layer of the network that can carry kernels."""
+    """One layer of the network."""
 
     layer_id: Annotated[Id, Field(description="The module's dotted name.")]
-    type: Annotated[Id, Field(description="linear, conv1d, conv2d or other.")]
+    type: Annotated[
+        Id,
+        Field(
+            description="linear, conv1d to conv3d, conv_transpose1d to conv_transpose3d, attention, layer_norm, "
+            "channel_norm or embedding; a reader treats any other as other."
+        ),
+    ]
     parameters: Annotated[Count, Field(description="The layer's own parameters, without kernels.")]
     input_shape: Annotated[
         list[Count], Field(max_length=8, description="Shape of one input sample, without the batch.")

@@ -64,5 +64,5 @@ def blueprint(name: str) -> Blueprint:
 
 
 def for_layer(spec: LayerSpec) -> tuple[str, ...]:
-    """Return the names of the blueprints that support a layer, in catalogue order."""
-    return tuple(name for name, entry in CATALOGUE.items() if entry.supports(spec))
+    """Return the names of the blueprints that support a layer, in catalogue order; none for a norm or embedding."""
+    return tuple(name for name, entry in CATALOGUE.items() if spec.growable and entry.supports(spec))

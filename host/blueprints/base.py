@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import zlib
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import torch
@@ -11,7 +14,7 @@ from torch import Tensor, nn
 
 from tamiyo.host.blueprints.layer_spec import LayerSpec
 
-__all__ = ["PRESERVING", "Blueprint", "Kernel", "conv", "seed_of"]
+__all__ = ["PRESERVING", "Blueprint", "Kernel", "conv", "conv_transpose", "seed_of"]
 
 PRESERVING = 1e-6
 """Largest change of any output value that loading a kernel may cause."""
@@ -63,12 +66,15 @@ class Kernel(nn.Module, ABC):
         Args:
             seed: Decides the parameters. The global random state stays as it is.
         """
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            for module in self.modules():
+        fresh = copy.deepcopy(self).cpu()
+        with _drawing(seed):
+            for module in fresh.modules():
                 reset_parameters = getattr(module, "reset_parameters", None)
                 if callable(reset_parameters):
                     reset_parameters()
+        with torch.no_grad():
+            for parameter, value in zip(self.parameters(), fresh.parameters(), strict=True):
+                parameter.copy_(value)
         self.zero_last()
 
     @property
@@ -164,17 +170,33 @@ class Blueprint(ABC):
         Returns:
             The kernel on the CPU, in the layer's dtype, with a zero delta.
         """
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with _drawing(seed):
             kernel = self.make(spec)
         kernel.zero_last()
         return kernel.to(spec.torch_dtype)
 
 
+@contextmanager
+def _drawing(seed: int) -> Iterator[None]:
+    """Draw the CPU's random numbers from `seed` inside the context; the streams of all devices stay as they are."""
+    # torch.manual_seed would seed the GPUs too. A default device of the training process must not matter either.
+    with torch.device("cpu"), torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        yield
+
+
 def conv(spec: LayerSpec, in_channels: int, out_channels: int, **geometry: Any) -> nn.Module:
-    """Return a Conv1d or Conv2d, by the spec's type; `geometry` is passed on to torch."""
-    kind: type[nn.Conv1d] | type[nn.Conv2d] = nn.Conv1d if spec.type == "conv1d" else nn.Conv2d
-    return kind(in_channels, out_channels, **geometry)
+    """Return a Conv1d, Conv2d or Conv3d, by the spec's spatial dimensions; `geometry` is passed on to torch."""
+    kinds: list[type[nn.Conv1d] | type[nn.Conv2d] | type[nn.Conv3d]] = [nn.Conv1d, nn.Conv2d, nn.Conv3d]
+    return kinds[spec.spatial_dims - 1](in_channels, out_channels, **geometry)
+
+
+def conv_transpose(spec: LayerSpec, in_channels: int, out_channels: int, **geometry: Any) -> nn.Module:
+    """Return a ConvTranspose1d, 2d or 3d, by the spec's spatial dimensions; `geometry` is passed on to torch."""
+    kinds: list[type[nn.ConvTranspose1d] | type[nn.ConvTranspose2d] | type[nn.ConvTranspose3d]] = [
+        nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d,
+    ]  # fmt: skip
+    return kinds[spec.spatial_dims - 1](in_channels, out_channels, **geometry)
 
 
 def seed_of(kernel_id: str) -> int:

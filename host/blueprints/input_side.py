@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tamiyo.host.blueprints.base import Blueprint, Kernel, conv
+from tamiyo.host.blueprints.base import Blueprint, Kernel, conv, conv_transpose
 from tamiyo.host.blueprints.layer_spec import LayerSpec
 
 
@@ -22,6 +22,17 @@ class ExpansionKernel(Kernel):
 
     def hidden(self, layer_input: Tensor, layer_output: Tensor) -> Tensor:
         return F.relu(self.expand(layer_input))
+
+
+class TransposedExpansionKernel(ExpansionKernel):
+    """An ExpansionKernel of a transposed convolution, whose output is as long as the layer's."""
+
+    def __init__(self, expand: nn.Module, last: nn.Module, spatial_dims: int) -> None:
+        super().__init__(expand, last)
+        self.spatial_dims = spatial_dims
+
+    def hidden(self, layer_input: Tensor, layer_output: Tensor) -> Tensor:
+        return F.relu(self.expand(layer_input, layer_output.shape[-self.spatial_dims :]))
 
 
 class ParallelExpansion(Blueprint):
@@ -40,34 +51,39 @@ class ParallelExpansion(Blueprint):
         return max(spec.groups, width - width % spec.groups)
 
     def supports(self, spec: LayerSpec) -> bool:
-        return True
+        # torch reaches a longer output only by a fixed output_padding.
+        return spec.growable and all(n < s for n, s in zip(spec.output_padding, spec.stride, strict=False))
 
     def parameters(self, spec: LayerSpec) -> int:
-        return self._weights(spec) + self.width(spec) + spec.out_features
+        width = self.width(spec)
+        return self._expanding(spec) + width + width * spec.out_features + spec.out_features
 
     def flops(self, spec: LayerSpec) -> int:
-        return self._weights(spec) * spec.positions
+        # A transposed convolution multiplies once per position of its input.
+        positions = math.prod(spec.sample_input_shape[1:]) if spec.transposed else spec.positions
+        return self._expanding(spec) * positions + self.width(spec) * spec.out_features * spec.positions
 
-    def _weights(self, spec: LayerSpec) -> int:
-        fan_in = spec.in_features // spec.groups * math.prod(spec.kernel_size)
-        return self.width(spec) * (fan_in + spec.out_features)
+    def _expanding(self, spec: LayerSpec) -> int:
+        return self.width(spec) * (spec.in_features // spec.groups) * math.prod(spec.kernel_size)
 
     def make(self, spec: LayerSpec) -> Kernel:
         width = self.width(spec)
-        if spec.type == "linear":
+        if not spec.spatial_dims:
             return ExpansionKernel(nn.Linear(spec.in_features, width), nn.Linear(width, spec.out_features))
-        expand = conv(
-            spec,
-            spec.in_features,
-            width,
-            kernel_size=spec.kernel_size,
-            stride=spec.stride,
-            padding=spec.padding,
-            dilation=spec.dilation,
-            groups=spec.groups,
-            padding_mode=spec.padding_mode,
-        )
-        return ExpansionKernel(expand, conv(spec, width, spec.out_features, kernel_size=1))
+        geometry: dict[str, Any] = {
+            "kernel_size": spec.kernel_size,
+            "stride": spec.stride,
+            "padding": spec.padding,
+            "dilation": spec.dilation,
+            "groups": spec.groups,
+            "padding_mode": spec.padding_mode,
+        }
+        # In the order in which the random numbers are drawn: a kernel id stands for fixed initial parameters.
+        expand = (conv_transpose if spec.transposed else conv)(spec, spec.in_features, width, **geometry)
+        last = conv(spec, width, spec.out_features, kernel_size=1)
+        if spec.transposed:
+            return TransposedExpansionKernel(expand, last, spec.spatial_dims)
+        return ExpansionKernel(expand, last)
 
 
 class LowRankKernel(Kernel):
@@ -84,7 +100,7 @@ class LowRankKernel(Kernel):
 
 
 class LowRank(Blueprint):
-    """Two thin matrices beside a Linear layer; linear, so it only accelerates what the layer could learn itself."""
+    """Two thin matrices; beside a Linear they only accelerate what the layer could learn itself."""
 
     name = "low_rank"
     max_rank: ClassVar[int] = 16
@@ -94,7 +110,7 @@ class LowRank(Blueprint):
         return max(1, min(self.max_rank, min(spec.in_features, spec.out_features) // 4))
 
     def supports(self, spec: LayerSpec) -> bool:
-        return spec.type == "linear"
+        return spec.growable and not spec.spatial_dims
 
     def parameters(self, spec: LayerSpec) -> int:
         return self.rank(spec) * (spec.in_features + spec.out_features)

@@ -3,36 +3,49 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Literal, Self, get_args
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
+from tamiyo.host.blueprints.layer_kinds import (
+    CHANNELS_LAST,
+    LAYER_TYPES,
+    OBSERVED,
+    SPATIAL_DIMS,
+    LayerType,
+    features,
+    has_lazy_parameters,
+    layer_output,
+    layer_type,
+    weight_of,
+)
 from tamiyo.schemas.errors import KernelIncompatible
 
-LayerType = Literal["linear", "conv1d", "conv2d"]
-LAYER_TYPES: tuple[str, ...] = get_args(LayerType)
 PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 # Larger than any real layer; a hostile spec cannot request terabytes.
 _LARGEST = 1 << 24
+_GEOMETRY = ("kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
+_MOST_DIMS = 8  # of a sample, as in the topology record
 
 
 @dataclass(frozen=True, slots=True)
 class LayerSpec:
-    """Geometry of a Linear, Conv1d or Conv2d layer, and the shapes of an example of its input and output.
+    """Geometry of a layer, and the shapes of an example of its input and output.
 
     Attributes:
         layer_id: Name of the layer.
-        type: "linear", "conv1d" or "conv2d".
-        in_features: Inputs, or input channels.
+        type: "linear", "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d" or
+            "attention"; or, of a layer that is only observed, "layer_norm", "channel_norm" or "embedding".
+        in_features: Inputs, or input channels; of attention, the query's features.
         out_features: Outputs, or output channels.
         sample_input_shape: Shape of one sample's input, without the batch.
         sample_output_shape: Shape of one sample's output, without the batch.
-        kernel_size: One entry per spatial dimension; empty for Linear. Likewise `stride` and `dilation`.
+        kernel_size: One entry per spatial dimension; empty without any. Likewise `stride` and `dilation`.
         padding: One entry per spatial dimension, or "same" or "valid".
         groups: Groups of the convolution.
         padding_mode: "zeros", "reflect", "replicate" or "circular".
@@ -69,6 +82,8 @@ class LayerSpec:
             problems.append(f"every size must be in 1..{_LARGEST}")
         if math.prod(self.sample_input_shape) > _LARGEST or math.prod(self.sample_output_shape) > _LARGEST:
             problems.append(f"a sample may have at most {_LARGEST} values")
+        if max(len(self.sample_input_shape), len(self.sample_output_shape)) > _MOST_DIMS:
+            problems.append(f"a sample may have at most {_MOST_DIMS} dimensions")
         n = self.spatial_dims
         if any(len(v) != n for v in (self.kernel_size, self.stride, self.dilation)):
             problems.append(f"kernel_size, stride and dilation of a {self.type} must have {n} entries")
@@ -85,25 +100,60 @@ class LayerSpec:
         return problems
 
     def _shape_problems(self) -> list[str]:
-        shapes = (self.sample_input_shape, self.sample_output_shape)
-        if self.type == "linear":
-            fits = all(shapes) and shapes[0][-1] == self.in_features and shapes[1][-1] == self.out_features
-            fits = fits and shapes[0][:-1] == shapes[1][:-1]
+        taken, returned = self.sample_input_shape, self.sample_output_shape
+        if self.type == "embedding":
+            fits = returned == (*taken, self.out_features)
+        elif self.channels_last:
+            fits = taken[-1:] == (self.in_features,) and returned[-1:] == (self.out_features,)
+            fits = fits and taken[:-1] == returned[:-1]
         else:
-            fits = all(len(shape) == self.spatial_dims + 1 for shape in shapes)
-            fits = fits and shapes[0][0] == self.in_features and shapes[1][0] == self.out_features
-        return [] if fits else [f"sample shapes {shapes[0]} -> {shapes[1]} do not fit this {self.type}"]
+            fits = taken[:1] == (self.in_features,) and returned[:1] == (self.out_features,)
+            fits = fits and (self.type in OBSERVED or len(taken) == len(returned) == self.spatial_dims + 1)
+        return [] if fits else [f"sample shapes {taken} -> {returned} do not fit this {self.type}"]
 
     @property
     def spatial_dims(self) -> int:
-        """0 for Linear, 1 for Conv1d, 2 for Conv2d."""
-        return {"linear": 0, "conv1d": 1, "conv2d": 2}.get(self.type, 0)
+        """Number of dimensions that a convolution slides over, 1 to 3; 0 of any other layer."""
+        return SPATIAL_DIMS.get(self.type, 0)
+
+    @property
+    def growable(self) -> bool:
+        """Whether kernels can grow at such a layer; norms and embeddings are only observed."""
+        return self.type not in OBSERVED
+
+    @property
+    def channels_last(self) -> bool:
+        """Whether features are the last dimension of the output; else they follow the batch."""
+        return self.type in CHANNELS_LAST
+
+    @property
+    def transposed(self) -> bool:
+        """Whether the layer is a transposed convolution."""
+        return self.type.startswith("conv_transpose")
+
+    @property
+    def output_padding(self) -> tuple[int, ...]:
+        """Of a transposed convolution, how much longer the output is than the input requires, per spatial dimension."""
+        if not self.transposed:
+            return ()
+        return self.extra_outputs(self.sample_input_shape[1:], self.sample_output_shape[1:])
+
+    def extra_outputs(self, taken: Sequence[int], returned: Sequence[int]) -> tuple[int, ...]:
+        """Return how much longer a transposed convolution's output is than the shortest one for its input.
+
+        Args:
+            taken: The input's spatial shape.
+            returned: The output's spatial shape.
+        """
+        assert not isinstance(self.padding, str)
+        sizes = zip(taken, returned, self.kernel_size, self.stride, self.padding, self.dilation, strict=True)
+        return tuple(n - ((m - 1) * s - 2 * p + d * (k - 1) + 1) for m, n, k, s, p, d in sizes)
 
     @property
     def positions(self) -> int:
         """Number of positions in one sample's output; every cost is per position."""
         shape = self.sample_output_shape
-        return math.prod(shape[1:]) if self.spatial_dims else math.prod(shape[:-1])
+        return math.prod(shape[:-1] if self.channels_last else shape[1:])
 
     @property
     def torch_dtype(self) -> torch.dtype:
@@ -120,10 +170,32 @@ class LayerSpec:
         Returns:
             Tensors of shapes [batch, *sample_input_shape] and [batch, *sample_output_shape], in the layer's dtype.
         """
+        # The training process may have another default dtype and device.
+        options: dict[str, Any] = {"generator": generator, "dtype": torch.float32, "device": "cpu"}
         return (
-            torch.randn(batch, *self.sample_input_shape, generator=generator).to(self.torch_dtype),
-            torch.randn(batch, *self.sample_output_shape, generator=generator).to(self.torch_dtype),
+            torch.randn(batch, *self.sample_input_shape, **options).to(self.torch_dtype),
+            torch.randn(batch, *self.sample_output_shape, **options).to(self.torch_dtype),
         )
+
+    def batched(self, value: Tensor) -> Tensor:
+        """Return an input or output of the layer with a batch dimension, which layers of torch can do without.
+
+        Args:
+            value: [batch, ...]; or without the batch: [features], [channels, *space], of attention [length, features].
+
+        Returns:
+            `value`, or a view of it as a batch of one.
+        """
+        least = {"linear": 2, "attention": 3}.get(self.type, self.spatial_dims + 2 if self.spatial_dims else 0)
+        return value.unsqueeze(0) if value.dim() == least - 1 else value
+
+    def batch(self, layer_input: Tensor) -> int:
+        """Return the number of samples in an input of the layer; 1 without a batch, and 0 if that cannot be known.
+
+        Args:
+            layer_input: [batch, ...] or without a batch. Of attention either of two dimensions can be the batch.
+        """
+        return 0 if self.type == "attention" else len(self.batched(layer_input))
 
     def fits(self, other: LayerSpec) -> str | None:
         """Return None if a kernel built for this spec can run at another, else the first difference.
@@ -146,49 +218,31 @@ class LayerSpec:
     def of(cls, layer_id: str, module: nn.Module, sample_input: Tensor) -> Self:
         """Return the spec of a module.
 
+        The module runs on the sample, in its own mode, unless the shapes follow from its type. The global random state
+        does not change.
+
         Args:
             layer_id: Name of the layer.
-            module: A Linear, Conv1d or Conv2d.
-            sample_input: An input of it, [batch, ...].
+            module: A layer of a known type, whose parameters have their shapes.
+            sample_input: An input of it, [batch, ...] or without a batch; of attention the query, in its layout.
 
         Raises:
             KernelIncompatible: The module is of another type, or cannot take the input.
         """
-        weight = getattr(module, "weight", None)
-        if not isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d) or not isinstance(weight, Tensor):
+        kind, weight = layer_type(module), weight_of(module)
+        if kind is None or weight is None or has_lazy_parameters(module):
             raise KernelIncompatible(
-                f"layer {layer_id!r}: expected Linear, Conv1d or Conv2d, got {type(module).__name__}"
+                f"layer {layer_id!r}: expected Linear, a convolution or attention with its weight, "
+                f"got {type(module).__name__}"
             )
-        sample = sample_input.detach()[:1].to(weight.device, weight.dtype)
-        try:
-            with torch.no_grad():
-                output = module.forward(sample)
-        except (RuntimeError, IndexError) as error:
-            raise KernelIncompatible(
-                f"layer {layer_id!r}: cannot take an input of shape {tuple(sample_input.shape)}: {error}"
-            ) from error
-        shapes: dict[str, Any] = {
-            "sample_input_shape": tuple(sample.shape[1:]),
-            "sample_output_shape": tuple(output.shape[1:]),
-        }
+        inputs, outputs = features(module)
+        taken, returned = _sample_shapes(layer_id, kind, module, weight, sample_input)
+        geometry: dict[str, Any] = {}
+        if kind in SPATIAL_DIMS:
+            geometry = {name: getattr(module, name) for name in _GEOMETRY}
+            geometry = {k: tuple(v) if isinstance(v, list | tuple) else v for k, v in geometry.items()}
         dtype = str(weight.dtype).removeprefix("torch.")
-        if isinstance(module, nn.Linear):
-            return cls(layer_id, "linear", module.in_features, module.out_features, dtype=dtype, **shapes)
-        padding = module.padding if isinstance(module.padding, str) else tuple(module.padding)
-        return cls(
-            layer_id,
-            "conv1d" if isinstance(module, nn.Conv1d) else "conv2d",
-            module.in_channels,
-            module.out_channels,
-            kernel_size=tuple(module.kernel_size),
-            stride=tuple(module.stride),
-            padding=padding,
-            dilation=tuple(module.dilation),
-            groups=module.groups,
-            padding_mode=module.padding_mode,
-            dtype=dtype,
-            **shapes,
-        )
+        return cls(layer_id, kind, inputs, outputs, taken, returned, dtype=dtype, **geometry)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the spec as JSON values; `from_dict` reads them back."""
@@ -216,6 +270,31 @@ class LayerSpec:
             return cls(**values)
         except TypeError as error:
             raise KernelIncompatible(f"layer spec is incomplete: {error}") from error
+
+
+def _sample_shapes(
+    layer_id: str, kind: LayerType, module: nn.Module, weight: Tensor, sample_input: Tensor
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return the shapes of one sample's input and output. Raises KernelIncompatible if the module cannot run."""
+    shape = tuple(sample_input.shape)
+    if kind == "attention":
+        batched_shape = shape[1:] if module.batch_first else (shape[0], *shape[2:])
+        sample_shape = shape if len(shape) == 2 else batched_shape
+        return sample_shape, sample_shape
+    if kind in OBSERVED:
+        # They do not run: a batch norm would count the sample.
+        return shape[1:], (*shape[1:], *((features(module)[1],) if kind == "embedding" else ()))
+    unbatched = len(shape) == (SPATIAL_DIMS[kind] + 1 if kind in SPATIAL_DIMS else 1)
+    sample = (sample_input.detach().unsqueeze(0) if unbatched else sample_input.detach()[:1]).to(weight)
+    devices = [weight.device] if weight.is_cuda else []
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=devices):  # a subclass may have a dropout
+            output = layer_output(module.forward(sample))
+    except (RuntimeError, IndexError, TypeError, ValueError) as error:
+        raise KernelIncompatible(f"layer {layer_id!r}: cannot take an input of shape {shape}: {error}") from error
+    if not isinstance(output, Tensor):
+        raise KernelIncompatible(f"layer {layer_id!r}: expected a tensor as its output, got {type(output).__name__}")
+    return tuple(sample.shape[1:]), tuple(output.shape[1:])
 
 
 def _is_of(annotation: str, value: object) -> bool:

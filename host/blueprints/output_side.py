@@ -36,7 +36,7 @@ class Bottleneck(Blueprint):
         return max(self.floor, min(512, spec.out_features // 2))
 
     def supports(self, spec: LayerSpec) -> bool:
-        return True
+        return spec.growable
 
     def parameters(self, spec: LayerSpec) -> int:
         width = self.width(spec)
@@ -47,7 +47,7 @@ class Bottleneck(Blueprint):
 
     def make(self, spec: LayerSpec) -> Kernel:
         width, features = self.width(spec), spec.out_features
-        if spec.type == "linear":
+        if not spec.spatial_dims:
             return BottleneckKernel(nn.Linear(features, width), nn.Linear(width, features))
         first = conv(spec, features, width, kernel_size=1)
         return BottleneckKernel(first, conv(spec, width, features, kernel_size=1))
@@ -59,7 +59,7 @@ class DepthwiseSeparable(Blueprint):
     name = "depthwise_separable"
 
     def supports(self, spec: LayerSpec) -> bool:
-        return spec.type != "linear"
+        return spec.spatial_dims > 0
 
     def parameters(self, spec: LayerSpec) -> int:
         return self._weights(spec) + 2 * spec.out_features
@@ -106,7 +106,7 @@ class SqueezeExcite(Blueprint):
         return max(4, spec.out_features // 4)
 
     def supports(self, spec: LayerSpec) -> bool:
-        return spec.type != "linear"
+        return spec.spatial_dims > 0
 
     def parameters(self, spec: LayerSpec) -> int:
         width = self.width(spec)

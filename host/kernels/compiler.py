@@ -109,9 +109,11 @@ def compile_kernel(
         KernelIncompatible: The blueprint does not support the layer.
     """
     recipe = blueprint(blueprint_name)
-    if not recipe.supports(spec):
+    suitable = for_layer(spec)
+    if blueprint_name not in suitable:
         raise KernelIncompatible(
-            f"{blueprint_name} does not support {spec.type} layer {spec.layer_id!r}: use {', '.join(for_layer(spec))}"
+            f"{blueprint_name} does not support {spec.type} layer {spec.layer_id!r}: "
+            f"use {', '.join(suitable) or 'none'}"
         )
     # Before building, so that no request can fill the memory.
     parameters = recipe.parameters(spec)
@@ -138,8 +140,9 @@ def _check(kernel: Kernel, spec: LayerSpec) -> None:
         delta = kernel.train(training)(layer_input, layer_output)
         _check_delta(delta, layer_output)
     # A random projection of the delta stands for any loss.
-    direction = torch.randn(layer_output.shape, generator=torch.Generator().manual_seed(1)).to(layer_output.dtype)
-    (delta * direction).sum().backward()
+    generator = torch.Generator().manual_seed(1)
+    direction = torch.randn(layer_output.shape, generator=generator, dtype=torch.float32, device="cpu")
+    (delta * direction.to(layer_output.dtype)).sum().backward()
     gradients = [p.grad for p in kernel.parameters() if p.grad is not None]
     if not all(bool(torch.isfinite(g).all()) for g in gradients):
         raise KernelError("the kernel's gradient on a random input is not finite")

@@ -16,6 +16,7 @@ from torch.utils.hooks import RemovableHandle
 
 from tamiyo.host.blueprints import Kernel
 from tamiyo.host.blueprints.base import PRESERVING
+from tamiyo.host.blueprints.layer_kinds import input_name, layer_input, run_layer
 from tamiyo.host.blueprints.layer_spec import LayerSpec
 from tamiyo.host.common import clock
 from tamiyo.host.kernels.cache import KernelCache
@@ -145,7 +146,7 @@ class KasminaLayer(nn.Module):
         if self._spec is None:
             if self._seen is None:
                 raise KernelError(f"layer {self.layer_id!r} has no input shape yet: run a forward pass, or pass spec=")
-            self._spec = LayerSpec.of(self.layer_id, self.base, torch.zeros(1, *self._seen[1:]))
+            self._spec = LayerSpec.of(self.layer_id, self.base, torch.zeros(1).expand(self._seen))
         return self._spec
 
     @property
@@ -161,8 +162,7 @@ class KasminaLayer(nn.Module):
     def forward(self, input: Tensor) -> Tensor:
         """Return the base's output plus the deltas of the live kernels."""
         if self._in_place:
-            hooked: Tensor = self.base(input)
-            return hooked
+            return run_layer(self.base, input)
         performance, observer, live = self.performance, self.observer, self._live
         performance.total_executions += 1
         if self._seen is None:
@@ -213,7 +213,7 @@ class KasminaLayer(nn.Module):
 
     def _after(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         """Return the base's output with what has grown beside it; a hook on a base in place."""
-        input = args[0] if args else next(iter(kwargs.values()), None)
+        input = layer_input(self.base, args, kwargs)
         first, *rest = output if isinstance(output, tuple) else (output,)
         if not isinstance(input, Tensor) or not isinstance(first, Tensor):
             return None
@@ -221,7 +221,8 @@ class KasminaLayer(nn.Module):
         if torch.compiler.is_compiling():
             grown = self._traced(live, input, first)
         else:
-            self.keyword, self.in_tuple = None if args else next(iter(kwargs)), isinstance(output, tuple)
+            self.keyword = None if args else input_name(self.base, kwargs)
+            self.in_tuple = isinstance(output, tuple)
             performance = self.performance
             performance.total_executions += 1
             grown = self._grown(live, input, first) if live else first

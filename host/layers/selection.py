@@ -11,6 +11,7 @@ from typing import Literal
 
 from torch import nn
 
+from tamiyo.host.blueprints.layer_kinds import growable, has_lazy_parameters, layer_type
 from tamiyo.host.blueprints.layer_spec import LayerSpec
 from tamiyo.host.common.undisturbed import training, undisturbed
 from tamiyo.host.layers.grown_kernels import kernels_of
@@ -19,7 +20,6 @@ from tamiyo.schemas.errors import ConfigurationError, KernelIncompatible
 
 log = logging.getLogger(__name__)
 
-_KINDS = (nn.Linear, nn.Conv1d, nn.Conv2d)
 _LONGEST = 200
 """Characters of a name on the topics."""
 
@@ -45,18 +45,25 @@ class Selection:
 def select_layers(model: nn.Module, wanted: Literal["all"] | Iterable[str], example: Example) -> Selection:
     """Return the layers to watch, in the order in which they run on `example`.
 
-    A module under several names is one layer, named by the first. The model runs in eval and in train mode, and is
-    afterwards as it was. Layers that do not run in both are left alone: a kernel there would have no effect, or not
-    always.
+    A module under several names is one layer, named by the first. "all" means those that kernels can grow at; a layer
+    within another, such as a projection of attention, is a part of it. Norms and embeddings are layers only if `wanted`
+    names them.
+
+    The model runs in eval and in train mode, and is afterwards as it was. Layers that do not run in both are left
+    alone: a kernel there would have no effect, or not always.
 
     Raises:
-        ConfigurationError: The model is attached already, cannot run on `example`, or lacks a wanted layer; a wanted
-            layer does not run or cannot carry kernels; or no layer is left.
+        ConfigurationError: The model is attached already, has lazy parameters, cannot run on `example`, or lacks a
+            wanted layer; a wanted layer does not run or cannot be watched; or no layer is left.
     """
     if kernels_of(model) is not None:
         raise ConfigurationError("the model is attached already: detach it first, or attach a fresh one")
+    if has_lazy_parameters(model):
+        raise ConfigurationError(
+            "the model has lazy parameters, which have no shape yet: run one batch first, then make the optimizer"
+        )
     modules = _candidates(model)
-    chosen = set(modules) if wanted == "all" else require_known(wanted, modules, "layers")
+    chosen = growable(modules) if wanted == "all" else require_known(wanted, modules, "layers")
     ids = identifiers([name for name in modules if name in chosen])
     layers = {name: modules[name] for name in ids}
     run = execute(model, layers, example)
@@ -79,7 +86,9 @@ def select_layers(model: nn.Module, wanted: Literal["all"] | Iterable[str], exam
     if left_alone and wanted != "all":
         raise ConfigurationError("; ".join(f"layer {name}: {reason}" for name, reason in left_alone.items()))
     if not selected:
-        raise ConfigurationError("no Linear, Conv1d or Conv2d of the model runs on example_input: nothing to attach to")
+        raise ConfigurationError(
+            "no Linear, convolution or attention of the model runs on example_input: nothing to attach to"
+        )
     return Selection(selected, left_alone)
 
 
@@ -134,5 +143,5 @@ def _in_training(model: nn.Module, layers: Mapping[str, nn.Module], example: Exa
 
 
 def _candidates(model: nn.Module) -> dict[str, nn.Module]:
-    """Return all Linear, Conv1d and Conv2d modules by the first of their names."""
-    return {name: module for name, module in model.named_modules() if isinstance(module, _KINDS)}
+    """Return all modules of a known type by the first of their names."""
+    return {name: module for name, module in model.named_modules() if layer_type(module) is not None}

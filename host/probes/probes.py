@@ -300,13 +300,14 @@ class Probes:
             return
         if not (layer.base.training or output.requires_grad):
             return
-        unbatched = layer_input.ndim == layer.spec.spatial_dims + 1
-        given, made = (t.detach().unsqueeze(0) if unbatched else t.detach() for t in (layer_input, output))
+        spec = layer.spec
+        given, made = spec.batched(layer_input.detach()), spec.batched(output.detach())
+        unbatched = given.ndim > layer_input.ndim
         seen: _Output | None = None
         if layer.layer_id not in sample.outputs:
             with self._measuring("activations", layer.layer_id):
-                seen = _Output(latency_ms, unit_values(made, channels_last=not layer.spec.spatial_dims))
-        count = partial(_count, sample, layer.layer_id, len(given), seen)
+                seen = _Output(latency_ms, unit_values(made, channels_last=spec.channels_last))
+        count = partial(_count, sample, layer.layer_id, spec.batch(layer_input), seen)
         if layer.base.training:
             count()
         if output.requires_grad and (sample.growth or not layer.base.training):

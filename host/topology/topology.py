@@ -1,4 +1,4 @@
-"""A run's topology record: layers that can carry kernels, blueprints that fit them, and the data flow between them."""
+"""A run's topology record: its layers, the blueprints that fit them, and the data flow between them."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def topology(
         parameters: Number of parameters by layer_id.
         edges: Data flow between the layers.
         num_seeds: Seeds of each layer.
-        protected: Layers that must not be adapted.
+        protected: Layers that must not be adapted; layers that are only observed are protected anyway.
         time_ms: When the run was attached, ms since the epoch, UTC.
         task: Name of the training task.
         total_parameters: Trainable parameters of the whole network.
@@ -58,7 +58,7 @@ def topology(
             input_shape=list(spec.sample_input_shape),
             output_shape=list(spec.sample_output_shape),
             seeds=num_seeds,
-            protected=layer_id in protected,
+            protected=layer_id in protected or not spec.growable,
             spec=json.dumps(spec.to_dict(), separators=(",", ":")),
             blueprints=[
                 BlueprintOffer(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -10,10 +11,16 @@ from typing import Any, Literal
 
 from torch import Tensor, fx, nn
 
+from tamiyo.host.blueprints.layer_kinds import layer_input
 from tamiyo.host.common.undisturbed import undisturbed
 from tamiyo.schemas.errors import ConfigurationError
 
 log = logging.getLogger(__name__)
+
+MAX_SKIPS = 8
+"""Most skips into one call of a layer; the longest stage of a ResNet-50 needs six."""
+MAX_EDGES = 10
+"""Most edges per layer in the whole model, which is also what a topology record takes."""
 
 EdgeKind = Literal["data", "skip", "order"]
 Example = Tensor | tuple[Any, ...] | Mapping[str, Any]
@@ -54,8 +61,8 @@ def execute(model: nn.Module, layers: Mapping[str, nn.Module], example: Example)
     inputs: dict[str, Tensor] = {}
 
     def watch(layer_id: str) -> Any:
-        def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            first = args[0] if args else next(iter(kwargs.values()), None)
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            first = layer_input(module, args, kwargs)
             if isinstance(first, Tensor):
                 inputs.setdefault(layer_id, first.detach())
 
@@ -86,37 +93,105 @@ class _Tracer(fx.Tracer):
 
 
 def edges(model: nn.Module, layers: Mapping[str, nn.Module], order: Sequence[str]) -> list[Edge]:
-    """Return the data-flow edges between the layers in `order`; consecutive layers if the model cannot be traced."""
+    """Return the data-flow edges between the layers in `order`; consecutive layers if the model cannot be traced.
+
+    An edge joins two layers if data flows from one to the other without passing through a third. It is a `skip` if the
+    data also does so through other layers, else `data`. In a residual stream x + f(x) + g(x) + ... every earlier layer
+    has a skip to every later one, so a call of a layer keeps only those from its MAX_SKIPS newest sources; the paths
+    through other layers remain. All edges together are at most MAX_EDGES per layer.
+
+    Args:
+        model: The model; it is traced, not changed.
+        layers: Modules by layer_id.
+        order: The layer_ids to join, in the order in which they run.
+
+    Returns:
+        The edges, target by target, each target's sources in `order`.
+    """
     try:
         with undisturbed(model):
             graph = _Tracer(layers).trace(model)
     except Exception as error:  # tracing runs the user's forward pass on proxies, which may raise anything
         log.info("the model cannot be traced (%s): edges follow the order of execution", error)
         return [Edge(a, b, "order") for a, b in pairwise(order)]
-    wanted = set(order)
-    name_of = {id(module): layer_id for layer_id, module in layers.items()}
+    rank = {layer_id: position for position, layer_id in enumerate(order)}
+    name_of = {id(module): layer_id for layer_id, module in layers.items() if layer_id in rank}
     modules = dict(model.named_modules(remove_duplicate=False))
-    reaching: dict[fx.Node, frozenset[str]] = {}
-    pairs: dict[tuple[str, str], None] = {}
+    calls: list[str] = []
+    flow = _Flow()
+    reaching: dict[fx.Node, _Sources] = {}
+    found: dict[tuple[str, str], EdgeKind] = {}
     for node in graph.nodes:
-        upstream: frozenset[str] = frozenset().union(*(reaching[n] for n in node.all_input_nodes))
+        sources = flow.join([reaching[n] for n in node.all_input_nodes])
         layer = name_of.get(id(modules.get(str(node.target)))) if node.op == "call_module" else None
-        if layer in wanted and layer is not None:
-            pairs.update(dict.fromkeys((source, layer) for source in sorted(upstream, key=order.index)))
-            upstream = frozenset({layer})
-        reaching[node] = upstream
-    return [Edge(a, b, _kind(a, b, pairs)) for a, b in pairs]
+        if layer is not None:
+            into: dict[str, EdgeKind] = {calls[call]: "skip" for call in sources.passed}
+            into |= dict.fromkeys((calls[call] for call in sources.direct), "data")
+            for source in sorted(into, key=rank.__getitem__):
+                if found.get((source, layer)) != "data":
+                    found[source, layer] = into[source]
+            sources = flow.call(sources)
+            calls.append(layer)
+        reaching[node] = sources
+    return _thinned([Edge(a, b, kind) for (a, b), kind in found.items()], MAX_EDGES * len(order))
 
 
-def _kind(source: str, target: str, pairs: Mapping[tuple[str, str], None]) -> EdgeKind:
-    """Return `skip` if data also reaches `target` from `source` through another layer, else `data`."""
-    seen: set[str] = set()
-    frontier = [b for a, b in pairs if a == source and b != target]
-    while frontier:
-        layer = frontier.pop()
-        if layer == target:
-            return "skip"
-        if layer not in seen:
-            seen.add(layer)
-            frontier += [b for a, b in pairs if a == layer]
-    return "data"
+@dataclass(frozen=True, slots=True)
+class _Sources:
+    """The calls of layers from which data reaches a value without passing through another call, newest first."""
+
+    direct: tuple[int, ...] = ()
+    """Those from which no data reaches another of them."""
+    passed: tuple[int, ...] = ()
+    """The newest of the rest: their data also reaches the value through other calls."""
+
+
+class _Flow:
+    """Follows data through the calls of layers; the calls have numbers in the order in which they run."""
+
+    def __init__(self) -> None:
+        self._before: list[int] = []
+        """For each call, the set of calls that its input depends on, as the bits of an integer."""
+
+    def join(self, parts: Sequence[_Sources]) -> _Sources:
+        """Return the sources of a value that is computed from values with the sources `parts`.
+
+        A source that is passed by stays so in whatever the value flows into, and so do the newer ones: the sources that
+        are left out here could not be among the newest later.
+        """
+        different = list(dict.fromkeys(parts))
+        if len(different) < 2:
+            return different[0] if different else _Sources()
+        passed = {call for part in different for call in part.passed}
+        direct = {call for part in different for call in part.direct}
+        behind = 0
+        for call in direct:
+            behind |= self._before[call]
+        overtaken = {call for call in direct if behind >> call & 1}
+        return _Sources(
+            tuple(sorted(direct - overtaken, reverse=True)),
+            tuple(sorted(passed | overtaken, reverse=True)[:MAX_SKIPS]),
+        )
+
+    def call(self, sources: _Sources) -> _Sources:
+        """Add a call whose input has `sources`; return the sources of its output, the call itself."""
+        before = 0
+        for call in sources.direct:
+            before |= self._before[call] | 1 << call
+        self._before.append(before)
+        return _Sources((len(self._before) - 1,))
+
+
+def _thinned(edges: list[Edge], limit: int) -> list[Edge]:
+    """Return at most `limit` edges, every layer's first ones before any layer's further ones."""
+    if len(edges) <= limit:
+        return edges
+    outgoing: Counter[str] = Counter()
+    incoming: Counter[str] = Counter()
+    precedence = []
+    for edge in edges:
+        precedence.append(min(outgoing[edge.source], incoming[edge.target]))
+        outgoing[edge.source] += 1
+        incoming[edge.target] += 1
+    kept = sorted(range(len(edges)), key=precedence.__getitem__)[:limit]
+    return [edges[position] for position in sorted(kept)]

@@ -83,7 +83,7 @@ def test_chosen_layers_only() -> None:
 
 
 class Shared(nn.Module):
-    """One layer under two names, one that never runs, and attention, which reads a layer's weights itself."""
+    """One layer under two names, one that never runs, and attention, of which its projection is a part."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -103,9 +103,9 @@ def test_a_layer_under_two_names_is_one_layer_and_idle_layers_are_left_alone() -
     example = torch.randn(2, 3, 4)
     before = model(example)
     made = run(model, example_input=example, held_out=False)
-    assert [n.layer_id for n in topology(made).layers] == ["first"]
+    assert [n.layer_id for n in topology(made).layers] == ["first", "attention"]
     assert model.first is model.again
-    assert set(made.handle.left_alone) == {"idle", "attention.out_proj"}
+    assert set(made.handle.left_alone) == {"idle"}
     assert "does not run" in made.handle.left_alone["idle"]
     assert torch.equal(model(example), before)
     made.handle.close()

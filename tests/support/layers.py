@@ -1,5 +1,7 @@
 """Factories: layers of every geometry, their specs, kernels good and bad."""
 
+import copy
+
 import torch
 from torch import Tensor, nn
 
@@ -7,6 +9,20 @@ from tamiyo.host.blueprints import Kernel, blueprint
 from tamiyo.host.blueprints.layer_spec import LayerSpec
 from tamiyo.host.layers.grown_kernels import kernels_of
 from tamiyo.host.layers.kasmina_layer import KasminaLayer
+
+
+class Conv1D(nn.Module):
+    """As in transformers: a Linear with a transposed weight, and no subclass of it."""
+
+    def __init__(self, nf: int, nx: int) -> None:
+        super().__init__()
+        self.nf = nf
+        self.weight = nn.Parameter(torch.randn(nx, nf))
+        self.bias = nn.Parameter(torch.zeros(nf))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ self.weight + self.bias
+
 
 # name -> (module, an input of a batch of 3)
 GEOMETRIES: dict[str, tuple[nn.Module, Tensor]] = {
@@ -21,7 +37,25 @@ GEOMETRIES: dict[str, tuple[nn.Module, Tensor]] = {
     "conv2d": (nn.Conv2d(3, 4, 3, padding=1), torch.zeros(3, 3, 8, 8)),
     "conv2d_groups": (nn.Conv2d(4, 6, (3, 1), stride=(2, 1), groups=2, dilation=(1, 2)), torch.zeros(3, 4, 9, 5)),
     "conv2d_double": (nn.Conv2d(2, 3, 2, padding="valid", dtype=torch.float64), torch.zeros(3, 2, 6, 6)),
+    "conv3d": (nn.Conv3d(2, 4, (3, 2, 1), padding=(1, 0, 0), stride=(2, 1, 1)), torch.zeros(3, 2, 5, 4, 3)),
+    "conv3d_replicate": (nn.Conv3d(2, 3, 3, padding=1, padding_mode="replicate"), torch.zeros(3, 2, 4, 4, 4)),
+    "up1d": (nn.ConvTranspose1d(4, 6, 4, stride=2, padding=1), torch.zeros(3, 4, 7)),
+    "up1d_cropped": (nn.ConvTranspose1d(2, 3, 2, stride=2, padding=2), torch.zeros(3, 2, 9)),
+    "up2d": (
+        nn.ConvTranspose2d(3, 4, (3, 5), stride=(2, 3), padding=(1, 0), output_padding=(1, 2), dilation=(2, 1)),
+        torch.zeros(3, 3, 5, 4),
+    ),
+    "up2d_groups": (nn.ConvTranspose2d(4, 6, 3, stride=2, groups=2, bias=False), torch.zeros(3, 4, 4, 3)),
+    "up3d": (nn.ConvTranspose3d(2, 3, 2, stride=2), torch.zeros(3, 2, 3, 2, 2)),
+    "transposed_linear": (Conv1D(7, 5), torch.zeros(3, 4, 5)),
 }
+# These take three inputs, the first of which is the query.
+ATTENTIONS: dict[str, tuple[nn.MultiheadAttention, Tensor]] = {
+    "attention": (nn.MultiheadAttention(8, 2, batch_first=True), torch.zeros(3, 5, 8)),
+    "attention_length_first": (nn.MultiheadAttention(8, 2), torch.zeros(5, 3, 8)),
+    "attention_other_sizes": (nn.MultiheadAttention(8, 2, kdim=3, vdim=6, batch_first=True), torch.zeros(3, 5, 8)),
+}
+ALL: dict[str, tuple[nn.Module, Tensor]] = {**GEOMETRIES, **ATTENTIONS}
 
 
 def attached_layer(model: nn.Module, layer_id: str) -> KasminaLayer:
@@ -36,7 +70,7 @@ def attached_layers(model: nn.Module) -> dict[str, KasminaLayer]:
 
 
 def spec_of(name: str, layer_id: str = "layer") -> LayerSpec:
-    return LayerSpec.of(layer_id, *GEOMETRIES[name])
+    return LayerSpec.of(layer_id, *ALL[name])
 
 
 def random_input(spec: LayerSpec, batch: int = 3, seed: int = 0) -> Tensor:
@@ -46,20 +80,8 @@ def random_input(spec: LayerSpec, batch: int = 3, seed: int = 0) -> Tensor:
 def layer(name: str = "linear", **options: object) -> KasminaLayer:
     """A wrapped copy of a geometry with its own parameters."""
     module, example = GEOMETRIES[name]
-    torch.manual_seed(0)
-    base = type(module)(**_arguments(module))
+    base = copy.deepcopy(module)
     return KasminaLayer(base, spec=LayerSpec.of("layer", base, example), **options)  # type: ignore[arg-type]
-
-
-def _arguments(module: nn.Module) -> dict[str, object]:
-    names = [
-        *("in_features", "out_features", "in_channels", "out_channels"),
-        *("kernel_size", "stride", "padding", "dilation", "groups", "padding_mode"),
-    ]
-    found = {name: getattr(module, name) for name in names if hasattr(module, name)}
-    weight = module.weight
-    assert isinstance(weight, Tensor)
-    return found | {"bias": module.bias is not None, "dtype": weight.dtype}
 
 
 def kernel(spec: LayerSpec, name: str = "bottleneck", *, seed: int = 1, trained: bool = False) -> Kernel:

@@ -1,5 +1,7 @@
 """Every blueprint at every geometry, and the catalogue."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -7,26 +9,77 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tamiyo.host import blueprints
 from tamiyo.host.blueprints import CATALOGUE, Blueprint, Kernel, blueprint, for_layer, names, register, seed_of
+from tamiyo.host.blueprints.layer_kinds import run_layer
 from tamiyo.host.blueprints.layer_spec import LayerSpec
 from tamiyo.schemas.errors import KernelError
-from tests.support.layers import GEOMETRIES, random_input, spec_of, train
+from tests.support.layers import ALL, random_input, spec_of, train
 
-PAIRS = [(name, geometry) for geometry in GEOMETRIES for name in for_layer(spec_of(geometry))]
+PAIRS = [(name, geometry) for geometry in ALL for name in for_layer(spec_of(geometry))]
 
 
 def test_the_catalogue_has_its_names_in_order() -> None:
     assert names() == ("parallel_expansion", "low_rank", "bottleneck", "depthwise_separable", "squeeze_excite")
     assert for_layer(spec_of("linear")) == ("parallel_expansion", "low_rank", "bottleneck")
     convolution = ("parallel_expansion", "bottleneck", "depthwise_separable", "squeeze_excite")
-    assert for_layer(spec_of("conv1d")) == for_layer(spec_of("conv2d")) == convolution
+    assert for_layer(spec_of("attention")) == for_layer(spec_of("transposed_linear")) == for_layer(spec_of("linear"))
+    convolutions = ("conv1d", "conv2d", "conv3d", "up1d", "up2d", "up3d")
+    assert {for_layer(spec_of(name)) for name in convolutions} == {convolution}
+
+
+@pytest.mark.parametrize(("name", "geometry"), PAIRS)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16], ids=str)
+def test_a_kernel_runs_in_every_dtype_with_and_without_a_batch(name: str, geometry: str, dtype: torch.dtype) -> None:
+    spec = replace(spec_of(geometry), dtype=str(dtype).removeprefix("torch."))
+    kernel = blueprint(name).build(spec, seed=3)
+    train(kernel)
+    x, y = spec.sample(2, generator=torch.Generator().manual_seed(1))
+    delta = kernel(x, y)
+    assert delta.dtype is dtype
+    assert bool(torch.isfinite(delta).all())
+    close = 1e-9 if dtype is torch.float64 else 5e-2  # half precision rounds by up to 2^-9
+    torch.testing.assert_close(kernel(x[1], y[1]), delta[1], rtol=close, atol=close)
+
+
+@pytest.mark.parametrize("name", for_layer(spec_of("linear")))
+def test_a_kernel_of_a_linear_layer_takes_further_leading_dimensions(name: str) -> None:
+    kernel = blueprint(name).build(spec_of("linear"), seed=3)
+    train(kernel)
+    x, y = torch.randn(2, 3, 4, 5), torch.randn(2, 3, 4, 7)
+    torch.testing.assert_close(kernel(x, y)[1, 2, 3], kernel(x[1, 2, 3], y[1, 2, 3]))
+
+
+def test_the_expansion_of_a_transposed_convolution_is_as_long_as_its_output_this_time() -> None:
+    module = nn.ConvTranspose1d(2, 3, 4, stride=3)
+    spec = LayerSpec.of("up", module, torch.zeros(1, 2, 5))
+    kernel = blueprint("parallel_expansion").build(spec, seed=0)
+    assert isinstance(kernel.get_submodule("expand"), nn.ConvTranspose1d)
+    x = torch.randn(2, 2, 5)
+    for length in (16, 17, 18):
+        y = module(x, output_size=[length])
+        assert kernel(x, y).shape == y.shape == (2, 3, length)
+
+
+def test_a_transposed_convolution_longer_than_torch_reaches_has_other_kernels_only() -> None:
+    module = nn.ConvTranspose1d(2, 3, 2, stride=1, dilation=3, output_padding=2)
+    spec = LayerSpec.of("up", module, torch.zeros(1, 2, 5))
+    assert spec.output_padding == (2,)
+    assert for_layer(spec) == ("bottleneck", "depthwise_separable", "squeeze_excite")
+
+
+def test_the_random_parameters_do_not_depend_on_the_default_device() -> None:
+    spec = spec_of("conv1d")
+    expected = blueprint("parallel_expansion").build(spec, seed=1).state_dict()
+    with torch.device("meta"):
+        found = blueprint("parallel_expansion").build(spec, seed=1).state_dict()
+    assert all(torch.equal(found[key], value) for key, value in expected.items())
 
 
 @pytest.mark.parametrize(("name", "geometry"), PAIRS)
 def test_a_kernel_changes_nothing_and_has_the_announced_size(name: str, geometry: str) -> None:
-    module, _ = GEOMETRIES[geometry]
+    module, _ = ALL[geometry]
     spec = spec_of(geometry)
     x = random_input(spec)
-    y = module(x)
+    y = run_layer(module, x)
     kernel = blueprint(name).build(spec, seed=3)
     for mode in (True, False):
         delta = kernel.train(mode)(x, y)
@@ -120,6 +173,23 @@ def test_reset_makes_poisoned_parameters_fresh_and_the_delta_zero() -> None:
     x, y = spec.sample(2)
     assert not bool(kernel(x, y).any())
     assert bool(kernel.get_parameter("expand.weight").any())
+
+
+def test_neither_build_nor_reset_seeds_other_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    seeded: list[int] = []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeded.append)
+    built = blueprint("low_rank").build(spec_of("linear"), seed=1)
+    built.reset(seed=2)
+    assert seeded == []
+    torch.manual_seed(3)
+    assert seeded == [3]  # the check itself works
+
+
+def test_a_reset_kernel_is_one_built_from_the_same_seed() -> None:
+    spec = spec_of("linear")
+    built, expected = (blueprint("parallel_expansion").build(spec, seed=seed) for seed in (1, 2))
+    built.reset(seed=2)
+    assert all(torch.equal(built.state_dict()[key], value) for key, value in expected.state_dict().items())
 
 
 def test_seeds_of_ids_are_stable_across_processes() -> None:

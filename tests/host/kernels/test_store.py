@@ -16,7 +16,7 @@ from safetensors import torch as safetensors
 from tamiyo.host.blueprints import CATALOGUE, for_layer
 from tamiyo.host.kernels.store import KernelMetadata, KernelStore, StoredKernel
 from tamiyo.schemas.errors import ConfigurationError, KernelCorrupt, KernelError, KernelIncompatible
-from tests.support.layers import GEOMETRIES, kernel, spec_of
+from tests.support.layers import ALL, kernel, spec_of
 
 ID = "0123456789abcdef"
 SPEC = spec_of("conv1d", "stem")
@@ -41,7 +41,7 @@ def rewrite(store: KernelStore, data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-@pytest.mark.parametrize("geometry", GEOMETRIES)
+@pytest.mark.parametrize("geometry", ALL)
 @pytest.mark.parametrize("url", ["folder", "memory"])
 def test_a_stored_kernel_is_read_back(geometry: str, url: str, tmp_path: Path) -> None:
     store = KernelStore(str(tmp_path / "deep" / "folder") if url == "folder" else "memory://kernels/here")
