@@ -14,12 +14,18 @@ from tamiyo.host.client.kafka_transport import KafkaTransport
 from tamiyo.host.client.transport import Transport
 from tamiyo.host.common.settings import HostSettings
 from tamiyo.host.handle import Handle, HandleStats
+from tamiyo.host.history.events import AdaptationEvent, EventKind, FrameScalars
+from tamiyo.host.history.history import History
 from tamiyo.host.layers.export import export
 
 __all__ = [
+    "AdaptationEvent",
     "Blueprint",
+    "EventKind",
+    "FrameScalars",
     "Handle",
     "HandleStats",
+    "History",
     "HostSettings",
     "KafkaTransport",
     "Kernel",

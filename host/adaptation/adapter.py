@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from tamiyo.host.adaptation.executor import Executor
@@ -16,6 +16,7 @@ from tamiyo.host.kernels.cache import KernelCache
 from tamiyo.host.layers.attached_model import AttachedModel
 from tamiyo.host.probes.counterfactual import HeldOutBatch
 from tamiyo.host.probes.shadow_twin import ShadowTwin
+from tamiyo.schemas.adaptation import AdaptationOutcome
 from tamiyo.schemas.topics import OUTCOMES
 
 _DRAIN_POLL_S = 0.01
@@ -42,6 +43,8 @@ class Adapter:
         self._model = model
         self._growing = growing
         self._transport = transport
+        self.on_outcome: Callable[[AdaptationOutcome], None] | None = None
+        """Called with every outcome, after it was handed to the transport."""
         self.executor = Executor(
             run_id,
             model.layers,
@@ -56,7 +59,7 @@ class Adapter:
             ),
             settings=settings,
             held_out=held_out,
-            publish=lambda outcome: transport.publish(OUTCOMES, lambda: outcome),
+            publish=self._publish,
             twin=twin,
         )
 
@@ -99,6 +102,11 @@ class Adapter:
     def release_optimizer(self) -> None:
         """Remove the hooks from the user's optimiser; what has grown stays in it."""
         self._growing.close()
+
+    def _publish(self, outcome: AdaptationOutcome) -> None:
+        self._transport.publish(OUTCOMES, lambda: outcome)
+        if self.on_outcome is not None:
+            self.on_outcome(outcome)
 
     def _take(self, step: int) -> None:
         for record in self._transport.receive():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping
 from typing import Any
 
 import torch
@@ -50,6 +50,8 @@ class Sampler:
         """Hook into the layers and the optimiser; `arm` decides whether the hooks measure the next step."""
         self.metrics = StepMetrics()
         """Losses and accuracies since the last frame."""
+        self.on_frame: Callable[[int, int, Mapping[str, Any]], None] | None = None
+        """Called with step, epoch and the fields of ModelPerformance of every frame."""
         self._run_id = run_id
         self._model = model
         self._optimizer = optimizer
@@ -112,7 +114,7 @@ class Sampler:
             self._executor.record_batch(measured.batch)
         contributions, latencies, contribution_seconds = self._counterfactual(step)
         moment = Moment(self._run_id, step, epoch)
-        self._frames.sampled(moment, measured, contributions, latencies, self._model_performance(step))
+        self._frames.sampled(moment, measured, contributions, latencies, self._model_performance(step, epoch))
         if step - self._last_cache_step >= self._cache_interval:
             self._last_cache_step = step
             self._frames.cache(moment, self._cache)
@@ -125,7 +127,7 @@ class Sampler:
 
     def finish(self, step: int, epoch: int) -> None:
         """Publish the run's final frames."""
-        self._frames.final(Moment(self._run_id, step, epoch), self._model_performance(step))
+        self._frames.final(Moment(self._run_id, step, epoch), self._model_performance(step, epoch))
 
     def publish_error(self, step: int, epoch: int, event: RecoveryEvent) -> None:
         """Publish a kernel's error and its recovery."""
@@ -168,7 +170,7 @@ class Sampler:
             self._governor.adjust((trained - self._last_training_seconds) / (step - self._last_frame_step))
         self._last_training_seconds, self._last_frame_step = trained, step
 
-    def _model_performance(self, step: int) -> dict[str, Any]:
+    def _model_performance(self, step: int, epoch: int) -> dict[str, Any]:
         """Return ModelPerformance's own fields, and begin new means."""
         if self._memory[0] != self._model.revision:
             self._memory = (self._model.revision, memory_bytes(self._model.model, self._optimizer))
@@ -177,7 +179,7 @@ class Sampler:
             steps=step - self._last_frame_step,
             seconds=self._meter.training_seconds - self._last_training_seconds,
         )
-        return {
+        fields = {
             **means,
             "memory_bytes": self._memory[1],
             "parameters": self._model.base_parameters + self._model.kernel_parameters,
@@ -186,3 +188,6 @@ class Sampler:
             "dropped_records": self._transport.dropped,
             "steps_since_adaptation": self._executor.steps_since(step),
         }
+        if self.on_frame is not None:
+            self.on_frame(step, epoch, fields)
+        return fields
