@@ -120,6 +120,11 @@ class Handle:
         sampler.arm(1)
 
     @property
+    def model(self) -> nn.Module:
+        """The attached model."""
+        return self._model.model
+
+    @property
     def sampling(self) -> bool:
         """Whether the step under way is measured; compute an accuracy only then, if it costs time."""
         return self._sampler.armed

@@ -61,7 +61,7 @@ class HostSettings(BaseSettings):
 
     announce: bool = Field(
         True,
-        description="Print one line on standard error at attach (connected or not, layers watched), unless a handler of "
+        description="Print one line on standard error at attach (connection, layers watched), unless a handler of "
         "the program's own logging takes it",
     )
     queue_capacity: int = Field(

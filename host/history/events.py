@@ -22,9 +22,9 @@ class EventKind(StrEnum):
 class AdaptationEvent:
     """Something that happened to the network of an attached run, or was refused.
 
-    `executed`, `refused` and `failed` are outcomes of decisions. `kernel_added` and `kernel_removed` follow every change
-    of the set of kernels, whatever its cause: a decision, the end of a ramp, a recovery, a restored state. Code that
-    keeps a copy of the parameters (weight averaging) needs these two only.
+    `executed`, `refused` and `failed` are outcomes of decisions. `kernel_added` and `kernel_removed` follow every
+    change of the set of kernels, whatever its cause: a decision, the end of a ramp, a recovery, a restored state. Code
+    that keeps a copy of the parameters (weight averaging) needs these two only.
 
     Attributes:
         kind: An `EventKind`; it equals its value, such as "executed".

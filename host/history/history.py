@@ -68,7 +68,7 @@ class History:
 
 
 class Subscribers(Generic[T]):
-    """Callbacks for one kind of entry. An error in one is logged, the first time with its trace, and goes no further."""
+    """Callbacks for one kind of entry. An error in one is logged, at WARNING the first time, and goes no further."""
 
     def __init__(self) -> None:
         """Start without any."""
