@@ -107,7 +107,7 @@ class TamiyoCallback(TrainerCallback):  # type: ignore[misc]
             self.handle.step(loss=loss)
 
     def _training_step(self, method: Callable[..., Any], *args: Any, **more: Any) -> Any:
-        # The Trainer divides each loss by the number of micro-batches: their sum is the mean loss of the step.
+        # The Trainer has divided each loss by the number of micro-batches: the sum is what it logs as the step's loss.
         loss = method(*args, **more)
         self._loss = loss.detach() if self._loss is None else self._loss + loss.detach()
         return loss

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from statistics import fmean
 from typing import Any, Generic, Literal, TypeVar
 
 from tamiyo.host.history.events import AdaptationEvent, FrameScalars
@@ -23,14 +24,17 @@ T = TypeVar("T")
 class History:
     """What an attached run has been through so far: its adaptation events, and the scalars of its frames.
 
-    Memory is bounded. Of the events, the newest 10,000 stay. When 4,096 frames are kept, every second one goes, so
-    that the curve always covers the whole run.
+    Memory is bounded. Of the events, the newest 10,000 stay. When there are 4,096 frames, each two neighbours become
+    one, and so do as many frames that follow: the curve covers the whole run, evenly.
     """
 
     def __init__(self) -> None:
         """Start empty."""
         self._events: deque[AdaptationEvent] = deque(maxlen=EVENTS_KEPT)
         self._frames: list[FrameScalars] = []
+        self._group: list[FrameScalars] = []
+        """Frames that are not enough yet to become one."""
+        self._group_size = 1
 
     @property
     def events(self) -> list[AdaptationEvent]:
@@ -40,7 +44,7 @@ class History:
     @property
     def frames(self) -> list[FrameScalars]:
         """The frames' scalars, oldest first."""
-        return list(self._frames)
+        return self._frames + ([_merged(self._group)] if self._group else [])
 
     def to_records(self, of: Literal["frames", "events"] = "frames") -> list[dict[str, Any]]:
         """Return rows of plain values, as `pandas.DataFrame` and `json.dumps` take them.
@@ -55,16 +59,37 @@ class History:
         return [dataclasses.asdict(row) for row in rows[of]]
 
     def __repr__(self) -> str:
-        return f"History({len(self._frames)} frames, {len(self._events)} events)"
+        return f"History({len(self.frames)} frames, {len(self._events)} events)"
 
     def add(self, entry: AdaptationEvent | FrameScalars) -> None:
         """Keep an event, or the scalars of a frame."""
         if isinstance(entry, AdaptationEvent):
             self._events.append(entry)
             return
-        if len(self._frames) >= FRAMES_KEPT:
-            del self._frames[1::2]
-        self._frames.append(entry)
+        self._group.append(entry)
+        if len(self._group) == self._group_size:
+            self._frames.append(_merged(self._group))
+            self._group = []
+        if len(self._frames) == FRAMES_KEPT:
+            self._frames = [_merged(pair) for pair in zip(self._frames[::2], self._frames[1::2], strict=True)]
+            self._group_size *= 2
+
+
+def _merged(frames: Sequence[FrameScalars]) -> FrameScalars:
+    """Return the last of consecutive frames, with the means and the last validation of all."""
+    if len(frames) == 1:
+        return frames[0]
+    validated = next((frame for frame in reversed(frames) if frame.validation_loss is not None), frames[-1])
+    accuracies = [frame.train_accuracy for frame in frames if frame.train_accuracy is not None]
+    return dataclasses.replace(
+        frames[-1],
+        train_loss=fmean(frame.train_loss for frame in frames),
+        train_accuracy=fmean(accuracies) if accuracies else None,
+        validation_loss=validated.validation_loss,
+        validation_accuracy=validated.validation_accuracy,
+        throughput=fmean(frame.throughput for frame in frames),
+        step_time_ms=fmean(frame.step_time_ms for frame in frames),
+    )
 
 
 class Subscribers(Generic[T]):
