@@ -188,7 +188,7 @@ class Handle:
             >>> decision = transport.decide("load_kernel", layer="0", blueprint="bottleneck")
             >>> handle.step(loss=0.7)
             step 1: load_kernel bottleneck at layer 0: executed, +280 parameters
-            step 1: kernel_added at layer 0, +280 parameters
+            step 1: kernel_added bottleneck at layer 0, +280 parameters
             >>> remove()
             >>> handle.close()
         """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from tamiyo.host import AdaptationEvent, FrameScalars, Handle
 from tamiyo.integrations.follow import follow, scalars
@@ -41,7 +42,7 @@ def log_to_mlflow(handle: Handle, run_id: str, *, client: MlflowClient | None = 
     """
     client = client or MlflowClient()
     client.set_tag(run_id, "tamiyo.run_id", handle.run_id)
-    logged = []
+    logged: list[Any] = []
 
     def frame(values: FrameScalars) -> None:
         metrics = [Metric(name, value, values.time_ms, values.step) for name, value in scalars(values).items()]

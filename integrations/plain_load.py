@@ -22,7 +22,7 @@ class PlainLoad:
         self._model = model
         self._missing: set[str] = set()
         self._unexpected: set[str] = set()
-        self._hook = model.register_load_state_dict_pre_hook(self._keep_own)
+        self._hook = model.register_load_state_dict_pre_hook(self._keep_own)  # type: ignore[no-untyped-call]
 
     def close(self) -> None:
         """From now on the model loads as ever. Closing again does nothing."""

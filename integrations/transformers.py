@@ -61,16 +61,17 @@ class TamiyoCallback(TrainerCallback):  # type: ignore[misc]
         """
         if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
             raise ConfigurationError("FSDP and DeepSpeed shard the parameters: kernels cannot grow in them")
-        trainer.create_optimizer()
+        model, optimizer = trainer.model, trainer.create_optimizer()
+        assert model is not None
         self.handle = attach(
-            trainer.model,
-            trainer.optimizer,
+            model,
+            optimizer,
             example_input=send_to_device(example_input, trainer.args.device),
             **options,
         )
         self._trainer = trainer
         self._loss: Any = None
-        CarriedState(self.handle, trainer.optimizer)
+        CarriedState(self.handle, optimizer)
         for name, follow in (
             ("train", self._train),
             ("training_step", self._training_step),

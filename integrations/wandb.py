@@ -34,7 +34,7 @@ def log_to_wandb(handle: Handle, run: Run) -> Callable[[], None]:
         log_to_wandb(handle, wandb.init(project="grown", mode="offline"))
         ```
     """
-    run.config.update({"tamiyo_run_id": handle.run_id}, allow_val_change=True)
+    run.config.update({"tamiyo_run_id": handle.run_id}, allow_val_change=True)  # type: ignore[no-untyped-call]
     run.define_metric(_STEP, hidden=True)
     run.define_metric("tamiyo/*", step_metric=_STEP)
 

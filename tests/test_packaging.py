@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-FOLDERS = ("schemas", "streams", "models", "host", "evaluation")
+FOLDERS = ("schemas", "streams", "models", "host", "integrations", "evaluation")
 
 
 @pytest.fixture(scope="module")

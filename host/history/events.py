@@ -62,9 +62,11 @@ class AdaptationEvent:
 
     def __str__(self) -> str:
         """Return one line for people."""
-        subject = " ".join(part for part in (self.decision, self.blueprint) if part)
-        place = f" at layer {self.layer_id}" if self.layer_id is not None else ""
-        what = f"{subject}{place}: {self.kind}" if subject else f"{self.kind}{place}"
+        what = " ".join(part for part in (self.decision or self.kind, self.blueprint) if part)
+        if self.layer_id is not None:
+            what += f" at layer {self.layer_id}"
+        if self.decision is not None:
+            what += f": {self.kind}"
         grown = self.parameters_after - self.parameters_before
         change = f", {grown:+,} parameters" if grown else ""
         return f"step {self.step}: {what}{change}" + (f" ({self.reason})" if self.reason else "")

@@ -240,7 +240,7 @@ def test_events_read_well() -> None:
     refused, executed, added = map(str, made.handle.history.events)
     assert executed == "step 1: load_kernel parallel_expansion at layer 0: executed, +243 parameters"
     assert refused == ("step 1: load_kernel low_rank at layer 3: refused (protected_layer: layer 3 is protected)")
-    assert added == "step 1: kernel_added at layer 0, +243 parameters"
+    assert added == "step 1: kernel_added parallel_expansion at layer 0, +243 parameters"
 
 
 def test_the_table_shows_the_run_and_escapes_its_name() -> None:
