@@ -62,7 +62,11 @@ class History:
         return f"History({len(self.frames)} frames, {len(self._events)} events)"
 
     def add(self, entry: AdaptationEvent | FrameScalars) -> None:
-        """Keep an event, or the scalars of a frame."""
+        """Keep an event, or the scalars of a frame.
+
+        Args:
+            entry: Newer than those before it.
+        """
         if isinstance(entry, AdaptationEvent):
             self._events.append(entry)
             return
