@@ -40,7 +40,7 @@ def test_who_loads_the_optimizer_restores_the_run() -> None:
     assert torch.equal(second.model(inputs), first.model(inputs))
 
 
-def test_the_optimizers_own_state_is_as_without_it() -> None:
+def test_the_optimizers_own_state_is_as_without_it(caplog: pytest.LogCaptureFixture) -> None:
     made, plain = carried(), run()
     made.train(3)
     plain.train(3)
@@ -49,6 +49,7 @@ def test_the_optimizers_own_state_is_as_without_it() -> None:
     assert own["param_groups"] == state["param_groups"]
     assert own["state"].keys() == state["state"].keys()
     assert own[KEY].keys() == made.handle.state_dict().keys()
+    assert caplog.text == ""
 
 
 def test_a_state_from_before_loads() -> None:

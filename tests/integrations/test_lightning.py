@@ -107,27 +107,32 @@ def test_a_step_is_a_step_of_the_optimizer(tmp_path: Path, accumulate: int) -> N
     assert (first.step, first.train_loss) == (2, pytest.approx(sum(module.losses[: 2 * accumulate]) / 2 / accumulate))
 
 
-def fit(folder: Path, *, resume: str | None = None, at: dict[int, str], epochs: int = 4) -> tuple[Module, Any, Any]:
+def fit(
+    folder: Path, *, resume: str | None = None, at: dict[int, str], epochs: int = 4, accumulate: int = 1
+) -> tuple[Module, Any, Any]:
     """Train; checkpoints are written after every epoch. Resumed modules start with other weights."""
     pl.seed_everything(0)
     transport, module = MemoryTransport(), Module(seed=0 if resume is None else 7)
     tamiyo = callback(transport)
     save = ModelCheckpoint(folder, filename="{epoch}", save_top_k=-1, every_n_epochs=1)
-    run = trainer(folder, tamiyo, Decide(transport, dict(at)), save, max_epochs=epochs)
+    run = trainer(
+        folder, tamiyo, Decide(transport, dict(at)), save, max_epochs=epochs, accumulate_grad_batches=accumulate
+    )
     run.fit(module, loader(), ckpt_path=resume)
     return module, run.optimizers[0], tamiyo.handle
 
 
-def test_a_resumed_training_continues_as_if_it_had_not_stopped(tmp_path: Path) -> None:
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_resumed_training_continues_as_if_it_had_not_stopped(tmp_path: Path, accumulate: int) -> None:
     at = {3: "net.0", 5: "net.3"}
-    whole, whole_optimizer, whole_handle = fit(tmp_path / "whole", at=at)
-    fit(tmp_path / "first", at=at, epochs=2)
+    whole, whole_optimizer, whole_handle = fit(tmp_path / "whole", at=at, accumulate=accumulate)
+    fit(tmp_path / "first", at=at, epochs=2, accumulate=accumulate)
     (saved,) = (tmp_path / "first").glob("epoch=1*.ckpt")
-    resumed, optimizer, handle = fit(tmp_path / "second", resume=str(saved), at={})
+    resumed, optimizer, handle = fit(tmp_path / "second", resume=str(saved), at={}, accumulate=accumulate)
     assert resumed.losses == whole.losses[16:]
     inputs = data(32, seed=5)[0]
     assert torch.equal(resumed(inputs), whole(inputs))
-    assert handle.stats.step == whole_handle.stats.step == 32
+    assert handle.stats.step == whole_handle.stats.step == 32 / accumulate
     assert handle.stats.kernel_parameters == whole_handle.stats.kernel_parameters
     for own, expected in zip(
         optimizer.param_groups[0]["params"], whole_optimizer.param_groups[0]["params"], strict=True

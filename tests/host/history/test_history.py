@@ -4,6 +4,7 @@ import dataclasses
 import json
 import logging
 import sys
+import time
 from typing import Any
 
 import matplotlib as mpl
@@ -169,10 +170,10 @@ def test_the_time_of_callbacks_is_nobodys() -> None:
     made = run()
     made.train(2)
     before = made.handle.stats
-    made.handle.on_frame(lambda frame: torch.linalg.svd(torch.randn(300, 300)))
+    made.handle.on_frame(lambda frame: time.sleep(0.5))
     made.train(2)
     after = made.handle.stats
-    assert after.sdk_seconds + after.training_seconds - before.sdk_seconds - before.training_seconds < 0.03
+    assert after.sdk_seconds + after.training_seconds - before.sdk_seconds - before.training_seconds < 0.4
 
 
 def test_frames_are_those_that_are_published() -> None:
