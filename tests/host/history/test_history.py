@@ -171,7 +171,7 @@ def test_the_time_of_callbacks_is_nobodys() -> None:
     made.train(2)
     before = made.handle.stats
     made.handle.on_frame(lambda frame: time.sleep(0.5))
-    made.train(2)
+    made.train(3)
     after = made.handle.stats
     assert after.sdk_seconds + after.training_seconds - before.sdk_seconds - before.training_seconds < 0.4
 
