@@ -14,13 +14,19 @@ from tamiyo.host.client.kafka_transport import KafkaTransport
 from tamiyo.host.client.transport import Transport
 from tamiyo.host.common.settings import HostSettings
 from tamiyo.host.handle import Handle, HandleStats
+from tamiyo.host.history.events import AdaptationEvent, EventKind, FrameScalars
+from tamiyo.host.history.history import History
 from tamiyo.host.layers.export import export
 from tamiyo.host.layers.grown_kernels import without_kernels
 
 __all__ = [
+    "AdaptationEvent",
     "Blueprint",
+    "EventKind",
+    "FrameScalars",
     "Handle",
     "HandleStats",
+    "History",
     "HostSettings",
     "KafkaTransport",
     "Kernel",

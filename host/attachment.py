@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from tamiyo.host.adaptation.adapter import Adapter
 from tamiyo.host.adaptation.growing_optimizer import GrowingOptimizer
 from tamiyo.host.adaptation.replicas import Replicas, replicated, require_ranks
+from tamiyo.host.client.announcement import announce
 from tamiyo.host.client.kafka_transport import KafkaTransport
 from tamiyo.host.client.silent_transport import SilentTransport
 from tamiyo.host.client.transport import Transport
@@ -153,6 +154,9 @@ def attach(
     transport.open(run_id, settings, cache.fetch_ahead)
     attached.connect()
     transport.publish(TOPOLOGY, lambda: topology)
+    announce(
+        run_id, transport, watched=len(attached.layers), left_alone=attached.left_alone, to_stderr=settings.announce
+    )
     batch = None if loss_fn is None or held_out is None else HeldOutBatch(model, loss_fn, *held_out)
     meter = OverheadMeter()
     twin: ShadowTwin | None = None

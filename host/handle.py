@@ -7,13 +7,18 @@ from collections.abc import Callable, Mapping, MutableMapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from torch import Tensor, nn
 
 from tamiyo.host.adaptation.adapter import Adapter
 from tamiyo.host.client.transport import Transport
 from tamiyo.host.common.settings import HostSettings
+from tamiyo.host.history.events import AdaptationEvent, FrameScalars
+from tamiyo.host.history.history import History
+from tamiyo.host.history.plot import plot
+from tamiyo.host.history.recorder import RunRecorder
+from tamiyo.host.history.table import html_table
 from tamiyo.host.layers.attached_model import AttachedModel
 from tamiyo.host.layers.export import export
 from tamiyo.host.layers.recovery import RecoveryEvent
@@ -22,6 +27,9 @@ from tamiyo.host.probes.shadow import Batch
 from tamiyo.host.probes.shadow_twin import ShadowTwin
 from tamiyo.host.sampling.sampler import Sampler
 from tamiyo.host.sampling.step_metrics import Scalar, Validation
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 __all__ = ["Handle", "HandleStats"]
 
@@ -105,7 +113,10 @@ class Handle:
         self._step = 0
         self._closed = False
         self._errors = 0
+        self._recorder = RunRecorder(run_id, model)
         model.recovery.on_event = self._on_recovery
+        adapter.on_outcome = self._recorder.outcome
+        sampler.on_frame = self._recorder.frame
         sampler.arm(1)
 
     @property
@@ -117,6 +128,10 @@ class Handle:
     def left_alone(self) -> Mapping[str, str]:
         """Why other layers of these kinds are not watched, by name in the model."""
         return self._model.left_alone
+
+    def model(self) -> nn.Module:
+        """The attached model."""
+        return self._model.model
 
     @property
     def sampling(self) -> bool:
@@ -150,6 +165,90 @@ class Handle:
             kernel_parameters=self._model.kernel_parameters,
             connected=self._transport.connected,
             errors=self._errors + self._sampler.errors,
+        )
+
+    @property
+    def history(self) -> History:
+        """Events and frames' scalars so far, bounded in memory; it stays readable after `close`."""
+        return self._recorder.history
+
+    def on_event(self, callback: Callable[[AdaptationEvent], object]) -> Callable[[], None]:
+        """Call a function after every adaptation, refusal, kernel error and change of the network.
+
+        It is called in the training thread between two steps, after the network has changed. Its time counts neither
+        as training nor as overhead. An error that it raises is logged and goes no further.
+
+        Args:
+            callback: Takes an `AdaptationEvent`; its result is ignored.
+
+        Returns:
+            A function that ends the calls; calling it again does nothing.
+
+        Example:
+            >>> import torch
+            >>> from torch import nn
+            >>> from tamiyo.host import attach
+            >>> from tamiyo.host.testing import MemoryTransport
+            >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+            >>> optimizer = torch.optim.Adam(model.parameters())
+            >>> transport = MemoryTransport()
+            >>> handle = attach(model, optimizer, example_input=torch.zeros(2, 4), transport=transport)
+            >>> remove = handle.on_event(print)
+            >>> decision = transport.decide("load_kernel", layer="0", blueprint="bottleneck")
+            >>> handle.step(loss=0.7)
+            step 1: load_kernel bottleneck at layer 0: executed, +280 parameters
+            step 1: kernel_added bottleneck at layer 0, +280 parameters
+            >>> remove()
+            >>> handle.close()
+        """
+        return self._recorder.on_event.add(callback)
+
+    def on_frame(self, callback: Callable[[FrameScalars], object]) -> Callable[[], None]:
+        """Call a function with the scalars of every telemetry frame: losses, accuracies, throughput, parameters.
+
+        It is called like the callbacks of `on_event`.
+
+        Args:
+            callback: Takes a `FrameScalars`; its result is ignored.
+
+        Returns:
+            A function that ends the calls; calling it again does nothing.
+        """
+        return self._recorder.on_frame.add(callback)
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Draw the training and validation loss over the steps, and mark the adaptations.
+
+        Args:
+            ax: Axes of matplotlib to draw into. Default: those of a new figure.
+
+        Returns:
+            The axes.
+
+        Raises:
+            ConfigurationError: matplotlib is not installed.
+        """
+        return plot(self.history, self.run_id, ax)
+
+    def __repr__(self) -> str:
+        state = "closed" if self._closed else "connected" if self._transport.connected else "not connected"
+        return f"Handle(run_id={self.run_id!r}, step={self._step}, layers={len(self._model.layers)}, {state})"
+
+    def _repr_html_(self) -> str:
+        """Return a table for notebooks."""
+        stats = self.stats
+        kernels = sum(seed.loaded for layer in self._model.grown for seed in layer.seeds)
+        return html_table(
+            {
+                "run": self.run_id,
+                "steps": f"{stats.step:,}",
+                "layers": f"{len(self._model.layers):,}",
+                "kernels": f"{kernels:,}",
+                "parameters": f"{stats.parameters:,} ({stats.kernel_parameters:,} in kernels)",
+                "decisions": f"{stats.executed} executed, {stats.refused} refused, {stats.failed} failed",
+                "overhead": f"{stats.overhead_ratio:.1%}",
+                "connected": f"{'yes' if stats.connected else 'no'}: {self._transport.destination}",
+            }
         )
 
     def step(
@@ -210,6 +309,7 @@ class Handle:
             self._arm()
             self._meter.leave()
             self._meter.start()
+        self._deliver()
 
     def validate(self, fn: Callable[[], V]) -> V:
         """Run a validation and publish its result with the next frame.
@@ -263,6 +363,7 @@ class Handle:
             self._twin.cancel("the run was resumed from a saved state")
         self._sampler.resume(self._step, saved.get("sampling", {}))
         self._sampler.arm(self._step + 1)
+        self._deliver()
 
     def follow(self, averaged: nn.Module | MutableMapping[str, Tensor]) -> None:
         """Give averaged weights the kernels that the model has, from now on at each `step`.
@@ -301,6 +402,8 @@ class Handle:
             self._survive(error)
         self._transport.close(self._settings.flush_timeout_s)
         self._model.recovery.on_event = None
+        self._recorder.closed(self._step)
+        self._deliver()
 
     def detach(self) -> None:
         """Close the run, and release the optimiser, and the model unless kernels have grown in it.
@@ -321,6 +424,14 @@ class Handle:
 
     def _on_recovery(self, event: RecoveryEvent) -> None:
         self._sampler.publish_error(self._step, self.epoch, event)
+        self._recorder.recovery(self._step, event)
+
+    def _deliver(self) -> None:
+        """Between two steps: call the callbacks with what has happened since the last time."""
+        self._recorder.kernels(self._step)
+        if self._recorder.waiting:
+            with self._meter.outside():
+                self._recorder.deliver()
 
     def _arm(self) -> None:
         try:

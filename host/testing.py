@@ -66,6 +66,8 @@ class MemoryTransport:
         >>> handle.close()
     """
 
+    destination = "memory"
+    """Nothing leaves the process."""
     awaits_decisions = False
     """Nothing decides by itself, so closing does not wait."""
     busy_seconds = 0.0

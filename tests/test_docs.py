@@ -18,7 +18,19 @@ ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")] + sorted(
     (ROOT / "docs").rglob("*.md")
 )
-FOLDERS = ("schemas", "models", "host", "streams", "evaluation", "deploy", "docs", "examples", "tests", "scripts")
+FOLDERS = (
+    "schemas",
+    "models",
+    "host",
+    "streams",
+    "integrations",
+    "evaluation",
+    "deploy",
+    "docs",
+    "examples",
+    "tests",
+    "scripts",
+)
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 
 
@@ -103,7 +115,7 @@ def test_the_reference_pages_are_current() -> None:
 
 def test_sections_of_the_design_that_code_cites_exist() -> None:
     sections = set(re.findall(r"^## (\d+)\. ", (ROOT / "docs" / "design.md").read_text(encoding="utf-8"), re.MULTILINE))
-    sources = [path for folder in FOLDERS[:5] for path in (ROOT / folder).rglob("*.py")]
+    sources = [path for folder in FOLDERS[:6] for path in (ROOT / folder).rglob("*.py")]
     cited = {
         number
         for path in sources

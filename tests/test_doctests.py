@@ -12,7 +12,7 @@ import pytest
 from tests.support.experiences import make_experience
 from tests.support.factories import make_graph
 
-PACKAGES = ("models", "schemas", "host", "streams")
+PACKAGES = ("models", "schemas", "host", "integrations", "streams")
 WITH_EXAMPLES = ("models", "schemas", "host")
 
 

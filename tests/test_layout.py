@@ -12,11 +12,12 @@ import pytest
 from tests.syntax import syntax_tree
 
 ROOT = Path(__file__).parents[1]
-FOLDERS = ("schemas", "streams", "models", "host", "evaluation")
+FOLDERS = ("schemas", "streams", "models", "host", "integrations", "evaluation")
 MAY_IMPORT = {
     "schemas": {"schemas"},
     "models": {"schemas", "models"},
     "host": {"schemas", "host"},
+    "integrations": {"schemas", "host", "integrations"},
     "streams": {"schemas", "models", "streams", "host"},
     "evaluation": set(FOLDERS),
 }

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-FOLDERS = ("schemas", "streams", "models", "host", "evaluation")
+FOLDERS = ("schemas", "streams", "models", "host", "integrations", "evaluation")
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +63,9 @@ def test_the_training_side_needs_no_pipeline() -> None:
     # A fresh interpreter, in which importing Faust, torch-geometric or a stage fails.
     code = (
         "import sys\n"
-        "for name in ('faust', 'torch_geometric', 'aiokafka', 'typer', 'tamiyo.streams', 'tamiyo.models'):\n"
+        "pipeline = ('faust', 'torch_geometric', 'aiokafka', 'typer', 'tamiyo.streams', 'tamiyo.models')\n"
+        "extras = ('matplotlib', 'lightning', 'transformers', 'accelerate', 'tensorboard', 'wandb', 'mlflow')\n"
+        "for name in (*pipeline, *extras):\n"
         "    sys.modules[name] = None\n"
         "import tamiyo.host.kernels.compiler, tamiyo.host.testing\n"
         "from tamiyo.host import Blueprint, Handle, HostSettings, attach, export, register\n"

@@ -99,6 +99,7 @@ class Pipeline:
         observer: Called with every record as it is published.
     """
 
+    destination = "the laboratory"
     awaits_decisions = False
     connected = True
     busy_seconds = 0.0

@@ -142,7 +142,8 @@ class Run:
         self.adaptations: list[Adaptation] = []
         self._observer = observer
         stages = dict(settings or {})
-        host = {"overhead_budget": 0.9, **stages.pop("host", {})}  # probes run by step count, whatever they cost
+        # Probes run by step count, whatever they cost; thousands of runs announce nothing.
+        host = {"overhead_budget": 0.9, "announce": False, **stages.pop("host", {})}
         with default_settings():
             self.pipeline = Pipeline(policy, settings=stages, learner=learner, observer=self._observe)
             self._settings = HostSettings(**host)

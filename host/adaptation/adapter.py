@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Collection, Mapping, MutableMapping
+from collections.abc import Callable, Collection, Mapping, MutableMapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -22,6 +22,7 @@ from tamiyo.host.kernels.cache import KernelCache
 from tamiyo.host.layers.attached_model import AttachedModel
 from tamiyo.host.probes.counterfactual import HeldOutBatch
 from tamiyo.host.probes.shadow_twin import ShadowTwin
+from tamiyo.schemas.adaptation import AdaptationOutcome
 from tamiyo.schemas.topics import OUTCOMES
 
 log = logging.getLogger(__name__)
@@ -56,6 +57,8 @@ class Adapter:
         self._model = model
         self._growing = growing
         self._transport = transport
+        self.on_outcome: Callable[[AdaptationOutcome], None] | None = None
+        """Called with every outcome, after it was handed to the transport."""
         self.executor = Executor(
             run_id,
             model.layers,
@@ -70,7 +73,7 @@ class Adapter:
             ),
             settings=settings,
             held_out=held_out,
-            publish=lambda outcome: transport.publish(OUTCOMES, lambda: outcome),
+            publish=self._publish,
             twin=twin,
             clock=clock.seconds if replicas is None else replicas.seconds,
         )
@@ -155,6 +158,11 @@ class Adapter:
     def release_optimizer(self) -> None:
         """Remove the hooks from the user's optimiser; what has grown stays in it."""
         self._growing.close()
+
+    def _publish(self, outcome: AdaptationOutcome) -> None:
+        self._transport.publish(OUTCOMES, lambda: outcome)
+        if self.on_outcome is not None:
+            self.on_outcome(outcome)
 
     def _take(self, step: int) -> None:
         for record in self._transport.receive():

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import sys
 from collections.abc import Callable, Sequence
 
 from tamiyo.host.client.publisher import KafkaPublisher
@@ -19,8 +17,6 @@ from tamiyo.schemas.subjects import Subjects
 from tamiyo.schemas.topics import Topic
 
 __all__ = ["KafkaTransport"]
-
-log = logging.getLogger(__name__)
 
 
 class KafkaTransport:
@@ -50,6 +46,12 @@ class KafkaTransport:
         self._registry = registry or RegistrySettings()
         self._publisher: KafkaPublisher | None = None
         self._receiver: KafkaReceiver | None = None
+
+    @property
+    def destination(self) -> str:
+        """The bootstrap servers; while none has answered, also how to name others."""
+        servers = f"Kafka at {self._kafka.bootstrap_servers}"
+        return servers if self.connected else f"{servers} (set TAMIYO_KAFKA_BOOTSTRAP_SERVERS to your brokers)"
 
     @property
     def connected(self) -> bool:
@@ -100,7 +102,6 @@ class KafkaTransport:
             on_kernel=on_kernel,
         )
         self._publisher = KafkaPublisher(run_id, self._kafka, self._topics, capacity=settings.queue_capacity)
-        self._report_connection(run_id)
 
     def publish(self, topic: Topic, make: Make) -> None:
         """Queue a record; the publisher's thread makes, encodes and sends it.
@@ -126,16 +127,3 @@ class KafkaTransport:
             self._receiver.close()
         if self._publisher is not None:
             self._publisher.close(timeout_s)
-
-    def _report_connection(self, run_id: str) -> None:
-        """Report whether the run is connected: the one line that the SDK prints if logging is not configured."""
-        servers = self._kafka.bootstrap_servers
-        if self.connected:
-            level, line = logging.INFO, f"tamiyo: run {run_id} is connected to {servers}"
-        else:
-            level = logging.WARNING
-            line = f"tamiyo: run {run_id} is not connected to {servers}; training continues, connecting is retried"
-        if logging.getLogger("tamiyo").hasHandlers():
-            log.log(level, "%s", line)
-        else:
-            print(line, file=sys.stderr)

@@ -29,6 +29,10 @@ class Transport(Protocol):
         """fsspec URL of the kernels' store; None: `HostSettings.store_url`."""
 
     @property
+    def destination(self) -> str:
+        """Where records go, for people; while there is no connection, also what to set."""
+
+    @property
     def connected(self) -> bool:
         """Whether the other side was reached at least once."""
 

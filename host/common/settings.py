@@ -62,6 +62,11 @@ class HostSettings(BaseSettings):
     store_url: str = Field(default_factory=_kernel_store, description="fsspec URL of the kernel store")
     cache_capacity: int = Field(64, ge=1, description="Kernels kept in memory")
 
+    announce: bool = Field(
+        True,
+        description="Print one line on standard error at attach (connection, layers watched), unless a handler of "
+        "the program's own logging takes it",
+    )
     queue_capacity: int = Field(
         10_000, ge=1, description="Records that may wait for publication; further ones are dropped"
     )

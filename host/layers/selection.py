@@ -81,8 +81,6 @@ def select_layers(model: nn.Module, wanted: Literal["all"] | Iterable[str], exam
         else:
             del left_alone[name]
             selected[ids[name]] = SelectedLayer(name, spec, layers[name])
-    for name, reason in left_alone.items():
-        log.info("layer %s is left alone: %s", name, reason)
     if left_alone and wanted != "all":
         raise ConfigurationError("; ".join(f"layer {name}: {reason}" for name, reason in left_alone.items()))
     if not selected:

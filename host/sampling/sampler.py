@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from typing import Any
 
 import torch
@@ -53,6 +53,8 @@ class Sampler:
         self._failures = Failures()
         self.metrics = StepMetrics(self._failures)
         """Losses and accuracies since the last frame."""
+        self.on_frame: Callable[[int, int, Mapping[str, Any]], None] | None = None
+        """Called with step, epoch and the fields of ModelPerformance of every frame."""
         self._run_id = run_id
         self._model = model
         self._optimizers = optimizers
@@ -143,7 +145,7 @@ class Sampler:
         contributions, latencies, contribution_seconds = self._counterfactual(step)
         moment = Moment(self._run_id, step, epoch)
         with self._failures.isolated("frame"):
-            self._frames.sampled(moment, measured, contributions, latencies, self._model_performance(step))
+            self._frames.sampled(moment, measured, contributions, latencies, self._model_performance(step, epoch))
         if step - self._last_cache_step >= self._cache_interval:
             self._last_cache_step = step
             with self._failures.isolated("kernel cache"):
@@ -157,7 +159,7 @@ class Sampler:
 
     def finish(self, step: int, epoch: int) -> None:
         """Publish the run's final frames."""
-        self._frames.final(Moment(self._run_id, step, epoch), self._model_performance(step))
+        self._frames.final(Moment(self._run_id, step, epoch), self._model_performance(step, epoch))
 
     def publish_error(self, step: int, epoch: int, event: RecoveryEvent) -> None:
         """Publish a kernel's error and its recovery."""
@@ -202,7 +204,7 @@ class Sampler:
             self._governor.adjust((trained - self._last_training_seconds) / (step - self._last_frame_step))
         self._last_training_seconds, self._last_frame_step = trained, step
 
-    def _model_performance(self, step: int) -> dict[str, Any]:
+    def _model_performance(self, step: int, epoch: int) -> dict[str, Any]:
         """Return ModelPerformance's own fields, and begin new means."""
         if self._memory[0] != self._model.revision:
             with self._failures.isolated("memory"):
@@ -212,7 +214,7 @@ class Sampler:
             steps=step - self._last_frame_step,
             seconds=self._meter.training_seconds - self._last_training_seconds,
         )
-        return {
+        fields = {
             **means,
             "memory_bytes": self._memory[1],
             "parameters": self._model.base_parameters + self._model.kernel_parameters,
@@ -221,3 +223,6 @@ class Sampler:
             "dropped_records": self._transport.dropped,
             "steps_since_adaptation": self._executor.steps_since(step),
         }
+        if self.on_frame is not None:
+            self.on_frame(step, epoch, fields)
+        return fields

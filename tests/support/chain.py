@@ -31,6 +31,7 @@ class Chain:
         self.published = 0
         self.busy_seconds = 0.0
         self.dropped = 0
+        self.destination = "the chain"
         self.connected = True
         self.awaits_decisions = False
         self.store_url: str | None = None

@@ -1,6 +1,5 @@
-"""The default transport: one run, and one line on whether it is connected."""
+"""The default transport carries one run."""
 
-import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -50,35 +49,3 @@ def test_before_it_is_opened_there_is_nothing(names: TopicNames) -> None:
     assert (transport.published, transport.dropped, transport.busy_seconds) == (0, 0, 0.0)
     assert (transport.connected, transport.awaits_decisions, transport.receive()) == (False, False, ())
     transport.close(0.0)
-
-
-def test_without_logging_one_line_reports_the_missing_connection(
-    names: TopicNames, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(logging.getLogger(), "handlers", [])
-    with opened(NOWHERE, names):
-        pass
-    captured = capsys.readouterr()
-    assert captured.err == (
-        f"tamiyo: run {RUN} is not connected to 127.0.0.1:1; training continues, connecting is retried\n"
-    )
-    assert captured.out == ""
-
-
-def test_without_logging_one_line_reports_the_connection(
-    kafka: KafkaSettings, names: TopicNames, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    Topics(kafka, names).touch()
-    monkeypatch.setattr(logging.getLogger(), "handlers", [])
-    with opened(kafka, names):
-        pass
-    assert capsys.readouterr().err == f"tamiyo: run {RUN} is connected to {kafka.bootstrap_servers}\n"
-
-
-def test_with_logging_nothing_is_printed(
-    names: TopicNames, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with opened(NOWHERE, names):
-        pass
-    assert capsys.readouterr().err == ""
-    assert f"run {RUN} is not connected" in caplog.text
