@@ -15,6 +15,7 @@ class SilentTransport:
     """Publishes nothing, receives nothing, and has a store of its own in memory, for the kernels that rank 0 sends."""
 
     connected = False
+    destination = "rank 0"
     awaits_decisions = False
     published = 0
     dropped = 0
