@@ -129,6 +129,7 @@ class Handle:
         """Why other layers of these kinds are not watched, by name in the model."""
         return self._model.left_alone
 
+    @property
     def model(self) -> nn.Module:
         """The attached model."""
         return self._model.model
