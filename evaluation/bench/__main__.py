@@ -22,7 +22,7 @@ from rich.table import Table
 
 from tamiyo.evaluation.bench import chain as bench_chain
 from tamiyo.evaluation.bench.codec import codec
-from tamiyo.evaluation.bench.host import overhead
+from tamiyo.evaluation.bench.host import LOOPS, overhead
 from tamiyo.evaluation.bench.kafka import Broker, BrokerKind, broker
 from tamiyo.evaluation.bench.learner import updates
 from tamiyo.evaluation.bench.policy import decisions
@@ -88,8 +88,8 @@ def in_memory(plan: Plan) -> Iterator[list[Result]]:
 
 def on_a_broker(plan: Plan, where: Broker) -> Iterator[list[Result]]:
     """Measure the SDK, the chain, and the peer against the same part of the chain."""
-    for task in ("mnist1d", "digits", "mnist5k"):
-        yield overhead(where.bootstrap_servers, task=task, blocks=plan.host_blocks, repeats=plan.host_repeats)
+    for name in LOOPS:
+        yield overhead(where.bootstrap_servers, name=name, blocks=plan.host_blocks, repeats=plan.host_repeats)
     yield [bench_chain.chain(where, plan.flow, repeats=plan.repeats)]
     mine = bench_chain.aggregation(where, plan.flow, repeats=plan.repeats)
     yield [mine]

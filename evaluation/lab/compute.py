@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
 
 from tamiyo.host.common import clock
-from tamiyo.host.layers.grown_kernels import NAME as KERNELS
+from tamiyo.host.layers.kasmina_layer import KERNELS
 
 START_MS = 1_767_225_600_000  # 2026-01-01, the time of day at which every run of the laboratory begins
 

@@ -266,7 +266,7 @@ class Executor:
                 return layer.seeds[layer.unload()].kernel_id
             case DecisionType.FOSSILIZE_KERNEL:
                 return layer.seeds[layer.fossilize()].kernel_id
-        parameters = [*layer.base.parameters(), *layer.kernels.parameters()]
+        parameters = [*layer.own_parameters(), *layer.kernels.parameters()]
         factor = self._settings.learning_rate_factor
         self._growing.scale_learning_rate(parameters, factor)
         self._scales[layer.layer_id] = self.scale(layer.layer_id) * factor
@@ -290,7 +290,7 @@ class Executor:
                 "wrong_kernel", f"expected {decision.blueprint}, the stored kernel is {metadata.blueprint}"
             )
         self._limits.check(decision, steps_since=self.steps_since(step), parameters=kernel.parameter_count)
-        refusal = self._growing.refusal(layer.base.parameters())
+        refusal = self._growing.refusal(layer.own_parameters())
         if refusal is not None:
             raise refusal
         index = layer.load_kernel(kernel, kernel_id=compiled.kernel_id, blueprint=metadata.blueprint, step=step)
@@ -302,7 +302,7 @@ class Executor:
         assert seed.kernel is not None
         name = f"{layer.layer_id}.kernels.{seed.index}"
         fresh = [p for p in seed.kernel.parameters() if not self._growing.trains(p)]
-        self._growing.add(seed.kernel, beside=layer.base.parameters(), name=name)
+        self._growing.add(seed.kernel, beside=layer.own_parameters(), name=name)
         scale = self.scale(layer.layer_id)
         if scale < 1.0:
             self._growing.scale_learning_rate(fresh, scale)

@@ -9,11 +9,8 @@ from urllib.parse import quote
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from tamiyo.host.layers.kasmina_layer import KasminaLayer
+from tamiyo.host.layers.kasmina_layer import KERNELS, KasminaLayer
 from tamiyo.schemas.errors import ConfigurationError
-
-NAME = "tamiyo_kernels"
-"""Attribute of a model's last module that the kernels are registered under."""
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
 """Modules that treat every child as one of their own."""
@@ -50,18 +47,18 @@ class GrownKernels(nn.Module):
     def place(self, model: nn.Module) -> None:
         """Register with a model. Raises ConfigurationError if it has the attribute already."""
         path, holder = _last_module(model)
-        if hasattr(holder, NAME):
-            raise ConfigurationError(f"module {path!r} has an attribute {NAME}, which Tamiyo needs")
-        self._path = f"{path}.{NAME}." if path else f"{NAME}."
+        if hasattr(holder, KERNELS):
+            raise ConfigurationError(f"module {path!r} has an attribute {KERNELS}, which Tamiyo needs")
+        self._path = f"{path}.{KERNELS}." if path else f"{KERNELS}."
         # Not an attribute that torch would register: the holder is this module's parent.
         object.__setattr__(self, "_holder", holder)
-        holder.add_module(NAME, self)
+        holder.add_module(KERNELS, self)
         self._hook = model.register_load_state_dict_pre_hook(self._before_load)  # type: ignore[no-untyped-call]
 
     def remove(self) -> None:
         """Leave the model."""
         if self._holder is not None:
-            del self._holder._modules[NAME]
+            del self._holder._modules[KERNELS]
             object.__setattr__(self, "_holder", None)
         if self._hook is not None:
             self._hook.remove()
@@ -108,7 +105,7 @@ def without_kernels(state: Mapping[str, Any]) -> dict[str, Any]:
     Returns:
         The entries of the user's own modules, with the same tensors.
     """
-    return {key: value for key, value in state.items() if f".{NAME}." not in f".{key}"}
+    return {key: value for key, value in state.items() if f".{KERNELS}." not in f".{key}"}
 
 
 def kernels_of(model: nn.Module) -> GrownKernels | None:

@@ -27,6 +27,9 @@ from tamiyo.host.layers.recovery import ErrorRecovery
 from tamiyo.host.layers.seed import RAMP_STEPS, Seed, SeedState
 from tamiyo.schemas.errors import KernelError, KernelIncompatible
 
+KERNELS = "tamiyo_kernels"
+"""Name under which a model's kernels are registered at its last module."""
+
 Observer = Callable[["KasminaLayer", Tensor, Tensor, float], None]
 """Called with (layer, input, output, latency_ms) after a forward pass of a sampled step."""
 
@@ -149,10 +152,16 @@ class KasminaLayer(nn.Module):
             self._spec = LayerSpec.of(self.layer_id, self.base, torch.zeros(1).expand(self._seen))
         return self._spec
 
+    def own_parameters(self) -> Iterator[nn.Parameter]:
+        """Yield the base's parameters, and none of a kernel: a model's kernels are registered at its last module."""
+        for name, parameter in self.base.named_parameters():
+            if KERNELS not in name.split("."):
+                yield parameter
+
     @property
     def base_parameters(self) -> int:
         """Number of parameters of the wrapped module."""
-        return sum(p.numel() for p in self.base.parameters())
+        return sum(p.numel() for p in self.own_parameters())
 
     @property
     def kernel_parameters(self) -> int:
@@ -425,7 +434,7 @@ class KasminaLayer(nn.Module):
 
     def bypass(self, seed: Seed, failures: int) -> None:
         """Leave a kernel to the recovery whose guard has seen failures, unless the network itself has diverged."""
-        if all(map(_is_finite, self.base.parameters())):
+        if all(map(_is_finite, self.own_parameters())):
             self.performance.errors += failures
             error = FloatingPointError(f"kernel {seed.kernel_id} returned values that are not finite")
             self.recovery.recover(self.layer_id, seed, error)

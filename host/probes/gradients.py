@@ -116,7 +116,7 @@ class GradientRecorder:
         self._records: dict[nn.Parameter, ParameterGradient] = {}
         self._layers: dict[str, list[ParameterGradient]] = {}
         for layer_id, layer in layers.items():
-            trained = [parameter for parameter in layer.base.parameters() if parameter.requires_grad]
+            trained = [parameter for parameter in layer.own_parameters() if parameter.requires_grad]
             self._layers[layer_id] = [self._records.setdefault(p, ParameterGradient(p)) for p in trained]
         self._stepping: list[ParameterGradient] = []
         self._hooks: list[RemovableHandle] = []

@@ -310,6 +310,33 @@ def test_a_grown_state_builds_its_kernels_and_a_plain_one_drops_them(prefix: str
     other.close()
 
 
+@pytest.mark.parametrize("layer_id", ["a", "b"])
+def test_the_numbers_of_a_layer_are_its_own_wherever_the_kernels_are_registered(layer_id: str) -> None:
+    torch.manual_seed(0)
+    model = Listed()  # its last module is the layer b
+    handle, transport, optimizer = attached(model)
+    before = handle.stats.parameters
+    transport.decide("load_kernel", layer=layer_id, blueprint="parallel_expansion")
+    train(model, optimizer, handle, 12)
+    norms = [
+        float(torch.stack([p.grad.norm() for p in (layer.weight, layer.bias) if p.grad is not None]).norm())
+        for layer in (model.a, model.b)
+    ]
+    frame = transport.records("telemetry.layer.health_signals")[-1]
+    assert frame.layer_id == ["a", "b"]
+    assert frame.gradient_norm == pytest.approx(norms, rel=1e-5)
+    assert frame.parameters == [72, 18]
+    outcome = transport.records("tamiyo.adaptation.outcomes")[-1]
+    assert outcome.before["parameters"] == before == 90
+    assert outcome.after["parameters"] == handle.stats.parameters == before + handle.stats.kernel_parameters
+    transport.decide("optimize_parameters", layer="b")
+    train(model, optimizer, handle, 1)
+    slowed = {id(p) for p in optimizer.param_groups[0]["params"] if handle._adapter._growing.learning_rate(p) < 0.05}
+    own = attached_layer(model, "b")
+    assert slowed == {id(p) for p in (model.b.weight, model.b.bias, *own.kernels.parameters())}
+    handle.close()
+
+
 def test_a_copy_of_a_grown_model_is_independent_of_it() -> None:
     torch.manual_seed(0)
     model, inputs = Listed(), torch.randn(5, 8)
