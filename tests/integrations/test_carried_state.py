@@ -6,7 +6,9 @@ from typing import Any
 import pytest
 import torch
 
+from tamiyo.host import Handle
 from tamiyo.integrations.carried_state import KEY, CarriedState
+from tamiyo.schemas.errors import KernelError
 from tests.support.runs import Run, data, network, run
 
 
@@ -60,11 +62,25 @@ def test_a_state_from_before_loads() -> None:
     made.train(2)
 
 
-def test_a_run_that_cannot_be_saved_leaves_the_checkpoint_to_the_user(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_run_that_cannot_be_saved_leaves_the_checkpoint_to_the_user(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(_: Handle) -> None:
+        raise KernelError("a kernel's blueprint is not in the catalogue any more")
+
     made = carried()
-    foreign = torch.nn.Parameter(torch.zeros(2))
-    made.optimizer.add_param_group({"params": [foreign]})  # not the model's, so the run's state cannot name it
+    monkeypatch.setattr(Handle, "state_dict", failing)
     state = made.optimizer.state_dict()
     assert KEY not in state
-    assert len(state["param_groups"]) == 2
+    assert len(state["param_groups"]) == 1
     assert "the checkpoint lacks the state of run run-1" in caplog.text
+
+
+def test_parameters_that_are_not_the_models_travel_too() -> None:
+    first, second = carried(), carried(seed=7)
+    for made in (first, second):
+        made.optimizer.add_param_group({"params": [torch.nn.Parameter(torch.zeros(2))], "lr": 0.5})
+    first.train(3)
+    second.optimizer.load_state_dict(through_a_file(first.optimizer.state_dict()))
+    assert second.handle.stats.step == 3
+    assert [group["lr"] for group in second.optimizer.param_groups] == [0.01, 0.5]

@@ -23,6 +23,7 @@ from tamiyo.streams.stages.rewards.measurements import span_components
 from tamiyo.streams.stages.rewards.window_summary import WindowSummary
 from tamiyo.streams.stages.windows.stage import WindowsStage
 from tests.support.chain import Chain
+from tests.support.layers import attached_layer
 from tests.support.runs import compiled, decision, settings
 
 LOADED, STEPS = 200, 400
@@ -66,7 +67,7 @@ def run(*, busy: bool) -> list[WindowSummary]:
         for step in range(1, STEPS + 1):
             if step == LOADED:
                 request = decision(layer_id="0", blueprint="low_rank")
-                chain.arrivals += [request, compiled(request, model[0].spec)]
+                chain.arrivals += [request, compiled(request, attached_layer(model, "0").spec)]
                 if busy:
                     stack.enter_context(hogs())
             loss = F.cross_entropy(model(inputs), labels)
