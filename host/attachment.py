@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import uuid
 from collections.abc import Callable, Iterable
-from typing import Any, Literal
+from contextlib import ExitStack
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -16,6 +17,7 @@ from tamiyo.host.client.announcement import announce
 from tamiyo.host.client.kafka_transport import KafkaTransport
 from tamiyo.host.client.silent_transport import SilentTransport
 from tamiyo.host.client.transport import Transport
+from tamiyo.host.common.arguments import AttachArguments, names
 from tamiyo.host.common.settings import HostSettings
 from tamiyo.host.handle import Handle
 from tamiyo.host.kernels.cache import KernelCache
@@ -29,6 +31,7 @@ from tamiyo.host.probes.overhead import OverheadMeter
 from tamiyo.host.probes.shadow_twin import ShadowTwin, require_measurable
 from tamiyo.host.sampling.sampler import Sampler
 from tamiyo.host.topology.tracing import Example
+from tamiyo.schemas.errors import ConfigurationError
 from tamiyo.schemas.topics import TOPOLOGY
 
 __all__ = ["attach"]
@@ -45,9 +48,9 @@ def attach(
     *,
     example_input: Example,
     run_id: str | None = None,
-    layers: Literal["all"] | Iterable[str] = "all",
+    layers: str | Iterable[str] = "all",
     num_seeds: int = 4,
-    protected: Iterable[str] = (),
+    protected: str | Iterable[str] = (),
     loss_fn: Callable[[Any, Any], Tensor] | None = None,
     held_out: tuple[Any, Any] | None = None,
     task: str = "",
@@ -71,7 +74,7 @@ def attach(
         example_input: A batch as the model takes it: a tensor, a tuple of arguments, or a mapping of keyword arguments.
             A copy of the model runs on it, in eval and in train mode, to find the layers' shapes and order.
         run_id: Name of the run on every topic; characters that topics do not accept are escaped. Default: a fresh one.
-        layers: Dotted names of the modules to watch. Default: all that run on the example.
+        layers: Dotted names of the modules to watch, or one name. Default: all that run on the example.
         num_seeds: Kernels that a layer can carry at once.
         protected: Layers that are observed but never adapted, in addition to `HostSettings.protected_layers`.
         loss_fn: `loss_fn(model(inputs), targets)` returns the mean loss, nats.
@@ -111,6 +114,13 @@ def attach(
         ['0', '2']
         >>> handle.close()
     """
+    checked = AttachArguments.checked(
+        num_seeds=num_seeds, planned_steps=planned_steps, task=task, twin_budget=twin_budget, distributed=distributed,
+        settings=settings, held_out=held_out,
+    )  # fmt: skip
+    if transport is not None and not callable(getattr(transport, "publish", None)):
+        raise ConfigurationError(f"attach: transport: expected a Transport, got {transport!r}")
+    num_seeds, planned_steps, held_out = checked.num_seeds, checked.planned_steps, checked.held_out
     settings = settings or HostSettings()
     transport = transport or KafkaTransport()
     run_id = identifier(str(run_id)) if run_id else f"run-{uuid.uuid4().hex[:12]}"
@@ -128,49 +138,56 @@ def attach(
                 transport = SilentTransport()
             settings = settings.model_copy(update={"sample_interval": NEVER})
     model = unwrapped(model)
-    selection = select_layers(model, layers, example_input)
+    selection = select_layers(model, "all" if layers == "all" else names(layers, "layers"), example_input)
     ids = {each.name: layer_id for layer_id, each in selection.layers.items()}
-    shielded = {ids[name] for name in require_known(protected, ids, "protected")}
+    shielded = {ids[name] for name in require_known(names(protected, "protected"), ids, "protected")}
     shielded |= {ids.get(name, name) for name in settings.protected_layers}
     shielded |= {layer_id for layer_id, each in selection.layers.items() if not each.spec.growable}
-    growing = GrowingOptimizer(optimizer, model)
-    untrained = {
-        layer_id: reason
-        for layer_id, each in selection.layers.items()
-        if (reason := growing.refusal(each.module.parameters())) is not None
-    }
-    for layer_id, reason in untrained.items():
-        log.info("layer %s is observed and never grows: %s", layer_id, reason)
-    shielded |= untrained.keys()
-    cache = KernelCache(KernelStore(transport.store_url or settings.store_url), capacity=settings.cache_capacity)
-    recovery = ErrorRecovery(on_replaced=growing.forget, source=cache.pristine)
-    attached = AttachedModel(
-        model, selection, num_seeds=num_seeds, ramp_steps=settings.ramp_steps, recovery=recovery, cache=cache
-    )
-    topology = attached.topology(
-        run_id, selection, settings, protected=shielded, task=task, planned_steps=planned_steps
-    )
-    # The transport is open before any decision about this run can be made, which takes its topology.
-    transport.open(run_id, settings, cache.fetch_ahead)
-    attached.connect()
-    transport.publish(TOPOLOGY, lambda: topology)
-    announce(
-        run_id, transport, watched=len(attached.layers), left_alone=attached.left_alone, to_stderr=settings.announce
-    )
-    batch = None if loss_fn is None or held_out is None else HeldOutBatch(model, loss_fn, *held_out)
-    meter = OverheadMeter()
-    twin: ShadowTwin | None = None
-    if budget > 0 and loss_fn is not None:
-        twin = ShadowTwin(
-            model, growing, loss_fn, batch, meter,
-            budget=budget, steps=settings.twin_steps, planned_steps=planned_steps,
+    with ExitStack() as undo:  # a run that cannot begin leaves the optimizers and the transport as they were
+        growing = GrowingOptimizer(optimizer, model)
+        undo.callback(growing.close)
+        untrained = {
+            layer_id: reason
+            for layer_id, each in selection.layers.items()
+            if (reason := growing.refusal(each.module.parameters())) is not None
+        }
+        for layer_id, reason in untrained.items():
+            log.info("layer %s is observed and never grows: %s", layer_id, reason)
+        shielded |= untrained.keys()
+        cache = KernelCache(KernelStore(transport.store_url or settings.store_url), capacity=settings.cache_capacity)
+        recovery = ErrorRecovery(on_replaced=growing.forget, source=cache.pristine)
+        attached = AttachedModel(
+            model, selection, num_seeds=num_seeds, ramp_steps=settings.ramp_steps, recovery=recovery, cache=cache
+        )
+        topology = attached.topology(
+            run_id, selection, settings, protected=shielded, task=task, planned_steps=planned_steps
+        )
+        # The transport is open before any decision about this run can be made, which takes its topology.
+        transport.open(run_id, settings, cache.fetch_ahead)
+        undo.callback(transport.close, 0.0)
+        attached.connect()
+        transport.publish(TOPOLOGY, lambda: topology)
+        if replicas is None or replicas.leads:
+            announce(
+                run_id, transport, watched=len(attached.layers), left_alone=attached.left_alone,
+                to_stderr=settings.announce,
+            )  # fmt: skip
+        batch = None if loss_fn is None or held_out is None else HeldOutBatch(model, loss_fn, *held_out)
+        meter = OverheadMeter()
+        twin: ShadowTwin | None = None
+        if budget > 0 and loss_fn is not None:
+            twin = ShadowTwin(
+                model, growing, loss_fn, batch, meter,
+                budget=budget, steps=settings.twin_steps, planned_steps=planned_steps,
+            )  # fmt: skip
+        adapter = Adapter(
+            run_id, attached, growing, cache, transport, settings,
+            held_out=batch, parameter_budget=topology.parameter_budget, protected=shielded, twin=twin,
+            replicas=replicas,
         )  # fmt: skip
-    adapter = Adapter(
-        run_id, attached, growing, cache, transport, settings,
-        held_out=batch, parameter_budget=topology.parameter_budget, protected=shielded, twin=twin, replicas=replicas,
-    )  # fmt: skip
-    sampler = Sampler(
-        run_id, attached, growing.optimizers, adapter.executor, cache, transport, settings,
-        held_out=batch, meter=meter, twins={} if twin is None else twin.results,
-    )  # fmt: skip
-    return Handle(run_id, attached, sampler, adapter, transport, meter, settings, twin)
+        sampler = Sampler(
+            run_id, attached, growing.optimizers, adapter.executor, cache, transport, settings,
+            held_out=batch, meter=meter, twins={} if twin is None else twin.results,
+        )  # fmt: skip
+        undo.pop_all()
+        return Handle(run_id, attached, sampler, adapter, transport, meter, settings, twin)

@@ -300,7 +300,8 @@ class GrowingOptimizer:
         )
         for number, chain in enumerate(self._chains):
             for index, group in enumerate(chain.optimizer.param_groups):
-                own = [p for p in members if any(p is each for each in group["params"])]
+                inside = set(map(id, group["params"]))
+                own = [p for p in members if id(p) in inside]
                 if not own:
                     continue
                 obstacle = self._obstacles[number] or _group_obstacle(chain, group, own)

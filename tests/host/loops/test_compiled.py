@@ -230,12 +230,13 @@ class Checkpointed(nn.Module):
         return out
 
 
-def test_activation_checkpointing_trains_with_kernels_and_frames() -> None:
+@pytest.mark.parametrize("layer", ["body.0", "body.2"])
+def test_activation_checkpointing_trains_with_kernels_and_frames(layer: str) -> None:
     model = Checkpointed()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     transport = MemoryTransport()
     handle = attach(model, optimizer, example_input=torch.zeros(2, 6), settings=settings(), transport=transport)
-    transport.decide("load_kernel", layer="body.0", blueprint="parallel_expansion")
+    transport.decide("load_kernel", layer=layer, blueprint="parallel_expansion")
     for _ in range(20):
         inputs = torch.randn(16, 6)
         loss = F.cross_entropy(model(inputs), (inputs[:, 0] > 0).long())
@@ -247,4 +248,5 @@ def test_activation_checkpointing_trains_with_kernels_and_frames() -> None:
     assert handle.stats.errors == 0
     performance = transport.records("telemetry.execution.kernel_performance")
     assert [sorted(frame.layer_id) for frame in performance] == [["body.0", "body.2", "head"]] * 4
+    assert attached_layer(model, layer).performance.errors == 0
     handle.close()

@@ -482,8 +482,12 @@ def test_a_run_goes_back_to_an_earlier_step_and_on_from_there() -> None:
     first = script.train(40)
     script.transport.decide("load_kernel", layer="b", blueprint="parallel_expansion")
     script.train(60)
+    kernel = list(attached_layer(script.model, "a").kernels.parameters())
     script.handle.load_state_dict(saved)
     assert script.handle.stats.step == 13
+    assert script.handle.stats.kernel_parameters == sum(p.numel() for p in kernel)
+    # The kernel that was there stays the same one, so that whoever refers to its parameters still can.
+    assert all(a is b for a, b in zip(kernel, attached_layer(script.model, "a").kernels.parameters(), strict=True))
     frames = len(script.transport.records("telemetry.model.performance_metrics"))
     assert script.train(40) == first  # to the bit, on the same ramp, without the later kernel
     steps = [frame.step for frame in script.transport.records("telemetry.model.performance_metrics")[frames:]]
