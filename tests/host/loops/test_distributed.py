@@ -4,6 +4,7 @@ import copy
 import json
 import os
 import sys
+import time
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tamiyo.host import HostSettings, attach
+from tamiyo.host.common.clock import SystemClock, using
 from tamiyo.host.handle import Handle
 from tamiyo.host.kernels.cache import KernelCache
 from tamiyo.host.testing import MemoryTransport
@@ -241,6 +243,32 @@ def test_a_kernel_that_one_rank_cannot_load_leaves_all(tmp_path: Path) -> None:
     assert_equal(reports)
     assert [report["kernels"] for report in reports] == [[], []]
     assert [report["optimizer"] for report in reports] == [[4], [4]]
+
+
+class Fast(SystemClock):
+    """A clock that is far ahead soon."""
+
+    def seconds(self) -> float:
+        return 1e6 * time.perf_counter()
+
+
+def wait_by_another_clock(rank: int, size: int) -> dict[str, Any]:
+    loop = Loop(compile_timeout_s=1000)
+    if rank == 0:
+        loop.transport.decide("load_kernel", layer="0", blueprint="low_rank")
+        kernel = loop.transport._inbox.pop()
+    with using(Fast() if rank == 1 else SystemClock()):
+        loop.train(12)
+        if rank == 0:
+            loop.transport._inbox.append(kernel)
+        loop.train(8)
+    return loop.report()
+
+
+def test_all_ranks_wait_for_a_kernel_by_one_clock(tmp_path: Path) -> None:
+    reports = ranks(wait_by_another_clock, 2, tmp_path)
+    assert_equal(reports)
+    assert [report["loaded"] for report in reports] == [[15], [15]]
 
 
 def diverge_on_one_rank(rank: int, size: int) -> dict[str, Any]:
