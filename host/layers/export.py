@@ -117,7 +117,7 @@ def _hook_kernels(layer: KasminaLayer) -> None:
     layer.disconnect()
     live = [seed for seed in layer.seeds if seed.live]
     if live:
-        hook = _traced(layer, _Hook(live, layer.keyword, in_tuple=layer.in_tuple), live)
+        hook = _traced(layer, _Hook(live, layer.calls.keyword, in_tuple=layer.calls.in_tuple), live)
         layer.base.add_module("grown", hook)
         layer.base.register_forward_hook(hook, prepend=True, with_kwargs=True)
 

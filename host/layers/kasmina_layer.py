@@ -6,7 +6,7 @@ import copy
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -41,6 +41,23 @@ class Dropped:
     seed_index: int
     kernel_id: str
     kernel: Kernel
+
+
+@dataclass(slots=True)
+class Calls:
+    """The hooks on a base in place, and how the model calls it.
+
+    Not attributes of the module: those that change at every sampled step would cost more than all else here.
+    """
+
+    hooks: list[RemovableHandle] = field(default_factory=list)
+    hooked: tuple[bool, bool] = (False, False)
+    """Whether there are hooks after, and before, its forward pass."""
+    started: float = 0.0
+    keyword: str | None = None
+    """Name of the argument by which the model passes the input; None: by position."""
+    in_tuple: bool = False
+    """Whether the base returns a tuple; its first entry is the output."""
 
 
 class KasminaLayer(nn.Module):
@@ -116,13 +133,7 @@ class KasminaLayer(nn.Module):
         self._live: tuple[Seed, ...] = ()
         self._in_place = in_place
         self._deferred = False
-        self._hooks: list[RemovableHandle] = []
-        self._hooked = (False, False)
-        self._started = 0.0
-        self.keyword: str | None = None
-        """Name of the argument by which the model passes the input; None: by position."""
-        self.in_tuple = False
-        """Whether the base returns a tuple; its first entry is the output."""
+        self.calls = Calls()
         self.on_change = None
         self.train(base.training)
 
@@ -196,29 +207,30 @@ class KasminaLayer(nn.Module):
     def connect(self) -> None:
         """Put the hooks that are needed now on a base in place, and remove the others."""
         needed = (bool(self._live) or self.observer is not None, self.observer is not None)
-        if not self._in_place or needed == self._hooked:
+        calls = self.calls
+        if not self._in_place or needed == calls.hooked:
             return
         self.disconnect()
-        self._hooked = needed
+        calls.hooked = needed
         if needed[0]:
             # First, so that the user's own hooks see the output as the rest of the network does.
-            self._hooks.append(self.base.register_forward_hook(self._after, prepend=True, with_kwargs=True))
+            calls.hooks.append(self.base.register_forward_hook(self._after, prepend=True, with_kwargs=True))
         if needed[1]:
-            self._hooks.append(self.base.register_forward_pre_hook(self._before))
+            calls.hooks.append(self.base.register_forward_pre_hook(self._before))
 
     def disconnect(self) -> None:
         """Remove the hooks from a base in place."""
-        for hook in self._hooks:
+        for hook in self.calls.hooks:
             hook.remove()
-        self._hooks, self._hooked = [], (False, False)
+        self.calls.hooks, self.calls.hooked = [], (False, False)
 
     def reconnect(self) -> None:
         """Put the hooks on the base of a copy that was made without them."""
-        self._hooks, self._hooked = [], (False, False)
+        self.calls.hooks, self.calls.hooked = [], (False, False)
         self.connect()
 
     def _before(self, *_: Any) -> None:
-        self._started = clock.seconds()
+        self.calls.started = clock.seconds()
 
     def _after(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         """Return the base's output with what has grown beside it; a hook on a base in place."""
@@ -230,13 +242,14 @@ class KasminaLayer(nn.Module):
         if torch.compiler.is_compiling():
             grown = self._traced(live, input, first)
         else:
-            self.keyword = None if args else input_name(self.base, kwargs)
-            self.in_tuple = isinstance(output, tuple)
+            calls = self.calls
+            calls.keyword = None if args else input_name(self.base, kwargs)
+            calls.in_tuple = isinstance(output, tuple)
             performance = self.performance
             performance.total_executions += 1
             grown = self._grown(live, input, first) if live else first
             if observer is not None:
-                latency_ms = (clock.seconds() - self._started) * 1e3
+                latency_ms = (clock.seconds() - calls.started) * 1e3
                 performance.timed += 1
                 performance.total_latency_ms += latency_ms
                 performance.last_latency_ms = latency_ms
