@@ -260,11 +260,12 @@ class KasminaLayer(nn.Module):
 
     def _traced(self, live: tuple[Seed, ...], input: Tensor, output: Tensor) -> Tensor:
         """Return `output` plus the deltas of the live kernels, in a form that a compiler can trace."""
+        grown = output
         for seed in live:
             assert seed.kernel is not None
             assert seed.guard is not None
-            output = output + seed.guard.traced(seed.kernel(input, output)).to(output.dtype)
-        return output
+            grown = grown + seed.guard.traced(seed.kernel(input, output)).to(output.dtype)
+        return grown
 
     def _grown(self, live: tuple[Seed, ...], input: Tensor, output: Tensor) -> Tensor:
         """Return `output` plus the deltas of the live kernels; a kernel that fails is left to the recovery."""
