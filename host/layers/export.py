@@ -116,8 +116,8 @@ def _hook_kernels(layer: KasminaLayer) -> None:
     """Let a layer in place compute what it computes now by a hook of torch's own classes."""
     layer.disconnect()
     live = [seed for seed in layer.seeds if seed.live]
-    if live:
-        hook = _traced(layer, _Hook(live, layer.calls.keyword, in_tuple=layer.calls.in_tuple), live)
+    if live and layer.hooks is not None:
+        hook = _traced(layer, _Hook(live, layer.hooks.keyword, in_tuple=layer.hooks.in_tuple), live)
         layer.base.add_module("grown", hook)
         layer.base.register_forward_hook(hook, prepend=True, with_kwargs=True)
 

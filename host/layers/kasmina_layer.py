@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from tamiyo.host.blueprints import Kernel
 from tamiyo.host.blueprints.base import PRESERVING
-from tamiyo.host.blueprints.layer_kinds import input_name, layer_input, run_layer
+from tamiyo.host.blueprints.layer_kinds import run_layer
 from tamiyo.host.blueprints.layer_spec import LayerSpec
 from tamiyo.host.common import clock
 from tamiyo.host.kernels.cache import KernelCache
 from tamiyo.host.layers.delta_guard import DeltaGuard
+from tamiyo.host.layers.in_place import InPlaceHooks
+from tamiyo.host.layers.kernel_output import checked_delta, is_finite, traced_output
 from tamiyo.host.layers.layer_state import pack, unpack
 from tamiyo.host.layers.layer_stats import Performance, layer_stats
 from tamiyo.host.layers.recovery import ErrorRecovery
@@ -41,23 +41,6 @@ class Dropped:
     seed_index: int
     kernel_id: str
     kernel: Kernel
-
-
-@dataclass(slots=True)
-class Calls:
-    """The hooks on a base in place, and how the model calls it.
-
-    Not attributes of the module: those that change at every sampled step would cost more than all else here.
-    """
-
-    hooks: list[RemovableHandle] = field(default_factory=list)
-    hooked: tuple[bool, bool] = (False, False)
-    """Whether there are hooks after, and before, its forward pass."""
-    started: float = 0.0
-    keyword: str | None = None
-    """Name of the argument by which the model passes the input; None: by position."""
-    in_tuple: bool = False
-    """Whether the base returns a tuple; its first entry is the output."""
 
 
 class KasminaLayer(nn.Module):
@@ -131,9 +114,9 @@ class KasminaLayer(nn.Module):
         self._spec = spec
         self._seen: torch.Size | None = None
         self._live: tuple[Seed, ...] = ()
-        self._in_place = in_place
+        self.hooks = InPlaceHooks(base, self._pass, self._traced, self._observed) if in_place else None
+        """Those on a base in place; None: this module wraps the base."""
         self._deferred = False
-        self.calls = Calls()
         self.on_change = None
         self.train(base.training)
 
@@ -181,7 +164,7 @@ class KasminaLayer(nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         """Return the base's output plus the deltas of the live kernels."""
-        if self._in_place:
+        if self.hooks is not None:
             return run_layer(self.base, input)
         performance, observer, live = self.performance, self.observer, self._live
         performance.total_executions += 1
@@ -197,75 +180,44 @@ class KasminaLayer(nn.Module):
         if live:
             output = self._grown(live, input, output)
         latency_ms = (clock.seconds() - started) * 1e3
-        performance.timed += 1
-        performance.total_latency_ms += latency_ms
-        performance.last_latency_ms = latency_ms
+        self._time(latency_ms)
         if observer is not None:
             observer(self, input, output, latency_ms)
         return output
 
     def connect(self) -> None:
         """Put the hooks that are needed now on a base in place, and remove the others."""
-        needed = (bool(self._live) or self.observer is not None, self.observer is not None)
-        calls = self.calls
-        if not self._in_place or needed == calls.hooked:
-            return
-        self.disconnect()
-        calls.hooked = needed
-        if needed[0]:
-            # First, so that the user's own hooks see the output as the rest of the network does.
-            calls.hooks.append(self.base.register_forward_hook(self._after, prepend=True, with_kwargs=True))
-        if needed[1]:
-            calls.hooks.append(self.base.register_forward_pre_hook(self._before))
+        if self.hooks is not None:
+            self.hooks.connect(grown=bool(self._live), observed=self.observer is not None)
 
     def disconnect(self) -> None:
         """Remove the hooks from a base in place."""
-        for hook in self.calls.hooks:
-            hook.remove()
-        self.calls.hooks, self.calls.hooked = [], (False, False)
+        if self.hooks is not None:
+            self.hooks.disconnect()
 
     def reconnect(self) -> None:
         """Put the hooks on the base of a copy that was made without them."""
-        self.calls.hooks, self.calls.hooked = [], (False, False)
+        if self.hooks is not None:
+            self.hooks.forget()
         self.connect()
 
-    def _before(self, *_: Any) -> None:
-        self.calls.started = clock.seconds()
+    def _pass(self, input: Tensor, output: Tensor) -> Tensor:
+        self.performance.total_executions += 1
+        return self._grown(self._live, input, output) if self._live else output
 
-    def _after(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-        """Return the base's output with what has grown beside it; a hook on a base in place."""
-        input = layer_input(self.base, args, kwargs)
-        first, *rest = output if isinstance(output, tuple) else (output,)
-        if not isinstance(input, Tensor) or not isinstance(first, Tensor):
-            return None
-        live, observer = self._live, self.observer
-        if torch.compiler.is_compiling():
-            grown = self._traced(live, input, first)
-        else:
-            calls = self.calls
-            calls.keyword = None if args else input_name(self.base, kwargs)
-            calls.in_tuple = isinstance(output, tuple)
-            performance = self.performance
-            performance.total_executions += 1
-            grown = self._grown(live, input, first) if live else first
-            if observer is not None:
-                latency_ms = (clock.seconds() - calls.started) * 1e3
-                performance.timed += 1
-                performance.total_latency_ms += latency_ms
-                performance.last_latency_ms = latency_ms
-                observer(self, input, grown, latency_ms)
-        if grown is first:
-            return None
-        return (grown, *rest) if isinstance(output, tuple) else grown
+    def _traced(self, input: Tensor, output: Tensor) -> Tensor:
+        return traced_output(self._live, input, output)
 
-    def _traced(self, live: tuple[Seed, ...], input: Tensor, output: Tensor) -> Tensor:
-        """Return `output` plus the deltas of the live kernels, in a form that a compiler can trace."""
-        grown = output
-        for seed in live:
-            assert seed.kernel is not None
-            assert seed.guard is not None
-            grown = grown + seed.guard.traced(seed.kernel(input, output)).to(output.dtype)
-        return grown
+    def _observed(self, input: Tensor, output: Tensor, latency_ms: float) -> None:
+        self._time(latency_ms)
+        if self.observer is not None:
+            self.observer(self, input, output, latency_ms)
+
+    def _time(self, latency_ms: float) -> None:
+        performance = self.performance
+        performance.timed += 1
+        performance.total_latency_ms += latency_ms
+        performance.last_latency_ms = latency_ms
 
     def _grown(self, live: tuple[Seed, ...], input: Tensor, output: Tensor) -> Tensor:
         """Return `output` plus the deltas of the live kernels; a kernel that fails is left to the recovery."""
@@ -273,14 +225,14 @@ class KasminaLayer(nn.Module):
         deferred = self.deferred
         for seed in live:
             try:
-                delta: Tensor | None = _delta(seed, input, output, deferred)
+                delta: Tensor | None = checked_delta(seed, input, output, deferred)
             except Exception as error:  # training comes first: it continues without the kernel
                 if type(error).__module__ == "torch.utils.checkpoint":
                     raise  # activation checkpointing ends its repeated pass early by an error of its own
-                if not _is_finite(input) or not _is_finite(output):
+                if not is_finite(input) or not is_finite(output):
                     continue  # the network itself has diverged: not an error of the kernel
                 self.performance.errors += 1
-                retry = partial(_delta, seed, input, output, deferred)
+                retry = partial(checked_delta, seed, input, output, deferred)
                 delta = self.recovery.recover(self.layer_id, seed, error, retry)
                 self._refresh()
             if delta is not None:
@@ -448,7 +400,7 @@ class KasminaLayer(nn.Module):
 
     def bypass(self, seed: Seed, failures: int) -> None:
         """Leave a kernel to the recovery whose guard has seen failures, unless the network itself has diverged."""
-        if all(map(_is_finite, self.own_parameters())):
+        if all(map(is_finite, self.own_parameters())):
             self.performance.errors += failures
             error = FloatingPointError(f"kernel {seed.kernel_id} returned values that are not finite")
             self.recovery.recover(self.layer_id, seed, error)
@@ -555,35 +507,3 @@ class KasminaLayer(nn.Module):
             self.kernels[str(seed.index)] = seed.kernel
         self._refresh()
         self._changed()
-
-
-def _delta(seed: Seed, layer_input: Tensor, layer_output: Tensor, deferred: bool) -> Tensor:
-    """Return the kernel's delta.
-
-    Raises FloatingPointError if a value is not finite: one sum finds out, in 5 us. If that is `deferred`, the seed's
-    guard sees to it.
-    """
-    assert seed.kernel is not None
-    guard = seed.guard if deferred else None
-    if guard is not None:
-        layer_input, layer_output = guard.shielded(layer_input), guard.shielded(layer_output)
-    delta: Tensor = seed.kernel(layer_input, layer_output)
-    if delta.shape != layer_output.shape:
-        raise KernelIncompatible(f"the delta has shape {tuple(delta.shape)}, the output {tuple(layer_output.shape)}")
-    if guard is not None:
-        delta = guard.masked(delta)
-    elif not _is_finite(delta):
-        raise FloatingPointError(f"kernel {seed.kernel_id} returned values that are not finite")
-    return delta.to(layer_output.dtype)
-
-
-def _is_finite(values: Tensor) -> bool:
-    """Return whether the sum is finite: almost always the same as every value, and much cheaper.
-
-    A value that cannot be read, as inside torch.func.vmap, counts as finite.
-    """
-    total = values.detach().sum(dtype=torch.float64 if values.dtype is torch.float64 else torch.float32)
-    try:
-        return math.isfinite(total.numpy() if total.device.type == "cpu" else total.item())
-    except RuntimeError:
-        return True

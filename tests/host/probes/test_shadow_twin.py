@@ -470,7 +470,7 @@ def test_a_twin_that_cannot_work_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
 
     with pytest.raises(ConfigurationError, match="loss_fn"):
         make(twin_budget=0.1)
-    with pytest.raises(ConfigurationError, match="share"):
+    with pytest.raises(ConfigurationError, match="twin_budget"):
         make(twin_budget=-0.1, loss_fn=F.cross_entropy)
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
