@@ -5,7 +5,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,8 @@ pytestmark = [
 STEPS = 30
 EXCHANGE = 5
 
-Work = Callable[[int, int], dict[str, Any]]
+Report = dict[str, Any]
+Work = Callable[[int, int], Report]
 
 
 def network() -> nn.Sequential:
@@ -94,7 +95,7 @@ class Loop:
             self.step += 1
             self.handle.step(loss=loss)
 
-    def report(self) -> dict[str, Any]:
+    def report(self) -> Report:
         layer = attached_layer(self.model, "0")
         return {
             "run": self.handle.run_id,
@@ -110,24 +111,25 @@ class Loop:
         }
 
 
-def ranks(work: Work, size: int, folder: Path) -> list[dict[str, Any]]:
-    """Run `work(rank, size)` in processes of their own; return what each returns."""
-    mp.spawn(_rank, args=(size, work, folder), nprocs=size)  # type: ignore[no-untyped-call]
-    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(size)]
+def ranks(works: Sequence[Work], size: int, folder: Path) -> dict[str, list[Report]]:
+    """Run each `work(rank, size)` in one set of processes; return what each rank returns, by the work's name."""
+    mp.spawn(_rank, args=(size, works, folder), nprocs=size)  # type: ignore[no-untyped-call]
+    found = [json.loads((folder / f"{rank}.json").read_text()) for rank in range(size)]
+    return {work.__name__: [each[work.__name__] for each in found] for work in works}
 
 
-def _rank(rank: int, size: int, work: Work, folder: Path) -> None:
+def _rank(rank: int, size: int, works: Sequence[Work], folder: Path) -> None:
     torch.set_num_threads(1)
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     store = dist.FileStore(str(folder / "store"), size)
     dist.init_process_group("gloo", rank=rank, world_size=size, store=store, timeout=timedelta(seconds=60))
     try:
-        (folder / f"{rank}.json").write_text(json.dumps(work(rank, size)))
+        (folder / f"{rank}.json").write_text(json.dumps({work.__name__: work(rank, size) for work in works}))
     finally:
         dist.destroy_process_group()
 
 
-def grow(rank: int, size: int) -> dict[str, Any]:
+def grow(rank: int, size: int) -> Report:
     loop = Loop()
     loop.train(3)
     if rank == 0:
@@ -136,7 +138,7 @@ def grow(rank: int, size: int) -> dict[str, Any]:
     return loop.report()
 
 
-def assert_equal(reports: list[dict[str, Any]]) -> None:
+def assert_equal(reports: list[Report]) -> None:
     first = reports[0]
     for other in reports[1:]:
         assert other["names"] == first["names"]
@@ -146,19 +148,18 @@ def assert_equal(reports: list[dict[str, Any]]) -> None:
             assert mine == theirs, name
 
 
-@pytest.mark.parametrize("size", [2, 3])
-def test_all_ranks_execute_a_decision_at_the_same_step_and_stay_equal(size: int, tmp_path: Path) -> None:
-    reports = ranks(grow, size, tmp_path)
+def assert_grown(reports: list[Report]) -> None:
+    size = len(reports)
     assert_equal(reports)
     assert reports[0]["loaded"] == [EXCHANGE]
     assert len({report["run"] for report in reports}) == 1
-    assert [report["outcomes"] for report in reports] == [["executed"]] + [["executed"]] * (size - 1)
+    assert [report["outcomes"] for report in reports] == [["executed"]] * size
     assert reports[0]["frames"] > 0
     assert [report["frames"] for report in reports[1:]] == [0] * (size - 1)
     assert [report["errors"] for report in reports] == [0] * size
 
 
-def accumulate(rank: int, size: int) -> dict[str, Any]:
+def accumulate(rank: int, size: int) -> Report:
     loop = Loop(accumulate=3)
     if rank == 0:
         loop.transport.decide("load_kernel", layer="2", blueprint="bottleneck")
@@ -166,8 +167,8 @@ def accumulate(rank: int, size: int) -> dict[str, Any]:
     return loop.report()
 
 
-def test_gradients_of_kernels_are_averaged_under_accumulation(tmp_path: Path) -> None:
-    assert_equal(ranks(accumulate, 2, tmp_path))
+def test_gradients_of_kernels_are_averaged_under_accumulation(two_ranks: dict[str, list[Report]]) -> None:
+    assert_equal(two_ranks["accumulate"])
 
 
 def one_step(rank: int, size: int) -> dict[str, Any]:
@@ -190,8 +191,8 @@ def one_step(rank: int, size: int) -> dict[str, Any]:
     return loop.report() | {"gradients": gradients, "expected": expected}
 
 
-def test_the_gradient_of_a_kernel_is_that_of_all_batches_together(tmp_path: Path) -> None:
-    reports = ranks(one_step, 2, tmp_path)
+def test_the_gradient_of_a_kernel_is_that_of_all_batches_together(two_ranks: dict[str, list[Report]]) -> None:
+    reports = two_ranks["one_step"]
     assert_equal(reports)
     assert reports[0]["gradients"] == reports[1]["gradients"]
     for mine, expected in zip(reports[0]["gradients"], reports[0]["expected"], strict=True):
@@ -199,7 +200,7 @@ def test_the_gradient_of_a_kernel_is_that_of_all_batches_together(tmp_path: Path
         assert any(mine)
 
 
-def unload_and_resume(rank: int, size: int) -> dict[str, Any]:
+def unload_and_resume(rank: int, size: int) -> Report:
     loop = Loop()
     if rank == 0:
         loop.transport.decide("load_kernel", layer="0", blueprint="low_rank")
@@ -217,29 +218,29 @@ def unload_and_resume(rank: int, size: int) -> dict[str, Any]:
     return again.report() | {"resumed": equal}
 
 
-def test_a_resumed_run_goes_on_alike_and_an_unload_leaves_every_rank(tmp_path: Path) -> None:
-    reports = ranks(unload_and_resume, 2, tmp_path)
+def test_a_resumed_run_goes_on_alike_and_an_unload_leaves_every_rank(two_ranks: dict[str, list[Report]]) -> None:
+    reports = two_ranks["unload_and_resume"]
     assert_equal(reports)
     assert [report["resumed"] for report in reports] == [True, True]
     assert [report["kernels"] for report in reports] == [[], []]
 
 
-def fail_on_one_rank(rank: int, size: int) -> dict[str, Any]:
+def fail_on_one_rank(rank: int, size: int) -> Report:
+    def missing(self: KernelCache, *_: object, **__: object) -> None:
+        raise KernelError("this rank is out of memory")
+
     loop = Loop()
-    if rank == 1:
-
-        def missing(self: KernelCache, *_: object, **__: object) -> None:
-            raise KernelError("this rank is out of memory")
-
-        KernelCache.get = missing  # type: ignore[assignment, method-assign]
     if rank == 0:
         loop.transport.decide("load_kernel", layer="0", blueprint="low_rank")
-    loop.train(STEPS)
+    with pytest.MonkeyPatch.context() as patch:
+        if rank == 1:
+            patch.setattr(KernelCache, "get", missing)
+        loop.train(STEPS)
     return loop.report()
 
 
-def test_a_kernel_that_one_rank_cannot_load_leaves_all(tmp_path: Path) -> None:
-    reports = ranks(fail_on_one_rank, 2, tmp_path)
+def test_a_kernel_that_one_rank_cannot_load_leaves_all(two_ranks: dict[str, list[Report]]) -> None:
+    reports = two_ranks["fail_on_one_rank"]
     assert_equal(reports)
     assert [report["kernels"] for report in reports] == [[], []]
     assert [report["optimizer"] for report in reports] == [[4], [4]]
@@ -252,7 +253,7 @@ class Fast(SystemClock):
         return 1e6 * time.perf_counter()
 
 
-def wait_by_another_clock(rank: int, size: int) -> dict[str, Any]:
+def wait_by_another_clock(rank: int, size: int) -> Report:
     loop = Loop(compile_timeout_s=1000)
     if rank == 0:
         loop.transport.decide("load_kernel", layer="0", blueprint="low_rank")
@@ -265,13 +266,13 @@ def wait_by_another_clock(rank: int, size: int) -> dict[str, Any]:
     return loop.report()
 
 
-def test_all_ranks_wait_for_a_kernel_by_one_clock(tmp_path: Path) -> None:
-    reports = ranks(wait_by_another_clock, 2, tmp_path)
+def test_all_ranks_wait_for_a_kernel_by_one_clock(two_ranks: dict[str, list[Report]]) -> None:
+    reports = two_ranks["wait_by_another_clock"]
     assert_equal(reports)
     assert [report["loaded"] for report in reports] == [[15], [15]]
 
 
-def diverge_on_one_rank(rank: int, size: int) -> dict[str, Any]:
+def diverge_on_one_rank(rank: int, size: int) -> Report:
     loop = Loop()
     if rank == 0:
         loop.transport.decide("load_kernel", layer="0", blueprint="parallel_expansion")
@@ -289,8 +290,10 @@ def diverge_on_one_rank(rank: int, size: int) -> dict[str, Any]:
     return loop.report() | {"finite": all(bool(p.isfinite().all()) for p in loop.model.parameters())}
 
 
-def test_a_kernel_that_fails_on_one_ranks_batch_is_bypassed_and_recovers_on_all(tmp_path: Path) -> None:
-    reports = ranks(diverge_on_one_rank, 2, tmp_path)
+def test_a_kernel_that_fails_for_one_ranks_batch_recovers_on_all(
+    two_ranks: dict[str, list[Report]],
+) -> None:
+    reports = two_ranks["diverge_on_one_rank"]
     assert_equal(reports)
     assert [report["finite"] for report in reports] == [True, True]
     assert reports[0]["states"] == reports[1]["states"]
@@ -314,10 +317,28 @@ def independent(rank: int, size: int) -> dict[str, Any]:
     return {"run": handle.run_id, "kernels": handle.stats.kernel_parameters}
 
 
-def test_ranks_can_be_runs_of_their_own(tmp_path: Path) -> None:
-    first, second = ranks(independent, 2, tmp_path)
+def test_ranks_can_be_runs_of_their_own(two_ranks: dict[str, list[Report]]) -> None:
+    first, second = two_ranks["independent"]
     assert first["run"] != second["run"]
     assert first["kernels"] == 0 < second["kernels"]
+
+
+@pytest.fixture(scope="module")
+def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Report]]:
+    # One set of processes for all: starting them takes longer than what they do.
+    works = (
+        grow, accumulate, one_step, unload_and_resume, fail_on_one_rank, wait_by_another_clock, diverge_on_one_rank,
+        independent,
+    )  # fmt: skip
+    return ranks(works, 2, tmp_path_factory.mktemp("ranks"))
+
+
+def test_all_ranks_execute_a_decision_at_the_same_step_and_stay_equal(two_ranks: dict[str, list[Report]]) -> None:
+    assert_grown(two_ranks["grow"])
+
+
+def test_three_ranks_do_too(tmp_path: Path) -> None:
+    assert_grown(ranks((grow,), 3, tmp_path)["grow"])
 
 
 def test_distributed_training_needs_a_process_group() -> None:
