@@ -9,8 +9,6 @@ from functools import partial
 from types import TracebackType
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -18,26 +16,13 @@ from tamiyo.host.common import clock
 from tamiyo.host.common.compiled import run_compiled, run_eagerly
 from tamiyo.host.common.device import read_all
 from tamiyo.host.layers.kasmina_layer import KasminaLayer
+from tamiyo.host.probes.activations import Activation, Output, activation, unit_values
 from tamiyo.host.probes.failures import Failures
 from tamiyo.host.probes.gradients import GradientRecorder, Learning
 from tamiyo.host.probes.growth_score import MAX_ROWS, GrowthProbe
 from tamiyo.host.probes.overhead import OverheadMeter
 
-# Bounds, so that a layer's statistics cost about the same at any layer.
-MAX_UNITS = 64
-MAX_POSITIONS = 1024  # the variance of so many values is within 5 % of the true one
-MAX_SAMPLES = 64
 _FEWEST_SAMPLES = 8  # of a growth score, however many positions each has
-
-
-@dataclass(frozen=True, slots=True)
-class Activation:
-    """One layer in the forward pass: latency, and the output's variance, share of dead units, mean |correlation|."""
-
-    latency_ms: float
-    variance: float
-    dead_ratio: float
-    correlation: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,66 +38,6 @@ class Measurements:
     growth: Mapping[str, float]
     growth_seconds: float | None
     """Time that the growth scores took, seconds; None if they were not due, or there was nothing to score."""
-
-
-def unit_values(output: Tensor, channels_last: bool) -> Tensor | npt.NDArray[np.float32]:
-    """Return a copy of a layer's output [batch, ...] as [units, samples, positions], thinned evenly if it is large.
-
-    A numpy array if the output is in main memory, because small operations are several times cheaper on it.
-    """
-    values = output.detach()
-    local = values.device.type == "cpu" and values.dtype is torch.float32
-    found: Any = values.numpy() if local else values
-    if channels_last:
-        found = found.reshape(-1, found.shape[-1], 1)
-    elif found.ndim != 3:
-        found = found.reshape(*found.shape[:2], -1)
-    batch, units, positions = found.shape
-    # Thin first, so that a large output is never copied whole.
-    samples = MAX_POSITIONS if positions == 1 else MAX_SAMPLES
-    every = math.ceil(batch / samples)
-    along = math.ceil(positions * math.ceil(batch / every) / MAX_POSITIONS)
-    part = found[::every, :: math.ceil(units / MAX_UNITS), ::along].swapaxes(0, 1)
-    # A copy, because the next module may change the output in place.
-    copied: Tensor | npt.NDArray[np.float32] = part.copy() if local else part.clone()
-    return copied
-
-
-def activation_stats(units: npt.NDArray[np.float32]) -> tuple[float, float, float]:
-    """Return variance, dead ratio and mean absolute correlation of a layer's output.
-
-    Args:
-        units: Values, [units, positions].
-
-    Returns:
-        The population variance of all values; the share of units that are positive nowhere, 0..1; the mean
-        |correlation| over all pairs of units that vary, 0..1, 0 if fewer than two do.
-    """
-    # Few operations: this runs for every layer, and the overhead of a call exceeds its arithmetic.
-    count, positions = units.shape
-    means = np.add.reduce(units, axis=1) / positions
-    centred = units - means[:, None]
-    gram = centred @ centred.T
-    squares = gram.diagonal()
-    spread = means - np.add.reduce(means) / count
-    variance = (float(np.add.reduce(squares)) / positions + float(spread @ spread)) / count
-    dead = float(np.add.reduce(np.maximum.reduce(units, axis=1) <= 0)) / count
-    # Rounding leaves a constant unit with a small variance.
-    varies = squares > positions * 1e-12 * (1e-12 + means * means)
-    vary = int(np.add.reduce(varies))
-    if vary < 2:
-        return variance, dead, 0.0
-    scale = varies / np.sqrt(np.where(varies, squares, 1.0))
-    total = float(np.add.reduce(np.abs(gram * scale[:, None] * scale), axis=None)) - vary
-    return variance, dead, min(max(total / (vary * (vary - 1)), 0.0), 1.0)
-
-
-@dataclass(slots=True)
-class _Output:
-    """A layer's output in the sampled step, thinned."""
-
-    latency_ms: float
-    units: Tensor | npt.NDArray[np.float32]
 
 
 @dataclass(slots=True)
@@ -151,7 +76,7 @@ class _Sample:
     gradients: GradientRecorder
     batch: int = 0
     calls: dict[str, int] = field(default_factory=dict)
-    outputs: dict[str, _Output] = field(default_factory=dict)
+    outputs: dict[str, Output] = field(default_factory=dict)
     flows: dict[str, _Flow] = field(default_factory=dict)
 
 
@@ -256,7 +181,7 @@ class Probes:
         activations: dict[str, Activation] = {}
         for layer_id, output in sample.outputs.items():
             with self.failures.isolated("activations", layer_id):
-                found = _activation(output)
+                found = activation(output)
                 if found is not None:
                     activations[layer_id] = found
         learning: Mapping[str, Learning] = {}
@@ -303,10 +228,10 @@ class Probes:
         spec = layer.spec
         given, made = spec.batched(layer_input.detach()), spec.batched(output.detach())
         unbatched = given.ndim > layer_input.ndim
-        seen: _Output | None = None
+        seen: Output | None = None
         if layer.layer_id not in sample.outputs:
             with self._measuring("activations", layer.layer_id):
-                seen = _Output(latency_ms, unit_values(made, channels_last=spec.channels_last))
+                seen = Output(latency_ms, unit_values(made, channels_last=spec.channels_last))
         count = partial(_count, sample, layer.layer_id, spec.batch(layer_input), seen)
         if layer.base.training:
             count()
@@ -383,13 +308,7 @@ class _Measuring:
         return error is None or isinstance(error, Exception)
 
 
-def _activation(output: _Output) -> Activation | None:
-    units = output.units if isinstance(output.units, np.ndarray) else output.units.float().cpu().numpy()
-    stats = activation_stats(units.reshape(len(units), -1))
-    return Activation(output.latency_ms, *stats) if all(map(math.isfinite, stats)) else None
-
-
-def _count(sample: _Sample, layer_id: str, batch: int, output: _Output | None) -> None:
+def _count(sample: _Sample, layer_id: str, batch: int, output: Output | None) -> None:
     """Count a call of a layer in the step; its output is measured at the first one."""
     sample.batch = max(sample.batch, batch)
     sample.calls[layer_id] = sample.calls.get(layer_id, 0) + 1

@@ -38,7 +38,7 @@ class Sampler:
         self,
         run_id: str,
         model: AttachedModel,
-        optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer],
+        optimizers: Sequence[torch.optim.Optimizer],
         executor: Executor,
         cache: KernelCache,
         transport: Transport,
@@ -49,7 +49,6 @@ class Sampler:
         twins: MutableMapping[str, TwinResult],
     ) -> None:
         """Hook into the layers and the optimisers; `arm` decides whether the hooks measure the next step."""
-        optimizers = [optimizer] if isinstance(optimizer, torch.optim.Optimizer) else list(optimizer)
         self._failures = Failures()
         self.metrics = StepMetrics(self._failures)
         """Losses and accuracies since the last frame."""

@@ -27,7 +27,7 @@ from tests.support.layers import attached_layer
 from tests.support.runs import compiled, decision, settings
 
 LOADED, STEPS = 200, 400
-ATTEMPTS = 3
+ATTEMPTS = 5
 PER_CORE = 2
 """Spinning processes on every core: a step takes several times as long, beyond what a reward allows."""
 
@@ -106,12 +106,14 @@ def differences() -> tuple[float, float, bool]:
 @pytest.mark.timeout(300)
 def test_a_busy_neighbour_does_not_change_the_speed() -> None:
     # Without pairs each attempt would miss by .3 or more; with them, one in some attempts does on a busy machine.
-    attempts = []
+    missed = []
     for _ in range(ATTEMPTS):
         speed, cost, noticed = differences()
-        attempts.append(f"speed {speed:.2f}, cost {cost:.2f}, {'noticed' if noticed else 'not noticed'} without pairs")
-        if speed <= 0.1 and cost <= 0.06 and noticed:
+        if not noticed:
+            continue  # this machine has too many neighbours already: others make no difference
+        if speed <= 0.1 and cost <= 0.06:
             return
-    if not any(each.endswith("not noticed without pairs") for each in attempts):
-        pytest.fail(f"hogs changed, in {ATTEMPTS} attempts: {'; '.join(attempts)}")
-    pytest.skip(f"this machine has too many neighbours already for others to be noticed: {'; '.join(attempts)}")
+        missed.append(f"the speed by {speed:.2f} and the cost by {cost:.2f}")
+    if not missed:
+        pytest.skip("this machine has too many neighbours already for others to be noticed")
+    pytest.fail(f"hogs changed {'; '.join(missed)} in {ATTEMPTS} attempts")

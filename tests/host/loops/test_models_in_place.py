@@ -1,7 +1,6 @@
 """Models that reach their layers in their own ways: every kernel has its effect, or the layer is left alone."""
 
 import copy
-import re
 from collections.abc import Callable
 from typing import Any
 
@@ -11,36 +10,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations
 
-from tamiyo.host import Handle, HostSettings, attach, export
+from tamiyo.host import attach
 from tamiyo.host.testing import MemoryTransport
 from tamiyo.schemas.errors import ConfigurationError, KernelError
+from tests.host.loops.loops import Listed, attached, stir, train
 from tests.support.layers import attached_layer
-
-
-def settings(**more: Any) -> HostSettings:
-    values: dict[str, Any] = {
-        "sample_interval": 3,
-        "cooldown_steps": 0,
-        "ramp_steps": 1,
-        "overhead_budget": 1e6,
-        "parameter_budget": 10**6,
-        "drain_s": 0.0,
-    }
-    return HostSettings(**values | more)
-
-
-class Listed(nn.Module):
-    """Keeps its layers in a plain list too."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.a, self.b = nn.Linear(8, 8), nn.Linear(8, 2)
-        self.steps = [self.a, torch.relu, self.b]
-
-    def forward(self, x: Tensor) -> Tensor:
-        for step in self.steps:
-            x = step(x)
-        return x
 
 
 class Dispatching(nn.Module):
@@ -145,10 +119,6 @@ class OnlyInEval(nn.Module):
         return self.b(hidden if self.training else self.auxiliary(hidden))
 
 
-def last_of_all(x: Tensor) -> Tensor:
-    return x
-
-
 MODELS: dict[str, tuple[Callable[[], nn.Module], dict[str, str]]] = {
     # factory, and the layers left alone with a part of the reason
     "listed": (Listed, {}),
@@ -162,30 +132,6 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], dict[str, str]]] = {
     "single": (lambda: nn.Linear(8, 2), {}),
     "nested": (lambda: nn.Sequential(nn.Sequential(nn.Linear(8, 8), nn.Tanh()), nn.Linear(8, 2), nn.Sequential()), {}),
 }
-
-
-def attached(model: nn.Module, **more: Any) -> tuple[Handle, MemoryTransport, torch.optim.Optimizer]:
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
-    transport = MemoryTransport()
-    options = {"settings": settings(), "transport": transport, "example_input": torch.randn(4, 8)} | more
-    return attach(model, optimizer, **options), transport, optimizer
-
-
-def train(model: nn.Module, optimizer: torch.optim.Optimizer, handle: Handle, steps: int) -> None:
-    for _ in range(steps):
-        loss = model(torch.randn(16, 8)).square().mean()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        handle.step(loss=loss)
-
-
-def stir(model: nn.Module, layer_id: str) -> None:
-    """Let a kernel have a large delta."""
-    with torch.no_grad():
-        for kernel in attached_layer(model, layer_id).kernels.values():
-            for parameter in kernel.last.parameters():  # type: ignore[union-attr, operator]
-                parameter.normal_(0, 2.0)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -372,49 +318,6 @@ def test_the_users_hooks_see_what_the_network_sees() -> None:
     handle.close()
 
 
-ODD = ["a b", "ü/é", "x:1", "-dash", "emoji🙂", "tab\tnew\nline", "{json: 'x'}", "%2E", "a" * 300, "$", ":"]
-
-
-@pytest.mark.parametrize("key", ODD)
-def test_modules_and_runs_of_any_name(key: str) -> None:
-    torch.manual_seed(0)
-    model = nn.ModuleDict({key: nn.Linear(8, 2), "other": nn.Linear(2, 2)})
-
-    class Net(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.parts = model
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.parts["other"](self.parts[key](x))
-
-    net = Net()
-    handle, transport, optimizer = attached(net, run_id=key, protected=["parts.other"])
-    assert len(handle.layers) == 2
-    for name in (*handle.layers, handle.run_id):
-        assert re.fullmatch(r"\w[\w.:/\-]{0,199}", name)
-    transport.decide("load_kernel", layer=handle.layers[0], blueprint="parallel_expansion")
-    train(net, optimizer, handle, 4)
-    stir_of = next(iter(handle.layers))
-    assert handle.stats.executed == 1
-    assert transport.dropped == 0
-    state = copy.deepcopy(handle.state_dict())
-    handle.load_state_dict(state)
-    with torch.no_grad():
-        assert torch.allclose(export(net)(torch.ones(1, 8)), net(torch.ones(1, 8)), atol=1e-6)
-    assert stir_of
-    handle.close()
-
-
-def test_names_that_would_be_one_stay_two() -> None:
-    model = nn.Sequential()
-    model.add_module("a b", nn.Linear(8, 8))
-    model.add_module("a:20:b", nn.Linear(8, 2))
-    handle, _, _ = attached(model)
-    assert len(set(handle.layers)) == 2
-    handle.close()
-
-
 class Locked:
     def __deepcopy__(self, memo: object) -> object:
         raise TypeError("a lock cannot be copied")
@@ -445,82 +348,3 @@ def test_what_is_no_python_module_is_refused(model: Any, message: str) -> None:
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1)
     with pytest.raises(ConfigurationError, match=message):
         attach(model, optimizer, example_input=torch.randn(4, 8), transport=MemoryTransport())
-
-
-class Script:
-    """A training loop that goes back to a saved step."""
-
-    def __init__(self) -> None:
-        torch.manual_seed(0)
-        self.model = Listed()
-        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=0.01)
-        self.transport = MemoryTransport()
-        self.handle = attach(
-            self.model, self.optimizer, example_input=torch.randn(4, 8), transport=self.transport,
-            settings=settings(sample_interval=5, cooldown_steps=8, ramp_steps=6),
-        )  # fmt: skip
-
-    def train(self, until: int) -> list[float]:
-        losses = []
-        for step in range(self.handle.stats.step, until):
-            inputs = torch.randn(16, 8, generator=torch.Generator().manual_seed(step))
-            loss = (self.model(inputs) - inputs[:, :2].sin()).square().mean()
-            self.optimizer.zero_grad()
-            loss.backward()
-            self.optimizer.step()
-            self.handle.step(loss=loss)
-            losses.append(float(loss.detach()))
-        return losses
-
-
-def test_a_run_goes_back_to_an_earlier_step_and_on_from_there() -> None:
-    script = Script()
-    script.train(10)
-    script.transport.decide("load_kernel", layer="a", blueprint="parallel_expansion")
-    script.train(13)  # the kernel ramps
-    saved = copy.deepcopy(script.handle.state_dict())
-    first = script.train(40)
-    script.transport.decide("load_kernel", layer="b", blueprint="parallel_expansion")
-    script.train(60)
-    kernel = list(attached_layer(script.model, "a").kernels.parameters())
-    script.handle.load_state_dict(saved)
-    assert script.handle.stats.step == 13
-    assert script.handle.stats.kernel_parameters == sum(p.numel() for p in kernel)
-    # The kernel that was there stays the same one, so that whoever refers to its parameters still can.
-    assert all(a is b for a, b in zip(kernel, attached_layer(script.model, "a").kernels.parameters(), strict=True))
-    frames = len(script.transport.records("telemetry.model.performance_metrics"))
-    assert script.train(40) == first  # to the bit, on the same ramp, without the later kernel
-    steps = [frame.step for frame in script.transport.records("telemetry.model.performance_metrics")[frames:]]
-    assert steps == [15, 20, 25, 30, 35, 40]
-    script.handle.load_state_dict(saved)
-    script.transport.decide("load_kernel", layer="b", blueprint="bottleneck")
-    script.train(14)  # three steps after the load at step 10: the cooldown of 8 has not passed
-    outcome = script.transport.records("tamiyo.adaptation.outcomes")[-1]
-    assert outcome.reason.startswith("cooldown")
-    script.train(21)
-    script.transport.decide("load_kernel", layer="b", blueprint="bottleneck")
-    script.train(22)
-    assert script.transport.records("tamiyo.adaptation.outcomes")[-1].status == "executed"
-
-
-@pytest.mark.parametrize(
-    "spoil",
-    [
-        lambda saved: saved["model"].pop("a.weight"),
-        lambda saved: saved["model"].update({"a.weight": torch.zeros(3, 3)}),
-        lambda saved: saved["model"].update({"c.weight": torch.zeros(3, 3)}),
-        lambda saved: saved.update({"model": None}),
-    ],
-)
-def test_a_state_of_another_network_changes_nothing(spoil: Callable[[dict[str, Any]], object]) -> None:
-    script = Script()
-    script.train(4)
-    saved = copy.deepcopy(script.handle.state_dict())
-    spoil(saved)
-    script.train(6)
-    before = {k: v.clone() for k, v in script.model.state_dict().items()}
-    with pytest.raises(KernelError):
-        script.handle.load_state_dict(saved)
-    assert all(torch.equal(before[name], value) for name, value in script.model.state_dict().items())
-    assert script.handle.stats.step == 6
-    script.train(8)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tamiyo.host import attach
-from tamiyo.host.probes import counterfactual, paired_latency, probes
+from tamiyo.host.probes import activations, counterfactual, paired_latency, probes
 from tamiyo.host.probes.counterfactual import HeldOutBatch
 from tamiyo.host.probes.failures import Failures
 from tamiyo.host.probes.growth_score import GrowthProbe
@@ -54,7 +54,7 @@ def failing(name: str, layer_id: str = "0") -> Any:
     original = {
         "score": GrowthProbe.score,
         "unit_values": probes.unit_values,
-        "activation_stats": probes.activation_stats,
+        "activation_stats": activations.activation_stats,
         "paired_latency": paired_latency.paired_latency,
     }[name]
 
@@ -77,7 +77,7 @@ def failing(name: str, layer_id: str = "0") -> Any:
     [
         (GrowthProbe, "score", ("growth_score",)),
         (probes, "unit_values", ()),
-        (probes, "activation_stats", ()),
+        (activations, "activation_stats", ()),
         (paired_latency, "paired_latency", ("base_latency_ms", "kernel_latency_ms")),
     ],
 )
@@ -91,8 +91,8 @@ def test_one_layers_failure_costs_its_own_number(
     made.train(10)
     made.handle.close()
     assert [health.step for _, health, _ in frames(made)] == [2, 4, 6, 8, 10, 12]
-    for activations, health, _ in list(frames(made))[1:]:
-        assert activations.layer_id == (["0", "3", "5"] if columns else ["3", "5"])
+    for performance, health, _ in list(frames(made))[1:]:
+        assert performance.layer_id == (["0", "3", "5"] if columns else ["3", "5"])
         assert health.layer_id == ["0", "3", "5"]
         for column in ("growth_score", "base_latency_ms", "kernel_latency_ms"):
             assert [v is None for v in getattr(health, column)] == [column in columns, False, False]

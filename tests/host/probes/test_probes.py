@@ -9,9 +9,10 @@ from torch.nn import functional as F
 from tamiyo.host.adaptation.growing_optimizer import GrowingOptimizer
 from tamiyo.host.blueprints.layer_spec import LayerSpec
 from tamiyo.host.layers.kasmina_layer import KasminaLayer
+from tamiyo.host.probes.activations import MAX_POSITIONS, MAX_UNITS, activation_stats, unit_values
 from tamiyo.host.probes.growth_score import GrowthProbe
 from tamiyo.host.probes.overhead import OverheadMeter
-from tamiyo.host.probes.probes import MAX_POSITIONS, MAX_UNITS, Probes, activation_stats, unit_values
+from tamiyo.host.probes.probes import Probes
 
 
 def stats_of(output: Tensor, channels_last: bool = False) -> tuple[float, float, float]:
