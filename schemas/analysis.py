@@ -1,9 +1,15 @@
 """Records that the stages derive from telemetry: signals, windows and graphs."""
 
-from typing import Annotated, Self
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Annotated, Any, ClassVar, Self
 
+import numpy as np
 from pydantic import Field, model_validator
 
+from tamiyo.schemas.columns import ColumnarRecord, Columns, Floats, entries
 from tamiyo.schemas.record import (
     MAX_LAYERS,
     Column,
@@ -18,16 +24,21 @@ from tamiyo.schemas.record import (
     Ratios,
     Real,
     Record,
-    Sparse,
     Step,
     Tensor,
     require_columns,
 )
+from tamiyo.schemas.released_fields import signals_from_lists, window_from_lists
 from tamiyo.schemas.telemetry import BlueprintOffer
 
+SAMPLING = ["priority", "survival"]
+"""The names of a signal's `sampling`, in order."""
 
-class HealthSignals(Record):
+
+class HealthSignals(ColumnarRecord):
     """One telemetry frame after validation, scoring and shedding."""
+
+    released_fields: ClassVar[frozenset[str]] = frozenset({"metrics", "priority", "survival"})
 
     run_id: Annotated[Id, Field(description="The training run; also the message key.")]
     signal_id: Annotated[Id, Field(description="Hash of run, source, step and source offset.")]
@@ -38,36 +49,93 @@ class HealthSignals(Record):
     companions: Annotated[list[Id], Field(max_length=8, description="As in the frame.")] = []
     final: Annotated[bool, Field(description="The run's last frame of this source.")] = False
     layer_id: Annotated[Ids, Field(description="Kept layers; every column has one entry per layer, in this order.")]
-    metrics: Annotated[
-        dict[str, Sparse], Field(description="By metric name, one value per layer; null: not measured.")
-    ] = {}
-    priority: Annotated[NonNegatives, Field(description="Anomaly of each layer's signal, >= 0; 0 is ordinary.")] = []
-    survival: Annotated[Ratios, Field(description="Probability with which each layer's signal was kept.")] = []
+    columns: Annotated[Columns, Field(description="The metrics: one value per layer.")] = Columns()
+    sampling: Annotated[
+        Columns,
+        Field(
+            description="priority: anomaly of each layer's signal, >= 0, 0 is ordinary; survival: probability with "
+            "which it was kept."
+        ),
+    ] = Columns(names=SAMPLING)
     shed: Annotated[LayerCount, Field(description="Layer-signals of this frame dropped under overload.")] = 0
     filtered: Annotated[LayerCount, Field(description="Layer-signals of this frame dropped by the filter.")] = 0
     model_metrics: Annotated[dict[str, Real], Field(description="Metrics of the whole model, by name.")] = {}
 
+    @model_validator(mode="before")
+    @classmethod
+    def _from_lists(cls, values: Any) -> Any:
+        if isinstance(values, dict) and not cls.released_fields.isdisjoint(values):
+            return signals_from_lists(values)
+        return values
+
     @model_validator(mode="after")
-    def _columns(self) -> Self:
-        require_columns(self, len(self.layer_id), ["priority", "survival"])
-        for name, column in self.metrics.items():
-            if len(column) != len(self.layer_id):
-                raise ValueError(f"metric {name} has {len(column)} entries for {len(self.layer_id)} layers")
+    def _checked(self) -> Self:
+        if np.isinf(self.matrix).any():
+            raise ValueError("a metric is infinite")
+        if self.sampling.names != SAMPLING:
+            raise ValueError(f"expected {SAMPLING} in sampling, got {self.sampling.names}")
+        # A NaN makes minimum and maximum NaN, which compares as False.
+        low, high = self.chances.min(axis=1, initial=0.0).tolist(), self.chances.max(axis=1, initial=0.0).tolist()
+        if not (low[0] >= 0 and low[1] >= 0 and high[0] < math.inf and high[1] <= 1):
+            raise ValueError("expected a finite priority >= 0 and a survival in 0..1 for every layer")
         return self
 
+    @cached_property
+    def matrix(self) -> Floats:
+        """The metrics, [metrics, layers]; NaN: not measured."""
+        return self.columns.matrix(len(self.layer_id))
 
-class LayerStats(Record):
-    """One metric over one window, in columns with one entry per layer; null where the layer has no value."""
+    @cached_property
+    def metrics(self) -> Mapping[str, Floats]:
+        """By metric name, one value per layer; NaN: not measured."""
+        return dict(zip(self.columns.names, self.matrix, strict=True))
 
-    count: Annotated[Counts, Field(description="Number of values.")]
-    mean: Annotated[Sparse, Field(description="Arithmetic mean.")]
-    variance: Annotated[Sparse, Field(description="Population variance.")]
-    minimum: Annotated[Sparse, Field(description="Smallest value.")]
-    maximum: Annotated[Sparse, Field(description="Largest value.")]
-    last: Annotated[Sparse, Field(description="Last value by event time.")]
-    slope: Annotated[
-        Sparse, Field(description="Least-squares change per unit of the clock; null below two distinct times.")
-    ]
+    def lists(self) -> dict[str, Any]:
+        """Return lists instead of columns: `metrics`, `priority` and `survival`."""
+        metrics = {name: entries(column) for name, column in self.metrics.items()}
+        return {"metrics": metrics, "priority": self.priority.tolist(), "survival": self.survival.tolist()}
+
+    @cached_property
+    def chances(self) -> Floats:
+        """Priority and survival, [2, layers]."""
+        return self.sampling.matrix(len(self.layer_id))
+
+    @property
+    def priority(self) -> Floats:
+        """Anomaly of each layer's signal, >= 0; 0 is ordinary."""
+        row: Floats = self.chances[0]
+        return row
+
+    @property
+    def survival(self) -> Floats:
+        """Probability with which each layer's signal was kept."""
+        row: Floats = self.chances[1]
+        return row
+
+
+STATISTICS = ("count", "mean", "variance", "minimum", "maximum", "last", "slope")
+"""What a window has of every metric, in the order of its columns."""
+
+
+@dataclass(frozen=True, slots=True)
+class LayerStats:
+    """One metric over one window: arrays with one entry per layer, NaN where the layer has no value."""
+
+    count: Floats
+    """Number of values; 0 where the layer has none."""
+    mean: Floats
+    variance: Floats
+    """Population variance."""
+    minimum: Floats
+    maximum: Floats
+    last: Floats
+    """Last value by event time."""
+    slope: Floats
+    """Least-squares change per unit of the clock; NaN below two distinct times."""
+
+    def lists(self) -> dict[str, list[float | None]]:
+        """Return each statistic as a list, None where the layer has no value."""
+        return {name: entries(getattr(self, name)) for name in STATISTICS}
 
 
 class ModelStats(Record):
@@ -84,8 +152,10 @@ class ModelStats(Record):
     ]
 
 
-class HealthWindow(Record):
+class HealthWindow(ColumnarRecord):
     """A tumbling window of one run. Windows are published once, when they are final."""
+
+    released_fields: ClassVar[frozenset[str]] = frozenset({"metrics"})
 
     run_id: Annotated[Id, Field(description="The training run; also the message key.")]
     window_id: Annotated[Id, Field(description="Hash of run, clock, width and start.")]
@@ -97,7 +167,13 @@ class HealthWindow(Record):
     time_ms: Annotated[Milliseconds, Field(description="Highest event time in the window, ms since the epoch, UTC.")]
     final: Annotated[bool, Field(description="The run's last window.")] = False
     layer_id: Annotated[Ids, Field(description="Layers with signals, in order of first appearance by event time.")]
-    metrics: Annotated[dict[str, LayerStats], Field(description="Statistics of the layers' metrics, by name.")]
+    columns: Annotated[
+        Columns,
+        Field(
+            description="Statistics of the layers' metrics: for each metric count, mean, variance, minimum, maximum, "
+            "last and slope, each with one value per layer."
+        ),
+    ] = Columns()
     model_metrics: Annotated[
         dict[str, ModelStats], Field(description="Statistics of the whole model's metrics, by name.")
     ]
@@ -106,16 +182,44 @@ class HealthWindow(Record):
     shed: Annotated[Count, Field(description="Layer-signals missing because intake shed them.")] = 0
     signals_digest: Annotated[Id, Field(description="Hash of the window's signal ids, sorted.")]
 
+    @model_validator(mode="before")
+    @classmethod
+    def _from_lists(cls, values: Any) -> Any:
+        if isinstance(values, dict) and isinstance(values.get("metrics"), dict):
+            return window_from_lists(values)
+        return values
+
     @model_validator(mode="after")
-    def _columns(self) -> Self:
-        for name, stats in self.metrics.items():
-            for column in LayerStats.model_fields:
-                if len(getattr(stats, column)) != len(self.layer_id):
-                    raise ValueError(
-                        f"{column} of metric {name} has {len(getattr(stats, column))} entries for "
-                        f"{len(self.layer_id)} layers"
-                    )
+    def _checked(self) -> Self:
+        if np.isinf(self.cube).any():
+            raise ValueError("a statistic is infinite")
+        counts = self.cube[:, 0]
+        if not ((counts >= 0) & (counts == np.rint(counts))).all():
+            raise ValueError("expected whole counts >= 0")
         return self
+
+    def lists(self) -> dict[str, Any]:
+        """Return lists instead of columns: `metrics`, by name and statistic."""
+        return {"metrics": {name: stats.lists() for name, stats in self.metrics.items()}}
+
+    @cached_property
+    def cube(self) -> Floats:
+        """The statistics of the layers' metrics, [metrics, statistics, layers], in the order of `STATISTICS`."""
+        return self.columns.matrix(len(STATISTICS), len(self.layer_id))
+
+    @cached_property
+    def metrics(self) -> Mapping[str, LayerStats]:
+        """Statistics of the layers' metrics, by name."""
+        return {name: LayerStats(*block) for name, block in zip(self.columns.names, self.cube, strict=True)}
+
+
+def statistics_columns(metrics: Mapping[str, LayerStats]) -> Columns:
+    """Return the columns of a window.
+
+    Args:
+        metrics: Statistics by metric name, all of the same layers.
+    """
+    return Columns.of(metrics, [[getattr(stats, name) for name in STATISTICS] for stats in metrics.values()])
 
 
 class ModelGraph(Record):

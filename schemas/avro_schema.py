@@ -40,7 +40,7 @@ def avro_schema(record: type[Record], seen: set[str] | None = None) -> dict[str,
         "type": "record",
         "name": record.__name__,
         "namespace": NAMESPACE,
-        "doc": " ".join((record.__doc__ or "").split()),
+        "doc": " ".join((record.__doc__ or "").partition("Example:")[0].split()),
         "fields": [_field(name, field, seen) for name, field in record.model_fields.items()],
     }
 
@@ -50,8 +50,17 @@ def _field(name: str, field: FieldInfo, seen: set[str]) -> dict[str, Any]:
     if field.description:
         schema["doc"] = field.description
     if field.default is not PydanticUndefined:
-        schema["default"] = field.default.value if isinstance(field.default, Enum) else field.default
+        schema["default"] = _default(field.default)
     return schema
+
+
+def _default(value: Any) -> Any:
+    """Return a default as JSON: in Avro, that of bytes is a string of their code points."""
+    if isinstance(value, Record):
+        return {name: _default(getattr(value, name)) for name in type(value).model_fields}
+    if isinstance(value, Enum):
+        return value.value
+    return value.decode("latin-1") if isinstance(value, bytes) else value
 
 
 def _type(annotation: Any, seen: set[str]) -> Any:

@@ -20,6 +20,7 @@ from tamiyo.schemas.avro_schema import avro_schema
 from tamiyo.schemas.errors import DecodeError, RecordError
 from tamiyo.schemas.record import Record
 from tamiyo.schemas.released import released
+from tamiyo.schemas.resolution import resolving_schema
 
 R = TypeVar("R", bound=Record)
 
@@ -100,6 +101,27 @@ def encode(record: Record) -> bytes:
     return buffer.getvalue()
 
 
+def current_body(data: bytes, record: type[Record]) -> bytes:
+    """Return a record's Avro body as the current schema encodes it, whatever version and framing it has.
+
+    Args:
+        data: A message's value.
+        record: The type that its topic carries.
+
+    Raises:
+        DecodeError: As `decode`.
+        RecordError: As `decode`.
+        RegistryError: As `decode`.
+    """
+    return data[HEADER:] if data.startswith(header(record)) else _body(decode(data, record))
+
+
+def _body(record: Record) -> bytes:
+    buffer = io.BytesIO()
+    fastavro.schemaless_writer(buffer, parsed_schema(type(record)), record.model_dump())
+    return buffer.getvalue()
+
+
 def decode(data: bytes | None, record: type[R]) -> R:
     """Decode a record in either framing.
 
@@ -125,9 +147,11 @@ def decode(data: bytes | None, record: type[R]) -> R:
     begin, writer = _framing(data, record)
     buffer = io.BytesIO(data)
     buffer.seek(begin)
-    own = parsed_schema(record)
     try:
-        values = fastavro.schemaless_reader(buffer, own if writer is None else writer, None if writer is None else own)
+        if writer is None:
+            values = fastavro.schemaless_reader(buffer, parsed_schema(record), None)
+        else:
+            values = fastavro.schemaless_reader(buffer, writer, resolving_schema(record, writer))
     except Exception as error:  # fastavro raises many types: EOFError, IndexError, ValueError, OverflowError, ...
         raise DecodeError(f"the bytes are not a {record.__name__}: {type(error).__name__}: {error}") from error
     if buffer.read(1):

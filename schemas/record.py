@@ -4,7 +4,7 @@ A record is validated when it is made and when it is read. Code behind that boun
 columns are equally long.
 """
 
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, ClassVar, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -36,6 +36,9 @@ class Record(BaseModel):
     """One Avro record. Its fields, in order, are the wire contract."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, ser_json_bytes="base64", allow_inf_nan=False)
+
+    released_fields: ClassVar[frozenset[str]] = frozenset()
+    """Fields of released versions that the record still accepts, though it does not have them any more."""
 
 
 class Tensor(Record):

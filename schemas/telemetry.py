@@ -190,17 +190,16 @@ class LayerHealth(Frame):
         ),
     ] = []
 
-    @model_validator(mode="before")
-    @classmethod
-    def _unmeasured(cls, values: Any) -> Any:
-        # Producers of release 0.1.0, and frames in which nothing of this kind is due, leave these columns out.
-        return fill_columns(values, dict.fromkeys(OPTIONAL_HEALTH))
-
     @model_validator(mode="after")
     def _columns(self) -> Self:
-        names = [n for n in LayerHealth.model_fields if n not in Frame.model_fields and n != "layer_id"]
-        require_columns(self, len(self.layer_id), names)
+        require_columns(self, len(self.layer_id), _HEALTH_COLUMNS)
+        require_columns(self, len(self.layer_id), [name for name in OPTIONAL_HEALTH if getattr(self, name)])
         return self
+
+
+_HEALTH_COLUMNS = [
+    name for name in LayerHealth.model_fields if name not in {*Frame.model_fields, "layer_id", *OPTIONAL_HEALTH}
+]
 
 
 class ModelPerformance(Frame):

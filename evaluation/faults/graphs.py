@@ -4,6 +4,7 @@ Values that a graph copies from its window are recomputed here. All features are
 faults could only change its inputs, so it is called again with the right windows and must return the same bytes.
 """
 
+import math
 from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any
@@ -58,8 +59,8 @@ def _copied(window: Any, graph: Any) -> str | None:
 
     def mean(metric: str, layer: str, default: float) -> float:
         stats = window.metrics.get(metric)
-        value = stats.mean[row[layer]] if stats is not None and layer in row else None
-        return default if value is None else value
+        value = float(stats.mean[row[layer]]) if stats is not None and layer in row else math.nan
+        return default if math.isnan(value) else value
 
     features = graph.node_features.numpy()
     for node, layer in enumerate(graph.layer_id):

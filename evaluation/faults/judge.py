@@ -124,8 +124,9 @@ def signals(evidence: Evidence) -> Found:
             continue
         signal = published[name].record
         layers, metrics, model = frame_metrics(entry.record)
-        wrong = signal.layer_id != layers or signal.model_metrics != model or signal.metrics.keys() != metrics.keys()
-        if wrong or not all(_columns(metrics[key], signal.metrics[key]) for key in metrics):
+        found = signal.lists()["metrics"]
+        wrong = signal.layer_id != layers or signal.model_metrics != model or found.keys() != metrics.keys()
+        if wrong or not all(_columns(metrics[key], found[key]) for key in metrics):
             yield "a signal is wrong", published[name].place, f"it differs from frame {entry.place}"
         if published[name].message.partition != entry.message.partition:
             yield "a signal is wrong", published[name].place, f"its frame is on partition {entry.message.partition}"

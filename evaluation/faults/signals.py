@@ -191,7 +191,7 @@ def differs(window: Window, record: Any) -> str | None:
     by_layer: dict[str, dict[str, list[tuple[float, float]]]] = {}
     model: dict[str, list[tuple[float, float]]] = {}
     for signal in members:
-        for name, column in signal.metrics.items():
+        for name, column in signal.lists()["metrics"].items():
             points = by_layer.setdefault(name, {layer: [] for layer in layers})
             for layer, value in zip(signal.layer_id, column, strict=True):
                 if value is not None:
@@ -200,9 +200,10 @@ def differs(window: Window, record: Any) -> str | None:
             model.setdefault(name, []).append((signal.step, value))
     if set(by_layer) != set(record.metrics) or set(model) != set(record.model_metrics):
         return f"its metrics are {sorted([*record.metrics, *record.model_metrics])}"
+    columns = record.lists()["metrics"]
     for name, points in by_layer.items():
         for row, layer in enumerate(layers):
-            published = {key: column[row] for key, column in record.metrics[name].model_dump().items()}
+            published = {key: column[row] for key, column in columns[name].items()}
             if not _same(statistics(points[layer]), published):
                 return f"{name} of {layer} is {published}, expected {statistics(points[layer])}"
     for name, whole in model.items():

@@ -42,12 +42,12 @@ class Shed:
         if not signal.shed:
             return
         self.signals += 1
-        ordered = [chance for _, chance in sorted(zip(signal.priority, signal.survival, strict=True))]
+        ordered = [chance for _, chance in sorted(zip(signal.priority.tolist(), signal.survival.tolist(), strict=True))]
         self.out_of_order += sum(after < before - SLACK for before, after in pairwise(ordered))
         if performance:
             self.kept += rows
             self.known += rows + signal.shed
-            self.estimated += sum(1 / chance for chance in signal.survival)
+            self.estimated += float((1 / signal.survival).sum())
         elif signal.source == LAYER_HEALTH.name:
             quarter = max(1, rows // 4)
             self.quarters["lowest"] += ordered[:quarter]

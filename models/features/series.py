@@ -22,7 +22,7 @@ class Series:
         """
         self.windows = windows
         self.layers = layers
-        self._rows: dict[int, list[int]] = {}
+        self._rows: dict[int, npt.NDArray[np.intp]] = {}
 
     def window(self, position: int, metric: str, statistic: str = "mean") -> Array:
         """Return one window's value of each layer.
@@ -42,9 +42,10 @@ class Series:
         rows = self._rows.get(id(window))
         if rows is None:
             place = {layer: row for row, layer in enumerate(window.layer_id)}
-            rows = self._rows[id(window)] = [place.get(layer, -1) for layer in self.layers]
-        column = getattr(stats, statistic)
-        return np.array([column[row] if 0 <= row < len(column) else None for row in rows], dtype=np.float64)
+            rows = np.array([place.get(layer, -1) for layer in self.layers], dtype=np.intp)
+            self._rows[id(window)] = rows
+        column: Array = getattr(stats, statistic)
+        return np.where(rows >= 0, column[rows], np.nan) if len(column) else np.full(len(rows), np.nan)
 
     def history(self, metric: str, statistic: str = "mean") -> Array:
         """Return every window's value of each layer.

@@ -10,6 +10,7 @@ from confluent_kafka import Message
 
 from tamiyo.schemas.client.partition_reader import PartitionReader
 from tamiyo.schemas.codec import decode
+from tamiyo.schemas.columns import ColumnarRecord, Columns
 from tamiyo.schemas.display import printable
 from tamiyo.schemas.errors import BrokerError, ConfigurationError, SchemaError
 from tamiyo.schemas.kafka import KafkaSettings, TopicNames
@@ -128,7 +129,10 @@ def read(message: Message, bare: str) -> TopicLine:
 
 
 def to_json_values(record: Record) -> dict[str, Any]:
-    """Return a record as JSON values: tensors as nested lists, masks as lists of 0 and 1."""
+    """Return a record as JSON values: tensors and columns as lists, masks as lists of 0 and 1."""
+    if isinstance(record, ColumnarRecord):
+        kept = [name for name, field in type(record).model_fields.items() if field.annotation is not Columns]
+        return {**{name: _plain(getattr(record, name)) for name in kept}, **record.lists()}
     return {name: _plain(getattr(record, name)) for name in type(record).model_fields}
 
 

@@ -12,7 +12,7 @@ from tamiyo.models.batch import GraphBatch
 from tamiyo.models.graph import build_graph
 from tamiyo.models.masks import MaskLimits, legal_actions
 from tamiyo.schemas.adaptation import DecisionType
-from tamiyo.schemas.analysis import HealthWindow, LayerStats, ModelGraph, ModelStats
+from tamiyo.schemas.analysis import HealthWindow, LayerStats, ModelGraph, ModelStats, statistics_columns
 from tamiyo.schemas.telemetry import BlueprintOffer, LayerEdge, LayerNode, ModelTopology
 
 LAYERS = ("first", "middle", "last")
@@ -155,7 +155,7 @@ def _window(number: int, contribution: float | None) -> HealthWindow:
         last_step=WIDTH * (number + 1) - 1,
         time_ms=1000 * (number + 1),
         layer_id=list(LAYERS),
-        metrics={name: _layer_stats(values) for name, values in metrics.items()},
+        columns=statistics_columns({name: _layer_stats(values) for name, values in metrics.items()}),
         model_metrics={
             name: ModelStats(count=5, mean=value, variance=0.0, minimum=value, maximum=value, last=value, slope=0.0)
             for name, value in model.items()
@@ -168,13 +168,14 @@ def _window(number: int, contribution: float | None) -> HealthWindow:
 
 def _layer_stats(values: Sequence[float | None]) -> LayerStats:
     """Return the statistics of a metric that kept one value a layer through the window."""
-    constant = [None if value is None else 0.0 for value in values]
+    kept = np.array(values, dtype=np.float64)
+    constant = 0.0 * kept
     return LayerStats(
-        count=[0 if value is None else 5 for value in values],
-        mean=list(values),
+        count=np.where(np.isnan(kept), 0.0, 5.0),
+        mean=kept,
         variance=constant,
-        minimum=list(values),
-        maximum=list(values),
-        last=list(values),
+        minimum=kept,
+        maximum=kept,
+        last=kept,
         slope=constant,
     )

@@ -301,7 +301,7 @@ class LearnerLoop:
         log.error("message rejected", partition=message.partition(), offset=message.offset(), reason=reason)
         where = (EXPERIENCE.name, message.partition(), message.offset())
         source = Incoming(*where, timestamp_ms=0, record=None, raw=message.value() or b"", key=message.key())
-        topic, key, value, headers = message_of(Reject(source, reason), "learner")
+        topic, (key, value, headers) = message_of(Reject(source, reason), "learner")
         self._dead_letters.produce(self._names.full(topic), value, key, headers=headers)
 
     def _update(self, learner: Learner, *, overdue: bool) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from tamiyo.schemas.codec import decode
+from tamiyo.schemas.codec import current_body, decode
 from tamiyo.schemas.errors import ConfigurationError, SchemaError
 from tamiyo.schemas.kafka import KafkaSettings, TopicNames
 from tamiyo.schemas.topics import DECISIONS, GRAPHS, WINDOWS, Topic
@@ -127,7 +127,7 @@ def compare(
         topics: What to compare.
         runs: Compare only these runs; all when empty.
         ignore: Fields that may differ. Records that have one are compared by their other fields' values, all others
-            by their bytes.
+            by their bytes, which those of an older version would have today.
         progress: Called with the number of messages read since the last call.
 
     Raises:
@@ -177,10 +177,10 @@ def _digests(
 
 
 def _compared_bytes(value: bytes, topic: Topic, ignored: set[str]) -> bytes:
-    """Return a record's bytes, or, where it has ignored fields, the values of its other fields."""
-    if not ignored:
-        return value
+    """Return a record's bytes in its current encoding, or, if it has ignored fields, the values of its other fields."""
     try:
+        if not ignored:
+            return current_body(value, topic.record)
         return decode(value, topic.record).model_dump_json(exclude=ignored).encode()
     except SchemaError:
         return value

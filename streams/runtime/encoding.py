@@ -24,6 +24,7 @@ MAX_MEMBER_IDS = 1_000  # 16 kB: a message's size has a limit
 MAX_REASON = 2_000  # bytes of a header
 
 Headers = list[tuple[str, bytes]]
+KeyValueHeaders = tuple[bytes | None, bytes | None, Headers]
 
 
 def key_of(each: Output | Reject) -> tuple[str, str]:
@@ -40,8 +41,8 @@ def encode_positions(positions: Mapping[str, int], reached: Mapping[str, int]) -
 
 def message_of(
     each: Output | Reject | EndOfStream, stage: str, positions: bytes | None = None
-) -> tuple[str, bytes | None, bytes | None, Headers]:
-    """Return catalogue topic, key, value and headers of what `stage` publishes.
+) -> tuple[str, KeyValueHeaders]:
+    """Return the catalogue's topic, and key, value and headers of what `stage` publishes.
 
     `positions` is the positions header. Without it the message is not one that a stage reads back.
     """
@@ -49,7 +50,7 @@ def message_of(
     if positions is not None:
         headers.append((POSITIONS_HEADER, positions))
     if isinstance(each, EndOfStream):
-        return each.topic.name, END_MARKER_KEY, None, [*headers, *END_MARKER]
+        return each.topic.name, (END_MARKER_KEY, None, [*headers, *END_MARKER])
     source = each.source
     if source is not None:
         headers.append((SOURCE_HEADER, f"{source.topic}:{source.partition}:{source.offset}".encode()))
@@ -59,12 +60,12 @@ def message_of(
             members = "".join(name[:SHORT_ID] for name in each.member_ids[:MAX_MEMBER_IDS])
             headers.append((INSIDE_HEADER, members.encode()))
         record: Any = each.record
-        return each.topic.name, record.run_id.encode(), encode(each.record), headers
+        return each.topic.name, (record.run_id.encode(), encode(each.record), headers)
     headers.append((REASON_HEADER, each.reason.encode()[:MAX_REASON]))
     headers.append((TIME_HEADER, str(time.time_ns() // 1_000_000).encode()))
     if each.poison:
         headers.append((POISON_HEADER, b"1"))
-    return _rejected_to(each), each.source.key, each.source.raw, headers
+    return _rejected_to(each), (each.source.key, each.source.raw, headers)
 
 
 def _rejected_to(each: Reject) -> str:

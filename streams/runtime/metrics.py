@@ -1,6 +1,8 @@
 """Prometheus metrics of the stages: prefix `tamiyo_`, base units."""
 
 import time
+from collections import Counter as Counts
+from collections.abc import Iterable
 from typing import Any
 
 from prometheus_client import Counter, Gauge, Histogram
@@ -57,16 +59,23 @@ VIEW_KEYS = Gauge("tamiyo_view_keys", "Keys in the view of a compacted topic.", 
 POLICY_VERSION = Gauge("tamiyo_policy_version", "Policy version of the newest decision.")
 
 
-def observe_delivery(stage: str, each: Output | Reject | EndOfStream, received: float | None) -> None:
-    """Count a delivered output; `received` is when the input that closed it arrived (`time.perf_counter()`)."""
-    if not isinstance(each, Output):
-        return
-    if received is not None:
-        STAGE_LATENCY.labels(stage).observe(time.perf_counter() - received)
-    PUBLISHED.labels(stage, each.topic.name).inc()
-    record: Any = each.record
-    if each.topic is SIGNALS:
-        SHED.inc(record.shed)
-    elif each.topic is DECISIONS:
-        END_TO_END_LATENCY.observe(max(0.0, time.time() - record.time_ms / 1000))
-        POLICY_VERSION.set(record.policy_version)
+def observe_deliveries(stage: str, sent: Iterable[tuple[Output | Reject | EndOfStream, float | None]]) -> None:
+    """Count delivered outputs, each with when the input that closed it arrived (`time.perf_counter()`)."""
+    delivered = time.perf_counter()
+    latency = STAGE_LATENCY.labels(stage)
+    published: Counts[str] = Counts()
+    for each, received in sent:
+        if not isinstance(each, Output):
+            continue
+        if received is not None:
+            latency.observe(delivered - received)
+        published[each.topic.name] += 1
+        record: Any = each.record
+        if each.topic is SIGNALS:
+            if record.shed:
+                SHED.inc(record.shed)
+        elif each.topic is DECISIONS:
+            END_TO_END_LATENCY.observe(max(0.0, time.time() - record.time_ms / 1000))
+            POLICY_VERSION.set(record.policy_version)
+    for topic, count in published.items():
+        PUBLISHED.labels(stage, topic).inc(count)

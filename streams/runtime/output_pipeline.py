@@ -1,6 +1,6 @@
 """The commit invariant: an input is acknowledged only after everything that depends on it is delivered.
 
-1. Outputs are published in the order in which the stage returns them, and their deliveries are awaited in that order.
+1. Outputs are published to each topic in the order in which the stage returns them, and their deliveries are awaited.
 2. With each call of the stage goes a bound for each input topic: the lowest offset that the stage still needed after it
    (`open_offsets`), never beyond what it was fed, nor beyond an end marker that has not been passed on.
 3. A call's bounds are acknowledged once every output of it, and of all calls before it, is delivered.
@@ -11,14 +11,14 @@ again, and an output that was already published (`RestoredState.published`) is n
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Hashable, Iterable, Mapping
+from collections.abc import Awaitable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import structlog
 
 from tamiyo.streams.runtime import metrics
-from tamiyo.streams.runtime.encoding import encode_positions, key_of, message_of
+from tamiyo.streams.runtime.encoding import KeyValueHeaders, encode_positions, key_of, message_of
 from tamiyo.streams.runtime.end_of_stream import EndOfStream
 from tamiyo.streams.runtime.input_buffer import InputBuffer
 from tamiyo.streams.runtime.output_publisher import OutputPublisher
@@ -32,10 +32,14 @@ MAX_IN_FLIGHT = 100  # calls whose outputs are not delivered: enough to hide a r
 Published = Output | Reject | EndOfStream
 
 
+Sent = tuple[Published, float | None]
+"""What was sent, and when the input that closed it arrived."""
+
+
 @dataclass(slots=True)
 class _Call:
-    deliveries: list[tuple[Awaitable[Any], Published, float | None]]
-    """With when the input that closed the output arrived."""
+    deliveries: list[tuple[Awaitable[Any], Sequence[Sent]]]
+    """What is done once all of these are delivered, in the order of their topics' logs."""
     bounds: dict[str, int]
 
 
@@ -74,14 +78,22 @@ class OutputPipeline:
             return
         # Not this worker's own positions alone: after a restart they begin below those that an earlier one published.
         positions = encode_positions(self._inputs.positions, self._reached)
-        deliveries: list[tuple[Awaitable[Any], Published, float | None]] = []
+        by_topic: dict[str, tuple[list[KeyValueHeaders], list[Sent]]] = {}
         for each in new:
             source = None if isinstance(each, EndOfStream) else each.source
             received = self._inputs.received(source.topic, source.offset) if source is not None else None
-            topic, key, value, headers = message_of(each, self._stage, positions)
+            topic, message = message_of(each, self._stage, positions)
             if isinstance(each, Reject):
                 self._record_reject(each, topic)
-            deliveries.append((await self._publisher.send(topic, key, value, headers), each, received))
+            messages, sent = by_topic.setdefault(topic, ([], []))
+            messages.append(message)
+            sent.append((each, received))
+        deliveries: list[tuple[Awaitable[Any], Sequence[Sent]]] = []
+        for topic, (messages, sent) in by_topic.items():
+            begin = 0
+            for delivery, count in await self._publisher.send(topic, messages):
+                deliveries.append((delivery, sent[begin : begin + count]))
+                begin += count
         if not deliveries and not self._in_flight:
             self._acknowledge(bounds)
             return
@@ -96,10 +108,10 @@ class OutputPipeline:
             self._added.clear()
             while self._in_flight:
                 call = self._in_flight[0]
-                for delivery, each, received in call.deliveries:
+                for delivery, sent in call.deliveries:
                     await delivery
-                    self._delivered += 1
-                    metrics.observe_delivery(self._stage, each, received)
+                    self._delivered += len(sent)
+                    metrics.observe_deliveries(self._stage, sent)
                 self._acknowledge(call.bounds)
                 self._in_flight.popleft()
                 self._removed.set()

@@ -2,11 +2,11 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Sequence
 from typing import Any
 
 from tamiyo.schemas.kafka import TopicNames
-from tamiyo.streams.runtime.encoding import Headers
+from tamiyo.streams.runtime.encoding import KeyValueHeaders
 from tamiyo.streams.runtime.faust.app import StageApp
 
 CHECK_S = 0.02  # between two checks whether a heartbeat or a rebalance has come
@@ -43,8 +43,12 @@ class OutputPublisher:
             await asyncio.sleep(CHECK_S)
         return False
 
-    async def send(self, topic: str, key: bytes | None, value: bytes | None, headers: Headers) -> Awaitable[Any]:
-        """Hand a message for the catalogue's `topic` to the producer; the result is done once it is delivered."""
+    async def send(self, topic: str, records: Sequence[KeyValueHeaders]) -> list[tuple[Awaitable[Any], int]]:
+        """Hand records for the catalogue's `topic` to the producer, in order.
+
+        Returns:
+            What is done once the next so many of the records are delivered, and how many.
+        """
         full = self._names.full(topic)
-        delivery: Awaitable[Any] = await self._app.producer.send(full, key, value, self._partition, None, headers)
-        return delivery
+        sent: list[tuple[Awaitable[Any], int]] = await self._app.producer.send_records(full, self._partition, records)
+        return sent

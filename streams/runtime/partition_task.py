@@ -6,13 +6,13 @@ had not published are dropped, and the next task begins from the committed offse
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Hashable, Mapping
+from collections.abc import Awaitable, Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 import structlog
 
 from tamiyo.streams.runtime.end_of_stream import EndOfStream
-from tamiyo.streams.runtime.input_buffer import InputBuffer
+from tamiyo.streams.runtime.input_buffer import Acknowledge, InputBuffer
 from tamiyo.streams.runtime.input_log import InputLog
 from tamiyo.streams.runtime.output_pipeline import OutputPipeline
 from tamiyo.streams.runtime.output_publisher import OutputPublisher
@@ -38,9 +38,10 @@ class PartitionTask:
         worker: WorkerSettings,
         input_log: InputLog,
         publisher: OutputPublisher,
+        acknowledge: Acknowledge,
         on_failure: OnFailure,
     ) -> None:
-        """Take events of `partition`; they are fed after `begin`."""
+        """Take records of `partition`; they are fed after `begin`."""
         self.partition = partition
         self.closed = False
         self._stage = stage.name
@@ -48,7 +49,7 @@ class PartitionTask:
         self._input_log = input_log
         self._publisher = publisher
         self._on_failure = on_failure
-        self._inputs = InputBuffer(stage, partition, worker, input_log)
+        self._inputs = InputBuffer(stage, worker, input_log, acknowledge)
         self._call: StageCall | None = None
         self._outputs: OutputPipeline | None = None
         self._feeding = False
@@ -64,7 +65,9 @@ class PartitionTask:
         poison.forget_below(restored.positions)
         self._inputs.start(restored.positions, poison)
         backlog = None if self._replay else lambda: self._input_log.backlog(self._inputs.positions)
-        call = self._call = StageCall(stage, dead_lettered=restored.poison, poison=poison, backlog=backlog)
+        call = self._call = StageCall(
+            stage, self.partition, dead_lettered=restored.poison, poison=poison, backlog=backlog
+        )
         outputs = self._outputs = OutputPipeline(self._stage, self._inputs, self._publisher, restored)
         name = f"{self._stage}-{self.partition}"
         self._tasks = [
@@ -73,9 +76,10 @@ class PartitionTask:
         ]
         self._wake.set()
 
-    async def take(self, topic: str, event: Any) -> None:
-        """Queue one event of the catalogue's `topic`; waits while the buffer is full."""
-        await self._inputs.put(topic, event)
+    async def take(self, topic: str, records: Sequence[Any]) -> None:
+        """Queue records of the catalogue's `topic`, as aiokafka gives them; waits while the buffer is full."""
+        self._wake.set()
+        await self._inputs.put(topic, records)
         self._wake.set()
 
     def tick(self) -> None:

@@ -3,8 +3,7 @@
 import asyncio
 import time
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from tamiyo.schemas.codec import decode
 from tamiyo.schemas.errors import BrokerError, SchemaError
@@ -22,6 +21,7 @@ class StageCall:
     def __init__(
         self,
         stage: Stage,
+        partition: int,
         *,
         dead_lettered: Collection[tuple[str, int]] = (),
         poison: PoisonTracker,
@@ -31,12 +31,14 @@ class StageCall:
 
         Args:
             stage: already restored.
+            partition: of its inputs.
             dead_lettered: (topic, offset) of records that were dead-lettered as poison before a restart.
             poison: failures of records, kept over restarts.
             backlog: returns how many records wait on the log. None in a replay, which is never overloaded, only
                 ahead of time: shedding would change the outputs.
         """
         self.stage = stage
+        self._partition = partition
         self._records = {topic.name: topic.record for topic in stage.inputs}
         self._dead_lettered = dead_lettered
         self._poison = poison
@@ -49,16 +51,17 @@ class StageCall:
         """
         outputs: list[Output | Reject] = []
         records: list[Incoming] = []
-        for incoming, value in batch:
-            if reason := self._poison_reason(incoming):
-                outputs.append(Reject(incoming, reason, poison=True))
+        for topic, record in batch:
+            place = (topic, self._partition, record.offset, record.timestamp or 0)
+            if reason := self._poison_reason(topic, record.offset):
+                outputs.append(Reject(_undecoded(place, record), reason, poison=True))
                 continue
             try:
-                record = decode(value, self._records[incoming.topic])
+                decoded = decode(record.value, self._records[topic])
             except SchemaError as error:
-                outputs.append(Reject(incoming, f"{type(error).__name__}: {error}"))
+                outputs.append(Reject(_undecoded(place, record), f"{type(error).__name__}: {error}"))
             else:
-                records.append(replace(incoming, record=record))
+                records.append(Incoming(*place, decoded, record.value, record.key))
         if records:
             outputs += await self._feed(records)
         return outputs
@@ -91,8 +94,12 @@ class StageCall:
         if self._backlog is not None:
             self.stage.backlog = self._backlog()
 
-    def _poison_reason(self, incoming: Incoming) -> str | None:
+    def _poison_reason(self, topic: str, offset: int) -> str | None:
         """Return why a record must not be fed; None if it may be."""
-        if (incoming.topic, incoming.offset) in self._dead_lettered:
+        if (topic, offset) in self._dead_lettered:
             return "poison: it was dead-lettered before a restart"
-        return self._poison.is_poison(incoming.topic, incoming.offset)
+        return self._poison.is_poison(topic, offset)
+
+
+def _undecoded(place: tuple[str, int, int, int], record: Any) -> Incoming:
+    return Incoming(*place, None, record.value or b"", record.key)

@@ -18,6 +18,7 @@ from tamiyo.streams.process.exit_codes import EXIT_SOFTWARE, EXIT_TEMPFAIL, abor
 from tamiyo.streams.process.malloc import trim
 from tamiyo.streams.runtime import metrics
 from tamiyo.streams.runtime.faust.app import create_app
+from tamiyo.streams.runtime.faust.batch_handover import BatchSchema
 from tamiyo.streams.runtime.input_log import InputLog
 from tamiyo.streams.runtime.output_log import OutputLogReader
 from tamiyo.streams.runtime.output_publisher import OutputPublisher
@@ -70,10 +71,7 @@ class StageRunner:
         self._restore = Restore(stage, self.app, names)
         channel = self.app.topic(
             *(names.full(topic.name) for topic in stage.inputs),
-            key_type=bytes,
-            value_type=bytes,
-            key_serializer="raw",
-            value_serializer="raw",
+            schema=BatchSchema(),
         )
         self.app.agent(channel, name=f"tamiyo.{stage.name}")(self._consume)
         self.app.on_partitions_revoked.connect(self._revoked, weak=False)
@@ -134,6 +132,7 @@ class StageRunner:
         for task in self.tasks.values():
             task.close()
         self.tasks = {}
+        self.app.consumer.forget_acknowledged()
         self.assigned = False
 
     async def _assigned(self, _sender: Any, partitions: set[TP], **_: Any) -> None:
@@ -152,7 +151,11 @@ class StageRunner:
             generation=self._generation, session_timeout_s=self.worker.session_timeout_s,
         )  # fmt: skip
         inputs = InputLog(self.app, self.names, partition, self.reader)
-        return PartitionTask(self._stage, partition, self.worker, inputs, publisher, self.fail)
+
+        def acknowledge(topic: str, offset: int) -> None:
+            self.app.consumer.acknowledge(TP(self.names.full(topic), partition), offset)
+
+        return PartitionTask(self._stage, partition, self.worker, inputs, publisher, acknowledge, self.fail)
 
     async def _prepare(self, tasks: dict[int, PartitionTask]) -> None:
         try:
@@ -192,7 +195,7 @@ class StageRunner:
                 task = self.tasks.get(message.partition)
                 if self.stopping or task is None or message.generation_id != self._generation:
                     continue  # of an assignment that is over: the partition's next task reads it again
-                await task.take(self.names.bare(message.topic), event)
+                await task.take(self.names.bare(message.topic), message.value)
             except Exception as error:  # Faust would acknowledge the event and go on
                 self.fail(error, {"stage": self.name, "event": repr(event)})
 

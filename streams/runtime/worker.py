@@ -18,6 +18,7 @@ from tamiyo.schemas.topics import Topic
 from tamiyo.streams.admin.acls import require, stage_grants
 from tamiyo.streams.admin.topics import Topics
 from tamiyo.streams.process.exit_codes import EXIT_FAILURE, abort
+from tamiyo.streams.process.garbage import freeze
 from tamiyo.streams.process.http_endpoint import HealthServer
 from tamiyo.streams.process.watchdog import LoopWatch
 from tamiyo.streams.runtime import liveness
@@ -115,6 +116,7 @@ class Worker:
         await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
         if starting.done():
             starting.result()
+            freeze()
             log.info("all stages run", stages={runner.name: runner.partitions for runner in self.runners})
             await stopping
         else:

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tamiyo.schemas.analysis import HealthSignals, HealthWindow, ModelGraph
+from tamiyo.schemas.analysis import STATISTICS, HealthSignals, HealthWindow, ModelGraph
 from tamiyo.schemas.codec import validate
 from tamiyo.schemas.errors import RecordError
 from tamiyo.schemas.record import Record, Tensor
@@ -20,7 +20,7 @@ WINDOW = make_window()
 
 def columns(count: int) -> dict[str, Any]:
     """Return the statistics of a metric, `count` entries long where three are expected."""
-    return {**WINDOW.metrics["health"].model_dump(), "slope": [0.0] * count}
+    return {**{name: [1.0] * 3 for name in STATISTICS}, "count": [1] * 3, "slope": [0.0] * count}
 
 
 @pytest.mark.parametrize(

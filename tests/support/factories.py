@@ -3,8 +3,10 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from tamiyo.models.graph import build_graph
-from tamiyo.schemas.analysis import HealthWindow, LayerStats, ModelGraph, ModelStats
+from tamiyo.schemas.analysis import HealthWindow, LayerStats, ModelGraph, ModelStats, statistics_columns
 from tamiyo.schemas.identity import identity, window_id
 from tamiyo.schemas.telemetry import BlueprintOffer, LayerEdge, LayerNode, ModelTopology
 
@@ -102,15 +104,16 @@ def make_topology(
 
 def make_stats(values: Sequence[float | None], *, count: int = 5, slope: float | None = 0.0) -> LayerStats:
     """Statistics of a metric that kept one value a layer through the window; None where it was not measured."""
-    known = [None if value is None else 0.0 for value in values]
+    kept = np.array(values, dtype=np.float64)
+    slopes = np.where(np.isnan(kept), np.nan, np.nan if slope is None else slope)
     return LayerStats(
-        count=[0 if value is None else count for value in values],
-        mean=list(values),
-        variance=known,
-        minimum=list(values),
-        maximum=list(values),
-        last=list(values),
-        slope=[None if value is None else slope for value in values],
+        count=np.where(np.isnan(kept), 0.0, count),
+        mean=kept,
+        variance=0.0 * kept,
+        minimum=kept,
+        maximum=kept,
+        last=kept,
+        slope=slopes,
     )
 
 
@@ -141,7 +144,7 @@ def make_window(
         time_ms=1_700_000_000_000 + (index + 1) * 1000,
         final=final,
         layer_id=names,
-        metrics=columns,
+        columns=statistics_columns(columns),
         model_metrics={
             name: ModelStats(count=5, mean=value, variance=0.0, minimum=value, maximum=value, last=value, slope=0.0)
             for name, value in {**MODEL_METRICS, **(model or {})}.items()

@@ -1,5 +1,6 @@
 """Hypothesis strategies: any valid record of a class, built from its own field constraints."""
 
+import math
 import string
 import types
 from enum import Enum
@@ -9,7 +10,8 @@ import numpy as np
 from hypothesis import strategies as st
 from pydantic.fields import FieldInfo
 
-from tamiyo.schemas.analysis import LayerStats
+from tamiyo.schemas.analysis import SAMPLING
+from tamiyo.schemas.columns import Columns
 from tamiyo.schemas.record import Record, Tensor
 
 IDS = st.text(string.ascii_letters + string.digits, min_size=1, max_size=8)
@@ -56,6 +58,9 @@ def values(annotation: Any, metadata: list[Any], length: int) -> st.SearchStrate
 @st.composite
 def records(draw: st.DrawFn, record: type[Record]) -> Any:
     """Draw a valid `record`."""
+    if record is Columns:
+        names = draw(st.lists(IDS, max_size=3, unique=True))
+        return Columns.of(names, np.array(draw(st.lists(st.floats(), min_size=len(names), max_size=len(names)))))
     if record is Tensor:
         return Tensor.of(np.array(draw(st.lists(st.floats(-1e6, 1e6, width=32), max_size=4)), np.float32))
     length = draw(st.integers(1, 3))
@@ -81,14 +86,11 @@ def consistent(name: str, fields: dict[str, Any], length: int) -> dict[str, Any]
             "edge_source": zeros,
             "edge_target": zeros,
         }
-    if name == "HealthWindow":
+    if name in ("HealthWindow", "HealthSignals"):
         layers = len(fields["layer_id"])
-        metrics = {
-            metric: LayerStats(**{key: (column * layers)[:layers] for key, column in vars(stats).items()})
-            for metric, stats in fields["metrics"].items()
-        }
-        return {**fields, "metrics": metrics}
-    if name == "HealthSignals":
-        columns = {metric: (column * length)[:length] for metric, column in fields["metrics"].items()}
-        return {**fields, "metrics": columns}
+        names = fields["columns"].names
+        shape = (len(names), 7, layers) if name == "HealthWindow" else (len(names), layers)
+        fields["columns"] = Columns.of(names, np.linspace(0.0, 3.0, math.prod(shape)).round().reshape(shape))
+        if name == "HealthSignals":
+            fields["sampling"] = Columns.of(SAMPLING, [[0.5] * layers, [0.1] * layers])
     return fields

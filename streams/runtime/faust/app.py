@@ -5,6 +5,7 @@ Each change to Faust or aiokafka is a file of this folder, which names the versi
 """
 
 import logging
+from collections.abc import Awaitable, Sequence
 from typing import Any
 
 import faust
@@ -13,9 +14,9 @@ from yarl import URL
 
 from tamiyo.schemas.errors import ConfigurationError
 from tamiyo.schemas.kafka import KafkaSettings
+from tamiyo.streams.runtime.faust.batch_handover import BatchHandover
 from tamiyo.streams.runtime.faust.clients import faust_credentials
 from tamiyo.streams.runtime.faust.decompression_limit import limit_decompression
-from tamiyo.streams.runtime.faust.direct_handover import DirectHandover
 from tamiyo.streams.runtime.faust.fetch_wait import set_fetch_wait
 from tamiyo.streams.runtime.faust.group_failure import GroupFailure
 from tamiyo.streams.runtime.faust.heartbeat_time import HeartbeatTime
@@ -26,7 +27,10 @@ from tamiyo.streams.runtime.faust.stall_check import NoStallCheck
 from tamiyo.streams.runtime.faust.timestamp_sync import TimestampSynchronized
 from tamiyo.streams.settings import WorkerSettings
 
+Headers = list[tuple[str, bytes]]
 METADATA_MAX_AGE_MS = 5_000  # aiokafka's own is five minutes
+FETCHES_QUEUED = 4  # of one partition: enough that the next is there when the buffer has room, few enough for memory
+BATCH_BYTES = 256 * 1024  # of records published in one piece; a broker's limit on a batch is 1 MiB by default
 FAUST = logging.getLogger("faust.stage")  # Faust logs under a class's module otherwise
 
 
@@ -49,7 +53,7 @@ class StageConsumerThread(
         return consumer
 
 
-class StageConsumer(DirectHandover, NoStallCheck, driver.Consumer):  # type: ignore[misc]
+class StageConsumer(BatchHandover, NoStallCheck, driver.Consumer):  # type: ignore[misc]
     """Faust's consumer over `StageConsumerThread`."""
 
     logger = FAUST
@@ -59,9 +63,32 @@ class StageConsumer(DirectHandover, NoStallCheck, driver.Consumer):  # type: ign
 
 
 class StageProducer(driver.Producer):  # type: ignore[misc]
-    """Faust's producer, whose client waits between metadata updates."""
+    """Faust's producer, whose client waits between metadata updates, and which sends whole batches."""
 
     logger = FAUST
+
+    async def send_records(
+        self, topic: str, partition: int, records: Sequence[tuple[bytes | None, bytes | None, Headers]]
+    ) -> list[tuple[Awaitable[Any], int]]:
+        """Send records (key, value, headers) of one partition, in order.
+
+        Returns:
+            For each batch they were sent in, what is done once it is delivered, and how many of the records it has.
+
+        Raises:
+            MessageSizeTooLargeError: A record is larger than the producer's limit.
+        """
+        producer = self._ensure_producer()
+        sent: list[tuple[Awaitable[Any], int]] = []
+        batch = producer.create_batch()
+        for key, value, headers in records:
+            producer._serialize(key, value, headers)  # checks the size
+            if batch.append(timestamp=None, key=key, value=value, headers=headers) is None:
+                sent.append((await producer.send_batch(batch, topic, partition=partition), batch.record_count()))
+                batch = producer.create_batch()
+                batch.append(timestamp=None, key=key, value=value, headers=headers)
+        sent.append((await producer.send_batch(batch, topic, partition=partition), batch.record_count()))
+        return sent
 
     def _new_producer(self, transactional_id: str | None = None) -> Any:
         producer = super()._new_producer(transactional_id)
@@ -137,11 +164,12 @@ def create_app(
         producer_acks=-1,
         producer_request_timeout=worker.delivery_timeout_s,
         producer_max_request_size=worker.max_message_bytes,
+        producer_max_batch_size=BATCH_BYTES,
         # Events are held until the outputs they close are published: a rebalance would wait for them for ever.
         stream_wait_empty=False,
         stream_recovery_delay=0.0,
-        # The partition task's input buffer is the buffer.
-        stream_buffer_maxsize=worker.max_poll_records,
+        # The partition task's input buffer is the buffer; an event has all records that a fetch brought of a partition.
+        stream_buffer_maxsize=FETCHES_QUEUED,
         topic_disable_leader=True,
         topic_allow_declare=False,
         table_standby_replicas=0,

@@ -1,12 +1,13 @@
 """The metrics of telemetry records, by layer and of the model, under their names on the wire."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from tamiyo.schemas.columns import Floats
 from tamiyo.schemas.errors import RecordError
 from tamiyo.schemas.telemetry import (
     OPTIONAL_HEALTH,
@@ -54,6 +55,9 @@ EXECUTION_SCORED = (
     "avg_correlation",
 )
 LEARNING_SCORED = (*MEASURED, "contribution", "learning_rate_scale")
+_EXECUTION_SCORED = [[*EXECUTION, "health"].index(name) for name in (*EXECUTION_SCORED, "health")]
+_LEARNING_SCORED = [[*MEASURED, *STATE].index(name) for name in LEARNING_SCORED]
+_ERROR_SEEDS = [*MEASURED, *STATE].index("error_seeds")
 MODEL = tuple(name for name in ModelPerformance.model_fields if name not in Frame.model_fields)
 
 
@@ -63,16 +67,18 @@ class FrameMetrics:
 
     layer_id: list[str] = field(default_factory=list)
     """The layer of each row."""
-    metrics: dict[str, Sequence[float | None]] = field(default_factory=dict)
-    """Metric name to one value a row, None where not measured."""
+    names: tuple[str, ...] = ()
+    """The layers' metrics."""
+    values: Floats = field(default_factory=lambda: np.empty((0, 0)))
+    """[names, rows], NaN where not measured."""
     model_metrics: dict[str, float] = field(default_factory=dict)
     """Metrics of the whole model by name."""
-    scored: npt.NDArray[np.float64] | None = None
+    scored: Floats | None = None
     """[rows, metrics], NaN where not measured: the values whose deviation decides the priority."""
     errors: npt.NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, dtype=bool))
     """[rows], whether the row reports an error."""
-    kept: tuple[str, ...] = ()
-    """The metrics that even a dropped row keeps."""
+    measured: slice | None = None
+    """The names whose values a dropped row loses, if the others are state that it keeps; None: the row is left out."""
 
 
 def read(record: Frame) -> FrameMetrics:
@@ -82,14 +88,12 @@ def read(record: Frame) -> FrameMetrics:
         RecordError: A value is larger than any that a host can measure.
     """
     content = _READERS[type(record)](record)
-    if content.scored is not None:
-        largest = np.fmax.reduce(np.abs(content.scored), axis=None, initial=0.0)
-        if largest > LARGEST:
-            raise RecordError(f"a layer's value of {largest:g} is beyond {LARGEST:g}, the largest that can be measured")
-    for name in OPTIONAL_HEALTH:
-        for value in content.metrics.get(name, ()):
-            if value is not None and abs(value) > LARGEST:
-                raise RecordError(f"{name} of {value:g} is beyond {LARGEST:g}, the largest that can be measured")
+    if np.fmax.reduce(np.abs(content.values), axis=None, initial=0.0) > LARGEST:
+        largest = np.fmax.reduce(np.abs(content.values), axis=1)
+        worst = int(np.nanargmax(largest))
+        raise RecordError(
+            f"{content.names[worst]} of {largest[worst]:g} is beyond {LARGEST:g}, the largest that can be measured"
+        )
     for name, value in content.model_metrics.items():
         if abs(value) > LARGEST:
             raise RecordError(f"{name} of {value:g} is beyond {LARGEST:g}, the largest that can be measured")
@@ -97,41 +101,44 @@ def read(record: Frame) -> FrameMetrics:
 
 
 def _execution(record: KernelPerformance) -> FrameMetrics:
-    health = health_score(
-        record.execution_latency_ms, record.error_count, record.total_executions, record.cache_hit_rate
-    )
-    metrics = {name: getattr(record, name) for name in EXECUTION}
-    scored = np.array([*(metrics[name] for name in EXECUTION_SCORED), health], dtype=np.float64)
+    values = np.empty((len(EXECUTION) + 1, len(record.layer_id)))
+    for row, name in enumerate(EXECUTION):
+        values[row] = getattr(record, name)
+    latency, hit_rate, errors, executions = values[:4]
+    values[-1] = health_score(latency, errors, executions, hit_rate)
     return FrameMetrics(
         layer_id=record.layer_id,
-        metrics={**metrics, "health": health.tolist()},
-        scored=scored.T,
-        errors=np.array(record.error_count, dtype=np.int64) > 0,
+        names=(*EXECUTION, "health"),
+        values=values,
+        scored=values[_EXECUTION_SCORED].T,
+        errors=errors > 0,
     )
 
 
 def _learning(record: LayerHealth) -> FrameMetrics:
     # Only where something was measured: most frames, and all of older hosts, have no metric of these names.
-    measured = [name for name in OPTIONAL_HEALTH if any(value is not None for value in getattr(record, name))]
-    metrics = {name: getattr(record, name) for name in (*MEASURED, *STATE, *measured)}
-    scored = np.array([metrics[name] for name in LEARNING_SCORED], dtype=np.float64)
+    optional = [
+        name for name in OPTIONAL_HEALTH if (column := getattr(record, name)) and column.count(None) < len(column)
+    ]
+    names = (*MEASURED, *STATE, *optional)
+    values = np.empty((len(names), len(record.layer_id)))
+    for row, name in enumerate(names):
+        values[row] = getattr(record, name)
     return FrameMetrics(
         layer_id=record.layer_id,
-        metrics=metrics,
-        scored=scored.T,
-        errors=np.array(record.error_seeds, dtype=np.int64) > 0,
-        kept=(*STATE, *measured),
+        names=names,
+        values=values,
+        scored=values[_LEARNING_SCORED].T,
+        errors=values[_ERROR_SEEDS] > 0,
+        measured=slice(len(MEASURED)),
     )
 
 
 def _recovery(record: ErrorRecoveryEvent) -> FrameMetrics:
     return FrameMetrics(
         layer_id=[record.layer_id],
-        metrics={
-            "recovery_errors": [1.0],
-            "recovery_success": [float(record.success)],
-            "recovery_time_ms": [min(record.recovery_time_ms, LARGEST)],
-        },
+        names=("recovery_errors", "recovery_success", "recovery_time_ms"),
+        values=np.array([[1.0], [float(record.success)], [min(record.recovery_time_ms, LARGEST)]]),
         errors=np.ones(1, dtype=bool),
     )
 

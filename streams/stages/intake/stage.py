@@ -17,15 +17,15 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from tamiyo.schemas.analysis import HealthSignals
+from tamiyo.schemas.analysis import SAMPLING, HealthSignals
+from tamiyo.schemas.columns import Columns
 from tamiyo.schemas.errors import RecordError
 from tamiyo.schemas.identity import identity
-from tamiyo.schemas.record import MAX_LAYERS
 from tamiyo.schemas.telemetry import ErrorRecoveryEvent, Frame
 from tamiyo.schemas.topics import SIGNALS, TELEMETRY, Topic
 from tamiyo.streams.settings import IntakeSettings
 from tamiyo.streams.stages.base import Incoming, Output, PriorOutput, Reject, Stage, View
-from tamiyo.streams.stages.intake.anomaly import HIGHEST, RollingDeviation
+from tamiyo.streams.stages.intake.anomaly import HIGHEST, Measured, RunDeviations
 from tamiyo.streams.stages.intake.frame_metrics import FrameMetrics, read
 from tamiyo.streams.stages.intake.shedding import draws, survival
 
@@ -64,10 +64,10 @@ class IntakeStage(Stage):
         """received, rejected and repeated frames; layer-signals processed, filtered and shed."""
         self._seen: OrderedDict[str, dict[str, None]] = OrderedDict()
         """The signal ids of each run, oldest first; the longest idle run first."""
-        self._deviations: OrderedDict[tuple[str, str], RollingDeviation] = OrderedDict()
-        """By run and source: only a source's frames are in order, so how sources interleave changes no priority."""
-        self._cells = 0
-        """Values remembered by all deviations."""
+        self._deviations = RunDeviations(
+            frames=settings.deviation_frames, minimum=settings.deviation_minimum, cells=settings.deviation_cells
+        )
+        self._filters = bool(settings.minimum_priority > 0 or settings.ignored_layers)
         self._active_ms: OrderedDict[str, int] = OrderedDict()
         """By run, the time of the tick before its newest frame; the longest idle first."""
         self._now_ms: int | None = None
@@ -93,18 +93,19 @@ class IntakeStage(Stage):
         """
         scored: list[_Scored | Reject] = []
         for incoming in batch:
-            self.counts["received"] += 1
             try:
-                frame = self._score(incoming)
+                frame = self._read(incoming)
             except RecordError as error:
                 self.counts["rejected"] += 1
                 scored.append(Reject(incoming, str(error)))
                 continue
-            if frame is None:
-                self.counts["repeated"] += 1
-            else:
+            if frame is not None:
                 scored.append(frame)
-        chances = self._survival([each for each in scored if isinstance(each, _Scored)])
+        self.counts["received"] += len(batch)
+        self.counts["repeated"] += len(batch) - len(scored)
+        frames = [each for each in scored if isinstance(each, _Scored)]
+        self._prioritize(frames)
+        chances = self._survival(frames)
         return [
             each if isinstance(each, Reject) else self._output(each, chances.get(each.signal_id)) for each in scored
         ]
@@ -128,28 +129,47 @@ class IntakeStage(Stage):
             del self._active_ms[run_id]
             self._seen.pop(run_id, None)
             for topic in TELEMETRY:
-                self._forget_deviation(run_id, topic.name)
+                self._deviations.forget(run_id, topic.name)
         return ()
 
     def open_offsets(self) -> Mapping[str, int]:
         """Return nothing: no record is needed once it was fed."""
         return {}
 
-    def _score(self, incoming: Incoming) -> _Scored | None:
-        """Validate and score a frame; return None for one that was seen before."""
+    def _read(self, incoming: Incoming) -> _Scored | None:
+        """Validate a frame; return None for one that was seen before."""
         frame: Frame = incoming.record
         self._check(incoming, frame)
         content = read(frame)
         name = signal_id(incoming)
         if self._is_repeat(frame.run_id, name):
             return None
-        priority = np.zeros(len(content.layer_id))
-        if content.scored is not None and len(priority):
-            priority = self._deviation((frame.run_id, incoming.topic), content.layer_id, content.scored)
-        priority[content.errors] = HIGHEST
-        if frame.final:
-            self._forget_deviation(frame.run_id, incoming.topic)
-        return _Scored(incoming, name, content, priority, self._passing(content, priority))
+        rows = len(content.layer_id)
+        return _Scored(incoming, name, content, np.zeros(rows), np.ones(rows, dtype=bool))
+
+    def _prioritize(self, frames: Sequence[_Scored]) -> None:
+        """Set the priority of every row, and whether the filter lets it through: errors always."""
+        scored = [(each, each.content.scored) for each in frames if len(each.priority)]
+        measured = [(each, values) for each, values in scored if values is not None]
+        found = self._deviations.update(
+            [
+                Measured(
+                    each.source.record.run_id,
+                    each.source.topic,
+                    each.content.layer_id,
+                    values,
+                    each.source.record.final,
+                )
+                for each, values in measured
+            ]
+        )
+        for (each, _), priority in zip(measured, found, strict=True):
+            each.priority = priority
+        for each in frames:
+            if each.content.errors.any():
+                each.priority[each.content.errors] = HIGHEST
+            if self._filters:
+                each.passing = self._passing(each.content, each.priority)
 
     def _check(self, incoming: Incoming, frame: Frame) -> None:
         """Raise a RecordError for a frame whose time, step or companions cannot be true."""
@@ -194,20 +214,21 @@ class IntakeStage(Stage):
     def _output(self, scored: _Scored, chances: npt.NDArray[np.float64] | None) -> Output:
         """Return the signal of a frame, without the rows that the filter or, with `chances`, the draw drops."""
         frame: Frame = scored.source.record
-        priority = scored.priority
+        content, priority, kept = scored.content, scored.priority, scored.passing
+        rows = len(priority)
+        layers, values = content.layer_id, content.values
+        filtered = rows - int(np.count_nonzero(kept))
         if chances is None:
-            chances, kept = np.ones(len(priority)), scored.passing
+            chances = np.ones(rows)
         else:
-            kept = scored.passing & (draws(scored.signal_id, len(priority)) < chances)
-        layers, metrics = scored.content.layer_id, scored.content.metrics
-        dropped = len(priority) - int(kept.sum())
-        filtered = len(priority) - int(scored.passing.sum())
+            kept = kept & (draws(scored.signal_id, rows) < chances)
+        dropped = rows - int(np.count_nonzero(kept))
         if dropped:
-            layers, metrics, rows = _drop(scored.content, kept)
-            chances, priority = chances[rows], priority[rows]
+            layers, values, stay = _drop(content, kept)
+            chances, priority = chances[stay], priority[stay]
         self.counts["filtered"] += filtered
         self.counts["shed"] += dropped - filtered
-        self.counts["processed"] += len(kept) - dropped
+        self.counts["processed"] += rows - dropped
         record = HealthSignals(
             run_id=frame.run_id,
             signal_id=scored.signal_id,
@@ -218,39 +239,13 @@ class IntakeStage(Stage):
             companions=frame.companions,
             final=frame.final,
             layer_id=layers,
-            metrics={name: list(column) for name, column in metrics.items()},
-            priority=priority.tolist(),
-            survival=chances.tolist(),
+            columns=Columns.of(content.names, values),
+            sampling=Columns.of(SAMPLING, [priority, chances]),
             shed=dropped - filtered,
             filtered=filtered,
-            model_metrics=scored.content.model_metrics,
+            model_metrics=content.model_metrics,
         )
         return Output(SIGNALS, record, scored.signal_id, scored.source)
-
-    def _deviation(
-        self, key: tuple[str, str], layers: Sequence[str], values: npt.NDArray[np.float64]
-    ) -> npt.NDArray[np.float64]:
-        """Return each row's deviation in a frame of the run and source `key`, within the bound on remembered values."""
-        settings = self.settings
-        tracked = self._deviations.pop(key, None)
-        if tracked is None or tracked.layers > MAX_LAYERS:  # no network changes its layers with every frame
-            self._cells -= tracked.cells if tracked else 0
-            tracked = RollingDeviation(
-                values.shape[1], frames=settings.deviation_frames, minimum=settings.deviation_minimum
-            )
-        before = tracked.cells
-        deviation = tracked.update(layers, values)
-        self._deviations[key] = tracked
-        self._cells += tracked.cells - before
-        while self._cells > settings.deviation_cells and len(self._deviations) > 1:
-            _, longest_idle = self._deviations.popitem(last=False)
-            self._cells -= longest_idle.cells
-        return deviation
-
-    def _forget_deviation(self, run_id: str, topic: str) -> None:
-        """Forget the deviation of a source of a run that is over."""
-        forgotten = self._deviations.pop((run_id, topic), None)
-        self._cells -= forgotten.cells if forgotten is not None else 0
 
     def _is_repeat(self, run_id: str, name: str) -> bool:
         """Return whether a signal was seen before, and remember it."""
@@ -286,17 +281,10 @@ def signal_id(incoming: Incoming) -> str:
 
 def _drop(
     content: FrameMetrics, kept: npt.NDArray[np.bool_]
-) -> tuple[list[str], dict[str, Sequence[float | None]], npt.NDArray[np.intp]]:
-    """Return the layers and metrics that stay, and their rows. A frame with state that graphs need keeps every row."""
-    if content.kept:
-        blanked: dict[str, Sequence[float | None]] = {
-            name: column
-            if name in content.kept
-            else [value if keep else None for value, keep in zip(column, kept.tolist(), strict=True)]
-            for name, column in content.metrics.items()
-        }
+) -> tuple[list[str], npt.NDArray[np.float64], npt.NDArray[np.intp]]:
+    """Return the layers and values that stay, and their rows. A frame with state that graphs need keeps every row."""
+    if content.measured is not None:
+        blanked = content.values.copy()
+        blanked[content.measured, ~kept] = np.nan
         return content.layer_id, blanked, np.arange(len(kept))
-    metrics: dict[str, Sequence[float | None]] = {
-        name: list(compress(column, kept)) for name, column in content.metrics.items()
-    }
-    return list(compress(content.layer_id, kept)), metrics, np.flatnonzero(kept)
+    return list(compress(content.layer_id, kept)), content.values[:, kept], np.flatnonzero(kept)

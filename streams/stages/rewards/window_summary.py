@@ -4,7 +4,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from tamiyo.schemas.analysis import HealthWindow, LayerStats
+import numpy as np
+
+from tamiyo.schemas.analysis import HealthWindow
+from tamiyo.schemas.columns import Floats
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,56 +66,60 @@ class WindowSummary:
             step_time_ms=step_time.minimum if step_time and step_time.minimum > 0 else None,
             layers_ms=sum(fastest) if fastest else None,
             latency_variance=median(variances) if variances else None,
-            contribution=_by_layer(window.layer_id, window.metrics.get("contribution")) or None,
-            kernel_latency_ms=_by_layer(window.layer_id, window.metrics.get("kernel_latency_ms")) or None,
-            base_latency_ms=_by_layer(window.layer_id, window.metrics.get("base_latency_ms")) or None,
+            contribution=_means(window, "contribution") or None,
+            kernel_latency_ms=_means(window, "kernel_latency_ms") or None,
+            base_latency_ms=_means(window, "base_latency_ms") or None,
             twins=_twins(window) or None,
             errors=_error_rates(window) or None,
             recoveries=_recoveries(window) or None,
         )
 
 
-def _known(values: Sequence[float | None]) -> list[float]:
-    return [value for value in values if value is not None]
+def _known(values: Floats) -> list[float]:
+    known: list[float] = values[~np.isnan(values)].tolist()
+    return known
 
 
-def _by_layer(layers: Sequence[str], stats: LayerStats | None) -> dict[str, float]:
-    if stats is None:
-        return {}
-    return {layer: mean for layer, mean in zip(layers, stats.mean, strict=True) if mean is not None}
+def _by_layer(layers: Sequence[str], values: Floats) -> dict[str, float]:
+    """Return the values that were measured, by layer."""
+    places = np.flatnonzero(~np.isnan(values)).tolist()
+    return {layers[place]: float(values[place]) for place in places}
+
+
+def _means(window: HealthWindow, metric: str) -> dict[str, float]:
+    stats = window.metrics.get(metric)
+    return {} if stats is None else _by_layer(window.layer_id, stats.mean)
 
 
 def _twins(window: HealthWindow) -> dict[str, tuple[float, int, float]]:
     """Return the last result in the window, by layer; its columns are published together."""
     columns = [window.metrics.get(name) for name in ("twin_gain", "twin_steps", "twin_probability")]
-    gains, steps, probabilities = ([] if column is None else column.last for column in columns)
+    gains, steps, probabilities = (
+        {} if column is None else _by_layer(window.layer_id, column.last) for column in columns
+    )
     return {
-        layer: (gain, round(count), probability)
-        for layer, gain, count, probability in zip(window.layer_id, gains, steps, probabilities, strict=False)
-        if gain is not None and count is not None and probability is not None
+        layer: (gain, round(steps[layer]), probabilities[layer])
+        for layer, gain in gains.items()
+        if layer in steps and layer in probabilities
     }
 
 
 def _sums(window: HealthWindow, metric: str) -> dict[str, float]:
     stats = window.metrics.get(metric)
-    if stats is None:
-        return {}
-    rows = zip(window.layer_id, stats.mean, stats.count, strict=True)
-    return {layer: mean * count for layer, mean, count in rows if mean is not None}
+    return {} if stats is None else _by_layer(window.layer_id, stats.mean * stats.count)
 
 
 def _error_rates(window: HealthWindow) -> dict[str, float]:
+    errors = {layer: count for layer, count in _sums(window, "error_count").items() if count > 0}
+    if not errors:
+        return {}
     executions = _sums(window, "total_executions")
-    return {
-        layer: min(1.0, errors / max(executions.get(layer, 0.0), 1.0))
-        for layer, errors in _sums(window, "error_count").items()
-        if errors > 0
-    }
+    return {layer: min(1.0, count / max(executions.get(layer, 0.0), 1.0)) for layer, count in errors.items()}
 
 
 def _recoveries(window: HealthWindow) -> dict[str, tuple[int, float]]:
     stats = window.metrics.get("recovery_success")
     if stats is None:
         return {}
-    rows = zip(window.layer_id, stats.mean, stats.count, strict=True)
-    return {layer: (count, mean * count) for layer, mean, count in rows if mean is not None and count}
+    succeeded, counts = _sums(window, "recovery_success"), _by_layer(window.layer_id, stats.count)
+    return {layer: (int(counts[layer]), total) for layer, total in succeeded.items()}

@@ -17,7 +17,7 @@ def window_record(run_id: str, window: OpenWindow, settings: WindowSettings, *, 
         final: Whether it is the run's last window.
     """
     inside = sorted(window.contributions.values(), key=lambda contribution: contribution.order)
-    layers, metrics = layer_statistics(inside, window.start)
+    layers, columns = layer_statistics(inside, window.start)
     return HealthWindow(
         run_id=run_id,
         window_id=window_id(run_id, settings.clock, settings.width, window.start),
@@ -29,7 +29,7 @@ def window_record(run_id: str, window: OpenWindow, settings: WindowSettings, *, 
         time_ms=max(contribution.time_ms for contribution in inside),
         final=final,
         layer_id=layers,
-        metrics=metrics,
+        columns=columns,
         model_metrics=model_statistics(inside, window.start),
         signals=window.rows,
         frames=len(inside),

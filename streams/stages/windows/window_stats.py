@@ -10,9 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from tamiyo.schemas.analysis import HealthSignals, LayerStats, ModelStats
-
-Floats = npt.NDArray[np.float64]
+from tamiyo.schemas.analysis import STATISTICS, HealthSignals, ModelStats
+from tamiyo.schemas.columns import Columns, Floats
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +40,6 @@ class Contribution:
             clock: Where it counts on the run's clock, in steps or ms.
             layers: The signal's layers, in a copy that many signals share.
         """
-        names = tuple(signal.metrics)
         return cls(
             clock=clock,
             source=signal.source,
@@ -51,10 +49,8 @@ class Contribution:
             time_ms=signal.time_ms,
             shed=signal.shed,
             layers=layers,
-            names=names,
-            values=np.array([signal.metrics[name] for name in names], dtype=np.float64).reshape(
-                len(names), len(layers)
-            ),
+            names=tuple(signal.columns.names),
+            values=signal.matrix,
             model=signal.model_metrics,
         )
 
@@ -64,7 +60,7 @@ class Contribution:
         return self.clock, self.source, self.step, self.final, self.signal_id
 
 
-def layer_statistics(contributions: Sequence[Contribution], origin: int) -> tuple[list[str], dict[str, LayerStats]]:
+def layer_statistics(contributions: Sequence[Contribution], origin: int) -> tuple[list[str], Columns]:
     """Return the layers and the statistics of each layer metric.
 
     Args:
@@ -72,32 +68,48 @@ def layer_statistics(contributions: Sequence[Contribution], origin: int) -> tupl
         origin: A clock value near theirs. Slopes do not depend on it; it only keeps the digits of large clocks.
 
     Returns:
-        The layers in order of first appearance, and the statistics by metric name in alphabetical order, each column
-        with one entry a layer.
+        The layers in order of first appearance, and the statistics by metric name in alphabetical order, each in the
+        order of `STATISTICS` with one value a layer.
     """
     index: dict[str, int] = {}
+    places: dict[tuple[str, ...], npt.NDArray[np.intp]] = {}
     for contribution in contributions:
-        for layer in contribution.layers:
-            index.setdefault(layer, len(index))
-    parts: dict[str, list[tuple[Floats, npt.NDArray[np.intp], Floats]]] = {}
-    for contribution in contributions:
-        if not contribution.layers:
-            continue
-        rows = np.array([index[layer] for layer in contribution.layers], dtype=np.intp)
-        clocks = np.full(len(rows), float(contribution.clock - origin))
-        for name, column in zip(contribution.names, contribution.values, strict=True):
-            parts.setdefault(name, []).append((column, rows, clocks))
+        if contribution.layers not in places:
+            place = [index.setdefault(layer, len(index)) for layer in contribution.layers]
+            places[contribution.layers] = np.array(place, dtype=np.intp)
+    reporting: dict[str, list[int]] = {}
+    """The contributions with each metric. Metrics of one source share their frames: one pass does for all of them."""
+    for number, contribution in enumerate(contributions):
+        if contribution.layers:
+            for name in contribution.names:
+                reporting.setdefault(name, []).append(number)
     groups: dict[tuple[int, ...], list[str]] = {}
-    for name, pieces in parts.items():  # metrics of one source share their frames: one pass for all of them
-        groups.setdefault(tuple(id(rows) for _, rows, _ in pieces), []).append(name)
-    result: dict[str, LayerStats] = {}
-    for names in groups.values():
-        pieces = parts[names[0]]
-        rows = np.concatenate([rows for _, rows, _ in pieces])
-        clocks = np.concatenate([clocks for _, _, clocks in pieces])
-        values = np.array([np.concatenate([column for column, _, _ in parts[name]]) for name in names])
-        result.update(zip(names, _by_layer(values, rows, clocks, len(index)), strict=True))
-    return list(index), {name: result[name] for name in sorted(result)}
+    for name, numbers in reporting.items():
+        groups.setdefault(tuple(numbers), []).append(name)
+    names = sorted(reporting)
+    cube = np.full((len(names), len(STATISTICS), len(index)), np.nan)
+    cube[:, 0] = 0.0
+    order = {name: number for number, name in enumerate(names)}
+    for together, group in groups.items():
+        pieces = [contributions[number] for number in together]
+        clocks = [float(piece.clock - origin) for piece in pieces]
+        rows = places[pieces[0].layers]
+        if all(piece.layers is pieces[0].layers for piece in pieces) and len(set(rows.tolist())) == len(rows):
+            found = _over_frames(np.stack([_of(piece, group) for piece in pieces]), np.array(clocks))
+        else:
+            values = np.concatenate([_of(piece, group) for piece in pieces], axis=1)
+            layers = np.concatenate([places[piece.layers] for piece in pieces])
+            rows, found = _by_layer(values, layers, np.repeat(clocks, [len(piece.layers) for piece in pieces]))
+        members = np.array([order[name] for name in group])
+        cube[members[:, None, None], np.arange(len(STATISTICS))[:, None], rows] = found
+    return list(index), Columns.of(names, cube)
+
+
+def _of(contribution: Contribution, names: Sequence[str]) -> Floats:
+    """Return the values of some metrics, [names, layers]."""
+    if contribution.names == tuple(names):
+        return contribution.values
+    return contribution.values[[contribution.names.index(name) for name in names]]
 
 
 def model_statistics(contributions: Sequence[Contribution], origin: int) -> dict[str, ModelStats]:
@@ -111,37 +123,79 @@ def model_statistics(contributions: Sequence[Contribution], origin: int) -> dict
     names = sorted({name for contribution in reporting for name in contribution.model})
     if not names:
         return {}
-    values = np.array([[contribution.model.get(name, np.nan) for contribution in reporting] for name in names])
-    clocks = np.array([float(contribution.clock - origin) for contribution in reporting])
-    statistics = _by_layer(values, np.zeros(len(reporting), dtype=np.intp), clocks, 1)
+    values = np.array([[[contribution.model.get(name, np.nan)] for name in names] for contribution in reporting])
+    found = _over_frames(values, np.array([float(contribution.clock - origin) for contribution in reporting]))
     return {
-        name: ModelStats(
-            count=stats.count[0],
-            **{
-                field: getattr(stats, field)[0] for field in ("mean", "variance", "minimum", "maximum", "last", "slope")
-            },
-        )
-        for name, stats in zip(names, statistics, strict=True)
+        name: ModelStats(**dict(zip(STATISTICS, (count, *rest, None if slope != slope else slope), strict=True)))
+        for name, (count, *rest, slope) in zip(names, found[:, :, 0].tolist(), strict=True)
     }
 
 
-def _by_layer(values: Floats, rows: npt.NDArray[np.intp], clocks: Floats, layers: int) -> list[LayerStats]:
-    """Return the statistics of each metric, one entry a layer.
+def _over_frames(values: Floats, clocks: Floats) -> Floats:
+    """Return the statistics of frames of the same layers, each layer once.
 
-    Variance is the population variance. The slope is that of least squares over the clock, a clock unit; it is None
-    where a layer was measured at fewer than two distinct times. Sums run layer by layer in the order given, so that
-    the same contributions give the same bits.
+    Variance is the population variance. The slope is that of least squares over the clock, a clock unit; it is NaN
+    where a layer was measured at fewer than two distinct times. Sums run in the order of the frames, so that the same
+    contributions give the same bits.
+
+    Args:
+        values: [frames, metrics, layers], NaN where not measured.
+        clocks: [frames], its clock value.
+
+    Returns:
+        [metrics, statistics, layers] in the order of `STATISTICS`, NaN where a layer has none.
+    """
+
+    def sums(terms: Floats) -> Floats:
+        total: Floats = terms[0] + terms[1:].sum(axis=0)  # in the order of `np.add.reduceat`, for the same bits
+        return total
+
+    known = ~np.isnan(values)
+    count = known.sum(axis=0)
+    divisor = np.maximum(count, 1)
+    mean = sums(np.where(known, values, 0.0)) / divisor
+    offset = np.where(known, values - mean, 0.0)
+    time = np.where(known, clocks[:, None, None], 0.0)
+    time_offset = np.where(known, time - sums(time) / divisor, 0.0)
+    first, last_time = time.min(axis=0, where=known, initial=np.inf), time.max(axis=0, where=known, initial=-np.inf)
+    several = first < last_time
+    last = np.full(values.shape[1:], np.nan)
+    for row, is_known in zip(values, known, strict=True):
+        np.copyto(last, row, where=is_known)
+    result = np.stack(
+        [
+            count,
+            mean,
+            sums(offset * offset) / divisor,
+            values.min(axis=0, where=known, initial=np.inf),
+            values.max(axis=0, where=known, initial=-np.inf),
+            last,
+            sums(time_offset * offset) / np.where(several, sums(time_offset * time_offset), 1.0),
+        ],
+        axis=1,
+    )
+    result[:, 1:6] = np.where(count[:, None] > 0, result[:, 1:6], np.nan)
+    result[:, 6] = np.where(several, result[:, 6], np.nan)
+    return result
+
+
+def _by_layer(values: Floats, rows: npt.NDArray[np.intp], clocks: Floats) -> tuple[npt.NDArray[np.intp], Floats]:
+    """Return the layers among `rows`, and their statistics as `_over_frames` does, of frames whose layers differ.
+
+    Sums run layer by layer in the order given.
 
     Args:
         values: [metrics, n], NaN where not measured.
         rows: [n], the layer of each column of `values`.
         clocks: [n], its clock value.
-        layers: How many layers there are.
+
+    Returns:
+        The layers in order, and [metrics, statistics, layers] in the order of `STATISTICS`.
     """
     order = np.argsort(rows, kind="stable")
     rows, clocks, values = rows[order], clocks[order], values[:, order]
-    present, starts = np.unique(rows, return_index=True)
-    lengths = np.diff(np.append(starts, len(rows)))
+    starts = np.flatnonzero(np.diff(rows, prepend=-1))
+    lengths = np.diff(starts, append=len(rows))
     known = ~np.isnan(values)
     zeroed = np.where(known, values, 0.0)
 
@@ -167,30 +221,7 @@ def _by_layer(values: Floats, rows: npt.NDArray[np.intp], clocks: Floats, layers
     maximum = np.maximum.reduceat(np.where(known, values, -np.inf), starts, axis=1)
     place = np.maximum.reduceat(np.where(known, np.arange(len(rows)), -1), starts, axis=1)
     last = np.take_along_axis(values, np.maximum(place, 0), axis=1)
-
-    result = []
-    for metric in range(len(values)):
-        seen = count[metric] > 0
-
-        def column(numbers: Floats, valid: npt.NDArray[np.bool_]) -> list[float | None]:
-            full: list[float | None] = [None] * layers
-            for layer, value, is_valid in zip(present.tolist(), numbers.tolist(), valid.tolist(), strict=True):
-                if is_valid:
-                    full[layer] = value
-            return full
-
-        counts = [0] * layers
-        for layer, seen_here in zip(present.tolist(), count[metric].tolist(), strict=True):
-            counts[layer] = seen_here
-        result.append(
-            LayerStats(
-                count=counts,
-                mean=column(mean[metric], seen),
-                variance=column(variance[metric], seen),
-                minimum=column(minimum[metric], seen),
-                maximum=column(maximum[metric], seen),
-                last=column(last[metric], seen),
-                slope=column(slope[metric], several[metric]),
-            )
-        )
-    return result
+    result = np.stack([count, mean, variance, minimum, maximum, last, slope], axis=1)
+    result[:, 1:6] = np.where(count[:, None] > 0, result[:, 1:6], np.nan)
+    result[:, 6] = np.where(several, slope, np.nan)
+    return rows[starts], result

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tamiyo.evaluation.common.live_runs import sampled_steps
@@ -14,6 +15,7 @@ from tamiyo.evaluation.faults.judge import judge
 from tamiyo.evaluation.faults.ledger import Checkpoint, Evidence, Execution, Ledger, Sample, Sent
 from tamiyo.models.graph import build_graph
 from tamiyo.schemas.adaptation import AdaptationOutcome, DecisionType, OutcomeStatus
+from tamiyo.schemas.analysis import statistics_columns
 from tamiyo.schemas.codec import decode, encode
 from tamiyo.schemas.identity import outcome_id
 from tamiyo.schemas.topics import (
@@ -214,8 +216,9 @@ def test_a_signal_on_another_partition_than_its_frame_is_found(right: Evidence) 
 def test_a_mean_that_is_off_by_a_millionth_is_found(right: Evidence) -> None:
     window = right.records(WINDOWS)[2].record
     stats = window.metrics["gradient_norm"]
-    off = stats.model_copy(update={"mean": [stats.mean[0] * (1 + 1e-6), *stats.mean[1:]]})
-    change = rewritten(WINDOWS, 2, metrics={**window.metrics, "gradient_norm": off})
+    off = replace(stats, mean=stats.mean * np.where(np.arange(len(stats.mean)) == 0, 1 + 1e-6, 1.0))
+    columns = statistics_columns({**window.metrics, "gradient_norm": off})
+    change = rewritten(WINDOWS, 2, columns=columns)
     assert "a window is wrong" in kinds(changed(right, change))
 
 

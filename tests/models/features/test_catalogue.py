@@ -6,6 +6,7 @@ import pytest
 
 from tamiyo.models.features import EDGE_FEATURES, GLOBAL_FEATURES, NODE_FEATURES
 from tamiyo.models.features.catalogue import Catalogue
+from tamiyo.schemas.analysis import STATISTICS
 from tamiyo.schemas.record import Record
 
 MODULES = ("telemetry", "analysis")
@@ -18,6 +19,7 @@ def fields() -> set[str]:
         for name, record in vars(importlib.import_module(f"tamiyo.schemas.{module}")).items():
             if isinstance(record, type) and issubclass(record, Record):
                 found.update(f"{name}.{field}" for field in record.model_fields)
+    found.update(f"LayerStats.{field}" for field in STATISTICS)
     return found
 
 

@@ -1,7 +1,7 @@
 """A partition task without Kafka: its publisher, its input log and its failures are kept in memory."""
 
 import asyncio
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
@@ -9,7 +9,7 @@ from typing import Any
 from tamiyo.schemas.codec import encode
 from tamiyo.schemas.telemetry import CacheHitRates
 from tamiyo.streams.headers import END_MARKER
-from tamiyo.streams.runtime.encoding import Headers
+from tamiyo.streams.runtime.encoding import KeyValueHeaders
 from tamiyo.streams.runtime.partition_task import PartitionTask
 from tamiyo.streams.runtime.poison import PoisonTracker
 from tamiyo.streams.runtime.restore import RestoredState
@@ -49,12 +49,15 @@ class FakeKafka:
     async def may_publish(self) -> bool:
         return self.ours and not self.closed
 
-    async def send(self, topic: str, key: bytes | None, value: bytes | None, headers: Headers) -> Awaitable[Any]:
-        delivered = asyncio.get_running_loop().create_future()
-        self.sent.append(Sent(topic, value, {name: each.decode() for name, each in headers}, delivered))
-        if not self.keep_back:
-            delivered.set_result(None)
-        return delivered
+    async def send(self, topic: str, records: Sequence[KeyValueHeaders]) -> list[tuple[Awaitable[Any], int]]:
+        deliveries: list[tuple[Awaitable[Any], int]] = []
+        for _, value, headers in records:
+            delivered = asyncio.get_running_loop().create_future()
+            self.sent.append(Sent(topic, value, {name: each.decode() for name, each in headers}, delivered))
+            if not self.keep_back:
+                delivered.set_result(None)
+            deliveries.append((delivered, 1))
+        return deliveries
 
     async def verify_gap(self, topic: str, expected: int, found: int) -> None:
         self.gaps.append((topic, expected, found))
@@ -82,6 +85,29 @@ async def settle() -> None:
         await asyncio.sleep(0)
 
 
+class Acknowledged:
+    """The offsets acknowledged of each input, of those that were taken."""
+
+    def __init__(self, *topics: str) -> None:
+        self.offsets: dict[str, list[int]] = {topic: [] for topic in topics}
+        self._taken: dict[str, list[int]] = {topic: [] for topic in topics}
+
+    def took(self, topic: str, offset: int) -> None:
+        """Record an offset that was handed to a task or buffer."""
+        self._taken[topic].append(offset)
+
+    def __call__(self, topic: str, offset: int) -> None:
+        """Acknowledge everything below `offset`."""
+        known = self.offsets[topic]
+        known += sorted({each for each in self._taken[topic] if each < offset and each > max(known, default=-1)})
+
+
+def record_at(offset: int, value: bytes | None, key: bytes = b"run") -> Any:
+    """Return a record as aiokafka gives it; without a value, an end marker."""
+    headers = END_MARKER if value is None else []
+    return SimpleNamespace(offset=offset, timestamp=1500, value=value, headers=headers, key=key)
+
+
 class TaskHarness:
     """A task of a pair stage, with the offsets acknowledged of each input."""
 
@@ -94,22 +120,17 @@ class TaskHarness:
         poison: PoisonTracker | None = None,
     ) -> None:
         self.kafka = kafka
-        self.acknowledged: dict[str, list[int]] = {NUMBERS.name: [], LETTERS.name: []}
+        self._acknowledge = Acknowledged(NUMBERS.name, LETTERS.name)
+        self.acknowledged = self._acknowledge.offsets
         self.stage = stage or pair_stage()
         fake: Any = kafka
-        self.task = PartitionTask(type(self.stage), PARTITION, kafka.worker, fake, fake, kafka.fail)
+        self.task = PartitionTask(type(self.stage), PARTITION, kafka.worker, fake, fake, self._acknowledge, kafka.fail)
         self.task.begin(self.stage, restored or start_of_log(), PoisonTracker() if poison is None else poison)
 
     async def take(self, offset: int, record: CacheHitRates | bytes | None, topic: str = NUMBERS.name) -> Any:
-        """Hand an event to the task; None is an end marker."""
+        """Hand a record to the task; None is an end marker."""
         value = encode(record) if isinstance(record, CacheHitRates) else record
-        event = SimpleNamespace(
-            message=SimpleNamespace(
-                offset=offset, timestamp=1.5, value=value, headers=END_MARKER if value is None else []
-            ),
-            value=value,
-            key=b"run",
-            ack=lambda: self.acknowledged[topic].append(offset),
-        )
-        await self.task.take(topic, event)
-        return event
+        taken = record_at(offset, value)
+        self._acknowledge.took(topic, offset)
+        await self.task.take(topic, [taken])
+        return taken

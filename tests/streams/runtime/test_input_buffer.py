@@ -1,7 +1,6 @@
 """The input buffer: every offset is handed out once, in order, and held until it is acknowledged."""
 
 import asyncio
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -9,12 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tamiyo.schemas.errors import BrokerError
-from tamiyo.streams.headers import END_MARKER
 from tamiyo.streams.runtime.input_buffer import GAPS_VERIFIED, InputBuffer
 from tamiyo.streams.runtime.poison import PoisonTracker
 from tamiyo.streams.settings import WorkerSettings
 from tamiyo.streams.stages.base import Incoming
-from tests.streams.runtime.harness import PARTITION, FakeKafka, settle
+from tests.streams.runtime.harness import Acknowledged, FakeKafka, record_at, settle
 from tests.support.pairs import LETTERS, NUMBERS, PairStage
 
 BUG = ZeroDivisionError("a bug")
@@ -26,36 +24,21 @@ class BufferHarness:
     def __init__(self, *, poison: PoisonTracker | None = None, **worker: Any) -> None:
         self.log = FakeKafka()
         log: Any = self.log
-        self.buffer = InputBuffer(PairStage, PARTITION, WorkerSettings(**{"max_batch": 100, **worker}), log)
+        self.acknowledge = Acknowledged(NUMBERS.name, LETTERS.name)
+        self.buffer = InputBuffer(PairStage, WorkerSettings(**{"max_batch": 100, **worker}), log, self.acknowledge)
         self.buffer.start({NUMBERS.name: 0, LETTERS.name: 0}, poison or PoisonTracker())
-        self.acknowledged: list[int] = []
+
+    @property
+    def acknowledged(self) -> list[int]:
+        return [offset for offsets in self.acknowledge.offsets.values() for offset in offsets]
 
     async def put(self, *offsets: int, topic: str = NUMBERS.name, value: bytes | None = b"v") -> None:
         for offset in offsets:
-            message = SimpleNamespace(offset=offset, timestamp=1.5, value=value, headers=[] if value else END_MARKER)
-            event = SimpleNamespace(
-                message=message, value=value, key=b"k", ack=lambda at=offset: self.acknowledged.append(at)
-            )
-            await self.buffer.put(topic, event)
+            self.acknowledge.took(topic, offset)
+        await self.buffer.put(topic, [record_at(offset, value, b"k") for offset in offsets])
 
     async def batch(self) -> list[int]:
-        return [incoming.offset for incoming, _ in await self.buffer.next_batch()]
-
-
-def test_a_record_keeps_its_place_and_its_bytes() -> None:
-    async def scene() -> None:
-        harness = BufferHarness()
-        await harness.put(0)
-        await harness.put(1, value=b"")
-        assert await harness.buffer.next_batch() == [
-            (Incoming(NUMBERS.name, PARTITION, 0, 1500, None, b"v", b"k"), b"v"),
-            (Incoming(NUMBERS.name, PARTITION, 1, 1500, None, b"", b"k"), b""),
-        ]
-        await harness.put(2, value=None)
-        ((incoming, value),) = await harness.buffer.next_batch()
-        assert (incoming.raw, value) == (b"", None)
-
-    asyncio.run(scene())
+        return [record.offset for _, record in await self.buffer.next_batch()]
 
 
 @settings(deadline=None)

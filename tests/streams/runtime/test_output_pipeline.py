@@ -1,7 +1,6 @@
 """The commit invariant: nothing is acknowledged before everything earlier is delivered."""
 
 import asyncio
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,7 +15,7 @@ from tamiyo.streams.runtime.poison import PoisonTracker
 from tamiyo.streams.runtime.restore import RestoredState
 from tamiyo.streams.settings import WorkerSettings
 from tamiyo.streams.stages.base import Incoming, Output, Reject
-from tests.streams.runtime.harness import PARTITION, FakeKafka, settle
+from tests.streams.runtime.harness import PARTITION, Acknowledged, FakeKafka, record_at, settle
 from tests.support.pairs import LETTERS, NUMBERS, SUMS, PairStage, number
 
 
@@ -33,17 +32,17 @@ class PipelineHarness:
 
     def __init__(self, kafka: FakeKafka, restored: RestoredState | None = None, *, replay: bool = False) -> None:
         self.kafka = kafka
-        self.acknowledged: list[int] = []
         fake: Any = kafka
-        self.inputs = InputBuffer(PairStage, PARTITION, WorkerSettings(replay=replay), fake)
+        self._acknowledge = Acknowledged(NUMBERS.name, LETTERS.name)
+        self.acknowledged = self._acknowledge.offsets[NUMBERS.name]
+        self.inputs = InputBuffer(PairStage, WorkerSettings(replay=replay), fake, self._acknowledge)
         self.inputs.start({NUMBERS.name: 0, LETTERS.name: 0}, PoisonTracker())
         self.pipeline = OutputPipeline("pairs", self.inputs, fake, restored or RestoredState({}))
         self.delivering = asyncio.create_task(self.pipeline.deliver())
 
     async def read(self, offset: int) -> None:
-        message = SimpleNamespace(offset=offset, timestamp=1.5, value=b"v", headers=[])
-        event = SimpleNamespace(message=message, value=b"v", key=b"k", ack=lambda: self.acknowledged.append(offset))
-        await self.inputs.put(NUMBERS.name, event)
+        self._acknowledge.took(NUMBERS.name, offset)
+        await self.inputs.put(NUMBERS.name, [record_at(offset, b"v")])
         await self.inputs.next_batch()
 
     def deliver(self, *places: int) -> None:

@@ -62,10 +62,11 @@ def test_a_rebalance_is_waited_out_and_a_lost_partition_is_not_published_to() ->
 def test_a_message_keeps_its_partition_number_and_gets_the_prefix() -> None:
     sent: list[tuple[Any, ...]] = []
 
-    async def send(*arguments: Any) -> str:
+    async def send_records(*arguments: Any) -> str:
         sent.append(arguments)
-        return "delivery"
+        return "deliveries"
 
-    publisher, _ = make(producer=SimpleNamespace(send=send))
-    assert asyncio.run(publisher.send("sums", b"key", b"value", [("h", b"1")])) == "delivery"
-    assert sent == [("p.sums", b"key", b"value", 2, None, [("h", b"1")])]
+    publisher, _ = make(producer=SimpleNamespace(send_records=send_records))
+    records = [(b"key", b"value", [("h", b"1")])]
+    assert asyncio.run(publisher.send("sums", records)) == "deliveries"
+    assert sent == [("p.sums", 2, records)]

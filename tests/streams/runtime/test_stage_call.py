@@ -9,10 +9,11 @@ import pytest
 
 from tamiyo.schemas.codec import encode
 from tamiyo.schemas.errors import BrokerError
+from tamiyo.streams.runtime.input_buffer import Undecoded
 from tamiyo.streams.runtime.poison import PoisonTracker
 from tamiyo.streams.runtime.stage_call import StageCall
 from tamiyo.streams.stages.base import Incoming, Output, Reject
-from tests.streams.runtime.harness import PARTITION, pair_stage
+from tests.streams.runtime.harness import PARTITION, pair_stage, record_at
 from tests.support.pairs import NUMBERS, PairStage, number
 
 BUG = ZeroDivisionError("a bug")
@@ -53,23 +54,23 @@ def stage_of(kind: type[EchoStage] = EchoStage) -> EchoStage:
     return stage
 
 
-def undecoded(offset: int, value: bytes | None) -> tuple[Incoming, bytes | None]:
-    return Incoming(NUMBERS.name, PARTITION, offset, 0, None, value or b""), value
+def undecoded(offset: int, value: bytes | None) -> Undecoded:
+    return NUMBERS.name, record_at(offset, value)
 
 
-def good(*offsets: int) -> list[tuple[Incoming, bytes | None]]:
+def good(*offsets: int) -> list[Undecoded]:
     return [undecoded(offset, encode(number("run", 0, offset))) for offset in offsets]
 
 
 def call(stage: EchoStage, poison: PoisonTracker | None = None, **more: Any) -> StageCall:
     poison = PoisonTracker() if poison is None else poison  # an empty one is falsy
-    return StageCall(stage, poison=poison, **{"backlog": None, **more})
+    return StageCall(stage, PARTITION, poison=poison, **{"backlog": None, **more})
 
 
 def test_rejects_come_first_and_the_rest_is_fed_in_order() -> None:
     stage = stage_of()
     tracker = PoisonTracker(attempts=1)
-    tracker.record_failure([good(5)[0][0]], BUG)
+    tracker.record_failure([Incoming(NUMBERS.name, PARTITION, 5, 0, None)], BUG)
     batch = [*good(3), undecoded(4, b"rubbish"), *good(5), undecoded(6, None), *good(7, 8)]
     outputs = asyncio.run(call(stage, tracker, dead_lettered={(NUMBERS.name, 7)}).feed(batch))
     rejects = [each for each in outputs if isinstance(each, Reject)]
@@ -85,6 +86,15 @@ def test_rejects_come_first_and_the_rest_is_fed_in_order() -> None:
     assert stage.fed == [3, 8]
     assert rejects[0].source.raw == b"rubbish"
     assert "no value" in rejects[2].reason
+
+
+def test_a_record_keeps_its_place_and_its_bytes() -> None:
+    stage = stage_of()
+    (echo,) = asyncio.run(call(stage).feed(good(3)))
+    value = encode(number("run", 0, 3))
+    assert echo.source == Incoming(NUMBERS.name, PARTITION, 3, 1500, number("run", 0, 3), value, b"run")
+    (reject,) = asyncio.run(call(stage).feed([undecoded(4, None)]))
+    assert reject.source == Incoming(NUMBERS.name, PARTITION, 4, 1500, None, b"", b"run")
 
 
 def test_a_batch_without_a_record_does_not_call_the_stage() -> None:

@@ -19,8 +19,9 @@ from aiokafka.client import AIOKafkaClient
 from aiokafka.consumer.group_coordinator import GroupCoordinator
 from aiokafka.consumer.subscription_state import Assignment, Subscription, TopicPartitionState
 from aiokafka.coordinator.assignors.range import RangePartitionAssignor
+from aiokafka.producer.message_accumulator import BatchBuilder, MessageAccumulator
 from aiokafka.record import default_records, legacy_records
-from faust import App
+from faust import App, Schema
 from faust.transport.conductor import ConductorCompiler
 from faust.transport.consumer import ConsumerThread
 from faust.transport.drivers.aiokafka import AIOKafkaConsumerThread, Consumer, Producer
@@ -36,6 +37,10 @@ READ: dict[str, dict[Callable[..., Any], str]] = {
         AIOKafkaConsumerThread._create_worker_consumer: "c2701bfc3e6f6cad",
         Consumer._new_consumer_thread: "0870ec53dea75083",
         Producer._new_producer: "e72355c3430ed02f",
+        AIOKafkaProducer._serialize: "eb7723aa42b2a40e",
+        AIOKafkaProducer.send_batch: "bf42b0f0c5c0646d",
+        BatchBuilder.append: "657d76f55157d9ca",
+        MessageAccumulator.add_batch: "5ed1c5b1367ad854",
         App._create_directories: "a9f571c3b04abec3",
         App._new_transport: "42db531312dd776f",
     },
@@ -74,7 +79,13 @@ READ: dict[str, dict[Callable[..., Any], str]] = {
         TopicPartitionState.has_valid_position.fget: "ebe7c39d949a1f18",
         TopicPartitionState.position.fget: "816b6b289bd14f5c",
     },
-    "direct_handover": {
+    "batch_handover": {
+        Consumer.getmany: "4b168d84882a70d6",
+        Consumer._new_offset: "1d2c7ea89a7ad4f1",
+        Consumer._filter_tps_with_pending_acks: "f6f9239774234e7e",
+        Consumer._add_gap: "4df2573ded7c1c2c",
+        Consumer.track_message: "217d7f1399a4cd8e",
+        Schema.compile: "d46eec5ce3195b2c",
         Consumer._drain_messages: "44a2500309e83c63",
         Consumer._wait_next_records: "6218e1969a636b3f",
         Consumer.on_buffer_full: "c8961679e0bcdce5",
@@ -127,7 +138,15 @@ def test_overridden_methods_still_exist_with_their_parameters() -> None:
     thread = AIOKafkaConsumerThread
     assert parameters(thread._fetch_records) == parameters(app.StageConsumerThread._fetch_records)
     assert parameters(Consumer.verify_event_path) == parameters(app.StageConsumer.verify_event_path)
-    assert parameters(Consumer.on_buffer_full) == parameters(app.StageConsumer.on_buffer_full)
+    for name in (
+        "on_buffer_full",
+        "track_message",
+        "getmany",
+        "_add_gap",
+        "_new_offset",
+        "_filter_tps_with_pending_acks",
+    ):
+        assert parameters(getattr(Consumer, name)) == parameters(getattr(app.StageConsumer, name)), name
     assert parameters(Producer._new_producer) == parameters(app.StageProducer._new_producer)
     assert parameters(thread.on_partitions_assigned) == ["self", "assigned", "generation_id"]
     assert not hasattr(App, "consumer_thread"), "StageApp.consumer_thread would hide it"

@@ -11,6 +11,7 @@ from faust.types import TP
 
 from tamiyo.schemas.kafka import PRODUCER, KafkaSettings, TopicNames
 from tamiyo.streams.runtime.faust.app import create_app
+from tamiyo.streams.runtime.faust.batch_handover import BatchSchema
 from tamiyo.streams.runtime.faust.timestamp_sync import SLACK_MS, TimestampSynchronization, TimestampSynchronized
 from tamiyo.streams.settings import WorkerSettings
 
@@ -87,11 +88,11 @@ def test_small_records_are_not_read_hours_ahead_of_large_ones(kafka: KafkaSettin
 
         async def take(stream: Any) -> None:
             async for event in stream.events():
-                order.append(event.message.topic)
+                order.extend([event.message.topic] * len(event.value))
                 if len(order) == 2 * count:
                     every.set()
 
-        app.agent(app.topic(small, large, value_type=bytes, value_serializer="raw"), name="take")(take)
+        app.agent(app.topic(small, large, schema=BatchSchema()), name="take")(take)
         await app.start()
         try:
             await asyncio.wait_for(every.wait(), 60)

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tamiyo.schemas.analysis import HealthSignals
+from tamiyo.schemas.analysis import STATISTICS, HealthSignals
 from tamiyo.schemas.codec import encode
+from tamiyo.schemas.columns import entries
 from tamiyo.schemas.topics import (
     CACHE_HIT_RATES,
     ERROR_RECOVERY,
@@ -129,14 +130,14 @@ def test_windows_equal_a_pure_recomputation(seed: int, steps: int, width: int) -
         whole: dict[str, list[tuple[int, float]]] = {}
         for one in inside:
             for name, column in one.metrics.items():
-                for layer, value in zip(one.layer_id, column, strict=True):
+                for layer, value in zip(one.layer_id, entries(column), strict=True):
                     if value is not None:
                         points.setdefault((name, layer), []).append((one.step, value))
             for name, number in one.model_metrics.items():
                 whole.setdefault(name, []).append((one.step, number))
         for name, stats in record.metrics.items():
             for row, layer in enumerate(record.layer_id):
-                here = {field: column[row] for field, column in stats.model_dump().items()}
+                here = {field: entries(getattr(stats, field))[row] for field in STATISTICS}
                 if (name, layer) in points:
                     assert_fits(here, points[name, layer])
                 else:

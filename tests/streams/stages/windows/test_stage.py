@@ -6,6 +6,7 @@ import pytest
 
 from tamiyo.schemas.analysis import HealthSignals, HealthWindow
 from tamiyo.schemas.codec import decode, encode
+from tamiyo.schemas.columns import entries
 from tamiyo.schemas.identity import identity, window_id
 from tamiyo.schemas.topics import (
     CACHE_HIT_RATES,
@@ -55,11 +56,12 @@ def test_one_window_by_hand() -> None:
     assert record.layer_id == ["a", "b"]
     assert list(record.metrics) == ["execution_latency_ms", "gradient_norm"]
     latency = record.metrics["execution_latency_ms"]
-    assert latency.count == [3, 0]
-    assert latency.mean == [pytest.approx(53 / 3), None]  # 1, 11, 41
-    assert latency.variance == [pytest.approx((1 + 121 + 1681) / 3 - (53 / 3) ** 2), None]
-    assert (latency.minimum, latency.maximum, latency.last) == ([1.0, None], [41.0, None], [41.0, None])
-    assert latency.slope == [pytest.approx(1.0), None]
+    assert entries(latency.count) == [3, 0]
+    assert entries(latency.mean) == [pytest.approx(53 / 3), None]  # 1, 11, 41
+    assert entries(latency.variance) == [pytest.approx((1 + 121 + 1681) / 3 - (53 / 3) ** 2), None]
+    assert entries(latency.minimum) == [1.0, None]
+    assert entries(latency.maximum) == entries(latency.last) == [41.0, None]
+    assert entries(latency.slope) == [pytest.approx(1.0), None]
     loss = record.model_metrics["train_loss"]
     assert (loss.count, loss.maximum, loss.minimum, loss.last) == (3, 2.0, 1.6, 1.6)
     assert loss.slope == pytest.approx(-0.01)
@@ -68,8 +70,8 @@ def test_one_window_by_hand() -> None:
 
 def test_one_value_has_no_slope_and_no_variance() -> None:
     (record,) = windows(windows_stage().feed(partition([*frames(10), *frames(50)])))
-    assert record.metrics["gradient_norm"].slope == [None, None]
-    assert record.metrics["gradient_norm"].variance == [0.0, 0.0]
+    assert entries(record.metrics["gradient_norm"].slope) == [None, None]
+    assert entries(record.metrics["gradient_norm"].variance) == [0.0, 0.0]
     assert record.model_metrics["train_loss"].slope is None
 
 
@@ -78,7 +80,7 @@ def test_several_rows_of_a_layer_count_each_and_two_at_one_time_have_no_slope() 
     (record,) = windows(windows_stage().feed(partition([twice, *frames(5)[1:], *frames(60)])))
     latency = record.metrics["execution_latency_ms"]
     assert latency.count[0] == 2
-    assert (latency.mean[0], latency.variance[0], latency.slope[0]) == (2.0, 1.0, None)
+    assert (latency.mean[0], latency.variance[0], entries(latency.slope)[0]) == (2.0, 1.0, None)
 
 
 def test_the_watermark_waits_for_the_slowest_companion() -> None:

@@ -1,0 +1,109 @@
+"""Columns of measured values: the names once, then one matrix as bytes."""
+
+import math
+from collections.abc import Iterable
+from typing import Annotated, Any, Self
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import Field, model_validator
+
+from tamiyo.schemas.record import MAX_ELEMENTS, Record
+
+Floats = npt.NDArray[np.float64]
+Name = Annotated[str, Field(max_length=200)]
+MAX_NAMES = 1_000
+LARGEST_SINGLE, SMALLEST_SINGLE = float(np.finfo(np.float32).max), float(np.finfo(np.float32).smallest_normal)
+DTYPES: dict[int, np.dtype[Any]] = {4: np.dtype("<f4"), 8: np.dtype("<f8")}
+
+
+class Columns(Record):
+    """Named columns of numbers in one matrix, NaN where nothing was measured.
+
+    How many values a column has is said by the record that the columns are part of. They are stored as float32 if that
+    changes no value, else as float64.
+
+    Example:
+        >>> columns = Columns.of(["health", "alpha"], [[0.5, 1.0, None], [0.0, 0.0, 0.25]])
+        >>> columns.width, columns.matrix(3).tolist()
+        (4, [[0.5, 1.0, nan], [0.0, 0.0, 0.25]])
+    """
+
+    names: Annotated[list[Name], Field(max_length=MAX_NAMES, description="Name of each column.")] = []
+    width: Annotated[int, Field(ge=4, le=8, multiple_of=4, description="Bytes per value: 4 or 8.")] = 4
+    values: Annotated[
+        bytes, Field(description="Little-endian IEEE 754 numbers, one column after the other; NaN: not measured.")
+    ] = b""
+
+    @model_validator(mode="after")
+    def _distinct(self) -> Self:
+        if len(set(self.names)) != len(self.names):
+            raise ValueError("two columns have one name")
+        if len(self.values) > self.width * MAX_ELEMENTS:
+            raise ValueError(f"expected at most {MAX_ELEMENTS} values, got {len(self.values) // self.width}")
+        return self
+
+    @classmethod
+    def of(cls, names: Iterable[str], matrix: npt.ArrayLike) -> Self:
+        """Return columns of any values that numpy can convert to float64.
+
+        Args:
+            names: Name of each column.
+            matrix: [names, ...]; None and NaN mean "not measured".
+        """
+        exact = np.ascontiguousarray(matrix, dtype=DTYPES[8])
+        # A float64 whose last 29 bits are 0 and whose magnitude is in range is a float32.
+        if not np.bitwise_and(exact.view("<u8"), 2**29 - 1).any() and _in_range(exact):
+            return cls(names=list(names), width=4, values=exact.astype(DTYPES[4]).tobytes())
+        return cls(names=list(names), width=8, values=exact.tobytes())
+
+    def matrix(self, *shape: int) -> Floats:
+        """Return the values as float64, [names, *shape], read-only if they are stored as such.
+
+        Args:
+            shape: Extent of one column's values.
+
+        Raises:
+            ValueError: There are more or fewer values.
+        """
+        expected = self.width * len(self.names) * math.prod(shape)
+        if len(self.values) != expected:
+            raise ValueError(
+                f"expected {expected} bytes for {len(self.names)} columns of {list(shape)}, got {len(self.values)}"
+            )
+        found = np.frombuffer(self.values, DTYPES[self.width]).reshape(len(self.names), *shape)
+        values: Floats = found.astype(np.float64, copy=False)
+        return values
+
+
+class ColumnarRecord(Record):
+    """A record that keeps arrays made of its columns; only its fields count when it is compared."""
+
+    def __eq__(self, other: object) -> bool:
+        fields = type(self).model_fields
+        return type(self) is type(other) and all(getattr(self, name) == getattr(other, name) for name in fields)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def lists(self) -> dict[str, Any]:
+        """Return lists instead of columns: `released_fields` with their values, None where nothing was measured."""
+        raise NotImplementedError
+
+
+def entries(column: Floats) -> list[float | None]:
+    """Return a column as a list.
+
+    Args:
+        column: One value per layer; NaN: not measured.
+
+    Returns:
+        The values, None where nothing was measured.
+    """
+    return [None if value != value else value for value in column.tolist()]
+
+
+def _in_range(values: Floats) -> bool:
+    """Return whether the exponent of every value is one of float32."""
+    magnitudes = np.abs(values)
+    usual = (magnitudes <= LARGEST_SINGLE) & (magnitudes >= SMALLEST_SINGLE)
+    return bool((usual | (magnitudes == 0) | (magnitudes != magnitudes)).all())
