@@ -70,10 +70,12 @@ class HealthSignals(ColumnarRecord):
 
     @model_validator(mode="after")
     def _checked(self) -> Self:
-        if np.isinf(self.matrix).any():
-            raise ValueError("a metric is infinite")
         if self.sampling.names != SAMPLING:
             raise ValueError(f"expected {SAMPLING} in sampling, got {self.sampling.names}")
+        if not (self.layer_id or self.columns.values or self.sampling.values):
+            return self
+        if np.isinf(self.matrix).any():
+            raise ValueError("a metric is infinite")
         # A NaN makes minimum and maximum NaN, which compares as False.
         low, high = self.chances.min(axis=1, initial=0.0).tolist(), self.chances.max(axis=1, initial=0.0).tolist()
         if not (low[0] >= 0 and low[1] >= 0 and high[0] < math.inf and high[1] <= 1):

@@ -29,8 +29,10 @@ def health_score(
     """
     latency = np.asarray(latency_ms, dtype=np.float64)
     error_rate = np.asarray(errors, dtype=np.float64) / np.maximum(np.asarray(executions, dtype=np.float64), 1.0)
-    cache = np.clip(np.asarray(hit_rate, dtype=np.float64), 0.0, 1.0)
-    execution = 1.0 - np.clip(latency / WORST_LATENCY_MS, 0.0, 1.0)
-    correctness = 1.0 - np.clip(ERROR_FACTOR * error_rate, 0.0, 1.0)
+    # Not np.clip: it takes three times as long for a few layers, and nothing here is negative.
+    cache = np.minimum(np.asarray(hit_rate, dtype=np.float64), 1.0)
+    execution = 1.0 - np.minimum(latency / WORST_LATENCY_MS, 1.0)
+    correctness = 1.0 - np.minimum(ERROR_FACTOR * error_rate, 1.0)
     score = EXECUTION_WEIGHT * execution + ERROR_WEIGHT * correctness + CACHE_WEIGHT * cache
-    return np.clip(score, 0.0, 1.0)  # rounding may lift the weights' sum above 1
+    bounded: npt.NDArray[np.float64] = np.minimum(score, 1.0)  # rounding may lift the weights' sum above 1
+    return bounded

@@ -29,6 +29,7 @@ from tamiyo.streams.stages.intake.anomaly import HIGHEST, Measured, RunDeviation
 from tamiyo.streams.stages.intake.frame_metrics import FrameMetrics, read
 from tamiyo.streams.stages.intake.shedding import draws, survival
 
+NO_METRICS, NO_SAMPLING = Columns(), Columns(names=SAMPLING)
 SOURCES = frozenset(topic.name for topic in TELEMETRY)
 
 
@@ -239,8 +240,8 @@ class IntakeStage(Stage):
             companions=frame.companions,
             final=frame.final,
             layer_id=layers,
-            columns=Columns.of(content.names, values),
-            sampling=Columns.of(SAMPLING, [priority, chances]),
+            columns=Columns.of(content.names, values) if rows else NO_METRICS,
+            sampling=Columns.of(SAMPLING, [priority, chances]) if rows else NO_SAMPLING,
             shed=dropped - filtered,
             filtered=filtered,
             model_metrics=content.model_metrics,

@@ -167,7 +167,7 @@ class OpenWindows:
 def _check(contribution: Contribution, window: OpenWindow) -> None:
     largest = max([0.0, *map(abs, contribution.model.values())])
     if contribution.values.size:
-        largest = max(largest, float(np.fmax.reduce(np.abs(contribution.values), axis=None, initial=0.0)))
+        largest = max(largest, float(np.fmax.reduce(np.abs(contribution.values), axis=None)))
     if largest > LARGEST:
         raise RecordError(f"a value of {largest:g} is beyond {LARGEST:g}, the largest that can be measured")
     if contribution.layers not in window.layouts:

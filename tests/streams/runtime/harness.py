@@ -125,12 +125,15 @@ class TaskHarness:
         self.stage = stage or pair_stage()
         fake: Any = kafka
         self.task = PartitionTask(type(self.stage), PARTITION, kafka.worker, fake, fake, self._acknowledge, kafka.fail)
-        self.task.begin(self.stage, restored or start_of_log(), PoisonTracker() if poison is None else poison)
+        restored = restored or start_of_log()
+        self._begins = dict(restored.positions)
+        self.task.begin(self.stage, restored, PoisonTracker() if poison is None else poison)
 
     async def take(self, offset: int, record: CacheHitRates | bytes | None, topic: str = NUMBERS.name) -> Any:
         """Hand a record to the task; None is an end marker."""
         value = encode(record) if isinstance(record, CacheHitRates) else record
         taken = record_at(offset, value)
-        self._acknowledge.took(topic, offset)
+        if offset >= self._begins[topic]:
+            self._acknowledge.took(topic, offset)
         await self.task.take(topic, [taken])
         return taken

@@ -1,12 +1,16 @@
 """The Faust app of a stage."""
 
+import asyncio
 from pathlib import Path
 
 import pytest
+from aiokafka.errors import MessageSizeTooLargeError
 
+from tamiyo.schemas.client.partition_reader import PartitionReader
 from tamiyo.schemas.errors import ConfigurationError
-from tamiyo.schemas.kafka import KafkaSettings
-from tamiyo.streams.runtime.faust.app import create_app
+from tamiyo.schemas.kafka import KafkaSettings, TopicNames
+from tamiyo.streams.runtime.encoding import KeyValueHeaders
+from tamiyo.streams.runtime.faust.app import StageProducer, create_app
 from tamiyo.streams.runtime.faust.clients import aiokafka_settings
 from tamiyo.streams.settings import WorkerSettings
 
@@ -55,3 +59,35 @@ def test_security_reaches_faust_and_aiokafka() -> None:
         aiokafka_settings(KafkaSettings(security_protocol="SASL_PLAINTEXT", sasl_mechanism="PLAIN"))
     with pytest.raises(ConfigurationError, match="SSL_"):
         aiokafka_settings(KafkaSettings(security_protocol="SSL", ssl_ca_file="/nowhere"))
+
+
+def test_records_are_sent_in_order_in_as_few_batches_as_their_size_allows(
+    kafka: KafkaSettings, names: TopicNames
+) -> None:
+    topic = names.full("batches")
+    small = [(b"run", f"{number}".encode(), [("h", b"1")]) for number in range(100)]
+    large = [(b"run", bytes([number]) * 100_000, []) for number in range(6)]
+    too_large: KeyValueHeaders = (b"run", bytes(500_000), [])
+
+    async def scene() -> None:
+        app = create_app(names.full("sender"), kafka, WorkerSettings(max_message_bytes=400_000))
+        producer = StageProducer(app.transport)
+        await producer.start()
+        try:
+            sent = await producer.send_records(topic, 0, small)
+            assert [count for _, count in sent] == [100]
+            parts = await producer.send_records(topic, 0, large)
+            assert sum(count for _, count in parts) == 6
+            assert 1 < len(parts) < 6
+            with pytest.raises(MessageSizeTooLargeError):
+                await producer.send_records(topic, 0, [too_large])
+            for delivery, _ in (*sent, *parts):
+                await delivery
+        finally:
+            await producer.stop()
+
+    asyncio.run(scene())
+    with PartitionReader(kafka) as reader:
+        found = list(reader.read(reader.ranges(topic)))
+    assert [(each.key(), each.value()) for each in found] == [(key, value) for key, value, _ in (*small, *large)]
+    assert found[0].headers() == [("h", b"1")]

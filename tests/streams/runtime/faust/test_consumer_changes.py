@@ -126,3 +126,75 @@ def test_a_message_is_handed_over_directly_only_if_that_cannot_block(
     monkeypatch.setattr(Consumer, "wait_first", race)
     asyncio.run(scene())
     assert raced == ([1] if direct else [2, 1])
+
+
+A, B = TP("t", 0), TP("t", 1)
+
+
+def record(offset: int) -> Any:
+    return SimpleNamespace(offset=offset, timestamp=1_500, timestamp_type=0)
+
+
+class Fetching:
+    """A consumer whose next fetch brings given records."""
+
+    def __init__(self, records: dict[TP, list[Any]] | None, **more: Any) -> None:
+        self.sought = 0
+        made = self.consumer = StageConsumer.__new__(StageConsumer)
+
+        async def fetch(timeout: float) -> tuple[dict[TP, list[Any]] | None, set[TP] | None]:
+            return records, more.get("active", {A, B})
+
+        async def seek() -> None:
+            self.sought += 1
+
+        made._wait_next_records = fetch
+        made.perform_seek = seek
+        made.flow_active = more.get("flow", True)
+        made._buffered_partitions = set()
+        made._done = {}
+        made.app = SimpleNamespace(consumer_generation_id=7)
+
+    async def read(self, after_first: Any = lambda: None) -> list[tuple[TP, list[int], int]]:
+        found = []
+        async for tp, message in self.consumer.getmany(1.0):
+            found.append((tp, [each.offset for each in message.value], message.generation_id))
+            after_first()
+        return found
+
+
+@pytest.fixture(autouse=True)
+def running(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(StageConsumer, "should_stop", False)
+
+
+def test_a_fetch_is_handed_over_as_one_message_a_partition() -> None:
+    fetching = Fetching({A: [record(3), record(4)], B: [record(9)], TP("t", 2): []})
+    assert asyncio.run(fetching.read()) == [(A, [3, 4], 7), (B, [9], 7)]
+    assert asyncio.run(Fetching({A: [record(3)], B: [record(9)]}, active={B}).read()) == [(B, [9], 7)]
+    assert asyncio.run(Fetching(None).read()) == []
+
+
+def test_nothing_of_a_fetch_is_handed_over_once_the_partitions_are_others() -> None:
+    records = {A: [record(3)], B: [record(9)]}
+    rebalanced = Fetching(records)
+    assert len(asyncio.run(rebalanced.read(lambda: setattr(rebalanced.consumer.app, "consumer_generation_id", 8)))) == 1
+    suspended = Fetching(records)
+    assert len(asyncio.run(suspended.read(lambda: setattr(suspended.consumer, "flow_active", False)))) == 1
+    paused = Fetching(records, flow=False)
+    assert asyncio.run(paused.read()) == []
+    assert paused.sought == 1
+
+
+def test_commits_move_to_what_was_acknowledged_and_to_nothing_after_a_rebalance() -> None:
+    consumer = Fetching({}).consumer
+    assert consumer._new_offset(A) is None
+    consumer.acknowledge(A, 5)
+    consumer.acknowledge(A, 8)
+    consumer.acknowledge(B, 1)
+    assert (consumer._new_offset(A), consumer._new_offset(B)) == (8, 1)
+    assert set(consumer._filter_tps_with_pending_acks()) == {A, B}
+    assert set(consumer._filter_tps_with_pending_acks({A})) == {A}
+    consumer.forget_acknowledged()
+    assert not list(consumer._filter_tps_with_pending_acks())
+    assert consumer._new_offset(A) is None

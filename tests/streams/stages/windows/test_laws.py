@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from fractions import Fraction
 from typing import Any
 
@@ -10,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tamiyo.schemas.analysis import STATISTICS, HealthSignals
-from tamiyo.schemas.codec import encode
+from tamiyo.schemas.codec import decode, encode
 from tamiyo.schemas.columns import entries
 from tamiyo.schemas.topics import (
     CACHE_HIT_RATES,
@@ -18,7 +19,17 @@ from tamiyo.schemas.topics import (
 )
 from tamiyo.streams.stages.windows.stage import WindowsStage
 from tests.support.restarts import with_crashes, without_crashes
-from tests.support.telemetry import COMPANIONS, outputs, partition, rejects, signal, windows, windows_stage
+from tests.support.telemetry import (
+    COMPANIONS,
+    as_released,
+    outputs,
+    partition,
+    prior_outputs,
+    rejects,
+    signal,
+    windows,
+    windows_stage,
+)
 
 KERNEL, LAYER, MODEL = COMPANIONS
 
@@ -174,3 +185,30 @@ def test_a_restart_at_any_moment_changes_nothing(seed: int, steps: int, width: i
     # A repeat may become late if only the stage before the crash held the original's window; nothing else may.
     assert all(log.index(log[offset]) < offset for offset in repeated)
     assert late <= {one.source.offset for one in rejects(crashed)}
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 2**32), st.integers(5, 30), st.integers(0, 100))
+def test_workers_of_the_last_release_and_of_this_one_lose_and_double_no_window(
+    seed: int, steps: int, turn: int
+) -> None:
+    rng = random.Random(seed)
+    log = interleave(rng, [s for run_id in ("one", "two") for s in run_streams(rng, run_id, steps).values()])
+    expected = {one.identity: encode(one.record) for one in outputs(windows_stage().feed(partition(log)))}
+
+    def of_either(record: Any, old: bool) -> Any:
+        return decode(as_released(record) if old else encode(record), type(record))
+
+    # First the windows are computed by a worker of the last release, then, after it has ended, by one of this release,
+    # which restores what the other has published; all the while, intakes of both releases write signals.
+    fed = partition([of_either(record, rng.random() < 0.5) for record in log])
+    cut = len(fed) * turn // 100
+    first = windows_stage()
+    published = outputs(first.feed(fed[:cut]))
+    second = windows_stage()
+    second.restore(replace(each, record=of_either(each.record, True)) for each in prior_outputs(published))
+    committed = min(first.open_offsets().values(), default=cut)
+    done = {one.identity for one in published}
+    published += [one for one in outputs(second.feed(fed[committed:])) if one.identity not in done]
+    assert len(published) == len(expected)
+    assert {one.identity: encode(one.record) for one in published} == expected
