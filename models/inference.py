@@ -5,10 +5,12 @@ on the same shapes, in the same order, so the results are those of the modules b
 definition of the network, and what learns.
 """
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import linear
 
 from tamiyo.models.batch import GraphBatch
@@ -26,6 +28,7 @@ def evaluate(policy: TamiyoPolicy, batch: GraphBatch) -> PolicyOutput:
     """
     nodes = linear(batch.x, policy.encoder.weight, policy.encoder.bias).relu_()
     source, target = batch.edge_index.unbind()
+    layer: Any
     for layer in policy.convolutions:
         convolution, norm = layer.convolution, layer.norm
         messages = nodes.index_select(0, source)
@@ -46,13 +49,13 @@ def evaluate(policy: TamiyoPolicy, batch: GraphBatch) -> PolicyOutput:
     )
 
 
-def _head(x: Tensor, head: nn.Sequential) -> Tensor:
+def _head(x: Tensor, head: Any) -> Tensor:
     """Return what a head of two linear layers makes of `x`, with a ReLU between them and perhaps dropout."""
     first, *_, last = head
     return linear(linear(x, first.weight, first.bias).relu_(), last.weight, last.bias)
 
 
-def _pool(nodes: Tensor, batch: GraphBatch, gate: nn.Sequential) -> Tensor:
+def _pool(nodes: Tensor, batch: GraphBatch, gate: Any) -> Tensor:
     """Return the sum of the nodes weighed by attention, [1, hidden]; as torch_geometric's AttentionalAggregation."""
     score = _head(nodes, gate)
     weight = score.sub_(score.amax(dim=0)).exp_()
