@@ -176,8 +176,7 @@ class Updater:
         batch = UpdateBatch(self.policy.rewards, examples)
         acted = batch.act(self.policy)
         before = batch.log_probabilities(acted)
-        with torch.no_grad():
-            value = self.policy.value(torch.cat([each.whole for each in acted])).flatten()
+        value = batch.values(self.policy, acted)
         proximal = batch.log_probabilities(batch.act(self.proximal))
         b = self._targets(examples, corrections, returns, version, batch.action, proximal, value)
         if float(b.weight.sum()) <= 0:

@@ -33,7 +33,11 @@ class UpdateBatch:
 
     @torch.no_grad()
     def act(self, policy: TamiyoPolicy) -> list[Acted]:
-        """Return what the deciding part of a policy makes of each example, without gradients."""
+        """Return what the deciding part of a policy makes of each example, without gradients.
+
+        Args:
+            policy: The policy.
+        """
         found = [policy.act(chunk) for chunk in self._chunks]
         sizes = [len(example.graph.x) for example in self.examples]
         nodes = torch.split(torch.cat([each.nodes for each in found]), sizes)
@@ -41,8 +45,23 @@ class UpdateBatch:
         logits = torch.split(torch.cat([each.logits for each in found]), self._actions)
         return [Acted(*each) for each in zip(nodes, whole, logits, strict=True)]
 
+    @torch.no_grad()
+    def values(self, policy: TamiyoPolicy, acted: Sequence[Acted]) -> Tensor:
+        """Return the value head's estimate for each example, [examples], without gradients.
+
+        Args:
+            policy: The policy.
+            acted: What `act` returns for it.
+        """
+        values: Tensor = policy.value(torch.cat([each.whole for each in acted])).flatten()
+        return values
+
     def log_probabilities(self, acted: Sequence[Acted]) -> Tensor:
-        """Return the log-probabilities of all examples' actions, [A]."""
+        """Return the log-probabilities of all examples' actions, nats, [A].
+
+        Args:
+            acted: What `act` returns for a policy.
+        """
         return masked_log_softmax(torch.cat([each.logits for each in acted]), self.graph.mask, self.graph.action_graph)
 
     def output(
@@ -72,7 +91,12 @@ class UpdateBatch:
 
     @torch.no_grad()
     def outputs(self, policy: TamiyoPolicy, settled: Sequence[Acted] | None) -> list[PolicyOutput]:
-        """Return a policy's output for all examples, in parts, without gradients; arguments as of `output`."""
+        """Return a policy's output for all examples, in parts, without gradients.
+
+        Args:
+            policy: The policy that learns.
+            settled: As for `output`.
+        """
         starts = range(0, len(self.examples), CHUNK)
         return [
             self.output(policy, range(start, start + chunk.graphs), chunk, settled)
