@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from tamiyo.models.actions import size
 from tamiyo.models.features import require_catalogue
+from tamiyo.models.graph import edge_ends
 from tamiyo.models.heuristic import baseline_logits
 from tamiyo.schemas.analysis import ModelGraph
 from tamiyo.schemas.errors import PolicyError
@@ -59,48 +59,39 @@ class GraphBatch:
         """
         if not graphs or len(graphs) != len(masks):
             raise PolicyError(f"expected graphs and a mask for each, got {len(graphs)} graphs and {len(masks)} masks")
-        for graph, mask in zip(graphs, masks, strict=True):
-            require_catalogue(graph)
-            if mask.shape != (size(len(graph.layer_id), kinds),) or not mask[0]:
-                raise PolicyError(
-                    f"expected a mask of {size(len(graph.layer_id), kinds)} actions with no_op legal for graph "
-                    f"{graph.graph_id}, got shape {mask.shape}"
-                )
-        nodes = np.array([len(graph.layer_id) for graph in graphs])
-        first = np.concatenate([[0], np.cumsum(nodes)])
-        ends = [
-            np.array([graph.edge_source, graph.edge_target], dtype=np.int64).reshape(2, -1) + start
-            for graph, start in zip(graphs, first, strict=False)
-        ]
-        edges = np.concatenate(ends, axis=1)
-        attributes = np.concatenate([graph.edge_features.numpy() for graph in graphs])
-        # Messages flow both ways: the best action at a layer depends on the layers after it too.
-        backward = attributes.copy()
-        backward[:, -1] = 1.0
-        length = len(kinds)
-        lengths = 1 + nodes * length
-        rows = [
-            np.concatenate([[number], len(graphs) + np.arange(start * length, end * length)])
-            for number, (start, end) in enumerate(pairwise(first.tolist()))
-        ]
-        prior = [baseline_logits(graph, kinds, mask) for graph, mask in zip(graphs, masks, strict=True)]
-        return cls(
-            x=torch.from_numpy(np.concatenate([graph.node_features.numpy() for graph in graphs])),
-            edge_index=torch.from_numpy(np.concatenate([edges, edges[::-1]], axis=1)),
-            edge_attr=torch.from_numpy(np.concatenate([attributes, backward])),
-            globals=torch.from_numpy(np.stack([graph.global_features.numpy() for graph in graphs])),
-            node_graph=torch.from_numpy(np.repeat(np.arange(len(graphs)), nodes)),
-            prior=torch.from_numpy(np.concatenate(prior)),
-            mask=torch.from_numpy(np.concatenate(masks)),
-            action_graph=torch.from_numpy(np.repeat(np.arange(len(graphs)), lengths)),
-            action_row=torch.from_numpy(np.concatenate(rows)),
-            offsets=torch.from_numpy(np.concatenate([[0], np.cumsum(lengths)])),
-        )
+        return combine([_single(graph, kinds, mask) for graph, mask in zip(graphs, masks, strict=True)])
 
     @property
     def graphs(self) -> int:
         """Number of graphs."""
         return int(self.globals.shape[0])
+
+
+def _single(graph: ModelGraph, kinds: Sequence[str], mask: npt.NDArray[np.bool_]) -> GraphBatch:
+    require_catalogue(graph)
+    nodes = len(graph.layer_id)
+    actions = size(nodes, kinds)
+    if mask.shape != (actions,) or not mask[0]:
+        raise PolicyError(
+            f"expected a mask of {actions} actions with no_op legal for graph {graph.graph_id}, got shape {mask.shape}"
+        )
+    ends = edge_ends(graph)
+    # Messages flow both ways: the best action at a layer depends on the layers after it too.
+    features = graph.edge_features.numpy()
+    attributes = np.concatenate([features, features])
+    attributes[len(features) :, -1] = 1.0
+    return GraphBatch(
+        x=torch.from_numpy(graph.node_features.numpy().copy()),
+        edge_index=torch.from_numpy(np.concatenate([ends, ends[::-1]], axis=1)),
+        edge_attr=torch.from_numpy(attributes),
+        globals=torch.from_numpy(graph.global_features.numpy().copy()).unsqueeze(0),
+        node_graph=torch.zeros(nodes, dtype=torch.int64),
+        prior=torch.from_numpy(baseline_logits(graph, kinds, mask)),
+        mask=torch.from_numpy(mask.copy()),
+        action_graph=torch.zeros(actions, dtype=torch.int64),
+        action_row=torch.arange(actions),
+        offsets=torch.tensor([0, actions]),
+    )
 
 
 def combine(graphs: Sequence[GraphBatch]) -> GraphBatch:
@@ -109,24 +100,29 @@ def combine(graphs: Sequence[GraphBatch]) -> GraphBatch:
     Args:
         graphs: Batches of one graph each; at least one.
     """
-    nodes = np.cumsum([0, *(graph.x.shape[0] for graph in graphs)]).tolist()
-    offsets = torch.tensor(np.cumsum([0, *(graph.mask.shape[0] for graph in graphs)]), dtype=torch.int64)
-    rows = []
-    for index, graph in enumerate(graphs):
-        # In a batch of one graph row 0 is no_op and the layers' actions follow; with G graphs the first G rows are.
-        per_node = (graph.action_row.shape[0] - 1) // max(1, graph.x.shape[0])
-        inner = graph.action_row - 1 + len(graphs) + nodes[index] * per_node
-        rows.append(torch.where(graph.action_row == 0, torch.full_like(inner, index), inner))
+    if len(graphs) == 1:
+        return graphs[0]
+    nodes, edges, actions = (
+        torch.tensor([len(values) for values in column])
+        for column in zip(*((graph.x, graph.edge_attr, graph.mask) for graph in graphs), strict=True)
+    )
+    numbers = torch.arange(len(graphs))
+    action_graph = numbers.repeat_interleave(actions)
+    offsets = torch.cat([torch.zeros(1, dtype=torch.int64), actions.cumsum(0)])
+    # The no_op of each graph has the row of its number; the other actions follow in their order.
+    action_row = torch.arange(len(action_graph)) - action_graph + (len(graphs) - 1)
+    action_row[offsets[:-1]] = numbers
+    first_node = (nodes.cumsum(0) - nodes).repeat_interleave(edges)
     return GraphBatch(
         x=torch.cat([graph.x for graph in graphs]),
-        edge_index=torch.cat([graph.edge_index + nodes[index] for index, graph in enumerate(graphs)], dim=1),
+        edge_index=torch.cat([graph.edge_index for graph in graphs], dim=1) + first_node,
         edge_attr=torch.cat([graph.edge_attr for graph in graphs]),
         globals=torch.cat([graph.globals for graph in graphs]),
-        node_graph=torch.cat([graph.node_graph + index for index, graph in enumerate(graphs)]),
+        node_graph=numbers.repeat_interleave(nodes),
         prior=torch.cat([graph.prior for graph in graphs]),
         mask=torch.cat([graph.mask for graph in graphs]),
-        action_graph=torch.cat([graph.action_graph + index for index, graph in enumerate(graphs)]),
-        action_row=torch.cat(rows),
+        action_graph=action_graph,
+        action_row=action_row,
         offsets=offsets,
     )
 

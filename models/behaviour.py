@@ -19,6 +19,7 @@ import torch
 
 from tamiyo.models.batch import GraphBatch, masked_log_softmax
 from tamiyo.models.conformal import Calibration
+from tamiyo.models.inference import evaluate, spread_of
 from tamiyo.models.policy import BehaviourSettings, PolicyOutput, TamiyoPolicy
 from tamiyo.schemas.adaptation import AdaptationDecision
 from tamiyo.schemas.analysis import ModelGraph
@@ -90,7 +91,7 @@ def choose(
     """
     settings = settings or policy.config.behaviour
     output, prior = _evaluate(policy, graph, mask)
-    spread = output.spread.numpy()
+    spread = spread_of(output.ensemble)
     uncertainty = (calibration or policy.calibration).half_width(spread)
     probabilities, confident = _distribution(output, prior, mask, spread, uncertainty, settings)
     index = draw(probabilities, seed)
@@ -137,7 +138,7 @@ def distribution(
         True
     """
     output, prior = _evaluate(policy, graph, mask)
-    spread = output.spread.numpy()
+    spread = spread_of(output.ensemble)
     uncertainty = policy.calibration.half_width(spread)
     return _distribution(output, prior, mask, spread, uncertainty, settings or policy.config.behaviour)[0]
 
@@ -215,16 +216,8 @@ def distributions(
 def _evaluate(policy: TamiyoPolicy, graph: ModelGraph, mask: npt.NDArray[np.bool_]) -> tuple[PolicyOutput, Array]:
     """Return the output and the heuristic's logits for one graph alone: a larger batch would round differently."""
     batch = GraphBatch.of([graph], policy.kinds, [mask])
-    training = policy.training
-    if training:  # only then: eval() visits every module and takes a fifth of a decision's time
-        policy.eval()
-    try:
-        with torch.inference_mode():
-            output: PolicyOutput = policy(batch)
-    finally:
-        if training:
-            policy.train()
-    if not all(bool(torch.isfinite(part).all()) for part in (output.logits, output.value, output.ensemble)):
+    output = evaluate(policy, batch)
+    if not all(np.isfinite(part.numpy()).all() for part in (output.logits, output.value, output.ensemble)):
         raise PolicyError(f"the policy's output for graph {graph.graph_id} is not finite")
     return output, batch.prior.numpy().astype(np.float64)
 

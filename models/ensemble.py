@@ -55,13 +55,14 @@ class RewardEnsemble(nn.Module):
         ):
             self.register_buffer(name, torch.randn(shape) / math.sqrt(shape[1]))
 
-    def forward(self, placed: Tensor, whole: Tensor, batch: GraphBatch) -> Tensor:
+    def forward(self, placed: Tensor, whole: Tensor, batch: GraphBatch, prior: Tensor | None = None) -> Tensor:
         """Predict the reward of every action.
 
         Args:
             placed: Embedding of each node beside that of its graph, [N, 2 hidden].
             whole: Embedding of each graph, [graphs, hidden].
             batch: The graphs, whose raw features the priors read.
+            prior: What `prior` returns for them, if it is known.
 
         Returns:
             [heads, graphs + N x kinds]: no_op of each graph, then every kind at every node.
@@ -69,7 +70,7 @@ class RewardEnsemble(nn.Module):
         at_nodes = torch.relu(placed @ self.node_first + self.node_first_bias) @ self.node_last + self.node_last_bias
         no_op = torch.relu(whole @ self.no_op_first + self.no_op_first_bias) @ self.no_op_last + self.no_op_last_bias
         learned = torch.cat([no_op.flatten(1), at_nodes.flatten(1)], dim=1)
-        return learned + self.prior(batch)
+        return learned + (self.prior(batch) if prior is None else prior)
 
     @torch.no_grad()
     def prior(self, batch: GraphBatch) -> Tensor:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 from tamiyo.models.features import FEATURE_VERSION, HISTORY_WINDOWS, GraphInputs
 from tamiyo.models.features.edges import EdgeInputs, edge_features
@@ -15,7 +16,7 @@ from tamiyo.schemas.identity import graph_id
 from tamiyo.schemas.record import Tensor
 from tamiyo.schemas.telemetry import ModelTopology
 
-__all__ = ["HISTORY_WINDOWS", "build_graph"]
+__all__ = ["HISTORY_WINDOWS", "build_graph", "edge_ends"]
 
 
 @np.errstate(over="ignore", under="ignore", invalid="ignore")  # an overflow ends at the bound of every feature
@@ -96,3 +97,12 @@ def build_graph(window: HealthWindow, topology: ModelTopology, history: Sequence
         cooldown_steps=topology.cooldown_steps,
         model_metrics={name: stats.mean for name, stats in sorted(window.model_metrics.items())},
     )
+
+
+def edge_ends(graph: ModelGraph) -> npt.NDArray[np.int64]:
+    """Return the node indices of each edge's source and target, int64 [2, edges].
+
+    Args:
+        graph: The graph.
+    """
+    return np.array([graph.edge_source, graph.edge_target], dtype=np.int64).reshape(2, -1)

@@ -7,12 +7,15 @@ section 11).
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
 
 from tamiyo.models.actions import blueprint_of
-from tamiyo.models.features import HISTORY_WINDOWS, global_value, node_column
+from tamiyo.models.features import HISTORY_WINDOWS, GraphFeatures
+from tamiyo.models.graph import edge_ends
 from tamiyo.schemas.adaptation import DecisionType
 from tamiyo.schemas.analysis import ModelGraph
 
@@ -49,6 +52,17 @@ CALM = {"optimize": 0.40, "rest": 0.003}
 IDLE = {"loads": 0.003, "fossilize": 0.01, "rest": 0.002}
 
 
+@dataclass(frozen=True, slots=True)
+class _Case:
+    """What the heuristic looks at, each read once."""
+
+    graph: ModelGraph
+    kinds: tuple[str, ...]
+    features: GraphFeatures
+    active: npt.NDArray[np.bool_]
+    """Layers with an active kernel, [nodes]."""
+
+
 def baseline_logits(graph: ModelGraph, kinds: Sequence[str], mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.float32]:
     """Return the baseline as logits over the flat action list.
 
@@ -64,19 +78,20 @@ def baseline_logits(graph: ModelGraph, kinds: Sequence[str], mask: npt.NDArray[n
     Raises:
         PolicyError: Another feature catalogue built the graph.
     """
+    g = _Case(graph, tuple(kinds), GraphFeatures(graph), np.asarray(graph.active_seeds) > 0)
     table = mask[1:].reshape(len(graph.layer_id), len(kinds))
     proposals: dict[str, Array] = {
-        "loads": _loads(graph, kinds, table),
-        "unload": table * _column(kinds, DecisionType.UNLOAD_KERNEL) * _spent(graph)[:, None],
-        "fossilize": table * _column(kinds, DecisionType.FOSSILIZE_KERNEL) * _proven(graph)[:, None],
-        "optimize": table * _column(kinds, DecisionType.OPTIMIZE_PARAMETERS) * _runaway(graph)[:, None],
-        "rest": table * _everything(graph, kinds),
+        "loads": _loads(g, table),
+        "unload": table * _column(g.kinds, DecisionType.UNLOAD_KERNEL) * _spent(g)[:, None],
+        "fossilize": table * _column(g.kinds, DecisionType.FOSSILIZE_KERNEL) * _proven(g)[:, None],
+        "optimize": table * _column(g.kinds, DecisionType.OPTIMIZE_PARAMETERS) * _runaway(g)[:, None],
+        "rest": table * _everything(g),
     }
     best = np.zeros_like(proposals["loads"])
     if proposals["loads"].any():
         best.flat[np.argmax(proposals["loads"])] = 1.0
     proposals["best"] = best
-    shares = _situation(graph, kinds, proposals)
+    shares = _situation(g, proposals)
     probabilities = np.zeros(len(mask))
     for name, share in shares.items():
         total = proposals[name].sum()
@@ -108,89 +123,87 @@ def baseline_distribution(
     return np.asarray(weights / weights.sum(), np.float32)
 
 
-def _situation(graph: ModelGraph, kinds: Sequence[str], proposals: dict[str, Array]) -> dict[str, float]:
+def _situation(g: _Case, proposals: dict[str, Array]) -> dict[str, float]:
     """Return the shares for the current situation: stop harm first, then grow, else wait."""
     if proposals["unload"].any():
         return PRUNE
     if proposals["optimize"].any():
         return CALM
-    warm = global_value(graph, "windows_seen") * HISTORY_WINDOWS >= WARM_UP
-    if not warm or not proposals["loads"].any() or _doubtful(graph):
+    warm = g.features.whole("windows_seen") * HISTORY_WINDOWS >= WARM_UP
+    if not warm or not proposals["loads"].any() or _doubtful(g):
         return IDLE
     node, kind = np.unravel_index(np.argmax(proposals["loads"]), proposals["loads"].shape)
-    promising = node_column(graph, "growth_share")[node] > 0 and _worth(kinds)[kind] >= WORTHWHILE
+    promising = g.features.node("growth_share")[node] > 0 and _worth(g.kinds)[kind] >= WORTHWHILE
     return GROW if promising else HESITATE
 
 
-def _doubtful(graph: ModelGraph) -> bool:
+def _doubtful(g: _Case) -> bool:
     """Return whether one more kernel would hardly pay off: too late, solved, overfitting, or the last one is idle."""
-    late = global_value(graph, "progress") > LATE
-    solved = global_value(graph, "validation_accuracy") >= SOLVED
-    overfitting = global_value(graph, "loss_gap") > OVERFIT and global_value(graph, "validation_loss_trend") > 0
-    idle = ((node_column(graph, "contribution_negative") * HISTORY_WINDOWS >= 2) & _active(graph)).any()
+    late = g.features.whole("progress") > LATE
+    solved = g.features.whole("validation_accuracy") >= SOLVED
+    overfitting = g.features.whole("loss_gap") > OVERFIT and g.features.whole("validation_loss_trend") > 0
+    idle = ((g.features.node("contribution_negative") * HISTORY_WINDOWS >= 2) & g.active).any()
     return bool(late or solved or overfitting or idle)
 
 
-def _loads(graph: ModelGraph, kinds: Sequence[str], table: npt.NDArray[np.bool_]) -> Array:
+def _loads(g: _Case, table: npt.NDArray[np.bool_]) -> Array:
     """Return the weight of each load, [nodes, kinds]: growth score x place x blueprint, at layers without a kernel."""
-    growth = node_column(graph, "growth_share").astype(np.float64)
+    growth = g.features.node("growth_share").astype(np.float64)
     if not growth.any():
         growth = np.ones_like(growth)
     # A layer with a score of 0 keeps a trace: it can grow, after all others.
-    weight = np.maximum(growth, 1e-3) * 0.5 ** (DEPTH_HALVINGS * node_column(graph, "depth"))
-    weight = np.where(_outputs(graph), OUTPUT_WORTH * weight, weight)
+    weight = np.maximum(growth, 1e-3) * 0.5 ** (DEPTH_HALVINGS * g.features.node("depth"))
+    weight = np.where(_outputs(g), OUTPUT_WORTH * weight, weight)
     # A layer that has just lost its kernel would get the same one again.
-    taken = _active(graph) | (np.array(graph.fossilized_seeds) > 0) | (node_column(graph, "active_windows") > 0)
-    taken |= node_column(graph, "error_share") > 0
-    return np.asarray(table * _worth(kinds) * weight[:, None] * ~taken[:, None])
+    taken = g.active | (np.asarray(g.graph.fossilized_seeds) > 0) | (g.features.node("active_windows") > 0)
+    taken |= g.features.node("error_share") > 0
+    return np.asarray(table * _worth(g.kinds) * weight[:, None] * ~taken[:, None])
 
 
-def _worth(kinds: Sequence[str]) -> Array:
+@lru_cache
+def _worth(kinds: tuple[str, ...]) -> Array:
     """Return the worth of each kind's blueprint, [kinds]; 0 where it loads none."""
     names = [blueprint_of(kind) for kind in kinds]
     return np.array([0.0 if name is None else WORTH.get(name, UNKNOWN_WORTH) for name in names])
 
 
-def _spent(graph: ModelGraph) -> npt.NDArray[np.bool_]:
+def _spent(g: _Case) -> npt.NDArray[np.bool_]:
     """Return the layers whose kernels have contributed nothing for long, or fail, bool [nodes]."""
-    useless = node_column(graph, "contribution_negative") * HISTORY_WINDOWS >= USELESS_WINDOWS
-    failing = node_column(graph, "recovery_failures") > 0.5
-    return np.asarray(_active(graph) & (useless | failing))
+    useless = g.features.node("contribution_negative") * HISTORY_WINDOWS >= USELESS_WINDOWS
+    failing = g.features.node("recovery_failures") > 0.5
+    return np.asarray(g.active & (useless | failing))
 
 
-def _everything(graph: ModelGraph, kinds: Sequence[str]) -> Array:
+def _everything(g: _Case) -> Array:
     """Return the weight of each action within "rest", [nodes, kinds]; lowest for unloading a useful kernel."""
-    useful = _useful(graph)[:, None] & (_column(kinds, DecisionType.UNLOAD_KERNEL) > 0)
+    useful = _useful(g)[:, None] & (_column(g.kinds, DecisionType.UNLOAD_KERNEL) > 0)
     return np.where(useful, 0.05, 1.0)
 
 
-def _useful(graph: ModelGraph) -> npt.NDArray[np.bool_]:
+def _useful(g: _Case) -> npt.NDArray[np.bool_]:
     """Return the layers whose kernels lower the loss, bool [nodes]."""
-    return np.asarray(_active(graph) & (node_column(graph, "contribution") > 0))
+    return np.asarray(g.active & (g.features.node("contribution") > 0))
 
 
-def _proven(graph: ModelGraph) -> npt.NDArray[np.bool_]:
+def _proven(g: _Case) -> npt.NDArray[np.bool_]:
     """Return the layers whose kernels have lowered the loss for long, late in training, bool [nodes]."""
-    late = global_value(graph, "progress") > LATE
-    return np.asarray(late & (node_column(graph, "contribution_positive") * HISTORY_WINDOWS >= PROVEN_WINDOWS))
+    late = g.features.whole("progress") > LATE
+    return np.asarray(late & (g.features.node("contribution_positive") * HISTORY_WINDOWS >= PROVEN_WINDOWS))
 
 
-def _runaway(graph: ModelGraph) -> npt.NDArray[np.bool_]:
+def _runaway(g: _Case) -> npt.NDArray[np.bool_]:
     """Return the layers whose parameters change far too fast while the loss rises, bool [nodes]."""
-    rising = global_value(graph, "train_loss_trend") > 0
-    return np.asarray(rising & (node_column(graph, "log_update_ratio") > RUNAWAY))
+    rising = g.features.whole("train_loss_trend") > 0
+    return np.asarray(rising & (g.features.node("log_update_ratio") > RUNAWAY))
 
 
-def _outputs(graph: ModelGraph) -> npt.NDArray[np.bool_]:
+def _outputs(g: _Case) -> npt.NDArray[np.bool_]:
     """Return the layers that no other layer reads from, bool [nodes]."""
-    outputs = np.ones(len(graph.layer_id), dtype=np.bool_)
-    outputs[np.array(graph.edge_source, dtype=np.int64)] = False
+    outputs = np.ones(len(g.active), dtype=np.bool_)
+    outputs[edge_ends(g.graph)[0]] = False
     return outputs
 
 
-def _active(graph: ModelGraph) -> npt.NDArray[np.bool_]:
-    return np.array(graph.active_seeds) > 0
-
-
-def _column(kinds: Sequence[str], kind: str) -> Array:
+@lru_cache
+def _column(kinds: tuple[str, ...], kind: str) -> Array:
     return np.array([float(name == kind) for name in kinds])

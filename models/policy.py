@@ -77,6 +77,18 @@ class PolicyOutput:
         return self.ensemble.std(dim=0, correction=0)
 
 
+@dataclass(frozen=True, slots=True)
+class Acted:
+    """What the deciding part of the network makes of G graphs with together N nodes and A actions."""
+
+    nodes: Tensor
+    """Embeddings, [N, hidden]."""
+    whole: Tensor
+    """Embeddings of the graphs, [G, hidden]."""
+    logits: Tensor
+    """[A], unmasked."""
+
+
 class MessagePassing(nn.Module):
     """One GINE convolution with LayerNorm, ReLU, dropout and a residual connection.
 
@@ -163,6 +175,14 @@ class TamiyoPolicy(nn.Module):
         Args:
             batch: Graphs whose masks were made for the policy's `kinds`.
         """
+        return self.predict(batch, self.act(batch))
+
+    def act(self, batch: GraphBatch) -> Acted:
+        """Return what decides: the embeddings, and from them the logits.
+
+        Args:
+            batch: Graphs whose masks were made for the policy's `kinds`.
+        """
         nodes = torch.relu(self.encoder(batch.x))
         for convolution in self.convolutions:
             nodes = convolution(nodes, batch.edge_index, batch.edge_attr)
@@ -170,12 +190,23 @@ class TamiyoPolicy(nn.Module):
         whole = torch.relu(pooled + self.context(batch.globals))
         placed = torch.cat([nodes, whole[batch.node_graph]], dim=1)
         scores = torch.cat([self.no_op(whole).flatten(), self.node_actions(placed).flatten()])
+        return Acted(nodes, whole, logits=self.config.heuristic_weight * batch.prior + scores[batch.action_row])
+
+    def predict(self, batch: GraphBatch, acted: Acted, reward_prior: Tensor | None = None) -> PolicyOutput:
+        """Return the output with what only predicts: the value and the rewards.
+
+        Args:
+            batch: The graphs.
+            acted: What `act` returns for them.
+            reward_prior: What `rewards.prior` returns for them, if it is known.
+        """
+        placed = torch.cat([acted.nodes, acted.whole[batch.node_graph]], dim=1)
         return PolicyOutput(
-            logits=self.config.heuristic_weight * batch.prior + scores[batch.action_row],
-            value=self.value(whole).flatten(),
-            ensemble=self.rewards(placed, whole, batch)[:, batch.action_row],
-            node_embeddings=nodes,
-            global_embedding=whole,
+            logits=acted.logits,
+            value=self.value(acted.whole).flatten(),
+            ensemble=self.rewards(placed, acted.whole, batch, reward_prior)[:, batch.action_row],
+            node_embeddings=acted.nodes,
+            global_embedding=acted.whole,
             action_graph=batch.action_graph,
         )
 

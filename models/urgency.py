@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from tamiyo.models.graph import edge_ends
 from tamiyo.schemas.analysis import ModelGraph
 from tamiyo.schemas.errors import PolicyError
 
@@ -31,12 +32,11 @@ def urgency(graph: ModelGraph, layer_id: str | None) -> float:
         raise PolicyError(f"expected a layer of graph {graph.graph_id}, got {layer_id!r}")
     illness = 1.0 - np.array(graph.health)
     falling = np.clip(-np.array(graph.health_trend) / FULL_TREND, 0.0, 1.0)
-    total, neighbours = np.zeros_like(illness), np.zeros_like(illness)
-    for here, there in ((graph.edge_source, graph.edge_target), (graph.edge_target, graph.edge_source)):
-        at = np.array(here, dtype=np.int64)
-        np.add.at(total, at, illness[np.array(there, dtype=np.int64)])
-        np.add.at(neighbours, at, 1.0)
-    around = np.where(neighbours > 0, total / np.maximum(neighbours, 1.0), illness)
+    source, target = edge_ends(graph)
+    here, there = np.concatenate([source, target]), np.concatenate([target, source])
+    neighbours = np.bincount(here, minlength=len(illness))
+    total = np.bincount(here, illness[there], minlength=len(illness))
+    around = np.where(neighbours > 0, total / np.maximum(neighbours, 1), illness)
     every = HEALTH_WEIGHT * illness + TREND_WEIGHT * falling + NEIGHBOUR_WEIGHT * around
     chosen = every.max() if layer_id is None else every[graph.layer_id.index(layer_id)]
     return float(np.clip(chosen, 0.0, 1.0))

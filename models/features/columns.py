@@ -36,6 +36,46 @@ def require_catalogue(graph: ModelGraph) -> None:
         )
 
 
+class GraphFeatures:
+    """The features of one graph, by name.
+
+    Example:
+        >>> features = GraphFeatures(graph)
+        >>> len(features.node("health")) == len(graph.layer_id), features.whole("progress")
+        (True, 0.0)
+    """
+
+    def __init__(self, graph: ModelGraph) -> None:
+        """Read a graph.
+
+        Args:
+            graph: A graph of this catalogue.
+
+        Raises:
+            PolicyError: Another catalogue built the graph.
+        """
+        require_catalogue(graph)
+        self._nodes = graph.node_features.numpy()
+        self._whole = graph.global_features.numpy()
+
+    def node(self, name: str) -> npt.NDArray[np.float32]:
+        """Return one feature of every layer, float32 [layers]; KeyError if there is no such feature.
+
+        Args:
+            name: A name of NODE_FEATURES.
+        """
+        column: npt.NDArray[np.float32] = self._nodes[:, _NODE[name]]
+        return column
+
+    def whole(self, name: str) -> float:
+        """Return one feature of the whole network; KeyError if there is no such feature.
+
+        Args:
+            name: A name of GLOBAL_FEATURES.
+        """
+        return float(self._whole[_GLOBAL[name]])
+
+
 def node_column(graph: ModelGraph, name: str) -> npt.NDArray[np.float32]:
     """Return one feature of every layer.
 
@@ -50,9 +90,7 @@ def node_column(graph: ModelGraph, name: str) -> npt.NDArray[np.float32]:
         PolicyError: Another catalogue built the graph.
         KeyError: There is no such feature.
     """
-    require_catalogue(graph)
-    column: npt.NDArray[np.float32] = graph.node_features.numpy()[:, _NODE[name]]
-    return column
+    return GraphFeatures(graph).node(name)
 
 
 def global_value(graph: ModelGraph, name: str) -> float:
@@ -66,5 +104,4 @@ def global_value(graph: ModelGraph, name: str) -> float:
         PolicyError: Another catalogue built the graph.
         KeyError: There is no such feature.
     """
-    require_catalogue(graph)
-    return float(graph.global_features.numpy()[_GLOBAL[name]])
+    return GraphFeatures(graph).whole(name)

@@ -27,7 +27,8 @@ from tamiyo.models.learning.ppo import (
     ppo_loss,
     weighted_mean,
 )
-from tamiyo.models.policy import PolicyOutput, TamiyoPolicy
+from tamiyo.models.learning.update_batch import UpdateBatch
+from tamiyo.models.policy import Acted, PolicyOutput, TamiyoPolicy
 from tamiyo.schemas.errors import PolicyError, UpdateRejected
 
 
@@ -74,6 +75,7 @@ class Updater:
         self.policy = policy.eval()
         self.settings = settings
         self.proximal = copy.deepcopy(policy).eval().requires_grad_(False)
+        self._deciding = [each for name, each in policy.named_parameters() if not name.startswith(CRITICS)]
         self.optimizer = torch.optim.AdamW(
             policy.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
         )
@@ -171,32 +173,35 @@ class Updater:
         frozen: bool,
     ) -> Update:
         settings = self.settings
-        batch, action = stack(examples)
-        before, value = self._distribution(self.policy, batch)
-        proximal, _ = self._distribution(self.proximal, batch)
-        b = self._targets(examples, corrections, returns, version, action, proximal, value)
+        batch = UpdateBatch(self.policy.rewards, examples)
+        acted = batch.act(self.policy)
+        before = batch.log_probabilities(acted)
+        value = batch.values(self.policy, acted)
+        proximal = batch.log_probabilities(batch.act(self.proximal))
+        b = self._targets(examples, corrections, returns, version, batch.action, proximal, value)
         if float(b.weight.sum()) <= 0:
             raise UpdateRejected("no experience of the batch has a confidence above 0")
 
-        parts = torch.split(before, batch.offsets.diff().tolist())
+        parts = torch.split(before, batch.graph.offsets.diff().tolist())
         history: list[Losses] = []
         skipped = 0
-        stopped = frozen
+        settled = acted if frozen else None  # what decides, once it does not learn any more
         b_inds = np.arange(len(examples))
         for _ in range(settings.update_epochs):
             rng.shuffle(b_inds)
             for start in range(0, len(b_inds), settings.minibatch_size):
                 mb_inds = b_inds[start : start + settings.minibatch_size]
-                losses, kl = self._step(examples, mb_inds, b, torch.cat([parts[i] for i in mb_inds]), frozen=stopped)
+                losses, kl = self._step(batch, mb_inds, b, torch.cat([parts[i] for i in mb_inds]), settled)
                 skipped += losses is None
                 if losses is not None:
                     history.append(losses)
-                stopped |= kl > settings.target_kl
+                if settled is None and kl > settings.target_kl:
+                    settled = batch.act(self.policy)
         if not history:
             raise UpdateRejected(
                 f"all {skipped} minibatches had a loss that was above {settings.max_loss} or not finite"
             )
-        checks, advantages = self._check(batch, before, b)
+        checks, advantages = self._check(batch, before, b, settled)
         if self.scheduler.last_epoch < settings.t_max:
             self.scheduler.step()
         means = {
@@ -210,7 +215,7 @@ class Updater:
             "charts/learning_rate": float(self.optimizer.param_groups[0]["lr"]),
             "charts/gradient_steps": float(len(history)),
             "charts/minibatches_skipped": float(skipped),
-            "charts/stopped_early": float(stopped and not frozen),
+            "charts/stopped_early": float(settled is not None and not frozen),
             "charts/critics_only": float(frozen),
         }
         return Update(metrics, advantages)
@@ -244,40 +249,44 @@ class Updater:
         )
 
     def _step(
-        self, examples: Sequence[Example], mb_inds: npt.NDArray[np.int64], b: Targets, before: Tensor, *, frozen: bool
+        self,
+        batch: UpdateBatch,
+        mb_inds: npt.NDArray[np.int64],
+        b: Targets,
+        before: Tensor,
+        settled: Sequence[Acted] | None,
     ) -> tuple[Losses | None, float]:
         """Take one gradient step.
 
         Args:
-            examples: The whole batch.
+            batch: The whole batch.
             mb_inds: Examples of the minibatch, [g].
             b: Targets of the whole batch.
             before: Log-probabilities, before the update, of the minibatch's actions, [A].
-            frozen: Whether only the value and the reward heads may learn.
+            settled: What decides, of each example, if only the value and the reward heads may learn; else None.
 
         Returns:
             The losses, or None if the step was skipped; and KL(before || now), nats.
         """
-        batch, action = stack([examples[index] for index in mb_inds])
-        output: PolicyOutput = self.policy(batch)
+        graph, action = stack([batch.examples[index] for index in mb_inds])
+        output = batch.output(self.policy, mb_inds.tolist(), graph, settled)
         mb_b = b.minibatch(torch.from_numpy(mb_inds), action)
         calibration = self.policy.calibration
         losses = ppo_loss(
-            output, batch, mb_b, self.settings, multiplier=calibration.multiplier, noise_floor=NOISE_FLOOR
+            output, graph, mb_b, self.settings, multiplier=calibration.multiplier, noise_floor=NOISE_FLOOR
         )
         with torch.no_grad():
-            now = masked_log_softmax(output.logits, batch.mask, batch.action_graph)
-            kl = self._divergence(before, now, batch, mb_b.actor)
+            now = masked_log_softmax(output.logits, graph.mask, graph.action_graph)
+            kl = self._divergence(before, now, graph, mb_b.actor)
         loss = float(losses.total.detach())
         if not math.isfinite(loss) or abs(loss) > self.settings.max_loss:
             return None, kl
         self.optimizer.zero_grad(set_to_none=True)
         losses.total.backward()  # type: ignore[no-untyped-call]
-        frozen = frozen or kl > self.settings.target_kl
+        frozen = settled is not None or kl > self.settings.target_kl
         if frozen:
-            for name, parameter in self.policy.named_parameters():
-                if not name.startswith(CRITICS):
-                    parameter.grad = None
+            for parameter in self._deciding:
+                parameter.grad = None
         norm = nn.utils.clip_grad_norm_(self.policy.parameters(), self.settings.max_grad_norm)
         if not torch.isfinite(norm):
             return None, kl
@@ -288,31 +297,29 @@ class Updater:
                     average.lerp_(parameter, 1 - self.settings.ewma_decay)
         return losses, kl
 
-    @torch.no_grad()
-    def _distribution(self, policy: TamiyoPolicy, batch: GraphBatch) -> tuple[Tensor, Tensor]:
-        """Return log-probabilities [A] and values [G]."""
-        output: PolicyOutput = policy(batch)
-        return masked_log_softmax(output.logits, batch.mask, batch.action_graph), output.value
-
     def _divergence(self, before: Tensor, now: Tensor, batch: GraphBatch, actor: Tensor) -> float:
         return float(weighted_mean(divergence(before, now, batch.action_graph, batch.graphs), actor))
 
     @torch.no_grad()
-    def _check(self, batch: GraphBatch, before: Tensor, b: Targets) -> tuple[dict[str, float], npt.NDArray[np.float32]]:
+    def _check(
+        self, batch: UpdateBatch, before: Tensor, b: Targets, settled: Sequence[Acted] | None
+    ) -> tuple[dict[str, float], npt.NDArray[np.float32]]:
         """Return the new policy's metrics and advantages, or raise UpdateRejected if it is not fit to act."""
         parameters = [*self.policy.parameters(), *self.proximal.parameters()]
         if not all(bool(torch.isfinite(parameter).all()) for parameter in parameters):
             raise UpdateRejected("the new weights are not finite")
-        output: PolicyOutput = self.policy(batch)
-        if not all(bool(torch.isfinite(part).all()) for part in (output.logits, output.value, output.ensemble)):
+        outputs = batch.outputs(self.policy, settled)
+        parts = [part for each in outputs for part in (each.logits, each.value, each.ensemble)]
+        if not all(bool(torch.isfinite(part).all()) for part in parts):
             raise UpdateRejected("the new policy's output is not finite")
-        now = masked_log_softmax(output.logits, batch.mask, batch.action_graph)
-        kl = self._divergence(before, now, batch, b.actor)
+        graph = batch.graph
+        now = masked_log_softmax(torch.cat([each.logits for each in outputs]), graph.mask, graph.action_graph)
+        kl = self._divergence(before, now, graph, b.actor)
         if kl > self.settings.max_kl:
             raise UpdateRejected(f"the policy moved by {kl:.3f} nats, more than the limit of {self.settings.max_kl}")
-        choosing = (choices(batch.mask, batch.action_graph, batch.graphs) > 1).float()
+        choosing = (choices(graph.mask, graph.action_graph, graph.graphs) > 1).float()
         entropy_before, entropy_now = (
-            float(weighted_mean(graph_entropy(each, batch.action_graph, batch.graphs), choosing))
+            float(weighted_mean(graph_entropy(each, graph.action_graph, graph.graphs), choosing))
             for each in (before, now)
         )
         # The heuristic itself may lie below the floor; then an update must not lower the entropy further.
@@ -321,7 +328,8 @@ class Updater:
                 f"the entropy fell from {entropy_before:.3f} to {entropy_now:.3f} nats, below the floor of "
                 f"{self.settings.entropy_floor}"
             )
-        return {"losses/kl": kl, "losses/entropy_after": entropy_now}, (b.returns - output.value).numpy()
+        advantages = b.returns - torch.cat([each.value for each in outputs])
+        return {"losses/kl": kl, "losses/entropy_after": entropy_now}, advantages.numpy()
 
 
 CRITICS = ("rewards.", "value.")

@@ -27,8 +27,8 @@ def test_two_graphs_side_by_side():
     assert batch.action_graph.tolist() == [0] * 11 + [1] * 16
     # no_op of graph 1 is row 1, its first layer's kinds follow the two no_ops and the other graph's ten.
     assert batch.action_row.tolist() == [0, *range(2, 12), 1, *range(12, 27)]
-    assert batch.edge_index.tolist() == [[0, 2, 3, 1, 3, 4], [1, 3, 4, 0, 2, 3]]
-    assert batch.edge_attr[:, -1].tolist() == [0, 0, 0, 1, 1, 1]
+    assert batch.edge_index.tolist() == [[0, 1, 2, 3, 3, 4], [1, 0, 3, 4, 2, 3]]
+    assert batch.edge_attr[:, -1].tolist() == [0, 1, 0, 0, 1, 1]
     assert EDGE_FEATURES[-1].name == "reversed"
 
 

@@ -6,6 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tamiyo.models import inference
 from tamiyo.models.actions import size
 from tamiyo.models.batch import GraphBatch
 from tamiyo.models.behaviour import BehaviourSettings, choose, distribution, distributions, recompute
@@ -83,19 +84,14 @@ def test_a_policy_that_is_sure_acts_by_itself():
     assert choice.uncertainty == pytest.approx(0.1)
 
 
-def test_an_action_it_is_unsure_of_keeps_the_baselines_probability():
+def test_an_action_it_is_unsure_of_keeps_the_baselines_probability(monkeypatch):
     policy, graph = trained(), make_graph(5)
     mask = mask_of(policy, graph)
     legal = np.flatnonzero(mask)
     unsure, sure = legal[1:4], np.setdiff1d(legal, legal[1:4])
-    rewards = policy.rewards
-
-    def spread_out(placed, whole, batch):
-        values = torch.zeros(5, len(mask))
-        values[0, torch.from_numpy(unsure)] = 1.0  # spread .4 there, 0 elsewhere
-        return values
-
-    rewards.forward = spread_out
+    values = torch.zeros(5, len(mask))
+    values[0, torch.from_numpy(unsure)] = 1.0  # spread .4 there, 0 elsewhere
+    monkeypatch.setattr(inference, "_rewards", lambda *_: values)
     choice = choose(policy, graph, mask, seed=1, settings=BehaviourSettings(exploration_bonus=0.0))
     baseline = np.where(mask, np.exp(baseline_logits(graph, policy.kinds, mask).astype(np.float64)), 0.0)
     np.testing.assert_allclose(choice.probabilities[unsure], baseline[unsure], rtol=1e-4)
@@ -108,12 +104,12 @@ def test_an_action_it_is_unsure_of_keeps_the_baselines_probability():
     )
 
 
-def test_the_exploration_bonus_favours_what_is_less_known():
+def test_the_exploration_bonus_favours_what_is_less_known(monkeypatch):
     policy, graph = trained(), make_graph(5)
     mask = mask_of(policy, graph)
     values = torch.zeros(5, len(mask))
     values[0, 0] = 0.25  # no_op: spread .1, half-width .2 instead of .1
-    policy.rewards.forward = lambda placed, whole, batch: values
+    monkeypatch.setattr(inference, "_rewards", lambda *_: values)
     plain = choose(policy, graph, mask, seed=1, settings=BehaviourSettings(exploration_bonus=0.0)).probabilities
     found = choose(policy, graph, mask, seed=1, settings=BehaviourSettings(exploration_bonus=1.0)).probabilities
     odds = (found[0] / found[1]) / (plain[0] / plain[1])

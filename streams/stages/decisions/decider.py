@@ -44,11 +44,16 @@ class Decider:
         self, graph: ModelGraph, kinds: Sequence[str], orders: StandingOrders, history: History
     ) -> npt.NDArray[np.bool_]:
         """Return which actions are legal at `graph`, bool [1 + nodes x kinds]; arguments as of `decide`."""
+        return self._mask(graph, kinds, orders, history, paused=bool(self._blocking(graph, orders, history)))
+
+    def _mask(
+        self, graph: ModelGraph, kinds: Sequence[str], orders: StandingOrders, history: History, *, paused: bool
+    ) -> npt.NDArray[np.bool_]:
         return legal_actions(
             graph,
             kinds,
             limits=self._masks,
-            paused=bool(self._blocking(graph, orders, history)),
+            paused=paused,
             protected=self._protected(orders),
             steps_since_decision=history.steps_since(graph),
         )
@@ -72,12 +77,10 @@ class Decider:
             PolicyError: If the policy cannot read the graph or its results are not finite.
         """
         blocking = self._blocking(graph, orders, history)
-        protected = self._protected(orders)
-        since = history.steps_since(graph)
         name = decision_id(graph.graph_id)
         seed = sampling_seed(name)
         kinds = served.kinds
-        mask = self.mask(graph, kinds, orders, history)
+        mask = self._mask(graph, kinds, orders, history, paused=bool(blocking))
         choice = served.choose(graph, mask, seed=seed)
         action = to_action(choice.index, graph.layer_id, kinds)
         confidence = 1.0 - choice.uncertainty
@@ -86,8 +89,8 @@ class Decider:
             confidence,
             graph,
             paused=bool(blocking),
-            protected=protected,
-            steps_since_decision=since,
+            protected=self._protected(orders),
+            steps_since_decision=history.steps_since(graph),
             recent_adaptations=history.recent(graph, self._settings.rate_steps),
         )
         executed = to_action(0, graph.layer_id, kinds) if vetoes else action
