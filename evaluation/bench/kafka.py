@@ -11,7 +11,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -86,6 +86,8 @@ class Measured:
     name: str
     process: "subprocess.Popen[bytes]"
     log: Path
+    port: int = 0
+    """Port of its /metrics; 0: it has none."""
 
     def check(self) -> None:
         """Raise BrokerError with the end of its log if it has ended."""
@@ -97,6 +99,11 @@ class Measured:
     def cpu_s(self) -> float:
         """Return the processor seconds of all its threads so far."""
         return cpu_seconds([psutil.Process(self.process.pid)])
+
+    @property
+    def rss_bytes(self) -> int:
+        """Return its resident memory."""
+        return int(psutil.Process(self.process.pid).memory_info().rss)
 
 
 @contextmanager
@@ -137,7 +144,7 @@ def worker(where: Broker, stages: Sequence[str], store: str) -> Iterator[Measure
         arguments += ["--stage", stage]
     with running(f"worker ({', '.join(stages)})", "tamiyo.streams.cli", arguments, environment) as process:
         _wait_until(lambda: _is_ready(f"http://127.0.0.1:{port}/readyz"), process, START_S, "ready")
-        yield process
+        yield replace(process, port=port)
 
 
 def publish(where: Broker, messages: Iterable[Message]) -> None:
