@@ -64,7 +64,7 @@ def rounds(
 
         def work(ready: Sequence[Message] = ready, fresh: Load = fresh) -> None:
             publish(where, ready)
-            counter.wait(process, fresh.run_ids, expected(fresh), identify)
+            counter.wait([process], fresh.run_ids, expected(fresh), identify)
 
         spent.append(measure(process, work))
     return spent[1:]
