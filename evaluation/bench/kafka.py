@@ -88,7 +88,8 @@ def broker(kind: BrokerKind) -> Iterator[Broker]:
     with LocalKafka(home) if real and home is not None else EmbeddedBroker() as running:
         node = running if isinstance(running, LocalKafka) else None
         started = Broker("local" if node else "embedded", running.bootstrap_servers, node)
-        Topics(started.kafka, TopicNames(prefix="")).create(partitions=PARTITIONS)
+        # Simulated telemetry has old times, by which a broker would delete it.
+        Topics(started.kafka, TopicNames(prefix="")).create(partitions=PARTITIONS, retention_ms=-1)
         yield started
 
 

@@ -58,8 +58,8 @@ def pinned(cores: Sequence[int]) -> Iterator[None]:
 def measure(where: Broker, cell: Cell) -> dict[str, Any]:
     """Measure a cell; return sizes, seconds, memory and bytes.
 
-    `cpu_s` has a number for each worker, without what it does while it waits (`idle_cores`); `rss_bytes` are those
-    before the load, and with all runs of it open.
+    `cpu_s` has a number for each worker and `broker_cpu_s` that of the broker, both without what they do while they wait
+    (`idle_cores`, the broker's last); `rss_bytes` are those before the load, and with all runs of it open.
     """
     cores = plan_cores(len(cell.workers))[0] if cell.pinned else []
     with ExitStack() as stack:
@@ -74,12 +74,11 @@ def measure(where: Broker, cell: Cell) -> dict[str, Any]:
                 processes.append(stack.enter_context(worker(where, stages, store)))
         _wait_shared(cell, processes)
         warm_up = replace(cell.load, name=f"{cell.load.name}-warm-up", runs=PARTITIONS, frames=steps_of(1))
-        _pass(where, warm_up, processes, counter)
-        rounds, idle = [], _idle_cores(processes)
-        for number in range(cell.repeats):
-            spent = _pass(where, replace(cell.load, seed=number), processes, counter)
-            waited = zip(spent["cpu_s"], idle, strict=True)
-            rounds.append({**spent, "cpu_s": [used - cores * spent["elapsed_s"] for used, cores in waited]})
+        _pass(where, warm_up, processes, counter, [0.0] * (len(processes) + 1))
+        idle = _idle_cores(where, processes)
+        rounds = [
+            _pass(where, replace(cell.load, seed=number), processes, counter, idle) for number in range(cell.repeats)
+        ]
     load = cell.load
     return {
         "runs": load.runs,
@@ -99,11 +98,13 @@ def _windows(load: Load) -> int:
     return load.runs * ((load.frames - 2) // STEPS_PER_WINDOW)
 
 
-def _pass(where: Broker, load: Load, processes: Sequence[Measured], counter: Counter) -> dict[str, Any]:
+def _pass(
+    where: Broker, load: Load, processes: Sequence[Measured], counter: Counter, idle: Sequence[float]
+) -> dict[str, Any]:
     ready = iter(list(messages(load)))
     open_runs = load.runs + 3 * load.runs * (load.frames - 1)
     sizes, before = topic_sizes(where), [process.rss_bytes for process in processes]
-    cpu, broker_cpu, began = [process.cpu_s for process in processes], _broker_cpu(where), time.perf_counter()
+    cpu, began = _cpu_s(where, processes), time.perf_counter()
     publish(where, islice(ready, open_runs), ALONE)
     counter.wait(processes, load.run_ids, _windows(load), _decision_id)
     waited = _wait_idle(processes)
@@ -112,12 +113,14 @@ def _pass(where: Broker, load: Load, processes: Sequence[Measured], counter: Cou
     counter.wait(processes, load.run_ids, _windows(load) + load.runs, _decision_id)
     wall = time.perf_counter() - began - waited
     _wait_idle(processes)
+    elapsed = time.perf_counter() - began
+    used = zip(_cpu_s(where, processes), cpu, idle, strict=True)
+    *workers, broker = (after - earlier - cores * elapsed for after, earlier, cores in used)
     after = topic_sizes(where)
     return {
         "wall_s": wall,
-        "elapsed_s": time.perf_counter() - began,
-        "cpu_s": [process.cpu_s - used for process, used in zip(processes, cpu, strict=True)],
-        "broker_cpu_s": _broker_cpu(where) - broker_cpu,
+        "cpu_s": workers,
+        "broker_cpu_s": broker,
         "rss_bytes": [[a, b] for a, b in zip(before, held, strict=True)],
         "topics": {name: [a - b for a, b in zip(after[name], sizes[name], strict=True)] for name in sizes},
     }
@@ -127,8 +130,10 @@ def _decision_id(value: bytes) -> str:
     return decode(value, DECISIONS.record).decision_id  # type: ignore[attr-defined, no-any-return]
 
 
-def _broker_cpu(where: Broker) -> float:
-    return cpu_seconds([psutil.Process(where.node.pid)]) if where.node is not None else 0.0
+def _cpu_s(where: Broker, processes: Sequence[Measured]) -> list[float]:
+    """Return the processor seconds of each worker, and of the broker, so far."""
+    broker = cpu_seconds([psutil.Process(where.node.pid)]) if where.node is not None else 0.0
+    return [*(process.cpu_s for process in processes), broker]
 
 
 def topic_sizes(where: Broker) -> dict[str, tuple[int, int]]:
@@ -143,12 +148,12 @@ def _log_bytes(folder: Path, topic: str) -> int:
     return sum(log.stat().st_size for log in logs)
 
 
-def _idle_cores(processes: Sequence[Measured]) -> list[float]:
+def _idle_cores(where: Broker, processes: Sequence[Measured]) -> list[float]:
     """Return the cores that each process uses without a load: heartbeats, fetches that find nothing."""
-    before, since = [process.cpu_s for process in processes], time.perf_counter()
+    before, since = _cpu_s(where, processes), time.perf_counter()
     time.sleep(REST_S)
     elapsed = time.perf_counter() - since
-    return [(process.cpu_s - earlier) / elapsed for process, earlier in zip(processes, before, strict=True)]
+    return [(after - earlier) / elapsed for after, earlier in zip(_cpu_s(where, processes), before, strict=True)]
 
 
 def _wait_idle(processes: Sequence[Measured]) -> float:
