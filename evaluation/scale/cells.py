@@ -4,12 +4,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from tamiyo.evaluation.common.simulated_runs import Load
+from tamiyo.streams.settings import WindowSettings
 
+WIDTH = WindowSettings.model_fields["width"].default
 CHAIN = ("intake", "windows", "graphs", "decisions")
 EACH_ALONE = (*((stage,) for stage in CHAIN), ("rewards",))
 """A worker for every stage, so that each stage's processor time is known."""
-STEPS_PER_WINDOW = 5
-"""A window of 50 training steps, of which every tenth is sampled."""
+INTERVAL = 25
+"""Training steps from one sampled step to the next: the SDK's default."""
+STEPS_PER_WINDOW = WIDTH // INTERVAL
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,7 @@ def load_of(name: str, *, runs: int, layers: int, signals: int) -> Load:
     """Return a load of at least `signals` layer-signals, if `MOST_STEPS` allow it, and of one window a run."""
     wanted = min(signals / (2 * layers), MOST_STEPS) / runs
     windows = max(1, round((wanted - 2) / STEPS_PER_WINDOW))
-    return Load(runs=runs, layers=layers, frames=steps_of(windows), name=name)
+    return Load(runs=runs, layers=layers, frames=steps_of(windows), interval=INTERVAL, name=name)
 
 
 def cells(sizes: Sizes, cores: int) -> Iterator[Cell]:

@@ -58,7 +58,7 @@ def pinned(cores: Sequence[int]) -> Iterator[None]:
 def measure(where: Broker, cell: Cell) -> dict[str, Any]:
     """Measure a cell; return sizes, seconds, memory and bytes.
 
-    `cpu_s` has a number for each worker and `broker_cpu_s` that of the broker, both without what they do while they wait
+    `cpu_s` has a number for each worker and `broker_cpu_s` is the broker's, both without what they do while they wait
     (`idle_cores`, the broker's last); `rss_bytes` are those before the load, and with all runs of it open.
     """
     cores = plan_cores(len(cell.workers))[0] if cell.pinned else []
