@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from tamiyo.evaluation.common.simulated_runs import Load
 from tamiyo.streams.settings import WindowSettings
 
-WIDTH = WindowSettings.model_fields["width"].default
+WIDTH: int = WindowSettings.model_fields["width"].default
 CHAIN = ("intake", "windows", "graphs", "decisions")
 EACH_ALONE = (*((stage,) for stage in CHAIN), ("rewards",))
 """A worker for every stage, so that each stage's processor time is known."""

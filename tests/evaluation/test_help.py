@@ -6,7 +6,7 @@ import pytest
 
 PROGRAMS = (
     "bench", "bench.aiokafka_peer", "bench.faust_peer", "bench.quix_peer", "faults", "hostile", "outage", "overload",
-    "replay", "soak", "soak.plot", "soak.report",
+    "replay", "scale", "soak", "soak.plot", "soak.report",
 )  # fmt: skip
 
 
