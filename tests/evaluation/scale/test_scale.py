@@ -67,6 +67,9 @@ def test_workers_get_the_first_cores_and_others_the_rest(monkeypatch: pytest.Mon
 def test_a_line_is_found_again() -> None:
     layers = (1, 10, 100, 2000)
     assert line(layers, [7 + 3 * each for each in layers]) == {"fixed": pytest.approx(7), "layer": pytest.approx(3)}
+    # No line fits: every point counts by its relative error, so the smallest is not sacrificed to the largest.
+    bent = line((1, 10, 1000), [100.0, 130.0, 20_000.0])
+    assert 50 < bent["fixed"] + bent["layer"] < 100  # 25 with equal absolute errors
     falling = line((1, 100), [10.0, 5.0])
     assert falling["layer"] == 0
     assert falling["fixed"] > 0
