@@ -27,8 +27,8 @@ from tamiyo.schemas.topics import CATALOGUE, CHECKPOINTS, DECISIONS
 
 ALONE = {"batch.num.messages": 1}
 """A host sends its frames one by one: what they are compressed with is no other frame."""
-IDLE_CORES = 0.1
-IDLE_S = 1.0
+IDLE_S = 2.0
+"""Without a record for so long, a worker has nothing left to do."""
 REST_S = 5.0
 """Long enough to tell apart what a process does without a load, in ticks of 10 ms."""
 SETTLE_S = 120.0
@@ -157,14 +157,20 @@ def _idle_cores(where: Broker, processes: Sequence[Measured]) -> list[float]:
 
 
 def _wait_idle(processes: Sequence[Measured]) -> float:
-    """Wait until no process does more than its heartbeats; return the seconds that took."""
+    """Wait until no process receives or publishes records any more; return the seconds that took."""
     began = time.perf_counter()
 
+    def records() -> list[float]:
+        return [
+            sum(_metric(process, "tamiyo_records_received").values())
+            + sum(_metric(process, "tamiyo_records_published").values())
+            for process in processes
+        ]
+
     def idle() -> bool:
-        before, since = [process.cpu_s for process in processes], time.perf_counter()
+        before = records()
         time.sleep(IDLE_S)
-        used = (process.cpu_s - earlier for process, earlier in zip(processes, before, strict=True))
-        return max(used) / (time.perf_counter() - since) < IDLE_CORES
+        return records() == before
 
     _wait(idle, processes, "idle")
     return time.perf_counter() - began
@@ -176,22 +182,23 @@ def _wait_shared(cell: Cell, processes: Sequence[Measured]) -> None:
 
     def shared() -> bool:
         return all(
-            set(_partitions(process).values()) == {PARTITIONS / counts[stages]}
+            set(_metric(process, "tamiyo_stage_partitions").values()) == {PARTITIONS / counts[stages]}
             for stages, process in zip(cell.workers, processes, strict=True)
         )
 
     _wait(shared, processes, "evenly assigned")
 
 
-def _partitions(process: Measured) -> dict[str, float]:
-    """Return the partitions of each stage of a worker."""
+def _metric(process: Measured, name: str) -> dict[tuple[str, str], float]:
+    """Return the values of a metric of a worker by stage and topic, if it has these labels."""
     with urllib.request.urlopen(f"http://127.0.0.1:{process.port}/metrics", timeout=5) as page:
         families = list(text_string_to_metric_families(page.read().decode()))
     return {
-        sample.labels["stage"]: sample.value
+        (sample.labels["stage"], sample.labels.get("topic", "")): sample.value
         for family in families
-        if family.name == "tamiyo_stage_partitions"
+        if family.name == name
         for sample in family.samples
+        if not sample.name.endswith("_created")
     }
 
 
