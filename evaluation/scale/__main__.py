@@ -106,9 +106,14 @@ def show(result: dict[str, Any], console: Console) -> None:
     """Print the findings."""
     found = result["summary"]
     for count, each in found["runs"].items():
-        console.print(
-            f"{count:>5} runs: {each['signal_us']:.1f} us a layer-signal, {each['run_bytes'] / 1e3:,.0f} kB a run"
-        )
+        growth = f"memory +{each['growth_bytes'] / 1e6:,.0f} MB while they are open"
+        console.print(f"{count:>5} runs: {each['signal_us']:.1f} us a layer-signal, {growth}", highlight=False)
+    memory = result["costs"]["memory_bytes"]
+    console.print(
+        f"memory: {memory['worker'] / 1e6:,.0f} MB and for each run {memory['run'] / 1e3:,.1f} kB + "
+        f"{memory['layer'] / 1e3:,.1f} kB a layer",
+        highlight=False,
+    )
     console.print(f"dearest / cheapest: {found['runs_flatness']:.2f}")
     for count, each in found["layers"].items():
         console.print(

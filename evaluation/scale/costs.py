@@ -88,10 +88,10 @@ def _bytes(cells: Sequence[Mapping[str, Any]], topic: str, per: str) -> dict[str
     )
 
 
-def run_bytes(cell: Mapping[str, Any]) -> float:
-    """Return by how much a worker's memory grew for each open run of a cell."""
+def growth_bytes(cell: Mapping[str, Any]) -> int:
+    """Return by how much a worker's memory grew until all runs of a cell were open, its buffers included."""
     ((before, held),) = cell["rounds"][0]["rss_bytes"]
-    return float((held - before) / cell["runs"])
+    return int(held - before)
 
 
 def memory(cells: Sequence[Mapping[str, Any]]) -> dict[str, float]:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from tamiyo.evaluation.scale.cells import RUN_LAYERS
-from tamiyo.evaluation.scale.costs import run_bytes
+from tamiyo.evaluation.scale.costs import growth_bytes
 
 Cells = Mapping[str, Any]
 
@@ -29,7 +29,7 @@ def summary(cells: Cells) -> dict[str, Any]:
     pinned = {len(cell["workers"]): cell for cell in cells.values() if cell["cores"]}
     found: dict[str, Any] = {
         "runs": {
-            f"{count}": {"signal_us": round(signal_us(cell), 2), "run_bytes": round(run_bytes(cell))}
+            f"{count}": {"signal_us": round(signal_us(cell), 2), "growth_bytes": growth_bytes(cell)}
             for count, cell in sorted(runs.items())
         },
         "layers": {

@@ -135,7 +135,7 @@ def test_memory_is_fitted_over_runs_and_layers() -> None:
 def test_the_summary_shows_flatness_and_the_second_worker(measured: dict[str, Any]) -> None:
     found = summary(measured)
     assert list(found["runs"]) == ["1", "10", "100"]
-    assert found["runs"]["10"] == {"signal_us": 3.5, "run_bytes": 70_000}
+    assert found["runs"]["10"] == {"signal_us": 3.5, "growth_bytes": 700_000}
     assert found["runs_flatness"] == 1.0
     assert found["layers"]["100"] == {"signal_us": 7.5, "step_us": 1500.0}
     assert found["two_workers"] == {"wall": 2.0, "processor": 2.0}
