@@ -69,7 +69,7 @@ BARS = (
     ),
     _decision("1 graph", 3.0),
     _decision("32 graphs", 50.0),
-    Bar("intake p99", 10.0, "ms", "intake latency", "p99, frame produced to signal", "lower", "p99_ms"),
+    Bar("intake p99", 10.0, "ms", "intake latency", "p99, frame produced to signal", "lower"),
     *(
         Bar(f"SDK overhead, {name}", limit, "ratio", "SDK", f"overhead on the step, {name}", "lower")
         for name, (limit, _) in LOOPS.items()

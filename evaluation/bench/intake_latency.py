@@ -3,7 +3,7 @@
 import time
 import urllib.request
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 
@@ -45,8 +45,9 @@ def intake_latency(where: Broker, load: Load, *, frames: int, repeats: int) -> l
     coming = iter(ready)
     with worker(where, ["intake"], "") as process:
         _paced(where, process, list(islice(coming, WARM_UP)))
+        before = _buckets(process)
         samples = [_paced(where, process, list(islice(coming, frames))) for _ in range(repeats)]
-        stage_p99 = 1000 * _own_p99(process)
+        stage_p99 = 1000 * bucket_p99(before, _buckets(process))
     every = [each for sample in samples for each in sample]
     extra = {
         "p50_ms": percentile(every, 0.5),
@@ -110,15 +111,20 @@ def _named(message: Message) -> tuple[str, str, int]:
     return message.key, message.topic, record.step  # type: ignore[attr-defined]
 
 
-def _own_p99(process: Measured) -> float:
-    """Return the upper edge of the bucket of `tamiyo_stage_latency_seconds` with the 99th percentile."""
+def _buckets(process: Measured) -> dict[float, float]:
+    """Return the counts of intake's `tamiyo_stage_latency_seconds` up to each edge, seconds."""
     with urllib.request.urlopen(f"http://127.0.0.1:{process.port}/metrics", timeout=5) as page:
-        families = text_string_to_metric_families(page.read().decode())
-    buckets = sorted(
-        (float(sample.labels["le"]), sample.value)
+        families = list(text_string_to_metric_families(page.read().decode()))
+    return {
+        float(sample.labels["le"]): sample.value
         for family in families
         if family.name == "tamiyo_stage_latency_seconds"
         for sample in family.samples
         if sample.name.endswith("_bucket") and sample.labels["stage"] == "intake"
-    )
-    return next(edge for edge, count in buckets if count >= 0.99 * buckets[-1][1])
+    }
+
+
+def bucket_p99(before: Mapping[float, float], after: Mapping[float, float]) -> float:
+    """Return the upper edge of the bucket with the 99th percentile of what was observed between two readings."""
+    observed = {edge: count - before.get(edge, 0.0) for edge, count in after.items()}
+    return min(edge for edge, count in observed.items() if count >= 0.99 * observed[max(observed)])

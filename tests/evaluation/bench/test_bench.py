@@ -1,6 +1,7 @@
 """The benchmark: equal content for the stages and the peer, arithmetic, and reports."""
 
 import json
+import math
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from tamiyo.evaluation.bench import __main__ as bench
 from tamiyo.evaluation.bench.bars import BARS, verdicts
 from tamiyo.evaluation.bench.chain import messages
 from tamiyo.evaluation.bench.codec import codec
+from tamiyo.evaluation.bench.intake_latency import bucket_p99
 from tamiyo.evaluation.bench.kafka import PARTITIONS
 from tamiyo.evaluation.bench.learner import updates
 from tamiyo.evaluation.bench.peers import PEERS
@@ -208,3 +210,10 @@ def test_a_bar_is_judged_in_its_direction(name: str, values: tuple[float, ...], 
 
 def test_bars_have_different_names() -> None:
     assert len({bar.name for bar in BARS}) == len(BARS)
+
+
+def test_the_percentile_of_a_histogram_is_that_of_the_time_between_two_readings() -> None:
+    before = {0.001: 0.0, 0.01: 50.0, math.inf: 100.0}
+    after = {0.001: 98.0, 0.01: 150.0, math.inf: 200.0}
+    assert bucket_p99(before, after) == 0.01
+    assert bucket_p99({}, {0.001: 99.0, 0.01: 99.0, math.inf: 100.0}) == 0.001
