@@ -212,7 +212,7 @@ def test_bars_have_different_names() -> None:
     assert len({bar.name for bar in BARS}) == len(BARS)
 
 
-def test_the_percentile_of_a_histogram_is_that_of_the_time_between_two_readings() -> None:
+def test_the_percentile_of_a_histogram_is_that_of_the_time_between_two_samples() -> None:
     before = {0.001: 0.0, 0.01: 50.0, math.inf: 100.0}
     after = {0.001: 98.0, 0.01: 150.0, math.inf: 200.0}
     assert bucket_p99(before, after) == 0.01
