@@ -4,7 +4,7 @@ VENV ?= .venv
 ARGS ?=
 BIN := $(VENV)/bin
 
-.PHONY: help demo test planted check format docs bench evidence train-policy replay outage faults soak overload audit clean
+.PHONY: help demo test planted check format docs bench scale evidence train-policy replay outage faults soak overload audit clean
 .DEFAULT_GOAL := help
 
 help:  ## List the targets
@@ -59,8 +59,11 @@ docs: $(VENV)/.docs  ## Write the reference pages from the code and build the do
 	@$(BIN)/zensical build --clean --strict 2>&1 | tee $(VENV)/docs.log
 	@grep -q "No issues found" $(VENV)/docs.log && ! grep -q "^griffe: " $(VENV)/docs.log
 
-bench: $(VENV)/.bench  ## Measure throughput, latency and host overhead; ARGS="--quick"
+bench: $(VENV)/.bench  ## Measure throughput, latency and host overhead beside peers, and check the bars; ARGS="--quick"
 	@$(BIN)/python -m tamiyo.evaluation.bench $(ARGS)
+
+scale: $(VENV)/.bench  ## Measure runs, layers and workers on KAFKA_HOME's Kafka, resumable; ARGS="--quick", or "--report FILE --figure FILE"
+	@$(BIN)/python -m tamiyo.evaluation.scale $(ARGS)
 
 replay: $(VENV)/.dev  ## Record live runs on KAFKA_HOME's Kafka, replay them at 1x, 100x and full speed, compare bytes
 	@$(BIN)/python -m tamiyo.evaluation.replay $(ARGS)

@@ -2,16 +2,15 @@
 
 Throughput is in layer-signals per second and core: one layer-signal is one layer's row of one telemetry frame, and a
 core's second is a processor second of the measured processes, so that a busy machine changes little. Latencies are
-wall time. Every row is the minimum, median and maximum of its repeats after a warm-up.
+wall time. Every row is the minimum, median and maximum of its repeats after a warm-up. The bars are in `bars`.
 """
 
 import json
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
@@ -21,18 +20,27 @@ from rich.console import Console
 from rich.table import Table
 
 from tamiyo.evaluation.bench import chain as bench_chain
+from tamiyo.evaluation.bench.bars import Verdict, verdicts
 from tamiyo.evaluation.bench.codec import codec
 from tamiyo.evaluation.bench.host import LOOPS, overhead
+from tamiyo.evaluation.bench.intake_latency import intake_latency
 from tamiyo.evaluation.bench.kafka import Broker, BrokerKind, broker
 from tamiyo.evaluation.bench.learner import updates
+from tamiyo.evaluation.bench.peers import PEERS, Peer, peer, ratio
 from tamiyo.evaluation.bench.policy import decisions
 from tamiyo.evaluation.common import stage_bench as bench_stages
 from tamiyo.evaluation.common.measure import Result, machine, versions
 from tamiyo.evaluation.common.report import require_folder
 from tamiyo.evaluation.common.simulated_runs import Load
+from tamiyo.streams.admin.brokers import kafka_home
 from tamiyo.streams.process.logs import configure
 
-FORMAT = 1
+FORMAT = 2
+ORDER = ("on a broker", "peers", "intake latency", "decision latency", "stage alone", "codec", "learner", "SDK")
+"""The groups of the report, what users notice first at the top."""
+
+Phase = tuple[str, Callable[[], list[Result]]]
+"""What is measured, and the function that does it."""
 
 
 @dataclass(frozen=True)
@@ -43,8 +51,9 @@ class Plan:
     stages: Load
     flow: Load
     """Fits the embedded broker, which keeps 5 MiB a partition, so that no message is lost before it is read."""
-    single: Load | None
+    single: Load
     """Frames of one layer: the cost of the chain without the advantage of framing."""
+    latency_frames: int
     decision_seconds: float
     host_blocks: int
     host_repeats: int
@@ -56,6 +65,7 @@ FULL = Plan(
     stages=Load(runs=16, layers=50, frames=60),
     flow=Load(runs=16, layers=50, frames=30),
     single=Load(runs=64, layers=1, frames=30),
+    latency_frames=600,
     decision_seconds=2.0,
     host_blocks=10,
     host_repeats=7,
@@ -65,7 +75,8 @@ QUICK = Plan(
     repeats=1,
     stages=Load(runs=4, layers=50, frames=20),
     flow=Load(runs=16, layers=50, frames=10),
-    single=None,
+    single=Load(runs=16, layers=1, frames=10),
+    latency_frames=120,
     decision_seconds=0.5,
     host_blocks=3,
     host_repeats=2,
@@ -73,33 +84,63 @@ QUICK = Plan(
 )
 
 
-def in_memory(plan: Plan) -> Iterator[list[Result]]:
-    """Measure codec, stages, decisions and learner, which need no broker."""
-    yield codec(layers=50, records=500, repeats=max(plan.repeats, 3))
+def in_memory(plan: Plan) -> Iterator[Phase]:
+    """Yield the measurements that need no broker: codec, stages, decisions and learner."""
+    yield "codec", lambda: codec(layers=50, records=500, repeats=max(plan.repeats, 3))
     with tempfile.TemporaryDirectory(prefix="tamiyo-bench-") as folder:
         bench = bench_stages.Bench(plan.stages, f"file://{folder}")
         inputs = bench_stages.stage_inputs(plan.stages, bench)
-        yield bench_stages.stages(plan.stages, bench, inputs, repeats=plan.repeats)
-        yield bench_stages.kernels(inputs, bench, count=plan.kernels, repeats=plan.repeats)
+        yield "stages alone", lambda: bench_stages.stages(plan.stages, bench, inputs, repeats=plan.repeats)
+        yield "kernels", lambda: bench_stages.kernels(inputs, bench, count=plan.kernels, repeats=plan.repeats)
         graphs = [each.record for each in inputs["decisions"].messages]
-        yield decisions(graphs, seconds=plan.decision_seconds, repeats=plan.repeats)
-        yield updates(bench_stages.experiences(inputs, bench), repeats=plan.repeats)
+        yield "decisions", lambda: decisions(graphs, seconds=plan.decision_seconds, repeats=plan.repeats)
+        yield "learner", lambda: updates(bench_stages.experiences(inputs, bench), repeats=plan.repeats)
 
 
-def on_a_broker(plan: Plan, where: Broker) -> Iterator[list[Result]]:
-    """Measure the SDK, the chain, and the peer against the same part of the chain."""
-    for name in LOOPS:
-        yield overhead(where.bootstrap_servers, name=name, blocks=plan.host_blocks, repeats=plan.host_repeats)
-    yield [bench_chain.chain(where, plan.flow, repeats=plan.repeats)]
-    mine = bench_chain.aggregation(where, plan.flow, repeats=plan.repeats)
-    yield [mine]
-    if plan.single is not None:
-        name = "telemetry to window, one layer a frame"
-        yield [bench_chain.aggregation(where, plan.single, repeats=1, name=name)]
-    if find_spec("quixstreams") is None:
-        return
-    other = bench_chain.peer(where, plan.flow, repeats=plan.repeats)
-    yield [other, bench_chain.ratio(mine, other)]
+def on_a_broker(plan: Plan, where: Broker) -> Iterator[Phase]:
+    """Yield the measurements of the chain, of the peers against the same part of it, of intake and of the SDK."""
+    repeats = plan.repeats
+    mine: list[Result] = []
+
+    def aggregation() -> list[Result]:
+        mine.append(bench_chain.aggregation(where, plan.flow, repeats=repeats))
+        return mine
+
+    yield "telemetry to decision", lambda: [bench_chain.chain(where, plan.flow, repeats=repeats)]
+    yield "telemetry to window", aggregation
+    name = "telemetry to window, one layer a frame"
+    yield name, lambda: [bench_chain.aggregation(where, plan.single, repeats=repeats, name=name)]
+    for each in PEERS:
+        if each.installed:
+
+            def against(each: Peer = each) -> list[Result]:
+                other = peer(where, each, plan.flow, repeats=repeats)
+                return [other, ratio(mine[0], other, each.name)]
+
+            yield each.name, against
+    runs = Load(runs=16, layers=50, frames=3 + repeats * plan.latency_frames // 48)
+    yield "intake latency", lambda: intake_latency(where, runs, frames=plan.latency_frames, repeats=repeats)
+    for loop in LOOPS:
+
+        def sdk(loop: str = loop) -> list[Result]:
+            return overhead(where.bootstrap_servers, name=loop, blocks=plan.host_blocks, repeats=plan.host_repeats)
+
+        yield f"SDK, {loop}", sdk
+
+
+def bars_table(found: Sequence[Verdict]) -> Table:
+    """Return the bars as a table."""
+    shown = Table(title="Bars", title_justify="left")
+    shown.add_column("bar", overflow="fold")
+    shown.add_column("unit")
+    for column in ("value", "bar"):
+        shown.add_column(column, justify="right", no_wrap=True)
+    shown.add_column("")
+    for each in found:
+        limit = f"{'at least' if each.bar.better == 'higher' else 'below'} {_number(each.bar.limit)}"
+        value = "not measured" if each.value is None else _number(each.value)
+        shown.add_row(each.bar.name, each.bar.unit, value, limit, "met" if each.met else "[red]missed[/]")
+    return shown
 
 
 def table(results: list[Result]) -> Table:
@@ -111,7 +152,7 @@ def table(results: list[Result]) -> Table:
         shown.add_column(column, justify="right", no_wrap=True)
     shown.add_column("", overflow="fold")
     group = ""
-    for result in results:
+    for result in sorted(results, key=lambda result: ORDER.index(result.group)):
         if result.group != group:
             shown.add_section()
         first, group = result.group if result.group != group else "", result.group
@@ -147,10 +188,11 @@ def bench(
     kind: Annotated[
         BrokerKind, typer.Option("--broker", help="auto: Kafka from KAFKA_HOME if set, else embedded")
     ] = "auto",
+    strict: Annotated[bool, typer.Option("--strict", help="Exit 1 if a bar is missed")] = False,
 ) -> None:
-    """Measure codec, stages, decisions, learner, SDK, the whole chain, and Quix Streams on the same load.
+    """Measure codec, stages, decisions, learner, SDK and the whole chain, beside Quix Streams, aiokafka and Faust.
 
-    Examples: `make bench` · `make bench ARGS="--quick"` · `make bench ARGS="--json bench.json --broker local"`
+    Examples: `make bench` · `make bench ARGS="--quick"` · `make bench ARGS="--json bench.json --broker local --strict"`
     """
     torch.set_num_threads(1)
     configure("WARNING")
@@ -161,20 +203,28 @@ def bench(
     started, where_measured = time.monotonic(), machine()
     results: list[Result] = []
 
-    def note(found: list[Result]) -> None:
-        results.extend(found)
-        for result in found:
-            words = f"{time.monotonic() - started:5.0f} s  {result.group}: {result.name}  {_number(result.median)}"
-            progress.print(f"{words} {result.unit}", highlight=False)
+    def measure(phases: Iterator[Phase]) -> None:
+        for what, phase in phases:
+            progress.print(f"{time.monotonic() - started:5.0f} s  measuring {what}", highlight=False, style="dim")
+            found = phase()
+            results.extend(found)
+            for result in found:
+                line = f"{result.group}: {result.name}  {_number(result.median)} {result.unit}"
+                progress.print(f"{time.monotonic() - started:5.0f} s  {line}", highlight=False)
 
-    for found in in_memory(plan):
-        note(found)
+    measure(in_memory(plan))
     with broker(kind) as where:
-        for found in on_a_broker(plan, where):
-            note(found)
+        measure(on_a_broker(plan, where))
+    judged = verdicts(results)
     console.print(table(results))
-    if find_spec("quixstreams") is None:
-        console.print("The peer was not measured: Quix Streams is missing; install the extra [bench].")
+    console.print(bars_table(judged))
+    for each in PEERS:
+        if not each.installed:
+            console.print(f"{each.name} was not measured: {each.package} is missing; install the extra [bench].")
+    missed = [each.bar.name for each in judged if not each.met]
+    console.print(
+        f"{len(judged) - len(missed)} of {len(judged)} bars met" + (f"; missed: {'; '.join(missed)}" if missed else "")
+    )
     processor, cores, load = (where_measured[name] for name in ("processor", "cores", "load_average"))
     console.print(f"{processor}, {cores} cores, load average {load[0]} at the start")
     if json_file is not None:
@@ -183,10 +233,13 @@ def bench(
             "quick": quick,
             "seconds": round(time.monotonic() - started, 1),
             "machine": where_measured,
-            "versions": versions(),
+            "versions": versions(kafka_home() if kind != "embedded" else None),
+            "bars": {each.bar.name: each.to_dict() for each in judged},
             "results": [result.to_dict() for result in results],
         }
         json_file.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    if strict and missed:
+        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,9 @@
-"""The stages in a Faust worker on a broker, telemetry in, decisions out; and the peer on the same broker."""
+"""The stages in a Faust worker on a broker, telemetry in, decisions out."""
 
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
-from tamiyo.evaluation.bench import quix_peer
 from tamiyo.evaluation.bench.kafka import (
     PARTITIONS,
     Broker,
@@ -13,7 +12,6 @@ from tamiyo.evaluation.bench.kafka import (
     Message,
     measure,
     publish,
-    running,
     worker,
 )
 from tamiyo.evaluation.common.measure import Result, Spent
@@ -27,7 +25,6 @@ from tamiyo.streams.settings import WindowSettings
 
 CHAIN = ("intake", "windows", "graphs", "decisions")
 AGGREGATION = ("intake", "windows")
-PEER_SOURCE, PEER_TARGET = "bench.peer.signals", "bench.peer.windows"
 
 
 def messages(load: Load) -> Iterator[Message]:
@@ -44,13 +41,6 @@ def messages(load: Load) -> Iterator[Message]:
     for together in zip(*(frames(load, run) for run in range(load.runs)), strict=True):
         for run, frame in enumerate(together):
             yield message(frame, run)
-
-
-def peer_messages(load: Load) -> Iterator[Message]:
-    """Yield the content of the layer frames, one signal a message, in the same order and on the same partitions."""
-    for together in zip(*(quix_peer.signals(load, run) for run in range(load.runs)), strict=True):
-        for run, (key, signal) in enumerate(together):
-            yield Message(PEER_SOURCE, run % PARTITIONS, key, quix_peer.encode(signal), signal["time_ms"])
 
 
 def rounds(
@@ -74,7 +64,7 @@ def rounds(
 
         def work(ready: Sequence[Message] = ready, fresh: Load = fresh) -> None:
             publish(where, ready)
-            counter.wait(process, fresh.run_ids, expected(fresh), identify)
+            counter.wait([process], fresh.run_ids, expected(fresh), identify)
 
         spent.append(measure(process, work))
     return spent[1:]
@@ -99,7 +89,7 @@ def ours(where: Broker, load: Load, stages: Sequence[str], target: Topic, *, nam
                 process, counter, load, repeats, messages, lambda fresh: fresh.windows(width), identify, where
             )
         counter.close()
-    return _result(name, load, spent, {"stages": list(stages), "processes": 1, "broker": where.kind})
+    return result(name, load, spent, {"stages": list(stages), "processes": 1, "broker": where.kind})
 
 
 def chain(where: Broker, load: Load, *, repeats: int) -> Result:
@@ -112,41 +102,8 @@ def aggregation(where: Broker, load: Load, *, repeats: int, name: str = "telemet
     return ours(where, load, AGGREGATION, WINDOWS, name=name, repeats=repeats)
 
 
-def peer(where: Broker, load: Load, *, repeats: int) -> Result:
-    """Measure Quix Streams on the same content, one signal a message, from signals to windows.
-
-    Its windows close when a later signal of the same key arrives, so it does not compute the last window of every key.
-    """
-    width = WindowSettings().width
-    load = replace(load, name="peer")
-    where.add_topics([PEER_SOURCE, PEER_TARGET])
-
-    def expected(fresh: Load) -> int:
-        return 2 * fresh.layers * (fresh.windows(width) - fresh.runs)
-
-    with tempfile.TemporaryDirectory(prefix="tamiyo-bench-") as state:
-        arguments = ["--bootstrap-servers", where.bootstrap_servers, "--source", PEER_SOURCE, "--target", PEER_TARGET]
-        arguments += ["--state", state, "--width", str(width)]
-        counter = Counter(where, PEER_TARGET)
-        with running("Quix Streams", "tamiyo.evaluation.bench.quix_peer", arguments, {}) as process:
-            # The peer reports no readiness: the warm-up round waits for it.
-            spent = rounds(process, counter, load, repeats, peer_messages, expected, _peer_identity, where)
-        counter.close()
-    return _result("Quix Streams, signal to window", load, spent, {"processes": 1, "broker": where.kind})
-
-
-def ratio(mine: Result, other: Result) -> Result:
-    """Return how many times more layer-signals `mine` processes per processor second: lowest, median, highest."""
-    values = (mine.minimum / other.maximum, mine.median / other.median, mine.maximum / other.minimum)
-    extra = {"ours": mine.median, "peer": other.median}
-    return Result("peer", "ours / Quix Streams, a core", "ratio", values, "higher", extra)
-
-
-def _peer_identity(value: bytes) -> str:
-    return value.decode()
-
-
-def _result(name: str, load: Load, spent: Sequence[Spent], extra: dict[str, object]) -> Result:
+def result(name: str, load: Load, spent: Sequence[Spent], extra: dict[str, object]) -> Result:
+    """Return the layer-signals of a load per processor second, one value a round."""
     sizes = {"runs": load.runs, "layers": load.layers, "frames": load.frames, "layer_signals": load.layer_signals}
     wall = [load.layer_signals / each.wall_s for each in spent]
     values = tuple(load.layer_signals / each.cpu_s for each in spent)

@@ -11,7 +11,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,6 +29,7 @@ from tamiyo.streams.admin.topics import Topics
 PARTITIONS = 4  # of every topic of the embedded broker
 START_S = 90.0  # a process imports torch and joins a group, on a machine that may be busy
 TIMEOUT_S = 120.0
+TOPICS_S = 20.0
 BrokerKind = Literal["auto", "embedded", "local"]
 
 
@@ -49,6 +50,8 @@ class Broker:
 
     kind: str
     bootstrap_servers: str
+    node: LocalKafka | None = None
+    """The real one."""
 
     @property
     def kafka(self) -> KafkaSettings:
@@ -56,7 +59,11 @@ class Broker:
         return KafkaSettings(bootstrap_servers=self.bootstrap_servers)
 
     def add_topics(self, names: Sequence[str]) -> None:
-        """Create topics that are not in the catalogue, with `PARTITIONS` each."""
+        """Create topics that are not in the catalogue, with `PARTITIONS` each, and wait until the broker lists them.
+
+        Raises:
+            BrokerError: They are not listed after `TOPICS_S`.
+        """
         admin = AdminClient(self.kafka.librdkafka())
         if self.kind == "embedded":
             for name in names:  # the embedded broker creates a topic when it is named
@@ -64,6 +71,11 @@ class Broker:
             return
         for future in admin.create_topics([NewTopic(name, PARTITIONS, 1) for name in names]).values():
             future.result()
+        deadline = time.monotonic() + TOPICS_S
+        while not set(names) <= admin.list_topics(timeout=10).topics.keys():
+            if time.monotonic() > deadline:
+                raise BrokerError(f"{', '.join(names)} did not appear within {TOPICS_S:.0f} s")
+            time.sleep(0.05)
 
 
 @contextmanager
@@ -74,8 +86,10 @@ def broker(kind: BrokerKind) -> Iterator[Broker]:
         raise ConfigurationError("--broker local needs KAFKA_HOME, the folder of an unpacked Kafka release; set it")
     real = home is not None and kind != "embedded"
     with LocalKafka(home) if real and home is not None else EmbeddedBroker() as running:
-        started = Broker("local" if real else "embedded", running.bootstrap_servers)
-        Topics(started.kafka, TopicNames(prefix="")).create(partitions=PARTITIONS)
+        node = running if isinstance(running, LocalKafka) else None
+        started = Broker("local" if node else "embedded", running.bootstrap_servers, node)
+        # Simulated telemetry has old times, by which a broker would delete it.
+        Topics(started.kafka, TopicNames(prefix="")).create(partitions=PARTITIONS, retention_ms=-1)
         yield started
 
 
@@ -86,6 +100,8 @@ class Measured:
     name: str
     process: "subprocess.Popen[bytes]"
     log: Path
+    port: int = 0
+    """Port of its /metrics; 0: it has none."""
 
     def check(self) -> None:
         """Raise BrokerError with the end of its log if it has ended."""
@@ -97,6 +113,11 @@ class Measured:
     def cpu_s(self) -> float:
         """Return the processor seconds of all its threads so far."""
         return cpu_seconds([psutil.Process(self.process.pid)])
+
+    @property
+    def rss_bytes(self) -> int:
+        """Return its resident memory."""
+        return int(psutil.Process(self.process.pid).memory_info().rss)
 
 
 @contextmanager
@@ -137,12 +158,19 @@ def worker(where: Broker, stages: Sequence[str], store: str) -> Iterator[Measure
         arguments += ["--stage", stage]
     with running(f"worker ({', '.join(stages)})", "tamiyo.streams.cli", arguments, environment) as process:
         _wait_until(lambda: _is_ready(f"http://127.0.0.1:{port}/readyz"), process, START_S, "ready")
-        yield process
+        yield replace(process, port=port)
 
 
-def publish(where: Broker, messages: Iterable[Message]) -> None:
-    """Publish messages, in order a partition, and wait until the broker has them all."""
-    producer = AwaitedProducer(where.kafka, timeout_s=TIMEOUT_S, options={"queue.buffering.max.messages": 1_000_000})
+def publish(where: Broker, messages: Iterable[Message], options: Mapping[str, Any] | None = None) -> None:
+    """Publish messages, in order a partition, and wait until the broker has them all.
+
+    Args:
+        where: The broker.
+        messages: What to publish.
+        options: Further settings of librdkafka.
+    """
+    settings = {"queue.buffering.max.messages": 1_000_000, **(options or {})}
+    producer = AwaitedProducer(where.kafka, timeout_s=TIMEOUT_S, options=settings)
     for each in messages:
         producer.produce(each.topic, each.value, each.key, partition=each.partition, timestamp_ms=each.time_ms)
     producer.flush()
@@ -157,26 +185,30 @@ class Counter:
         self._reader.assign({(topic, number): self._reader.bounds(topic, number)[1] for number in range(PARTITIONS)})
         self._seen: set[tuple[str, str]] = set()
 
-    def wait(self, process: Measured, runs: Sequence[str], expected: int, identify: Callable[[bytes], str]) -> None:
+    def wait(
+        self, processes: Sequence[Measured], runs: Sequence[str], expected: int, identify: Callable[[bytes], str]
+    ) -> None:
         """Wait until `expected` different messages of `runs` have arrived.
 
         A message belongs to the run that its key begins with, up to a slash.
 
         Raises:
-            BrokerError: the process ended, or no message arrived for `TIMEOUT_S`.
+            BrokerError: one of the processes ended, or no message arrived for `TIMEOUT_S`.
         """
         wanted = set(runs)
         deadline = time.monotonic() + TIMEOUT_S
         while (found := sum(run in wanted for run, _ in self._seen)) < expected:
             messages: list[Any] = self._reader.poll()
-            process.check()
+            for process in processes:
+                process.check()
             for message in messages:
                 key = message.key().decode()
                 self._seen.add((key.split("/")[0], identify(message.value())))
             if messages:
                 deadline = time.monotonic() + TIMEOUT_S
             elif time.monotonic() > deadline:
-                raise BrokerError(f"{process.name} published {found} of {expected} records and then nothing more")
+                names = " and ".join(process.name for process in processes)
+                raise BrokerError(f"{names} published {found} of {expected} records and then nothing more")
 
     def close(self) -> None:
         """Stop reading."""

@@ -13,6 +13,7 @@ from scripts.reference.features import features
 from scripts.reference.markdown import FOLDER
 from scripts.reference.metrics import metrics
 from scripts.reference.modules import modules
+from scripts.reference.sizing import sizing
 from scripts.reference.topics import topics
 
 PAGES: dict[str, Callable[[], str]] = {
@@ -22,6 +23,7 @@ PAGES: dict[str, Callable[[], str]] = {
     "metrics.md": metrics,
     "cli.md": command_line,
     "modules.md": modules,
+    "sizing.md": sizing,
 }
 
 

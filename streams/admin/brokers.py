@@ -146,6 +146,11 @@ class LocalKafka:
         self._log = self._folder / "broker.log"
 
     @property
+    def data(self) -> Path:
+        """Return the folder of its partitions' logs."""
+        return self._folder / "data"
+
+    @property
     def pid(self) -> int | None:
         """Return the node's process id; None while it is down."""
         return self._process.pid if self._process is not None else None

@@ -20,6 +20,7 @@ from tamiyo.streams.cli import (
     dlq,
     operation,
     options,
+    plan,
     plugins,
     policy,
     processes,
@@ -42,7 +43,7 @@ app = typer.Typer(
     "Start with `tamiyo demo`.",
     epilog=examples("tamiyo demo --quick", "tamiyo worker --stage intake", "tamiyo tail tamiyo.rewards --table"),
 )
-for module in (training, processes, operation, record, replay, diff):
+for module in (training, processes, operation, plan, record, replay, diff):
     module.register(app)
 app.add_typer(topics.app, name="topics", rich_help_panel=options.OPERATE)
 app.add_typer(schemas.app, name="schemas", rich_help_panel=options.OPERATE)

@@ -5,7 +5,8 @@ import runpy
 import pytest
 
 PROGRAMS = (
-    "bench", "bench.quix_peer", "faults", "hostile", "outage", "overload", "replay", "soak", "soak.plot", "soak.report",
+    "bench", "bench.aiokafka_peer", "bench.faust_peer", "bench.quix_peer", "faults", "hostile", "outage", "overload",
+    "replay", "scale", "soak", "soak.plot", "soak.report",
 )  # fmt: skip
 
 

@@ -2,27 +2,25 @@
 
 import json
 import math
-from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tamiyo.evaluation.bench import __main__ as bench
-from tamiyo.evaluation.bench import quix_peer
-from tamiyo.evaluation.bench.chain import messages, peer_messages, ratio
+from tamiyo.evaluation.bench.bars import BARS, verdicts
+from tamiyo.evaluation.bench.chain import messages
 from tamiyo.evaluation.bench.codec import codec
+from tamiyo.evaluation.bench.intake_latency import bucket_p99
 from tamiyo.evaluation.bench.kafka import PARTITIONS
 from tamiyo.evaluation.bench.learner import updates
+from tamiyo.evaluation.bench.peers import PEERS
 from tamiyo.evaluation.bench.policy import decisions
 from tamiyo.evaluation.common.measure import Result, Spent, command, machine, percentile, repeat, versions
 from tamiyo.evaluation.common.simulated_runs import Load, frames, topology
 from tamiyo.evaluation.common.stage_bench import Bench, experiences, feed_all, kernels, stage_inputs, stages
 from tamiyo.schemas.adaptation import AdaptationDecision
-from tamiyo.schemas.analysis import HealthWindow
-from tamiyo.schemas.codec import decode
-from tamiyo.schemas.telemetry import KernelPerformance
-from tamiyo.schemas.topics import KERNEL_PERFORMANCE, LAYER_HEALTH
 from tamiyo.streams.settings import WindowSettings
 
 SMALL = Load(runs=2, layers=4, frames=12)
@@ -67,11 +65,6 @@ def test_warm_up_is_left_out() -> None:
     assert repeat(lambda: next(costs), repeats=2) == [Spent(1, 1), Spent(2, 2)]
 
 
-def test_the_ratio_pairs_medians_and_the_worst_with_the_best() -> None:
-    found = ratio(result(10.0, 20.0, 30.0), result(2.0, 4.0, 5.0))
-    assert found.values == (2.0, 5.0, 15.0)
-
-
 def test_the_machine_is_described_and_not_named() -> None:
     import platform
 
@@ -102,68 +95,11 @@ def test_loads_of_different_names_share_no_run() -> None:
 
 def test_every_partition_gets_equally_many_messages() -> None:
     load = Load(runs=8, layers=2, frames=3)
-    for made in (messages(load), peer_messages(load)):
+    for made in (messages(load), *(peer.make(load) for peer in PEERS)):
         sizes = [0] * PARTITIONS
         for message in made:
             sizes[message.partition] += 1
         assert len(set(sizes)) == 1
-
-
-def test_the_peer_gets_the_same_content_one_signal_a_message() -> None:
-    ours = [message for message in messages(SMALL) if message.topic in (KERNEL_PERFORMANCE.name, LAYER_HEALTH.name)]
-    theirs = [json.loads(message.value) for message in peer_messages(SMALL)]
-    assert len(theirs) == SMALL.layer_signals
-    assert sum(len(_rows(message)) for message in ours) == len(theirs)
-    frame = decode(ours[0].value, KernelPerformance)
-    (same,) = [
-        each
-        for each in theirs
-        if (each["run_id"], each["step"], each["layer_id"], each["source"])
-        == (frame.run_id, frame.step, frame.layer_id[2], "kernel_performance")
-    ]
-    assert same["metrics"] == {name: getattr(frame, name)[2] for name in same["metrics"]}
-    assert same["metrics"].keys() == {
-        "execution_latency_ms", "cache_hit_rate", "error_count", "total_executions", "activation_variance",
-        "dead_neuron_ratio", "avg_correlation",
-    }  # fmt: skip
-
-
-def _rows(message: Any) -> Sequence[str]:
-    record = KERNEL_PERFORMANCE.record if message.topic == KERNEL_PERFORMANCE.name else LAYER_HEALTH.record
-    return decode(message.value, record).layer_id  # type: ignore[attr-defined, no-any-return]
-
-
-def test_the_peer_computes_the_statistics_of_our_windows(inputs: dict[str, Any]) -> None:
-    windows: list[HealthWindow] = [each.record for each in inputs["graphs"].messages]
-    compared = 0
-    for run, run_id in enumerate(SMALL.run_ids):
-        moments: dict[tuple[str, int], dict[str, Any]] = {}
-        for _, signal in quix_peer.signals(SMALL, run):
-            assert quix_peer.valid(signal)
-            place = signal["layer_id"], signal["step"] // WIDTH * WIDTH
-            known = moments.get(place)
-            scored = quix_peer.score(signal)
-            moments[place] = quix_peer.begin(scored) if known is None else quix_peer.fold(known, scored)
-        for window in (each for each in windows if each.run_id == run_id):
-            for row, layer in enumerate(window.layer_id):
-                theirs = quix_peer.statistics(moments[layer, window.start])
-                for name, stats in window.metrics.items():
-                    if not stats.count[row]:
-                        assert name not in theirs
-                        continue
-                    for field, value in theirs[name].items():
-                        mine = getattr(stats, field)[row]
-                        assert mine == (value if value is None else pytest.approx(value, rel=1e-9, abs=1e-12)), name
-                        compared += 1
-    assert compared > 1000
-
-
-@pytest.mark.parametrize("value", [math.inf, math.nan, -1.0])
-def test_the_peer_checks_values_as_intake_does(value: float) -> None:
-    signal = next(signal for _, signal in quix_peer.signals(SMALL, 0))
-    assert quix_peer.valid(signal)
-    signal["metrics"]["execution_latency_ms"] = value
-    assert not quix_peer.valid(signal)
 
 
 def test_every_stage_is_measured_on_the_outputs_of_the_one_before_it(small: Bench, inputs: dict[str, Any]) -> None:
@@ -206,7 +142,7 @@ def test_kernels_decisions_updates_and_codec_are_measured(small: Bench, inputs: 
 
 def test_the_plans_fit_the_embedded_broker() -> None:
     for plan in (bench.FULL, bench.QUICK):
-        for made in (messages(plan.flow), peer_messages(plan.flow)):
+        for made in (messages(plan.flow), *(peer.make(plan.flow) for peer in PEERS)):
             sizes: dict[tuple[str, int], int] = {}
             for message in made:
                 place = message.topic, message.partition
@@ -215,19 +151,69 @@ def test_the_plans_fit_the_embedded_broker() -> None:
             assert len({partition for _, partition in sizes}) == PARTITIONS
 
 
-def test_the_report_has_a_row_a_result_and_everything_as_json(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    from contextlib import nullcontext
+BROKER_ROW = Result("on a broker", "telemetry to decision", "signals/s/core", (41_000.0, 39_000.0, 45_000.0))
+SLOW_ROW = Result("on a broker", "telemetry to window", "signals/s/core", (14_000.0,))
 
-    monkeypatch.setattr(bench, "in_memory", lambda plan: iter([[result(1.0, 2.0)]]))
-    monkeypatch.setattr(bench, "on_a_broker", lambda plan, where: iter([[result(5.0)]]))
+
+def run_bench(monkeypatch: pytest.MonkeyPatch, json_file: Path, *, strict: bool) -> None:
+    monkeypatch.setattr(bench, "in_memory", lambda plan: iter([("codec", lambda: [SLOW_ROW])]))
+    monkeypatch.setattr(bench, "on_a_broker", lambda plan, where: iter([("chain", lambda: [BROKER_ROW])]))
     monkeypatch.setattr(bench, "broker", lambda kind: nullcontext(None))
     monkeypatch.setattr(bench, "configure", lambda level: None)
-    bench.bench(quick=True, json_file=tmp_path / "bench.json", kind="embedded")
+    bench.bench(quick=True, json_file=json_file, kind="embedded", strict=strict)
+
+
+def test_the_report_has_a_row_a_result_and_every_bar_as_json(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_bench(monkeypatch, tmp_path / "bench.json", strict=False)
     report = json.loads((tmp_path / "bench.json").read_text(encoding="utf-8"))
-    assert [each["median"] for each in report["results"]] == [1.5, 5.0]
+    assert [each["median"] for each in report["results"]] == [14_000.0, 41_000.0]
     assert report["quick"] is True
     assert report["machine"]["python"]
     assert report["versions"]["torch"]
-    assert "Tamiyo, measured" in capsys.readouterr().out
+    assert report["bars"].keys() == {bar.name for bar in BARS}
+    assert report["bars"]["telemetry to decision"] == {"value": 41_000.0, "bar": 40_000.0, "met": True}
+    assert report["bars"]["telemetry to window"] == {"value": 14_000.0, "bar": 14_724.0, "met": False}
+    assert report["bars"]["learner update"] == {"value": None, "bar": 600.0, "met": False}
+    printed = capsys.readouterr().out
+    assert "Tamiyo, measured" in printed
+    assert f"1 of {len(BARS)} bars met" in printed
+
+
+def test_a_missed_bar_fails_only_a_strict_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(SystemExit) as ended:
+        run_bench(monkeypatch, tmp_path / "bench.json", strict=True)
+    assert ended.value.code == 1
+    assert (tmp_path / "bench.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "extra", "met"),
+    [
+        ("telemetry to decision", (40_000.0,), {}, True),
+        ("telemetry to decision", (39_999.0,), {}, False),
+        ("learner update", (599.0,), {}, True),
+        ("learner update", (600.0,), {}, False),
+        ("decision p99, 1 graph", (9.0,), {"p99_ms": 2.9}, True),
+        ("decision p99, 1 graph", (1.0,), {"p99_ms": 3.0}, False),
+        ("SDK overhead, digits", (0.11,), {}, False),
+    ],
+)
+def test_a_bar_is_judged_in_its_direction(name: str, values: tuple[float, ...], extra: Any, met: bool) -> None:
+    (bar,) = [each for each in BARS if each.name == name]
+    row = Result(bar.group, bar.row, bar.unit, values, extra=extra)
+    (found,) = [each for each in verdicts([row]) if each.bar is bar]
+    assert found.met is met
+    assert [each.met for each in verdicts([row]) if each.bar is not bar] == [False] * (len(BARS) - 1)
+
+
+def test_bars_have_different_names() -> None:
+    assert len({bar.name for bar in BARS}) == len(BARS)
+
+
+def test_the_percentile_of_a_histogram_is_that_of_the_time_between_two_samples() -> None:
+    before = {0.001: 0.0, 0.01: 50.0, math.inf: 100.0}
+    after = {0.001: 98.0, 0.01: 150.0, math.inf: 200.0}
+    assert bucket_p99(before, after) == 0.01
+    assert bucket_p99({}, {0.001: 99.0, 0.01: 99.0, math.inf: 100.0}) == 0.001

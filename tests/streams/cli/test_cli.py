@@ -47,7 +47,7 @@ def test_every_command_has_an_example(
 
 
 def test_all_commands_exist() -> None:
-    wanted = {"demo", "broker", "worker", "learner", "train", "tail", "doctor", "control"}
+    wanted = {"demo", "broker", "worker", "learner", "train", "tail", "doctor", "control", "plan"}
     wanted |= {"record", "replay", "diff", "discard", "evaluate"}
     assert {path[0] for path in commands()} == wanted | {"topics", "schemas", "dlq", "lab", "policy"}
     assert {path[1] for path in commands() if path[0] == "dlq"} == {"list", "show", "redrive"}
@@ -164,3 +164,44 @@ def test_train_without_tamiyo_writes_its_result(
     assert result["steps"] == 20
     assert result["task"] == "digits"
     assert result["overhead_ratio"] == 0
+
+
+PLAN = ("plan", "--runs", "1000", "--layers", "50", "--interval", "60")
+
+
+def test_a_plan_is_printed_with_its_assumptions(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(monkeypatch, *PLAN) == 0
+    out = capsys.readouterr().out
+    assert all(
+        each in out for each in ("partitions of every topic", "brokers", "all, 3 replicas", "A broker has 8 cores")
+    )
+
+
+def test_a_plan_as_json_has_every_number(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(monkeypatch, *PLAN, "--steps-window", "10", "--replication", "2", "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["windows_per_s"] == pytest.approx(1000 / 60 / 10)
+    assert found["brokers"] >= found["demand"]["replication"] == 2
+    assert found["measured"]["command"]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "status", "message"),
+    [
+        (("--runs", "0"), 2, "--runs"),
+        (("--interval", "soon"), 2, "--interval"),
+        (("--costs", "/nowhere.json"), 1, "cannot read the unit costs in /nowhere.json"),
+        (("--layers", "10000", "--worker-memory", "0.1"), 1, "more than the 0.1 GiB"),
+    ],
+)
+def test_a_wrong_plan_gets_one_clear_line(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    wrong: tuple[str, ...],
+    status: int,
+    message: str,
+) -> None:
+    assert run(monkeypatch, *PLAN, *wrong) == status
+    assert message in capsys.readouterr().err
