@@ -298,19 +298,23 @@ class Handle:
             self._twin.follow(self._step + 1, loss, batch)
         self._meter.enter()
         try:
-            self._step += 1
+            step = self._step = self._step + 1
             self._sampler.metrics.add(loss, accuracy, samples)
             sampled = self._sampler.armed
             if sampled:
-                self._sampler.sample(self._step, self.epoch)
-            self._adapter.advance(self._step, sampled=sampled)
+                self._sampler.sample(step, self.epoch)
+            self._adapter.advance(step, sampled=sampled)
         except Exception as error:  # training comes first: no error of the SDK may end the loop
             self._survive(error)
-        finally:
-            self._arm()
-            self._meter.leave()
+        try:
+            self._sampler.arm(step + 1)
+        except Exception as error:
+            self._survive(error)
+        self._meter.leave()
+        if not self._meter.running:
             self._meter.start()
-        self._deliver()
+        if self._recorder.waiting:
+            self._deliver()
 
     def validate(self, fn: Callable[[], V]) -> V:
         """Run a validation and publish its result with the next frame.
@@ -430,15 +434,8 @@ class Handle:
     def _deliver(self) -> None:
         """Between two steps: call the callbacks with what has happened since the last time."""
         self._recorder.kernels(self._step)
-        if self._recorder.waiting:
-            with self._meter.outside():
-                self._recorder.deliver()
-
-    def _arm(self) -> None:
-        try:
-            self._sampler.arm(self._step + 1)
-        except Exception as error:  # training comes first
-            self._survive(error)
+        with self._meter.outside():
+            self._recorder.deliver()
 
     def _survive(self, error: Exception) -> None:
         self._errors += 1

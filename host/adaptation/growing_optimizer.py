@@ -184,9 +184,8 @@ class GrowingOptimizer:
 
     def complete_step(self) -> None:
         """Complete a training step: an optimizer that the loop no longer steps is reported, once."""
-        for monitor, scaler in zip(self._monitors, self._scalers, strict=True):
-            monitor.complete()
-            scaler.complete()
+        for hooks in (*self._monitors, *self._scalers):
+            hooks.complete()
 
     def close(self) -> None:
         """Remove the hooks: every rate is its group's lr again, grown parameters stay."""

@@ -28,7 +28,8 @@ class OverheadMeter:
         self._clock = clock
         self._since = 0.0
         self._depth = 0
-        self._running = False
+        self.running = False
+        """Whether time counts."""
 
     @property
     def ratio(self) -> float:
@@ -37,34 +38,36 @@ class OverheadMeter:
 
     def start(self) -> None:
         """Begin to count; a repetition changes nothing."""
-        if not self._running:
-            self._running, self._since = True, self._clock()
+        if not self.running:
+            self.running, self._since = True, self._clock()
 
     def stop(self) -> None:
         """Stop counting."""
-        self._running = False
+        self.running = False
 
-    def enter(self) -> None:
-        """Enter the SDK; nested calls count once."""
+    def enter(self) -> float:
+        """Enter the SDK; nested calls count once. Return the time, seconds."""
+        now = self._clock()
         if self._depth == 0:
-            now = self._clock()
-            if self._running:
+            if self.running:
                 self.training_seconds += now - self._since
             self._since = now
         self._depth += 1
+        return now
 
-    def leave(self) -> None:
-        """Return to training."""
+    def leave(self) -> float:
+        """Return to training. Return the time, seconds."""
+        now = self._clock()
         self._depth -= 1
         if self._depth == 0:
-            now = self._clock()
-            if self._running:
+            if self.running:
                 self.sdk_seconds += now - self._since
             self._since = now
+        return now
 
     def charge(self, seconds: float) -> None:
         """Move `seconds` from training to the SDK."""
-        if self._running:
+        if self.running:
             taken = min(seconds, self.training_seconds)
             self.training_seconds -= taken
             self.sdk_seconds += taken

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.hooks import RemovableHandle
 
 from tamiyo.host.common import clock
 from tamiyo.host.common.compiled import run_compiled, run_eagerly
@@ -111,15 +112,10 @@ class Probes:
         self._updated = False
         self._since_update = -1  # the first call of `advance` begins the first step
         self._interval = 1
+        self._optimizers = optimizers
         # Registered after GrowingOptimizer's hooks, so that the update is measured after its scaling.
-        self._hooks = [
-            hook
-            for optimizer in optimizers
-            for hook in (
-                optimizer.register_step_pre_hook(self._before_step),
-                optimizer.register_step_post_hook(self._after_step),
-            )
-        ]
+        self._hooks = [optimizer.register_step_post_hook(self._after_step) for optimizer in optimizers]
+        self._armed_hooks: list[RemovableHandle] = []
 
     @property
     def armed(self) -> bool:
@@ -127,20 +123,20 @@ class Probes:
         return self._sample is not None
 
     @property
-    def at_start(self) -> bool:
-        """Whether a step begins now, and not in the midst of a loop's micro-batches."""
-        return self._since_update == 0 or self._since_update >= self._interval
-
-    @property
     def complete(self) -> bool:
         """Whether an update has ended the step, or one is overdue: a gradient scaler leaves some out."""
         return self._updated or self._since_update + 1 >= self._interval
 
-    def advance(self) -> None:
-        """Take note that the loop has completed a step, or a micro-batch if it calls the handle for each of them."""
+    def advance(self) -> bool:
+        """Take note that the loop has completed a step, or a micro-batch if it calls the handle for each of them.
+
+        Returns:
+            Whether a step that is not measured begins now: not in the midst of a loop's micro-batches.
+        """
         self._since_update += 1
         if self._updated:
             self._interval, self._since_update, self._updated = self._since_update, 0, False
+        return self._sample is None and (self._since_update == 0 or self._since_update >= self._interval)
 
     def take_seconds(self) -> float:
         """Return the time spent in the hooks since the last call, seconds."""
@@ -151,6 +147,7 @@ class Probes:
         """Measure the step that begins now, with growth scores, the most expensive part, if `growth`."""
         self.disarm()
         self._sample = _Sample(growth, GradientRecorder(self._layers, self._measuring))
+        self._armed_hooks = [each.register_step_pre_hook(self._before_step) for each in self._optimizers]
         for layer in self._layers.values():
             layer.observe(self._observe)
         run_eagerly(self)
@@ -161,6 +158,9 @@ class Probes:
         if sample is None:
             return
         sample.gradients.close()
+        for hook in self._armed_hooks:
+            hook.remove()
+        self._armed_hooks.clear()
         run_compiled(self)
         for layer in self._layers.values():
             layer.observe(None)
@@ -225,20 +225,19 @@ class Probes:
             return
         if not (layer.base.training or output.requires_grad):
             return
-        spec = layer.spec
-        given, made = spec.batched(layer_input.detach()), spec.batched(output.detach())
-        unbatched = given.ndim > layer_input.ndim
+        spec, layer_id = layer.spec, layer.layer_id
         seen: Output | None = None
-        if layer.layer_id not in sample.outputs:
-            with self._measuring("activations", layer.layer_id):
-                seen = Output(latency_ms, unit_values(made, channels_last=spec.channels_last))
-        count = partial(_count, sample, layer.layer_id, spec.batch(layer_input), seen)
+        if layer_id not in sample.outputs:
+            with self._measuring("activations", layer_id):
+                seen = Output(latency_ms, unit_values(spec.batched(output), channels_last=spec.channels_last))
+        batch = spec.batch(layer_input)
         if layer.base.training:
-            count()
+            _count(sample, layer_id, batch, seen)
         if output.requires_grad and (sample.growth or not layer.base.training):
-            pending = None if layer.base.training else count
-            keep = partial(self._keep, sample, layer, given, unbatched, pending)
-            with self._measuring("growth score", layer.layer_id):
+            pending = None if layer.base.training else partial(_count, sample, layer_id, batch, seen)
+            with self._measuring("growth score", layer_id):
+                given = spec.batched(layer_input.detach())
+                keep = partial(self._keep, sample, layer, given, given.ndim > layer_input.ndim, pending)
                 output.register_hook(keep)  # type: ignore[no-untyped-call]
 
     def _keep(
@@ -295,16 +294,14 @@ class _Measuring:
         self._started = 0.0
 
     def __enter__(self) -> None:
-        self._probes.meter.enter()
-        self._started = clock.seconds()
+        self._started = self._probes.meter.enter()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool:
         if isinstance(error, Exception):
             self._probes.failures.record(self._measurement, error, self._layer_id)
-        self._probes.hook_seconds += clock.seconds() - self._started
-        self._probes.meter.leave()
+        self._probes.hook_seconds += self._probes.meter.leave() - self._started
         return error is None or isinstance(error, Exception)
 
 

@@ -105,8 +105,7 @@ class Sampler:
 
         A loop that calls the handle for each micro-batch is measured from one update of the optimiser to the next.
         """
-        self._probes.advance()
-        if not self._probes.armed and self._probes.at_start and self._governor.due(Governor.FRAMES, step):
+        if self._probes.advance() and self._governor.due(Governor.FRAMES, step):
             self._probes.arm(growth=self._governor.due(_GROWTH, step))
             self._armed_step = step
 
