@@ -78,15 +78,18 @@ class Adapter:
             clock=clock.seconds if replicas is None else replicas.seconds,
         )
 
-    def advance(self, step: int, *, sampled: bool = False) -> None:
+    def advance(self, step: int, *, sampled: bool = False) -> bool:
         """Move the grown layers on to `step`, then execute what has arrived and is ready.
 
         Args:
             step: The training step just completed.
             sampled: Whether it was measured, so that reading values of kernels may wait for the device.
+
+        Returns:
+            Whether an optimiser has stepped since the last call.
         """
         try:
-            self._growing.complete_step()
+            stepped = self._growing.complete_step()
             if self._model.outdated:
                 self._follow_model()
             if self._replicas is None and sampled:
@@ -103,6 +106,7 @@ class Adapter:
                 arrived = self._replicas.exchange(step, self._transport, self._cache)
             if arrived or self.executor.open:
                 self._execute(arrived, step)
+            return stepped
         finally:
             for follower in self._followers:
                 follower.update()

@@ -41,14 +41,14 @@ class StepMonitor:
         self._hook = chain.optimizer.register_step_post_hook(self._record)
         _register()
 
-    def complete(self) -> None:
-        """Complete a training step."""
+    def complete(self) -> bool:
+        """Complete a training step; return whether the optimizer has stepped in it."""
         if self._stepped:
             self._stepped = False
             if self.missed:
                 self.missed, self.stalled = 0, False
                 _waiting.discard(self)
-            return
+            return True
         self.missed += 1
         if self.missed == 1:
             _waiting.add(self)
@@ -59,6 +59,7 @@ class StepMonitor:
             if self.stalled and not self._reported:
                 self._reported = True
                 log.warning("%s; no kernel is loaded beside its parameters from now on", self.reason)
+        return False
 
     @property
     def reason(self) -> str:

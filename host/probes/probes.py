@@ -100,7 +100,7 @@ class Probes:
         meter: OverheadMeter,
         failures: Failures | None = None,
     ) -> None:
-        """Register the hooks; their time counts as the SDK's, and what cannot be measured as a failure."""
+        """Measure nothing yet. The hooks' time counts as the SDK's, and what cannot be measured as a failure."""
         self.failures = failures or Failures()
         run_compiled()
         self._layers = layers
@@ -113,9 +113,7 @@ class Probes:
         self._since_update = -1  # the first call of `advance` begins the first step
         self._interval = 1
         self._optimizers = optimizers
-        # Registered after GrowingOptimizer's hooks, so that the update is measured after its scaling.
-        self._hooks = [optimizer.register_step_post_hook(self._after_step) for optimizer in optimizers]
-        self._armed_hooks: list[RemovableHandle] = []
+        self._hooks: list[RemovableHandle] = []
 
     @property
     def armed(self) -> bool:
@@ -127,15 +125,18 @@ class Probes:
         """Whether an update has ended the step, or one is overdue: a gradient scaler leaves some out."""
         return self._updated or self._since_update + 1 >= self._interval
 
-    def advance(self) -> bool:
+    def advance(self, *, updated: bool) -> bool:
         """Take note that the loop has completed a step, or a micro-batch if it calls the handle for each of them.
+
+        Args:
+            updated: Whether an optimiser has stepped in it.
 
         Returns:
             Whether a step that is not measured begins now: not in the midst of a loop's micro-batches.
         """
         self._since_update += 1
-        if self._updated:
-            self._interval, self._since_update, self._updated = self._since_update, 0, False
+        if updated:
+            self._interval, self._since_update = self._since_update, 0
         return self._sample is None and (self._since_update == 0 or self._since_update >= self._interval)
 
     def take_seconds(self) -> float:
@@ -147,7 +148,10 @@ class Probes:
         """Measure the step that begins now, with growth scores, the most expensive part, if `growth`."""
         self.disarm()
         self._sample = _Sample(growth, GradientRecorder(self._layers, self._measuring))
-        self._armed_hooks = [each.register_step_pre_hook(self._before_step) for each in self._optimizers]
+        self._updated = False
+        for optimizer in self._optimizers:
+            self._hooks.append(optimizer.register_step_pre_hook(self._before_step))
+            self._hooks.append(optimizer.register_step_post_hook(self._after_step))
         for layer in self._layers.values():
             layer.observe(self._observe)
         run_eagerly(self)
@@ -158,19 +162,17 @@ class Probes:
         if sample is None:
             return
         sample.gradients.close()
-        for hook in self._armed_hooks:
+        for hook in self._hooks:
             hook.remove()
-        self._armed_hooks.clear()
+        self._hooks.clear()
         run_compiled(self)
         for layer in self._layers.values():
             layer.observe(None)
 
     def close(self) -> None:
-        """Remove all hooks."""
+        """Remove all hooks; nothing of the optimisers is measured from now on."""
         self.disarm()
-        for hook in self._hooks:
-            hook.remove()
-        self._hooks.clear()
+        self._optimizers = ()
 
     def collect(self) -> Measurements | None:
         """Return the measurements since `arm`, and disarm; None if not armed. Few transfers from the device."""

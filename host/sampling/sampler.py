@@ -100,12 +100,16 @@ class Sampler:
         """Number of measurements that failed."""
         return self._failures.count + (0 if self._held_out is None else self._held_out.failures.count)
 
-    def arm(self, step: int) -> None:
+    def arm(self, step: int, *, updated: bool = False) -> None:
         """Measure `step`, which begins now, if a frame is due at it; call it once for each step.
 
         A loop that calls the handle for each micro-batch is measured from one update of the optimiser to the next.
+
+        Args:
+            step: The step that begins.
+            updated: Whether an optimiser has stepped since the last call.
         """
-        if self._probes.advance() and self._governor.due(Governor.FRAMES, step):
+        if self._probes.advance(updated=updated) and self._governor.due(Governor.FRAMES, step):
             self._probes.arm(growth=self._governor.due(_GROWTH, step))
             self._armed_step = step
 
