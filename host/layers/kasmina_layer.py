@@ -157,6 +157,11 @@ class KasminaLayer(nn.Module):
                 yield parameter
 
     @property
+    def grown(self) -> bool:
+        """Whether a kernel is loaded, live or bypassed."""
+        return bool(self.kernels._modules)
+
+    @property
     def base_parameters(self) -> int:
         """Number of parameters of the wrapped module."""
         return sum(p.numel() for p in self.own_parameters())

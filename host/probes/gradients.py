@@ -120,6 +120,8 @@ class GradientRecorder:
             trained = [parameter for parameter in layer.own_parameters() if parameter.requires_grad]
             self._layers[layer_id] = [self._records.setdefault(id(p), ParameterGradient(p)) for p in trained]
         self._stepping: list[ParameterGradient] = []
+        self._averaged = _averages_gradients()
+        """Whether other processes contribute to the gradients, after autograd has left them."""
         self._backward = -1
         """The backward pass under way, as autograd numbers them."""
         self._added: list[ParameterGradient] = []
@@ -169,8 +171,7 @@ class GradientRecorder:
                 record.norm = None
         if not evaluates:
             # One that is as autograd has left it has the same norm still, unless other processes have added theirs.
-            averaged = _averages_gradients()
-            changed = [record for record in self._stepping if averaged or record.norm is None or record.touched]
+            changed = [r for r in self._stepping if self._averaged or r.norm is None or r.touched]
             norms = _norms([r.parameter.grad for r in changed if r.parameter.grad is not None]) if changed else []
             for record, norm in zip(changed, norms, strict=True):
                 record.norm_at_step = norm
@@ -195,7 +196,7 @@ class GradientRecorder:
         A layer is absent if it trains no parameter, if a parameter with a gradient was not updated by an optimiser that
         is attached, or if a value is not finite.
         """
-        read = _read([record for record in self._records.values() if record.updated])
+        read = _read([record for record in self._records.values() if record.updated], self._averaged)
         found = {}
         for layer_id, records in self._layers.items():
             missing = any(record.gradient is not None and not record.updated for record in records)
@@ -250,8 +251,13 @@ class _Norms(NamedTuple):
     scale: float
 
 
-def _read(records: Sequence[ParameterGradient]) -> dict[ParameterGradient, _Norms]:
-    """Return the norms of updated parameters, with one transfer from each device."""
+def _read(records: Sequence[ParameterGradient], averaged: bool) -> dict[ParameterGradient, _Norms]:
+    """Return the norms of updated parameters, with one transfer from each device.
+
+    Args:
+        records: Of the updated parameters.
+        averaged: Whether other processes contribute to the gradients.
+    """
     tensors = [t for r in records for t in (r.norm, r.norm_at_step, r.before, r.change) if t is not None]
     scales = {id(record.step): record.step.scale for record in records if record.step is not None}
     tensors += [scale for scale in scales.values() if isinstance(scale, Tensor)]
@@ -259,7 +265,6 @@ def _read(records: Sequence[ParameterGradient]) -> dict[ParameterGradient, _Norm
     by_step: defaultdict[_Step | None, list[ParameterGradient]] = defaultdict(list)
     for record in records:
         by_step[record.step].append(record)
-    averaged = _averages_gradients()
     found = {}
     for step, updated in by_step.items():
         assert step is not None
@@ -308,7 +313,6 @@ def _power_of_two(norm: float, norm_at_step: float) -> float:
 
 
 def _averages_gradients() -> bool:
-    """Return whether other processes contribute to the gradients, after autograd has left them."""
     distributed = torch.distributed
     return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
 
