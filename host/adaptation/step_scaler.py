@@ -78,7 +78,8 @@ class StepScaler:
         """Hook into the optimizer, before all other hooks: some measure the update."""
         if self._hooks:
             return
-        before, after = self._optimizer._optimizer_step_pre_hooks, self._optimizer._optimizer_step_post_hooks
+        before: Any = self._optimizer._optimizer_step_pre_hooks
+        after: Any = self._optimizer._optimizer_step_post_hooks
         self._hooks = [
             self._optimizer.register_step_pre_hook(self._remember),
             self._optimizer.register_step_post_hook(self._shorten),

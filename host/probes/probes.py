@@ -207,9 +207,7 @@ class Probes:
             with self.failures.isolated("growth score", layer_id):
                 if layer_id not in self._growth:
                     self._growth[layer_id] = GrowthProbe(self._layers[layer_id].spec)
-                inputs, gradients = torch.cat(flow.inputs), torch.cat(flow.gradients)
-                with torch.autocast(inputs.device.type, enabled=False):  # the loop may be inside one
-                    scores[layer_id] = self._growth[layer_id].score(inputs, gradients).detach()
+                scores[layer_id] = self._growth[layer_id].score(_joined(flow.inputs), _joined(flow.gradients))
         found: dict[str, float] = {}
         with self.failures.isolated("growth score"):
             for layer_id, score in zip(scores, read_all(list(scores.values())), strict=True):
@@ -305,6 +303,10 @@ class _Measuring:
             self._probes.failures.record(self._measurement, error, self._layer_id)
         self._probes.hook_seconds += self._probes.meter.leave() - self._started
         return error is None or isinstance(error, Exception)
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def _count(sample: _Sample, layer_id: str, batch: int, output: Output | None) -> None:
