@@ -22,7 +22,7 @@ __all__ = ["KafkaPublisher"]
 log = logging.getLogger(__name__)
 
 _RETRY_S = 1.0  # between two requests to an unreachable schema registry
-_PERIOD_S = 0.02
+_PERIOD_S = 0.05
 """Seconds between two looks into the queue. A thread that woke up for every record would take the interpreter from
 the training loop several times a frame, and librdkafka would send a request for each."""
 
