@@ -156,7 +156,8 @@ class Sampler:
             with self._failures.isolated("kernel cache"):
                 self._frames.cache(moment, self._cache)
         wrapping, published = self._charge_untimed()
-        self._governor.slowed(slowdown - wrapping)
+        if slowdown is not None:
+            self._governor.slowed(slowdown - wrapping)
         hooks = self._probes.take_seconds()
         elapsed = clock.seconds() - started
         separate = (measured.growth_seconds or 0.0) + contribution_seconds
@@ -194,12 +195,15 @@ class Sampler:
         self._governor.spent(_CONTRIBUTION, step, seconds)
         return contributions, latencies, seconds
 
-    def _slowdown(self, step: int) -> float:
-        """Return how much longer the sampled step took than the mean of those before it, without what was timed."""
+    def _slowdown(self, step: int) -> float | None:
+        """Return how much longer the sampled step took than the mean of those since the last frame, seconds.
+
+        What was timed is left out. None if there is nothing to compare with; the run's first step has no time.
+        """
         trained, begun = self._meter.training_seconds, self._armed_training_seconds
         steps, before = step - self._armed_step + 1, self._armed_step - 1 - self._last_frame_step
-        if before < 1:
-            return 0.0
+        if before < 1 or not self._last_frame_step:
+            return None
         return trained - begun - steps * (begun - self._last_training_seconds) / before
 
     def _charge_untimed(self) -> tuple[float, float]:
