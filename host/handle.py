@@ -262,7 +262,7 @@ class Handle:
     ) -> None:
         """Complete a training step: publish telemetry if it was sampled, and execute decisions that have arrived.
 
-        Call it once after each `optimizer.step()`. After `close` it does nothing.
+        Call it once after each `optimizer.step()`, not in a hook of it. After `close` it does nothing.
 
         Args:
             loss: Mean loss of the training batch, nats. A tensor is read at the next sampled step, not now.
@@ -297,20 +297,26 @@ class Handle:
         if self._twin is not None:
             self._twin.follow(self._step + 1, loss, batch)
         self._meter.enter()
+        step = self._step = self._step + 1
+        updated = True
         try:
-            self._step += 1
             self._sampler.metrics.add(loss, accuracy, samples)
             sampled = self._sampler.armed
             if sampled:
-                self._sampler.sample(self._step, self.epoch)
-            self._adapter.advance(self._step, sampled=sampled)
+                self._sampler.sample(step, self.epoch)
+            updated = self._adapter.advance(step, sampled=sampled)
         except Exception as error:  # training comes first: no error of the SDK may end the loop
             self._survive(error)
         finally:
-            self._arm()
+            try:
+                self._sampler.arm(step + 1, updated=updated)
+            except Exception as error:
+                self._survive(error)
             self._meter.leave()
-            self._meter.start()
-        self._deliver()
+            if not self._meter.running:
+                self._meter.start()
+        if self._recorder.waiting:
+            self._deliver()
 
     def validate(self, fn: Callable[[], V]) -> V:
         """Run a validation and publish its result with the next frame.
@@ -430,15 +436,8 @@ class Handle:
     def _deliver(self) -> None:
         """Between two steps: call the callbacks with what has happened since the last time."""
         self._recorder.kernels(self._step)
-        if self._recorder.waiting:
-            with self._meter.outside():
-                self._recorder.deliver()
-
-    def _arm(self) -> None:
-        try:
-            self._sampler.arm(self._step + 1)
-        except Exception as error:  # training comes first
-            self._survive(error)
+        with self._meter.outside():
+            self._recorder.deliver()
 
     def _survive(self, error: Exception) -> None:
         self._errors += 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Collection, Mapping, MutableMapping
+from collections.abc import Callable, Collection, Mapping, MutableMapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from tamiyo.host.adaptation.limits import Limits
 from tamiyo.host.adaptation.replicas import Replicas
 from tamiyo.host.adaptation.weight_following import WeightFollower
 from tamiyo.host.blueprints import for_layer
-from tamiyo.host.client.transport import Transport
+from tamiyo.host.client.transport import InboundRecord, Transport
 from tamiyo.host.common import clock
 from tamiyo.host.common.settings import HostSettings
 from tamiyo.host.kernels.cache import KernelCache
@@ -78,44 +78,48 @@ class Adapter:
             clock=clock.seconds if replicas is None else replicas.seconds,
         )
 
-    def advance(self, step: int, *, sampled: bool = False) -> None:
+    def advance(self, step: int, *, sampled: bool = False) -> bool:
         """Move the grown layers on to `step`, then execute what has arrived and is ready.
 
         Args:
             step: The training step just completed.
             sampled: Whether it was measured, so that reading values of kernels may wait for the device.
+
+        Returns:
+            Whether an optimiser has stepped since the last call.
         """
         try:
-            self._advance(step, sampled)
+            stepped = self._growing.complete_step()
+            if self._model.outdated:
+                self._follow_model()
+            if self._replicas is None and sampled:
+                self._model.check_kernels()
+            elif self._replicas is not None and self._replicas.checks(step):
+                self._model.check_kernels(self._replicas.worst)
+            for layer in self._model.grown:
+                for dropped in layer.advance(step):
+                    self._growing.drop(dropped.kernel.parameters())
+                    self._refresh()
+            if self._replicas is None:
+                arrived = self._transport.receive()
+            else:
+                arrived = self._replicas.exchange(step, self._transport, self._cache)
+            if arrived or self.executor.open:
+                self._execute(arrived, step)
+            return stepped
         finally:
             for follower in self._followers:
                 follower.update()
 
-    def _advance(self, step: int, sampled: bool) -> None:
-        self._growing.complete_step()
-        replicas = self._replicas
-        if self._model.outdated:
-            self._follow_model()
-        if replicas is None and sampled:
-            self._model.check_kernels()
-        elif replicas is not None and replicas.checks(step):
-            self._model.check_kernels(replicas.worst)
-        for layer in self._model.grown:
-            for dropped in layer.advance(step):
-                self._growing.drop(dropped.kernel.parameters())
-                self._refresh()
-        arrived = (
-            self._transport.receive() if replicas is None else replicas.exchange(step, self._transport, self._cache)
-        )
+    def _execute(self, arrived: Sequence[InboundRecord], step: int) -> None:
+        """Execute what is ready of the decisions that have arrived now or earlier."""
         for record in arrived:
             self.executor.take(record, step)
-        if not (arrived or self.executor.open):
-            return
         resolved = self.executor.counts.resolved
         if self.executor.run(step):
             self._refresh()
-        if replicas is not None and self.executor.counts.resolved > resolved:
-            self._keep_common(replicas)
+        if self._replicas is not None and self.executor.counts.resolved > resolved:
+            self._keep_common(self._replicas)
 
     def follow(self, averaged: nn.Module | MutableMapping[str, Tensor]) -> None:
         """Keep averaged weights in step with what grows. Raises ConfigurationError if they are not of this model."""

@@ -168,8 +168,7 @@ class GrowingOptimizer:
             if self._monitors[number].stalled:
                 raise AdaptationRefused("optimizer_replaced", self._monitors[number].reason)
         for parameter, number in trained:
-            scales = self._scalers[number].scales
-            scales[parameter] = scales.get(parameter, 1.0) * factor
+            self._scalers[number].scale(parameter, factor)
         return min(self._scalers[number].scales[parameter] for parameter, number in trained)
 
     def learning_rate(self, parameter: Tensor) -> float:
@@ -182,11 +181,19 @@ class GrowingOptimizer:
             parameter, 1.0
         )
 
-    def complete_step(self) -> None:
-        """Complete a training step: an optimizer that the loop no longer steps is reported, once."""
-        for monitor, scaler in zip(self._monitors, self._scalers, strict=True):
-            monitor.complete()
-            scaler.complete()
+    def complete_step(self) -> bool:
+        """Complete a training step: an optimizer that the loop no longer steps is reported, once.
+
+        Returns:
+            Whether an optimizer has stepped since the last call.
+        """
+        stepped = False
+        for monitor in self._monitors:
+            stepped = monitor.complete() or stepped
+        for scaler in self._scalers:
+            if scaler.scales:
+                scaler.complete()
+        return stepped
 
     def close(self) -> None:
         """Remove the hooks: every rate is its group's lr again, grown parameters stay."""

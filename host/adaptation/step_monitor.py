@@ -39,15 +39,19 @@ class StepMonitor:
         """Steps of other optimizers with the same parameters since the optimizer's last step."""
         self._versions: dict[int, int] = {}
         self._hook = chain.optimizer.register_step_post_hook(self._record)
-        _register(self)
+        _register()
 
-    def complete(self) -> None:
-        """Complete a training step."""
+    def complete(self) -> bool:
+        """Complete a training step; return whether the optimizer has stepped in it."""
         if self._stepped:
-            self._stepped, self.missed, self.stalled = False, 0, False
-            return
+            self._stepped = False
+            if self.missed:
+                self.missed, self.stalled = 0, False
+                _waiting.discard(self)
+            return True
         self.missed += 1
         if self.missed == 1:
+            _waiting.add(self)
             # torch counts the in-place changes of a tensor on the host; those of fused optimizers are not counted.
             self._versions = {id(parameter): parameter._version for parameter in self._chain.parameters}
         elif not self.stalled and self.missed % CHANGES == 0:
@@ -55,6 +59,7 @@ class StepMonitor:
             if self.stalled and not self._reported:
                 self._reported = True
                 log.warning("%s; no kernel is loaded beside its parameters from now on", self.reason)
+        return False
 
     @property
     def reason(self) -> str:
@@ -67,7 +72,7 @@ class StepMonitor:
     def close(self) -> None:
         """Remove the hook."""
         self._hook.remove()
-        _monitors.discard(self)
+        _waiting.discard(self)
 
     def _changes(self) -> int:
         """Return how often the parameter that changed most has changed since the optimizer's last step."""
@@ -79,7 +84,7 @@ class StepMonitor:
 
     def record_other(self, optimizer: Optimizer) -> None:
         """Count a step of any optimizer of the process that has parameters of this one."""
-        if not self.missed or any(optimizer is each for each in (self._chain.optimizer, *self._chain.wrappers)):
+        if any(optimizer is each for each in (self._chain.optimizer, *self._chain.wrappers)):
             return
         first = [group["params"][0] for group in optimizer.param_groups if group["params"]]
         self._others += any(parameter is own for parameter in first for own in self._chain.parameters)
@@ -87,17 +92,18 @@ class StepMonitor:
 
 # One hook for all optimizers of the process, which stays: torch calls its hooks in a loop over a dict, which must not
 # change while a step, perhaps in another thread, is in that loop. It keeps no monitor, and so no model, alive.
-_monitors: weakref.WeakSet[StepMonitor] = weakref.WeakSet()
 _registered = threading.Event()
+_waiting: weakref.WeakSet[StepMonitor] = weakref.WeakSet()
+"""Monitors whose optimizer did not step in the latest training step."""
 
 
-def _register(monitor: StepMonitor) -> None:
-    _monitors.add(monitor)
+def _register() -> None:
     if not _registered.is_set():
         _registered.set()
         register_optimizer_step_post_hook(_record_step)
 
 
 def _record_step(optimizer: Optimizer, *_: Any) -> None:
-    for monitor in list(_monitors):
-        monitor.record_other(optimizer)
+    if _waiting:
+        for monitor in list(_waiting):
+            monitor.record_other(optimizer)

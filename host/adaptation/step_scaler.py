@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
 
 log = logging.getLogger(__name__)
 
@@ -26,16 +27,13 @@ class StepScaler:
     """
 
     def __init__(self, optimizer: Optimizer) -> None:
-        """Hook into the optimizer."""
+        """Scale nothing yet; the optimizer has no hook until something is scaled."""
         self.scales: dict[Tensor, float] = {}
         """Scale by parameter, in (0, 1]; those that are absent have 1."""
         self._optimizer = optimizer
         self._before: dict[Tensor, Tensor] = {}
         self._depth = 0
-        self._hooks = [
-            optimizer.register_step_pre_hook(self._remember),
-            optimizer.register_step_post_hook(self._shorten),
-        ]
+        self._hooks: list[RemovableHandle] = []
 
     @property
     def obstacle(self) -> str:
@@ -55,8 +53,15 @@ class StepScaler:
             self.scales.pop(parameter, None)
             self._before.pop(parameter, None)
 
+    def scale(self, parameter: Tensor, factor: float) -> None:
+        """Multiply a parameter's scale by a factor in (0, 1]."""
+        self._connect()
+        self.scales[parameter] = self.scales.get(parameter, 1.0) * factor
+
     def replace(self, scales: Mapping[Tensor, float]) -> None:
         """Exchange all scales."""
+        if scales:
+            self._connect()
         self.scales, self._before, self._depth = dict(scales), {}, 0
 
     def complete(self) -> None:
@@ -68,6 +73,19 @@ class StepScaler:
         for hook in self._hooks:
             hook.remove()
         self._before = {}
+
+    def _connect(self) -> None:
+        """Hook into the optimizer, before all other hooks: some measure the update."""
+        if self._hooks:
+            return
+        before: Any = self._optimizer._optimizer_step_pre_hooks
+        after: Any = self._optimizer._optimizer_step_post_hooks
+        self._hooks = [
+            self._optimizer.register_step_pre_hook(self._remember),
+            self._optimizer.register_step_post_hook(self._shorten),
+        ]
+        for hooks, own in zip((before, after), self._hooks, strict=True):
+            hooks.move_to_end(own.id, last=False)
 
     # A class that overrides `step` and calls its parent's has the hooks called twice, one pair inside the other.
 

@@ -31,6 +31,8 @@ DTYPES = {"float32": torch.float32, "float64": torch.float64, "float16": torch.f
 _LARGEST = 1 << 24
 _GEOMETRY = ("kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
 _MOST_DIMS = 8  # of a sample, as in the topology record
+_UNBATCHED_DIMS = {"linear": 1, "attention": 2, **{kind: dims + 1 for kind, dims in SPATIAL_DIMS.items()}}
+"""Dimensions of an input without a batch, of the layers of torch that take one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,8 +188,7 @@ class LayerSpec:
         Returns:
             `value`, or a view of it as a batch of one.
         """
-        least = {"linear": 2, "attention": 3}.get(self.type, self.spatial_dims + 2 if self.spatial_dims else 0)
-        return value.unsqueeze(0) if value.dim() == least - 1 else value
+        return value.unsqueeze(0) if value.dim() == _UNBATCHED_DIMS.get(self.type) else value
 
     def batch(self, layer_input: Tensor) -> int:
         """Return the number of samples in an input of the layer; 1 without a batch, and 0 if that cannot be known.
@@ -195,7 +196,9 @@ class LayerSpec:
         Args:
             layer_input: [batch, ...] or without a batch. Of attention either of two dimensions can be the batch.
         """
-        return 0 if self.type == "attention" else len(self.batched(layer_input))
+        if self.type == "attention":
+            return 0
+        return 1 if layer_input.dim() == _UNBATCHED_DIMS.get(self.type) else layer_input.shape[0]
 
     def fits(self, other: LayerSpec) -> str | None:
         """Return None if a kernel built for this spec can run at another, else the first difference.

@@ -22,6 +22,9 @@ __all__ = ["KafkaPublisher"]
 log = logging.getLogger(__name__)
 
 _RETRY_S = 1.0  # between two requests to an unreachable schema registry
+_PERIOD_S = 0.05
+"""Seconds between two looks into the queue. A thread that woke up for every record would take the interpreter from
+the training loop several times a frame, and librdkafka would send a request for each."""
 
 
 class KafkaPublisher:
@@ -42,7 +45,10 @@ class KafkaPublisher:
         """
         self._key = run_id.encode()
         self._topics = topics
-        self._queue: queue.Queue[tuple[Topic, Make] | None] = queue.Queue(maxsize=capacity)
+        self._queue: queue.Queue[tuple[Topic, Make]] = queue.Queue(maxsize=capacity)
+        self._hurry = threading.Event()
+        """Set to end the present wait."""
+        self._stopping = False
         self._published = 0
         self._dropped = 0  # by the training thread
         self._failed = 0  # by the background thread
@@ -91,6 +97,7 @@ class KafkaPublisher:
         """Wait at most `timeout_s` seconds until every queued record was delivered or dropped; return whether so."""
         deadline = time.monotonic() + timeout_s
         while self._queue.unfinished_tasks or len(self._producer):
+            self._hurry.set()
             if time.monotonic() >= deadline:
                 return False
             time.sleep(0.005)
@@ -103,7 +110,8 @@ class KafkaPublisher:
         self._closed = True
         if not self.flush(timeout_s):
             self._abandon()
-        self._queue.put(None)
+        self._stopping = True
+        self._hurry.set()
         self._thread.join(timeout=2.0)
 
     def _abandon(self) -> None:
@@ -120,24 +128,26 @@ class KafkaPublisher:
         self._producer.poll(0.1)
 
     def _run(self) -> None:
+        while not self._stopping:
+            self._hurry.wait(_PERIOD_S)
+            self._hurry.clear()
+            self._send_queued()
+            self._producer.poll(0)
+            self._busy_seconds = time.thread_time()
+
+    def _send_queued(self) -> None:
         while True:
             try:
-                item = self._queue.get(timeout=0.05)
+                topic, make = self._queue.get_nowait()
             except queue.Empty:
-                self._producer.poll(0)
-                continue
+                return
             try:
-                if item is None:
-                    self._producer.poll(0)
-                    return
-                self._send(*item)
+                self._send(topic, make)
             except Exception as error:  # one invalid record must not stop the thread
                 self._failed += 1
                 self._warn_once("record", "a record was dropped: %s: %s", type(error).__name__, error)
             finally:
                 self._queue.task_done()
-            self._producer.poll(0)
-            self._busy_seconds = time.thread_time()
 
     def _send(self, topic: Topic, make: Make) -> None:
         value = self._encode(make())

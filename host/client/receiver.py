@@ -97,6 +97,8 @@ class KafkaReceiver:
 
     def receive(self) -> Sequence[InboundRecord]:
         """Return what arrived since the last call, in order of arrival; returns at once."""
+        if not self._arrived:
+            return ()
         arrived: list[InboundRecord] = []
         while self._arrived:
             arrived.append(self._arrived.popleft())

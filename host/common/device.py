@@ -21,7 +21,7 @@ def read_all(scalars: Sequence[Tensor]) -> list[float]:
     values = [0.0] * len(scalars)
     elsewhere: defaultdict[torch.device, list[int]] = defaultdict(list)
     for index, each in enumerate(scalars):
-        if each.device.type == "cpu":
+        if each.is_cpu:
             values[index] = each.item()
         else:
             elsewhere[each.device].append(index)

@@ -121,8 +121,8 @@ class RunRecorder:
 
     @property
     def waiting(self) -> bool:
-        """Whether `deliver` has anything to do."""
-        return bool(self._pending)
+        """Whether `kernels` or `deliver` has anything to do."""
+        return bool(self._pending) or self._model.revision != self._revision
 
     def _record(
         self, kind: EventKind, step: int, *, before: int | None = None, after: int | None = None, **more: Any

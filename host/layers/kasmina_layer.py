@@ -148,9 +148,18 @@ class KasminaLayer(nn.Module):
 
     def own_parameters(self) -> Iterator[nn.Parameter]:
         """Yield the base's parameters, and none of a kernel: a model's kernels are registered at its last module."""
-        for name, parameter in self.base.named_parameters():
+        base = self.base
+        if not base._modules.keys() - {KERNELS} and type(base).named_parameters is nn.Module.named_parameters:
+            yield from {id(p): p for p in base._parameters.values() if p is not None}.values()
+            return
+        for name, parameter in base.named_parameters():
             if KERNELS not in name.split("."):
                 yield parameter
+
+    @property
+    def grown(self) -> bool:
+        """Whether a kernel is loaded, live or bypassed."""
+        return bool(self.kernels._modules)
 
     @property
     def base_parameters(self) -> int:

@@ -11,10 +11,9 @@ from __future__ import annotations
 import inspect
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -93,12 +92,13 @@ class ParameterGradient:
             self.discarded = False
         return fresh
 
-    def accumulated(self) -> None:
-        """Take the gradient that autograd has just added to."""
+    def accumulated(self) -> bool:
+        """Take the gradient that autograd has just added to; return whether its norm is of interest."""
         gradient = self.parameter.grad
-        if not self.updated and gradient is not None:
-            self.gradient, self.version = gradient, gradient._version
-            (self.norm,) = _norms([gradient])
+        if self.updated or gradient is None:
+            return False
+        self.gradient, self.version = gradient, gradient._version
+        return True
 
     def forget(self) -> None:
         """Forget the gradient."""
@@ -113,17 +113,23 @@ class GradientRecorder:
     ) -> None:
         """Hook into the parameters that are trained now; errors stay inside `measuring`."""
         self._measuring = measuring
-        self._records: dict[nn.Parameter, ParameterGradient] = {}
+        # By id, because the hash of a tensor is a call of Python.
+        self._records: dict[int, ParameterGradient] = {}
         self._layers: dict[str, list[ParameterGradient]] = {}
         for layer_id, layer in layers.items():
             trained = [parameter for parameter in layer.own_parameters() if parameter.requires_grad]
-            self._layers[layer_id] = [self._records.setdefault(p, ParameterGradient(p)) for p in trained]
+            self._layers[layer_id] = [self._records.setdefault(id(p), ParameterGradient(p)) for p in trained]
         self._stepping: list[ParameterGradient] = []
+        self._averaged = _averages_gradients()
+        """Whether other processes contribute to the gradients, after autograd has left them."""
+        self._backward = -1
+        """The backward pass under way, as autograd numbers them."""
+        self._added: list[ParameterGradient] = []
+        """Records whose norms are taken at its end."""
         self._hooks: list[RemovableHandle] = []
         with measuring("gradients"):
-            for parameter, record in self._records.items():
-                accumulated = partial(self._accumulated, record)
-                hook = parameter.register_post_accumulate_grad_hook(accumulated)  # type: ignore[no-untyped-call]
+            for record in self._records.values():
+                hook = record.parameter.register_post_accumulate_grad_hook(self._accumulated)  # type: ignore[no-untyped-call]
                 self._hooks.append(hook)
 
     def close(self) -> None:
@@ -144,7 +150,9 @@ class GradientRecorder:
             optimizer: It is about to update the parameters of its groups.
             evaluates: It runs the backward pass itself, in a closure: the gradients so far are of an earlier one.
         """
-        own = [self._records[p] for group in optimizer.param_groups for p in group["params"] if p in self._records]
+        self._take_norms()
+        parameters = (id(p) for group in optimizer.param_groups for p in group["params"])
+        own = [self._records[key] for key in parameters if key in self._records]
         self._stepping = [
             record for record in own if not record.updated and (evaluates or record.parameter.grad is not None)
         ]
@@ -163,8 +171,7 @@ class GradientRecorder:
                 record.norm = None
         if not evaluates:
             # One that is as autograd has left it has the same norm still, unless other processes have added theirs.
-            averaged = _averages_gradients()
-            changed = [record for record in self._stepping if averaged or record.norm is None or record.touched]
+            changed = [r for r in self._stepping if self._averaged or r.norm is None or r.touched]
             norms = _norms([r.parameter.grad for r in changed if r.parameter.grad is not None]) if changed else []
             for record, norm in zip(changed, norms, strict=True):
                 record.norm_at_step = norm
@@ -178,8 +185,9 @@ class GradientRecorder:
         after = [record.values for record in stepped if record.values is not None]
         if not stepped:
             return
-        changes = _norms(torch._foreach_sub(after, before))
-        for record, change, size in zip(stepped, changes, _norms(before), strict=True):
+        sizes = _norms(before)
+        torch._foreach_sub_(before, after)  # in place, because fresh memory costs more than the arithmetic
+        for record, change, size in zip(stepped, _norms(before), sizes, strict=True):
             record.change, record.before, record.updated = change, size, True
 
     def learning(self) -> dict[str, Learning]:
@@ -188,7 +196,7 @@ class GradientRecorder:
         A layer is absent if it trains no parameter, if a parameter with a gradient was not updated by an optimiser that
         is attached, or if a value is not finite.
         """
-        read = _read([record for record in self._records.values() if record.updated])
+        read = _read([record for record in self._records.values() if record.updated], self._averaged)
         found = {}
         for layer_id, records in self._layers.items():
             missing = any(record.gradient is not None and not record.updated for record in records)
@@ -205,9 +213,33 @@ class GradientRecorder:
                 found[layer_id] = learning
         return found
 
-    def _accumulated(self, record: ParameterGradient, _: Tensor) -> None:
-        with self._measuring("gradients"):
-            record.accumulated()
+    def _accumulated(self, parameter: Tensor) -> None:
+        """Note that autograd has added to a parameter's gradient; all norms are taken at once when it has ended."""
+        record = self._records[id(parameter)]
+        if not record.accumulated():
+            return
+        self._added.append(record)
+        backward = torch._C._current_graph_task_id()
+        if backward != self._backward:
+            self._backward = backward
+            try:
+                torch.autograd.Variable._execution_engine.queue_callback(self._ended)
+            except RuntimeError:  # a backward pass of compiled code
+                self._ended()
+
+    def _ended(self) -> None:
+        with self._measuring("gradients"), torch.no_grad():
+            self._take_norms()
+
+    def _take_norms(self) -> None:
+        """Take the norms of the gradients that autograd has left."""
+        if not self._added:
+            return
+        added, self._added = self._added, []
+        gradients = {id(record): (record, record.gradient) for record in added if record.gradient is not None}
+        norms = _norms([gradient for _, gradient in gradients.values()])
+        for (record, _), norm in zip(gradients.values(), norms, strict=True):
+            record.norm = norm
 
 
 class _Norms(NamedTuple):
@@ -219,16 +251,20 @@ class _Norms(NamedTuple):
     scale: float
 
 
-def _read(records: Sequence[ParameterGradient]) -> dict[ParameterGradient, _Norms]:
-    """Return the norms of updated parameters, with one transfer from each device."""
-    norms = (t for r in records for t in (r.norm, r.norm_at_step, r.before, r.change))
-    scales = (record.step.scale for record in records if record.step is not None)
-    tensors = {id(t): t for t in (*norms, *scales) if isinstance(t, Tensor)}
-    values: dict[int, float] = dict(zip(tensors, read_all(list(tensors.values())), strict=True))
+def _read(records: Sequence[ParameterGradient], averaged: bool) -> dict[ParameterGradient, _Norms]:
+    """Return the norms of updated parameters, with one transfer from each device.
+
+    Args:
+        records: Of the updated parameters.
+        averaged: Whether other processes contribute to the gradients.
+    """
+    tensors = [t for r in records for t in (r.norm, r.norm_at_step, r.before, r.change) if t is not None]
+    scales = {id(record.step): record.step.scale for record in records if record.step is not None}
+    tensors += [scale for scale in scales.values() if isinstance(scale, Tensor)]
+    values: dict[int, float] = dict(zip(map(id, tensors), read_all(tensors), strict=True))
     by_step: defaultdict[_Step | None, list[ParameterGradient]] = defaultdict(list)
     for record in records:
         by_step[record.step].append(record)
-    averaged = _averages_gradients()
     found = {}
     for step, updated in by_step.items():
         assert step is not None
@@ -277,29 +313,28 @@ def _power_of_two(norm: float, norm_at_step: float) -> float:
 
 
 def _averages_gradients() -> bool:
-    """Return whether other processes contribute to the gradients, after autograd has left them."""
     distributed = torch.distributed
     return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
 
 
-def _norms(tensors: Iterable[Tensor]) -> list[Tensor]:
+def _norms(tensors: Sequence[Tensor]) -> Sequence[Tensor]:
     """Return the L2 norm of each tensor; that of half precision in single, because it may exceed 65,504."""
-    dense = [_dense(tensor.detach()) for tensor in tensors]
-    return list(torch._foreach_norm([t.float() if t.dtype in _HALF else t for t in dense]))
+    return torch._foreach_norm([_single(t) if t.is_sparse or t.dtype in _HALF else t for t in tensors])
 
 
-def _dense(gradient: Tensor) -> Tensor:
-    if not gradient.is_sparse:
-        return gradient
-    values: Tensor = gradient.coalesce().values()  # type: ignore[no-untyped-call]
-    return values
+def _single(gradient: Tensor) -> Tensor:
+    values: Tensor = gradient.coalesce().values() if gradient.is_sparse else gradient  # type: ignore[no-untyped-call]
+    return values.float() if values.dtype in _HALF else values
 
 
 def _part(parameter: nn.Parameter) -> Tensor:
     """Return the parameter's values, thinned evenly if there are more than MAX_PARAMETERS: a view in any layout."""
     values = parameter.detach()
     for dimension, size in enumerate(values.shape):
-        every = min(size, math.ceil(values.numel() / MAX_PARAMETERS))
+        excess = values.numel() / MAX_PARAMETERS
+        if excess <= 1:
+            break
+        every = min(size, math.ceil(excess))
         if every > 1:
             values = values[(slice(None),) * dimension + (slice(None, None, every),)]
     return values

@@ -52,11 +52,16 @@ def growth_score(inputs: Tensor, gradient: Tensor, features: Tensor, ridge: floa
 
 
 def _solve(gram: Tensor, right: Tensor, eps: Tensor) -> Tensor:
-    """Solve (gram + eps I) x = right; NaN if the factorisation fails, as it does if a value is not finite."""
-    unit = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
-    factor, failed = torch.linalg.cholesky_ex(gram + (eps + torch.finfo(gram.dtype).tiny) * unit)
-    solved = torch.cholesky_solve(right, factor)
-    return torch.where(failed == 0, solved, torch.full_like(solved, torch.nan))
+    """Solve (gram + eps I) x = right; NaN if the factorisation fails, as it does if a value is not finite.
+
+    Args:
+        gram: [n, n]; it is overwritten.
+        right: [n, columns].
+        eps: A scalar.
+    """
+    gram.diagonal().add_(eps + torch.finfo(gram.dtype).tiny)
+    factor, failed = torch.linalg.cholesky_ex(gram)
+    return torch.cholesky_solve(right, factor).masked_fill_(failed != 0, torch.nan)
 
 
 class GrowthProbe:
@@ -70,6 +75,8 @@ class GrowthProbe:
         """Prepare for a layer; the first score draws the features, which depend on its name and geometry only."""
         self.spec = spec
         self._drawn: tuple[Tensor, Tensor, Tensor | None] | None = None
+        self._chosen: tuple[tuple[object, ...], tuple[Tensor, ...]] = ((), ())
+        """Positions of the rows, and what they depend on; those of the latest score."""
 
     def score(self, layer_input: Tensor, gradient: Tensor) -> Tensor:
         """Return the score of a step.
@@ -121,8 +128,11 @@ class GrowthProbe:
         if windows.shape[: spec.spatial_dims + 1] != outputs.shape[:-1] or outputs.shape[-1] != spec.out_features:
             raise self._mismatch(layer_input, gradient)
         # Indexing copies the chosen rows only; all of them could be hundreds of times the input.
-        chosen = torch.arange(0, outputs.shape[:-1].numel(), every, device=gradient.device)
-        positions = torch.unravel_index(chosen, outputs.shape[:-1])
+        key = (outputs.shape[:-1], every, gradient.device)
+        if self._chosen[0] != key:
+            chosen = torch.arange(0, outputs.shape[:-1].numel(), every, device=gradient.device)
+            self._chosen = key, torch.unravel_index(chosen, outputs.shape[:-1])
+        positions = self._chosen[1]
         return windows[positions].flatten(1), outputs[positions]
 
     def _windows(self, layer_input: Tensor, gradient: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
@@ -28,7 +29,8 @@ class OverheadMeter:
         self._clock = clock
         self._since = 0.0
         self._depth = 0
-        self._running = False
+        self.running = False
+        """Whether time counts."""
 
     @property
     def ratio(self) -> float:
@@ -37,34 +39,36 @@ class OverheadMeter:
 
     def start(self) -> None:
         """Begin to count; a repetition changes nothing."""
-        if not self._running:
-            self._running, self._since = True, self._clock()
+        if not self.running:
+            self.running, self._since = True, self._clock()
 
     def stop(self) -> None:
         """Stop counting."""
-        self._running = False
+        self.running = False
 
-    def enter(self) -> None:
-        """Enter the SDK; nested calls count once."""
+    def enter(self) -> float:
+        """Enter the SDK; nested calls count once. Return the time, seconds."""
+        now = self._clock()
         if self._depth == 0:
-            now = self._clock()
-            if self._running:
+            if self.running:
                 self.training_seconds += now - self._since
             self._since = now
         self._depth += 1
+        return now
 
-    def leave(self) -> None:
-        """Return to training."""
+    def leave(self) -> float:
+        """Return to training. Return the time, seconds."""
+        now = self._clock()
         self._depth -= 1
         if self._depth == 0:
-            now = self._clock()
-            if self._running:
+            if self.running:
                 self.sdk_seconds += now - self._since
             self._since = now
+        return now
 
     def charge(self, seconds: float) -> None:
         """Move `seconds` from training to the SDK."""
-        if self._running:
+        if self.running:
             taken = min(seconds, self.training_seconds)
             self.training_seconds -= taken
             self.sdk_seconds += taken
@@ -84,14 +88,38 @@ class OverheadMeter:
             self._since = self._clock()
 
 
+LONG_STEP_SECONDS = 0.005
+SHORT_STEP_BUDGET = 0.075
+"""The largest share that a step is allowed for being short."""
+SLOWDOWNS = 15
+"""Frames whose slowdowns are compared: a single step varies by more than a frame costs."""
+
+
+def step_budget(budget: float, step_seconds: float) -> float:
+    """Return the overhead that is allowed at a length of the step, as a share of the training time.
+
+    The probes' cost hardly depends on the length of the step, so their share rises as it becomes shorter. The budget
+    follows with the square root of the ratio, up to `SHORT_STEP_BUDGET`: probes that ran as rarely as an equal share
+    demands would miss what the network learns meanwhile.
+
+    Args:
+        budget: Overhead that is allowed at steps of `LONG_STEP_SECONDS` and more.
+        step_seconds: Length of a step without the SDK.
+    """
+    return max(budget, min(SHORT_STEP_BUDGET, budget * math.sqrt(LONG_STEP_SECONDS / step_seconds)))
+
+
 class Governor:
     """Decides when a probe is due: at its interval, or more rarely if the probes together would cost too much.
 
     A probe's load is its cost (median of its last three runs) divided by the training time of its interval. The work of
-    every step, and adaptations, cannot wait, so the probes share what these leave of the budget, at least half of it.
-    Frames have priority, because every later stage depends on them: they may use three quarters of that share. The
-    other probes use the rest, with their intervals lengthened by a common factor. If the measured overhead exceeds the
-    budget, all intervals are lengthened by the square of the excess.
+    every step, and adaptations, cannot wait, so the probes share what these leave of the budget (`step_budget`), at
+    least half of it. Frames have priority, because every later stage depends on them: they may use three quarters of
+    that share. The other probes use the rest, with their intervals lengthened by a common factor. If the measured
+    overhead exceeds the budget, all intervals are lengthened by the square of the excess.
+
+    A sampled step takes longer than others even without what the meter has timed: modules call hooks, and caches have
+    lost what training needs. The median difference is a part of the frames' cost.
     """
 
     FRAMES = "frames"
@@ -107,6 +135,8 @@ class Governor:
         self._last: dict[str, int] = dict.fromkeys(intervals, 0)
         self._factors: dict[str, float] = dict.fromkeys(intervals, 1.0)
         self._governed = 0.0
+        self._slowdowns: deque[float] = deque(maxlen=SLOWDOWNS)
+        self._untimed = 0.0
 
     def due(self, probe: str, step: int) -> bool:
         """Return whether `probe` must run at `step`."""
@@ -130,19 +160,33 @@ class Governor:
         self._costs[probe].append(seconds)
         self._governed += seconds
 
+    def slowed(self, seconds: float) -> None:
+        """Record how much longer a sampled step took than the others of its interval, without what was timed."""
+        self._slowdowns.append(seconds)
+        self._untimed += self.untimed_seconds
+
+    @property
+    def untimed_seconds(self) -> float:
+        """What a frame costs in addition to what the meter times, seconds; 0 until there are enough frames."""
+        if len(self._slowdowns) < SLOWDOWNS:
+            return 0.0
+        return max(0.0, statistics.median(self._slowdowns))
+
     def adjust(self, step_seconds: float) -> None:
         """Compute the intervals anew; `step_seconds` is the time of a step without the SDK."""
         if step_seconds <= 0:
             return
+        allowed = step_budget(self._budget, step_seconds)
         loads = {
             name: statistics.median(costs) / (self._intervals[name] * step_seconds) if costs else 0.0
             for name, costs in self._costs.items()
         }
-        frames = loads.pop(self.FRAMES)
+        frames = loads.pop(self.FRAMES) + self.untimed_seconds / (self._intervals[self.FRAMES] * step_seconds)
         meter = self._meter
         fixed = (meter.sdk_seconds - self._governed) / meter.training_seconds if meter.training_seconds > 0 else 0.0
-        budget = max(self._budget - max(fixed, 0.0), self._budget / 2)
-        excess = max(1.0, meter.ratio / self._budget) ** 2
+        budget = max(allowed - max(fixed, 0.0), allowed / 2)
+        untimed = self._untimed / meter.training_seconds if meter.training_seconds > 0 else 0.0
+        excess = max(1.0, (meter.ratio + untimed) / allowed) ** 2
         factor = max(1.0, sum(loads.values()) / max(budget - frames, budget / 4)) * excess
         self._factors = dict.fromkeys(loads, factor)
         self._factors[self.FRAMES] = min(self.MAX_FRAME_FACTOR, max(1.0, frames / (0.75 * budget)) * excess)

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.hooks import RemovableHandle
 
 from tamiyo.host.common import clock
 from tamiyo.host.common.compiled import run_compiled, run_eagerly
@@ -99,7 +100,7 @@ class Probes:
         meter: OverheadMeter,
         failures: Failures | None = None,
     ) -> None:
-        """Register the hooks; their time counts as the SDK's, and what cannot be measured as a failure."""
+        """Measure nothing yet. The hooks' time counts as the SDK's, and what cannot be measured as a failure."""
         self.failures = failures or Failures()
         run_compiled()
         self._layers = layers
@@ -111,15 +112,8 @@ class Probes:
         self._updated = False
         self._since_update = -1  # the first call of `advance` begins the first step
         self._interval = 1
-        # Registered after GrowingOptimizer's hooks, so that the update is measured after its scaling.
-        self._hooks = [
-            hook
-            for optimizer in optimizers
-            for hook in (
-                optimizer.register_step_pre_hook(self._before_step),
-                optimizer.register_step_post_hook(self._after_step),
-            )
-        ]
+        self._optimizers = optimizers
+        self._hooks: list[RemovableHandle] = []
 
     @property
     def armed(self) -> bool:
@@ -127,20 +121,23 @@ class Probes:
         return self._sample is not None
 
     @property
-    def at_start(self) -> bool:
-        """Whether a step begins now, and not in the midst of a loop's micro-batches."""
-        return self._since_update == 0 or self._since_update >= self._interval
-
-    @property
     def complete(self) -> bool:
         """Whether an update has ended the step, or one is overdue: a gradient scaler leaves some out."""
         return self._updated or self._since_update + 1 >= self._interval
 
-    def advance(self) -> None:
-        """Take note that the loop has completed a step, or a micro-batch if it calls the handle for each of them."""
+    def advance(self, *, updated: bool) -> bool:
+        """Take note that the loop has completed a step, or a micro-batch if it calls the handle for each of them.
+
+        Args:
+            updated: Whether an optimiser has stepped in it.
+
+        Returns:
+            Whether a step that is not measured begins now: not in the midst of a loop's micro-batches.
+        """
         self._since_update += 1
-        if self._updated:
-            self._interval, self._since_update, self._updated = self._since_update, 0, False
+        if updated:
+            self._interval, self._since_update = self._since_update, 0
+        return self._sample is None and (self._since_update == 0 or self._since_update >= self._interval)
 
     def take_seconds(self) -> float:
         """Return the time spent in the hooks since the last call, seconds."""
@@ -151,6 +148,10 @@ class Probes:
         """Measure the step that begins now, with growth scores, the most expensive part, if `growth`."""
         self.disarm()
         self._sample = _Sample(growth, GradientRecorder(self._layers, self._measuring))
+        self._updated = False
+        for optimizer in self._optimizers:
+            self._hooks.append(optimizer.register_step_pre_hook(self._before_step))
+            self._hooks.append(optimizer.register_step_post_hook(self._after_step))
         for layer in self._layers.values():
             layer.observe(self._observe)
         run_eagerly(self)
@@ -161,16 +162,17 @@ class Probes:
         if sample is None:
             return
         sample.gradients.close()
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks.clear()
         run_compiled(self)
         for layer in self._layers.values():
             layer.observe(None)
 
     def close(self) -> None:
-        """Remove all hooks."""
+        """Remove all hooks; nothing of the optimisers is measured from now on."""
         self.disarm()
-        for hook in self._hooks:
-            hook.remove()
-        self._hooks.clear()
+        self._optimizers = ()
 
     def collect(self) -> Measurements | None:
         """Return the measurements since `arm`, and disarm; None if not armed. Few transfers from the device."""
@@ -205,9 +207,7 @@ class Probes:
             with self.failures.isolated("growth score", layer_id):
                 if layer_id not in self._growth:
                     self._growth[layer_id] = GrowthProbe(self._layers[layer_id].spec)
-                inputs, gradients = torch.cat(flow.inputs), torch.cat(flow.gradients)
-                with torch.autocast(inputs.device.type, enabled=False):  # the loop may be inside one
-                    scores[layer_id] = self._growth[layer_id].score(inputs, gradients).detach()
+                scores[layer_id] = self._growth[layer_id].score(_joined(flow.inputs), _joined(flow.gradients))
         found: dict[str, float] = {}
         with self.failures.isolated("growth score"):
             for layer_id, score in zip(scores, read_all(list(scores.values())), strict=True):
@@ -225,20 +225,19 @@ class Probes:
             return
         if not (layer.base.training or output.requires_grad):
             return
-        spec = layer.spec
-        given, made = spec.batched(layer_input.detach()), spec.batched(output.detach())
-        unbatched = given.ndim > layer_input.ndim
+        spec, layer_id = layer.spec, layer.layer_id
         seen: Output | None = None
-        if layer.layer_id not in sample.outputs:
-            with self._measuring("activations", layer.layer_id):
-                seen = Output(latency_ms, unit_values(made, channels_last=spec.channels_last))
-        count = partial(_count, sample, layer.layer_id, spec.batch(layer_input), seen)
+        if layer_id not in sample.outputs:
+            with self._measuring("activations", layer_id):
+                seen = Output(latency_ms, unit_values(spec.batched(output), channels_last=spec.channels_last))
+        batch = spec.batch(layer_input)
         if layer.base.training:
-            count()
+            _count(sample, layer_id, batch, seen)
         if output.requires_grad and (sample.growth or not layer.base.training):
-            pending = None if layer.base.training else count
-            keep = partial(self._keep, sample, layer, given, unbatched, pending)
-            with self._measuring("growth score", layer.layer_id):
+            pending = None if layer.base.training else partial(_count, sample, layer_id, batch, seen)
+            with self._measuring("growth score", layer_id):
+                given = spec.batched(layer_input.detach())
+                keep = partial(self._keep, sample, layer, given, given.ndim > layer_input.ndim, pending)
                 output.register_hook(keep)  # type: ignore[no-untyped-call]
 
     def _keep(
@@ -295,17 +294,19 @@ class _Measuring:
         self._started = 0.0
 
     def __enter__(self) -> None:
-        self._probes.meter.enter()
-        self._started = clock.seconds()
+        self._started = self._probes.meter.enter()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool:
         if isinstance(error, Exception):
             self._probes.failures.record(self._measurement, error, self._layer_id)
-        self._probes.hook_seconds += clock.seconds() - self._started
-        self._probes.meter.leave()
+        self._probes.hook_seconds += self._probes.meter.leave() - self._started
         return error is None or isinstance(error, Exception)
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def _count(sample: _Sample, layer_id: str, batch: int, output: Output | None) -> None:

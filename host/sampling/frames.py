@@ -158,7 +158,7 @@ class Frames:
             counters = self._layers[layer_id].performance
             count = counters.total_executions - self._executions[layer_id]
             # A layer without kernels is seen in the sampled step only.
-            executions.append(count if len(self._layers[layer_id].kernels) else count * steps)
+            executions.append(count if self._layers[layer_id].grown else count * steps)
             errors.append(counters.errors - self._errors[layer_id])
             self._executions[layer_id], self._errors[layer_id] = counters.total_executions, counters.errors
         return {
@@ -177,58 +177,54 @@ class Frames:
     def _health(
         self, measured: Measurements, contributions: Mapping[str, float], latencies: Mapping[str, PairedLatency]
     ) -> dict[str, Any]:
-        rows = [
-            {
-                "layer_id": layer_id,
-                "gradient_norm": row.gradient_norm,
-                "update_ratio": row.update_ratio,
-                "growth_score": measured.growth.get(layer_id),
-                "contribution": contributions.get(layer_id),
-                "learning_rate_scale": self._executor.scale(layer_id),
-                "parameters": self._parameters[layer_id],
-                "kernel_latency_ms": latencies[layer_id].kernel_ms if layer_id in latencies else None,
-                "base_latency_ms": latencies[layer_id].base_ms if layer_id in latencies else None,
-                **_twin(self._twins.pop(layer_id, None)),
-                **_seeds(self._layers[layer_id]),
-            }
-            for layer_id, row in measured.learning.items()
-        ]
-        return {name: [row[name] for row in rows] for name in HEALTH_COLUMNS}
+        layers, scales = list(measured.learning), self._executor.scales()
+        columns: dict[str, list[Any]] = {
+            "layer_id": layers,
+            "gradient_norm": [row.gradient_norm for row in measured.learning.values()],
+            "update_ratio": [row.update_ratio for row in measured.learning.values()],
+            "growth_score": list(map(measured.growth.get, layers)),
+            "contribution": list(map(contributions.get, layers)),
+            "learning_rate_scale": [scales.get(layer_id, 1.0) for layer_id in layers],
+            "parameters": [self._parameters[layer_id] for layer_id in layers],
+        }
+        if latencies:
+            paired = list(map(latencies.get, layers))
+            columns["kernel_latency_ms"] = [None if each is None else each.kernel_ms for each in paired]
+            columns["base_latency_ms"] = [None if each is None else each.base_ms for each in paired]
+        if self._twins:
+            results = [self._twins.pop(layer_id, None) for layer_id in layers]
+            columns["twin_gain"] = [None if each is None else each.gain for each in results]
+            columns["twin_steps"] = [None if each is None else each.steps for each in results]
+            columns["twin_probability"] = [None if each is None else each.probability for each in results]
+        seeds = [_seeds(self._layers[layer_id]) for layer_id in layers]
+        columns |= {name: [row[index] for row in seeds] for index, name in enumerate(_SEED_COLUMNS)}
+        return columns
 
 
-def _twin(result: TwinResult | None) -> dict[str, Any]:
-    if result is None:
-        return {"twin_gain": None, "twin_steps": None, "twin_probability": None}
-    return {"twin_gain": result.gain, "twin_steps": result.steps, "twin_probability": result.probability}
+_SEED_COLUMNS = (
+    "kernel_load", "alpha", "dormant_seeds", "active_seeds", "fossilized_seeds", "error_seeds", "kernel_parameters",
+)  # fmt: skip
 
 
-def _seeds(layer: KasminaLayer) -> dict[str, Any]:
+def _seeds(layer: KasminaLayer) -> tuple[float, ...]:
+    """Return a layer's entries of `_SEED_COLUMNS`."""
+    if not layer.grown:
+        return 0.0, 0.0, len(layer.seeds), 0, 0, 0, 0
     loaded = [seed for seed in layer.seeds if seed.loaded]
-    if not loaded:
-        return {**_UNGROWN, "dormant_seeds": len(layer.seeds)}
     states = [seed.state for seed in layer.seeds]
-    return {
-        "kernel_load": len(loaded) / len(states),
-        "alpha": sum(seed.alpha for seed in loaded) / len(loaded),
-        "dormant_seeds": states.count(SeedState.DORMANT),
-        "active_seeds": states.count(SeedState.LOADING) + states.count(SeedState.ACTIVE),
-        "fossilized_seeds": states.count(SeedState.FOSSILIZED),
-        "error_seeds": states.count(SeedState.ERROR_RECOVERY),
-        "kernel_parameters": layer.kernel_parameters,
-    }
-
-
-_UNGROWN = {
-    "kernel_load": 0.0,
-    "alpha": 0.0,
-    "dormant_seeds": 0,
-    "active_seeds": 0,
-    "fossilized_seeds": 0,
-    "error_seeds": 0,
-    "kernel_parameters": 0,
-}
+    return (
+        len(loaded) / len(states),
+        sum(seed.alpha for seed in loaded) / len(loaded),
+        states.count(SeedState.DORMANT),
+        states.count(SeedState.LOADING) + states.count(SeedState.ACTIVE),
+        states.count(SeedState.FOSSILIZED),
+        states.count(SeedState.ERROR_RECOVERY),
+        layer.kernel_parameters,
+    )
 
 
 def _newest_seed(layer: KasminaLayer) -> int:
+    if not layer.grown:
+        return 0
     loaded = [seed for seed in layer.seeds if seed.loaded]
     return max(loaded, key=lambda s: (s.loaded_step, s.index)).index if loaded else 0

@@ -78,6 +78,7 @@ class Sampler:
         self._batch = 0
         self._samples = 0.0
         self._armed_step = 1
+        self._armed_training_seconds = 0.0
         self._last_frame_step = 0
         self._last_training_seconds = 0.0
         self._last_cache_step = 0
@@ -100,15 +101,19 @@ class Sampler:
         """Number of measurements that failed."""
         return self._failures.count + (0 if self._held_out is None else self._held_out.failures.count)
 
-    def arm(self, step: int) -> None:
+    def arm(self, step: int, *, updated: bool = False) -> None:
         """Measure `step`, which begins now, if a frame is due at it; call it once for each step.
 
         A loop that calls the handle for each micro-batch is measured from one update of the optimiser to the next.
+
+        Args:
+            step: The step that begins.
+            updated: Whether an optimiser has stepped since the last call.
         """
-        self._probes.advance()
-        if not self._probes.armed and self._probes.at_start and self._governor.due(Governor.FRAMES, step):
+        if self._probes.advance(updated=updated) and self._governor.due(Governor.FRAMES, step):
             self._probes.arm(growth=self._governor.due(_GROWTH, step))
             self._armed_step = step
+            self._armed_training_seconds = self._meter.training_seconds
 
     def state_dict(self) -> dict[str, int]:
         """Return the step of the last run of each probe."""
@@ -132,6 +137,7 @@ class Sampler:
         if not self._probes.complete:
             return
         started = clock.seconds()
+        slowdown = self._slowdown(step)
         measured = self._probes.collect()
         if measured is None:
             return
@@ -149,11 +155,13 @@ class Sampler:
             self._last_cache_step = step
             with self._failures.isolated("kernel cache"):
                 self._frames.cache(moment, self._cache)
-        published = self._charge_untimed()
+        wrapping, published = self._charge_untimed()
+        if slowdown is not None:
+            self._governor.slowed(slowdown - wrapping)
         hooks = self._probes.take_seconds()
         elapsed = clock.seconds() - started
         separate = (measured.growth_seconds or 0.0) + contribution_seconds
-        self._governor.spent(Governor.FRAMES, step, elapsed - separate + hooks + published)
+        self._governor.spent(Governor.FRAMES, step, elapsed - separate + hooks + wrapping + published)
         self._begin_interval(step)
 
     def finish(self, step: int, epoch: int) -> None:
@@ -187,15 +195,26 @@ class Sampler:
         self._governor.spent(_CONTRIBUTION, step, seconds)
         return contributions, latencies, seconds
 
-    def _charge_untimed(self) -> float:
-        """Charge what no hook has timed; return the transport's part of it since the last call, seconds."""
+    def _slowdown(self, step: int) -> float | None:
+        """Return how much longer the sampled step took than the mean of those since the last frame, seconds.
+
+        What was timed is left out. None if there is nothing to compare with; the run's first step has no time.
+        """
+        trained, begun = self._meter.training_seconds, self._armed_training_seconds
+        steps, before = step - self._armed_step + 1, self._armed_step - 1 - self._last_frame_step
+        if before < 1 or not self._last_frame_step:
+            return None
+        return trained - begun - steps * (begun - self._last_training_seconds) / before
+
+    def _charge_untimed(self) -> tuple[float, float]:
+        """Charge what no hook has timed; return hooked calls' and the transport's part since the last call, seconds."""
         executions = sum(layer.performance.total_executions for layer in self._model.layers.values())
         busy_seconds = self._transport.busy_seconds
         wrapping = (executions - self._charged_executions) * wrapping_seconds()
         published = busy_seconds - self._charged_busy_seconds
         self._charged_executions, self._charged_busy_seconds = executions, busy_seconds
         self._meter.charge(wrapping + published)
-        return published
+        return wrapping, published
 
     def _begin_interval(self, step: int) -> None:
         trained = self._meter.training_seconds

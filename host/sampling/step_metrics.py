@@ -110,6 +110,8 @@ def mean(values: Sequence[Tensor | float]) -> float:
 def _number(value: object) -> Tensor | float:
     """Return a loop's value as a one-element tensor of its own, or a number. Raises TypeError if it is neither."""
     if isinstance(value, Tensor):
+        if value.is_cpu and value.numel() == 1:
+            return float(value.item())  # there is no device to wait for, and this is cheaper than a copy
         if value.numel() == 0:
             raise TypeError("expected a number, got an empty tensor")
         # A copy, because the loop may write the next step's value to the same memory, as a CUDA graph does.

@@ -21,6 +21,12 @@ _COPYING = {"aten::_to_copy", "aten::copy_"}
 _METHODS: set[Callable[..., Any]] = {Tensor.tolist, Tensor.numpy, Tensor.__array__}
 
 
+class Elsewhere(Tensor):
+    """A tensor for which the SDK would have to wait; a number on the CPU is read at once."""
+
+    is_cpu = False
+
+
 class _Methods(TorchFunctionMode):
     def __init__(self, counts: Counter[str]) -> None:
         super().__init__()

@@ -15,7 +15,7 @@ from tamiyo.host.common.undisturbed import undisturbed
 from tamiyo.host.testing import MemoryTransport
 from tamiyo.host.topology.tracing import execute
 from tests.support.runs import settings
-from tests.support.synchronisations import Synchronisations
+from tests.support.synchronisations import Elsewhere, Synchronisations
 
 
 class Noisy(nn.Module):
@@ -181,7 +181,9 @@ def counted(attached: bool, steps: int = 6) -> Counter[str]:
             optimizer.step()
             if handle is not None:
                 accuracy = (logits.argmax(dim=1) == labels).float().mean()
-                handle.step(loss=loss.unsqueeze(0).expand(3), accuracy=accuracy, batch=(inputs, labels))
+                handle.step(
+                    loss=loss.unsqueeze(0).expand(3), accuracy=accuracy.as_subclass(Elsewhere), batch=(inputs, labels)
+                )
     return seen.counts
 
 

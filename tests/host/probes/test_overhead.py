@@ -2,7 +2,7 @@
 
 import pytest
 
-from tamiyo.host.probes.overhead import Governor, OverheadMeter
+from tamiyo.host.probes.overhead import SLOWDOWNS, Governor, OverheadMeter, step_budget
 
 
 class Clock:
@@ -153,3 +153,33 @@ def test_the_work_of_every_step_reduces_the_budget(meter: OverheadMeter, clock: 
     spend(meter, clock, 0.012)
     chosen.adjust(1e-3)
     assert chosen.interval("growth") == pytest.approx(100 * 0.12 / 0.06)
+
+
+def test_shorter_steps_may_spend_a_larger_share() -> None:
+    assert [step_budget(0.02, seconds) for seconds in (1.0, 0.005, 0.00125)] == pytest.approx([0.02, 0.02, 0.04])
+    assert [step_budget(budget, 1e-5) for budget in (0.02, 0.9)] == [0.075, 0.9]
+
+
+def test_what_makes_sampled_steps_slower_counts_as_the_frames_cost(meter: OverheadMeter, clock: Clock) -> None:
+    chosen = governor(meter, budget=0.08)
+    chosen.spent("frames", 10, 0.3e-3)  # 3 % of ten steps of 1 ms
+    for index in range(SLOWDOWNS - 1):
+        chosen.slowed(5.0 if index == 7 else 0.6e-3)
+    chosen.adjust(1e-3)
+    assert chosen.interval("frames") == 10  # too few to tell
+    chosen.slowed(0.6e-3)
+    chosen.adjust(1e-3)
+    assert chosen.interval("frames") == pytest.approx(15)  # 9 %, and they may take 6 %
+
+
+def test_untimed_costs_of_the_frames_count_against_the_budget(meter: OverheadMeter, clock: Clock) -> None:
+    chosen = governor(meter, budget=0.08)
+    meter.start()
+    clock.pass_(1.0)
+    spend(meter, clock, 0.08)
+    for _ in range(SLOWDOWNS - 1 + 10):
+        chosen.slowed(8e-3)
+    chosen.adjust(1e-3)
+    assert chosen.interval("growth") == pytest.approx(400)  # the meter has the budget's 8 %, and ten frames as much
+    chosen.slowed(-1.0)
+    assert chosen.untimed_seconds == 8e-3

@@ -210,6 +210,28 @@ def test_an_error_of_the_sdk_does_not_reach_the_training_loop(monkeypatch: pytes
     assert network.probes.collect() is not None
 
 
+def test_a_backward_pass_that_failed_leaves_no_norm_to_be_taken_after_clipping() -> None:
+    network = Network()
+    network.probes.arm(growth=False)
+
+    def fail(gradient: Tensor) -> None:
+        raise RuntimeError("out of memory")
+
+    hidden = network.layers["conv"](network.inputs)
+    hidden.register_hook(fail)
+    logits = network.layers["head"](hidden.relu().flatten(1))
+    with pytest.raises(RuntimeError, match="out of memory"):
+        F.cross_entropy(logits, network.labels).backward()  # type: ignore[no-untyped-call]
+    network.optimizer.zero_grad()
+    F.cross_entropy(network.model(network.inputs), network.labels).backward()  # type: ignore[no-untyped-call]
+    norm = sum(float(p.grad.square().sum()) for p in network.layers["head"].base.parameters() if p.grad is not None)
+    torch.nn.utils.clip_grad_norm_(network.model.parameters(), 1e-3)
+    network.optimizer.step()
+    measured = network.probes.collect()
+    assert measured is not None
+    assert measured.learning["head"].gradient_norm == pytest.approx(norm**0.5)
+
+
 def test_hooks_count_as_the_sdks_time_and_are_removed() -> None:
     network = Network()
     network.meter.start()

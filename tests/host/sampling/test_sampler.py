@@ -2,6 +2,7 @@
 
 import pytest
 
+from tamiyo.host.common import clock
 from tamiyo.host.layers.wrapping_cost import wrapping_seconds
 from tamiyo.host.testing import MemoryTransport
 from tamiyo.schemas.topics import CACHE_HIT_RATES, MODEL_PERFORMANCE
@@ -55,3 +56,31 @@ def test_a_sampled_steps_batch_counts_the_samples() -> None:
     made.handle.close()
     frames = made.records(MODEL_PERFORMANCE)[1:-1]
     assert all(frame.throughput * frame.step_time_ms == pytest.approx(16 * 1000) for frame in frames)
+
+
+class SetClock:
+    """Time that the test sets."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def seconds(self) -> float:
+        return self.now
+
+    thread_seconds = seconds
+
+    def time_ms(self) -> int:
+        return int(self.now * 1000)
+
+
+def test_the_slowdown_of_a_sampled_step_is_the_time_beyond_that_of_the_others() -> None:
+    time = SetClock()
+    with clock.using(time):
+        made = run(sample_interval=4)
+        slowdowns: list[float] = []
+        made.handle._sampler._governor.slowed = slowdowns.append  # type: ignore[method-assign]
+        for _ in range(16):
+            time.now += 1.5 if made.handle.sampling else 1.0
+            made.train(1)
+        made.handle.close()
+    assert slowdowns == [pytest.approx(0.5)] * 3  # no step before the first frame has all its time

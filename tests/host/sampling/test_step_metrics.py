@@ -156,6 +156,7 @@ def test_values_on_several_devices_are_read_with_one_transfer_from_each(monkeypa
         def __init__(self, value: float, index: int) -> None:
             self.tensor = torch.tensor([value])
             self.device = torch.device("cuda", index)
+            self.is_cpu = False
 
         def detach(self) -> torch.Tensor:
             return self.tensor
