@@ -28,7 +28,7 @@ from tamiyo.schemas.record import (
     Tensor,
     require_columns,
 )
-from tamiyo.schemas.released_fields import signals_from_lists, window_from_lists
+from tamiyo.schemas.versions.lists import signals_from_lists, window_from_lists
 from tamiyo.schemas.telemetry import BlueprintOffer
 
 SAMPLING = ["priority", "survival"]

@@ -19,8 +19,8 @@ from pydantic import ValidationError
 from tamiyo.schemas.avro_schema import avro_schema
 from tamiyo.schemas.errors import DecodeError, RecordError
 from tamiyo.schemas.record import Record
-from tamiyo.schemas.released import released
-from tamiyo.schemas.resolution import resolving_schema
+from tamiyo.schemas.versions.released import released
+from tamiyo.schemas.versions.resolution import resolving_schema
 
 R = TypeVar("R", bound=Record)
 

@@ -20,7 +20,7 @@ DTYPES: dict[int, np.dtype[Any]] = {4: np.dtype("<f4"), 8: np.dtype("<f8")}
 class Columns(Record):
     """Named columns of numbers in one matrix, NaN where nothing was measured.
 
-    How many values a column has is said by the record that the columns are part of. They are stored as float32 if that
+    The record around them determines how many values a column has. They are stored as float32 if that
     changes no value, else as float64.
 
     Example:

@@ -15,7 +15,8 @@ from typing import Any
 from avro.compatibility import ReaderWriterCompatibilityChecker, SchemaCompatibilityType
 from avro.schema import parse
 
-from tamiyo.schemas import avro_schema, released
+from tamiyo.schemas import avro_schema
+from tamiyo.schemas.versions import released
 
 
 def breaks(reader: Any, writer: Any) -> list[str]:

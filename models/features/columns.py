@@ -41,8 +41,8 @@ class GraphFeatures:
 
     Example:
         >>> features = GraphFeatures(graph)
-        >>> len(features.node("health")) == len(graph.layer_id), features.whole("progress")
-        (True, 0.0)
+        >>> len(features.node("health")) == len(graph.layer_id), 0.0 <= features.whole("progress") <= 1.0
+        (True, True)
     """
 
     def __init__(self, graph: ModelGraph) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import fastavro
 import pytest
 
-from tamiyo.schemas import codec, released
+from tamiyo.schemas import codec
 from tamiyo.schemas.avro_schema import avro_schema
 from tamiyo.schemas.codec import HEADER, decode, encode, use_registry
 from tamiyo.schemas.errors import DecodeError, RegistryError
@@ -20,6 +20,7 @@ from tamiyo.schemas.registry import Registry, RegistrySettings
 from tamiyo.schemas.subjects import BAD_ID_S, REQUEST_S, REQUESTS, Subjects, schema_text, subject
 from tamiyo.schemas.telemetry import CacheHitRates, ModelPerformance
 from tamiyo.schemas.topics import CATALOGUE
+from tamiyo.schemas.versions import released
 from tests.support.registry_server import RegistryServer
 
 NAMES = TopicNames(prefix="blue.")

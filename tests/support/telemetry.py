@@ -12,7 +12,7 @@ from tamiyo.schemas.codec import encode
 from tamiyo.schemas.columns import ColumnarRecord
 from tamiyo.schemas.identity import identity
 from tamiyo.schemas.record import Record
-from tamiyo.schemas.released import released
+from tamiyo.schemas.versions.released import released
 from tamiyo.schemas.telemetry import (
     CacheHitRates,
     ErrorRecoveryEvent,
