@@ -28,8 +28,8 @@ from tamiyo.schemas.record import (
     Tensor,
     require_columns,
 )
-from tamiyo.schemas.versions.lists import signals_from_lists, window_from_lists
 from tamiyo.schemas.telemetry import BlueprintOffer
+from tamiyo.schemas.versions.lists import signals_from_lists, window_from_lists
 
 SAMPLING = ["priority", "survival"]
 """The names of a signal's `sampling`, in order."""
