@@ -77,15 +77,13 @@ class InputBuffer:
         return sum(len(held) for held in self._held.values()) + len(self._queue)
 
     async def put(self, topic: str, records: Sequence[Any]) -> None:
-        """Queue records of the catalogue's `topic`, in order; waits while the queue is full."""
+        """Queue a few records of the catalogue's `topic`, in order; waits while the queue is full."""
         received = time.perf_counter()
-        for start in range(0, len(records), self._max_batch):
-            while len(self._queue) >= 2 * self._max_batch and not self._stopped:
-                self._room.clear()
-                await self._room.wait()
-            if self._stopped:
-                return
-            self._queue.extend((topic, record, received) for record in records[start : start + self._max_batch])
+        while len(self._queue) >= 2 * self._max_batch and not self._stopped:
+            self._room.clear()
+            await self._room.wait()
+        if not self._stopped:
+            self._queue.extend((topic, record, received) for record in records)
 
     async def gather(self) -> None:
         """Wait a few turns of the event loop while more records arrive, so that a batch is worth its call."""

@@ -46,6 +46,7 @@ class PartitionTask:
         self.closed = False
         self._stage = stage.name
         self._replay = worker.replay
+        self._max_batch = worker.max_batch
         self._input_log = input_log
         self._publisher = publisher
         self._on_failure = on_failure
@@ -78,9 +79,9 @@ class PartitionTask:
 
     async def take(self, topic: str, records: Sequence[Any]) -> None:
         """Queue records of the catalogue's `topic`, as aiokafka gives them; waits while the buffer is full."""
-        self._wake.set()
-        await self._inputs.put(topic, records)
-        self._wake.set()
+        for start in range(0, len(records), self._max_batch):
+            await self._inputs.put(topic, records[start : start + self._max_batch])
+            self._wake.set()
 
     def tick(self) -> None:
         """Let the stage do soon what only time can trigger."""

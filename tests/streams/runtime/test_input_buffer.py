@@ -35,7 +35,7 @@ class BufferHarness:
     async def put(self, *offsets: int, topic: str = NUMBERS.name, value: bytes | None = b"v") -> None:
         for offset in offsets:
             self.acknowledge.took(topic, offset)
-        await self.buffer.put(topic, [record_at(offset, value, b"k") for offset in offsets])
+            await self.buffer.put(topic, [record_at(offset, value, b"k")])
 
     async def batch(self) -> list[int]:
         return [record.offset for _, record in await self.buffer.next_batch()]

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from tamiyo.schemas.codec import decode
+from tamiyo.schemas.codec import decode, encode
 from tamiyo.schemas.identity import identity
 from tamiyo.schemas.telemetry import CacheHitRates
 from tamiyo.streams.runtime.output_log import LogMessage
@@ -278,5 +278,20 @@ def test_records_queue_while_the_stage_is_restored_and_a_full_buffer_makes_the_s
         task.close()
         await asyncio.wait_for(waiting, 5)
         assert task.open_records == 0
+
+    asyncio.run(scene())
+
+
+def test_a_fetch_larger_than_the_buffer_is_fed_whole_while_nothing_else_arrives() -> None:
+    async def scene() -> None:
+        kafka = FakeKafka(worker=WorkerSettings(max_batch=2))
+        harness = TaskHarness(kafka)
+        records = [record_at(offset, encode(number("a", offset, 1))) for offset in range(21)]
+        taking = asyncio.create_task(harness.task.take(NUMBERS.name, records))
+        await asyncio.wait_for(taking, 5)
+        await settle()
+        assert harness.task.positions[NUMBERS.name] == 21
+        assert len(kafka.sent) == 10
+        harness.task.close()
 
     asyncio.run(scene())
