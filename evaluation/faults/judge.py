@@ -37,6 +37,7 @@ from tamiyo.schemas.topics import (
     WINDOWS,
     Topic,
 )
+from tamiyo.streams.admin.topic_tail import to_json_values
 from tamiyo.streams.stages.registry import STAGES
 
 IDENTITIES: dict[Topic, Callable[[Any], str]] = {
@@ -103,7 +104,7 @@ def repeats(evidence: Evidence) -> Found:
         for entry in evidence.records(topic):
             name = identify(entry.record)
             before = first.setdefault(name, entry)
-            one, other = before.record.model_dump(), entry.record.model_dump()
+            one, other = to_json_values(before.record), to_json_values(entry.record)
             fields = [key for key in one if one[key] != other[key] and key not in MAY_DIFFER.get(topic, ())]
             if fields:
                 yield "two contents under one id", entry.place, f"{name} is also at {before.place}; differs {fields}"

@@ -1,6 +1,7 @@
 """Compares the records of two runs byte by byte, under the same ids, for `tamiyo diff`."""
 
 import hashlib
+import json
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from tamiyo.schemas.codec import current_body, decode
+from tamiyo.schemas.columns import Columns
 from tamiyo.schemas.errors import ConfigurationError, SchemaError
 from tamiyo.schemas.kafka import KafkaSettings, TopicNames
 from tamiyo.schemas.topics import DECISIONS, GRAPHS, WINDOWS, Topic
@@ -134,7 +136,7 @@ def compare(
         ConfigurationError: `ignore` names a field that no record of `topics` has.
     """
     for field in ignore:
-        if not any(field in topic.record.model_fields for topic in topics):
+        if not any(field in _fields(topic) for topic in topics):
             names = ", ".join(topic.name for topic in topics)
             raise ConfigurationError(f"cannot ignore field {field!r}: no record of {names} has it")
     return [_compare(left, right, topic, {run.encode() for run in runs}, set(ignore), progress) for topic in topics]
@@ -143,7 +145,7 @@ def compare(
 def _compare(
     left: Side, right: Side, topic: Topic, runs: set[bytes], ignore: set[str], progress: Callable[[int], None]
 ) -> Difference:
-    ignored = ignore & set(topic.record.model_fields)
+    ignored = ignore & _fields(topic)
     ours, left_contradictions = _digests(left, topic, runs, ignored, progress)
     theirs, right_contradictions = _digests(right, topic, runs, ignored, progress)
     common = [name for name in ours if name in theirs]
@@ -181,9 +183,16 @@ def _compared_bytes(value: bytes, topic: Topic, ignored: set[str]) -> bytes:
     try:
         if not ignored:
             return current_body(value, topic.record)
-        return decode(value, topic.record).model_dump_json(exclude=ignored).encode()
+        shown = to_json_values(decode(value, topic.record))
+        return json.dumps({name: each for name, each in shown.items() if name not in ignored}).encode()
     except SchemaError:
         return value
+
+
+def _fields(topic: Topic) -> set[str]:
+    """Return the fields of a topic's records as people see them, lists instead of columns."""
+    fields = topic.record.model_fields.items()
+    return {name for name, field in fields if field.annotation is not Columns} | topic.record.released_fields
 
 
 def _identity(message: Message, topic: Topic) -> str:

@@ -7,12 +7,13 @@ import pytest
 from tamiyo.schemas.codec import encode
 from tamiyo.schemas.errors import ConfigurationError
 from tamiyo.schemas.kafka import KafkaSettings
-from tamiyo.schemas.topics import GRAPHS
+from tamiyo.schemas.topics import GRAPHS, SIGNALS
 from tamiyo.streams.messages import Message
 from tamiyo.streams.recording.recording import Recording
 from tamiyo.streams.replay.compare import RecordingSide, compare, first_difference, side
 from tests.support.factories import make_graph
 from tests.support.recordings import make_recording, message
+from tests.support.telemetry import as_released, signal
 
 GRAPH = make_graph(3)
 
@@ -132,3 +133,34 @@ def test_first_difference(left: dict[str, object], right: dict[str, object], exp
 def test_a_side_is_named_by_folder_or_prefix() -> None:
     with pytest.raises(ConfigurationError, match="there is no folder nowhere; topics on the broker are named topics:"):
         side("nowhere", KafkaSettings)
+
+
+def signals(value: bytes) -> list[Message]:
+    return [message(SIGNALS.name, 0, value, headers=(("tamiyo-id", b"s"),), key=b"run")]
+
+
+def test_a_record_of_the_last_release_is_the_same_if_its_values_are(tmp_path: Path) -> None:
+    record = signal("telemetry.layer.health_signals", 10, {"norm": [0.1, None]}, layers=["a", "b"])
+    other = signal("telemetry.layer.health_signals", 10, {"norm": [0.1, 0.2]}, layers=["a", "b"])
+    sides = []
+    for name, value in (("new", encode(record)), ("old", as_released(record)), ("other", as_released(other))):
+        make_recording(tmp_path / name, signals(value))
+        sides.append(RecordingSide(Recording(tmp_path / name)))
+    assert compare(sides[0], sides[1], [SIGNALS])[0].equal
+    assert not compare(sides[0], sides[2], [SIGNALS])[0].equal
+    assert compare(sides[0], sides[2], [SIGNALS], ignore=["metrics"])[0].equal
+
+
+def test_a_list_that_is_stored_in_columns_may_be_ignored(tmp_path: Path) -> None:
+    calm = signal("telemetry.layer.health_signals", 10, {"norm": [0.1]}, layers=["a"])
+    unusual = signal("telemetry.layer.health_signals", 10, {"norm": [0.1]}, layers=["a"], priority=[3.0])
+    sides = []
+    for name, record in (("calm", calm), ("unusual", unusual)):
+        make_recording(tmp_path / name, signals(encode(record)))
+        sides.append(RecordingSide(Recording(tmp_path / name)))
+    (found,) = compare(sides[0], sides[1], [SIGNALS])
+    assert found.first is not None
+    assert (found.first.field, found.first.left, found.first.right) == ("priority[0]", "0.0", "3.0")
+    assert compare(sides[0], sides[1], [SIGNALS], ignore=["priority"])[0].equal
+    with pytest.raises(ConfigurationError, match="sampling"):
+        compare(sides[0], sides[1], [SIGNALS], ignore=["sampling"])
