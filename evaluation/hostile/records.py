@@ -4,7 +4,10 @@ import random
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from tamiyo.schemas.codec import header
+from tamiyo.schemas.columns import DTYPES, Columns
 from tamiyo.schemas.record import Record
 
 EDGES = (0x00, 0x01, 0x02, 0x7F, 0x80, 0xFE, 0xFF)
@@ -84,6 +87,9 @@ def extreme_values(rng: random.Random, values: Mapping[str, Any]) -> dict[str, A
 
     def extreme(value: Any) -> Any:
         if isinstance(value, Mapping):
+            if value.keys() == Columns.model_fields.keys():
+                numbers = np.frombuffer(value["values"], DTYPES[value["width"]]).tolist()
+                return {**value, "width": 8, "values": np.array(extreme(numbers), DTYPES[8]).tobytes()}
             return {name: extreme(each) for name, each in value.items()}
         if isinstance(value, list):
             return [extreme(each) for each in value]
