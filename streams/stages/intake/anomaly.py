@@ -179,6 +179,9 @@ class _Rings:
         self.cells_a_row = metrics * frames
         # float32 sorts three times as fast as float64.
         self._values: npt.NDArray[np.float32] = np.empty((0, metrics, frames), dtype=np.float32)
+        self._known: npt.NDArray[np.int64] = np.empty((0, metrics), dtype=np.int64)
+        """How many values of each metric are remembered, [rows, metrics]: counting them each time costs as much as the
+        sorting."""
         self._seen: npt.NDArray[np.int64] = np.empty(0, dtype=np.int64)
         self._free: list[int] = []
 
@@ -193,6 +196,7 @@ class _Rings:
             size = len(self._seen)
             fresh = np.full((max(size // 2, 8), *self._values.shape[1:]), np.nan, dtype=np.float32)
             self._values = np.concatenate([self._values, fresh])
+            self._known = np.concatenate([self._known, np.zeros(fresh.shape[:2], dtype=np.int64)])
             self._seen = np.concatenate([self._seen, np.zeros(len(fresh), dtype=np.int64)])
             self._free = list(range(size + len(fresh) - 1, size - 1, -1))
         return self._free.pop()
@@ -201,25 +205,34 @@ class _Rings:
         """Empty rows, so that they can be taken again."""
         self._values[rows] = np.nan
         self._seen[rows] = 0
+        self._known[rows] = 0
         self._free += rows
         if len(self._free) == len(self._seen):
-            self._values, self._seen, self._free = self._values[:0].copy(), self._seen[:0].copy(), []
+            self._values, self._known, self._seen = (
+                self._values[:0].copy(),
+                self._known[:0].copy(),
+                self._seen[:0].copy(),
+            )
+            self._free = []
 
     def update(self, rows: npt.NDArray[np.intp], values: Floats) -> Floats:
         """Return the largest deviation of each row, and remember the values; no row appears twice."""
         with np.errstate(over="ignore", invalid="ignore"):  # above 3.4e38 float32 is infinite: unusual enough
             current = values.astype(np.float32)
-            deviation = self._deviation(self._values[rows], current)
-        self._values[rows, :, self._seen[rows] % self._frames] = current
+            deviation = self._deviation(self._values[rows], self._known[rows], current)
+        place = self._seen[rows] % self._frames
+        self._known[rows] += np.isnan(self._values[rows, :, place]).astype(np.int64) - np.isnan(current)
+        self._values[rows, :, place] = current
         self._seen[rows] += 1
         return deviation
 
-    def _deviation(self, history: npt.NDArray[np.float32], current: npt.NDArray[np.float32]) -> Floats:
+    def _deviation(
+        self, history: npt.NDArray[np.float32], known: npt.NDArray[np.int64], current: npt.NDArray[np.float32]
+    ) -> Floats:
         history.sort(axis=-1)  # in place: fancy indexing has made a copy; NaN goes last
-        known = self._frames - np.isnan(history).sum(axis=-1)
         median = _middle(history, known)
-        spread = np.abs(history - median[..., None])
-        spread.sort(axis=-1)
+        spread = np.subtract(history, median[..., None], out=history)
+        np.abs(spread, out=spread).sort(axis=-1)
         scale = MAD_TO_SIGMA * _middle(spread, known) + RELATIVE_EPSILON * np.abs(median) + ABSOLUTE_EPSILON
         deviation = (np.abs(current - median) / scale).astype(np.float64)
         deviation[(known < self._minimum) | np.isnan(deviation)] = 0.0
