@@ -13,7 +13,7 @@ import asyncio
 import os
 import sys
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from tamiyo.streams.process.logs import configure
@@ -35,7 +35,7 @@ class Plant:
         self.crash_at = crash_at
         self.stage = stage
         self.outputs = 0
-        publish, read, observe = OutputPipeline.publish, Restore.read, metrics.observe_delivery
+        publish, read, observe = OutputPipeline.publish, Restore.read, metrics.observe_deliveries
         restored_outputs = [topic.name for topic in entry(stage).load().outputs]
 
         async def publishing(pipeline: OutputPipeline, outputs: Iterable[Any], open_offsets: Mapping[str, int]) -> None:
@@ -49,11 +49,11 @@ class Plant:
             forgets = list(restore._outputs) == restored_outputs
             return (RestoredState(state.positions), []) if forgets else (state, outputs)
 
-        def observing(stage_name: str, each: Any, received: float | None) -> None:
-            observe(stage_name, each, received)
+        def observing(stage_name: str, sent: Sequence[Any]) -> None:
+            observe(stage_name, sent)
             if stage_name == stage:
-                self.outputs += 1
-                if self.outputs == self.crash_at:
+                before, self.outputs = self.outputs, self.outputs + len(sent)
+                if before < self.crash_at <= self.outputs:
                     os._exit(CRASHED)
 
         if bug == "identity":
@@ -61,7 +61,7 @@ class Plant:
         if bug == "restore":
             Restore.read = forgetting  # type: ignore[method-assign]
         if stage == "decisions":
-            metrics.observe_delivery = observing
+            metrics.observe_deliveries = observing
         else:
             OutputPipeline.publish = publishing  # type: ignore[method-assign]
 
