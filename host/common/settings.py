@@ -34,7 +34,7 @@ class HostSettings(BaseSettings):
     )
     cache_interval: int = Field(100, ge=1, description="Steps between two frames on the kernel cache")
     overhead_budget: float = Field(
-        0.025,
+        0.02,
         gt=0,
         description="Overhead (SDK time / training time) above which measurements become rarer, at steps of 5 ms and "
         "more; it rises to .075 as steps become shorter",

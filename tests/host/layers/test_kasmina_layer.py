@@ -1,5 +1,7 @@
 """KasminaLayer: function kept at a load, ramps, gates and statistics."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -7,7 +9,7 @@ from torch import Tensor, nn
 from tamiyo.host.blueprints import CATALOGUE, for_layer
 from tamiyo.host.kernels.cache import KernelCache
 from tamiyo.host.kernels.store import KernelStore
-from tamiyo.host.layers.kasmina_layer import KasminaLayer
+from tamiyo.host.layers.kasmina_layer import KERNELS, KasminaLayer
 from tamiyo.host.layers.seed import SeedState
 from tamiyo.schemas.errors import KernelError, KernelIncompatible
 from tests.support.layers import GEOMETRIES, FaultyKernel, kernel, layer, load, random_input, spec_of
@@ -238,3 +240,14 @@ def test_half_precision_after_wrapping_works() -> None:
     wrapped = layer("linear", ramp_steps=0).to(torch.bfloat16)
     load(wrapped)
     assert wrapped(torch.randn(2, 5, dtype=torch.bfloat16)).dtype is torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("base", "holder"),
+    [(nn.Linear(4, 2), lambda base: base), (nn.MultiheadAttention(4, 2), lambda base: base.out_proj)],
+)
+def test_the_parameters_of_a_layer_are_without_the_kernels_registered_in_it(base: nn.Module, holder: Any) -> None:
+    own = list(base.parameters())
+    holder(base).add_module(KERNELS, nn.Linear(3, 3))
+    found = list(KasminaLayer(base, in_place=True).own_parameters())
+    assert [id(each) for each in found] == [id(each) for each in own]
