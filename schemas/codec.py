@@ -60,19 +60,24 @@ def parsed_schema(record: type[Record]) -> Any:
     return fastavro.parse_schema(avro_schema(record))
 
 
-def _single_object(schema: Any) -> bytes:
+def single_object_header(schema: Any) -> bytes:
+    """Return the first ten bytes of a single-object encoded record of a schema: the marker and its fingerprint.
+
+    Args:
+        schema: An Avro schema as JSON values.
+    """
     return MARKER + bytes.fromhex(fingerprint(to_parsing_canonical_form(schema), "CRC-64-AVRO"))
 
 
 @cache
 def header(record: type[Record]) -> bytes:
     """Return the first ten bytes of every single-object encoded `record`: the marker and the schema's fingerprint."""
-    return _single_object(avro_schema(record))
+    return single_object_header(avro_schema(record))
 
 
 @cache
 def _released_writers(record: type[Record]) -> dict[bytes, Any]:
-    return {_single_object(schema): fastavro.parse_schema(schema) for schema in released(record).values()}
+    return {single_object_header(schema): fastavro.parse_schema(schema) for schema in released(record).values()}
 
 
 def encode(record: Record) -> bytes:

@@ -1,9 +1,9 @@
 """The arithmetic of the peers that read telemetry frames: checks, health score and window statistics in plain numpy.
 
-It reads the same Avro frames as intake and publishes the same window record as the windows stage, with everything that
-Quix Streams computes in `quix_peer`, for a whole frame at a time. Frames are decoded with fastavro into dictionaries:
-without pydantic, this is the fastest decoder that a project of its own would use. It omits what `quix_peer` omits:
-deviations and priorities, deterministic ids, dead letters, late records, and state that survives a restart.
+It reads the same Avro frames as intake and publishes the window record of release 0.1.0, lists of nullable doubles,
+with everything that Quix Streams computes in `quix_peer`, for a whole frame at a time. Frames are decoded with fastavro
+into dictionaries: without pydantic, this is the fastest decoder that a project of its own would use. It omits what
+`quix_peer` omits: deviations and priorities, deterministic ids, dead letters, late records, and state that survives a restart.
 """
 
 import io
@@ -17,9 +17,10 @@ import numpy.typing as npt
 
 from tamiyo.evaluation.bench.quix_peer import FIXED
 from tamiyo.schemas.analysis import HealthWindow
-from tamiyo.schemas.codec import HEADER, header, parsed_schema
+from tamiyo.schemas.codec import HEADER, header, parsed_schema, single_object_header
 from tamiyo.schemas.record import Record
 from tamiyo.schemas.telemetry import Frame, KernelPerformance, LayerHealth, ModelPerformance
+from tamiyo.schemas.versions.released import released
 
 Floats = npt.NDArray[np.float64]
 SOURCES: dict[str, type[Record]] = {
@@ -34,6 +35,8 @@ COLUMNS = {
     if "layer_id" in record.model_fields
 }
 MODEL = [name for name in ModelPerformance.model_fields if name not in Frame.model_fields]
+WINDOW_HEADER = single_object_header(released(HealthWindow)["0.1.0"])
+WINDOW_SCHEMA = fastavro.parse_schema(released(HealthWindow)["0.1.0"])
 SIGNED = ("contribution", "avg_correlation", "train_loss", "validation_loss")
 """Metrics that may be negative."""
 
@@ -152,8 +155,8 @@ class Windows:
             "signals_digest": "none",
         }
         buffer = io.BytesIO()
-        buffer.write(header(HealthWindow))
-        fastavro.schemaless_writer(buffer, parsed_schema(HealthWindow), values)
+        buffer.write(WINDOW_HEADER)
+        fastavro.schemaless_writer(buffer, WINDOW_SCHEMA, values)
         return buffer.getvalue()
 
 

@@ -5,10 +5,9 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import fastavro
-from fastavro.schema import fingerprint, to_parsing_canonical_form
 
 from tamiyo.schemas.analysis import HealthSignals, HealthWindow
-from tamiyo.schemas.codec import encode
+from tamiyo.schemas.codec import encode, single_object_header
 from tamiyo.schemas.columns import ColumnarRecord
 from tamiyo.schemas.identity import identity
 from tamiyo.schemas.record import Record
@@ -172,7 +171,7 @@ def windows_stage(**fields: Any) -> WindowsStage:
 def as_released(record: ColumnarRecord, version: str = "0.1.0") -> bytes:
     """Return a record as a released version encodes it, with lists instead of columns."""
     schema = released(type(record))[version]
-    framing = b"\xc3\x01" + bytes.fromhex(fingerprint(to_parsing_canonical_form(schema), "CRC-64-AVRO"))
+    framing = single_object_header(schema)
     buffer = io.BytesIO(framing)
     buffer.seek(len(framing))
     fastavro.schemaless_writer(buffer, fastavro.parse_schema(schema), {**record.model_dump(), **record.lists()})

@@ -1,12 +1,10 @@
 """The peers: the same content as ours, the same checks, and the same statistics."""
 
-import io
 import json
 import math
 from collections.abc import Sequence
 from typing import Any
 
-import fastavro
 import pytest
 
 from tamiyo.evaluation.bench import quix_peer
@@ -17,9 +15,10 @@ from tamiyo.evaluation.common.measure import Result
 from tamiyo.evaluation.common.simulated_runs import Load
 from tamiyo.evaluation.common.stage_bench import Bench, stage_inputs
 from tamiyo.schemas.analysis import HealthWindow
-from tamiyo.schemas.codec import HEADER, decode, encode, parsed_schema
+from tamiyo.schemas.codec import decode, encode
 from tamiyo.schemas.telemetry import KernelPerformance, LayerHealth, ModelPerformance
 from tamiyo.schemas.topics import BY_NAME, KERNEL_PERFORMANCE, LAYER_HEALTH, MODEL_PERFORMANCE
+from tamiyo.streams.admin.topic_tail import to_json_values
 from tamiyo.streams.settings import WindowSettings
 
 SMALL = Load(runs=2, layers=4, frames=12)
@@ -104,12 +103,8 @@ def test_quix_computes_the_statistics_of_our_windows(ours: list[HealthWindow]) -
 
 
 def raw(value: bytes) -> dict[str, Any]:
-    """Return the fields of an encoded window."""
-    decode(value, HealthWindow)
-    buffer = io.BytesIO(value)
-    buffer.seek(HEADER)
-    fields: dict[str, Any] = fastavro.schemaless_reader(buffer, parsed_schema(HealthWindow), None)
-    return fields
+    """Return the fields of an encoded window, lists instead of columns."""
+    return to_json_values(decode(value, HealthWindow))
 
 
 def numpy_windows(order: Sequence[Any]) -> dict[tuple[str, int], dict[str, Any]]:
