@@ -3,7 +3,8 @@
 It reads the same Avro frames as intake and publishes the window record of release 0.1.0, lists of nullable doubles,
 with everything that Quix Streams computes in `quix_peer`, for a whole frame at a time. Frames are decoded with fastavro
 into dictionaries: without pydantic, this is the fastest decoder that a project of its own would use. It omits what
-`quix_peer` omits: deviations and priorities, deterministic ids, dead letters, late records, and state that survives a restart.
+`quix_peer` omits: deviations and priorities, deterministic ids, dead letters, late records, and state that survives a
+restart.
 """
 
 import io
