@@ -145,18 +145,47 @@ def _over_frames(values: Floats, clocks: Floats) -> Floats:
     Returns:
         [metrics, statistics, layers] in the order of `STATISTICS`, NaN where a layer has none.
     """
-
-    def sums(terms: Floats) -> Floats:
-        total: Floats = terms[0] + terms[1:].sum(axis=0)  # in the order of `np.add.reduceat`, for the same bits
-        return total
-
     known = ~np.isnan(values)
+    whole = known.all(axis=(0, 2))
+    if whole.all():
+        return _over_measured(values, clocks)
+    result = np.empty((values.shape[1], len(STATISTICS), values.shape[2]))
+    result[whole] = _over_measured(values[:, whole], clocks)
+    result[~whole] = _over_known(values[:, ~whole], known[:, ~whole], clocks)
+    return result
+
+
+def _sums(terms: Floats) -> Floats:
+    total: Floats = terms[0] + terms[1:].sum(axis=0)  # in the order of `np.add.reduceat`, for the same bits
+    return total
+
+
+def _over_measured(values: Floats, clocks: Floats) -> Floats:
+    """Return what `_over_frames` does for values that were all measured."""
+    frames = len(values)
+    result = np.empty((values.shape[1], len(STATISTICS), values.shape[2]))
+    mean = _sums(values) / frames
+    offset = values - mean
+    time_offset = (clocks - _sums(clocks) / frames)[:, None, None]
+    several = clocks.min() < clocks.max()
+    result[:, 0] = frames
+    result[:, 1] = mean
+    result[:, 2] = _sums(offset * offset) / frames
+    result[:, 3] = values.min(axis=0)
+    result[:, 4] = values.max(axis=0)
+    result[:, 5] = values[-1]
+    result[:, 6] = _sums(time_offset * offset) / _sums(time_offset * time_offset) if several else np.nan
+    return result
+
+
+def _over_known(values: Floats, known: npt.NDArray[np.bool_], clocks: Floats) -> Floats:
+    """Return what `_over_frames` does where only the `known` values were measured."""
     count = known.sum(axis=0)
     divisor = np.maximum(count, 1)
-    mean = sums(np.where(known, values, 0.0)) / divisor
+    mean = _sums(np.where(known, values, 0.0)) / divisor
     offset = np.where(known, values - mean, 0.0)
     time = np.where(known, clocks[:, None, None], 0.0)
-    time_offset = np.where(known, time - sums(time) / divisor, 0.0)
+    time_offset = np.where(known, time - _sums(time) / divisor, 0.0)
     first, last_time = time.min(axis=0, where=known, initial=np.inf), time.max(axis=0, where=known, initial=-np.inf)
     several = first < last_time
     last = np.full(values.shape[1:], np.nan)
@@ -166,11 +195,11 @@ def _over_frames(values: Floats, clocks: Floats) -> Floats:
         [
             count,
             mean,
-            sums(offset * offset) / divisor,
+            _sums(offset * offset) / divisor,
             values.min(axis=0, where=known, initial=np.inf),
             values.max(axis=0, where=known, initial=-np.inf),
             last,
-            sums(time_offset * offset) / np.where(several, sums(time_offset * time_offset), 1.0),
+            _sums(time_offset * offset) / np.where(several, _sums(time_offset * time_offset), 1.0),
         ],
         axis=1,
     )
