@@ -4,8 +4,7 @@ glibc gives every thread its own heap, raises the size from which blocks are map
 freed, and keeps freed memory at a heap's end. A worker decodes in one thread, computes in others, and occasionally
 reads a policy of megabytes or the ends of all its topics: the memory that this leaves behind looks like a leak. So the
 number of heaps is limited, large blocks are always mapped and therefore always returned, and `trim` returns free pages
-between used ones after a large task. The requests of a busy worker are smaller than that: mapping each anew would take a
-tenth of its processor time.
+between used ones after a large task.
 """
 
 import ctypes
@@ -14,7 +13,7 @@ import sys
 # malloc.h
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8
 ARENAS = 2
-LARGE = 2_097_152  # bytes; glibc's default is 131,072, and rises up to 32 MiB unless it is set
+LARGE = 131_072  # bytes; glibc's default, which no longer rises once it is set
 
 
 def limit_heaps() -> bool:

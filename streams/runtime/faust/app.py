@@ -30,7 +30,7 @@ from tamiyo.streams.settings import WorkerSettings
 Headers = list[tuple[str, bytes]]
 METADATA_MAX_AGE_MS = 5_000  # aiokafka's own is five minutes
 FETCHES_QUEUED = 4  # of one partition: enough that the next is there when the buffer has room, few enough for memory
-BATCH_BYTES = 512 * 1024  # of records published in one piece; the topics take 5 MiB, and a broker by default 1 MiB
+BATCH_BYTES = 256 * 1024  # of records published in one piece; the topics take 5 MiB, and a broker by default 1 MiB
 FAUST = logging.getLogger("faust.stage")  # Faust logs under a class's module otherwise
 
 
