@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar, Self
 import numpy as np
 from pydantic import Field, model_validator
 
-from tamiyo.schemas.columns import ColumnarRecord, Columns, Floats, entries
+from tamiyo.schemas.columns import ColumnarRecord, Columns, Floats, entries, signals_from_lists, window_from_lists
 from tamiyo.schemas.record import (
     MAX_LAYERS,
     Column,
@@ -29,7 +29,6 @@ from tamiyo.schemas.record import (
     require_columns,
 )
 from tamiyo.schemas.telemetry import BlueprintOffer
-from tamiyo.schemas.versions.lists import signals_from_lists, window_from_lists
 
 SAMPLING = ["priority", "survival"]
 """The names of a signal's `sampling`, in order."""

@@ -19,8 +19,8 @@ from pydantic import ValidationError
 from tamiyo.schemas.avro_schema import avro_schema
 from tamiyo.schemas.errors import DecodeError, RecordError
 from tamiyo.schemas.record import Record
-from tamiyo.schemas.versions.released import released
-from tamiyo.schemas.versions.resolution import resolving_schema
+from tamiyo.schemas.released import released
+from tamiyo.schemas.resolution import resolving_schema
 
 R = TypeVar("R", bound=Record)
 
@@ -32,7 +32,7 @@ CONFLUENT_HEADER = len(CONFLUENT_MARKER) + 4
 
 
 class SchemaIds(Protocol):
-    """The schema ids of a registry; implemented by `tamiyo.schemas.subjects.Subjects`."""
+    """The schema ids of a registry; implemented by `tamiyo.schemas.client.subjects.Subjects`."""
 
     def header(self, record: type[Record]) -> bytes:
         """Return the bytes that an encoded `record` begins with."""

@@ -15,8 +15,7 @@ from typing import Any
 from avro.compatibility import ReaderWriterCompatibilityChecker, SchemaCompatibilityType
 from avro.schema import parse
 
-from tamiyo.schemas import avro_schema
-from tamiyo.schemas.versions import released
+from tamiyo.schemas import avro_schema, released
 
 
 def breaks(reader: Any, writer: Any) -> list[str]:

@@ -20,8 +20,8 @@ from tamiyo.evaluation.bench.quix_peer import FIXED
 from tamiyo.schemas.analysis import HealthWindow
 from tamiyo.schemas.codec import HEADER, header, parsed_schema, single_object_header
 from tamiyo.schemas.record import Record
+from tamiyo.schemas.released import released
 from tamiyo.schemas.telemetry import Frame, KernelPerformance, LayerHealth, ModelPerformance
-from tamiyo.schemas.versions.released import released
 
 Floats = npt.NDArray[np.float64]
 SOURCES: dict[str, type[Record]] = {

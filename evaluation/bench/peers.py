@@ -1,5 +1,6 @@
 """What others make of the same telemetry on the same broker: Quix Streams, a plain aiokafka loop, Faust as it comes."""
 
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -34,7 +35,7 @@ class Peer:
     @property
     def installed(self) -> bool:
         """Return whether its package is installed."""
-        return find_spec(self.package) is not None
+        return self.package in sys.modules or find_spec(self.package) is not None
 
 
 def signal_messages(load: Load) -> Iterator[Message]:

@@ -9,11 +9,11 @@ from tamiyo.host.client.receiver import KafkaReceiver
 from tamiyo.host.client.transport import InboundRecord, Make
 from tamiyo.host.common.settings import HostSettings
 from tamiyo.schemas.adaptation import CompiledKernel
+from tamiyo.schemas.client.registry import Registry, RegistrySettings
+from tamiyo.schemas.client.subjects import Subjects
 from tamiyo.schemas.codec import use_registry
 from tamiyo.schemas.errors import ConfigurationError
 from tamiyo.schemas.kafka import KafkaSettings, TopicNames
-from tamiyo.schemas.registry import Registry, RegistrySettings
-from tamiyo.schemas.subjects import Subjects
 from tamiyo.schemas.topics import Topic
 
 __all__ = ["KafkaTransport"]

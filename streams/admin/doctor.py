@@ -7,11 +7,11 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Literal
 
 from tamiyo.schemas.avro_schema import FOLDER
+from tamiyo.schemas.client.registry import Registry, RegistrySettings
 from tamiyo.schemas.codec import parsed_schema
 from tamiyo.schemas.display import without_secrets
 from tamiyo.schemas.errors import BrokerError, ConfigurationError, RegistryError, TamiyoError
 from tamiyo.schemas.kafka import KafkaSettings, TopicNames
-from tamiyo.schemas.registry import Registry, RegistrySettings
 from tamiyo.schemas.stores import open_store
 from tamiyo.schemas.topics import CATALOGUE
 from tamiyo.streams.admin import schema_registry as schemas

@@ -5,11 +5,11 @@ from collections.abc import Iterator
 import structlog
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_delay, wait_fixed
 
+from tamiyo.schemas.client.registry import COMPATIBILITY, Registry, RegistrySettings
+from tamiyo.schemas.client.subjects import Subjects, schema_text, subject
 from tamiyo.schemas.codec import use_registry
 from tamiyo.schemas.errors import RegistryError
 from tamiyo.schemas.kafka import TopicNames
-from tamiyo.schemas.registry import COMPATIBILITY, Registry, RegistrySettings
-from tamiyo.schemas.subjects import Subjects, schema_text, subject
 from tamiyo.schemas.topics import CATALOGUE
 
 log = structlog.get_logger(__name__)

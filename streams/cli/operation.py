@@ -103,7 +103,7 @@ def control(
 
 def doctor(bootstrap: Bootstrap = None) -> None:
     """Check versions, schemas, the store, the registry, the broker and its topics. Exit status 1 on a problem."""
-    from tamiyo.schemas.registry import RegistrySettings
+    from tamiyo.schemas.client.registry import RegistrySettings
     from tamiyo.streams.admin.doctor import examine
     from tamiyo.streams.settings import StoreSettings
 

@@ -21,7 +21,7 @@ Url = Annotated[
 
 
 def _registry(url: str | None) -> Any:
-    from tamiyo.schemas.registry import Registry, RegistrySettings
+    from tamiyo.schemas.client.registry import Registry, RegistrySettings
 
     return Registry(RegistrySettings() if url is None else RegistrySettings(url=url))
 

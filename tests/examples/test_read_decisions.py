@@ -13,10 +13,10 @@ import fastavro
 import pytest
 
 from tamiyo.schemas.avro_schema import FOLDER
+from tamiyo.schemas.client.registry import Registry, RegistrySettings
+from tamiyo.schemas.client.subjects import Subjects, schema_text, subject
 from tamiyo.schemas.codec import HEADER, use_registry
 from tamiyo.schemas.kafka import KafkaSettings, TopicNames
-from tamiyo.schemas.registry import Registry, RegistrySettings
-from tamiyo.schemas.subjects import Subjects, schema_text, subject
 from tamiyo.schemas.topics import DECISIONS
 from tamiyo.streams.admin.brokers import EmbeddedBroker
 from tests.support.kafka_log import KafkaLog

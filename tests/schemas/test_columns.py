@@ -16,7 +16,7 @@ from tamiyo.schemas.analysis import SAMPLING, STATISTICS, HealthSignals, HealthW
 from tamiyo.schemas.codec import current_body, decode, encode, parsed_schema, validate
 from tamiyo.schemas.columns import Columns, entries
 from tamiyo.schemas.errors import DecodeError, RecordError
-from tamiyo.schemas.versions.released import released
+from tamiyo.schemas.released import released
 from tests.support.factories import make_window
 from tests.support.telemetry import as_released, signal
 

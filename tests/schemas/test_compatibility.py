@@ -10,11 +10,10 @@ from typing import Any
 import fastavro
 import pytest
 
-from tamiyo.schemas import avro_schema, compatibility
+from tamiyo.schemas import avro_schema, compatibility, released
 from tamiyo.schemas.codec import encode, parsed_schema
 from tamiyo.schemas.telemetry import ModelPerformance
 from tamiyo.schemas.topics import CATALOGUE
-from tamiyo.schemas.versions import released
 
 RELEASED = "0.1.0"
 PERFORMANCE = ModelPerformance(run_id="run", step=10, time_ms=1_000, train_loss=0.5, validation_loss=0.75)

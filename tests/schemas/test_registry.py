@@ -9,8 +9,8 @@ import pytest
 import trustme
 from pydantic import ValidationError
 
+from tamiyo.schemas.client.registry import MAX_RESPONSE_BYTES, Registry, RegistrySettings
 from tamiyo.schemas.errors import ConfigurationError, RegistryError
-from tamiyo.schemas.registry import MAX_RESPONSE_BYTES, Registry, RegistrySettings
 from tests.support.registry_server import RegistryServer
 
 SECRET = "s3cret"

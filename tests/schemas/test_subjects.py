@@ -10,17 +10,16 @@ from typing import Any
 import fastavro
 import pytest
 
-from tamiyo.schemas import codec
+from tamiyo.schemas import codec, released
 from tamiyo.schemas.avro_schema import avro_schema
+from tamiyo.schemas.client.registry import Registry, RegistrySettings
+from tamiyo.schemas.client.subjects import BAD_ID_S, REQUEST_S, REQUESTS, Subjects, schema_text, subject
 from tamiyo.schemas.codec import HEADER, decode, encode, use_registry
 from tamiyo.schemas.errors import DecodeError, RegistryError
 from tamiyo.schemas.kafka import TopicNames
 from tamiyo.schemas.record import Record
-from tamiyo.schemas.registry import Registry, RegistrySettings
-from tamiyo.schemas.subjects import BAD_ID_S, REQUEST_S, REQUESTS, Subjects, schema_text, subject
 from tamiyo.schemas.telemetry import CacheHitRates, ModelPerformance
 from tamiyo.schemas.topics import CATALOGUE
-from tamiyo.schemas.versions import released
 from tests.support.registry_server import RegistryServer
 
 NAMES = TopicNames(prefix="blue.")
@@ -128,7 +127,7 @@ def test_an_older_registered_schema_is_resolved(server: RegistryServer, subjects
 
 def test_an_older_released_schema_is_resolved_without_a_registry(monkeypatch: pytest.MonkeyPatch) -> None:
     schema = older(ModelPerformance, without="throughput")
-    data = codec._single_object(schema) + body(schema, PERFORMANCE)
+    data = codec.single_object_header(schema) + body(schema, PERFORMANCE)
     with pytest.raises(DecodeError, match="expected a ModelPerformance"):
         decode(data, ModelPerformance)
     monkeypatch.setattr(codec, "released", lambda _: {"0.0.9": schema})

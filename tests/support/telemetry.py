@@ -11,6 +11,7 @@ from tamiyo.schemas.codec import encode, single_object_header
 from tamiyo.schemas.columns import ColumnarRecord
 from tamiyo.schemas.identity import identity
 from tamiyo.schemas.record import Record
+from tamiyo.schemas.released import released
 from tamiyo.schemas.telemetry import (
     CacheHitRates,
     ErrorRecoveryEvent,
@@ -21,7 +22,6 @@ from tamiyo.schemas.telemetry import (
     ModelTopology,
 )
 from tamiyo.schemas.topics import PERIODIC, SIGNALS
-from tamiyo.schemas.versions.released import released
 from tamiyo.streams.settings import WindowSettings
 from tamiyo.streams.stages.base import Incoming, Output, PriorOutput, Reject
 from tamiyo.streams.stages.windows.stage import WindowsStage

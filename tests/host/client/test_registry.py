@@ -9,10 +9,10 @@ import pytest
 
 from tamiyo.host.client.publisher import KafkaPublisher
 from tamiyo.host.client.receiver import KafkaReceiver
+from tamiyo.schemas.client.registry import Registry, RegistrySettings
+from tamiyo.schemas.client.subjects import Subjects, schema_text, subject
 from tamiyo.schemas.codec import encode, use_registry
 from tamiyo.schemas.kafka import KafkaSettings, TopicNames
-from tamiyo.schemas.registry import Registry, RegistrySettings
-from tamiyo.schemas.subjects import Subjects, schema_text, subject
 from tamiyo.schemas.telemetry import CacheHitRates
 from tamiyo.schemas.topics import CACHE_HIT_RATES, CATALOGUE, DECISIONS
 from tamiyo.streams.admin.topics import Topics

@@ -135,7 +135,7 @@ class Loop:
         return [
             row
             for frame in frames
-            for row in zip(frame.layer_id, frame.twin_gain, frame.twin_steps, frame.twin_probability, strict=True)
+            for row in zip(frame.layer_id, frame.twin_gain, frame.twin_steps, frame.twin_probability, strict=False)
             if row[1] is not None
         ]
 
@@ -241,7 +241,7 @@ def test_the_gain_is_that_of_a_second_complete_run(name: str) -> None:
         (layer, gain, steps, probability)
         for frame in frames
         for layer, gain, steps, probability in zip(
-            frame.layer_id, frame.twin_gain, frame.twin_steps, frame.twin_probability, strict=True
+            frame.layer_id, frame.twin_gain, frame.twin_steps, frame.twin_probability, strict=False
         )
         if gain is not None
     ]

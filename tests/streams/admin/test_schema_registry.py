@@ -18,11 +18,11 @@ from confluent_kafka.serialization import MessageField, SerializationContext
 
 from tamiyo.schemas.adaptation import ControlCommand
 from tamiyo.schemas.avro_schema import FOLDER, avro_schema
+from tamiyo.schemas.client.registry import Registry, RegistrySettings
+from tamiyo.schemas.client.subjects import subject
 from tamiyo.schemas.codec import use_registry
 from tamiyo.schemas.errors import RegistryError
 from tamiyo.schemas.kafka import PRODUCER, KafkaSettings, TopicNames
-from tamiyo.schemas.registry import Registry, RegistrySettings
-from tamiyo.schemas.subjects import subject
 from tamiyo.schemas.telemetry import KernelPerformance, ModelPerformance
 from tamiyo.schemas.topics import CATALOGUE, CONTROL, KERNEL_PERFORMANCE, MODEL_PERFORMANCE, REWARDS, SIGNALS
 from tamiyo.streams.admin import doctor

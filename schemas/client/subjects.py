@@ -15,10 +15,10 @@ from typing import Any
 import fastavro
 
 from tamiyo.schemas.avro_schema import avro_schema
+from tamiyo.schemas.client.registry import Registry
 from tamiyo.schemas.errors import DecodeError, RegistryError
 from tamiyo.schemas.kafka import TopicNames
 from tamiyo.schemas.record import Record
-from tamiyo.schemas.registry import Registry
 from tamiyo.schemas.topics import CATALOGUE
 
 BAD_ID_S = 60.0  # until a bad id is requested again; a producer registers its schema before it writes

@@ -7,7 +7,7 @@ from typing import Any
 
 from tamiyo.schemas.record import Record
 
-FOLDER = Path(__file__).parents[1] / "avro" / "released"
+FOLDER = Path(__file__).parent / "avro" / "released"
 """One folder per version with its `.avsc` files, which never change again."""
 
 
