@@ -109,7 +109,7 @@ def _in_range(values: Floats) -> bool:
     return bool((usual | (magnitudes == 0) | (magnitudes != magnitudes)).all())
 
 
-# Release 0.1.0 wrote lists of nullable numbers, and a person may write them by hand. They are checked as strictly as then.
+# Release 0.1.0 wrote lists of nullable numbers, and a person may write them by hand: checked as strictly as then.
 
 
 class _Statistics(BaseModel):
