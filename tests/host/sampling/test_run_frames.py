@@ -133,7 +133,7 @@ def test_contributions_and_seeds_show_in_the_frames() -> None:
     health, model = frames(made)[1:]
     assert [f.contribution[0] is None for f in health] == [True, False, False, False]
     assert [f.contribution[1] for f in health] == [None] * 4
-    assert [len(f.kernel_latency_ms) for f in health] == [0, 2, 2, 2]  # empty: nothing was measured
+    assert [len(f.kernel_latency_ms) for f in health] == [0, 3, 3, 3]  # empty: nothing was measured
     assert all(f.kernel_latency_ms[0] is not None for f in health[1:])
     assert [f.kernel_latency_ms[1] for f in health[1:]] == [0.0, 0.0, 0.0]  # no kernel, so nothing is added
     assert all(f.base_latency_ms[0] > 0 for f in health[1:])
