@@ -119,11 +119,25 @@ def test_rows_of_a_forgotten_run_begin_empty_for_the_next() -> None:
     rows = np.array([[1.0], [2.0]])
     for _ in range(4):
         deviations.update([Measured("a", "s", ["x", "y"], rows)])
+    deviations.update([Measured("goes on", "s", ["x"], rows[:1])])  # so that the rows are kept for the next
     deviations.forget("a", "s")
+    assert (deviations.cells, len(deviations)) == (8, 1)
+    fresh = RunDeviations(frames=8, minimum=2)
+    for number in range(6):
+        frame = Measured("b", "s", ["x", "y"], (100 + number**2) * rows)
+        (found,), (expected,) = deviations.update([frame]), fresh.update([frame])
+        assert found.tolist() == expected.tolist()
+    assert found.max() > 0
+
+
+def test_a_run_begins_anew_after_its_last_frame() -> None:
+    deviations = RunDeviations(frames=8, minimum=2)
+    rows = np.array([[1.0]])
+    for number in range(4):
+        deviations.update([Measured("run", "s", ["x"], rows, final=number == 3)])
     assert (deviations.cells, len(deviations)) == (0, 0)
-    for _ in range(2):  # too few values of its own: nothing is unusual yet
-        (found,) = deviations.update([Measured("b", "s", ["x", "y"], 100 * rows)])
-        assert found.tolist() == [0.0, 0.0]
+    (found,) = deviations.update([Measured("run", "s", ["x"], 100 * rows)])
+    assert found.tolist() == [0.0]
 
 
 def test_the_runs_that_have_been_idle_longest_are_forgotten_beyond_the_bound() -> None:
