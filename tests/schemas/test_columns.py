@@ -34,7 +34,9 @@ def test_values_come_back_to_the_bit(matrix: np.ndarray) -> None:
 def test_float32_suffices_for_counts_and_for_what_torch_measures() -> None:
     assert Columns.of(["a"], [[1.0, 2.0**24, float(np.float32(0.1)), math.nan, -0.0]]).width == 4
     assert Columns.of(["a"], [[0.1]]).width == 8
-    assert Columns.of(["a"], [[1e300]]).width == 8
+    for beyond in (2.0**200, 2.0**-200, -(2.0**128), 2.0**-127):
+        columns = Columns.of(["a"], [[beyond]])
+        assert (columns.width, columns.matrix(1).tolist()) == (8, [[beyond]])
 
 
 @pytest.mark.parametrize(
