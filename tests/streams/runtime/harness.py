@@ -36,6 +36,8 @@ class FakeKafka:
 
     worker: WorkerSettings = field(default_factory=lambda: WorkerSettings(max_batch=100))
     keep_back: bool = False
+    together: int = 1
+    """Records that one delivery has."""
     ours: bool = True
     """Whether the partition is still held."""
     sent: list[Sent] = field(default_factory=list)
@@ -51,12 +53,14 @@ class FakeKafka:
 
     async def send(self, topic: str, records: Sequence[KeyValueHeaders]) -> list[tuple[Awaitable[Any], int]]:
         deliveries: list[tuple[Awaitable[Any], int]] = []
-        for _, value, headers in records:
+        for start in range(0, len(records), self.together):
+            some = records[start : start + self.together]
             delivered = asyncio.get_running_loop().create_future()
-            self.sent.append(Sent(topic, value, {name: each.decode() for name, each in headers}, delivered))
+            for _, value, headers in some:
+                self.sent.append(Sent(topic, value, {name: each.decode() for name, each in headers}, delivered))
             if not self.keep_back:
                 delivered.set_result(None)
-            deliveries.append((delivered, 1))
+            deliveries.append((delivered, len(some)))
         return deliveries
 
     async def verify_gap(self, topic: str, expected: int, found: int) -> None:

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tamiyo.streams.headers import END_HEADER
+from tamiyo.streams.runtime import metrics
 from tamiyo.streams.runtime.end_of_stream import EndOfStream
 from tamiyo.streams.runtime.input_buffer import InputBuffer
 from tamiyo.streams.runtime.output_pipeline import MAX_IN_FLIGHT, OutputPipeline
@@ -236,3 +237,19 @@ def test_a_failed_delivery_ends_the_delivering() -> None:
         assert harness.acknowledged == []
 
     asyncio.run(scene())
+
+
+def test_records_delivered_together_are_counted_once_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    counted: list[list[str]] = []
+    monkeypatch.setattr(
+        metrics, "observe_deliveries", lambda stage, sent: counted.append([each.identity for each, _ in sent])
+    )
+
+    async def scene() -> None:
+        harness = PipelineHarness(FakeKafka(together=2))
+        await harness.pipeline.publish([output(name) for name in "abcde"], {})
+        await settle()
+        harness.end()
+
+    asyncio.run(scene())
+    assert counted == [["a", "b"], ["c", "d"], ["e"]]

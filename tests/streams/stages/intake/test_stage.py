@@ -67,6 +67,8 @@ def test_a_column_that_is_measured_now_and_then_is_a_metric_only_where_it_was_me
     (output,) = outputs(stage().feed(partition([frame], LAYER_HEALTH.name)))
     assert set(output.record.metrics) == {*MEASURED, *STATE, "kernel_latency_ms"}
     assert entries(output.record.metrics["kernel_latency_ms"]) == [0.25, None]
+    (output,) = outputs(stage().feed(partition([layer_health(10, twin_gain=[None, None])], LAYER_HEALTH.name)))
+    assert set(output.record.metrics) == {*MEASURED, *STATE}
 
 
 def test_the_result_of_a_shadow_twin_is_a_metric_that_overload_does_not_shed() -> None:
