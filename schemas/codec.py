@@ -100,10 +100,7 @@ def encode(record: Record) -> bytes:
         ('c301', True)
     """
     kind = type(record)
-    buffer = io.BytesIO()
-    buffer.write(header(kind) if _registry is None else _registry.header(kind))
-    fastavro.schemaless_writer(buffer, parsed_schema(kind), record.model_dump())
-    return buffer.getvalue()
+    return (header(kind) if _registry is None else _registry.header(kind)) + _body(record)
 
 
 def current_body(data: bytes, record: type[Record]) -> bytes:

@@ -22,3 +22,8 @@ END_MARKER_KEY = END_HEADER.encode()
 """Key of an end marker: a Kafka message needs a key or a value."""
 END_MARKER: list[tuple[str, bytes]] = [(END_HEADER, b"1")]
 """Headers of an end marker."""
+
+Headers = list[tuple[str, bytes]]
+"""Headers of a message to publish."""
+KeyValueHeaders = tuple[bytes | None, bytes | None, Headers]
+"""A message to publish, without its topic and partition."""

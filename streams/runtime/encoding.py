@@ -16,15 +16,14 @@ from tamiyo.streams.headers import (
     SOURCE_HEADER,
     STAGE_HEADER,
     TIME_HEADER,
+    Headers,
+    KeyValueHeaders,
 )
 from tamiyo.streams.runtime.end_of_stream import EndOfStream
 from tamiyo.streams.stages.base import SHORT_ID, Output, Reject
 
 MAX_MEMBER_IDS = 1_000  # 16 kB: a message's size has a limit
 MAX_REASON = 2_000  # bytes of a header
-
-Headers = list[tuple[str, bytes]]
-KeyValueHeaders = tuple[bytes | None, bytes | None, Headers]
 
 
 def key_of(each: Output | Reject) -> tuple[str, str]:

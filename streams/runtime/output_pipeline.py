@@ -17,8 +17,9 @@ from typing import Any
 
 import structlog
 
+from tamiyo.streams.headers import KeyValueHeaders
 from tamiyo.streams.runtime import metrics
-from tamiyo.streams.runtime.encoding import KeyValueHeaders, encode_positions, key_of, message_of
+from tamiyo.streams.runtime.encoding import encode_positions, key_of, message_of
 from tamiyo.streams.runtime.end_of_stream import EndOfStream
 from tamiyo.streams.runtime.input_buffer import InputBuffer
 from tamiyo.streams.runtime.output_publisher import OutputPublisher

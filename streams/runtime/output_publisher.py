@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Sequence
 from typing import Any
 
 from tamiyo.schemas.kafka import TopicNames
-from tamiyo.streams.runtime.encoding import KeyValueHeaders
+from tamiyo.streams.headers import KeyValueHeaders
 from tamiyo.streams.runtime.faust.app import StageApp
 
 CHECK_S = 0.02  # between two checks whether a heartbeat or a rebalance has come

@@ -14,6 +14,7 @@ from yarl import URL
 
 from tamiyo.schemas.errors import ConfigurationError
 from tamiyo.schemas.kafka import KafkaSettings
+from tamiyo.streams.headers import KeyValueHeaders
 from tamiyo.streams.runtime.faust.batch_handover import BatchHandover
 from tamiyo.streams.runtime.faust.clients import faust_credentials
 from tamiyo.streams.runtime.faust.decompression_limit import limit_decompression
@@ -27,7 +28,6 @@ from tamiyo.streams.runtime.faust.stall_check import NoStallCheck
 from tamiyo.streams.runtime.faust.timestamp_sync import TimestampSynchronized
 from tamiyo.streams.settings import WorkerSettings
 
-Headers = list[tuple[str, bytes]]
 METADATA_MAX_AGE_MS = 5_000  # aiokafka's own is five minutes
 FETCHES_QUEUED = 4  # of one partition: enough that the next is there when the buffer has room, few enough for memory
 BATCH_BYTES = 256 * 1024  # of records published in one piece; the topics take 5 MiB, and a broker by default 1 MiB
@@ -68,7 +68,7 @@ class StageProducer(driver.Producer):  # type: ignore[misc]
     logger = FAUST
 
     async def send_records(
-        self, topic: str, partition: int, records: Sequence[tuple[bytes | None, bytes | None, Headers]]
+        self, topic: str, partition: int, records: Sequence[KeyValueHeaders]
     ) -> list[tuple[Awaitable[Any], int]]:
         """Send records (key, value, headers) of one partition, in order.
 

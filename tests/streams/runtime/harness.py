@@ -8,8 +8,7 @@ from typing import Any
 
 from tamiyo.schemas.codec import encode
 from tamiyo.schemas.telemetry import CacheHitRates
-from tamiyo.streams.headers import END_MARKER
-from tamiyo.streams.runtime.encoding import KeyValueHeaders
+from tamiyo.streams.headers import END_MARKER, KeyValueHeaders
 from tamiyo.streams.runtime.partition_task import PartitionTask
 from tamiyo.streams.runtime.poison import PoisonTracker
 from tamiyo.streams.runtime.restore import RestoredState

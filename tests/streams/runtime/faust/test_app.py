@@ -9,7 +9,7 @@ from aiokafka.errors import MessageSizeTooLargeError
 from tamiyo.schemas.client.partition_reader import PartitionReader
 from tamiyo.schemas.errors import ConfigurationError
 from tamiyo.schemas.kafka import KafkaSettings, TopicNames
-from tamiyo.streams.runtime.encoding import KeyValueHeaders
+from tamiyo.streams.headers import KeyValueHeaders
 from tamiyo.streams.runtime.faust.app import StageProducer, create_app
 from tamiyo.streams.runtime.faust.clients import aiokafka_settings
 from tamiyo.streams.settings import WorkerSettings
