@@ -118,11 +118,11 @@ def _broker(topics: Topics, kafka: KafkaSettings) -> Iterator[Finding]:
     else:
         yield Finding("broker", "ok", f"connected to {kafka.bootstrap_servers}")
     try:
-        problems = topics.check()
+        findings = topics.findings()
     except BrokerError as error:
         yield Finding("topics", "problem", str(error))
         return
-    for problem in problems:
-        yield Finding("topics", "problem", problem, "`tamiyo topics create` creates missing topics")
-    if not problems:
+    for each in findings:
+        yield Finding("topics", each.state, each.text, each.advice)
+    if not findings:
         yield Finding("topics", "ok", "all topics match the catalogue")

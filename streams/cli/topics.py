@@ -1,5 +1,8 @@
-"""`tamiyo topics`: creates, lists and checks the topics, and lists their permissions."""
+"""`tamiyo topics`: creates, lists, checks and grows the topics, and lists their permissions."""
 
+import json
+import sys
+from dataclasses import asdict
 from typing import Annotated
 
 import typer
@@ -12,34 +15,56 @@ from tamiyo.streams.cli.options import Bootstrap, examples
 
 app = typer.Typer(
     no_args_is_help=True,
-    help="Create, list and check the topics.",
+    help="Create, list, check and grow the topics.",
     epilog=examples("tamiyo topics create --partitions 12", "tamiyo topics list", "tamiyo topics check"),
 )
 app.command("acls", epilog=acls_command.EPILOG)(acls_command.acls)
 
 console = Console()
 
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
-@app.command("create", epilog=examples("tamiyo topics create --partitions 12 --replication 3"))
+
+@app.command("create", epilog=examples("tamiyo topics create --partitions 12", "tamiyo topics create"))
 def create(
     partitions: Annotated[
-        int,
+        int | None,
         typer.Option(
-            min=1, max=10_000, metavar="N", help="Partitions of every topic: a run has one number on all of them."
+            min=1,
+            max=10_000,
+            metavar="N",
+            help="Partitions of every topic: a run has one number on all of them. [default: those of the topics that "
+            "exist, else 4]",
         ),
-    ] = 4,
-    replication: Annotated[int, typer.Option(min=1, max=10, metavar="N", help="Replicas of every partition.")] = 1,
+    ] = None,
+    replication: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            max=10,
+            metavar="N",
+            help="Replicas of every partition. [default: 3, or one a broker if there are fewer]",
+        ),
+    ] = None,
     bootstrap: Bootstrap = None,
 ) -> None:
     """Create every topic of the catalogue that is missing."""
-    from tamiyo.streams.admin.topics import Topics
+    from tamiyo.streams.admin.topics import REPLICATION, Topics
 
-    created = Topics(options.connected_kafka(bootstrap), options.names()).create(
-        partitions=partitions, replication=replication
-    )
+    topics = Topics(options.connected_kafka(bootstrap), options.names())
+    created = topics.create(partitions=partitions, replication=replication)
     for name in created:
         console.print(f"created {name}", highlight=False)
     console.print(f"{len(created)} created, the others existed" if created else "all topics existed")
+    replicas = topics.replication(replication)
+    if created and replicas < REPLICATION and not topics.embedded():
+        brokers = topics.brokers()
+        console.print(
+            f"replication is {replicas}, the cluster has {brokers} broker{'s' if brokers > 1 else ''}: "
+            f"with fewer than {REPLICATION} replicas the loss of a broker can lose records or stop the flow",
+            highlight=False,
+            soft_wrap=True,
+        )
 
 
 @app.command("list", epilog=examples("tamiyo topics list"))
@@ -59,14 +84,22 @@ def list_topics() -> None:
     console.print(table)
 
 
-@app.command("check", epilog=examples("tamiyo topics check && echo fine"))
-def check(bootstrap: Bootstrap = None) -> None:
-    """Compare the broker's topics with the catalogue. Exit status 1 if they differ."""
+@app.command("check", epilog=examples("tamiyo topics check && echo fine", "tamiyo topics check --json"))
+def check(as_json: AsJson = False, bootstrap: Bootstrap = None) -> None:
+    """Compare the broker's topics with the catalogue. Exit status 1 on a problem; warnings leave it 0."""
     from tamiyo.streams.admin.topics import Topics
 
-    problems = Topics(options.connected_kafka(bootstrap), options.names()).check()
-    for problem in problems:
-        console.print(problem, highlight=False, soft_wrap=True)
-    console.print("all topics match the catalogue" if not problems else f"{len(problems)} problems")
+    findings = Topics(options.connected_kafka(bootstrap), options.names()).findings()
+    problems = sum(each.state == "problem" for each in findings)
+    if as_json:
+        sys.stdout.write(json.dumps([asdict(each) for each in findings], indent=2) + "\n")
+    else:
+        for each in findings:
+            _print(f"{'warning: ' if each.state == 'warning' else ''}{each.text}; {each.advice}")
+        _print(f"{problems} problems" if problems else "all topics match the catalogue")
     if problems:
         raise typer.Exit(1)
+
+
+def _print(text: str) -> None:
+    console.print(text, highlight=False, soft_wrap=True, markup=False)
