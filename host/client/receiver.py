@@ -69,7 +69,7 @@ class KafkaReceiver:
         self._topics = topics
         self._by_name = {topics.full(topic.name): topic for topic in _TOPICS}
         self._on_kernel = on_kernel
-        self._orders: NewestByKey[ControlCommand] = NewestByKey()
+        self._orders: NewestByKey[str, ControlCommand] = NewestByKey()
         self._arrived: deque[InboundRecord] = deque()
         self._stopping = threading.Event()
         self._connected = False

@@ -7,7 +7,7 @@ stale copy back, in whatever order the broker delivers the partitions.
 
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -16,6 +16,7 @@ from tamiyo.schemas.codec import decode
 from tamiyo.schemas.errors import SchemaError
 from tamiyo.schemas.record import Record
 
+K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
 R = TypeVar("R", bound=Record)
 
@@ -40,14 +41,14 @@ class Copy(Generic[V]):
         return self.timestamp_ms, self.value is not None, self.version, self.partition
 
 
-class NewestByKey(Generic[V]):
+class NewestByKey(Generic[K, V]):
     """The messages under each key that compaction leaves, one a partition, and the newest of them.
 
     On one partition the later message counts, as for compaction, whatever its time. Between partitions the newest by
     time counts, then by version. A tombstone counts as any message: it removes what is older, on other partitions too.
 
     Example:
-        >>> orders = NewestByKey[str]()
+        >>> orders = NewestByKey[str, str]()
         >>> orders.take("run-1", Copy(5, 2_000, "go on"))  # on its new partition
         True
         >>> orders.take("run-1", Copy(1, 1_000, "pause"))  # on its old one, delivered later
@@ -59,13 +60,13 @@ class NewestByKey(Generic[V]):
     def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
         """Know no key; `clock` returns seconds."""
         self._clock = clock
-        self._copies: dict[str, tuple[Copy[V], ...]] = {}
+        self._copies: dict[K, tuple[Copy[V], ...]] = {}
         """The newest last."""
-        self._removed: OrderedDict[str, float] = OrderedDict()
+        self._removed: OrderedDict[K, float] = OrderedDict()
         """Keys of which only tombstones are left, with the time of the last one."""
         self._with_value = 0
 
-    def take(self, key: str, copy: Copy[V]) -> bool:
+    def take(self, key: K, copy: Copy[V]) -> bool:
         """Take the next message of a partition; return whether the newest message under its key is another one now."""
         copies = self._copies.get(key, ())
         others = [each for each in copies if each.partition != copy.partition]
@@ -77,25 +78,25 @@ class NewestByKey(Generic[V]):
             self._removed[key] = self._clock()
         return not copies or newest[-1] is not copies[-1]
 
-    def get(self, key: str) -> V | None:
+    def get(self, key: K) -> V | None:
         """Return the newest value under `key`, or None."""
         copies = self._copies.get(key)
         return copies[-1].value if copies else None
 
-    def copies(self, key: str) -> tuple[Copy[V], ...]:
+    def copies(self, key: K) -> tuple[Copy[V], ...]:
         """Return the last message under `key` on each partition, the newest last."""
         return self._copies.get(key, ())
 
-    def items(self) -> Iterator[tuple[str, V]]:
+    def items(self) -> Iterator[tuple[K, V]]:
         """Yield the keys that have a value, with their newest one."""
         for key, copies in self._copies.items():
             value = copies[-1].value
             if value is not None:
                 yield key, value
 
-    def keys(self) -> Iterable[str]:
-        """Return all keys, also of which only tombstones are left."""
-        return self._copies.keys()
+    def __iter__(self) -> Iterator[K]:
+        """Yield all keys, also of which only tombstones are left."""
+        return iter(self._copies)
 
     def __len__(self) -> int:
         """Return how many keys have a value."""
@@ -132,7 +133,7 @@ def newest_records(
     Raises:
         BrokerError: the topic cannot be read.
     """
-    found = NewestByKey[R]()
+    found = NewestByKey[str, R]()
     for message in reader.read(reader.ranges(topic)):
         try:
             value = decode(message.value(), record) if message.value() is not None else None

@@ -26,7 +26,7 @@ class OperatorOrders:
         self._topic = names.full(CHECKPOINTS.name)
         self._reader = PartitionReader(kafka, names.full("tamiyo_learner_orders"))
         self._partitions: set[int] = set()
-        self._newest: NewestByKey[PolicyCheckpoint] = NewestByKey()
+        self._newest: NewestByKey[str, PolicyCheckpoint] = NewestByKey()
         self.frozen = False
         """Whether the learner must not learn or release."""
         self.rollback: PolicyCheckpoint | None = None

@@ -40,7 +40,7 @@ class TopicView(Generic[R]):
     def __init__(self, topic: Topic, *, clock: Callable[[], float] = time.monotonic) -> None:
         self.topic = topic
         self._clock = clock
-        self._packed: NewestByKey[bytes] = NewestByKey(clock=clock)
+        self._packed: NewestByKey[str, bytes] = NewestByKey(clock=clock)
         self._unpacked: OrderedDict[str, tuple[R, float]] = OrderedDict()
         """With the time of the last `get`, the longest ago first."""
         self._lock = threading.Lock()

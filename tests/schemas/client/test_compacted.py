@@ -17,8 +17,8 @@ from tamiyo.schemas.telemetry import CacheHitRates
 from tests.support.pairs import FACTORS, number
 
 
-def taken(*copies: Copy[str]) -> NewestByKey[str]:
-    found: NewestByKey[str] = NewestByKey()
+def taken(*copies: Copy[str]) -> NewestByKey[str, str]:
+    found: NewestByKey[str, str] = NewestByKey()
     for each in copies:
         found.take("key", each)
     return found
@@ -52,7 +52,7 @@ def test_on_one_partition_the_later_message_counts_whatever_its_time() -> None:
 
 
 def test_a_change_of_the_newest_is_reported() -> None:
-    found: NewestByKey[str] = NewestByKey()
+    found: NewestByKey[str, str] = NewestByKey()
     assert found.take("key", Copy(1, 5, "new"))
     assert not found.take("key", Copy(0, 4, "old"))
     assert not found.take("key", Copy(0, 4, None))
@@ -71,8 +71,8 @@ def test_the_newest_depends_on_the_logs_and_not_on_how_reading_interleaves_them(
     for index, (key, partition, time_ms, removed) in enumerate(sent):
         logs[partition].append((key, Copy(partition, time_ms, None if removed else str(index))))
 
-    def read(order: Iterable[int]) -> NewestByKey[str]:
-        found: NewestByKey[str] = NewestByKey()
+    def read(order: Iterable[int]) -> NewestByKey[str, str]:
+        found: NewestByKey[str, str] = NewestByKey()
         left = [iter(log) for log in logs]
         for partition in order:
             key, copy = next(left[partition])
@@ -89,7 +89,7 @@ def test_the_newest_depends_on_the_logs_and_not_on_how_reading_interleaves_them(
 
 def test_removed_keys_are_forgotten_after_a_while() -> None:
     now = 0.0
-    found: NewestByKey[str] = NewestByKey(clock=lambda: now)
+    found: NewestByKey[str, str] = NewestByKey(clock=lambda: now)
     found.take("gone", Copy(1, 5, None))
     found.take("hidden", Copy(1, 5, None))
     found.take("hidden", Copy(0, 4, "older"))
@@ -101,7 +101,7 @@ def test_removed_keys_are_forgotten_after_a_while() -> None:
     found.take("gone", Copy(0, 4, None))
     now = 2 * REMOVED_S
     found.forget_removed()
-    assert sorted(found.keys()) == ["hidden", "kept"]  # forgetting "hidden" would bring the older one back
+    assert sorted(found) == ["hidden", "kept"]  # forgetting "hidden" would bring the older one back
     assert found.get("hidden") is None
     assert len(found) == 1
 

@@ -23,6 +23,7 @@ from tamiyo.schemas.kafka import (
 )
 from tamiyo.schemas.topics import CATALOGUE, TOPOLOGY, WINDOWS
 from tamiyo.streams.admin.brokers import free_ports
+from tamiyo.streams.admin.growth import Growth
 from tamiyo.streams.admin.topics import Topics, TopicState, _Metadata
 from tamiyo.streams.settings import WorkerSettings
 
@@ -230,3 +231,8 @@ def test_a_refusal_of_the_broker_is_an_error(real_kafka: str, names: TopicNames)
     topics = Topics(KafkaSettings(bootstrap_servers=real_kafka), names, (WINDOWS,))
     with pytest.raises(BrokerError, match="could not be created"):
         topics.create(partitions=1, replication=3)
+
+
+def test_the_embedded_broker_cannot_grow(kafka: KafkaSettings, names: TopicNames) -> None:
+    with pytest.raises(ConfigurationError, match="embedded broker's topics have 4 partitions"):
+        Growth(kafka, names, 8).check(quiet_s=60)

@@ -55,7 +55,7 @@ def test_removed_runs_leave_nothing_in_memory() -> None:
     view.forget_removed()
     assert len(view) == 0
     assert list(view.items()) == []
-    assert not view._packed.keys()
+    assert not list(view._packed)
     assert not view._unpacked
 
 
