@@ -136,7 +136,11 @@ def _plain(secret: SecretStr | None) -> str | None:
 
 
 MAX_MESSAGE_BYTES = 4 * 1024 * 1024
-"""Largest message that a producer sends, before compression."""
+"""Largest message that hosts and stages publish and readers decode, before compression; other sizes follow from it."""
+HEADERS_BYTES = 64 * 1024
+"""What a dead letter, its redrive and a replay may add to a message: all its headers, whose longest has 16 kB."""
+MAX_BATCH_BYTES = MAX_MESSAGE_BYTES + 1024 * 1024
+"""Largest batch that a topic must accept: the largest message, its headers, and what librdkafka adds to its batch."""
 
 PRODUCER = {
     "partitioner": "murmur2_random",

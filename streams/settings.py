@@ -118,7 +118,10 @@ class WorkerSettings(BaseSettings):
     fetch_wait_ms: int = Field(500, ge=1, description="Time that a broker may hold a fetch without records, ms")
     linger_ms: int = Field(0, ge=0, description="Time that the producer collects a batch, ms")
     max_message_bytes: int = Field(
-        MAX_MESSAGE_BYTES, ge=1024, description="Largest published record, bytes; a broker's limit may be lower"
+        MAX_MESSAGE_BYTES,
+        ge=1024,
+        le=MAX_MESSAGE_BYTES,
+        description="Largest published record, bytes; readers accept none above 4 MiB, a broker's limit may be lower",
     )
     http_host: str = Field("127.0.0.1", description="Address of /metrics, /healthz and /readyz")
     http_port: int = Field(

@@ -14,7 +14,7 @@ from confluent_kafka import KafkaError, KafkaException, TopicCollection
 from tamiyo.schemas.client.connection import Connection
 from tamiyo.schemas.errors import BrokerError, BrokerRefused, ConfigurationError
 from tamiyo.schemas.kafka import KafkaSettings, TopicNames
-from tamiyo.schemas.topics import CATALOGUE, CHECKPOINTS, CONTROL, EXPERIENCE, Topic
+from tamiyo.schemas.topics import CATALOGUE, CHECKPOINTS, CONTROL, EXPERIENCE, KERNELS, Topic
 from tamiyo.streams.admin.topics import dead_letter_names, plan
 from tamiyo.streams.stages.base import Stage
 from tamiyo.streams.stages.registry import STAGES
@@ -45,8 +45,8 @@ def grants(role: str, names: TopicNames) -> list[Grant]:
     """Return the permissions that a role needs, and no others.
 
     Args:
-        role: a stage, `learner`, `host` (the SDK), `operator` (creates topics, reads everything, redrives dead
-            letters, publishes orders and steers the policy) or `reader` (of all topics).
+        role: a stage, `learner`, `host` (the SDK), `operator` (creates and grows topics, reads everything, redrives
+            dead letters, publishes orders and steers the policy) or `reader` (of all topics).
         names: the installation's topic names.
 
     Raises:
@@ -66,10 +66,13 @@ def grants(role: str, names: TopicNames) -> list[Grant]:
         writes = [
             CONTROL.name,
             CHECKPOINTS.name,
+            KERNELS.name,  # tombstones of finished runs, and keys that move to another partition
             *(name for topic in redriven for name in (topic.name, topic.dead_letters)),
         ]
         found = _grants(names, everything, writes, CATALOGUE)
-        return found + [Grant("topic", names.full(name), "CREATE") for name in everything]
+        return found + [
+            Grant("topic", names.full(name), operation) for operation in ("CREATE", "ALTER") for name in everything
+        ]
     if role == "reader":
         return _grants(names, everything, [], ())
     raise ConfigurationError(f"there is no role {role!r}; choose from {', '.join(ROLES)}")

@@ -14,6 +14,7 @@ from tamiyo.schemas.errors import BrokerError, ConfigurationError, RegistryError
 from tamiyo.schemas.kafka import KafkaSettings, TopicNames
 from tamiyo.schemas.stores import open_store
 from tamiyo.schemas.topics import CATALOGUE
+from tamiyo.streams.admin import growth
 from tamiyo.streams.admin import schema_registry as schemas
 from tamiyo.streams.admin.topics import Topics
 from tamiyo.streams.settings import StoreSettings
@@ -41,7 +42,7 @@ def examine(
     yield _schemas()
     yield _store(store)
     yield from _registry(registry, names)
-    yield from _broker(Topics(kafka, names), kafka)
+    yield from _broker(kafka, names)
 
 
 def _package(package: str) -> Finding:
@@ -95,7 +96,8 @@ def _registry(settings: RegistrySettings, names: TopicNames) -> Iterator[Finding
         yield Finding("registry", "ok", f"{len(CATALOGUE)} subjects at {settings.url} match the catalogue")
 
 
-def _broker(topics: Topics, kafka: KafkaSettings) -> Iterator[Finding]:
+def _broker(kafka: KafkaSettings, names: TopicNames) -> Iterator[Finding]:
+    topics = Topics(kafka, names)
     try:
         reason = topics.reachable()
     except BrokerError as error:
@@ -118,11 +120,11 @@ def _broker(topics: Topics, kafka: KafkaSettings) -> Iterator[Finding]:
     else:
         yield Finding("broker", "ok", f"connected to {kafka.bootstrap_servers}")
     try:
-        problems = topics.check()
+        findings = [*topics.findings(), *growth.findings(kafka, names)]
     except BrokerError as error:
         yield Finding("topics", "problem", str(error))
         return
-    for problem in problems:
-        yield Finding("topics", "problem", problem, "`tamiyo topics create` creates missing topics")
-    if not problems:
+    for each in findings:
+        yield Finding("topics", each.state, each.text, each.advice)
+    if not findings:
         yield Finding("topics", "ok", "all topics match the catalogue")

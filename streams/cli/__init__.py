@@ -26,6 +26,7 @@ from tamiyo.streams.cli import (
     processes,
     record,
     replay,
+    runs,
     schemas,
     topics,
     training,
@@ -49,6 +50,7 @@ app.add_typer(topics.app, name="topics", rich_help_panel=options.OPERATE)
 app.add_typer(schemas.app, name="schemas", rich_help_panel=options.OPERATE)
 app.add_typer(policy.app, name="policy", rich_help_panel=options.OPERATE)
 app.add_typer(dlq.app, name="dlq", rich_help_panel=options.OPERATE)
+app.add_typer(runs.app, name="runs", rich_help_panel=options.OPERATE)
 plugins.register(app)
 
 errors = Console(stderr=True)

@@ -49,10 +49,11 @@ def test_every_command_has_an_example(
 def test_all_commands_exist() -> None:
     wanted = {"demo", "broker", "worker", "learner", "train", "tail", "doctor", "control", "plan"}
     wanted |= {"record", "replay", "diff", "discard", "evaluate"}
-    assert {path[0] for path in commands()} == wanted | {"topics", "schemas", "dlq", "lab", "policy"}
+    assert {path[0] for path in commands()} == wanted | {"topics", "schemas", "dlq", "lab", "policy", "runs"}
     assert {path[1] for path in commands() if path[0] == "dlq"} == {"list", "show", "redrive"}
     assert {path[1] for path in commands() if path[0] == "policy"} == {"list", "show", "pin", "rollback", "freeze"}
-    assert {path[1] for path in commands() if path[0] == "topics"} == {"create", "list", "check", "acls"}
+    assert {path[1] for path in commands() if path[0] == "topics"} == {"create", "list", "check", "grow", "acls"}
+    assert {path[1] for path in commands() if path[0] == "runs"} == {"forget"}
     assert {path[1] for path in commands() if path[0] == "lab"} == {"tasks", "run", "twins", "traffic", "compare"}
     assert {path[1] for path in commands() if path[0] == "schemas"} == {"register", "check"}
 
