@@ -1,4 +1,4 @@
-"""Tells which runs go on, and forgets those that are over.
+"""Finds the runs that go on, and forgets those that are over.
 
 Topologies, kernels and orders lie on compacted topics, which keep them for ever: every stage reads those of all runs
 when it starts. A tombstone under a run's key makes readers and compaction drop them.
