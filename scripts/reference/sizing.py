@@ -7,8 +7,9 @@ LAYERS = 50
 INTERVAL_S = 60.0
 
 UNIT_COSTS = (
-    "Processor time, measured. Busy cores = rate x (microseconds + layers x microseconds a layer) / 1,000,000. The rate "
-    "of sampled steps is runs / interval in seconds, that of windows half of it: a window has two sampled steps."
+    "Processor time, measured. Busy cores = rate x (microseconds + layers x microseconds a layer) / 1,000,000. "
+    "The rate of sampled steps is runs / interval in seconds; that of windows is half of it, since a window has two "
+    "sampled steps."
 )
 
 

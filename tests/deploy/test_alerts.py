@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
+from tamiyo.streams.stages.registry import STAGES
 from tests.deploy.support import ROOT, expression_problems, load_yaml
 
 ALERTS = "deploy/prometheus/alerts.yml"
@@ -59,6 +60,12 @@ def test_every_alert_has_a_case_in_which_it_fires_and_one_in_which_it_does_not(
     assert len(set(names)) == len(names)
     assert {each["alertname"] for each in cases if each.get("exp_alerts")} == set(names)
     assert {each["alertname"] for each in cases if not each.get("exp_alerts")} == set(names)
+
+
+def test_each_stage_is_expected_by_itself(rules: list[dict[str, Any]]) -> None:
+    (rule,) = [rule for rule in rules if rule["alert"] == "TamiyoStageMissing"]
+    found = re.findall(r'tamiyo_stage_partitions{stage="(\w+)"}, "stage", "(\w+)"', rule["expr"])
+    assert found == [(stage, stage) for stage in STAGES]
 
 
 def test_every_series_of_the_cases_exists() -> None:
