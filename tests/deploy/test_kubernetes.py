@@ -164,7 +164,7 @@ def test_every_command_is_valid(manifests: list[Manifest]) -> None:
     assert {name: problem for name, problem in problems.items() if problem} == {}
 
 
-def test_runs_are_forgotten_every_day(manifests: list[Manifest]) -> None:
+def test_old_runs_are_forgotten_regularly(manifests: list[Manifest]) -> None:
     forget = of_kind(manifests, "CronJob")["tamiyo-forget"]
     assert container(forget)["args"] == ["runs", "forget", "--older-than", "30d", "--yes"]
     assert forget["spec"]["concurrencyPolicy"] == "Forbid"
