@@ -67,10 +67,12 @@ POLICY_VERSION = Gauge("tamiyo_policy_version", "Policy version of the newest de
 
 
 def create_series(stage: type[Stage]) -> None:
-    """Create a stage's series of rejected records at 0: Prometheus sees no increase in one that begins at 1."""
+    """Create a stage's series at 0 that count events: Prometheus sees no increase in one that begins at 1."""
     for topic in stage.inputs:
         for kind in REJECT_KINDS:
             REJECTED.labels(stage.name, topic.name, kind)
+    for topic in stage.outputs:
+        REPEATED.labels(stage.name, topic.name)
 
 
 def observe_deliveries(stage: str, sent: Iterable[tuple[Output | Reject | EndOfStream, float | None]]) -> None:

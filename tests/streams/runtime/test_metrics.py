@@ -9,12 +9,12 @@ from prometheus_client import REGISTRY
 
 from tamiyo.schemas.kafka import KafkaSettings, TopicNames
 from tamiyo.schemas.topics import DECISIONS
-from tamiyo.streams.runtime.metrics import LAG, REJECT_KINDS, REJECTED, observe_deliveries
+from tamiyo.streams.runtime.metrics import LAG, REJECT_KINDS, REJECTED, REPEATED, observe_deliveries
 from tamiyo.streams.runtime.views import Views
 from tamiyo.streams.stages.base import Output
 from tests.streams.runtime.harness import FakeKafka, TaskHarness, settle
 from tests.streams.runtime.runners import make_runner
-from tests.support.pairs import FACTORS, LETTERS, NUMBERS, number
+from tests.support.pairs import FACTORS, LETTERS, NUMBERS, SUMS, number
 
 
 def test_rejected_records_of_every_input_and_kind_begin_at_zero() -> None:
@@ -28,6 +28,13 @@ def test_rejected_records_of_every_input_and_kind_begin_at_zero() -> None:
     }
     assert found == {(topic.name, kind): 0 for topic in (NUMBERS, LETTERS) for kind in REJECT_KINDS}
     assert set(REJECT_KINDS) == {"unusable", "poison", "late"}  # as the output pipeline names them
+
+
+def test_repeated_outputs_begin_at_zero() -> None:
+    REPEATED.clear()
+    make_runner()
+    labels = {"stage": "pairs", "topic": SUMS.name}
+    assert REGISTRY.get_sample_value("tamiyo_records_repeated_total", labels) == 0
 
 
 def test_undecodable_messages_of_a_view_begin_at_zero() -> None:
