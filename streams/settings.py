@@ -52,6 +52,14 @@ class CommandSettings(BaseSettings):
     patience_s: float = Field(10.0, ge=0, description="Seconds to wait for an unresponsive broker")
 
 
+class BuildSettings(BaseSettings):
+    """What an image was built from; the image sets it."""
+
+    model_config = SettingsConfigDict(env_prefix="TAMIYO_BUILD_", extra="ignore")
+
+    commit: str = Field("", description="Commit that the program was built from, shown by tamiyo_build_info")
+
+
 class SupervisorSettings(BaseSettings):
     """Restarts of `tamiyo worker` and `tamiyo learner`."""
 

@@ -119,7 +119,9 @@ def train(
             from tamiyo.streams.process.host_metrics import served
             from tamiyo.streams.settings import WorkerSettings
 
-            port = endpoint.enter_context(served(handle, host=WorkerSettings().http_host, port=http_port))
+            port = endpoint.enter_context(
+                served(handle, host=WorkerSettings().http_host, port=http_port, prefix=names.prefix)
+            )
             console.print(f"metrics and health on port {port}", highlight=False)
         return handle
 

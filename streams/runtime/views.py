@@ -98,6 +98,8 @@ class Views:
     def __init__(self, topics: Sequence[Topic], kafka: KafkaSettings, names: TopicNames, *, fetch_wait_ms: int) -> None:
         self.by_name: dict[str, TopicView[Any]] = {topic.name: TopicView(topic) for topic in topics}
         self._names = names
+        for name in self.by_name:
+            metrics.REJECTED.labels("view", name, "undecodable")  # begins at 0, for Prometheus
         self._kafka = kafka
         self._fetch_wait_ms = fetch_wait_ms
         self._caught_up = asyncio.Event()
