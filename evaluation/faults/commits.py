@@ -62,14 +62,17 @@ def _needs(evidence: Evidence, expected: Mapping[int, ExpectedWindows]) -> _Need
             message, signal = entry.message, signals.get(signal_id(topic.name, entry.record))
             offset = signal.message.offset if signal else None
             needs.add("intake", topic.name, message.partition, message.offset, SIGNALS.name, offset)
-    windows = evidence.first(WINDOWS, "window_id")
+    windows, too_large = evidence.first(WINDOWS, "window_id"), evidence.too_large(WINDOWS)
     for partition in expected.values():
         for window in partition.windows:
             published = windows.get(window.window_id)
-            offset = published.message.offset if published else None
+            dead = too_large.get(window.window_id) if published is None else None
+            output = dead or (published.message if published else None)
+            published_to = SIGNALS.dead_letters if dead else WINDOWS.name
             for member in window.members:
                 message = signals[member.signal_id].message
-                needs.add("windows", SIGNALS.name, message.partition, message.offset, WINDOWS.name, offset)
+                offset = output.offset if output else None
+                needs.add("windows", SIGNALS.name, message.partition, message.offset, published_to, offset)
     graphs = {e.record.window_id: e for e in reversed(evidence.records(GRAPHS))}
     for name, entry in windows.items():
         _add_output(needs, "graphs", entry, GRAPHS.name, graphs.get(name))

@@ -1,14 +1,17 @@
 """The report of fault runs: one section for each run, and a summary of all."""
 
+import json
 import os
 import platform
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 from tamiyo.evaluation.common.measure import percentile
 from tamiyo.evaluation.faults.judge import Violation
+from tamiyo.schemas.errors import ConfigurationError
 
 FORMAT = 1
 
@@ -61,8 +64,26 @@ def run_report(course: Course, command: str) -> dict[str, Any]:
     }
 
 
-def summary(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return the report of one or several runs."""
+def read_runs(path: Path) -> list[dict[str, Any]]:
+    """Return the sections of the runs in a report.
+
+    Raises:
+        ConfigurationError: the file cannot be read, or is no report of faults.
+    """
+    try:
+        report = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(f"{path} cannot be read as a report of faults: {error}") from error
+    known = isinstance(report, dict) and report.get("format") == FORMAT and isinstance(report.get("runs"), list)
+    if not known or not all("seed" in each and "injections" in each for each in report["runs"]):
+        raise ConfigurationError(f"{path} is no report of faults: expected a file that `make faults --report` wrote")
+    runs: list[dict[str, Any]] = report["runs"]
+    return runs
+
+
+def summary(every: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the report of one or several runs, in order of their seeds."""
+    runs = sorted(every, key=lambda run: int(run["seed"]))
     injections = [each for run in runs for each in run["injections"]]
     recoveries: dict[str, list[float]] = {}
     for each in injections:
@@ -79,7 +100,7 @@ def summary(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "recovery_seconds": {
             name: _quantiles(found) for name, found in [*sorted(recoveries.items()), ("all", everything)] if found
         },
-        "runs": list(runs),
+        "runs": runs,
     }
 
 

@@ -7,16 +7,21 @@ import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
 
+from tamiyo.evaluation.faults import __main__ as program
 from tamiyo.evaluation.faults import disk as faults_disk
-from tamiyo.evaluation.faults.__main__ import run
+from tamiyo.evaluation.faults.course import run
 from tamiyo.evaluation.faults.disk import Disk
 from tamiyo.evaluation.faults.judge import Violation
 from tamiyo.evaluation.faults.kinds import ALL, KINDS, plan
-from tamiyo.evaluation.faults.report import Course, Injection, run_report, summary
+from tamiyo.evaluation.faults.report import Course, Injection, read_runs, run_report, summary
 from tamiyo.streams.admin.brokers import kafka_home
+
+COMMITTED = Path(__file__).parents[3] / "evaluation" / "results" / "faults.json"
 
 
 @pytest.mark.kafka
@@ -84,6 +89,80 @@ def test_writers_get_a_file_size_limit_without_the_right_to_mount(
         assert write() == "written"
         writer.stdin.close()
     assert disk.means == "RLIMIT_FSIZE of the processes"
+
+
+class Program:
+    """`make faults` whose runs take no time: it records the seeds that it was to run."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+        self.seeds: list[int] = []
+        self.end: BaseException | None = None
+        self.interrupted = False
+        self.report = folder / "report.json"
+        monkeypatch.setattr(program, "run", self._run)
+        monkeypatch.setattr(program, "required_kafka_home", lambda: folder)
+        monkeypatch.setattr(program, "end_by_signal", lambda: None)
+
+    def _run(self, home: Path, folder: Path, *, seed: int, **options: Any) -> Course:
+        if self.end is not None and self.seeds:
+            raise self.end
+        self.seeds.append(seed)
+        return Course(seed, [Injection("storm", 0.0, recovery_seconds=1.0)], interrupted=self.interrupted)
+
+    def __call__(self, *seeds: int) -> list[int]:
+        self.seeds = []
+        program.main(seed=list(seeds), report=self.report)
+        return self.seeds
+
+    def reported(self) -> list[int]:
+        return [each["seed"] for each in json.loads(self.report.read_text())["runs"]]
+
+
+def test_a_command_given_again_runs_the_seeds_that_its_report_does_not_have(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    faults = Program(monkeypatch, tmp_path)
+    faults.end = KeyboardInterrupt()
+    with pytest.raises(KeyboardInterrupt):
+        faults(3, 1, 2)
+    assert faults.reported() == [3]
+    faults.end = None
+    assert faults(3, 1, 2) == [1, 2]
+    assert faults.reported() == [1, 2, 3]
+    assert faults(1, 2, 3) == []
+    assert faults(7) == [7]
+    assert faults.reported() == [1, 2, 3, 7]
+
+
+def test_a_seed_that_was_interrupted_is_run_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    faults = Program(monkeypatch, tmp_path)
+    faults.interrupted = True
+    assert faults(1, 2) == [1]
+    faults.interrupted = False
+    assert faults(1, 2) == [1, 2]
+    assert faults.reported() == [1, 2]
+
+
+@pytest.mark.parametrize(
+    "content", ["", "[]", '{"format": 1}', '{"format": 2, "runs": []}', '{"format": 1, "runs": [{}]}']
+)
+def test_a_file_that_is_no_report_is_not_overwritten(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, content: str
+) -> None:
+    faults = Program(monkeypatch, tmp_path)
+    faults.report.write_text(content)
+    with pytest.raises(typer.BadParameter, match="report of faults"):
+        faults(1)
+    assert faults.seeds == []
+    assert faults.report.read_text() == content
+
+
+def test_the_committed_report_can_be_continued() -> None:
+    committed = json.loads(COMMITTED.read_text())
+    again = json.loads(json.dumps(summary(read_runs(COMMITTED))))
+    assert {key: again[key] for key in ("faults", "graphs", "violations", "counts")} == {
+        key: committed[key] for key in ("faults", "graphs", "violations", "counts")
+    }
 
 
 def test_a_report_merges_its_seeds() -> None:

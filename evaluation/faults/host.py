@@ -1,145 +1,25 @@
-"""The surroundings of the installation while faults happen: training runs that publish, and hosts that execute.
+"""The hosts of the simulated runs: they execute decisions, record that in the ledger, and publish the outcomes.
 
-Both record in the ledger what the broker acknowledged and what was executed. From the times follows how long after each
-fault the installation again decided on every partition.
+From the times at which decisions arrive follows how long after each fault the installation again decided on every
+partition.
 """
 
-import random
 import threading
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-from aiokafka.partitioner import murmur2
 from confluent_kafka import OFFSET_BEGINNING, Consumer, Producer, TopicPartition
 
-from tamiyo.evaluation.common.live_runs import sampled_steps
-from tamiyo.evaluation.common.simulated_runs import TOPICS, Load, topology
-from tamiyo.evaluation.faults.ledger import Execution, Ledger, Place, Sent
+from tamiyo.evaluation.faults.ledger import Execution, Ledger, Place
+from tamiyo.evaluation.faults.telemetry import FLUSH_S, NO_TIMEOUT, Telemetry, partition_of
 from tamiyo.schemas.adaptation import AdaptationDecision, AdaptationOutcome, DecisionType, KernelStatus, OutcomeStatus
 from tamiyo.schemas.codec import decode, encode
-from tamiyo.schemas.errors import BrokerError
 from tamiyo.schemas.identity import outcome_id
-from tamiyo.schemas.kafka import PRODUCER, KafkaSettings, TopicNames
-from tamiyo.schemas.record import Record
-from tamiyo.schemas.topics import DECISIONS, KERNELS, OUTCOMES, TELEMETRY, TOPOLOGY
+from tamiyo.schemas.kafka import KafkaSettings, TopicNames
+from tamiyo.schemas.topics import DECISIONS, KERNELS, OUTCOMES
 
-# No delivery timeout: a message waits for the broker, and is lost only if the broker loses it.
-NO_TIMEOUT = {**PRODUCER, "message.timeout.ms": 0, "log_level": 0, "reconnect.backoff.max.ms": 1_000}
-FLUSH_S = 120.0
 IDLE_S = 20.0  # without a fault a decision arrives every second
-POISON_EVERY = 20  # ticks
-
-
-def partition_of(run_id: str, partitions: int) -> int:
-    """Return the partition that the common partitioner chooses for a run."""
-    return int((murmur2(run_id.encode()) & 0x7FFFFFFF) % partitions)
-
-
-@dataclass(slots=True)
-class _Run:
-    run_id: str
-    steps: Iterator[Sequence[Record]]
-
-
-class Telemetry:
-    """Publishes simulated runs on every partition; when one ends, another begins."""
-
-    def __init__(
-        self,
-        kafka: KafkaSettings,
-        names: TopicNames,
-        ledger: Ledger,
-        *,
-        seed: int,
-        partitions: int,
-        tick_s: float = 0.4,
-    ) -> None:
-        self.finished: list[str] = []
-        """Runs whose last frames were sent."""
-        self.sent_at: dict[tuple[str, int], float] = {}
-        """Monotonic time at which a run's sampled step was handed to the producer."""
-        self._names = names
-        self._ledger = ledger
-        self._partitions = partitions
-        self._tick_s = tick_s
-        self._random = random.Random(seed)
-        self._count = 0
-        self._producer: Any = Producer(kafka.librdkafka(**NO_TIMEOUT))
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="telemetry", daemon=True)
-        self._failed: BaseException | None = None
-
-    def start(self) -> None:
-        """Begin to publish."""
-        self._thread.start()
-
-    def finish(self) -> None:
-        """End every run at once, and return when the broker has everything."""
-        self._stop.set()
-        self._thread.join()
-        if self._failed is not None:
-            raise BrokerError(f"telemetry could not be published: {self._failed!r}") from self._failed
-        if self._producer.flush(FLUSH_S):
-            raise BrokerError(f"the broker did not acknowledge all telemetry within {FLUSH_S:.0f} s")
-
-    def _run(self) -> None:
-        try:
-            # Two runs on one partition, so that they interleave there; one on each of the others.
-            runs = [self._begin(number % self._partitions) for number in range(self._partitions + 1)]
-            ticks = 0
-            while runs:
-                stopping = self._stop.is_set()
-                ticks += 1
-                for run in list(runs):
-                    step = next(run.steps, None)
-                    if step is not None:
-                        self._publish(run.run_id, step)
-                        continue
-                    self.finished.append(run.run_id)
-                    runs.remove(run)
-                    if not stopping:
-                        runs.append(self._begin(partition_of(run.run_id, self._partitions)))
-                if ticks % POISON_EVERY == 0 and not stopping:
-                    self._poison(self._random.choice(runs).run_id, ticks)
-                self._producer.poll(0)
-                self._stop.wait(0.01 if stopping else self._tick_s)
-        except BaseException as error:
-            self._failed = error
-
-    def _begin(self, partition: int) -> _Run:
-        while True:
-            self._count += 1
-            load = Load(
-                runs=1, layers=4, frames=self._random.randint(40, 90), seed=self._count, name=f"run-{self._count}"
-            )
-            (run_id,) = load.run_ids
-            if partition_of(run_id, self._partitions) == partition:
-                self._send(TOPOLOGY.name, run_id, encode(topology(run_id, load.layers)))
-                return _Run(run_id, sampled_steps(load, 0))
-
-    def _publish(self, run_id: str, step: Sequence[Record]) -> None:
-        last: Any = step[-1]
-        self.sent_at[run_id, last.step] = time.monotonic()
-        for record in step:
-            self._send(TOPICS[type(record)].name, run_id, encode(record))
-
-    def _poison(self, run_id: str, number: int) -> None:
-        topic = self._random.choice(TELEMETRY)
-        self._send(topic.name, run_id, b"no record, number %d" % number, valid=False)
-
-    def _send(self, topic: str, key: str, value: bytes, *, valid: bool = True) -> None:
-        def delivered(error: Any, message: Any) -> None:
-            if error is not None:
-                self._failed = BrokerError(f"{topic}: {error}")
-            else:
-                place = (message.partition(), message.offset())
-                self._ledger.sent.append(Sent(topic, *place, key.encode(), value, valid))
-
-        partition = partition_of(key, self._partitions)
-        self._producer.produce(self._names.full(topic), value, key, partition, on_delivery=delivered)
 
 
 class Host:
@@ -263,4 +143,5 @@ class Host:
             reason=f"no_kernel: {kernel.reason}"[:2000] if refused else "",
         )
         partition = partition_of(decision.run_id, self._partitions)
-        self._producer.produce(self._names.full(OUTCOMES.name), encode(outcome), decision.run_id, partition)
+        topic, timestamp = self._names.full(OUTCOMES.name), self._telemetry.clock(partition)
+        self._producer.produce(topic, encode(outcome), decision.run_id, partition, timestamp=timestamp)
