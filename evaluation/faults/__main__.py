@@ -6,6 +6,7 @@ is 1 if a record is lost, wrong or repeated with another content.
 """
 
 import json
+import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -81,6 +82,7 @@ def main(
             with working_folder(kept, "tamiyo-faults-") as folder:
                 course = run(
                     home, folder, faults=faults, seed=each, workers=workers, gap_s=gap, open_faults=at_once,
+                    registry_home=_registry_home(each),
                     advance=lambda: progress.advance(task),
                 )  # fmt: skip
             _show(course)
@@ -104,6 +106,12 @@ def _read(report: Path) -> dict[int, Mapping[str, Any]]:
         return {each["seed"]: each for each in read_runs(report)}
     except ConfigurationError as error:
         raise typer.BadParameter(str(error)) from error
+
+
+def _registry_home(seed: int) -> Path | None:
+    """Return the registry that a seed's installation uses: that of REGISTRY_HOME, every other seed."""
+    home = os.environ.get("REGISTRY_HOME")
+    return Path(home) if home and seed % 2 == 0 else None
 
 
 def _show(course: Course) -> None:

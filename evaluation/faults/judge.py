@@ -142,7 +142,9 @@ def signals(evidence: Evidence) -> Found:
         signal = published[name].record
         layers, metrics, model = frame_metrics(entry.record)
         found = signal.lists()["metrics"]
+        copied = [(each.run_id, each.step, each.time_ms, each.final) for each in (signal, entry.record)]
         wrong = signal.layer_id != layers or signal.model_metrics != model or found.keys() != metrics.keys()
+        wrong = wrong or copied[0] != copied[1]
         if wrong or not all(_columns(metrics[key], found[key]) for key in metrics):
             yield "a signal is wrong", published[name].place, f"it differs from frame {entry.place}"
         if published[name].message.partition != entry.message.partition:

@@ -39,6 +39,8 @@ class Course:
     violations: list[Violation] = field(default_factory=list)
     counts: dict[str, int] = field(default_factory=dict)
     ends: Counter[str] = field(default_factory=Counter)
+    left_out: dict[str, str] = field(default_factory=dict)
+    """Kinds that were not possible, with the reason."""
     means: str = ""
     seconds: float = 0.0
     interrupted: bool = False
@@ -55,6 +57,7 @@ def run_report(course: Course, command: str) -> dict[str, Any]:
         "interrupted": course.interrupted,
         "drained": course.drained,
         "full_disks": course.means,
+        "left_out": course.left_out,
         "process_ends_by_status": dict(course.ends),
         "counts": course.counts,
         "violations": [each.to_dict() for each in course.violations],

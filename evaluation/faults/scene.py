@@ -19,10 +19,16 @@ class Scene:
     telemetry: Telemetry
     kernels: Disk
     checkpoints: Disk
+    logs: Disk
+    """Under the broker."""
+    kinds: Sequence[str]
+    """Those that are possible here."""
     broker: threading.Lock = field(default_factory=threading.Lock)
     """Held while a fault changes the broker: it cannot be stopped while it starts."""
     learners: threading.Lock = field(default_factory=threading.Lock)
     """Held while there are two learners, so that there is never a third."""
+    registry: threading.Lock = field(default_factory=threading.Lock)
+    """Held while the schema registry is away."""
 
 
 Fault = Callable[[Scene, random.Random], str]
