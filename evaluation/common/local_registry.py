@@ -5,6 +5,7 @@ import signal
 import subprocess
 import time
 import urllib.request
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -13,6 +14,7 @@ from tamiyo.schemas.errors import RegistryError
 from tamiyo.streams.admin.brokers import free_ports
 
 START_TIMEOUT_S = 60.0  # up in 4 s on an idle machine
+STOP_TIMEOUT_S = 10.0
 POLL_S = 0.1
 
 
@@ -58,11 +60,16 @@ class LocalRegistry:
         return self
 
     def stop(self) -> None:
-        """Kill it; its data stays."""
-        if self._process is not None:
-            os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait()
-            self._process = None
+        """Stop it with SIGTERM, as it writes its newest schemas only then, or with SIGKILL; its data stays."""
+        if self._process is None:
+            return
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            with suppress(ProcessLookupError, subprocess.TimeoutExpired):
+                os.killpg(self._process.pid, number)
+                self._process.wait(STOP_TIMEOUT_S)
+                break
+        self._process.wait()
+        self._process = None
 
     def _responds(self) -> bool:
         try:

@@ -2,24 +2,35 @@
 
 import errno
 import json
+import os
 import random
 import subprocess
 import sys
+import threading
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import typer
+from confluent_kafka import Producer
 
 from tamiyo.evaluation.faults import __main__ as program
 from tamiyo.evaluation.faults import disk as faults_disk
+from tamiyo.evaluation.faults import kinds
 from tamiyo.evaluation.faults.course import run
 from tamiyo.evaluation.faults.disk import Disk
 from tamiyo.evaluation.faults.judge import Violation
-from tamiyo.evaluation.faults.kinds import ALL, KINDS, plan
+from tamiyo.evaluation.faults.kinds import ALL, KINDS, plan, several
 from tamiyo.evaluation.faults.report import Course, Injection, read_runs, run_report, summary
-from tamiyo.streams.admin.brokers import kafka_home
+from tamiyo.evaluation.faults.services import full_broker_disk
+from tamiyo.schemas.client.partition_reader import PartitionReader
+from tamiyo.schemas.kafka import KafkaSettings, TopicNames
+from tamiyo.schemas.topics import WINDOWS
+from tamiyo.streams.admin.brokers import LocalKafka, kafka_home
+from tamiyo.streams.admin.topics import Topics
 
 COMMITTED = Path(__file__).parents[3] / "evaluation" / "results" / "faults.json"
 
@@ -30,10 +41,15 @@ def test_twenty_faults(tmp_path: Path) -> None:
     home = kafka_home()
     if home is None:
         pytest.skip("KAFKA_HOME names no unpacked Kafka, and faults need a node of their own")
-    course = run(home, tmp_path, faults=20, seed=5, workers=2, gap_s=2.0, open_faults=6)
+    registry = os.environ.get("REGISTRY_HOME")
+    course = run(
+        home, tmp_path, faults=20, seed=5, workers=2, gap_s=2.0, open_faults=6,
+        registry_home=Path(registry) if registry else None,
+    )  # fmt: skip
     assert course.violations == []
     assert len(course.injections) == 20
-    assert {each.kind for each in course.injections} == set(ALL)
+    assert {each.kind for each in course.injections} == set(ALL) - course.left_out.keys()
+    assert course.left_out.keys() == (set() if registry else {"registry_away"})
     assert all(each.recovery_seconds is not None for each in course.injections)
     assert course.drained
     assert course.counts["different decisions"] == course.counts["different graphs"] > 50
@@ -45,6 +61,68 @@ def test_a_plan_follows_from_its_seed_and_contains_every_kind() -> None:
     assert len(chosen) == 55
     assert set(chosen) == set(ALL) == {*KINDS, "several"}
     assert Counter(chosen)["kill_worker"] > Counter(chosen)["full_state"]
+
+
+def test_a_plan_has_only_the_kinds_that_are_possible() -> None:
+    possible = [name for name in ALL if name != "registry_away"]
+    assert set(plan(55, random.Random(3), possible)) == set(possible)
+
+
+def test_several_faults_at_once_are_of_the_kinds_that_are_possible(monkeypatch: pytest.MonkeyPatch) -> None:
+    possible = ["storm", "kill_worker", "slow_broker"]
+    monkeypatch.setattr(kinds, "KINDS", {name: (lambda scene, rng: "done", 1) for name in KINDS})
+    scene: Any = SimpleNamespace(kinds=possible)
+    happened = {part.split(":")[0] for seed in range(30) for part in several(scene, random.Random(seed)).split("; ")}
+    assert happened == set(possible)
+
+
+def test_every_other_seed_has_a_registry_where_there_is_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    faults = Program(monkeypatch, tmp_path)
+    monkeypatch.setenv("REGISTRY_HOME", "/registry")
+    faults(0, 1, 2)
+    assert faults.registries == [Path("/registry"), None, Path("/registry")]
+    monkeypatch.delenv("REGISTRY_HOME")
+    faults(4)
+    assert faults.registries[3:] == [None]
+
+
+@pytest.mark.kafka
+def test_a_broker_whose_disk_is_full_ends_and_has_what_it_acknowledged(tmp_path: Path) -> None:
+    home = kafka_home()
+    if home is None:
+        pytest.skip("KAFKA_HOME names no unpacked Kafka, and the fault needs a node of its own")
+    broker = LocalKafka(home)
+    kafka, names = KafkaSettings(bootstrap_servers=broker.bootstrap_servers), TopicNames()
+    with Disk(broker.data) as disk:
+        if not disk.mounted:
+            pytest.skip("this process may not mount a file system")
+        with broker:
+            Topics(kafka, names, [WINDOWS]).create()
+            acknowledged: list[bytes] = []
+            producer = Producer(kafka.librdkafka(**{"message.timeout.ms": 2_000, "log_level": 0}))
+
+            def produce() -> None:
+                for number in range(200):
+                    producer.produce(
+                        WINDOWS.name, b"%d" % number + os.urandom(10_000), partition=0,
+                        on_delivery=lambda error, message: acknowledged.append(message.value()) if not error else None,
+                    )  # fmt: skip
+                producer.flush(30)
+
+            produce()
+            scene: Any = SimpleNamespace(
+                installation=SimpleNamespace(broker=broker), broker=threading.Lock(), logs=disk
+            )
+            with ThreadPoolExecutor(1) as pool:
+                fault = pool.submit(full_broker_disk, scene, random.Random(1))
+                while not broker.wait(0.2) and not fault.done():
+                    produce()
+                assert "ended by itself" in fault.result()
+            produce()
+            with PartitionReader(kafka) as reader:
+                found = [each.value() for each in reader.read(reader.ranges(WINDOWS.name))]
+    assert len(acknowledged) >= 400
+    assert not set(acknowledged) - set(found)
 
 
 def test_a_file_cannot_be_written_while_its_disk_is_full(tmp_path: Path) -> None:
@@ -98,6 +176,7 @@ class Program:
         self.seeds: list[int] = []
         self.end: BaseException | None = None
         self.interrupted = False
+        self.registries: list[Path | None] = []
         self.report = folder / "report.json"
         monkeypatch.setattr(program, "run", self._run)
         monkeypatch.setattr(program, "required_kafka_home", lambda: folder)
@@ -107,6 +186,7 @@ class Program:
         if self.end is not None and self.seeds:
             raise self.end
         self.seeds.append(seed)
+        self.registries.append(options["registry_home"])
         return Course(seed, [Injection("storm", 0.0, recovery_seconds=1.0)], interrupted=self.interrupted)
 
     def __call__(self, *seeds: int) -> list[int]:

@@ -168,6 +168,7 @@ def test_a_repeat_is_no_violation(right: Evidence, topic: Topic) -> None:
         ("a frame was lost", lost(SIGNALS, -1)),
         ("a signal without a frame", again(SIGNALS, 3, signal_id="0" * 32)),
         ("a signal is wrong", rewritten(SIGNALS, 6, layer_id=["another", "layers.1", "layers.2"])),
+        ("a signal is wrong", rewritten(SIGNALS, 6, time_ms=1)),
         ("a run did not end", lost(SIGNALS, -1)),
         ("a late signal was lost", late(None)),
         ("a source fell behind itself", late(SIGNALS.late)),
