@@ -13,7 +13,7 @@ from confluent_kafka import KafkaError, Producer
 from tamiyo.host.client.transport import Make
 from tamiyo.schemas.codec import encode
 from tamiyo.schemas.errors import RegistryError
-from tamiyo.schemas.kafka import PRODUCER, KafkaSettings, TopicNames
+from tamiyo.schemas.kafka import MAX_MESSAGE_BYTES, PRODUCER, KafkaSettings, TopicNames
 from tamiyo.schemas.record import Record
 from tamiyo.schemas.topics import Topic
 
@@ -25,6 +25,10 @@ _RETRY_S = 1.0  # between two requests to an unreachable schema registry
 _PERIOD_S = 0.05
 """Seconds between two looks into the queue. A thread that woke up for every record would take the interpreter from
 the training loop several times a frame, and librdkafka would send a request for each."""
+_TOO_LARGE = (
+    "a record for %s was dropped, and so will be others like it: it has %d bytes, and a message may have %d; training "
+    "continues. Watch fewer layers: attach(..., layers=...)"
+)
 
 
 class KafkaPublisher:
@@ -151,6 +155,10 @@ class KafkaPublisher:
 
     def _send(self, topic: Topic, make: Make) -> None:
         value = self._encode(make())
+        if len(value) > MAX_MESSAGE_BYTES:
+            self._failed += 1
+            self._warn_once(f"size of {topic.name}", _TOO_LARGE, topic.name, len(value), MAX_MESSAGE_BYTES)
+            return
         self._producer.produce(self._topics.full(topic.name), value, key=self._key, on_delivery=self._on_delivery)
 
     def _encode(self, record: Record) -> bytes:
@@ -169,7 +177,8 @@ class KafkaPublisher:
             self._published += 1
         else:
             self._failed += 1
-            self._warn_once("delivery", "records were not delivered: %s", error)
+            # Under each error once: one that passes must not hide one that lasts.
+            self._warn_once(f"delivery: {error.name()}", "records were not delivered: %s", error)
 
     def _on_error(self, error: KafkaError) -> None:
         self._warn_once("broker", "Kafka is unreachable; training continues without it: %s", error)

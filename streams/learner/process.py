@@ -5,10 +5,10 @@ import signal
 
 import structlog
 
-from tamiyo.schemas.errors import TamiyoError
+from tamiyo.schemas.errors import BrokerRefused, ConfigurationError, TamiyoError
 from tamiyo.schemas.kafka import KafkaSettings, TopicNames
 from tamiyo.streams.learner.loop import LearnerLoop
-from tamiyo.streams.process.exit_codes import EXIT_FAILURE, EXIT_SOFTWARE, EXIT_TEMPFAIL
+from tamiyo.streams.process.exit_codes import EXIT_CONFIG, EXIT_FAILURE, EXIT_SOFTWARE, EXIT_TEMPFAIL
 from tamiyo.streams.process.http_endpoint import HealthServer
 from tamiyo.streams.process.watchdog import LoopWatch
 from tamiyo.streams.settings import LearnerSettings
@@ -33,8 +33,8 @@ def run_learner(
         names: by default the environment's.
 
     Returns:
-        The exit status: 0 after a signal; 1, or 75 once it has been ready, if Kafka or the store cannot be used; 70
-        after a bug.
+        The exit status: 0 after a signal; 1, or 75 once it has been ready, if Kafka or the store cannot be used; 78 if
+        Kafka refuses it once it has been ready; 70 after a bug.
     """
 
     async def main() -> int:
@@ -50,7 +50,9 @@ def run_learner(
             await asyncio.to_thread(loop.run)
         except (TamiyoError, OSError) as error:
             log.error("learner failed", reason=f"{type(error).__name__}: {error}")
-            return EXIT_TEMPFAIL if loop.started else EXIT_FAILURE
+            if not loop.started:
+                return EXIT_FAILURE
+            return EXIT_CONFIG if isinstance(error, BrokerRefused | ConfigurationError) else EXIT_TEMPFAIL
         except Exception as error:
             log.critical("bug in the learner, exiting", exc_info=error)
             return EXIT_SOFTWARE

@@ -5,8 +5,9 @@
     2    wrong command line
     70   a bug: the same input will raise again
     75   Kafka, the store or the process failed or stalled: a restart may help
+    78   Kafka refuses what worked before: a permission, a topic or a setting has to be corrected
 
-A supervisor (`streams/process/supervisor.py`, or a platform's own) restarts the process after 70, 75 and a signal.
+A supervisor (`streams/process/supervisor.py`, or a platform's own) restarts the process after 70, 75, 78 and a signal.
 """
 
 import logging
@@ -21,6 +22,8 @@ EXIT_SOFTWARE = 70
 """sysexits' EX_SOFTWARE."""
 EXIT_TEMPFAIL = 75
 """EX_TEMPFAIL."""
+EXIT_CONFIG = 78
+"""EX_CONFIG."""
 
 ABORT_TIMEOUT_S = 2.0  # a blocked standard error, or a lock of a hung thread, must not keep the process alive
 

@@ -16,7 +16,7 @@ from typing import Any
 import structlog
 
 from tamiyo.streams.process.children import die_with_parent
-from tamiyo.streams.process.exit_codes import EXIT_FAILURE, EXIT_SOFTWARE, EXIT_TEMPFAIL
+from tamiyo.streams.process.exit_codes import EXIT_CONFIG, EXIT_FAILURE, EXIT_SOFTWARE, EXIT_TEMPFAIL
 from tamiyo.streams.settings import SupervisorSettings
 
 log = structlog.get_logger(__name__)
@@ -26,6 +26,7 @@ REASONS: Mapping[int, str] = {
     EXIT_FAILURE: "Kafka, its topics or the store could not be used",
     EXIT_SOFTWARE: "a bug",
     EXIT_TEMPFAIL: "Kafka or the store failed, or the process stalled",
+    EXIT_CONFIG: "Kafka refuses what worked before: correct a permission, a topic or a setting",
 }
 
 

@@ -8,8 +8,7 @@ from typing import Any
 from prometheus_client import Counter, Gauge, Histogram
 
 from tamiyo.schemas.topics import DECISIONS, SIGNALS
-from tamiyo.streams.runtime.end_of_stream import EndOfStream
-from tamiyo.streams.stages.base import Output, Reject
+from tamiyo.streams.stages.base import Output
 
 # Narrow around the budgets: 50 ms for intake, 100 ms for a decision.
 LATENCY_BUCKETS = (
@@ -59,7 +58,7 @@ VIEW_KEYS = Gauge("tamiyo_view_keys", "Keys in the view of a compacted topic.", 
 POLICY_VERSION = Gauge("tamiyo_policy_version", "Policy version of the newest decision.")
 
 
-def observe_deliveries(stage: str, sent: Iterable[tuple[Output | Reject | EndOfStream, float | None]]) -> None:
+def observe_deliveries(stage: str, sent: Iterable[tuple[object, float | None]]) -> None:
     """Count delivered outputs, each with when the input that closed it arrived (`time.perf_counter()`)."""
     delivered = time.perf_counter()
     latency = STAGE_LATENCY.labels(stage)

@@ -7,6 +7,9 @@
 
 So what Faust commits never passes a record whose outputs could still be lost. A restart reads the records after it
 again, and an output that was already published (`RestoredState.published`) is not published a second time.
+
+What is larger than a message may be is replaced by a smaller dead letter (`oversized.py`): before it is sent where this
+process has the limit, and after the broker's refusal where a topic has it.
 """
 
 import asyncio
@@ -21,10 +24,12 @@ from tamiyo.streams.headers import KeyValueHeaders
 from tamiyo.streams.runtime import metrics
 from tamiyo.streams.runtime.encoding import encode_positions, key_of, message_of
 from tamiyo.streams.runtime.end_of_stream import EndOfStream
+from tamiyo.streams.runtime.failures import RECORD_REFUSED
 from tamiyo.streams.runtime.input_buffer import InputBuffer
-from tamiyo.streams.runtime.output_publisher import OutputPublisher
+from tamiyo.streams.runtime.output_publisher import OutputPublisher, size_of
+from tamiyo.streams.runtime.oversized import cut, dead_letter_of, reason_of
 from tamiyo.streams.runtime.restore import RestoredState
-from tamiyo.streams.stages.base import Output, Reject
+from tamiyo.streams.stages.base import Incoming, Output, Reject
 
 log = structlog.get_logger(__name__)
 
@@ -33,7 +38,14 @@ MAX_IN_FLIGHT = 100  # calls whose outputs are not delivered: enough to hide a r
 Published = Output | Reject | EndOfStream
 
 
-Sent = tuple[Published, float | None]
+@dataclass(frozen=True, slots=True)
+class Replaced:
+    """Stands for what was too large, where a dead letter was sent in its place."""
+
+    original: Output | Reject
+
+
+Sent = tuple[Published | Replaced, float | None]
 """What was sent, and when the input that closed it arrived."""
 
 
@@ -77,8 +89,7 @@ class OutputPipeline:
             return
         if not await self._publisher.may_publish():
             return
-        # Not this worker's own positions alone: after a restart they begin below those that an earlier one published.
-        positions = encode_positions(self._inputs.positions, self._reached)
+        positions = self._positions()
         by_topic: dict[str, tuple[list[KeyValueHeaders], list[Sent]]] = {}
         for each in new:
             source = None if isinstance(each, EndOfStream) else each.source
@@ -86,9 +97,14 @@ class OutputPipeline:
             topic, message = message_of(each, self._stage, positions)
             if isinstance(each, Reject):
                 self._record_reject(each, topic)
+            stands_for: Published | Replaced = each
+            if self._publisher.excess(message) and not isinstance(each, EndOfStream):
+                stands_for = Replaced(each)
+                smaller = self._smaller(each, self._publisher.largest)
+                topic, message = next((one for one in smaller if not self._publisher.excess(one[1])), smaller[-1])
             messages, sent = by_topic.setdefault(topic, ([], []))
             messages.append(message)
-            sent.append((each, received))
+            sent.append((stands_for, received))
         deliveries: list[tuple[Awaitable[Any], Sequence[Sent]]] = []
         for topic, (messages, sent) in by_topic.items():
             begin = 0
@@ -110,9 +126,8 @@ class OutputPipeline:
             while self._in_flight:
                 call = self._in_flight[0]
                 for delivery, sent in call.deliveries:
-                    await delivery
+                    await self._deliver(delivery, sent)
                     self._delivered += len(sent)
-                    metrics.observe_deliveries(self._stage, sent)
                 self._acknowledge(call.bounds)
                 self._in_flight.popleft()
                 self._removed.set()
@@ -125,6 +140,54 @@ class OutputPipeline:
         while len(self._in_flight) > in_flight:
             self._removed.clear()
             await self._removed.wait()
+
+    async def _deliver(self, delivery: Awaitable[Any], sent: Sequence[Sent]) -> None:
+        try:
+            await delivery
+        except RECORD_REFUSED as refusal:
+            # A large record is alone in its batch; a batch of small ones meets a limit that nothing fits.
+            refused = sent[0][0]
+            if len(sent) > 1 or isinstance(refused, EndOfStream):
+                raise
+            await self._replace(refused.original if isinstance(refused, Replaced) else refused, refusal)
+        else:
+            metrics.observe_deliveries(self._stage, sent)
+
+    async def _replace(self, refused: Output | Reject, refusal: BaseException) -> None:
+        """Publish a smaller dead letter in place of what the broker refused; raise `refusal` if it refuses that too."""
+        for topic, message in self._smaller(refused, None):
+            if not await self._publisher.may_publish():
+                return
+            try:
+                for delivery, _ in await self._publisher.send(topic, [message]):
+                    await delivery
+            except RECORD_REFUSED:
+                continue
+            return
+        raise refusal
+
+    def _smaller(self, each: Output | Reject, limit: int | None) -> list[tuple[str, KeyValueHeaders]]:
+        """Return what can take the place of a message that is too large, the largest first.
+
+        Args:
+            each: What the message has.
+            limit: The bytes that this process may send; None if the broker refused the message.
+        """
+        positions = self._positions()
+        topic, message = message_of(each, self._stage, positions)
+        if isinstance(each, Reject):
+            return [(topic, cut(message))]
+        first_input = next(iter(self._inputs.positions))
+        place = Incoming(first_input, self._publisher.partition, 0, 0, None)
+        reason = reason_of(each, size_of(message), limit)
+        topic, message = dead_letter_of(each, self._stage, reason, place, positions)
+        metrics.REJECTED.labels(self._stage, topic.removesuffix(".dlq"), "too_large").inc()
+        log.error("output is too large", stage=self._stage, to=topic, partition=place.partition, reason=reason)
+        return [(topic, message), (topic, cut(message))]
+
+    def _positions(self) -> bytes:
+        # Not this worker's own positions alone: after a restart they begin below those that an earlier one published.
+        return encode_positions(self._inputs.positions, self._reached)
 
     def _bounds(self, open_offsets: Mapping[str, int]) -> dict[str, int]:
         return {

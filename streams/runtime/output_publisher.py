@@ -5,11 +5,19 @@ import time
 from collections.abc import Awaitable, Sequence
 from typing import Any
 
+from aiokafka.record.default_records import DefaultRecordBatchBuilder
+
 from tamiyo.schemas.kafka import TopicNames
 from tamiyo.streams.headers import KeyValueHeaders
 from tamiyo.streams.runtime.faust.app import StageApp
 
 CHECK_S = 0.02  # between two checks whether a heartbeat or a rebalance has come
+
+
+def size_of(message: KeyValueHeaders) -> int:
+    """Return the bytes of a message in a batch, as the producer estimates them."""
+    size: int = DefaultRecordBatchBuilder.estimate_size_in_bytes(*message)
+    return size
 
 
 class OutputPublisher:
@@ -22,7 +30,7 @@ class OutputPublisher:
         self.closed = False
         self._app = app
         self._names = names
-        self._partition = partition
+        self.partition = partition
         self._generation = generation
         self._session_timeout_s = session_timeout_s
 
@@ -43,6 +51,17 @@ class OutputPublisher:
             await asyncio.sleep(CHECK_S)
         return False
 
+    def excess(self, message: KeyValueHeaders) -> int:
+        """Return the bytes of a message that is larger than this process may send; 0 for any other."""
+        size = size_of(message)
+        return size if size > self.largest else 0
+
+    @property
+    def largest(self) -> int:
+        """The bytes that a message may have."""
+        limit: int = self._app.producer.largest
+        return limit
+
     async def send(self, topic: str, records: Sequence[KeyValueHeaders]) -> list[tuple[Awaitable[Any], int]]:
         """Hand records for the catalogue's `topic` to the producer, in order.
 
@@ -50,5 +69,5 @@ class OutputPublisher:
             What is done once the next so many of the records are delivered, and how many.
         """
         full = self._names.full(topic)
-        sent: list[tuple[Awaitable[Any], int]] = await self._app.producer.send_records(full, self._partition, records)
+        sent: list[tuple[Awaitable[Any], int]] = await self._app.producer.send_records(full, self.partition, records)
         return sent

@@ -13,7 +13,7 @@ from faust.types import TP
 from tamiyo.schemas.codec import decode
 from tamiyo.schemas.errors import SchemaError
 from tamiyo.schemas.kafka import TopicNames
-from tamiyo.streams.headers import POISON_HEADER
+from tamiyo.streams.headers import OUTPUT_HEADER, POISON_HEADER
 from tamiyo.streams.runtime.faust.app import StageApp
 from tamiyo.streams.runtime.output_log import LogMessage, OutputLogReader
 from tamiyo.streams.stages.base import PriorOutput, Stage
@@ -72,6 +72,8 @@ class Restore:
                 if name in self._outputs and message.identity is not None:
                     state.published.add((name, message.identity))
                     outputs.append(message)
+                elif OUTPUT_HEADER in message.headers:  # an output that was too large
+                    state.published.add((message.headers[OUTPUT_HEADER], message.identity or ""))
                 elif name not in self._outputs and message.source is not None:
                     state.published.add((name, f"{message.source[0]}:{message.source[1]}"))
                     if POISON_HEADER in message.headers:

@@ -7,16 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import structlog
-from aiokafka.errors import KafkaError
-from faust.exceptions import FaustError
 from faust.types import TP
 from pydantic_settings import BaseSettings
 
-from tamiyo.schemas.errors import BrokerError
 from tamiyo.schemas.kafka import KafkaSettings, TopicNames
-from tamiyo.streams.process.exit_codes import EXIT_SOFTWARE, EXIT_TEMPFAIL, abort
+from tamiyo.streams.process.exit_codes import abort
 from tamiyo.streams.process.malloc import trim
 from tamiyo.streams.runtime import metrics
+from tamiyo.streams.runtime.failures import cause_of, status_of
 from tamiyo.streams.runtime.faust.app import create_app
 from tamiyo.streams.runtime.faust.batch_handover import BatchSchema
 from tamiyo.streams.runtime.input_log import InputLog
@@ -117,8 +115,7 @@ class StageRunner:
 
     def fail(self, error: BaseException, at: Mapping[str, Any]) -> None:
         """End the process at once: a graceful stop would commit what was not finished."""
-        status = status_of(error)
-        what = "Kafka or a store failed" if status == EXIT_TEMPFAIL else "a bug"
+        status, what = status_of(error), cause_of(error)
         log.critical(
             f"{what} in stage {self.name}: the process ends, nothing more is acknowledged",
             stage=self.name, at=dict(at), error=repr(error), exc_info=error,
@@ -208,10 +205,3 @@ class StageRunner:
                 open_records += task.open_records
             metrics.OPEN_RECORDS.labels(self.name).set(open_records)
             metrics.PARTITIONS.labels(self.name).set(len(self.tasks))
-
-
-def status_of(error: BaseException) -> int:
-    """Return the exit status for an error: 75 where a restart may help, 70 where the same input raises again."""
-    # A full disk and an unresponsive store are OSErrors, and so is a TimeoutError.
-    temporary = isinstance(error, BrokerError | KafkaError | FaustError | OSError)
-    return EXIT_TEMPFAIL if temporary else EXIT_SOFTWARE

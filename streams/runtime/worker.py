@@ -22,7 +22,8 @@ from tamiyo.streams.process.garbage import freeze
 from tamiyo.streams.process.http_endpoint import HealthServer
 from tamiyo.streams.process.watchdog import LoopWatch
 from tamiyo.streams.runtime import liveness
-from tamiyo.streams.runtime.stage_runner import StageRunner, status_of
+from tamiyo.streams.runtime.failures import status_of
+from tamiyo.streams.runtime.stage_runner import StageRunner
 from tamiyo.streams.runtime.views import Views
 from tamiyo.streams.settings import WorkerSettings
 from tamiyo.streams.stages.base import Stage

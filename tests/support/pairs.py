@@ -1,7 +1,8 @@
 """A small stage that sums each run's numbers in pairs. `python -m tests.support.pairs` runs it.
 
-A number is `CacheHitRates.hits`, its place in the run `step`. 666 is rejected as late, 999 is a bug, and 888 never
-returns: it blocks the event loop, or with the argument `offload` only the stage.
+A number is `CacheHitRates.hits`, its place in the run `step`. 666 is rejected as late, 999 is a bug, 888 never
+returns: it blocks the event loop, or with the argument `offload` only the stage. The sum of a pair that ends with 777
+is a message of 8 kB.
 """
 
 import sys
@@ -73,6 +74,7 @@ class PairStage(Stage):
                 total = (first.record.hits + value) * (factor.hits if factor else 1)
                 step = first.record.step
                 inside = [identity("number", run, one) for one in (step, each.record.step)]
+                inside *= 250 if value == 777 else 1
                 outputs.append(Output(SUMS, number(run, step, total), identity("pair", run, step), each, inside))
         return outputs
 

@@ -74,21 +74,23 @@ class StageProducer(driver.Producer):  # type: ignore[misc]
 
         Returns:
             For each batch they were sent in, what is done once it is delivered, and how many of the records it has.
-
-        Raises:
-            MessageSizeTooLargeError: A record is larger than the producer's limit.
         """
         producer = self._ensure_producer()
         sent: list[tuple[Awaitable[Any], int]] = []
         batch = producer.create_batch()
         for key, value, headers in records:
-            producer._serialize(key, value, headers)  # checks the size
             if batch.append(timestamp=None, key=key, value=value, headers=headers) is None:
                 sent.append((await producer.send_batch(batch, topic, partition=partition), batch.record_count()))
                 batch = producer.create_batch()
                 batch.append(timestamp=None, key=key, value=value, headers=headers)
         sent.append((await producer.send_batch(batch, topic, partition=partition), batch.record_count()))
         return sent
+
+    @property
+    def largest(self) -> int:
+        """The bytes that a record may have: the setting of the producer."""
+        limit: int = self.app.conf.producer_max_request_size
+        return limit
 
     def _new_producer(self, transactional_id: str | None = None) -> Any:
         producer = super()._new_producer(transactional_id)

@@ -9,7 +9,8 @@ from tamiyo.host.client.publisher import KafkaPublisher
 from tamiyo.schemas.kafka import KafkaSettings, TopicNames
 from tamiyo.schemas.record import Record
 from tamiyo.schemas.telemetry import CacheHitRates
-from tamiyo.schemas.topics import CACHE_HIT_RATES
+from tamiyo.schemas.topics import CACHE_HIT_RATES, TOPOLOGY
+from tests.support.factories import make_topology
 from tests.support.kafka_log import KafkaLog
 
 NOWHERE = KafkaSettings(bootstrap_servers="127.0.0.1:1")  # no broker there
@@ -56,6 +57,25 @@ def test_an_invalid_record_costs_no_other(kafka: KafkaSettings, names: TopicName
         assert publisher.flush(10)
         assert (publisher.published, publisher.dropped) == (1, 1)
     assert [each.record(CacheHitRates).step for each in kafka_log.read(CACHE_HIT_RATES.name)] == [2]
+
+
+def test_a_record_that_is_too_large_is_dropped_with_one_warning(
+    kafka: KafkaSettings, names: TopicNames, kafka_log: KafkaLog, caplog: pytest.LogCaptureFixture
+) -> None:
+    small = make_topology(1)
+    layers = [
+        small.layers[0].model_copy(update={"layer_id": f"{index:0200}", "spec": "s" * 500}) for index in range(9_000)
+    ]
+    large = small.model_copy(update={"layers": layers})
+    with closing_publisher(kafka, names) as publisher:
+        for _ in range(2):
+            publisher.publish(TOPOLOGY, lambda: large)
+        publisher.publish(CACHE_HIT_RATES, lambda: frame(2))
+        assert publisher.flush(20)
+        assert (publisher.published, publisher.dropped) == (1, 2)
+    (warning,) = [each.getMessage() for each in caplog.records]
+    assert warning.startswith(f"a record for {TOPOLOGY.name} was dropped")
+    assert len(kafka_log.read(CACHE_HIT_RATES.name)) == 1
 
 
 def test_without_a_broker_records_are_dropped_and_counted_with_one_warning(

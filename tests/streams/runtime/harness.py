@@ -9,6 +9,7 @@ from typing import Any
 from tamiyo.schemas.codec import encode
 from tamiyo.schemas.telemetry import CacheHitRates
 from tamiyo.streams.headers import END_MARKER, KeyValueHeaders
+from tamiyo.streams.runtime.output_publisher import size_of
 from tamiyo.streams.runtime.partition_task import PartitionTask
 from tamiyo.streams.runtime.poison import PoisonTracker
 from tamiyo.streams.runtime.restore import RestoredState
@@ -43,6 +44,9 @@ class FakeKafka:
     failed: list[BaseException] = field(default_factory=list)
     gaps: list[tuple[str, int, int]] = field(default_factory=list)
     closed: bool = False
+    partition: int = PARTITION
+    largest: int = 10_000
+    """Bytes that a message may have."""
 
     def close(self) -> None:
         self.closed = True
@@ -61,6 +65,10 @@ class FakeKafka:
                 delivered.set_result(None)
             deliveries.append((delivered, len(some)))
         return deliveries
+
+    def excess(self, message: KeyValueHeaders) -> int:
+        size = size_of(message)
+        return size if size > self.largest else 0
 
     async def verify_gap(self, topic: str, expected: int, found: int) -> None:
         self.gaps.append((topic, expected, found))

@@ -86,6 +86,7 @@ def test_what_was_published_is_known_and_nothing_foreign_is() -> None:
             message(NUMBERS.dead_letters, 1, 5, redrive="receipt"),
             message(NUMBERS.dead_letters, 2, 6, source="test.numbers:2:6", poison="1"),
             message(LETTERS.late, 0, 7, source="test.letters:2:1"),
+            message(NUMBERS.dead_letters, 3, 8, source="test.numbers:2:7", output=SUMS.name, id="too-large"),
         ]
     )
     assert state == RestoredState(
@@ -96,6 +97,7 @@ def test_what_was_published_is_known_and_nothing_foreign_is() -> None:
             (NUMBERS.dead_letters, "test.numbers:5"),
             (NUMBERS.dead_letters, "test.numbers:6"),
             (LETTERS.late, "test.letters:1"),
+            (SUMS.name, "too-large"),
         },
         reached={NUMBERS.name: 9, LETTERS.name: 4},
         poison={(NUMBERS.name, 6)},
