@@ -96,7 +96,9 @@ class Installation:
         self.kafka = KafkaSettings(bootstrap_servers=self.broker.bootstrap_servers)
         self.registry = LocalRegistry(registry_home, folder / "registry") if registry_home is not None else None
         self.store = f"file://{folder.absolute()}/store"
-        self.fleet = Fleet(folder / "processes", self._environment(settings or {}))
+        self.environment = self._environment(settings or {})
+        """Of every process."""
+        self.fleet = Fleet(folder / "processes", self.environment)
         self._partitions = partitions
         self._stack = ExitStack()
 

@@ -4,7 +4,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping
 
 from tamiyo.evaluation.faults.ledger import Entry, Evidence, Held, Sample
-from tamiyo.evaluation.faults.signals import ExpectedWindows, signal_id
+from tamiyo.evaluation.faults.signals import ExpectedWindows, found_id
 from tamiyo.schemas.adaptation import DecisionType
 from tamiyo.schemas.identity import kernel_id
 from tamiyo.schemas.topics import DECISIONS, GRAPHS, KERNELS, REWARDS, SIGNALS, TELEMETRY, WINDOWS
@@ -59,7 +59,8 @@ def _needs(evidence: Evidence, expected: Mapping[int, ExpectedWindows]) -> _Need
     signals = evidence.first(SIGNALS, "signal_id")
     for topic in TELEMETRY:
         for entry in evidence.records(topic):
-            message, signal = entry.message, signals.get(signal_id(topic.name, entry.record))
+            name = found_id(entry, signals, upgraded=evidence.ledger.upgraded)
+            message, signal = entry.message, signals.get(name)
             offset = signal.message.offset if signal else None
             needs.add("intake", topic.name, message.partition, message.offset, SIGNALS.name, offset)
     windows, too_large = evidence.first(WINDOWS, "window_id"), evidence.too_large(WINDOWS)

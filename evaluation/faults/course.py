@@ -1,7 +1,10 @@
 """One fault run: an installation is started, faults are injected, everything drains and stops, and the judge checks."""
 
+import os
 import random
 import shutil
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
@@ -13,6 +16,7 @@ from typing import Any
 from confluent_kafka import KafkaException
 from rich.console import Console
 
+from tamiyo.evaluation.common import last_release
 from tamiyo.evaluation.common.installation import PARTITIONS, Installation
 from tamiyo.evaluation.faults.collect import Collector, collect, save
 from tamiyo.evaluation.faults.disk import Disk
@@ -23,7 +27,10 @@ from tamiyo.evaluation.faults.ledger import Evidence, Ledger, Place
 from tamiyo.evaluation.faults.report import Course, Injection
 from tamiyo.evaluation.faults.scene import Scene
 from tamiyo.evaluation.faults.telemetry import Telemetry
+from tamiyo.evaluation.faults.upgrade import Upgrade
+from tamiyo.schemas.errors import TamiyoError
 from tamiyo.schemas.topics import DECISIONS, EXPERIENCE, GRAPHS, KERNELS, REWARDS, SIGNALS, WINDOWS
+from tamiyo.streams.cli import topics
 from tamiyo.streams.process.exit_codes import EXIT_SOFTWARE
 
 WIDTH = 50
@@ -70,10 +77,6 @@ def run(
     installation that has stopped altogether cannot be broken further. `advance` is called at each fault.
     """
     course, ledger = Course(seed), Ledger()
-    if registry_home is None:
-        course.left_out["registry_away"] = "no schema registry: REGISTRY_HOME is not set, or the seed is odd"
-    for kind, reason in course.left_out.items():
-        console.print(f"left out: {kind} ({reason})", highlight=False)
     began = time.monotonic()
     with ExitStack() as stack:
         installation = Installation(home, folder, settings=SETTINGS, registry_home=registry_home)
@@ -83,27 +86,42 @@ def run(
         kernels = stack.enter_context(Disk(folder / "store" / "kernels"))
         checkpoints = stack.enter_context(Disk(folder / "store" / "checkpoints"))
         course.means = kernels.means
+        release = last_release.unpack(folder / "release")
+        course.left_out = _left_out(registry_home is not None, release is not None)
+        for kind, reason in course.left_out.items():
+            console.print(f"left out: {kind} ({reason})", highlight=False)
         stack.enter_context(installation)
         layout = {f"{kind}-{n + 1}": stages for kind, stages in LAYOUT.items() for n in range(workers)}
         telemetry = Telemetry(installation.kafka, installation.names, ledger, seed=seed, partitions=PARTITIONS)
-        host = Host(installation.kafka, installation.names, ledger, telemetry, PARTITIONS)
+        host = Host(installation.kafka, installation.names, ledger, telemetry)
         console.print(f"seed {seed}: starting {len(layout)} workers and a learner")
-        installation.fleet.start_all(layout)
+        upgrade = None
+        if release is not None and "upgrade" not in course.left_out:
+            upgrade = Upgrade(installation.fleet, telemetry, release, layout)
+            upgrade.start()
+            ledger.upgraded = True
+        installation.fleet.start_all(layout if upgrade is None else upgrade.first)
         telemetry.start()
         host.start()
         stack.callback(host.stop)
-        try:
-            with _sampling(installation, ledger):
+        with _sampling(installation, ledger, telemetry):
+            try:
                 _wait(lambda: host.recovered(began) is not None, RECOVERY_TIMEOUT_S)
+                if upgrade is not None:
+                    _step(course, host, "upgrade", began, upgrade.finish)
                 possible = [name for name in ALL if name not in course.left_out]
                 scene = Scene(installation, list(layout), telemetry, kernels, checkpoints, logs, possible)
                 _inject(course, scene, host, faults, gap_s, open_faults, advance)
                 _recover(course, host)
-        except KeyboardInterrupt:
-            course.interrupted = True
-            console.print("interrupted: no more faults; draining and checking what happened so far")
-        telemetry.finish()
-        course.drained = _drained(installation, host, telemetry)
+            except KeyboardInterrupt:
+                course.interrupted = True
+                console.print("interrupted: no more faults; draining and checking what happened so far")
+            telemetry.finish()
+            course.drained = _drained(installation, host, telemetry)
+            if not course.interrupted and "add_partitions" not in course.left_out:
+                _step(course, host, "add_partitions", began, lambda: _add_partitions(installation, telemetry))
+                telemetry.finish()
+                course.drained = _drained(installation, host, telemetry) and course.drained
         for name in installation.fleet.names:
             installation.fleet.stop(name)
         course.ends = Counter(str(end.code) for end in installation.fleet.ends)
@@ -118,6 +136,52 @@ def run(
             save(evidence, folder / "evidence")
     course.seconds = time.monotonic() - began
     return course
+
+
+def _left_out(registry: bool, release: bool) -> dict[str, str]:
+    """Return the kinds and steps that are not possible, with the reason."""
+    reasons = {}
+    if not registry:
+        reasons["registry_away"] = "no schema registry: REGISTRY_HOME is not set, or the seed is odd"
+    if registry:
+        reasons["upgrade"] = "with a schema registry, which does not have the last release's schemas"
+    elif not release:
+        reasons["upgrade"] = "the last release is not in the history here: no git repository, or a shallow one"
+    if not any(command.name == "grow" for command in topics.app.registered_commands):
+        reasons["add_partitions"] = "there is no command `tamiyo topics grow`"
+    return reasons
+
+
+def _step(course: Course, host: Host, kind: str, began: float, happen: Callable[[], object]) -> None:
+    """Do what is not possible among other faults, before or after them, and wait until the installation decides."""
+    injection = Injection(kind, round(time.monotonic() - began, 2))
+    course.injections.append(injection)
+    console.print(f"             {kind}")
+    try:
+        injection.what = str(happen())
+    except (TamiyoError, subprocess.CalledProcessError) as error:
+        course.violations.append(Violation("a fault could not be injected", kind, _reason(error)))
+        return
+    injection.ended_s, injection.healed = round(time.monotonic() - began, 2), time.monotonic()
+    _recover(course, host)
+
+
+def _reason(error: TamiyoError | subprocess.CalledProcessError) -> str:
+    said = error.stdout if isinstance(error, subprocess.CalledProcessError) else ""
+    return f"{error}: {said}"[:2000]
+
+
+def _add_partitions(installation: Installation, telemetry: Telemetry) -> str:
+    """Give every topic twice the partitions after all runs have ended, and begin new runs."""
+    partitions = 2 * telemetry.partitions
+    command = [sys.executable, "-m", "tamiyo.streams.cli", "topics", "grow", "--partitions", str(partitions), "--yes"]
+    subprocess.run(  # noqa: S603 (this command line, no shell)
+        command, env={**os.environ, **installation.environment}, check=True, text=True, stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    telemetry.partitions = partitions
+    telemetry.start()
+    return f"{partitions // 2} to {partitions}"
 
 
 def _inject(
@@ -189,7 +253,7 @@ def _drained(installation: Installation, host: Host, telemetry: Telemetry) -> bo
         def quiet() -> bool:
             nonlocal ends, since
             with suppress(KafkaException):
-                now = collector.ends(_places())
+                now = collector.ends(_places(telemetry.partitions))
                 if now != ends or not set(telemetry.finished) <= host.ended:
                     ends, since = now, time.monotonic()
             return time.monotonic() - since >= QUIET_S
@@ -197,14 +261,14 @@ def _drained(installation: Installation, host: Host, telemetry: Telemetry) -> bo
         return _wait(quiet, DRAIN_TIMEOUT_S)
 
 
-def _places() -> list[Place]:
+def _places(partitions: int) -> list[Place]:
     """Return the partitions of everything that stages publish, dead letters included."""
     names = [name for topic in OUTPUTS for name in (topic.name, topic.dead_letters)]
-    return [(name, number) for name in names for number in range(PARTITIONS)]
+    return [(name, number) for name in names for number in range(partitions)]
 
 
 @contextmanager
-def _sampling(installation: Installation, ledger: Ledger) -> Iterator[None]:
+def _sampling(installation: Installation, ledger: Ledger, telemetry: Telemetry) -> Iterator[None]:
     """Sample committed offsets every two seconds, in a thread."""
     over = threading.Event()
 
@@ -212,7 +276,7 @@ def _sampling(installation: Installation, ledger: Ledger) -> Iterator[None]:
         with closing(Collector(installation.kafka, installation.names)) as collector:
             while not over.wait(SAMPLE_S):
                 with suppress(KafkaException):  # the broker is down, as a fault demands
-                    ledger.samples.append(collector.sample(_places()))
+                    ledger.samples.append(collector.sample(_places(telemetry.partitions)))
 
     thread = threading.Thread(target=sample, name="samples", daemon=True)
     thread.start()

@@ -25,9 +25,7 @@ IDLE_S = 20.0  # without a fault a decision arrives every second
 class Host:
     """The hosts of all runs: execute each decision once and publish its outcome."""
 
-    def __init__(
-        self, kafka: KafkaSettings, names: TopicNames, ledger: Ledger, telemetry: Telemetry, partitions: int
-    ) -> None:
+    def __init__(self, kafka: KafkaSettings, names: TopicNames, ledger: Ledger, telemetry: Telemetry) -> None:
         self.ended: set[str] = set()
         """Runs whose last graph is decided."""
         self.types: dict[str, int] = defaultdict(int)
@@ -35,7 +33,8 @@ class Host:
         self._names = names
         self._ledger = ledger
         self._telemetry = telemetry
-        self._partitions = partitions
+        self._assigned = 0
+        """Partitions of each topic that are read."""
         self._progress: dict[int, list[tuple[float, float]]] = defaultdict(list)
         """By partition: when a decision arrived, and when its telemetry was sent (monotonic, s)."""
         self.errors: Counter[str] = Counter()
@@ -62,7 +61,10 @@ class Host:
         self._thread.start()
 
     def _assign(self) -> None:
-        places = [(topic.name, number) for topic in (DECISIONS, KERNELS) for number in range(self._partitions)]
+        self._assigned = self._telemetry.partitions
+        places = [
+            (topic.name, number) for topic in (DECISIONS, KERNELS) for number in range(self._telemetry.partitions)
+        ]
         self._consumer.assign(
             [
                 TopicPartition(self._names.full(name), number, self._next.get((name, number), OFFSET_BEGINNING))
@@ -81,7 +83,7 @@ class Host:
         """Return the seconds from monotonic time `since` until every partition had decided on telemetry sent later."""
         firsts = [
             next((arrived for arrived, sent in list(self._progress[number]) if sent >= since), None)
-            for number in range(self._partitions)
+            for number in range(self._telemetry.partitions)
         ]
         return None if None in firsts else max(arrived - since for arrived in firsts if arrived is not None)
 
@@ -93,7 +95,9 @@ class Host:
             if message is None or message.error() or message.value() is None:
                 if message is not None and message.error():
                     self.errors[message.error().name()] += 1
-                if time.monotonic() - received > IDLE_S:
+                if self._assigned != self._telemetry.partitions:
+                    self._assign()
+                elif time.monotonic() - received > IDLE_S:
                     self.reassigned += 1
                     received = time.monotonic()
                     self._assign()
@@ -142,6 +146,6 @@ class Host:
             status=OutcomeStatus.FAILED if refused else OutcomeStatus.EXECUTED,
             reason=f"no_kernel: {kernel.reason}"[:2000] if refused else "",
         )
-        partition = partition_of(decision.run_id, self._partitions)
+        partition = partition_of(decision.run_id, self._telemetry.partitions)
         topic, timestamp = self._names.full(OUTCOMES.name), self._telemetry.clock(partition)
         self._producer.produce(topic, encode(outcome), decision.run_id, partition, timestamp=timestamp)

@@ -12,14 +12,14 @@ from typing import Any
 
 from tamiyo.evaluation.faults.commits import commits
 from tamiyo.evaluation.faults.graphs import graphs
-from tamiyo.evaluation.faults.ledger import OUTPUT_HEADER, Entry, Evidence
+from tamiyo.evaluation.faults.ledger import Entry, Evidence
 from tamiyo.evaluation.faults.signals import (
     ExpectedWindows,
     differs,
     expected_windows,
+    found_id,
     frame_metrics,
     is_close,
-    signal_id,
     statistics_bytes,
 )
 from tamiyo.schemas.adaptation import DecisionType, KernelStatus
@@ -40,7 +40,7 @@ from tamiyo.schemas.topics import (
     Topic,
 )
 from tamiyo.streams.admin.topic_tail import to_json_values
-from tamiyo.streams.headers import SOURCE_HEADER
+from tamiyo.streams.headers import OUTPUT_HEADER, SOURCE_HEADER
 from tamiyo.streams.stages.registry import STAGES
 
 IDENTITIES: dict[Topic, Callable[[Any], str]] = {
@@ -98,7 +98,7 @@ def judge(
         "kernels": kernels,
         "rewards": rewards,
     }
-    checks = [kept, repeats, dead_letters, *(check for stage, check in by_stage.items() if stage in stages)]
+    checks = [kept, repeats, partitions, dead_letters, *(check for stage, check in by_stage.items() if stage in stages)]
     found = [Violation(*each) for check in (*checks, executed, learned) for each in check(evidence)]
     found += [Violation(*each) for each in commits(evidence, expected)]
     return found + [Violation("a bug ended a process", "", words) for words in evidence.ledger.crashes]
@@ -126,13 +126,30 @@ def repeats(evidence: Evidence) -> Found:
                 yield "two contents under one id", entry.place, f"{name} is also at {before.place}; differs {fields}"
 
 
+def partitions(evidence: Evidence) -> Found:
+    """A run is on one partition number of all topics, and a key of a compacted topic is alive on one."""
+    places: dict[str, Entry] = {}
+    for topic in BY_NAME.values():
+        for entry in evidence.records(topic) if topic.cleanup == "delete" else ():
+            first = places.setdefault(entry.record.run_id, entry)
+            if first.message.partition != entry.message.partition:
+                yield "a run is on two partitions", entry.place, f"{entry.record.run_id} is also at {first.place}"
+    for topic in BY_NAME.values():
+        newest = {(each.key, each.partition): each for each in evidence.messages.get(topic.name, ())}
+        alive = [each for each in newest.values() if each.value is not None] if topic.cleanup == "compact" else []
+        for key, count in Counter(each.key for each in alive).items():
+            if count > 1:
+                found = [each.place for each in alive if each.key == key]
+                yield "a key is alive on two partitions", found[-1], f"{key!r} is also at {found[0]}"
+
+
 def signals(evidence: Evidence) -> Found:
     """Every valid frame has its signal with its metrics, and every signal has its frame."""
     published = evidence.first(SIGNALS, "signal_id")
     expected: dict[str, Entry] = {}
     for topic in TELEMETRY:
         for entry in evidence.records(topic):
-            expected.setdefault(signal_id(topic.name, entry.record), entry)
+            expected.setdefault(found_id(entry, published, upgraded=evidence.ledger.upgraded), entry)
     for name in published.keys() - expected.keys():
         yield "a signal without a frame", published[name].place, f"no frame has signal id {name}"
     for name, entry in expected.items():
@@ -155,7 +172,7 @@ def _columns(expected: Sequence[float | None], published: Sequence[float | None]
     return len(expected) == len(published) and all(map(is_close, expected, published))
 
 
-def windows(evidence: Evidence, partitions: Mapping[int, ExpectedWindows], max_bytes: int) -> Found:
+def windows(evidence: Evidence, by_partition: Mapping[int, ExpectedWindows], max_bytes: int) -> Found:
     """The windows are those that the log of signals fills, and exactly the late signals are on the late topic.
 
     For a window whose statistics alone are more than a message holds there is a dead letter, the signal that closed it;
@@ -163,7 +180,7 @@ def windows(evidence: Evidence, partitions: Mapping[int, ExpectedWindows], max_b
     """
     published = evidence.first(WINDOWS, "window_id")
     too_large = evidence.too_large(WINDOWS)
-    expected = {each.window_id: each for found in partitions.values() for each in found.windows}
+    expected = {each.window_id: each for found in by_partition.values() for each in found.windows}
     for name in published.keys() - expected.keys():
         yield "a window without signals", published[name].place, f"no signals fill window {name}"
     for name, window in expected.items():
@@ -180,7 +197,7 @@ def windows(evidence: Evidence, partitions: Mapping[int, ExpectedWindows], max_b
             yield "a window is wrong", published[name].place, f"{where}: {wrong}"
     for name in too_large.keys() - (expected.keys() - published.keys()):
         yield "a dead letter for nothing", too_large[name].place, f"window {name} is not missing"
-    late = {name for found in partitions.values() for name in found.late}
+    late = {name for found in by_partition.values() for name in found.late}
     by_bytes = {entry.message.value: entry.record.signal_id for entry in evidence.records(SIGNALS)}
     rejected = [(by_bytes.get(each.value), each) for each in evidence.messages.get(SIGNALS.late, ())]
     for signal, message in rejected:
@@ -189,7 +206,7 @@ def windows(evidence: Evidence, partitions: Mapping[int, ExpectedWindows], max_b
             yield "in time, but rejected as late", place, f"signal {signal}"
     for name in late - {signal for signal, _ in rejected}:
         yield "a late signal was lost", SIGNALS.late, f"signal {name} is in no window and not on the late topic"
-    for found in partitions.values():
+    for found in by_partition.values():
         for name, entry in found.late.items():
             if entry.record.source in entry.record.companions:
                 yield "a source fell behind itself", entry.place, f"signal {name} of {entry.record.source} is late"

@@ -4,7 +4,6 @@ The ledger records what no topic contains: the messages that the broker acknowle
 the offsets that consumer groups had committed while the faults happened.
 """
 
-import threading
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,11 +12,9 @@ from typing import Any
 from tamiyo.schemas.codec import decode
 from tamiyo.schemas.errors import SchemaError
 from tamiyo.schemas.topics import BY_NAME, Topic
-from tamiyo.streams.headers import ID_HEADER
+from tamiyo.streams.headers import ID_HEADER, OUTPUT_HEADER
 from tamiyo.streams.messages import Message
 
-OUTPUT_HEADER = "tamiyo-output"
-"""On the dead letter of an input whose output was larger than a message may be: the topic that it was for."""
 Place = tuple[str, int]
 """Topic (without prefix) and partition."""
 Held = tuple[str, str, int]
@@ -77,7 +74,8 @@ class Ledger:
     samples: list[Sample] = field(default_factory=list)
     crashes: list[str] = field(default_factory=list)
     """A sentence for every process that ended because of a bug."""
-    lock: threading.Lock = field(default_factory=threading.Lock)
+    upgraded: bool = False
+    """Whether processes of the last release took part."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ signals: the five telemetry topics have no order among them, so the order of the
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -35,6 +35,19 @@ def signal_id(topic: str, frame: Any) -> str:
     if isinstance(frame, ErrorRecoveryEvent):
         parts.append(frame.model_dump_json())
     return identity("signal", *parts)
+
+
+def released_signal_id(entry: Entry) -> str:
+    """Return the id that release 0.1.0 gave the signal of an error: it tells errors apart by their offsets."""
+    frame = entry.record
+    return identity("signal", frame.run_id, entry.message.topic, frame.step, entry.message.offset)
+
+
+def found_id(entry: Entry, published: Container[str], *, upgraded: bool) -> str:
+    """Return the id of a frame's signal: that of the last release if such a one is published after an upgrade."""
+    if upgraded and isinstance(entry.record, ErrorRecoveryEvent) and released_signal_id(entry) in published:
+        return released_signal_id(entry)
+    return signal_id(entry.message.topic, entry.record)
 
 
 def health(latency_ms: float, errors: int, executions: int, hit_rate: float) -> float:

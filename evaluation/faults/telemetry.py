@@ -44,7 +44,8 @@ class Guest:
     """Publish everything without a pause."""
     decided: bool = True
     """Whether the installation decides on it to its end."""
-    encoding: Callable[[Record], bytes] = encode
+    encoding: Callable[[Record], bytes] | None = None
+    """As its host writes records, where it is of another release than the others."""
 
 
 @dataclass(slots=True)
@@ -68,30 +69,32 @@ class Telemetry:
         seed: int,
         partitions: int,
         tick_s: float = 0.4,
-        first: int = 1,
     ) -> None:
-        """Make it; `first` is the number of the first run."""
         self.finished: list[str] = []
         """Runs whose last frames were sent, and whose last decision must come."""
         self.sent_at: dict[tuple[str, int], float] = {}
         """Monotonic time at which a run's sampled step was handed to the producer."""
         self.clocks: dict[int, int] = {}
         """By partition, how far the clock of the host that trains its runs is ahead, ms."""
-        self.number = first
-        """The next run's number."""
+        self.encoding: Callable[[Record], bytes] = encode
+        """As hosts write records."""
+        self.partitions = partitions
+        """Of every topic; may change between `finish` and `start`."""
         self._names = names
         self._ledger = ledger
-        self._partitions = partitions
+        self._count = 0
         self._tick_s = tick_s
         self._random = random.Random(seed)
         self._guests: queue.SimpleQueue[tuple[Guest, threading.Event]] = queue.SimpleQueue()
         self._producer: Any = Producer(kafka.librdkafka(**NO_TIMEOUT))
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="telemetry", daemon=True)
+        self._thread = threading.Thread()
         self._failed: BaseException | None = None
 
     def start(self) -> None:
-        """Begin to publish."""
+        """Begin to publish; again after `finish`."""
+        self._stop.clear()
+        self._thread = threading.Thread(target=self._run, name="telemetry", daemon=True)
         self._thread.start()
 
     def invite(self, guests: Sequence[Guest]) -> None:
@@ -119,7 +122,7 @@ class Telemetry:
     def _run(self) -> None:
         try:
             # Two runs on one partition, so that they interleave there; one on each of the others.
-            runs = [self._begin(number % self._partitions) for number in range(self._partitions + 1)]
+            runs = [self._begin(number % self.partitions) for number in range(self.partitions + 1)]
             ticks = 0
             while runs:
                 stopping = self._stop.is_set()
@@ -148,10 +151,11 @@ class Telemetry:
         frames = guest.frames if guest else self._random.randint(*FRAMES)
         layers = guest.layers if guest else LAYERS
         while True:
-            number, self.number = self.number, self.number + 1
+            self._count += 1
+            number = self._count
             load = Load(runs=1, layers=layers, frames=frames, seed=number, name=f"run-{number}")
             (run_id,) = load.run_ids
-            if partition_of(run_id, self._partitions) == partition:
+            if partition_of(run_id, self.partitions) == partition:
                 run = _Run(run_id, partition, sampled_steps(load, 0), guest, over or threading.Event())
                 self._send(run, TOPOLOGY, topology(run_id, load.layers))
                 return run
@@ -183,7 +187,7 @@ class Telemetry:
         self._produce(topic.name, run_id, b"no record, number %d" % number, valid=False)
 
     def _send(self, run: _Run, topic: Topic, record: Record) -> None:
-        self._produce(topic.name, run.run_id, (run.guest.encoding if run.guest else encode)(record))
+        self._produce(topic.name, run.run_id, ((run.guest and run.guest.encoding) or self.encoding)(record))
 
     def _produce(self, topic: str, key: str, value: bytes, *, valid: bool = True) -> None:
         def delivered(error: Any, message: Any) -> None:
@@ -193,7 +197,7 @@ class Telemetry:
                 place = (message.partition(), message.offset())
                 self._ledger.sent.append(Sent(topic, *place, key.encode(), value, valid))
 
-        partition = partition_of(key, self._partitions)
+        partition = partition_of(key, self.partitions)
         self._producer.produce(
             self._names.full(topic), value, key, partition, on_delivery=delivered, timestamp=self.clock(partition)
         )
