@@ -13,6 +13,7 @@ from tamiyo.evaluation.common.simulated_runs import TOPICS, Load, topology
 from tamiyo.evaluation.faults.collect import checkpoints, kernels
 from tamiyo.evaluation.faults.judge import judge
 from tamiyo.evaluation.faults.ledger import Checkpoint, Evidence, Execution, Ledger, Sample, Sent
+from tamiyo.evaluation.faults.signals import released_signal_id, signal_id
 from tamiyo.models.graph import build_graph
 from tamiyo.schemas.adaptation import AdaptationOutcome, DecisionType, OutcomeStatus
 from tamiyo.schemas.analysis import statistics_columns
@@ -22,6 +23,7 @@ from tamiyo.schemas.topics import (
     BY_NAME,
     CHECKPOINTS,
     DECISIONS,
+    ERROR_RECOVERY,
     EXPERIENCE,
     GRAPHS,
     KERNEL_PERFORMANCE,
@@ -281,6 +283,50 @@ def test_a_signal_on_another_partition_than_its_frame_is_found(right: Evidence) 
         messages[SIGNALS.name][0] = replace(messages[SIGNALS.name][0], partition=1)
 
     assert "a signal is wrong" in kinds(changed(right, change))
+
+
+@pytest.mark.parametrize("topic", [KERNEL_PERFORMANCE, GRAPHS, OUTCOMES, EXPERIENCE], ids=lambda topic: topic.name)
+def test_a_run_that_moved_to_another_partition_is_found(right: Evidence, topic: Topic) -> None:
+    def change(messages: Messages) -> None:
+        messages[topic.name][-1] = replace(messages[topic.name][-1], partition=5)
+
+    assert "a run is on two partitions" in kinds(changed(right, change))
+
+
+@pytest.mark.parametrize(("tombstone", "found"), [(True, set()), (False, {"a key is alive on two partitions"})])
+def test_a_key_that_moved_is_deleted_where_it_was(right: Evidence, tombstone: bool, found: set[str]) -> None:
+    """As after `tamiyo topics grow`: a topology on its new partition, and a tombstone on its old one."""
+
+    def change(messages: Messages) -> None:
+        message = messages[TOPOLOGY.name][-1]
+        messages[TOPOLOGY.name].append(replace(message, partition=5, offset=0))
+        if tombstone:
+            messages[TOPOLOGY.name].append(replace(message, offset=9, value=None))
+
+    assert kinds(changed(right, change)) == found
+
+
+def of_the_last_release(right: Evidence, *, both: bool) -> Evidence:
+    """Return the evidence with the signal of an error under the id that 0.1.0 gives it; `both`: also today's."""
+    error = right.records(ERROR_RECOVERY)[0]
+    today = signal_id(ERROR_RECOVERY.name, error.record)
+    (index,) = (n for n, each in enumerate(right.records(SIGNALS)) if each.record.signal_id == today)
+    return changed(right, (again if both else rewritten)(SIGNALS, index, signal_id=released_signal_id(error)))
+
+
+@pytest.mark.parametrize(
+    ("upgraded", "both", "found"), [(True, False, False), (False, False, True), (True, True, True)]
+)
+def test_an_error_has_one_signal_under_the_id_of_either_release_after_an_upgrade(
+    right: Evidence, upgraded: bool, both: bool, found: bool
+) -> None:
+    evidence = replace(
+        of_the_last_release(right, both=both), ledger=replace(right.ledger, upgraded=upgraded), _entries={}
+    )
+    wrong = [
+        each for each in judge(evidence, width=WIDTH) if each.kind in ("a signal without a frame", "a frame was lost")
+    ]
+    assert bool(wrong) == found
 
 
 def test_a_mean_that_is_off_by_a_millionth_is_found(right: Evidence) -> None:

@@ -103,6 +103,21 @@ def test_event_times_and_timestamps_follow_the_clock_of_a_partitions_host(
     assert {message.partition for message in found} == set(range(PARTITIONS))
 
 
+def test_new_runs_are_on_the_partitions_that_were_added(kafka: KafkaSettings, names: TopicNames) -> None:
+    source = Source(kafka, names)
+    source.telemetry.finish()
+    before = len(source.telemetry.finished)
+    source.telemetry.partitions = 2  # the embedded broker has four and cannot add any
+    source.telemetry.start()
+    source.telemetry.finish()
+    new = source.telemetry.finished[before:]
+    assert {partition_of(run_id, 2) for run_id in new} == {0, 1}
+    assert len(set(source.telemetry.finished)) == before + 3
+    for each in source.sent():
+        count = 2 if each.key.decode() in new else PARTITIONS
+        assert each.partition == partition_of(each.key.decode(), count)
+
+
 def test_a_host_that_waits_for_its_guests_does_not_wait_for_ever(kafka: KafkaSettings, names: TopicNames) -> None:
     source = Source(kafka, names)
     source.telemetry.finish()
