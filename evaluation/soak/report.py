@@ -103,11 +103,9 @@ def _account(every: Sequence[Piece]) -> dict[str, Any]:
     """Return the sum of the pieces' accounts. Of a killed piece only contradictions count."""
     accounts = [piece.samples[-1]["account"] for piece in every]
     total: dict[str, Any] = {name: sum(each[name] for each in accounts) for name in accounts[0] if name != "clean"}
-    contradictions = [
-        each[name] for piece, each in zip(every, accounts, strict=True) if not piece.drained for name in CONTRADICTIONS
-    ]
+    contradicted = any(each[name] for each in accounts for name in CONTRADICTIONS)
     drained = [each["clean"] for piece, each in zip(every, accounts, strict=True) if piece.drained]
-    return {**total, "clean": bool(drained) and all(drained) and not any(contradictions)}
+    return {**total, "clean": bool(drained) and all(drained) and not contradicted}
 
 
 def _kind(fault: Sample) -> str:

@@ -18,6 +18,7 @@ import typer
 from confluent_kafka import Producer
 
 from tamiyo.evaluation.faults import __main__ as program
+from tamiyo.evaluation.faults import course as course_module
 from tamiyo.evaluation.faults import disk as faults_disk
 from tamiyo.evaluation.faults import kinds
 from tamiyo.evaluation.faults.course import run
@@ -36,7 +37,7 @@ COMMITTED = Path(__file__).parents[3] / "evaluation" / "results" / "faults.json"
 
 
 @pytest.mark.kafka
-@pytest.mark.timeout(600)  # two minutes on an idle machine
+@pytest.mark.timeout(900)  # four minutes on an idle machine
 def test_twenty_faults(tmp_path: Path) -> None:
     home = kafka_home()
     if home is None:
@@ -47,9 +48,10 @@ def test_twenty_faults(tmp_path: Path) -> None:
         registry_home=Path(registry) if registry else None,
     )  # fmt: skip
     assert course.violations == []
-    assert len(course.injections) == 20
-    assert {each.kind for each in course.injections} == set(ALL) - course.left_out.keys()
-    assert course.left_out.keys() == (set() if registry else {"registry_away"})
+    happened = Counter(each.kind for each in course.injections)
+    assert happened.keys() == {*ALL, "upgrade", "add_partitions"} - course.left_out.keys()
+    assert sum(happened[name] for name in ALL) == 20
+    assert "registry_away" not in course.left_out or not registry
     assert all(each.recovery_seconds is not None for each in course.injections)
     assert course.drained
     assert course.counts["different decisions"] == course.counts["different graphs"] > 50
@@ -61,6 +63,38 @@ def test_a_plan_follows_from_its_seed_and_contains_every_kind() -> None:
     assert len(chosen) == 55
     assert set(chosen) == set(ALL) == {*KINDS, "several"}
     assert Counter(chosen)["kill_worker"] > Counter(chosen)["full_state"]
+
+
+@pytest.mark.parametrize(
+    ("registry", "release", "expected"),
+    [(True, True, {"upgrade"}), (False, True, {"registry_away"}), (False, False, {"registry_away", "upgrade"})],
+)
+def test_what_is_not_possible_is_left_out_with_a_reason(
+    monkeypatch: pytest.MonkeyPatch, registry: bool, release: bool, expected: set[str]
+) -> None:
+    commands = [SimpleNamespace(name="grow")]
+    monkeypatch.setattr(course_module.topics, "app", SimpleNamespace(registered_commands=commands))
+    assert course_module._left_out(registry, release).keys() == expected
+    commands.clear()
+    assert course_module._left_out(registry, release).keys() == {*expected, "add_partitions"}
+
+
+def test_a_step_that_fails_is_a_violation_with_the_output_of_its_command() -> None:
+    course = Course(1)
+    host: Any = SimpleNamespace(recovered=lambda since: 0.5)
+
+    def fail() -> None:
+        program = "print('no run may be live'); raise SystemExit(3)"
+        subprocess.run([sys.executable, "-c", program], check=True, text=True, stdout=subprocess.PIPE)
+
+    course_module._step(course, host, "upgrade", 0.0, lambda: "done")
+    course_module._step(course, host, "add_partitions", 0.0, fail)
+    assert [(each.kind, each.what, each.recovery_seconds) for each in course.injections] == [
+        ("upgrade", "done", 0.5), ("add_partitions", "", None),
+    ]  # fmt: skip
+    (violation,) = course.violations
+    assert (violation.kind, violation.where) == ("a fault could not be injected", "add_partitions")
+    assert "no run may be live" in violation.what
 
 
 def test_a_plan_has_only_the_kinds_that_are_possible() -> None:
