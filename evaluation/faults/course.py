@@ -167,8 +167,8 @@ def _step(course: Course, host: Host, kind: str, began: float, happen: Callable[
 
 
 def _reason(error: TamiyoError | subprocess.CalledProcessError) -> str:
-    said = error.stdout if isinstance(error, subprocess.CalledProcessError) else ""
-    return f"{error}: {said}"[:2000]
+    output = f": {error.stdout}" if isinstance(error, subprocess.CalledProcessError) else ""
+    return f"{error}{output}"[:2000]
 
 
 def _add_partitions(installation: Installation, telemetry: Telemetry) -> str:

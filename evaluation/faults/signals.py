@@ -38,7 +38,7 @@ def signal_id(topic: str, frame: Any) -> str:
 
 
 def released_signal_id(entry: Entry) -> str:
-    """Return the id that release 0.1.0 gave the signal of an error: it tells errors apart by their offsets."""
+    """Return the id that release 0.1.0 gave the signal of an error: errors differ by their offsets."""
     frame = entry.record
     return identity("signal", frame.run_id, entry.message.topic, frame.step, entry.message.offset)
 

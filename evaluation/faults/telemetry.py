@@ -20,8 +20,12 @@ from tamiyo.schemas.kafka import PRODUCER, KafkaSettings, TopicNames
 from tamiyo.schemas.record import Record
 from tamiyo.schemas.topics import TELEMETRY, TOPOLOGY, Topic
 
-# No delivery timeout: a message waits for the broker, and is lost only if the broker loses it.
-NO_TIMEOUT = {**PRODUCER, "message.timeout.ms": 0, "log_level": 0, "reconnect.backoff.max.ms": 1_000}
+# No delivery timeout: a message waits for the broker, and is lost only if the broker loses it. What goes to a partition
+# unknown to the producer is refused at once, so its metadata must be fresh when `tamiyo topics grow` has ended.
+NO_TIMEOUT = {
+    **PRODUCER, "message.timeout.ms": 0, "log_level": 0, "reconnect.backoff.max.ms": 1_000,
+    "topic.metadata.refresh.interval.ms": 5_000,
+}  # fmt: skip
 FLUSH_S = 120.0
 POISON_EVERY = 20  # ticks
 LAYERS = 4

@@ -27,7 +27,7 @@ def test_a_registry_that_was_away_has_its_url_and_its_schemas_again(tmp_path: Pa
         list(schema_registry.problems(registry, names))
 
 
-def test_a_registry_that_does_not_start_says_why(tmp_path: Path) -> None:
+def test_a_registry_that_does_not_start_is_reported_with_its_log(tmp_path: Path) -> None:
     start = tmp_path / "start"
     start.write_text("#!/bin/sh\necho no port $1 for me; exit 3\n")
     start.chmod(0o755)
