@@ -11,10 +11,10 @@ import pytest
 import structlog
 import torch
 
+from tamiyo.evaluation.common.local_registry import LocalRegistry
 from tamiyo.schemas.kafka import KafkaSettings, TopicNames
 from tamiyo.streams.admin.brokers import EmbeddedBroker, LocalKafka
 from tests.support.kafka_log import KafkaLog
-from tests.support.registries import running_registry
 
 torch.set_num_threads(1)  # on a busy machine two threads are up to a hundred times slower than one
 
@@ -95,13 +95,13 @@ def real_kafka() -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
-def registry_url() -> Iterator[str]:
+def registry_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """URL of a real schema registry from REGISTRY_HOME; skips the test without one."""
     home = os.environ.get("REGISTRY_HOME")
     if not home:
         pytest.skip("no schema registry: REGISTRY_HOME is not set")
-    with running_registry(home) as url:
-        yield url
+    with LocalRegistry(home, tmp_path_factory.mktemp("registry")) as registry:
+        yield registry.url
 
 
 @pytest.fixture

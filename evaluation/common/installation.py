@@ -22,7 +22,11 @@ from typing import Self
 import typer
 
 from tamiyo.evaluation.common.fleet import Fleet
+from tamiyo.evaluation.common.local_registry import LocalRegistry
+from tamiyo.schemas.client.registry import Registry, RegistrySettings
+from tamiyo.schemas.codec import use_registry
 from tamiyo.schemas.kafka import KafkaSettings, TopicNames
+from tamiyo.streams.admin import schema_registry
 from tamiyo.streams.admin.brokers import LocalKafka
 from tamiyo.streams.admin.topics import Topics
 
@@ -74,6 +78,7 @@ class Installation:
         partitions: int = PARTITIONS,
         settings: Mapping[str, str] | None = None,
         broker_properties: Mapping[str, str] | None = None,
+        registry_home: Path | None = None,
     ) -> None:
         """Prepare the installation; the block starts it.
 
@@ -83,13 +88,17 @@ class Installation:
             partitions: Of every topic.
             settings: Environment of every process, e.g. {"TAMIYO_WINDOW_WIDTH": "20"}.
             broker_properties: Added to the node's server.properties.
+            registry_home: Of a schema registry, which all processes use, this one included; None: none is used.
         """
         self.folder = folder
         self.names = TopicNames(prefix="")
         self.broker = LocalKafka(home, properties=broker_properties)
         self.kafka = KafkaSettings(bootstrap_servers=self.broker.bootstrap_servers)
+        self.registry = LocalRegistry(registry_home, folder / "registry") if registry_home is not None else None
         self.store = f"file://{folder.absolute()}/store"
-        self.fleet = Fleet(folder / "processes", self._environment(settings or {}))
+        self.environment = self._environment(settings or {})
+        """Of every process."""
+        self.fleet = Fleet(folder / "processes", self.environment)
         self._partitions = partitions
         self._stack = ExitStack()
 
@@ -97,7 +106,7 @@ class Installation:
         return {
             "TAMIYO_KAFKA_BOOTSTRAP_SERVERS": self.kafka.bootstrap_servers,
             "TAMIYO_TOPIC_PREFIX": self.names.prefix,
-            "TAMIYO_REGISTRY_URL": "",
+            "TAMIYO_REGISTRY_URL": self.registry.url if self.registry is not None else "",
             "TAMIYO_STORE_URL": self.store,
             "OMP_NUM_THREADS": "1",
             "PYTHONUNBUFFERED": "1",
@@ -108,6 +117,12 @@ class Installation:
         try:
             self._stack.enter_context(self.broker)
             self.fleet.folder.mkdir(parents=True, exist_ok=True)
+            if self.registry is not None:
+                self._stack.enter_context(self.registry)
+                self._stack.callback(use_registry, None)
+                settings = RegistrySettings(url=self.registry.url)
+                list(schema_registry.register(Registry(settings), self.names))
+                schema_registry.prepare(self.names, settings)
             Topics(self.kafka, self.names).create(partitions=self._partitions)
             self._stack.enter_context(self.fleet)
         except BaseException:

@@ -8,6 +8,8 @@ from typing import Any
 import typer
 from rich.console import Console
 
+from tamiyo.schemas.files import write_atomically
+
 
 def require_folder(report: Path | None, option: str = "--report") -> None:
     """Raise BadParameter if a report is wanted in a folder that does not exist."""
@@ -18,5 +20,5 @@ def require_folder(report: Path | None, option: str = "--report") -> None:
 def write_report(report: Path | None, result: Mapping[str, Any], console: Console) -> None:
     """Write `result` as JSON if a report is wanted, and print where it is."""
     if report is not None:
-        report.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        write_atomically(report, json.dumps(result, indent=1) + "\n")
         console.print(f"report written to {report}", highlight=False)

@@ -5,6 +5,7 @@ import json
 import time
 import zlib
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -93,19 +94,24 @@ class LagSampler:
 
 
 class SampleFile:
-    """One JSON object a line, each flushed at once: an interrupted soak keeps everything before the interruption."""
+    """One JSON object a line, each flushed at once: an interrupted soak keeps everything before the interruption.
+
+    Lines are appended to a file that exists, after the incomplete line of a writer that was killed.
+    """
 
     def __init__(self, path: Path) -> None:
-        self._file: TextIO = path.open("w", encoding="utf-8")
+        self._file: TextIO = path.open("a", encoding="utf-8")
+        if path.stat().st_size and not path.read_bytes().endswith(b"\n"):
+            self._file.write("\n")
         self._began = time.monotonic()
 
     @property
     def elapsed(self) -> float:
-        """Return the seconds since the file was created."""
+        """Return the seconds since the file was opened."""
         return time.monotonic() - self._began
 
     def write(self, kind: str, **fields: Any) -> None:
-        """Append one line: its kind, the seconds since the file was created, and its fields."""
+        """Append one line: its kind, the seconds since the file was opened, and its fields."""
         line = {"kind": kind, "t": round(self.elapsed, 2), **fields}
         self._file.write(json.dumps(line, separators=(",", ":")) + "\n")
         self._file.flush()
@@ -116,7 +122,7 @@ class SampleFile:
 
 
 def read_samples(path: Path) -> list[dict[str, Any]]:
-    """Return the lines of a file, unpacked if its name ends in .gz; an incomplete last line is omitted.
+    """Return the lines of a file, unpacked if its name ends in .gz, without those that a killed writer left incomplete.
 
     Raises:
         ConfigurationError: a file named .gz is not gzip data.
@@ -127,8 +133,6 @@ def read_samples(path: Path) -> list[dict[str, Any]]:
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise ConfigurationError(f"{path} cannot be unpacked: {error}") from error
     for text in data.decode("utf-8").splitlines():
-        try:
+        with suppress(ValueError):
             lines.append(json.loads(text))
-        except ValueError:
-            break
     return lines

@@ -1,221 +1,31 @@
 """`make faults`: inject faults into an installation on a real Kafka at random moments, and check its records.
 
-Workers of every stage, a learner, simulated runs and hosts go through kills, freezes, rebalance storms, full disks and
-broker outages, several at once. Then everything drains and stops, and the judge (`judge.py`) recomputes the expected
-records from the logs. The exit status is 1 if a record is lost, wrong or repeated with another content.
+Workers of every stage, a learner, simulated runs and hosts go through the faults of `kinds.py`, several at once. Then
+everything drains and stops, and the judge (`judge.py`) recomputes the expected records from the logs. The exit status
+is 1 if a record is lost, wrong or repeated with another content.
 """
 
 import json
-import random
+import os
 import sys
-import threading
-import time
-from collections import Counter
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, closing, contextmanager, suppress
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from confluent_kafka import KafkaException
-from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from tamiyo.evaluation.common.installation import PARTITIONS, Installation, end_by_signal, refuse_used, working_folder
+from tamiyo.evaluation.common.installation import end_by_signal, refuse_used, working_folder
 from tamiyo.evaluation.common.report import require_folder, write_report
-from tamiyo.evaluation.faults.collect import Collector, collect, save
-from tamiyo.evaluation.faults.disk import Disk
-from tamiyo.evaluation.faults.judge import Violation, judge
-from tamiyo.evaluation.faults.kinds import ALL, Scene, plan
-from tamiyo.evaluation.faults.ledger import Evidence, Ledger
-from tamiyo.evaluation.faults.report import Course, Injection, run_report, summary
-from tamiyo.evaluation.faults.world import Host, Telemetry
-from tamiyo.schemas.topics import DECISIONS, EXPERIENCE, GRAPHS, KERNELS, REWARDS, SIGNALS, WINDOWS
+from tamiyo.evaluation.faults.course import console, run
+from tamiyo.evaluation.faults.report import Course, read_runs, run_report, summary
+from tamiyo.schemas.errors import ConfigurationError
 from tamiyo.streams.admin.brokers import required_kafka_home
-from tamiyo.streams.process.exit_codes import EXIT_SOFTWARE
 
-WIDTH = 50
-SAMPLE_S = 2.0
-RECOVERY_TIMEOUT_S = 300.0  # a busy machine takes a minute to start a worker
-QUIET_S = 6.0  # without a new record on any topic everything has drained
-DRAIN_TIMEOUT_S = 300.0
-OUTPUTS = (SIGNALS, WINDOWS, GRAPHS, DECISIONS, KERNELS, REWARDS, EXPERIENCE)
-LAYOUT = {"front": ("intake", "windows", "graphs", "rewards"), "policy": ("decisions", "kernels")}
-"""The stages of each kind of worker. Those that need torch take ten times as long to restart."""
-SETTINGS = {
-    "TAMIYO_WINDOW_WIDTH": str(WIDTH),
-    # Runs last a minute, so reward spans and waits must end within one.
-    "TAMIYO_REWARD_SPAN_STEPS": "[50, 100, 200, 300]",
-    "TAMIYO_DECISION_IN_FLIGHT_STEPS": "100",
-    # An update every few seconds that takes a second.
-    "TAMIYO_LEARNER_FRESH_BATCH": "32",
-    "TAMIYO_LEARNER_UPDATE_EPOCHS": "1",
-}
-
-console = Console()
-
-
-def run(home: Path, folder: Path, *, faults: int, seed: int, workers: int, gap_s: float, open_faults: int) -> Course:
-    """Inject `faults` faults and check the records; Ctrl-C skips to the check.
-
-    A fault is injected about every `gap_s` seconds, and none while `open_faults` others are not recovered from: an
-    installation that has stopped altogether cannot be broken further.
-    """
-    course, ledger = Course(seed), Ledger()
-    began = time.monotonic()
-    with ExitStack() as stack:
-        kernels = stack.enter_context(Disk(folder / "store" / "kernels"))
-        checkpoints = stack.enter_context(Disk(folder / "store" / "checkpoints"))
-        course.means = kernels.means
-        installation = stack.enter_context(Installation(home, folder, settings=SETTINGS))
-        layout = {f"{kind}-{n + 1}": stages for kind, stages in LAYOUT.items() for n in range(workers)}
-        telemetry = Telemetry(installation.kafka, installation.names, ledger, seed=seed, partitions=PARTITIONS)
-        host = Host(installation.kafka, installation.names, ledger, telemetry, PARTITIONS)
-        console.print(f"seed {seed}: starting {len(layout)} workers and a learner")
-        installation.fleet.start_all(layout)
-        telemetry.start()
-        host.start()
-        stack.callback(host.stop)
-        try:
-            with _sampling(installation, ledger):
-                _wait(lambda: host.recovered(began) is not None, RECOVERY_TIMEOUT_S)
-                _inject(
-                    course, Scene(installation, list(layout), kernels, checkpoints), host, faults, gap_s, open_faults
-                )
-                _recover(course, host)
-        except KeyboardInterrupt:
-            course.interrupted = True
-            console.print("interrupted: no more faults; draining and checking what happened so far")
-        telemetry.finish()
-        course.drained = _drained(installation, host, telemetry)
-        for name in installation.fleet.names:
-            installation.fleet.stop(name)
-        course.ends = Counter(str(end.code) for end in installation.fleet.ends)
-        ledger.crashes += [
-            f"{end.name} ended with status {end.code}" for end in installation.fleet.ends if end.code == EXIT_SOFTWARE
-        ]
-        console.print("reading and checking all records")
-        evidence = collect(installation.kafka, installation.names, installation.store, ledger)
-        course.violations += judge(evidence, width=WIDTH)
-        course.counts = _counts(evidence, host)
-        if course.violations:
-            save(evidence, folder / "evidence")
-    course.seconds = time.monotonic() - began
-    return course
-
-
-def _inject(course: Course, scene: Scene, host: Host, faults: int, gap_s: float, open_faults: int) -> None:
-    rng = random.Random(course.seed)
-    start = time.monotonic()
-    threads: list[threading.Thread] = []
-
-    def happen(injection: Injection, source: random.Random) -> None:
-        began = time.monotonic()
-        try:
-            injection.what = ALL[injection.kind][0](scene, source)
-        except Exception as error:
-            course.violations.append(Violation("a fault could not be injected", injection.kind, repr(error)[:500]))
-        injection.ended_s = round(time.monotonic() - start, 2)
-        injection.healed = began if injection.kind == "freeze_worker" else time.monotonic()
-
-    for number, kind in enumerate(plan(faults, rng)):
-        injection = Injection(kind, round(time.monotonic() - start, 2))
-        course.injections.append(injection)
-        threads.append(
-            threading.Thread(target=happen, args=(injection, random.Random(rng.random())), name=kind, daemon=True)
-        )
-        threads[-1].start()
-        console.print(f"{number + 1:4} of {faults}  {injection.began_s:7.1f} s  {kind}")
-        time.sleep(rng.uniform(0.4, 1.6) * gap_s)
-        _wait(lambda: _not_recovered(course, host) < open_faults, RECOVERY_TIMEOUT_S)
-    for thread in threads:
-        while thread.is_alive():
-            thread.join(0.2)
-
-
-def _not_recovered(course: Course, host: Host) -> int:
-    """Record recoveries, and return the number of faults without one."""
-    for number, injection in enumerate(course.injections):
-        if injection.healed and injection.recovery_seconds is None:
-            took = host.recovered(injection.healed)
-            if took is not None:
-                injection.recovery_seconds = round(took, 2)
-                console.print(f"          {number + 1} {injection.kind} ({injection.what}): recovered in {took:.1f} s")
-    return sum(each.recovery_seconds is None for each in course.injections)
-
-
-def _recover(course: Course, host: Host) -> None:
-    if not _wait(lambda: not _not_recovered(course, host), RECOVERY_TIMEOUT_S):
-        left = f"{_not_recovered(course, host)} faults, {RECOVERY_TIMEOUT_S:.0f} s after the last"
-        course.violations.append(Violation("no recovery", "", left))
-
-
-def _wait(done: Any, timeout_s: float) -> bool:
-    """Wait until `done`; return whether that came within `timeout_s`."""
-    deadline = time.monotonic() + timeout_s
-    while not done():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.2)
-    return True
-
-
-def _drained(installation: Installation, host: Host, telemetry: Telemetry) -> bool:
-    """Wait until every run's last graph is decided and no topic grows; return whether that happened in time."""
-    console.print("no more telemetry: waiting for the remaining decisions")
-    ends: Mapping[Any, int] = {}
-    since = time.monotonic()
-    with closing(Collector(installation.kafka, installation.names)) as collector:
-        places = [(topic.name, number) for topic in OUTPUTS for number in range(PARTITIONS)]
-
-        def quiet() -> bool:
-            nonlocal ends, since
-            with suppress(KafkaException):
-                now = collector.ends(places)
-                if now != ends or not set(telemetry.finished) <= host.ended:
-                    ends, since = now, time.monotonic()
-            return time.monotonic() - since >= QUIET_S
-
-        return _wait(quiet, DRAIN_TIMEOUT_S)
-
-
-@contextmanager
-def _sampling(installation: Installation, ledger: Ledger) -> Iterator[None]:
-    """Sample committed offsets every two seconds, in a thread."""
-    over = threading.Event()
-
-    def sample() -> None:
-        places = [(topic.name, number) for topic in OUTPUTS for number in range(PARTITIONS)]
-        with closing(Collector(installation.kafka, installation.names)) as collector:
-            while not over.wait(SAMPLE_S):
-                with suppress(KafkaException):  # the broker is down, as a fault demands
-                    ledger.samples.append(collector.sample(places))
-
-    thread = threading.Thread(target=sample, name="samples", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join()
-
-
-def _counts(evidence: Evidence, host: Host) -> dict[str, int]:
-    messages = {topic.name: len(evidence.entries(topic)) for topic in OUTPUTS}
-    late = sum(len(found) for name, found in evidence.messages.items() if name.endswith(".late"))
-    dead = sum(len(found) for name, found in evidence.messages.items() if name.endswith(".dlq"))
-    different = {
-        "different graphs": len(evidence.first(GRAPHS, "graph_id")),
-        "different decisions": len(evidence.first(DECISIONS, "decision_id")),
-        "policies": len(evidence.checkpoints),
-        "sent": len(evidence.ledger.sent),
-        "executions": len(evidence.ledger.executions),
-        "commit samples": len(evidence.ledger.samples),
-        "late": late,
-        "dead letters": dead,
-        "host began to read anew": host.reassigned,
-        **{f"host's consumer: {name}": count for name, count in sorted(host.errors.items())},
-    }
-    return {**messages, **different, **{f"decided {name}": count for name, count in sorted(host.types.items())}}
+COLUMNS = (
+    TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"),
+    TimeRemainingColumn(),
+)  # fmt: skip
 
 
 def main(
@@ -234,9 +44,15 @@ def main(
     merge: Annotated[
         list[Path] | None, typer.Option(help="Inject nothing: merge this report; repeat for several")
     ] = None,
-    report: Annotated[Path | None, typer.Option(help="Write the result as JSON to this file")] = None,
+    report: Annotated[
+        Path | None,
+        typer.Option(help="Add each seed's result to this JSON file as soon as it is there; seeds in it are skipped"),
+    ] = None,
 ) -> None:
     """Inject faults into an installation on a real Kafka and check its records; exit 1 on any violation.
+
+    With a report, a command that was ended goes on where it was when it is given again: seeds that the file has are not
+    run again, except one that was interrupted.
 
     After Ctrl-C no more faults are injected: what happened until then is drained, checked and reported. A second
     Ctrl-C ends the program at once.
@@ -247,26 +63,35 @@ def main(
     """
     end_by_signal()
     require_folder(report)
-    runs: list[Mapping[str, Any]] = [run for each in merge or () for run in json.loads(each.read_text())["runs"]]
-    folders = {} if merge else {each: keep and keep / f"seed-{each}" for each in seed or [0]}
+    runs = _read(report) if report is not None and report.exists() else {}
+    for other in merge or ():
+        runs.update(_read(other))
+    wanted = [] if merge else list(dict.fromkeys(seed or [0]))
+    left = [each for each in wanted if each not in runs or runs[each]["interrupted"]]
+    for each in sorted(set(wanted) - set(left)):
+        console.print(f"seed {each} is in {report} already: {runs[each]['command']}", markup=False, highlight=False)
+    folders = {each: keep and keep / f"seed-{each}" for each in left}
     for kept in folders.values():  # before the first seed, which takes a quarter of an hour
         refuse_used(kept)
-    for each, kept in folders.items():
-        with working_folder(kept, "tamiyo-faults-") as folder:
-            course = run(
-                required_kafka_home(), folder, faults=faults, seed=each, workers=workers, gap_s=gap, open_faults=at_once
-            )
-        count = len(course.violations)
-        verdict = f"[red]{count} violations[/]" if count else "[green]no violation[/]"
-        console.print(f"seed {each}: {len(course.injections)} faults in {course.seconds:.0f} s: {verdict}")
-        for violation in course.violations[:20]:
-            console.print(f"  {violation.kind}: {violation.where}: {violation.what}", markup=False, highlight=False)
-        options = f"--faults {faults} --seed {each} --workers {workers} --gap {gap:g} --at-once {at_once}"
-        runs.append(run_report(course, f'make faults ARGS="{options}"'))
-        write_report(report, summary(runs), console)  # after every seed, so that an abort loses none
-        if course.interrupted:
-            break
-    result = summary(runs)
+    home = required_kafka_home() if left else Path()
+    # Where nobody watches, bars would fill the log.
+    with Progress(*COLUMNS, console=console, disable=not console.is_terminal) as progress:
+        task = progress.add_task("faults", total=faults * len(left))
+        for number, (each, kept) in enumerate(folders.items()):
+            progress.update(task, description=f"seed {each}, {number + 1} of {len(left)}", completed=faults * number)
+            with working_folder(kept, "tamiyo-faults-") as folder:
+                course = run(
+                    home, folder, faults=faults, seed=each, workers=workers, gap_s=gap, open_faults=at_once,
+                    registry_home=_registry_home(each),
+                    advance=lambda: progress.advance(task),
+                )  # fmt: skip
+            _show(course)
+            options = f"--faults {faults} --seed {each} --workers {workers} --gap {gap:g} --at-once {at_once}"
+            runs[each] = run_report(course, f'make faults ARGS="{options}"')
+            write_report(report, summary(runs.values()), console)
+            if course.interrupted:
+                break
+    result = summary(runs.values())
     console.print_json(
         json.dumps({key: result[key] for key in ("faults", "graphs", "violations", "counts", "recovery_seconds")})
     )
@@ -274,6 +99,27 @@ def main(
         write_report(report, result, console)
     if result["violations"]:
         sys.exit(1)
+
+
+def _read(report: Path) -> dict[int, Mapping[str, Any]]:
+    try:
+        return {each["seed"]: each for each in read_runs(report)}
+    except ConfigurationError as error:
+        raise typer.BadParameter(str(error)) from error
+
+
+def _registry_home(seed: int) -> Path | None:
+    """Return the registry that a seed's installation uses: that of REGISTRY_HOME, every other seed."""
+    home = os.environ.get("REGISTRY_HOME")
+    return Path(home) if home and seed % 2 == 0 else None
+
+
+def _show(course: Course) -> None:
+    count = len(course.violations)
+    verdict = f"[red]{count} violations[/]" if count else "[green]no violation[/]"
+    console.print(f"seed {course.seed}: {len(course.injections)} faults in {course.seconds:.0f} s: {verdict}")
+    for violation in course.violations[:20]:
+        console.print(f"  {violation.kind}: {violation.where}: {violation.what}", markup=False, highlight=False)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping
 
 from tamiyo.evaluation.faults.ledger import Entry, Evidence, Held, Sample
-from tamiyo.evaluation.faults.signals import ExpectedWindows, signal_id
+from tamiyo.evaluation.faults.signals import ExpectedWindows, found_id
 from tamiyo.schemas.adaptation import DecisionType
 from tamiyo.schemas.identity import kernel_id
 from tamiyo.schemas.topics import DECISIONS, GRAPHS, KERNELS, REWARDS, SIGNALS, TELEMETRY, WINDOWS
@@ -59,17 +59,21 @@ def _needs(evidence: Evidence, expected: Mapping[int, ExpectedWindows]) -> _Need
     signals = evidence.first(SIGNALS, "signal_id")
     for topic in TELEMETRY:
         for entry in evidence.records(topic):
-            message, signal = entry.message, signals.get(signal_id(topic.name, entry.record))
+            name = found_id(entry, signals, upgraded=evidence.ledger.upgraded)
+            message, signal = entry.message, signals.get(name)
             offset = signal.message.offset if signal else None
             needs.add("intake", topic.name, message.partition, message.offset, SIGNALS.name, offset)
-    windows = evidence.first(WINDOWS, "window_id")
+    windows, too_large = evidence.first(WINDOWS, "window_id"), evidence.too_large(WINDOWS)
     for partition in expected.values():
         for window in partition.windows:
             published = windows.get(window.window_id)
-            offset = published.message.offset if published else None
+            dead = too_large.get(window.window_id) if published is None else None
+            output = dead or (published.message if published else None)
+            published_to = SIGNALS.dead_letters if dead else WINDOWS.name
             for member in window.members:
                 message = signals[member.signal_id].message
-                needs.add("windows", SIGNALS.name, message.partition, message.offset, WINDOWS.name, offset)
+                offset = output.offset if output else None
+                needs.add("windows", SIGNALS.name, message.partition, message.offset, published_to, offset)
     graphs = {e.record.window_id: e for e in reversed(evidence.records(GRAPHS))}
     for name, entry in windows.items():
         _add_output(needs, "graphs", entry, GRAPHS.name, graphs.get(name))

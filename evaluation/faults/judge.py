@@ -17,12 +17,14 @@ from tamiyo.evaluation.faults.signals import (
     ExpectedWindows,
     differs,
     expected_windows,
+    found_id,
     frame_metrics,
     is_close,
-    signal_id,
+    statistics_bytes,
 )
 from tamiyo.schemas.adaptation import DecisionType, KernelStatus
 from tamiyo.schemas.identity import decision_id, kernel_id
+from tamiyo.schemas.kafka import MAX_MESSAGE_BYTES
 from tamiyo.schemas.topics import (
     BY_NAME,
     CHECKPOINTS,
@@ -38,6 +40,7 @@ from tamiyo.schemas.topics import (
     Topic,
 )
 from tamiyo.streams.admin.topic_tail import to_json_values
+from tamiyo.streams.headers import OUTPUT_HEADER, SOURCE_HEADER
 from tamiyo.streams.stages.registry import STAGES
 
 IDENTITIES: dict[Topic, Callable[[Any], str]] = {
@@ -71,18 +74,31 @@ class Violation:
         return asdict(self)
 
 
-def judge(evidence: Evidence, *, width: int, stages: Collection[str] = tuple(STAGES)) -> list[Violation]:
-    """Return all violations of a run in which `stages` took part; windows are `width` steps wide."""
+def judge(
+    evidence: Evidence,
+    *,
+    width: int,
+    stages: Collection[str] = tuple(STAGES),
+    max_bytes: int = MAX_MESSAGE_BYTES,
+) -> list[Violation]:
+    """Return all violations of a run.
+
+    Args:
+        evidence: What the run left.
+        width: Of its windows, steps.
+        stages: Those that took part.
+        max_bytes: The largest output that they publish.
+    """
     expected = {n: expected_windows(entries, width) for n, entries in evidence.by_partition(SIGNALS).items()}
     by_stage: dict[str, Callable[[Evidence], Found]] = {
         "intake": signals,
-        "windows": lambda each: windows(each, expected),
+        "windows": lambda each: windows(each, expected, max_bytes),
         "graphs": graphs,
         "decisions": decisions,
         "kernels": kernels,
         "rewards": rewards,
     }
-    checks = [kept, repeats, dead_letters, *(check for stage, check in by_stage.items() if stage in stages)]
+    checks = [kept, repeats, partitions, dead_letters, *(check for stage, check in by_stage.items() if stage in stages)]
     found = [Violation(*each) for check in (*checks, executed, learned) for each in check(evidence)]
     found += [Violation(*each) for each in commits(evidence, expected)]
     return found + [Violation("a bug ended a process", "", words) for words in evidence.ledger.crashes]
@@ -110,13 +126,30 @@ def repeats(evidence: Evidence) -> Found:
                 yield "two contents under one id", entry.place, f"{name} is also at {before.place}; differs {fields}"
 
 
+def partitions(evidence: Evidence) -> Found:
+    """A run is on one partition number of all topics, and a key of a compacted topic is alive on one."""
+    places: dict[str, Entry] = {}
+    for topic in BY_NAME.values():
+        for entry in evidence.records(topic) if topic.cleanup == "delete" else ():
+            first = places.setdefault(entry.record.run_id, entry)
+            if first.message.partition != entry.message.partition:
+                yield "a run is on two partitions", entry.place, f"{entry.record.run_id} is also at {first.place}"
+    for topic in BY_NAME.values():
+        newest = {(each.key, each.partition): each for each in evidence.messages.get(topic.name, ())}
+        alive = [each for each in newest.values() if each.value is not None] if topic.cleanup == "compact" else []
+        for key, count in Counter(each.key for each in alive).items():
+            if count > 1:
+                found = [each.place for each in alive if each.key == key]
+                yield "a key is alive on two partitions", found[-1], f"{key!r} is also at {found[0]}"
+
+
 def signals(evidence: Evidence) -> Found:
     """Every valid frame has its signal with its metrics, and every signal has its frame."""
     published = evidence.first(SIGNALS, "signal_id")
     expected: dict[str, Entry] = {}
     for topic in TELEMETRY:
         for entry in evidence.records(topic):
-            expected.setdefault(signal_id(topic.name, entry.record), entry)
+            expected.setdefault(found_id(entry, published, upgraded=evidence.ledger.upgraded), entry)
     for name in published.keys() - expected.keys():
         yield "a signal without a frame", published[name].place, f"no frame has signal id {name}"
     for name, entry in expected.items():
@@ -126,7 +159,9 @@ def signals(evidence: Evidence) -> Found:
         signal = published[name].record
         layers, metrics, model = frame_metrics(entry.record)
         found = signal.lists()["metrics"]
+        copied = [(each.run_id, each.step, each.time_ms, each.final) for each in (signal, entry.record)]
         wrong = signal.layer_id != layers or signal.model_metrics != model or found.keys() != metrics.keys()
+        wrong = wrong or copied[0] != copied[1]
         if wrong or not all(_columns(metrics[key], found[key]) for key in metrics):
             yield "a signal is wrong", published[name].place, f"it differs from frame {entry.place}"
         if published[name].message.partition != entry.message.partition:
@@ -137,19 +172,32 @@ def _columns(expected: Sequence[float | None], published: Sequence[float | None]
     return len(expected) == len(published) and all(map(is_close, expected, published))
 
 
-def windows(evidence: Evidence, partitions: Mapping[int, ExpectedWindows]) -> Found:
-    """The windows are those that the log of signals fills, and exactly the late signals are on the late topic."""
+def windows(evidence: Evidence, by_partition: Mapping[int, ExpectedWindows], max_bytes: int) -> Found:
+    """The windows are those that the log of signals fills, and exactly the late signals are on the late topic.
+
+    For a window whose statistics alone are more than a message holds there is a dead letter, the signal that closed it;
+    for no other.
+    """
     published = evidence.first(WINDOWS, "window_id")
-    expected = {each.window_id: each for found in partitions.values() for each in found.windows}
+    too_large = evidence.too_large(WINDOWS)
+    expected = {each.window_id: each for found in by_partition.values() for each in found.windows}
     for name in published.keys() - expected.keys():
         yield "a window without signals", published[name].place, f"no signals fill window {name}"
     for name, window in expected.items():
         where = f"{window.run_id} {window.start}..{window.end}"
-        if name not in published:
+        if name not in published and name not in too_large:
             yield "a window is missing", where, f"the signals that fill {name} are present"
+        elif name not in published and statistics_bytes(window) <= max_bytes:
+            yield "small enough, but a dead letter", too_large[name].place, f"window {where}"
+        elif name not in published:
+            letter, closing = too_large[name], window.closed_by.message
+            if (letter.header(SOURCE_HEADER), letter.value) != (closing.place, closing.value):
+                yield "a dead letter is wrong", letter.place, f"{closing.place} closed the window {where}"
         elif wrong := differs(window, published[name].record):
             yield "a window is wrong", published[name].place, f"{where}: {wrong}"
-    late = {name for found in partitions.values() for name in found.late}
+    for name in too_large.keys() - (expected.keys() - published.keys()):
+        yield "a dead letter for nothing", too_large[name].place, f"window {name} is not missing"
+    late = {name for found in by_partition.values() for name in found.late}
     by_bytes = {entry.message.value: entry.record.signal_id for entry in evidence.records(SIGNALS)}
     rejected = [(by_bytes.get(each.value), each) for each in evidence.messages.get(SIGNALS.late, ())]
     for signal, message in rejected:
@@ -158,7 +206,7 @@ def windows(evidence: Evidence, partitions: Mapping[int, ExpectedWindows]) -> Fo
             yield "in time, but rejected as late", place, f"signal {signal}"
     for name in late - {signal for signal, _ in rejected}:
         yield "a late signal was lost", SIGNALS.late, f"signal {name} is in no window and not on the late topic"
-    for found in partitions.values():
+    for found in by_partition.values():
         for name, entry in found.late.items():
             if entry.record.source in entry.record.companions:
                 yield "a source fell behind itself", entry.place, f"signal {name} of {entry.record.source} is late"
@@ -223,7 +271,10 @@ def rewards(evidence: Evidence) -> Found:
 
 
 def learned(evidence: Evidence) -> Found:
-    """Each checkpoint counts every experience before its offsets once, and announcements match the store."""
+    """Each checkpoint counts every experience before its offsets once, and announcements match the store.
+
+    Of two learners one may announce an older version after the other's, but the newest is announced again.
+    """
     stored = {each.version: each for each in evidence.checkpoints}
     topic = evidence.records(EXPERIENCE)
     before = (0, 0)
@@ -244,22 +295,26 @@ def learned(evidence: Evidence) -> Found:
         file = stored.get(entry.record.version)
         if file is None or file.checksum != entry.record.checksum:
             yield "a policy differs from its announcement", entry.place, f"version {entry.record.version} in the store"
+    announced = [each.record.version for each in evidence.records(CHECKPOINTS)]
+    if stored and announced and announced[-1] != max(stored):
+        yield (
+            "the newest policy was not announced last",
+            f"version {max(stored)}",
+            f"the topic ends with version {announced[-1]}",
+        )
 
 
 def dead_letters(evidence: Evidence) -> Found:
-    """The dead letters are exactly the messages that were made invalid."""
+    """The dead letters are exactly the messages that were made invalid, and those of windows that are too large."""
     refused = {(each.topic, each.value) for each in evidence.ledger.sent if not each.valid}
     found = set()
-    for name, messages in evidence.messages.items():
-        if not name.endswith(".dlq"):
-            continue
-        for message in messages:
-            key = (name.removesuffix(".dlq"), message.value)
-            if key in refused:
-                found.add(key)
-            else:
-                reason = message.header("tamiyo-reason")
-                yield "valid, but a dead letter", message.place, f"{message.header('tamiyo-source')}: {reason}"
+    for message in evidence.dead_letters():
+        key = (message.topic.removesuffix(".dlq"), message.value)
+        if key in refused:
+            found.add(key)
+        elif message.header(OUTPUT_HEADER) != WINDOWS.name:  # those of windows are checked with the windows
+            reason = message.header("tamiyo-reason")
+            yield "valid, but a dead letter", message.place, f"{message.header(SOURCE_HEADER)}: {reason}"
     for topic, value in refused - found:
         digest = hashlib.sha256(value or b"").hexdigest()[:12]
         yield "an invalid message was lost", topic, f"its bytes (SHA-256 {digest}) are not among the dead letters"

@@ -4,15 +4,15 @@ The ledger records what no topic contains: the messages that the broker acknowle
 the offsets that consumer groups had committed while the faults happened.
 """
 
-import threading
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from tamiyo.schemas.codec import decode
 from tamiyo.schemas.errors import SchemaError
 from tamiyo.schemas.topics import BY_NAME, Topic
+from tamiyo.streams.headers import ID_HEADER, OUTPUT_HEADER
 from tamiyo.streams.messages import Message
 
 Place = tuple[str, int]
@@ -74,7 +74,8 @@ class Ledger:
     samples: list[Sample] = field(default_factory=list)
     crashes: list[str] = field(default_factory=list)
     """A sentence for every process that ended because of a bug."""
-    lock: threading.Lock = field(default_factory=threading.Lock)
+    upgraded: bool = False
+    """Whether processes of the last release took part."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +128,18 @@ class Evidence:
         for entry in self.records(topic):
             found[entry.message.partition].append(entry)
         return found
+
+    def too_large(self, output: Topic) -> dict[str, Message]:
+        """Return the first dead letter that stands for each output that `output` could not hold, by its id."""
+        found: dict[str, Message] = {}
+        for each in self.dead_letters():
+            if each.header(OUTPUT_HEADER) == output.name:
+                found.setdefault(each.header(ID_HEADER) or "", each)
+        return found
+
+    def dead_letters(self) -> Iterator[Message]:
+        """Yield the messages of all topics for dead letters."""
+        return (each for name, found in self.messages.items() if name.endswith(".dlq") for each in found)
 
     def ends(self) -> dict[Place, int]:
         """Return the offset after the last message of every partition that has one."""

@@ -1,14 +1,17 @@
 """The report of fault runs: one section for each run, and a summary of all."""
 
+import json
 import os
 import platform
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 from tamiyo.evaluation.common.measure import percentile
 from tamiyo.evaluation.faults.judge import Violation
+from tamiyo.schemas.errors import ConfigurationError
 
 FORMAT = 1
 
@@ -36,6 +39,8 @@ class Course:
     violations: list[Violation] = field(default_factory=list)
     counts: dict[str, int] = field(default_factory=dict)
     ends: Counter[str] = field(default_factory=Counter)
+    left_out: dict[str, str] = field(default_factory=dict)
+    """Kinds that were not possible, with the reason."""
     means: str = ""
     seconds: float = 0.0
     interrupted: bool = False
@@ -52,6 +57,7 @@ def run_report(course: Course, command: str) -> dict[str, Any]:
         "interrupted": course.interrupted,
         "drained": course.drained,
         "full_disks": course.means,
+        "left_out": course.left_out,
         "process_ends_by_status": dict(course.ends),
         "counts": course.counts,
         "violations": [each.to_dict() for each in course.violations],
@@ -61,8 +67,26 @@ def run_report(course: Course, command: str) -> dict[str, Any]:
     }
 
 
-def summary(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return the report of one or several runs."""
+def read_runs(path: Path) -> list[dict[str, Any]]:
+    """Return the sections of the runs in a report.
+
+    Raises:
+        ConfigurationError: the file cannot be read, or is no report of faults.
+    """
+    try:
+        report = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(f"{path} cannot be read as a report of faults: {error}") from error
+    known = isinstance(report, dict) and report.get("format") == FORMAT and isinstance(report.get("runs"), list)
+    if not known or not all("seed" in each and "injections" in each for each in report["runs"]):
+        raise ConfigurationError(f"{path} is no report of faults: expected a file that `make faults --report` wrote")
+    runs: list[dict[str, Any]] = report["runs"]
+    return runs
+
+
+def summary(every: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the report of one or several runs, in order of their seeds."""
+    runs = sorted(every, key=lambda run: int(run["seed"]))
     injections = [each for run in runs for each in run["injections"]]
     recoveries: dict[str, list[float]] = {}
     for each in injections:
@@ -79,7 +103,7 @@ def summary(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "recovery_seconds": {
             name: _quantiles(found) for name, found in [*sorted(recoveries.items()), ("all", everything)] if found
         },
-        "runs": list(runs),
+        "runs": runs,
     }
 
 

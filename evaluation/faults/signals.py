@@ -5,7 +5,7 @@ signals: the five telemetry topics have no order among them, so the order of the
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,6 +23,7 @@ from tamiyo.schemas.telemetry import (
 from tamiyo.schemas.topics import KERNEL_PERFORMANCE, LAYER_HEALTH, MODEL_PERFORMANCE
 
 EVERY_STEP = {KERNEL_PERFORMANCE.name, LAYER_HEALTH.name, MODEL_PERFORMANCE.name}
+STATISTICS = 7  # of each metric of a layer
 CLOSE = 1e-9  # relative: the stages sum in another order
 
 Column = list[float | None]
@@ -34,6 +35,19 @@ def signal_id(topic: str, frame: Any) -> str:
     if isinstance(frame, ErrorRecoveryEvent):
         parts.append(frame.model_dump_json())
     return identity("signal", *parts)
+
+
+def released_signal_id(entry: Entry) -> str:
+    """Return the id that release 0.1.0 gave the signal of an error: errors differ by their offsets."""
+    frame = entry.record
+    return identity("signal", frame.run_id, entry.message.topic, frame.step, entry.message.offset)
+
+
+def found_id(entry: Entry, published: Container[str], *, upgraded: bool) -> str:
+    """Return the id of a frame's signal: that of the last release if such a one is published after an upgrade."""
+    if upgraded and isinstance(entry.record, ErrorRecoveryEvent) and released_signal_id(entry) in published:
+        return released_signal_id(entry)
+    return signal_id(entry.message.topic, entry.record)
 
 
 def health(latency_ms: float, errors: int, executions: int, hit_rate: float) -> float:
@@ -79,8 +93,8 @@ class Window:
     start: int
     end: int
     final: bool
-    closed_by: int
-    """Offset of the signal that made it final."""
+    closed_by: Entry
+    """The signal that made it final."""
     members: list[Any]
     """Its signals, ordered by event time and source."""
 
@@ -138,7 +152,7 @@ def expected_windows(signals: Iterable[Entry], width: int) -> ExpectedWindows:
             if over or start + width <= run.floor:
                 members = sorted(run.open.pop(start), key=lambda s: (s.step, s.source, s.final, s.signal_id))
                 final = over and not run.open
-                found.windows.append(Window(signal.run_id, start, start + width, final, entry.message.offset, members))
+                found.windows.append(Window(signal.run_id, start, start + width, final, entry, members))
                 run.floor = max(run.floor, start + width)
     found.unfinished = [run_id for run_id, run in runs.items() if run.open]
     return found
@@ -163,6 +177,13 @@ def statistics(points: Sequence[tuple[float, float]]) -> dict[str, Any]:
         "last": values[-1],
         "slope": slope,
     }
+
+
+def statistics_bytes(window: Window) -> int:
+    """Return how many bytes the statistics of a window's layers take, as one float32 each: less than the record has."""
+    layers = {layer for signal in window.members for layer in signal.layer_id}
+    metrics = {name for signal in window.members for name in signal.columns.names}
+    return len(layers) * len(metrics) * STATISTICS * 4
 
 
 def differs(window: Window, record: Any) -> str | None:

@@ -2,7 +2,8 @@
 
 On a real Kafka from KAFKA_HOME: two workers with all stages, a learner, and simulated runs that begin and end. Faults
 are drawn from a seed. Samples are written line by line, so that an interrupted soak keeps its measurements; the report
-is made from that file, at the end or later (`python -m tamiyo.evaluation.soak.report SAMPLES`).
+is made from that file, at the end or later (`python -m tamiyo.evaluation.soak.report SAMPLES`). Given again with the
+same file, the program goes on with another piece.
 """
 
 import os
@@ -16,6 +17,7 @@ from typing import Annotated, Any
 
 import typer
 from confluent_kafka import Producer
+from rich.console import Console
 
 from tamiyo.evaluation.common.account import Ledger, Verdict
 from tamiyo.evaluation.common.account_reader import Reader
@@ -25,9 +27,11 @@ from tamiyo.evaluation.common.program import begin
 from tamiyo.evaluation.common.report import write_report
 from tamiyo.evaluation.common.samples import LagSampler, ProcessSampler, SampleFile
 from tamiyo.evaluation.soak.faults import EVERY_S, Fault, schedule
+from tamiyo.evaluation.soak.pieces import earlier
 from tamiyo.evaluation.soak.report import report_of, show
 from tamiyo.evaluation.soak.runs import Population
 from tamiyo.schemas.codec import encode
+from tamiyo.schemas.errors import ConfigurationError
 from tamiyo.schemas.kafka import PRODUCER
 from tamiyo.schemas.record import Record
 from tamiyo.schemas.topics import Topic
@@ -37,6 +41,7 @@ SAMPLE_S = 10.0
 POLL_S = 0.05
 IDLE_S = 90.0  # the last window of an abandoned run closes after 60 s
 DRAIN_S = 420.0
+SHORTEST_MIN = 0.5  # less is not worth an installation
 STOP_DRAIN_S = 60.0  # for draining after Ctrl-C
 VICTIMS = ("worker-1", "worker-2", "learner")
 WITNESSES = ("worker-2", "learner")
@@ -178,21 +183,56 @@ class Soak:
     "--samples soak.jsonl'`, then `python -m tamiyo.evaluation.soak.plot soak.json soak.svg`"
 )
 def main(
-    minutes: Annotated[float, typer.Option(min=0.5, max=20_000, help="Duration of the load, without draining")] = 10.0,
+    minutes: Annotated[
+        float, typer.Option(min=0.5, max=20_000, help="Duration of the load of all pieces, without draining")
+    ] = 10.0,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the faults and the simulated runs")] = 0,
     runs: Annotated[int, typer.Option(min=1, max=500, help="Simulated runs at a time")] = 6,
     layers: Annotated[int, typer.Option(min=2, max=500, help="Layers of each run's network")] = 10,
     pace: Annotated[float, typer.Option(min=0.01, help="Seconds between two sampled steps of a run")] = 1.0,
     fault_every: Annotated[float, typer.Option(min=5, help="Mean seconds between two faults")] = EVERY_S,
-    samples: Annotated[Path, typer.Option(help="File that receives the samples")] = Path("soak.jsonl"),
+    samples: Annotated[Path, typer.Option(help="File that samples are added to")] = Path("soak.jsonl"),
     keep: Annotated[Path | None, typer.Option(help="Keep the logs and the store in this folder")] = None,
     report: Annotated[Path | None, typer.Option(help="Write the result as JSON to this file")] = None,
 ) -> None:
-    """Run an installation on a real Kafka for hours, with faults; Ctrl-C ends it early and still reports."""
+    """Run an installation on a real Kafka for hours, with faults; Ctrl-C ends it early and still reports.
+
+    Given again with the same file of samples, it goes on with a new installation until all pieces together have the
+    minutes; the report is over all pieces.
+    """
     console, home = begin(report)
-    seconds = 60 * minutes
     options = {"seed": seed, "runs": runs, "layers": layers, "pace": pace, "fault_every": fault_every}
-    faults = schedule(seconds, seed, VICTIMS, WITNESSES, every_s=fault_every)
+    try:
+        before = earlier(samples, options)
+    except ConfigurationError as error:
+        raise typer.BadParameter(str(error), param_hint="--samples") from error
+    if (left := minutes - sum(piece.seconds for piece in before) / 60) >= SHORTEST_MIN:
+        complete = _piece(home, samples, left, options, keep, console, number=len(before))
+    else:
+        console.print(f"{samples} has {minutes - left:.1f} minutes of {minutes:g} already", highlight=False)
+        complete = True
+    result = report_of(samples)
+    show(result, console)
+    write_report(report, result, console)
+    if not (complete and result["account"]["clean"]):
+        sys.exit(1)
+
+
+def _piece(
+    home: Path,
+    samples: Path,
+    minutes: float,
+    options: dict[str, Any],
+    keep: Path | None,
+    console: Console,
+    *,
+    number: int,
+) -> bool:
+    """Run one piece after `number` others; return whether its time was over when it ended."""
+    seconds = 60 * minutes
+    # Every piece has its own faults and runs.
+    drawn = {**options, "seed": options["seed"] + number}
+    faults = schedule(seconds, drawn["seed"], VICTIMS, WITNESSES, every_s=options["fault_every"])
     with ExitStack() as stack:
         folder = stack.enter_context(working_folder(keep, "tamiyo-soak-"))
         file = SampleFile(samples)
@@ -211,9 +251,9 @@ def main(
         try:
             installation = stack.enter_context(Installation(home, folder, settings=SETTINGS))
             installation.fleet.start_all(dict.fromkeys(VICTIMS[:2], ()))
-            soak = Soak(installation, file, seconds, faults, options)
+            soak = Soak(installation, file, seconds, faults, drawn)
             stack.callback(soak.close)
-            console.print(f"{minutes:g} minutes, {len(faults)} faults; samples go to {samples}")
+            console.print(f"{minutes:.3g} minutes, {len(faults)} faults; samples go to {samples}")
             with stoppable() as stopped:
                 soak.run(stopped)
                 if stopped.is_set():
@@ -223,11 +263,7 @@ def main(
         except KeyboardInterrupt:
             console.print("[yellow]stopped: the report covers the time until now[/]")
         file.write("end", complete=complete)
-    result = report_of(samples)
-    show(result, console)
-    write_report(report, result, console)
-    if not (complete and result["account"]["clean"]):
-        sys.exit(1)
+    return complete
 
 
 if __name__ == "__main__":

@@ -13,72 +13,99 @@ from rich.table import Table
 
 from tamiyo.evaluation.common.measure import command, percentile
 from tamiyo.evaluation.common.report import require_folder, write_report
-from tamiyo.evaluation.common.samples import read_samples
+from tamiyo.evaluation.soak.pieces import Piece, Sample, pieces
 from tamiyo.evaluation.soak.trends import TOLERANCES, WARM_S, Point, Trend, between, longest_life, thin, trend
 from tamiyo.schemas.errors import ConfigurationError
 
 FORMAT = 1
 MAX_POINTS = 400  # of a series in the report
 CALM_S = 60.0  # samples within this time of a fault measure recovery
-
-Sample = dict[str, Any]
+CONTRADICTIONS = ("windows_unexpected", "graphs_conflicting", "decisions_unexpected", "decisions_conflicting", "late")
+"""What an account has of records that contradict others, whether or not all have arrived."""
 
 
 def report_of(path: Path, since_minute: float | None = None) -> dict[str, Any]:
-    """Return the report of a file of samples, with trends from `since_minute` (default: its second half).
+    """Return the report of a file of samples, with trends from `since_minute` of each piece (default: its second half).
 
     Raises:
         ConfigurationError: the file has no samples, or none after `since_minute`.
     """
-    lines = read_samples(path)
-    samples = [line for line in lines if line["kind"] == "sample"]
-    if not samples or lines[0]["kind"] != "begin":
-        raise ConfigurationError(f"{path} has no samples of a soak; expected a file written by `make soak`")
-    begin, last = lines[0], samples[-1]
-    faults = [line for line in lines if line["kind"] == "fault"]
-    complete = any(line["kind"] == "end" and line["complete"] for line in lines)
-    # Samples after the end of the load show draining and are no part of a trend.
-    loaded = [sample for sample in samples if sample["t"] <= samples[0]["t"] + 60 * begin["minutes"]]
-    until = loaded[-1]["t"]
-    since = until / 2 if since_minute is None else 60 * since_minute
-    if not since <= until:
-        raise ConfigurationError(
-            f"{path} has no samples after minute {since_minute:g}: its load ended at {until / 60:.1f}"
-        )
-    trends, series = {}, {}
-    for name, quantity, points, fitted in _series(loaded, begin["witnesses"], since):
-        series[name] = _as_series(quantity, points)
-        if fitted is not None:
-            trends[name] = trend(between(fitted, since, until), TOLERANCES[quantity])
+    every = pieces(path)
+    loaded: list[Sample] = []
+    faults: list[Sample] = []
+    trends: dict[str, Trend] = {}
+    began = 0.0
+    for number, piece in enumerate(every, 1):
+        until = piece.loaded[-1]["t"]
+        since = until / 2 if since_minute is None else 60 * since_minute
+        if not since <= until:
+            raise ConfigurationError(
+                f"{path} has no samples after minute {since_minute:g}: its load ended at {until / 60:.1f}"
+            )
+        for name, quantity, _, fitted in _series(piece.loaded, piece.begin["witnesses"], since):
+            if fitted is not None:
+                label = name if len(every) == 1 else f"piece {number}: {name}"
+                trends[label] = trend(between(fitted, since, until), TOLERANCES[quantity])
+        # Pieces follow each other without a gap; a process of a later one is another process.
+        loaded += [_moved(sample, began, number) for sample in piece.loaded]
+        faults += [{**fault, "t": fault["t"] + began} for fault in piece.faults]
+        began += until
+    begin, last = every[0].begin, every[-1].samples[-1]
+    lasts = [piece.samples[-1] for piece in every]
     return {
         "format": FORMAT,
         "command": command("tamiyo.evaluation.soak", begin["command"].split()[3:]),
         "seed": begin["options"]["seed"],
-        "minutes": round((until - samples[0]["t"]) / 60, 1),
-        "complete": complete,
+        "minutes": round(sum(piece.seconds for piece in every) / 60, 1),
+        "pieces": [
+            {
+                "minutes": round(piece.seconds / 60, 1),
+                "complete": piece.complete,
+                "drained": piece.drained,
+                "machine": piece.begin["machine"],
+                "account": piece.samples[-1]["account"],
+            }
+            for piece in every
+        ],
+        "complete": every[-1].complete,
         "machine": begin["machine"],
         "versions": begin["versions"],
         "settings": begin["settings"],
-        "load": _load(begin, loaded),
+        "load": _load(every, loaded),
         "faults": {
             "count": len(faults),
             "by_kind": dict(Counter(_kind(fault) for fault in faults)),
             "minutes": [[round(fault["t"] / 60, 2), _kind(fault), fault["victim"]] for fault in faults],
         },
-        "restarts": last["restarts"],
-        "ends_by_themselves": [[name, code] for name, code, meant in last["ends"] if not meant],
-        "account": last["account"],
-        "undelivered": last["undelivered"],
-        "read": last["read"],
+        "restarts": dict(sum((Counter(each["restarts"]) for each in lasts), Counter[str]())),
+        "ends_by_themselves": [[name, code] for each in lasts for name, code, meant in each["ends"] if not meant],
+        "account": _account(every),
+        "undelivered": sum(each["undelivered"] for each in lasts),
+        "read": dict(sum((Counter(each["read"]) for each in lasts), Counter[str]())),
         "policy_versions": last["policy_version"],
         "latency_ms": _latency(loaded, faults),
         "lag": _lag(loaded, last),
         "spared_in_the_second_half": begin["witnesses"],
-        "judged_since_minute": round(since / 60, 1),
+        "judged_since_minute": round((every[0].loaded[-1]["t"] / 120) if since_minute is None else since_minute, 1),
         "trends": {name: each.to_dict() for name, each in trends.items()},
         "verdict": _verdict(trends),
-        "series": series,
+        "series": {name: _as_series(quantity, points) for name, quantity, points, _ in _series(loaded, (), 0.0)},
     }
+
+
+def _moved(sample: Sample, began_s: float, piece: int) -> Sample:
+    """Return a sample of a piece that begins at `began_s`; a process's id has the piece, as ids are used again."""
+    processes = {name: {**each, "pid": (piece, each["pid"])} for name, each in sample["processes"].items()}
+    return {**sample, "t": sample["t"] + began_s, "processes": processes}
+
+
+def _account(every: Sequence[Piece]) -> dict[str, Any]:
+    """Return the sum of the pieces' accounts. Of a killed piece only contradictions count."""
+    accounts = [piece.samples[-1]["account"] for piece in every]
+    total: dict[str, Any] = {name: sum(each[name] for each in accounts) for name in accounts[0] if name != "clean"}
+    contradicted = any(each[name] for each in accounts for name in CONTRADICTIONS)
+    drained = [each["clean"] for piece, each in zip(every, accounts, strict=True) if piece.drained]
+    return {**total, "clean": bool(drained) and all(drained) and not contradicted}
 
 
 def _kind(fault: Sample) -> str:
@@ -132,18 +159,19 @@ def _as_series(quantity: str, points: Sequence[Point]) -> dict[str, Any]:
     }
 
 
-def _load(begin: Sample, samples: Sequence[Sample]) -> dict[str, Any]:
-    seconds = samples[-1]["t"] - samples[0]["t"]
+def _load(every: Sequence[Piece], samples: Sequence[Sample]) -> dict[str, Any]:
+    seconds = sum(piece.seconds for piece in every)
+    sent = sum(piece.loaded[-1]["sent"] - piece.loaded[0]["sent"] for piece in every)
     cores = {
         name: round(sum(value for _, _, value in spent) / len(spent), 3)
         for name in sorted({name for sample in samples for name in sample["processes"]})
         if (spent := list(_process(samples, name, "cores")))
     }
     return {
-        **begin["options"],
-        "records_sent": samples[-1]["sent"],
-        "records_per_second": round((samples[-1]["sent"] - samples[0]["sent"]) / seconds, 1) if seconds else None,
-        "runs_begun": samples[-1]["runs"],
+        **every[0].begin["options"],
+        "records_sent": sum(piece.loaded[-1]["sent"] for piece in every),
+        "records_per_second": round(sent / seconds, 1) if seconds else None,
+        "runs_begun": sum(piece.loaded[-1]["runs"] for piece in every),
         "load_average": _load_average(samples),
         "cores": cores,
         "cores_together": round(sum(cores.values()), 3),
@@ -226,7 +254,7 @@ def main(
     ] = None,
     report: Annotated[Path | None, typer.Option(help="Write the report as JSON to this file")] = None,
 ) -> None:
-    """Make the report of a soak from its samples, gzipped or not; also while it runs or after an interruption."""
+    """Make the report of a soak from its samples, gzipped or not; also while it runs, in pieces or interrupted."""
     require_folder(report)
     try:
         result = report_of(samples, since)

@@ -204,6 +204,13 @@ class LocalKafka:
             self._process.wait()
             self._process = None
 
+    def wait(self, timeout_s: float) -> bool:
+        """Wait until the node has ended by itself; return whether it has."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            if self._process is not None:
+                self._process.wait(timeout_s)
+        return self._process is None or self._process.poll() is not None
+
     def pause(self) -> None:
         """Freeze the node: it keeps its connections and does not respond."""
         if self._process is not None:

@@ -12,13 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
+from tamiyo.evaluation.common.released_records import encode_released
 from tamiyo.schemas.analysis import SAMPLING, STATISTICS, HealthSignals, HealthWindow
 from tamiyo.schemas.codec import current_body, decode, encode, parsed_schema, validate
 from tamiyo.schemas.columns import Columns, entries
 from tamiyo.schemas.errors import DecodeError, RecordError
 from tamiyo.schemas.released import released
 from tests.support.factories import make_window
-from tests.support.telemetry import as_released, signal
+from tests.support.telemetry import signal
 
 RELEASED = "0.1.0"
 SIGNAL = signal("telemetry.layer.health_signals", 10, {"norm": [0.1, None], "seeds": [2.0, 0.0]}, layers=["a", "b"])
@@ -95,7 +96,7 @@ def test_windows_that_contradict_themselves_are_refused(statistic: str, value: f
 
 @pytest.mark.parametrize("record", [SIGNAL, WINDOW])
 def test_a_record_of_the_last_release_is_read_as_the_same_values(record: Any) -> None:
-    old = as_released(record)
+    old = encode_released(record)
     assert not old.startswith(encode(record)[:10])
     assert decode(old, type(record)) == record
     assert current_body(old, type(record)) == current_body(encode(record), type(record)) == encode(record)[10:]

@@ -1,17 +1,12 @@
 """Telemetry for tests: frames of a small network, the partitions that hold them, and what stages made of them."""
 
-import io
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-import fastavro
-
 from tamiyo.schemas.analysis import HealthSignals, HealthWindow
-from tamiyo.schemas.codec import encode, single_object_header
-from tamiyo.schemas.columns import ColumnarRecord
+from tamiyo.schemas.codec import encode
 from tamiyo.schemas.identity import identity
 from tamiyo.schemas.record import Record
-from tamiyo.schemas.released import released
 from tamiyo.schemas.telemetry import (
     CacheHitRates,
     ErrorRecoveryEvent,
@@ -166,16 +161,6 @@ def prior_outputs(published: Sequence[Output]) -> list[PriorOutput]:
 def windows_stage(**fields: Any) -> WindowsStage:
     """Return a stage of partition 0 whose runs never count as idle, unless `idle_timeout_s` is given."""
     return WindowsStage(0, WindowSettings(**{"idle_timeout_s": 0, **fields}), {})
-
-
-def as_released(record: ColumnarRecord, version: str = "0.1.0") -> bytes:
-    """Return a record as a released version encodes it, with lists instead of columns."""
-    schema = released(type(record))[version]
-    framing = single_object_header(schema)
-    buffer = io.BytesIO(framing)
-    buffer.seek(len(framing))
-    fastavro.schemaless_writer(buffer, fastavro.parse_schema(schema), {**record.model_dump(), **record.lists()})
-    return buffer.getvalue()
 
 
 def windows(produced: Any) -> list[HealthWindow]:

@@ -2,33 +2,56 @@
 
 import errno
 import json
+import os
 import random
 import subprocess
 import sys
+import threading
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import typer
+from confluent_kafka import Producer
 
+from tamiyo.evaluation.faults import __main__ as program
+from tamiyo.evaluation.faults import course as course_module
 from tamiyo.evaluation.faults import disk as faults_disk
-from tamiyo.evaluation.faults.__main__ import run
+from tamiyo.evaluation.faults import kinds
+from tamiyo.evaluation.faults.course import run
 from tamiyo.evaluation.faults.disk import Disk
 from tamiyo.evaluation.faults.judge import Violation
-from tamiyo.evaluation.faults.kinds import ALL, KINDS, plan
-from tamiyo.evaluation.faults.report import Course, Injection, run_report, summary
-from tamiyo.streams.admin.brokers import kafka_home
+from tamiyo.evaluation.faults.kinds import ALL, KINDS, plan, several
+from tamiyo.evaluation.faults.report import Course, Injection, read_runs, run_report, summary
+from tamiyo.evaluation.faults.services import full_broker_disk
+from tamiyo.schemas.client.partition_reader import PartitionReader
+from tamiyo.schemas.kafka import KafkaSettings, TopicNames
+from tamiyo.schemas.topics import WINDOWS
+from tamiyo.streams.admin.brokers import LocalKafka, kafka_home
+from tamiyo.streams.admin.topics import Topics
+
+COMMITTED = Path(__file__).parents[3] / "evaluation" / "results" / "faults.json"
 
 
 @pytest.mark.kafka
-@pytest.mark.timeout(600)  # two minutes on an idle machine
+@pytest.mark.timeout(900)  # four minutes on an idle machine
 def test_twenty_faults(tmp_path: Path) -> None:
     home = kafka_home()
     if home is None:
         pytest.skip("KAFKA_HOME names no unpacked Kafka, and faults need a node of their own")
-    course = run(home, tmp_path, faults=20, seed=5, workers=2, gap_s=2.0, open_faults=6)
+    registry = os.environ.get("REGISTRY_HOME")
+    course = run(
+        home, tmp_path, faults=20, seed=5, workers=2, gap_s=2.0, open_faults=6,
+        registry_home=Path(registry) if registry else None,
+    )  # fmt: skip
     assert course.violations == []
-    assert len(course.injections) == 20
-    assert {each.kind for each in course.injections} == set(ALL)
+    happened = Counter(each.kind for each in course.injections)
+    assert happened.keys() == {*ALL, "upgrade", "add_partitions"} - course.left_out.keys()
+    assert sum(happened[name] for name in ALL) == 20
+    assert "registry_away" not in course.left_out or not registry
     assert all(each.recovery_seconds is not None for each in course.injections)
     assert course.drained
     assert course.counts["different decisions"] == course.counts["different graphs"] > 50
@@ -40,6 +63,100 @@ def test_a_plan_follows_from_its_seed_and_contains_every_kind() -> None:
     assert len(chosen) == 55
     assert set(chosen) == set(ALL) == {*KINDS, "several"}
     assert Counter(chosen)["kill_worker"] > Counter(chosen)["full_state"]
+
+
+@pytest.mark.parametrize(
+    ("registry", "release", "expected"),
+    [(True, True, {"upgrade"}), (False, True, {"registry_away"}), (False, False, {"registry_away", "upgrade"})],
+)
+def test_what_is_not_possible_is_left_out_with_a_reason(
+    monkeypatch: pytest.MonkeyPatch, registry: bool, release: bool, expected: set[str]
+) -> None:
+    commands = [SimpleNamespace(name="grow")]
+    monkeypatch.setattr(course_module.topics, "app", SimpleNamespace(registered_commands=commands))
+    assert course_module._left_out(registry, release).keys() == expected
+    commands.clear()
+    assert course_module._left_out(registry, release).keys() == {*expected, "add_partitions"}
+
+
+def test_a_step_that_fails_is_a_violation_with_the_output_of_its_command() -> None:
+    course = Course(1)
+    host: Any = SimpleNamespace(recovered=lambda since: 0.5)
+
+    def fail() -> None:
+        program = "print('no run may be live'); raise SystemExit(3)"
+        subprocess.run([sys.executable, "-c", program], check=True, text=True, stdout=subprocess.PIPE)
+
+    course_module._step(course, host, "upgrade", 0.0, lambda: "done")
+    course_module._step(course, host, "add_partitions", 0.0, fail)
+    assert [(each.kind, each.what, each.recovery_seconds) for each in course.injections] == [
+        ("upgrade", "done", 0.5), ("add_partitions", "", None),
+    ]  # fmt: skip
+    (violation,) = course.violations
+    assert (violation.kind, violation.where) == ("a fault could not be injected", "add_partitions")
+    assert "no run may be live" in violation.what
+
+
+def test_a_plan_has_only_the_kinds_that_are_possible() -> None:
+    possible = [name for name in ALL if name != "registry_away"]
+    assert set(plan(55, random.Random(3), possible)) == set(possible)
+
+
+def test_several_faults_at_once_are_of_the_kinds_that_are_possible(monkeypatch: pytest.MonkeyPatch) -> None:
+    possible = ["storm", "kill_worker", "slow_broker"]
+    monkeypatch.setattr(kinds, "KINDS", {name: (lambda scene, rng: "done", 1) for name in KINDS})
+    scene: Any = SimpleNamespace(kinds=possible)
+    happened = {part.split(":")[0] for seed in range(30) for part in several(scene, random.Random(seed)).split("; ")}
+    assert happened == set(possible)
+
+
+def test_every_other_seed_has_a_registry_where_there_is_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    faults = Program(monkeypatch, tmp_path)
+    monkeypatch.setenv("REGISTRY_HOME", "/registry")
+    faults(0, 1, 2)
+    assert faults.registries == [Path("/registry"), None, Path("/registry")]
+    monkeypatch.delenv("REGISTRY_HOME")
+    faults(4)
+    assert faults.registries[3:] == [None]
+
+
+@pytest.mark.kafka
+def test_a_broker_whose_disk_is_full_ends_and_has_what_it_acknowledged(tmp_path: Path) -> None:
+    home = kafka_home()
+    if home is None:
+        pytest.skip("KAFKA_HOME names no unpacked Kafka, and the fault needs a node of its own")
+    broker = LocalKafka(home)
+    kafka, names = KafkaSettings(bootstrap_servers=broker.bootstrap_servers), TopicNames()
+    with Disk(broker.data) as disk:
+        if not disk.mounted:
+            pytest.skip("this process may not mount a file system")
+        with broker:
+            Topics(kafka, names, [WINDOWS]).create()
+            acknowledged: list[bytes] = []
+            producer = Producer(kafka.librdkafka(**{"message.timeout.ms": 2_000, "log_level": 0}))
+
+            def produce() -> None:
+                for number in range(200):
+                    producer.produce(
+                        WINDOWS.name, b"%d" % number + os.urandom(10_000), partition=0,
+                        on_delivery=lambda error, message: acknowledged.append(message.value()) if not error else None,
+                    )  # fmt: skip
+                producer.flush(30)
+
+            produce()
+            scene: Any = SimpleNamespace(
+                installation=SimpleNamespace(broker=broker), broker=threading.Lock(), logs=disk
+            )
+            with ThreadPoolExecutor(1) as pool:
+                fault = pool.submit(full_broker_disk, scene, random.Random(1))
+                while not broker.wait(0.2) and not fault.done():
+                    produce()
+                assert "ended by itself" in fault.result()
+            produce()
+            with PartitionReader(kafka) as reader:
+                found = [each.value() for each in reader.read(reader.ranges(WINDOWS.name))]
+    assert len(acknowledged) >= 400
+    assert not set(acknowledged) - set(found)
 
 
 def test_a_file_cannot_be_written_while_its_disk_is_full(tmp_path: Path) -> None:
@@ -84,6 +201,82 @@ def test_writers_get_a_file_size_limit_without_the_right_to_mount(
         assert write() == "written"
         writer.stdin.close()
     assert disk.means == "RLIMIT_FSIZE of the processes"
+
+
+class Program:
+    """`make faults` whose runs take no time: it records the seeds that it was to run."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+        self.seeds: list[int] = []
+        self.end: BaseException | None = None
+        self.interrupted = False
+        self.registries: list[Path | None] = []
+        self.report = folder / "report.json"
+        monkeypatch.setattr(program, "run", self._run)
+        monkeypatch.setattr(program, "required_kafka_home", lambda: folder)
+        monkeypatch.setattr(program, "end_by_signal", lambda: None)
+
+    def _run(self, home: Path, folder: Path, *, seed: int, **options: Any) -> Course:
+        if self.end is not None and self.seeds:
+            raise self.end
+        self.seeds.append(seed)
+        self.registries.append(options["registry_home"])
+        return Course(seed, [Injection("storm", 0.0, recovery_seconds=1.0)], interrupted=self.interrupted)
+
+    def __call__(self, *seeds: int) -> list[int]:
+        self.seeds = []
+        program.main(seed=list(seeds), report=self.report)
+        return self.seeds
+
+    def reported(self) -> list[int]:
+        return [each["seed"] for each in json.loads(self.report.read_text())["runs"]]
+
+
+def test_a_command_given_again_runs_the_seeds_that_its_report_does_not_have(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    faults = Program(monkeypatch, tmp_path)
+    faults.end = KeyboardInterrupt()
+    with pytest.raises(KeyboardInterrupt):
+        faults(3, 1, 2)
+    assert faults.reported() == [3]
+    faults.end = None
+    assert faults(3, 1, 2) == [1, 2]
+    assert faults.reported() == [1, 2, 3]
+    assert faults(1, 2, 3) == []
+    assert faults(7) == [7]
+    assert faults.reported() == [1, 2, 3, 7]
+
+
+def test_a_seed_that_was_interrupted_is_run_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    faults = Program(monkeypatch, tmp_path)
+    faults.interrupted = True
+    assert faults(1, 2) == [1]
+    faults.interrupted = False
+    assert faults(1, 2) == [1, 2]
+    assert faults.reported() == [1, 2]
+
+
+@pytest.mark.parametrize(
+    "content", ["", "[]", '{"format": 1}', '{"format": 2, "runs": []}', '{"format": 1, "runs": [{}]}']
+)
+def test_a_file_that_is_no_report_is_not_overwritten(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, content: str
+) -> None:
+    faults = Program(monkeypatch, tmp_path)
+    faults.report.write_text(content)
+    with pytest.raises(typer.BadParameter, match="report of faults"):
+        faults(1)
+    assert faults.seeds == []
+    assert faults.report.read_text() == content
+
+
+def test_the_committed_report_can_be_continued() -> None:
+    committed = json.loads(COMMITTED.read_text())
+    again = json.loads(json.dumps(summary(read_runs(COMMITTED))))
+    assert {key: again[key] for key in ("faults", "graphs", "violations", "counts")} == {
+        key: committed[key] for key in ("faults", "graphs", "violations", "counts")
+    }
 
 
 def test_a_report_merges_its_seeds() -> None:

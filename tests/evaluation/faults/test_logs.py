@@ -13,6 +13,7 @@ from tamiyo.evaluation.common.simulated_runs import TOPICS, Load, topology
 from tamiyo.evaluation.faults.collect import checkpoints, kernels
 from tamiyo.evaluation.faults.judge import judge
 from tamiyo.evaluation.faults.ledger import Checkpoint, Evidence, Execution, Ledger, Sample, Sent
+from tamiyo.evaluation.faults.signals import released_signal_id, signal_id
 from tamiyo.models.graph import build_graph
 from tamiyo.schemas.adaptation import AdaptationOutcome, DecisionType, OutcomeStatus
 from tamiyo.schemas.analysis import statistics_columns
@@ -20,7 +21,9 @@ from tamiyo.schemas.codec import decode, encode
 from tamiyo.schemas.identity import outcome_id
 from tamiyo.schemas.topics import (
     BY_NAME,
+    CHECKPOINTS,
     DECISIONS,
+    ERROR_RECOVERY,
     EXPERIENCE,
     GRAPHS,
     KERNEL_PERFORMANCE,
@@ -167,6 +170,7 @@ def test_a_repeat_is_no_violation(right: Evidence, topic: Topic) -> None:
         ("a frame was lost", lost(SIGNALS, -1)),
         ("a signal without a frame", again(SIGNALS, 3, signal_id="0" * 32)),
         ("a signal is wrong", rewritten(SIGNALS, 6, layer_id=["another", "layers.1", "layers.2"])),
+        ("a signal is wrong", rewritten(SIGNALS, 6, time_ms=1)),
         ("a run did not end", lost(SIGNALS, -1)),
         ("a late signal was lost", late(None)),
         ("a source fell behind itself", late(SIGNALS.late)),
@@ -195,6 +199,74 @@ def test_each_error_in_a_log_is_found(right: Evidence, expected: str, change: Ca
     assert expected in kinds(changed(right, change))
 
 
+def window_too_large(*, dead: bool = True, value: bytes | None = None) -> Callable[[Messages], object]:
+    """Return a change that removes a window, its graph and its decision; its last signal becomes a dead letter."""
+
+    def change(messages: Messages) -> None:
+        # The last window of a run, so that no later graph has it in its history.
+        gone = messages[WINDOWS.name].pop()
+        window = decode(gone.value, WINDOWS.record)
+        assert window.final
+        followers: dict[Topic, Callable[[Any], bool]] = {
+            GRAPHS: lambda graph: graph.window_id == window.window_id,
+            DECISIONS: lambda decision: (decision.run_id, decision.step) == (window.run_id, window.last_step),
+        }
+        for topic, follows in followers.items():
+            kept = [each for each in messages[topic.name] if not follows(decode(each.value, topic.record))]
+            assert len(kept) == len(messages[topic.name]) - 1
+            messages[topic.name] = kept
+        closing = messages[SIGNALS.name][-1]
+        headers = (
+            ("tamiyo-source", closing.place.encode()),
+            ("tamiyo-output", WINDOWS.name.encode()),
+            ("tamiyo-id", window.window_id.encode()),
+        )
+        if dead:
+            letter = replace(closing, topic=SIGNALS.dead_letters, offset=0, headers=headers)
+            messages[SIGNALS.dead_letters] = [replace(letter, value=value or closing.value)]
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "max_bytes", "found"),
+    [
+        (window_too_large(), 1_000, set()),
+        (window_too_large(dead=False), 1_000, {"a window is missing"}),
+        (window_too_large(), 10**6, {"small enough, but a dead letter"}),
+        (window_too_large(value=b"other bytes"), 1_000, {"a dead letter is wrong"}),
+        (lambda messages: None, 1_000, set()),
+    ],
+)
+def test_a_window_too_large_is_represented_by_the_signal_that_closed_it(
+    right: Evidence, change: Callable[[Messages], object], max_bytes: int, found: set[str]
+) -> None:
+    wrong = judge(changed(right, change), width=WIDTH, max_bytes=max_bytes)
+    assert {each.kind for each in wrong} == found
+
+
+def test_a_dead_letter_for_an_output_that_is_there_is_found(right: Evidence) -> None:
+    def change(messages: Messages) -> None:
+        whole = {name: list(found) for name, found in messages.items()}
+        window_too_large()(messages)
+        messages.update({**whole, SIGNALS.dead_letters: messages[SIGNALS.dead_letters]})
+
+    wrong = judge(changed(right, change), width=WIDTH, max_bytes=1_000)
+    assert {each.kind for each in wrong} == {"a dead letter for nothing"}
+
+
+@pytest.mark.parametrize(("end", "found"), [(1, set()), (0, {"a commit passed an input without an output"})])
+def test_a_commit_may_not_pass_the_dead_letter_of_a_window_too_large(
+    right: Evidence, end: int, found: set[str]
+) -> None:
+    evidence = changed(right, window_too_large())
+    held = (STAGES["windows"].group, SIGNALS.name, 0)
+    ends = {(name, 0): len(messages) for name, messages in evidence.messages.items()}
+    sample = Sample({held: len(evidence.messages[SIGNALS.name])}, {**ends, (SIGNALS.dead_letters, 0): end})
+    wrong = judge(replace(evidence, ledger=Ledger(samples=[sample]), _entries={}), width=WIDTH, max_bytes=1_000)
+    assert {each.kind for each in wrong} == found
+
+
 def test_a_late_signal_on_its_topic_is_not_lost(right: Evidence) -> None:
     assert "a late signal was lost" not in kinds(changed(right, late(SIGNALS.late)))
 
@@ -211,6 +283,50 @@ def test_a_signal_on_another_partition_than_its_frame_is_found(right: Evidence) 
         messages[SIGNALS.name][0] = replace(messages[SIGNALS.name][0], partition=1)
 
     assert "a signal is wrong" in kinds(changed(right, change))
+
+
+@pytest.mark.parametrize("topic", [KERNEL_PERFORMANCE, GRAPHS, OUTCOMES, EXPERIENCE], ids=lambda topic: topic.name)
+def test_a_run_that_moved_to_another_partition_is_found(right: Evidence, topic: Topic) -> None:
+    def change(messages: Messages) -> None:
+        messages[topic.name][-1] = replace(messages[topic.name][-1], partition=5)
+
+    assert "a run is on two partitions" in kinds(changed(right, change))
+
+
+@pytest.mark.parametrize(("tombstone", "found"), [(True, set()), (False, {"a key is alive on two partitions"})])
+def test_a_key_that_moved_is_deleted_where_it_was(right: Evidence, tombstone: bool, found: set[str]) -> None:
+    """As after `tamiyo topics grow`: a topology on its new partition, and a tombstone on its old one."""
+
+    def change(messages: Messages) -> None:
+        message = messages[TOPOLOGY.name][-1]
+        messages[TOPOLOGY.name].append(replace(message, partition=5, offset=0))
+        if tombstone:
+            messages[TOPOLOGY.name].append(replace(message, offset=9, value=None))
+
+    assert kinds(changed(right, change)) == found
+
+
+def of_the_last_release(right: Evidence, *, both: bool) -> Evidence:
+    """Return the evidence with the signal of an error under the id that 0.1.0 gives it; `both`: also today's."""
+    error = right.records(ERROR_RECOVERY)[0]
+    today = signal_id(ERROR_RECOVERY.name, error.record)
+    (index,) = (n for n, each in enumerate(right.records(SIGNALS)) if each.record.signal_id == today)
+    return changed(right, (again if both else rewritten)(SIGNALS, index, signal_id=released_signal_id(error)))
+
+
+@pytest.mark.parametrize(
+    ("upgraded", "both", "found"), [(True, False, False), (False, False, True), (True, True, True)]
+)
+def test_an_error_has_one_signal_under_the_id_of_either_release_after_an_upgrade(
+    right: Evidence, upgraded: bool, both: bool, found: bool
+) -> None:
+    evidence = replace(
+        of_the_last_release(right, both=both), ledger=replace(right.ledger, upgraded=upgraded), _entries={}
+    )
+    wrong = [
+        each for each in judge(evidence, width=WIDTH) if each.kind in ("a signal without a frame", "a frame was lost")
+    ]
+    assert bool(wrong) == found
 
 
 def test_a_mean_that_is_off_by_a_millionth_is_found(right: Evidence) -> None:
@@ -300,14 +416,32 @@ def test_a_checkpoint_counts_the_experiences_before_its_offsets(
     ids = [each.record.experience_id for each in right.records(EXPERIENCE)]
     assert len(set(ids[:offset])) == offset
     checkpoint = Checkpoint(1, experiences, 1, {"0": offset}, "0" * 64)
-    assert kinds(replace(right, checkpoints=[*right.checkpoints, checkpoint], _entries={})) == found
+    assert kinds(announced_as_well(right, checkpoint)) == found
+
+
+def announced_as_well(evidence: Evidence, *more: Checkpoint) -> Evidence:
+    """Return the evidence with further checkpoints, which are announced."""
+    messages = {name: list(found) for name, found in evidence.messages.items()}
+    (first,) = messages[CHECKPOINTS.name]
+    record = decode(first.value, CHECKPOINTS.record)
+    for number, each in enumerate(more, 1):
+        changes = {"version": each.version, "checksum": each.checksum}
+        messages[CHECKPOINTS.name].append(
+            replace(first, offset=number, value=encode(record.model_copy(update=changes)))
+        )
+    return replace(evidence, messages=messages, checkpoints=[*evidence.checkpoints, *more], _entries={})
+
+
+def test_an_older_policy_announced_after_the_newest_is_found(right: Evidence) -> None:
+    older, newest = (Checkpoint(version, 5, version, {"0": 5}, "0" * 64) for version in (1, 2))
+    assert kinds(announced_as_well(right, older, newest)) == set()
+    assert kinds(announced_as_well(right, newest, older)) == {"the newest policy was not announced last"}
+    assert kinds(announced_as_well(right, newest, older, newest)) == set()
 
 
 def test_a_policy_that_learned_less_than_the_one_before_it_is_found(right: Evidence) -> None:
     first, second = (Checkpoint(version, 5, updates, {"0": 5}, "0" * 64) for version, updates in ((1, 2), (2, 1)))
-    assert kinds(replace(right, checkpoints=[*right.checkpoints, first, second], _entries={})) == {
-        "learning went backwards"
-    }
+    assert kinds(announced_as_well(right, first, second)) == {"learning went backwards"}
 
 
 def test_a_policy_other_than_the_announced_one_is_found(right: Evidence) -> None:

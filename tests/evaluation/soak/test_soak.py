@@ -9,10 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from tamiyo.evaluation.common.account import Ledger
 from tamiyo.evaluation.common.samples import SampleFile, read_samples
+from tamiyo.evaluation.soak import __main__ as program
 from tamiyo.evaluation.soak.faults import BROKER, schedule
+from tamiyo.evaluation.soak.pieces import earlier
 from tamiyo.evaluation.soak.plot import draw
 from tamiyo.evaluation.soak.report import report_of
 from tamiyo.evaluation.soak.runs import GAIN, Population
@@ -181,6 +184,127 @@ def test_a_report_of_a_soak_interrupted_in_the_middle_of_a_line(tmp_path: Path) 
     assert report["lag"]["intake"]["maximum"] == 5
     assert all(len(series["values"]) <= 400 for series in report["series"].values())
     assert whole["minutes"] == 120
+
+
+def piece(path: Path, minutes: int, *, seed: int = 7, end: str | None = "end", **account: Any) -> None:
+    """Append a piece to a file, as another run of the program does."""
+    part = path.with_suffix(".part")
+    part.unlink(missing_ok=True)
+    write(part, minutes, leak=0.0)
+    lines = [json.loads(line) for line in part.read_text().splitlines()]
+    for line in lines:
+        if line["kind"] == "sample":
+            line["account"] = {**line["account"], "graphs": 5, **account}
+        if line["kind"] == "begin":
+            line["options"]["seed"] = seed
+    if end is not None:
+        lines.append({"kind": "end", "t": 60.0 * minutes, "complete": end == "end"})
+    with path.open("a") as file:
+        file.writelines(json.dumps(line) + "\n" for line in lines)
+
+
+def test_the_pieces_of_a_soak_follow_each_other_and_are_judged_one_by_one(tmp_path: Path) -> None:
+    path = tmp_path / "samples"
+    piece(path, 60, end="stopped")
+    piece(path, 40)
+    report = report_of(path)
+    assert [each["minutes"] for each in report["pieces"]] == [60, 40]
+    assert report["minutes"] == 100
+    assert report["complete"]
+    assert report["load"]["records_sent"] == 2 * 20 * (6 * 60) - 2 * 20 * 60
+    assert report["load"]["records_per_second"] == 2
+    assert report["faults"]["minutes"] == [[10, "kill", "worker-1"], [70, "kill", "worker-1"]]
+    assert report["account"]["graphs"] == 10
+    assert report["account"]["clean"]
+    assert report["restarts"] == {"worker-1": 2}
+    assert report["ends_by_themselves"] == [["worker-2", 70]] * 2
+    assert {name for name in report["trends"] if name.endswith("worker-2 rss_mb")} == {
+        "piece 1: worker-2 rss_mb",
+        "piece 2: worker-2 rss_mb",
+    }
+    assert report["trends"]["piece 2: intake lag"]["minutes"] == 20
+    assert report["verdict"]["flat"]
+    minutes = report["series"]["intake lag"]["minutes"]
+    assert minutes == sorted(minutes)
+    assert minutes[-1] > 99
+    # worker-2 has the same process id in both pieces: no processor time is counted over the gap.
+    assert min(report["series"]["worker-2 cores"]["values"]) == 0.5
+
+
+def test_what_grows_in_one_piece_is_in_the_verdict(tmp_path: Path) -> None:
+    path = tmp_path / "samples"
+    piece(path, 60)
+    write(tmp_path / "leak", 60, leak=30.0)
+    with path.open("a") as file:
+        file.write((tmp_path / "leak").read_text())
+    assert report_of(path)["verdict"]["growing"] == ["piece 2: worker-2 rss_mb"]
+
+
+@pytest.mark.parametrize(
+    ("ends", "account", "clean"),
+    [
+        (("end", "end"), {}, True),
+        (("end", "end"), {"windows_missing": 1, "clean": False}, False),
+        # Of a piece that was killed, windows were on their way.
+        (("end", None), {"windows_missing": 1, "clean": False}, True),
+        (("end", None), {"decisions_conflicting": 1, "clean": False}, False),
+        ((None, None), {}, False),
+    ],
+)
+def test_an_account_over_pieces(
+    tmp_path: Path, ends: tuple[str | None, str | None], account: dict[str, Any], clean: bool
+) -> None:
+    path = tmp_path / "samples"
+    piece(path, 30, end=ends[0])
+    piece(path, 30, end=ends[1], **account)
+    assert report_of(path)["account"]["clean"] == clean
+
+
+def test_a_file_of_samples_is_continued_after_a_line_that_was_cut(tmp_path: Path) -> None:
+    path = tmp_path / "samples"
+    piece(path, 30)
+    path.write_text(path.read_text()[:-10])
+    file = SampleFile(path)
+    file.write("begin", minutes=1)
+    file.close()
+    lines = read_samples(path)
+    assert lines[-1]["kind"] == "begin"
+    assert lines[-2]["kind"] == "sample"
+    assert sum(each["kind"] == "begin" for each in lines) == 2
+
+
+def test_a_soak_goes_on_with_its_options_only(tmp_path: Path) -> None:
+    path = tmp_path / "samples"
+    assert earlier(path, {"seed": 7, "runs": 6}) == ()
+    path.touch()
+    assert earlier(path, {"seed": 7, "runs": 6}) == ()
+    piece(path, 30)
+    piece(path, 40)
+    assert [each.seconds for each in earlier(path, {"seed": 7, "runs": 6})] == [1800, 2400]
+    with pytest.raises(ConfigurationError, match=r"of a soak with --runs 6, but --runs is 5"):
+        earlier(path, {"seed": 7, "runs": 5})
+    path.write_text('{"kind": "sample"}\n')
+    with pytest.raises(ConfigurationError, match="has no samples of a soak"):
+        earlier(path, {"seed": 7, "runs": 6})
+
+
+def test_a_soak_whose_pieces_have_its_minutes_only_reports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[tuple[float, int]] = []
+
+    def run(home: Path, samples: Path, minutes: float, *rest: Any, number: int) -> bool:
+        ran.append((minutes, number))
+        piece(samples, round(minutes))
+        return True
+
+    monkeypatch.setattr(program, "begin", lambda report: (Console(quiet=True), tmp_path))
+    monkeypatch.setattr(program, "_piece", run)
+    path = tmp_path / "samples"
+    fields: dict[str, Any] = {"runs": 6, "layers": 10, "pace": 1.0, "fault_every": 150.0}
+    piece(path, 30)
+    program.main(minutes=50, seed=7, samples=path, report=tmp_path / "report", **fields)
+    program.main(minutes=50, seed=7, samples=path, report=None, **fields)
+    assert ran == [(20, 1)]
+    assert json.loads((tmp_path / "report").read_text())["minutes"] == 50
 
 
 def test_a_leak_is_in_the_verdict_and_the_figure_can_be_drawn(tmp_path: Path) -> None:

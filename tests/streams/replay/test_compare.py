@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from tamiyo.evaluation.common.released_records import encode_released
 from tamiyo.schemas.codec import encode
 from tamiyo.schemas.errors import ConfigurationError
 from tamiyo.schemas.kafka import KafkaSettings
@@ -13,7 +14,7 @@ from tamiyo.streams.recording.recording import Recording
 from tamiyo.streams.replay.compare import RecordingSide, compare, first_difference, side
 from tests.support.factories import make_graph
 from tests.support.recordings import make_recording, message
-from tests.support.telemetry import as_released, signal
+from tests.support.telemetry import signal
 
 GRAPH = make_graph(3)
 
@@ -143,7 +144,7 @@ def test_a_record_of_the_last_release_is_the_same_if_its_values_are(tmp_path: Pa
     record = signal("telemetry.layer.health_signals", 10, {"norm": [0.1, None]}, layers=["a", "b"])
     other = signal("telemetry.layer.health_signals", 10, {"norm": [0.1, 0.2]}, layers=["a", "b"])
     sides = []
-    for name, value in (("new", encode(record)), ("old", as_released(record)), ("other", as_released(other))):
+    for name, value in (("new", encode(record)), ("old", encode_released(record)), ("other", encode_released(other))):
         make_recording(tmp_path / name, signals(value))
         sides.append(RecordingSide(Recording(tmp_path / name)))
     assert compare(sides[0], sides[1], [SIGNALS])[0].equal

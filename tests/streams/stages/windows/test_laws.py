@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tamiyo.evaluation.common.released_records import encode_released
 from tamiyo.schemas.analysis import STATISTICS, HealthSignals
 from tamiyo.schemas.codec import decode, encode
 from tamiyo.schemas.columns import entries
@@ -21,7 +22,6 @@ from tamiyo.streams.stages.windows.stage import WindowsStage
 from tests.support.restarts import with_crashes, without_crashes
 from tests.support.telemetry import (
     COMPANIONS,
-    as_released,
     outputs,
     partition,
     prior_outputs,
@@ -197,7 +197,7 @@ def test_workers_of_the_last_release_and_of_this_one_lose_and_double_no_window(
     expected = {one.identity: encode(one.record) for one in outputs(windows_stage().feed(partition(log)))}
 
     def of_either(record: Any, old: bool) -> Any:
-        return decode(as_released(record) if old else encode(record), type(record))
+        return decode(encode_released(record) if old else encode(record), type(record))
 
     # First the windows are computed by a worker of the last release, then, after it has ended, by one of this release,
     # which restores what the other has published; all the while, intakes of both releases write signals.

@@ -1,0 +1,48 @@
+"""The source of the last release, from this repository's history, to run its processes beside today's."""
+
+import io
+import subprocess
+import tarfile
+from pathlib import Path
+
+from tamiyo.schemas.released import FOLDER
+
+ROOT = Path(__file__).parents[2]
+
+
+def last_version() -> str:
+    """Return the last release, the highest version whose schemas are kept."""
+    return max((each.name for each in FOLDER.iterdir()), key=lambda name: [int(part) for part in name.split(".")])
+
+
+def unpack(folder: Path) -> Path | None:
+    """Unpack the last release; None where the history is not there, as in a source distribution.
+
+    Its commit is that of its tag, or else the one at which its schemas were released.
+
+    Args:
+        folder: Receives the package `tamiyo`.
+
+    Returns:
+        `folder`, for PYTHONPATH.
+    """
+    commit = _commit(last_version())
+    source = _git("archive", commit) if commit else None
+    if source is None:
+        return None
+    with tarfile.open(fileobj=io.BytesIO(source)) as archive:
+        archive.extractall(folder / "tamiyo", filter="data")
+    return folder
+
+
+def _commit(version: str) -> str | None:
+    tagged = _git("rev-parse", "--verify", "--quiet", f"v{version}^{{commit}}")
+    added = tagged or _git("log", "--diff-filter=A", "--format=%H", "--", f"schemas/avro/released/{version}")
+    return added.decode().split()[-1] if added else None
+
+
+def _git(*arguments: str) -> bytes | None:
+    try:
+        return subprocess.run(["git", "-C", str(ROOT), *arguments], check=True, capture_output=True).stdout  # noqa: S603, S607
+    except (OSError, subprocess.CalledProcessError):
+        return None

@@ -1,0 +1,64 @@
+"""The source of the last release."""
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tamiyo.evaluation.common import last_release
+from tamiyo.schemas import released
+
+
+def git(folder: Path, *arguments: str) -> None:
+    own = ["-c", "user.name=me", "-c", "user.email=me@example.com", "-c", "commit.gpgsign=false"]
+    subprocess.run(["git", "-C", str(folder), *own, *arguments], check=True, capture_output=True)
+
+
+@pytest.fixture
+def history(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A repository whose second of three commits released 0.10.0, after 0.9.0."""
+    root = tmp_path / "repository"
+    for number, version in enumerate(("0.9.0", "0.10.0", None)):
+        root.mkdir(exist_ok=True)
+        if number == 0:
+            git(root, "init", "--quiet")
+        (root / "content").write_text(str(number))
+        if version is not None:
+            schemas = root / "schemas" / "avro" / "released" / version
+            schemas.mkdir(parents=True)
+            (schemas / "A.avsc").write_text("{}")
+        git(root, "add", "-A")
+        git(root, "commit", "--quiet", "-m", f"change {number}")
+    monkeypatch.setattr(last_release, "ROOT", root)
+    monkeypatch.setattr(last_release, "FOLDER", root / "schemas" / "avro" / "released")
+    return root
+
+
+def test_the_last_release_is_the_commit_that_its_schemas_were_released_at(history: Path, tmp_path: Path) -> None:
+    folder = last_release.unpack(tmp_path / "old")
+    assert folder is not None
+    assert (folder / "tamiyo" / "content").read_text() == "1"
+
+
+def test_the_last_release_is_that_of_its_tag(history: Path, tmp_path: Path) -> None:
+    git(history, "tag", "v0.10.0")
+    git(history, "tag", "v0.9.0", "HEAD~2")
+    folder = last_release.unpack(tmp_path / "old")
+    assert folder is not None
+    assert (folder / "tamiyo" / "content").read_text() == "2"
+
+
+def test_without_a_history_there_is_no_last_release(
+    history: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    monkeypatch.setattr(last_release, "ROOT", empty)
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path))
+    assert last_release.unpack(tmp_path / "old") is None
+    monkeypatch.setenv("PATH", str(empty))
+    assert last_release.unpack(tmp_path / "old") is None
+
+
+def test_the_last_release_of_this_repository_is_known() -> None:
+    assert last_release.last_version() in {each.name for each in released.FOLDER.iterdir()}
