@@ -27,7 +27,7 @@ def test_rejected_records_of_every_input_and_kind_begin_at_zero() -> None:
         if sample.name.endswith("_total") and sample.labels["stage"] == "pairs"
     }
     assert found == {(topic.name, kind): 0 for topic in (NUMBERS, LETTERS) for kind in REJECT_KINDS}
-    assert set(REJECT_KINDS) == {"unusable", "poison", "late"}  # as the output pipeline names them
+    assert set(REJECT_KINDS) == {"unusable", "poison", "late", "too_large"}  # as the output pipeline names them
 
 
 def test_repeated_outputs_begin_at_zero() -> None:
