@@ -14,9 +14,10 @@ from typing import Any
 from urllib.parse import quote, urlsplit
 
 from pydantic import Field, SecretStr, field_validator, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import SettingsConfigDict
 
 from tamiyo.schemas.errors import ConfigurationError, RegistryError
+from tamiyo.schemas.settings import Settings
 
 MEDIA_TYPE = "application/vnd.schemaregistry.v1+json"
 COMPATIBILITY = "BACKWARD_TRANSITIVE"
@@ -24,10 +25,10 @@ COMPATIBILITY = "BACKWARD_TRANSITIVE"
 MAX_RESPONSE_BYTES = 4 * 1024 * 1024  # the longest schema has 12 kB
 
 
-class RegistrySettings(BaseSettings):
+class RegistrySettings(Settings):
     """Settings of the registry, read from `TAMIYO_REGISTRY_*`. Secrets never appear in `repr`."""
 
-    model_config = SettingsConfigDict(env_prefix="TAMIYO_REGISTRY_", extra="ignore")
+    model_config = SettingsConfigDict(env_prefix="TAMIYO_REGISTRY_")
 
     url: str | None = Field(None, description="URL of Confluent's API at the registry; unset: no registry")
     username: str | None = Field(None, description="User or API key, for HTTP basic authentication")

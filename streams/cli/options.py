@@ -35,13 +35,40 @@ HttpPort = Annotated[
         help="Port of /metrics, /healthz and /readyz; 0: any free port. [env: TAMIYO_WORKER_HTTP_PORT]",
     ),
 ]
+
+
+def check_run_id(param: typer.CallbackParam, value: "str | list[str] | None") -> "str | list[str] | None":
+    """Return the ids of runs in an option or argument; it is the `callback` of all of them.
+
+    Raises:
+        ConfigurationError: No run can have such an id; the message names the option.
+    """
+    from pydantic import TypeAdapter, ValidationError
+
+    from tamiyo.schemas.adaptation import ALL_RUNS
+    from tamiyo.schemas.errors import ConfigurationError
+    from tamiyo.schemas.record import Id
+
+    for each in (value if isinstance(value, list) else [value]) if value is not None else []:
+        try:
+            if each != ALL_RUNS:
+                TypeAdapter(Id).validate_python(each)
+        except ValidationError:
+            name = param.opts[0] if param.opts[0].startswith("-") else param.opts[0].upper()
+            expected = "letters, digits, . _ : / -"
+            raise ConfigurationError(f"{name}: expected {expected}, found {printable(repr(each))}") from None
+    return value
+
+
 TopicOption = Annotated[
     list[str] | None,
     typer.Option("--topic", metavar="NAME", help="Topic of the catalogue; repeat for several. [default: all]"),
 ]
 Runs = Annotated[
     list[str] | None,
-    typer.Option("--run", metavar="RUN_ID", help="Only messages of this run; repeat for several."),
+    typer.Option(
+        "--run", metavar="RUN_ID", callback=check_run_id, help="Only messages of this run; repeat for several."
+    ),
 ]
 
 

@@ -79,7 +79,12 @@ def train(
     seed: Seed = 0,
     steps: Annotated[int, typer.Option(min=1, max=10_000_000, metavar="N", help="Training steps.")] = 3_000,
     run_id: Annotated[
-        str | None, typer.Option(metavar="RUN_ID", help="Name of the run on the topics. [default: generated]")
+        str | None,
+        typer.Option(
+            metavar="RUN_ID",
+            callback=options.check_run_id,
+            help="Name of the run on the topics. [default: generated]",
+        ),
     ] = None,
     static: Annotated[
         bool, typer.Option("--static", help="Train the static twin: the same run without Tamiyo.")

@@ -7,11 +7,11 @@ from typing import Any
 import fastavro
 
 from tamiyo.schemas.analysis import HealthSignals, HealthWindow
+from tamiyo.schemas.avro_schema import released
 from tamiyo.schemas.codec import encode, single_object_header
 from tamiyo.schemas.columns import ColumnarRecord
 from tamiyo.schemas.identity import identity
 from tamiyo.schemas.record import Record
-from tamiyo.schemas.released import released
 from tamiyo.schemas.telemetry import (
     CacheHitRates,
     ErrorRecoveryEvent,

@@ -49,11 +49,12 @@ def test_every_command_has_an_example(
 def test_all_commands_exist() -> None:
     wanted = {"demo", "broker", "worker", "learner", "train", "tail", "doctor", "control", "plan"}
     wanted |= {"record", "replay", "diff", "discard", "evaluate"}
-    assert {path[0] for path in commands()} == wanted | {"topics", "schemas", "dlq", "lab", "policy"}
+    assert {path[0] for path in commands()} == wanted | {"topics", "schemas", "dlq", "lab", "policy", "config"}
     assert {path[1] for path in commands() if path[0] == "dlq"} == {"list", "show", "redrive"}
     assert {path[1] for path in commands() if path[0] == "policy"} == {"list", "show", "pin", "rollback", "freeze"}
     assert {path[1] for path in commands() if path[0] == "topics"} == {"create", "list", "check", "acls"}
     assert {path[1] for path in commands() if path[0] == "lab"} == {"tasks", "run", "twins", "traffic", "compare"}
+    assert {path[1] for path in commands() if path[0] == "config"} == {"show", "reference"}
     assert {path[1] for path in commands() if path[0] == "schemas"} == {"register", "check"}
 
 
@@ -85,7 +86,10 @@ def test_the_version_is_printed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.
         (["doctor", "-b", NOWHERE], 1, "set TAMIYO_KAFKA_BOOTSTRAP_SERVERS"),
         (["topics", "acls", "--role", "coffee"], 1, "there is no role 'coffee'; choose from intake"),
         (["topics", "acls", "--principal", "it's"], 1, "must be like User:{role}"),
-        (["control", "run 1\n", "-b", NOWHERE], 1, "run_id"),
+        (["control", "run 1\n", "-b", NOWHERE], 1, r"RUN_ID: expected letters, digits, . _ : / -, found 'run 1\n'"),
+        (["train", "--run-id", "a b"], 1, "--run-id: expected letters"),
+        (["tail", "tamiyo.rewards", "--run-id", ""], 1, "--run-id: expected letters"),
+        (["record", "new", "--run", "ok", "--run", "/x"], 1, "--run: expected letters"),
         (["record", "new", "-b", NOWHERE], 1, f"no broker is reachable at {NOWHERE}"),
         (["record", "new", "--topic", "coffee"], 1, "no topic 'coffee' in the catalogue"),
         (["record", "new", "--since", "yesterday"], 1, "--since yesterday: expected a time like 2026-05-01T10:00"),
