@@ -22,7 +22,7 @@ from tamiyo.evaluation.common.account_reader import Reader
 from tamiyo.evaluation.common.installation import PARTITIONS, Installation, working_folder
 from tamiyo.evaluation.common.measure import command, machine, versions
 from tamiyo.evaluation.common.program import begin
-from tamiyo.evaluation.common.report import write_report
+from tamiyo.evaluation.common.report import require_folder, write_report
 from tamiyo.evaluation.common.samples import LagSampler, ProcessSampler, SampleFile
 from tamiyo.evaluation.soak.faults import EVERY_S, Fault, schedule
 from tamiyo.evaluation.soak.report import report_of, show
@@ -190,6 +190,7 @@ def main(
 ) -> None:
     """Run an installation on a real Kafka for hours, with faults; Ctrl-C ends it early and still reports."""
     console, home = begin(report)
+    require_folder(samples, "--samples")
     seconds = 60 * minutes
     options = {"seed": seed, "runs": runs, "layers": layers, "pace": pace, "fault_every": fault_every}
     faults = schedule(seconds, seed, VICTIMS, WITNESSES, every_s=fault_every)
