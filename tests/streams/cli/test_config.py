@@ -36,7 +36,11 @@ def process(*arguments: str, folder: Path, **environment: str) -> tuple[int, str
 @pytest.mark.parametrize(
     ("arguments", "environment", "words"),
     [
-        (["worker"], {"TAMIYO_WINDOW_WIDTH": "-3"}, ["TAMIYO_WINDOW_WIDTH=-3", "int, >= 1", "TAMIYO_WINDOW_WIDTH=50"]),
+        (
+            ["worker"],
+            {"TAMIYO_WINDOW_WIDTH": "-3", "TAMIYO_GRAPH_MAX_HELD": "0"},
+            ["TAMIYO_WINDOW_WIDTH=-3", "int, >= 1", "TAMIYO_WINDOW_WIDTH=50", "TAMIYO_GRAPH_MAX_HELD=0"],
+        ),
         (
             ["worker", "--stage", "windows"],
             {"TAMIYO_WORKER_TICK_MS": "1e400", "TAMIYO_LOG_LEVEL": "loud", "TAMIYO_SUPERVISOR_STOP_TIMEOUT_S": "nan"},
