@@ -16,11 +16,10 @@ import fastavro
 from fastavro.schema import fingerprint, to_parsing_canonical_form
 from pydantic import ValidationError
 
-from tamiyo.schemas.avro_schema import avro_schema
+from tamiyo.schemas.avro_schema import avro_schema, released
 from tamiyo.schemas.errors import DecodeError, RecordError
 from tamiyo.schemas.kafka import MAX_MESSAGE_BYTES
 from tamiyo.schemas.record import Record
-from tamiyo.schemas.released import released
 from tamiyo.schemas.resolution import resolving_schema
 
 R = TypeVar("R", bound=Record)

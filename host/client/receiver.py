@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Sequence
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
+from tamiyo.host.client.outage import Outage
 from tamiyo.host.client.transport import InboundRecord
 from tamiyo.schemas.adaptation import ALL_RUNS, AdaptationDecision, CompiledKernel, ControlCommand
 from tamiyo.schemas.client.compacted import NewestByKey, copy_of, key_text
@@ -73,7 +74,9 @@ class KafkaReceiver:
         self._arrived: deque[InboundRecord] = deque()
         self._stopping = threading.Event()
         self._connected = False
-        self._warned = False
+        self._explained = False
+        self._warned: set[str] = set()
+        self._outage = Outage(log)
         self._check_at = time.monotonic() + _CHECK_S
         self._consumer = Consumer(
             kafka.librdkafka(
@@ -84,7 +87,7 @@ class KafkaReceiver:
                     "enable.auto.offset.store": False,
                     "auto.offset.reset": "earliest",
                     "fetch.wait.max.ms": 50,  # how long a broker may hold back a new record
-                    "error_cb": self._on_error,
+                    "error_cb": self._outage.on_error,
                     "log_level": 0,  # errors reach the callback above; librdkafka itself would write to stderr
                 }
             )
@@ -136,7 +139,7 @@ class KafkaReceiver:
         self._check_at = time.monotonic() + _CHECK_S
         stalled = self._stalls.check(_RETRY_S)
         if stalled:
-            self._warn_once(f"{stalled[0].topic} stalled at offset {stalled[0].offset}: assigned again")
+            self._warn_once("stall", f"{stalled[0].topic} stalled at offset {stalled[0].offset}: assigned again")
             self._consumer.incremental_unassign(stalled)
             self._consumer.incremental_assign(stalled)
         known = {(place.topic, place.partition) for place in self._consumer.assignment()}
@@ -179,10 +182,11 @@ class KafkaReceiver:
                 if time.monotonic() >= self._check_at:
                     self._check()
             except Exception as error:  # no record and no broker may end training
-                if not self._connected and not self._warned:
-                    why = explain(self._kafka, _RETRY_S) or error
-                    self._warn_once(f"Kafka is unreachable; training continues without it: {why}")
-                self._warn_once(f"reading from Kafka failed, retrying: {type(error).__name__}: {error}")
+                if not self._connected and not self._explained:
+                    self._explained = True
+                    self._outage.report(str(explain(self._kafka, _RETRY_S) or error))
+                elif self._connected:
+                    self._warn_once("reading", f"reading from Kafka failed, retrying: {type(error).__name__}: {error}")
                 self._stopping.wait(_RETRY_S)
         self._consumer.close()
 
@@ -190,9 +194,12 @@ class KafkaReceiver:
         problem = message.error()
         if problem is not None and problem.code() == KafkaError.TOPIC_AUTHORIZATION_FAILED:
             self._warn_once(
+                "permission",
                 f"no permission to read {message.topic()}: {problem.str()}; "
-                "`tamiyo topics acls --role host` lists the permissions that a host needs"
+                "`tamiyo topics acls --role host` lists the permissions that a host needs",
             )
+        if problem is None:
+            self._outage.end()
         topic = self._by_name.get(message.topic() or "")
         # The key identifies other runs' records without decoding them.
         if problem is not None or topic is None or message.key() not in self._keys:
@@ -205,7 +212,7 @@ class KafkaReceiver:
         try:
             record = self._decode(value if isinstance(value, bytes) else str(value).encode(), topic)
         except SchemaError as error:
-            self._warn_once(f"a record on {topic.name} was skipped: {error}")
+            self._warn_once("record", f"a record on {topic.name} was skipped: {error}")
             return
         if isinstance(record, ControlCommand):
             self._take_order(message, record)
@@ -237,14 +244,13 @@ class KafkaReceiver:
             try:
                 return decode(value, topic.record)
             except RegistryError as error:
-                self._warn_once(f"decisions wait for the schema registry: {error}; training continues without them")
+                self._warn_once(
+                    "registry", f"decisions wait for the schema registry: {error}; training continues without them"
+                )
                 if self._stopping.wait(_RETRY_S):
                     raise
 
-    def _on_error(self, error: object) -> None:
-        self._warn_once(f"Kafka is unreachable; training continues without it: {error}")
-
-    def _warn_once(self, message: str) -> None:
-        if not self._warned:
-            self._warned = True
+    def _warn_once(self, subject: str, message: str) -> None:
+        if subject not in self._warned:
+            self._warned.add(subject)
             log.warning("%s", message)

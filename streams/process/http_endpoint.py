@@ -76,11 +76,12 @@ class HealthServer:
         site = web.TCPSite(self._runner, self._host, self._wanted_port)
         try:
             await site.start()
-        except OSError as error:
+        except (OSError, UnicodeError) as error:  # UnicodeError: the host is no name that can be looked up
             await self.stop()
+            reason = getattr(error, "strerror", None) or error
             raise ConfigurationError(
-                f"cannot listen on {self._host}:{self._wanted_port} ({error.strerror or error}); choose another "
-                "--http-port, or 0 for any free port"
+                f"cannot listen on {self._host}:{self._wanted_port} ({reason}); choose another --http-port (0: any "
+                "free port) or TAMIYO_WORKER_HTTP_HOST"
             ) from error
         self.port = int(self._runner.addresses[0][1])
         log.info("serving metrics and health", url=f"http://{self._host}:{self.port}/metrics")

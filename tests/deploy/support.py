@@ -13,9 +13,10 @@ from typing import Any
 import typer
 import yaml
 from prometheus_client import REGISTRY
-from pydantic_settings import BaseSettings
 
 from tamiyo.host.handle import HandleStats
+from tamiyo.schemas.errors import ConfigurationError
+from tamiyo.streams.admin.configuration import variables
 from tamiyo.streams.process.host_metrics import HostCollector
 from tamiyo.streams.stages.registry import STAGES
 
@@ -40,32 +41,20 @@ def modules_with(text: str) -> list[str]:
     ]
 
 
-@cache
-def settings() -> dict[str, tuple[type[BaseSettings], str]]:
-    """Return every environment variable that a settings class reads, with the class and its field."""
-    found: dict[str, tuple[type[BaseSettings], str]] = {}
-    for module in modules_with("BaseSettings"):
-        for value in vars(import_module(module)).values():
-            if isinstance(value, type) and issubclass(value, BaseSettings) and value is not BaseSettings:
-                prefix = value.model_config.get("env_prefix", "")
-                found |= {f"{prefix}{field}".upper(): (value, field) for field in value.model_fields}
-    return found
-
-
 def environment_problems(environment: Mapping[str, str]) -> list[str]:
     """Return the `TAMIYO_` variables that no settings class reads, or whose value it refuses."""
     problems = []
     for name, value in environment.items():
         if not name.startswith("TAMIYO_"):
             continue
-        if name not in settings():
+        if name not in variables():
             problems.append(f"{name} is read by no settings class")
             continue
-        cls, field = settings()[name]
+        cls, field = variables()[name]
         try:
             cls(**{field: value})
-        except ValueError as error:
-            problems.append(f"{name}={value}: {error}")
+        except ConfigurationError as error:
+            problems.append(str(error))
     return problems
 
 
