@@ -67,6 +67,8 @@ class KafkaReceiver:
         self._by_name = {topics.full(topic.name): topic for topic in _TOPICS}
         self._on_kernel = on_kernel
         self._arrived: deque[InboundRecord] = deque()
+        self._orders: dict[str, ControlCommand] = {}
+        """Those in force by addressee: the run, or * for all."""
         self._stopping = threading.Event()
         self._connected = False
         self._warned = False
@@ -181,6 +183,8 @@ class KafkaReceiver:
             return
         value = message.value()
         if value is None:
+            if topic is CONTROL:
+                self._lift(message.key())
             return  # a tombstone of a compacted topic
         try:
             record = self._decode(value if isinstance(value, bytes) else str(value).encode(), topic)
@@ -193,7 +197,16 @@ class KafkaReceiver:
             return
         if isinstance(record, CompiledKernel) and self._on_kernel is not None:
             self._on_kernel(record)
+        if isinstance(record, ControlCommand):
+            self._orders[record.run_id] = record
         self._arrived.append(record)
+
+    def _lift(self, key: str | bytes | None) -> None:
+        """Replace a removed order by one that forbids nothing, as old as the removed one."""
+        addressee = key.decode() if isinstance(key, bytes) else key
+        removed = self._orders.pop(addressee or "", None)
+        if removed is not None:
+            self._arrived.append(ControlCommand(run_id=removed.run_id, time_ms=removed.time_ms))
 
     def _decode(self, value: bytes, topic: Topic) -> Record:
         """Decode a record, retrying while the schema registry is unreachable: no decision may be lost."""

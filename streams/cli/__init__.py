@@ -16,6 +16,7 @@ from rich.console import Console
 
 from tamiyo.schemas.errors import TamiyoError
 from tamiyo.streams.cli import (
+    control,
     diff,
     dlq,
     operation,
@@ -47,6 +48,7 @@ for module in (training, processes, operation, plan, record, replay, diff):
     module.register(app)
 app.add_typer(topics.app, name="topics", rich_help_panel=options.OPERATE)
 app.add_typer(schemas.app, name="schemas", rich_help_panel=options.OPERATE)
+app.add_typer(control.app, name="control", rich_help_panel=options.OPERATE)
 app.add_typer(policy.app, name="policy", rich_help_panel=options.OPERATE)
 app.add_typer(dlq.app, name="dlq", rich_help_panel=options.OPERATE)
 plugins.register(app)
