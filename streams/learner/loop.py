@@ -300,9 +300,10 @@ class LearnerLoop:
         metrics.REJECTED.labels(kind).inc()
         log.error("message rejected", partition=message.partition(), offset=message.offset(), reason=reason)
         where = (EXPERIENCE.name, message.partition(), message.offset())
-        source = Incoming(*where, timestamp_ms=0, record=None, raw=message.value() or b"", key=message.key())
-        topic, (key, value, headers) = message_of(Reject(source, reason), "learner")
-        self._dead_letters.produce(self._names.full(topic), value, key, headers=headers)
+        headers = tuple(message.headers() or ())
+        source = Incoming(*where, 0, None, raw=message.value(), key=message.key(), headers=headers)
+        topic, (key, value, kept) = message_of(Reject(source, reason), "learner")
+        self._dead_letters.produce(self._names.full(topic), value, key, headers=kept)
 
     def _update(self, learner: Learner, *, overdue: bool) -> None:
         if self._settings.canary_alpha and self._rolled_back_by_canary(learner):

@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Protocol, TypeVar
 
 from tamiyo.schemas.record import Record
 from tamiyo.schemas.topics import Topic
+from tamiyo.streams.messages import Headers
 
 SHORT_ID = 16
 """Hex digits (64 bits) of an id that suffice to distinguish it from all others in a stage's state."""
@@ -30,9 +31,11 @@ class Incoming:
     timestamp_ms: int
     record: Any
     """The decoded record, of the topic's record type."""
-    raw: bytes = b""
-    """The bytes as they were received, for a dead letter."""
+    raw: bytes | None = b""
+    """The value as it was received, for a dead letter."""
     key: bytes | None = None
+    headers: Headers = ()
+    """As they were received, for a dead letter."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +54,7 @@ class Output:
 
 @dataclass(frozen=True, slots=True)
 class Reject:
-    """An unusable input: it is published unchanged to `<topic>.dlq` or `<topic>.late`, and the flow goes on."""
+    """An unusable input: it is published to `<topic>.dlq` or `<topic>.late` with its headers, and the flow goes on."""
 
     source: Incoming
     reason: str
