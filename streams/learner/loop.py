@@ -27,6 +27,7 @@ from tamiyo.schemas.kafka import KafkaSettings, TopicNames
 from tamiyo.schemas.learning import Experience, PolicyCheckpoint
 from tamiyo.schemas.topics import CHECKPOINTS, EXPERIENCE
 from tamiyo.streams.admin.acls import grants, require
+from tamiyo.streams.admin.store_mark import require_own_stores
 from tamiyo.streams.admin.topics import Topics
 from tamiyo.streams.learner import metrics
 from tamiyo.streams.learner.correlation import TaskCorrelations
@@ -103,11 +104,12 @@ class LearnerLoop:
         Raises:
             BrokerError: Kafka or its topics cannot be used.
             OSError: the checkpoint store cannot be used.
-            ConfigurationError: a setting is wrong.
+            ConfigurationError: a setting is wrong, or the store belongs to another installation.
         """
         if not self._wait_for_topics():
             return
         settings = self._settings
+        require_own_stores({settings.checkpoint_url: True}, self._kafka, self._names)
         self._releases = CheckpointReleases(
             settings.policy,
             CheckpointStore(settings.checkpoint_url),

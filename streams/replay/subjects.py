@@ -1,7 +1,7 @@
 """The subjects of a replay in a schema registry: registered before its workers start, removed with its topics.
 
-A replay's subjects require no compatibility, since nothing is ever added to them, while an installation's do. That is the
-difference by which they are recognised, as topics are by their retention.
+A replay's subjects require no compatibility, since nothing is ever added to them, while an installation's do. By this
+difference they are recognised, as topics are by their retention.
 """
 
 from collections.abc import Iterable

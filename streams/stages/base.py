@@ -110,6 +110,11 @@ class Stage(ABC):
         """Raise ConfigurationError if the stage cannot work with `settings`; called once, before a worker starts."""
         return
 
+    @classmethod
+    def stores(cls, settings: Any) -> Mapping[str, bool]:
+        """Return the URLs of the installation's stores that the stage uses, and whether it writes to each."""
+        return {}
+
     @abstractmethod
     def __init__(self, partition: int, settings: Any, views: Mapping[str, View[Any]]) -> None:
         """Create the state of `partition`; `views` holds the newest record per key of each topic in `views`."""

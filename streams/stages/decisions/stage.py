@@ -51,6 +51,11 @@ class DecisionsStage(Stage):
     offload: ClassVar[bool] = True
     """A forward pass takes milliseconds, for which the other stages of the process need not wait."""
 
+    @classmethod
+    def stores(cls, settings: DecisionSettings) -> Mapping[str, bool]:
+        """Return the checkpoint store; a replay reads that of the recorded installation, or the recording's copy."""
+        return {} if settings.recorded is not None else {settings.checkpoint_url: False}
+
     def __init__(self, partition: int, settings: DecisionSettings, views: Mapping[str, View[Any]]) -> None:
         self.partition = partition
         self.settings = settings

@@ -50,6 +50,11 @@ class KernelsStage(Stage):
     offload: ClassVar[bool] = True
     """Building and storing would block the process's other stages for too long."""
 
+    @classmethod
+    def stores(cls, settings: KernelSettings) -> Mapping[str, bool]:
+        """Return the kernel store, which the stage writes to."""
+        return {settings.store_url: True}
+
     def __init__(self, partition: int, settings: KernelSettings, views: Mapping[str, View[Any]]) -> None:
         self.partition = partition
         self.settings = settings
