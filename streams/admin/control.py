@@ -89,9 +89,14 @@ class _Entry:
 
     partition: int
     offset: int
+    timestamp_ms: int
+    """The message's Kafka time."""
     order: ControlCommand | None
-    time_ms: int
-    """When it was published, the record's own time or the tombstone's."""
+
+    @property
+    def rank(self) -> tuple[int, bool]:
+        """Return what is compared between partitions; an order outlives a tombstone of the same time."""
+        return self.timestamp_ms, self.order is not None
 
 
 class ControlTopic:
@@ -112,8 +117,8 @@ class ControlTopic:
         self._topic = names.full(CONTROL.name)
         self._reader = PartitionReader(kafka, "tamiyo-control")
         self._read_to: dict[int, int] = {}
-        self._newest: dict[str, _Entry] = {}
-        """By addressee, tombstones included."""
+        self._entries: dict[str, dict[int, _Entry]] = {}
+        """By addressee and partition the last message: a key has two partitions only after partitions were added."""
         self._newest_ms: dict[str, int] = {}
         self.unreadable: list[str] = []
         """Places of messages that are no orders; stages and hosts ignore them too."""
@@ -132,7 +137,8 @@ class ControlTopic:
     @property
     def orders(self) -> dict[str, ControlCommand]:
         """The orders in force by addressee: a run_id, or * for all runs."""
-        return {key: each.order for key, each in sorted(self._newest.items()) if each.order is not None}
+        newest = {key: max(each.values(), key=lambda entry: entry.rank) for key, each in sorted(self._entries.items())}
+        return {key: each.order for key, each in newest.items() if each.order is not None}
 
     def change(self, addressee: str, edit: Edit, reason: str = "") -> OrderChange:
         """Change the order for a run, or for all runs, and keep the rest of it.
@@ -209,11 +215,9 @@ class ControlTopic:
                 self.unreadable.append(f"{self._topic}/{message.partition()}/{message.offset()}")
                 continue
             found.setdefault(key, []).append(entry)
-            self._newest_ms[key] = max(self._newest_ms.get(key, 0), entry.time_ms)
-            # On one partition the log decides; a key has two only after partitions were added.
-            current = self._newest.get(key)
-            if current is None or current.partition == entry.partition or entry.time_ms >= current.time_ms:
-                self._newest[key] = entry
+            given_ms = entry.order.time_ms if entry.order is not None else 0
+            self._newest_ms[key] = max(self._newest_ms.get(key, 0), entry.timestamp_ms, given_ms)
+            self._entries.setdefault(key, {})[entry.partition] = entry
         self._read_to = {each.partition: each.end for each in ranges}
         return found
 
@@ -318,8 +322,7 @@ def _nearest(name: str, known: Collection[str]) -> str:
 def _entry(message: Message) -> _Entry:
     value = message.value()
     order = None if value is None else decode(value, ControlCommand)
-    time_ms = message.timestamp()[1] if order is None else order.time_ms
-    return _Entry(message.partition() or 0, message.offset() or 0, order, time_ms)
+    return _Entry(message.partition() or 0, message.offset() or 0, message.timestamp()[1], order)
 
 
 def _same(standing: ControlCommand | None, wanted: ControlCommand | None, reason: str) -> bool:

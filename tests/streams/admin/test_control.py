@@ -177,11 +177,20 @@ def test_messages_that_are_no_orders_change_nothing(operator: Open, kafka_log: K
 def test_of_a_key_on_two_partitions_the_newest_counts(operator: Open, kafka_log: KafkaLog, names: TopicNames) -> None:
     """As after partitions were added: the old order stays on the partition that the key had."""
     now = 1_700_000_000_000
+
+    def publish(partition: int, timestamp_ms: int, order: ControlCommand | None) -> None:
+        value = None if order is None else encode(order)
+        topic = names.full(CONTROL.name)
+        kafka_log._producer.produce(topic, value, "run-1", partition=partition, timestamp_ms=timestamp_ms)
+        kafka_log._producer.flush()
+
     for partition, (time_ms, pause) in enumerate([(now, True), (now + 2, False), (now + 1, True)]):
-        order = ControlCommand(run_id="run-1", time_ms=time_ms, paused=pause, dry_run=True)
-        kafka_log._producer.produce(names.full(CONTROL.name), encode(order), "run-1", partition=partition)
-    kafka_log._producer.flush()
+        publish(partition, time_ms, ControlCommand(run_id="run-1", time_ms=time_ms, paused=pause, dry_run=True))
     assert summary(operator().orders["run-1"]) == (False, True, [], "")
+    publish(0, now + 2, None)  # as old as the order that is on another partition now
+    assert summary(operator().orders["run-1"]) == (False, True, [], "")
+    publish(0, now + 3, None)
+    assert operator().orders == {}
 
 
 def test_an_order_that_breaks_the_contract_is_refused(operator: Open, kafka_log: KafkaLog) -> None:
