@@ -18,7 +18,7 @@ from pydantic import ValidationError
 
 from tamiyo.schemas.avro_schema import avro_schema, released
 from tamiyo.schemas.errors import DecodeError, RecordError
-from tamiyo.schemas.kafka import MAX_MESSAGE_BYTES
+from tamiyo.schemas.kafka import MAX_READ_BYTES
 from tamiyo.schemas.record import Record
 from tamiyo.schemas.resolution import resolving_schema
 
@@ -143,8 +143,8 @@ def decode(data: bytes | None, record: type[R]) -> R:
     """
     if data is None:
         raise DecodeError(f"expected a {record.__name__}, but the message has no value")
-    if len(data) > MAX_MESSAGE_BYTES:
-        raise DecodeError(f"expected at most {MAX_MESSAGE_BYTES} bytes of a {record.__name__}, got {len(data)}")
+    if len(data) > MAX_READ_BYTES:
+        raise DecodeError(f"expected at most {MAX_READ_BYTES} bytes of a {record.__name__}, got {len(data)}")
     begin, writer = _framing(data, record)
     buffer = io.BytesIO(data)
     buffer.seek(begin)

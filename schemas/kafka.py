@@ -159,11 +159,13 @@ def _plain(secret: SecretStr | None) -> str | None:
 
 
 MAX_MESSAGE_BYTES = 4 * 1024 * 1024
-"""Largest message that hosts and stages publish and readers decode, before compression; other sizes follow from it."""
+"""Largest message that hosts and stages publish, before compression, unless a worker's setting is another."""
+MAX_READ_BYTES = 16 * 1024 * 1024
+"""Largest message that readers decode, and a worker's setting may allow: a window of 10,000 layers has 12 MB."""
 HEADERS_BYTES = 64 * 1024
 """What a dead letter, its redrive and a replay may add to a message: all its headers, whose longest has 16 kB."""
-MAX_BATCH_BYTES = MAX_MESSAGE_BYTES + 1024 * 1024
-"""Largest batch that a topic must accept: the largest message, its headers, and what librdkafka adds to its batch."""
+BATCH_BYTES = 1024 * 1024
+"""What a topic must accept beyond the largest message: its headers, and what librdkafka adds to its batch."""
 
 PRODUCER = {
     "partitioner": "murmur2_random",

@@ -11,7 +11,7 @@ from pydantic import BaseModel, Field, ValidationInfo, field_validator, model_va
 from pydantic_settings import SettingsConfigDict
 
 from tamiyo.models.learning.hyperparameters import LearningSettings
-from tamiyo.schemas.kafka import MAX_MESSAGE_BYTES
+from tamiyo.schemas.kafka import MAX_MESSAGE_BYTES, MAX_READ_BYTES
 from tamiyo.schemas.settings import LONGEST_S, Settings, origin, require, variable
 
 POLICY_NAME = r"^\w[\w.:/\-]*$"
@@ -174,8 +174,8 @@ class WorkerSettings(Settings):
     max_message_bytes: int = Field(
         MAX_MESSAGE_BYTES,
         ge=1024,
-        le=MAX_MESSAGE_BYTES,
-        description="Largest published record, bytes; readers accept none above 4 MiB, a broker's limit may be lower",
+        le=MAX_READ_BYTES,
+        description="Largest published record, bytes; topics must accept 1 MiB more (`tamiyo topics check`)",
     )
     http_host: str = Field("127.0.0.1", min_length=1, description="Address of /metrics, /healthz and /readyz")
     http_port: int = Field(

@@ -17,8 +17,10 @@ from tamiyo.schemas.errors import SchemaError
 from tamiyo.schemas.topics import BY_NAME, Topic
 from tamiyo.streams.admin.topic_tail import escaped_header, source_name, to_json_values
 from tamiyo.streams.headers import (
+    CUT_HEADER,
     NOTE_HEADER,
     OMITTED_HEADER,
+    OUTPUT_HEADER,
     POISON_HEADER,
     REASON_HEADER,
     REDRIVEN_HEADER,
@@ -82,6 +84,16 @@ class DeadLetter:
             if not name.startswith(RESERVED) or not (own or name == REDRIVEN_HEADER)
         ]
 
+    @property
+    def sendable(self) -> bool:
+        """Return whether it has what its producer sent.
+
+        Not where that was too large for a dead letter, and not where time closed an output that was too large.
+        """
+        if self._header(OUTPUT_HEADER) is not None and self._header(SOURCE_HEADER) is None:
+            return False
+        return self._header(CUT_HEADER) is None
+
     def _header(self, name: str) -> str | None:
         found = next((value for key, value in self.headers if key == name), None)
         return None if found is None else found.decode("utf-8", "replace")
@@ -98,6 +110,8 @@ class DeadLetter:
             "source": self._header(SOURCE_HEADER),
             "reason": self.reason,
             "poison": self._header(POISON_HEADER) is not None,
+            "output": self._header(OUTPUT_HEADER),
+            "cut_bytes": int(self._header(CUT_HEADER) or 0),
             "headers": [[name, escaped_header(value)] for name, value in restored(self.headers)],
             "omitted_headers": int(self._header(OMITTED_HEADER) or 0),
             "key": None if self.key is None else self.key.decode("utf-8", "replace"),
@@ -113,6 +127,8 @@ class DeadLetter:
         """Return a description that is safe to print on a terminal."""
         described = self.described()
         value = "no bytes" if self.value is None else f"{len(self.value)} bytes  {_escaped(self.value)}"
+        if described["cut_bytes"]:
+            value = f"{described['cut_bytes']} bytes were too large to keep; they are at {described['source']}"
         rows = [
             f"{self.place}  {described['time']}  rejected by {described['stage']}, from {described['source']}",
             f"  reason  {described['reason']}",

@@ -14,9 +14,10 @@ from confluent_kafka.admin import ConfigResource, NewPartitions, NewTopic, Resou
 
 from tamiyo.schemas.client.connection import Connection
 from tamiyo.schemas.errors import BrokerError, ConfigurationError
-from tamiyo.schemas.kafka import MAX_BATCH_BYTES, KafkaSettings, TopicNames
+from tamiyo.schemas.kafka import BATCH_BYTES, KafkaSettings, TopicNames
 from tamiyo.schemas.topics import CATALOGUE, Topic
 from tamiyo.streams.admin.brokers import is_embedded
+from tamiyo.streams.settings import WorkerSettings
 
 DAY_MS = 86_400_000
 DEAD_RETENTION_MS = 30 * DAY_MS  # longer than an operator's holiday
@@ -92,6 +93,7 @@ class Topics:
         self._admin = self._connection.admin
         self._bootstrap = kafka.bootstrap_servers
         self._plan = plan(topics, names)
+        self._batch_bytes = WorkerSettings().max_message_bytes + BATCH_BYTES
 
     def reachable(self, timeout_s: float = 5.0) -> str | None:
         """Return why there is no connection, or None if there is one.
@@ -147,7 +149,7 @@ class Topics:
                 config={
                     "cleanup.policy": each.cleanup,
                     "retention.ms": str(each.retention_ms if retention_ms is None else retention_ms),
-                    "max.message.bytes": str(MAX_BATCH_BYTES),
+                    "max.message.bytes": str(self._batch_bytes),
                     "message.timestamp.type": "CreateTime",
                     "min.insync.replicas": str(min_insync(replicas)),
                 },
@@ -281,12 +283,12 @@ class Topics:
             if each.cleanup is not None and each.expected_cleanup not in each.cleanup:
                 text = f"topic {each.name} has cleanup.policy={each.cleanup}, but {each.expected_cleanup} is expected"
                 found.append(TopicFinding("problem", text, _alter(each, f"cleanup.policy={each.expected_cleanup}")))
-            if each.max_batch_bytes is not None and each.max_batch_bytes < MAX_BATCH_BYTES:
+            if each.max_batch_bytes is not None and each.max_batch_bytes < self._batch_bytes:
                 text = (
-                    f"topic {each.name} has max.message.bytes={each.max_batch_bytes}, but {MAX_BATCH_BYTES} is needed "
-                    "for the largest messages"
+                    f"topic {each.name} has max.message.bytes={each.max_batch_bytes}, but {self._batch_bytes} is "
+                    "needed for messages as large as TAMIYO_WORKER_MAX_MESSAGE_BYTES"
                 )
-                found.append(TopicFinding("problem", text, _alter(each, f"max.message.bytes={MAX_BATCH_BYTES}")))
+                found.append(TopicFinding("problem", text, _alter(each, f"max.message.bytes={self._batch_bytes}")))
             if each.min_insync is not None and each.min_insync > each.replication:
                 text = (
                     f"topic {each.name} has min.insync.replicas={each.min_insync} and replication {each.replication}: "

@@ -148,7 +148,7 @@ def redrive(
     """Republish dead letters to the topics they were rejected from, each once, however often this is called.
 
     Key, bytes and the producer's headers are unchanged. Correct the cause first: what a stage still rejects becomes a
-    new dead letter. Exit status 1 if another redrive is in progress.
+    new dead letter. Dead letters of what was too large to keep stay. Exit status 1 if another redrive is in progress.
     """
     from tamiyo.streams.admin.redrive import Redrive
 
@@ -157,7 +157,10 @@ def redrive(
     kafka = options.connected_kafka(bootstrap)
     with _dead_letters(kafka) as dead_letters:
         partitions = dead_letters.partitions(chosen, _print)
-        selected = [(each, [one for one in each.waiting if wanted(one)][:limit]) for each in partitions]
+        matching = [(each, [one for one in each.waiting if wanted(one)]) for each in partitions]
+        selected = [(each, [one for one in found if one.sendable][:limit]) for each, found in matching]
+        if without := sum(not one.sendable for _, found in matching for one in found):
+            _print(f"{without:>7,} stay: they have no value to send back; `tamiyo dlq show` names the reason")
         counts = Counter((each.topic.name, each.kind) for _, batch in selected for each in batch)
         total = sum(counts.values())
         for (topic, kind), count in sorted(counts.items()):

@@ -20,6 +20,7 @@ from typing import Any
 
 import structlog
 
+from tamiyo.schemas.kafka import HEADERS_BYTES
 from tamiyo.streams.headers import KeyValueHeaders
 from tamiyo.streams.runtime import metrics
 from tamiyo.streams.runtime.encoding import encode_positions, key_of, message_of
@@ -98,10 +99,12 @@ class OutputPipeline:
             if isinstance(each, Reject):
                 self._record_reject(each, topic)
             stands_for: Published | Replaced = each
-            if self._publisher.excess(message) and not isinstance(each, EndOfStream):
+            if not self._fits(each, message) and not isinstance(each, EndOfStream):
                 stands_for = Replaced(each)
                 smaller = self._smaller(each, self._publisher.largest)
-                topic, message = next((one for one in smaller if not self._publisher.excess(one[1])), smaller[-1])
+                topic, message = next(
+                    (one for one in smaller if self._publisher.fits(one[1], HEADERS_BYTES)), smaller[-1]
+                )
             messages, sent = by_topic.setdefault(topic, ([], []))
             messages.append(message)
             sent.append((stands_for, received))
@@ -184,6 +187,10 @@ class OutputPipeline:
         metrics.REJECTED.labels(self._stage, topic.removesuffix(".dlq"), "too_large").inc()
         log.error("output is too large", stage=self._stage, to=topic, partition=place.partition, reason=reason)
         return [(topic, message), (topic, cut(message))]
+
+    def _fits(self, each: Published, message: KeyValueHeaders) -> bool:
+        # A dead letter adds headers to a message that may have had the greatest size.
+        return self._publisher.fits(message, 0 if isinstance(each, Output) else HEADERS_BYTES)
 
     def _positions(self) -> bytes:
         # Not this worker's own positions alone: after a restart they begin below those that an earlier one published.

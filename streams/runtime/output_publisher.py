@@ -51,10 +51,9 @@ class OutputPublisher:
             await asyncio.sleep(CHECK_S)
         return False
 
-    def excess(self, message: KeyValueHeaders) -> int:
-        """Return the bytes of a message that is larger than this process may send; 0 for any other."""
-        size = size_of(message)
-        return size if size > self.largest else 0
+    def fits(self, message: KeyValueHeaders, room: int = 0) -> bool:
+        """Return whether a message is as large as this process may send, and `room` bytes more, at most."""
+        return size_of(message) <= self.largest + room
 
     @property
     def largest(self) -> int:

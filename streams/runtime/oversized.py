@@ -7,6 +7,7 @@ because of the record it quotes, keeps its headers and loses the value; the reco
 
 from typing import Any
 
+from tamiyo.schemas.kafka import MAX_READ_BYTES
 from tamiyo.streams.headers import (
     CUT_HEADER,
     ID_HEADER,
@@ -74,7 +75,8 @@ def reason_of(output: Output, size: int, limit: int | None) -> str:
     layers = getattr(getattr(record, "graph", record), "layer_id", None)
     of = f" of {len(layers):,} layers" if isinstance(layers, list | tuple) else ""
     allowed = f"{SETTING} allows {limit:,}" if limit is not None else "the broker refuses it"
+    raised = f"Raise {SETTING}, and max.message.bytes of the topics (`tamiyo topics check` shows it), or watch"
     return (
-        f"OutputTooLarge: {output.topic.name} of run {record.run_id}{of} has {size:,} bytes, but {allowed}. Raise "
-        f"{SETTING}, and max.message.bytes of the topics (`tamiyo topics check` shows it), or watch fewer layers"
+        f"OutputTooLarge: {output.topic.name} of run {record.run_id}{of} has {size:,} bytes, but {allowed}. "
+        f"{raised if size <= MAX_READ_BYTES else 'No setting allows that: watch'} fewer layers"
     )

@@ -16,7 +16,7 @@ import numpy as np
 from aiokafka.errors import CorruptRecordException
 from aiokafka.record import default_records, legacy_records
 
-MAX_BATCH_BYTES = 64 * 1024 * 1024  # sixteen of the largest records; honest batches hold one request's, a megabyte
+MAX_BATCH_BYTES = 64 * 1024 * 1024  # four of the largest records; honest batches hold one request's, a megabyte
 READERS = {default_records.DefaultRecordBatch.__module__, legacy_records.LegacyRecordBatch.__module__}
 
 Decode = Callable[[Any], bytes]

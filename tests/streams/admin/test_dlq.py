@@ -1,5 +1,6 @@
 """Dead letters: counted, shown, and republished exactly once."""
 
+import dataclasses
 import json
 import sys
 import time
@@ -31,7 +32,8 @@ from tamiyo.streams.headers import (
     Headers,
 )
 from tamiyo.streams.runtime.encoding import message_of
-from tamiyo.streams.stages.base import Incoming, Reject
+from tamiyo.streams.runtime.oversized import cut, dead_letter_of
+from tamiyo.streams.stages.base import Incoming, Output, Reject
 from tests.support.kafka_log import KafkaLog
 from tests.support.pairs import number
 
@@ -230,6 +232,36 @@ def test_a_stages_own_headers_do_not_come_back(
     assert run(monkeypatch, "redrive", "-y") == 0
     (back,) = open_log(where).read(SIGNALS.name)
     assert [name for name, _ in back.raw_headers] == ["trace", REDRIVEN_HEADER]
+
+
+def test_what_was_too_large_to_keep_is_not_sent_back(
+    where: KafkaSettings,
+    names: TopicNames,
+    open_log: Callable[[KafkaSettings], KafkaLog],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    source = Incoming(TOPIC.name, 2, 5, 0, None, b"x" * 5_000, b"run")
+    output = Output(SIGNALS, number("run", 0, 1), "id", source)
+    place = Incoming(TOPIC.name, 2, 0, 0, None)
+    by_time = dataclasses.replace(output, source=None)
+    letters = [
+        message_of(Reject(source, "bad"), "intake", b""),
+        (TOPIC.dead_letters, cut(message_of(Reject(source, "bad"), "intake", b"")[1])),
+        dead_letter_of(output, "intake", "OutputTooLarge: one", place, b""),
+        dead_letter_of(by_time, "intake", "OutputTooLarge: other", place, b""),
+    ]
+    producer = AwaitedProducer(where)
+    for topic, (key, value, headers) in letters:
+        producer.produce(names.full(topic), value, key, partition=2, headers=headers)
+    producer.flush()
+    assert run(monkeypatch, "redrive", TOPIC.name, "--yes") == 0
+    assert "2 stay: they have no value to send back" in capsys.readouterr().out
+    sent = open_log(where).read(TOPIC.name)
+    assert [each.value for each in sent] == [b"x" * 5_000] * 2  # the output's input makes it again
+    assert run(monkeypatch, "show", TOPIC.name) == 0
+    shown = capsys.readouterr().out
+    assert f"5000 bytes were too large to keep; they are at {TOPIC.name}:2:5" in shown
 
 
 def test_late_messages_are_handled_like_rejected_ones(

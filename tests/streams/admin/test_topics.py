@@ -11,12 +11,13 @@ from confluent_kafka.admin import AdminClient, NewTopic
 
 from tamiyo.schemas.client.awaited_producer import AwaitedProducer
 from tamiyo.schemas.client.partition_reader import PartitionReader
-from tamiyo.schemas.codec import MAX_MESSAGE_BYTES as LARGEST_DECODED
+from tamiyo.schemas.codec import MAX_READ_BYTES as LARGEST_DECODED
 from tamiyo.schemas.errors import BrokerError, ConfigurationError
 from tamiyo.schemas.kafka import (
+    BATCH_BYTES,
     HEADERS_BYTES,
-    MAX_BATCH_BYTES,
     MAX_MESSAGE_BYTES,
+    MAX_READ_BYTES,
     PRODUCER,
     KafkaSettings,
     TopicNames,
@@ -108,10 +109,11 @@ def test_times_of_the_broker_are_reported(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_the_sizes_fit_each_other() -> None:
-    assert WorkerSettings().max_message_bytes == PRODUCER["message.max.bytes"] == LARGEST_DECODED == MAX_MESSAGE_BYTES
-    with pytest.raises(ValueError, match="less than or equal to 4194304"):
-        WorkerSettings(max_message_bytes=MAX_MESSAGE_BYTES + 1)  # no reader would decode it
-    assert MAX_MESSAGE_BYTES + HEADERS_BYTES < MAX_BATCH_BYTES
+    assert WorkerSettings().max_message_bytes == PRODUCER["message.max.bytes"] == MAX_MESSAGE_BYTES
+    assert WorkerSettings(max_message_bytes=MAX_READ_BYTES).max_message_bytes == LARGEST_DECODED
+    with pytest.raises(ConfigurationError, match="16777217"):
+        WorkerSettings(max_message_bytes=MAX_READ_BYTES + 1)  # no reader would decode it
+    assert HEADERS_BYTES < BATCH_BYTES
 
 
 @pytest.mark.kafka
@@ -129,7 +131,7 @@ def test_topics_are_created_as_in_the_catalogue(real_kafka: str, names: TopicNam
     assert states[WINDOWS.late].retention_ms == 30 * 86_400_000
     assert {each.partitions for each in states.values()} == {3}
     assert {(each.replication, each.min_insync) for each in states.values()} == {(1, 1)}  # one broker
-    assert {(each.max_batch_bytes, each.timestamps) for each in states.values()} == {(MAX_BATCH_BYTES, "CreateTime")}
+    assert {(each.max_batch_bytes, each.timestamps) for each in states.values()} == {(5 * 1024 * 1024, "CreateTime")}
 
     # Somebody made one by hand, otherwise.
     other = TopicNames(prefix=f"{names.prefix}other.")
@@ -142,7 +144,7 @@ def test_topics_are_created_as_in_the_catalogue(real_kafka: str, names: TopicNam
     assert len(problems) == 3
     assert "has 1 partitions where the others have 3" in problems[0]
     assert "cleanup.policy=delete, but compact is expected" in problems[1]
-    assert f"max.message.bytes=1048588, but {MAX_BATCH_BYTES} is needed" in problems[2]
+    assert f"max.message.bytes=1048588, but {5 * 1024 * 1024} is needed" in problems[2]
 
 
 @pytest.mark.kafka
@@ -182,10 +184,14 @@ def test_topics_are_replicated_as_the_cluster_allows(
 
 
 @pytest.mark.kafka
-def test_a_message_of_the_largest_size_can_be_sent_again_with_headers(real_kafka: str, names: TopicNames) -> None:
+@pytest.mark.parametrize("largest", [MAX_MESSAGE_BYTES, MAX_READ_BYTES])
+def test_a_message_of_the_largest_size_can_be_sent_again_with_headers(
+    real_kafka: str, names: TopicNames, monkeypatch: pytest.MonkeyPatch, largest: int
+) -> None:
     kafka, name = KafkaSettings(bootstrap_servers=real_kafka), names.full(WINDOWS.name)
+    monkeypatch.setenv("TAMIYO_WORKER_MAX_MESSAGE_BYTES", str(largest))
     Topics(kafka, names, (WINDOWS,)).create(partitions=1)
-    value = np.random.default_rng(0).bytes(MAX_MESSAGE_BYTES)
+    value = np.random.default_rng(0).bytes(largest)
     producer = AwaitedProducer(kafka)
     producer.produce(name, value, b"run", headers=[("tamiyo-reason", b"x" * 2_000), ("tamiyo-inside", b"y" * 16_000)])
     producer.flush()

@@ -69,9 +69,8 @@ class FakeKafka:
             deliveries.append((delivered, len(some)))
         return deliveries
 
-    def excess(self, message: KeyValueHeaders) -> int:
-        size = size_of(message)
-        return size if size > self.largest else 0
+    def fits(self, message: KeyValueHeaders, room: int = 0) -> bool:
+        return size_of(message) <= self.largest + room
 
     async def first_skipped(self, topic: str, expected: int, found: int) -> int | None:
         self.gaps.append((topic, expected, found))

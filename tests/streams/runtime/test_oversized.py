@@ -21,7 +21,7 @@ from confluent_kafka.admin import AlterConfigOpType, ConfigEntry, ConfigResource
 
 from tamiyo.schemas.client.connection import Connection
 from tamiyo.schemas.errors import BrokerError, BrokerRefused, ConfigurationError
-from tamiyo.schemas.kafka import KafkaSettings, TopicNames
+from tamiyo.schemas.kafka import HEADERS_BYTES, KafkaSettings, TopicNames
 from tamiyo.streams.admin.topics import Topics
 from tamiyo.streams.process.exit_codes import EXIT_CONFIG, EXIT_SOFTWARE, EXIT_TEMPFAIL
 from tamiyo.streams.runtime.failures import status_of
@@ -35,6 +35,7 @@ from tests.support.pairs import NUMBERS, SUMS, number
 from tests.support.workers import TOPICS, Process, enough
 
 LIMIT = 2_000  # bytes
+LARGE = LIMIT + HEADERS_BYTES
 RUNS = (("a", 1), ("large", 777), ("b", 1))
 MEMBERS = ["m" * 16] * 500
 
@@ -96,18 +97,24 @@ def test_a_reason_names_the_run_its_layers_and_what_to_change() -> None:
 
 
 def test_a_dead_letter_that_is_too_large_itself_loses_its_value() -> None:
-    source = Incoming(NUMBERS.name, 1, 0, 0, None, b"v" * 2 * LIMIT, b"k" * 2 * LIMIT)
+    source = Incoming(NUMBERS.name, 1, 0, 0, None, b"v" * LARGE, b"k" * 2 * LIMIT)
     (dead,) = publish(Reject(source, "bad")).sent
     assert (dead.topic, dead.value) == (NUMBERS.dead_letters, None)
     assert dead.headers["tamiyo-reason"] == "bad"
-    assert dead.headers["tamiyo-cut"] == str(2 * LIMIT)
+    assert dead.headers["tamiyo-cut"] == str(LARGE)
     assert dead.headers["tamiyo-source"] == f"{NUMBERS.name}:1:0"
 
 
+def test_a_dead_letter_of_a_message_of_the_greatest_size_keeps_it() -> None:
+    source = Incoming(NUMBERS.name, 1, 0, 0, None, b"v" * LIMIT, b"k")
+    (dead,) = publish(Reject(source, "bad")).sent
+    assert dead.value == b"v" * LIMIT
+
+
 def test_a_dead_letter_of_an_output_is_cut_too_if_its_input_is_too_large() -> None:
-    source = Incoming(NUMBERS.name, 1, 0, 0, None, b"v" * 2 * LIMIT, b"key")
+    source = Incoming(NUMBERS.name, 1, 0, 0, None, b"v" * LARGE, b"key")
     (dead,) = publish(large(source)).sent
-    assert (dead.value, dead.headers["tamiyo-cut"]) == (None, str(2 * LIMIT))
+    assert (dead.value, dead.headers["tamiyo-cut"]) == (None, str(LARGE))
     assert dead.headers["tamiyo-output"] == SUMS.name
 
 
@@ -183,14 +190,14 @@ def test_one_large_record_does_not_stop_the_worker(
 ) -> None:
     Topics(kafka, names, TOPICS).touch()
     worker = start(kafka, max_message_bytes=4_000)
-    kafka_log.publish_bytes(NUMBERS, [(b"run", b"?" * 5_000), (b"k" * 5_000, b"?")])
+    kafka_log.publish_bytes(NUMBERS, [(b"run", b"?" * 80_000), (b"k" * 80_000, b"?")])
     kafka_log.publish(NUMBERS, [number(run, step, value) for run, value in RUNS for step in (0, 1)])
     kafka_log.wait_for(SUMS.name, enough(2))
     dead = kafka_log.wait_for(NUMBERS.dead_letters, lambda found: len(found) == 3)
     outputs = [each for each in dead if "tamiyo-output" in each.headers]
     assert [each.value is None for each in dead if each not in outputs] == [True, True]
     assert [each.key for each in outputs] == [b"large"]
-    assert worker.metric('tamiyo_records_rejected_total{kind="too_large"') == 1
+    assert worker.metric("tamiyo_records_rejected_total", kind="too_large") == 1
     assert worker.end(signal.SIGTERM) == 0
     # Read again from the beginning, nothing is published twice.
     again = start(kafka, max_message_bytes=4_000)
