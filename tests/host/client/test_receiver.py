@@ -119,6 +119,29 @@ def test_of_two_partitions_the_newest_command_counts_and_a_tombstone_lifts_it(
     assert wait_for(receivers[0], 1) == [order(time_ms=3_000)]
 
 
+def test_a_partition_that_appears_is_read_from_its_beginning(
+    kafka: KafkaSettings, names: TopicNames, monkeypatch: pytest.MonkeyPatch, receivers: list[KafkaReceiver]
+) -> None:
+    """The embedded broker cannot add partitions: the first is all that is known at the start."""
+    positions = KafkaReceiver._positions
+
+    def some(self: KafkaReceiver, timeout_s: float, **more: Any) -> list[TopicPartition]:
+        found = positions(self, timeout_s, **more)
+        return found if more.get("known") else [each for each in found if each.partition == 0]
+
+    monkeypatch.setattr(KafkaReceiver, "_positions", some)
+    monkeypatch.setattr(receiver_module, "_CHECK_S", 0.5)
+    receivers.append(connect(kafka, names))
+    assert receivers[0].connected
+    producer = AwaitedProducer(kafka)
+    for partition in (2, 0):
+        producer.produce(names.full(DECISIONS.name), encode(decision(f"in-{partition}")), RUN, partition=partition)
+        producer.flush()
+    arrived = wait_for(receivers[0], 2)
+    assert decision("in-0") in arrived
+    assert decision("in-2") in arrived
+
+
 @pytest.mark.kafka
 def test_partitions_added_later_are_read_from_their_beginning(
     real_kafka: str, names: TopicNames, monkeypatch: pytest.MonkeyPatch

@@ -62,6 +62,12 @@ def test_a_message_that_is_too_large_is_named(kafka: KafkaSettings, names: Topic
         producer.produce(names.full("test.producer"), b"x" * (MAX_READ_BYTES + HEADERS_BYTES + 1))
 
 
+def test_a_message_of_the_largest_size_can_be_sent_again_with_headers(kafka: KafkaSettings, names: TopicNames) -> None:
+    producer = AwaitedProducer(kafka)
+    producer.produce(names.full("test.producer"), bytes(MAX_READ_BYTES), b"run", headers=[("why", b"x" * 16_000)])
+    producer.flush()
+
+
 def test_a_full_queue_is_waited_for(kafka: KafkaSettings, names: TopicNames) -> None:
     producer = AwaitedProducer(kafka, options={"queue.buffering.max.messages": 5})
     for number in range(50):

@@ -1,4 +1,4 @@
-"""`tamiyo topics grow` on a real Kafka: every key's newest record ends on its own partition."""
+"""`tamiyo topics grow`: every key's newest record ends on its own partition, and no older one comes back."""
 
 import json
 import sys
@@ -19,16 +19,17 @@ from tamiyo.streams.admin import growth
 from tamiyo.streams.admin.growth import Growth, own_partition
 from tamiyo.streams.admin.topics import Topics
 from tamiyo.streams.headers import ID_HEADER, POSITIONS_HEADER
+from tests.streams.admin.embedded import as_real
 from tests.support.kafka_log import KafkaLog, LoggedMessage
 from tests.support.telemetry import model_performance, topology
 
 RUNS = [f"run-{index}" for index in range(12)]
 QUIET_S = 60.0
-MORE = 3  # partitions, of two
+FEW, MORE = 3, 4  # partitions before and after: keys move to the new partition, and between the old ones
 
 
 class Installation:
-    """Topics with two partitions on a real Kafka."""
+    """Topics with records on the partitions that their keys had when there were few."""
 
     def __init__(self, kafka: KafkaSettings, names: TopicNames, log: KafkaLog) -> None:
         self.kafka = kafka
@@ -36,11 +37,12 @@ class Installation:
         self.log = log
         self.producer = AwaitedProducer(kafka)
         self.topics = Topics(kafka, names)
-        self.topics.create(partitions=2)
+        self.partitions = self.topics.states()[0].partitions
 
-    def send(self, topic: Topic, key: str, record: Any, **more: Any) -> None:
+    def send(self, topic: Topic, key: str, record: Any, *, partitions: int = FEW, **more: Any) -> None:
         value = encode(record) if record is not None else None
-        self.producer.produce(self.names.full(topic.name), value, key, **more)
+        partition = own_partition(key.encode(), partitions)
+        self.producer.produce(self.names.full(topic.name), value, key, partition=partition, **more)
         self.producer.flush()
 
     def last(self, topic: Topic) -> dict[tuple[str, int], LoggedMessage]:
@@ -70,19 +72,26 @@ class Installation:
         assert growth.findings(self.kafka, self.names) == []
 
 
-@pytest.fixture
+@pytest.fixture(params=["embedded", pytest.param("real", marks=pytest.mark.kafka)])
 def installation(
-    real_kafka: str,
+    request: pytest.FixtureRequest,
     names: TopicNames,
     open_log: Callable[[KafkaSettings], KafkaLog],
     monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[Installation]:
+    """On a real Kafka with few partitions, and on the embedded broker, which has the new ones already."""
+    real = request.param == "real"
+    servers = request.getfixturevalue("real_kafka") if real else request.getfixturevalue("kafka").bootstrap_servers
     monkeypatch.setattr(growth, "READERS_S", 0.0)
-    monkeypatch.setenv("TAMIYO_KAFKA_BOOTSTRAP_SERVERS", real_kafka)
+    monkeypatch.setenv("TAMIYO_KAFKA_BOOTSTRAP_SERVERS", servers)
     monkeypatch.setenv("TAMIYO_TOPIC_PREFIX", names.prefix)
-    kafka = KafkaSettings(bootstrap_servers=real_kafka)
+    kafka = KafkaSettings(bootstrap_servers=servers)
+    Topics(kafka, names).create(partitions=FEW)
+    if not real:
+        as_real(monkeypatch)
     yield Installation(kafka, names, open_log(kafka))
-    Topics(kafka, names).delete()  # hundreds of partitions
+    if real:
+        Topics(kafka, names).delete()  # hundreds of partitions
 
 
 def long_ago(seconds: float = 3_600.0) -> int:
@@ -93,24 +102,21 @@ def order(run_id: str, time_ms: int, **more: Any) -> ControlCommand:
     return ControlCommand(run_id=run_id, time_ms=time_ms, **more)
 
 
-pytestmark = pytest.mark.kafka
-
-
 def test_every_key_moves_to_its_partition_with_its_headers(installation: Installation) -> None:
     for run in RUNS:
         installation.send(TOPOLOGY, run, topology(["a"], run_id=run), timestamp_ms=long_ago())
     kernel = CompiledKernel(
         run_id=RUNS[0], kernel_id="k", decision_id="d", layer_id="0", blueprint="b", status=KernelStatus.COMPILED
     )
-    moving = next(run for run in RUNS if own_partition(run.encode(), 2) != own_partition(run.encode(), MORE))
+    moving = next(run for run in RUNS if own_partition(run.encode(), FEW) != own_partition(run.encode(), MORE))
     headers = [(ID_HEADER, b"k"), (POSITIONS_HEADER, b"tamiyo.adaptation.decisions=5000")]
     installation.send(KERNELS, moving, kernel.model_copy(update={"run_id": moving}), headers=headers)
     installation.send(CONTROL, "*", order("*", 1, paused=True))
     growing = installation.grow(MORE)
     installation.settled(MORE)
-    assert len(growing.grown) == 3 * len(CATALOGUE)
+    assert len(growing.grown) == (3 * len(CATALOGUE) if installation.partitions == FEW else 0)
     assert set(installation.places(TOPOLOGY)) == set(RUNS)
-    moved = sum(own_partition(run.encode(), 2) != own_partition(run.encode(), MORE) for run in RUNS)
+    moved = sum(own_partition(run.encode(), FEW) != own_partition(run.encode(), MORE) for run in RUNS)
     assert growing.moved[TOPOLOGY.name] == growing.removed[TOPOLOGY.name] == moved > 0
     # The positions are those of another partition's inputs.
     found = installation.last(KERNELS)[moving, own_partition(moving.encode(), MORE)]
@@ -122,15 +128,14 @@ def test_an_old_order_does_not_come_back(installation: Installation) -> None:
     for run in RUNS:
         installation.send(CONTROL, run, order(run, 1, paused=True), timestamp_ms=long_ago())
     installation.topics.grow(MORE)
-    producer = AwaitedProducer(installation.kafka)  # knows the new partitions
+    installation.producer = AwaitedProducer(installation.kafka)  # knows the new partitions
     for run in RUNS[:6]:
-        producer.produce(installation.names.full(CONTROL.name), encode(order(run, 2)), run)
+        installation.send(CONTROL, run, order(run, 2), partitions=MORE)
     for run in RUNS[6:9]:
-        producer.produce(installation.names.full(CONTROL.name), None, run)  # the orders were removed
-    producer.flush()
+        installation.send(CONTROL, run, None, partitions=MORE)  # the orders were removed
     (finding,) = growth.findings(installation.kafka, installation.names)
     assert finding.state == "problem"
-    assert finding.advice == "`tamiyo topics grow --partitions 3` moves them"
+    assert finding.advice == "`tamiyo topics grow --partitions 4` moves them"
     installation.grow(MORE)
     installation.settled(MORE)
     assert set(installation.places(CONTROL)) == {*RUNS[:6], *RUNS[9:]}
@@ -177,15 +182,14 @@ def test_an_interrupted_growth_is_continued(
 
 def test_what_is_published_meanwhile_is_not_lost(installation: Installation, monkeypatch: pytest.MonkeyPatch) -> None:
     """A producer that does not know the new partitions yet gives another order on the old one."""
-    run = next(run for run in RUNS if own_partition(run.encode(), 2) != own_partition(run.encode(), MORE))
-    old = own_partition(run.encode(), 2)
-    installation.send(CONTROL, run, order(run, 1, paused=True), partition=old, timestamp_ms=long_ago())
+    run = next(run for run in RUNS if own_partition(run.encode(), FEW) != own_partition(run.encode(), MORE))
+    installation.send(CONTROL, run, order(run, 1, paused=True), timestamp_ms=long_ago())
     again = order(run, 2, dry_run=True)
     sleep = time.sleep
     monkeypatch.setattr(
         time,
         "sleep",
-        lambda seconds: sleep(seconds) if seconds else installation.send(CONTROL, run, again, partition=old),
+        lambda seconds: sleep(seconds) if seconds else installation.send(CONTROL, run, again),
     )
     with pytest.raises(BrokerError, match="1 keys were published to their old partitions meanwhile"):
         installation.grow(MORE)
@@ -207,15 +211,15 @@ def test_live_runs_are_refused_and_ended_or_silent_ones_are_not(installation: In
     installation.send(TOPOLOGY, "again", topology(["a"], run_id="again"), timestamp_ms=now - 1_000)  # attached again
     installation.send(TOPOLOGY, "begins", topology(["a"], run_id="begins"))
     with pytest.raises(ConfigurationError, match=r"3 published within 60 s without an end: again, begins, live"):
-        installation.grow(4)
-    assert {each.partitions for each in installation.topics.states()} == {2}
+        installation.grow(MORE + 1)
+    assert {each.partitions for each in installation.topics.states()} == {installation.partitions}
 
 
 def test_a_number_that_does_not_fit_is_refused(installation: Installation, names: TopicNames) -> None:
-    with pytest.raises(ConfigurationError, match=r"expected more than 2 partitions.*got 1: Kafka cannot take"):
+    with pytest.raises(ConfigurationError, match=r"expected more than \d partitions.*got 1: Kafka cannot take"):
         installation.grow(1)
     with pytest.raises(ConfigurationError, match="nothing to do"):
-        installation.grow(2)
+        installation.grow(installation.partitions)
     other = TopicNames(prefix=f"{names.prefix}other.")
     with pytest.raises(ConfigurationError, match=r"topics do not exist: .*`tamiyo topics create`"):
         Growth(installation.kafka, other, 4).check(quiet_s=QUIET_S)
@@ -231,13 +235,13 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
 def test_the_command_line(
     installation: Installation, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    assert run(monkeypatch, "check") == 0
     for each in RUNS:
         installation.send(TOPOLOGY, each, topology(["a"], run_id=each), timestamp_ms=long_ago())
-    assert run(monkeypatch, "check") == 0
     installation.topics.grow(MORE)
     capsys.readouterr()
     assert run(monkeypatch, "check") == 1
-    assert "`tamiyo topics grow --partitions 3` moves them" in capsys.readouterr().out
+    assert "`tamiyo topics grow --partitions 4` moves them" in capsys.readouterr().out
     assert run(monkeypatch, "grow", "--partitions", str(MORE), "--yes", "--json") == 0
     captured = capsys.readouterr()
     done = json.loads(captured.out)

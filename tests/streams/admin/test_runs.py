@@ -20,6 +20,7 @@ from tamiyo.streams import cli
 from tamiyo.streams.admin.runs import SIGNS, FinishedRuns, live_runs
 from tamiyo.streams.admin.topics import Topics
 from tamiyo.streams.runtime.views import Views
+from tests.streams.admin.embedded import as_real
 from tests.support.kafka_log import KafkaLog
 from tests.support.runs import decision
 from tests.support.telemetry import kernel_performance, model_performance, topology
@@ -29,14 +30,13 @@ NEEDED = tuple(dict.fromkeys((*SIGNS, KERNELS, CONTROL)))
 
 
 class Installation:
-    """The topics on a real Kafka that show which runs there are."""
+    """The topics that show which runs there are."""
 
     def __init__(self, kafka: KafkaSettings, names: TopicNames, log: KafkaLog) -> None:
         self.kafka = kafka
         self.names = names
         self.log = log
         self._producer = AwaitedProducer(kafka)
-        Topics(kafka, names, NEEDED).create(partitions=2, retention_ms=-1)  # old records must not expire
 
     def send(self, topic: Topic, run_id: str, record: Record, *, days_ago: float = 0.0, partition: int = -1) -> None:
         time_ms = int(1000 * (time.time() - days_ago * DAY_S))
@@ -71,21 +71,28 @@ class Installation:
         return asyncio.run(read())
 
 
-@pytest.fixture
+@pytest.fixture(params=["embedded", pytest.param("real", marks=pytest.mark.kafka)])
 def installation(
-    real_kafka: str,
+    request: pytest.FixtureRequest,
     names: TopicNames,
     open_log: Callable[[KafkaSettings], KafkaLog],
     monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[Installation]:
-    monkeypatch.setenv("TAMIYO_KAFKA_BOOTSTRAP_SERVERS", real_kafka)
+    """On a real Kafka and on the embedded broker."""
+    real = request.param == "real"
+    servers = request.getfixturevalue("real_kafka") if real else request.getfixturevalue("kafka").bootstrap_servers
+    monkeypatch.setenv("TAMIYO_KAFKA_BOOTSTRAP_SERVERS", servers)
     monkeypatch.setenv("TAMIYO_TOPIC_PREFIX", names.prefix)
-    kafka = KafkaSettings(bootstrap_servers=real_kafka)
+    kafka = KafkaSettings(bootstrap_servers=servers)
+    topics = Topics(kafka, names, NEEDED)
+    topics.create(partitions=4, retention_ms=-1)  # old records must not expire
+    if not real:
+        as_real(monkeypatch)
     yield Installation(kafka, names, open_log(kafka))
-    Topics(kafka, names).delete()
+    if real:
+        topics.delete()
 
 
-@pytest.mark.kafka
 def test_nothing_of_finished_runs_is_read_at_the_next_start(installation: Installation) -> None:
     for run in ("old", "older"):
         installation.attach(run, days_ago=40)
@@ -99,7 +106,6 @@ def test_nothing_of_finished_runs_is_read_at_the_next_start(installation: Instal
     assert installation.finished(30).found == []  # calling again changes nothing
 
 
-@pytest.mark.kafka
 def test_a_run_that_was_active_since_is_kept(installation: Installation) -> None:
     for run in ("training", "decided", "foreign", "quiet"):
         installation.attach(run, days_ago=40)
@@ -112,7 +118,6 @@ def test_a_run_that_was_active_since_is_kept(installation: Installation) -> None
     assert only.described()["records"] == {TOPOLOGY.name: 1, KERNELS.name: 1, CONTROL.name: 1}
 
 
-@pytest.mark.kafka
 def test_a_live_run_is_never_forgotten_however_short_the_age(installation: Installation) -> None:
     for run in ("live", "ended"):
         installation.attach(run, days_ago=1)
@@ -124,7 +129,6 @@ def test_a_live_run_is_never_forgotten_however_short_the_age(installation: Insta
     assert live_runs(installation.kafka, installation.names) == ["live"]
 
 
-@pytest.mark.kafka
 def test_stale_copies_on_other_partitions_are_removed_too(installation: Installation) -> None:
     for partition in (0, 1):
         installation.send(TOPOLOGY, "run", topology(["a"], run_id="run"), days_ago=40 - partition, partition=partition)
@@ -135,7 +139,6 @@ def test_stale_copies_on_other_partitions_are_removed_too(installation: Installa
     assert installation.finished(0).found == []
 
 
-@pytest.mark.kafka
 def test_the_command_line(
     installation: Installation, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

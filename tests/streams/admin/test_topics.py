@@ -2,6 +2,7 @@
 
 import asyncio
 from contextlib import closing
+from types import SimpleNamespace
 
 import aiokafka
 import numpy as np
@@ -162,25 +163,43 @@ def test_missing_topics_get_the_number_of_partitions_that_the_others_have(real_k
         topics.create(partitions=7)  # nothing is missing, and nothing would change
 
 
+def requested(monkeypatch: pytest.MonkeyPatch, topics: Topics, brokers: int, **partitions: int) -> list[NewTopic]:
+    """Return what `topics.create()` requests of a cluster on which topics exist, each with so many partitions."""
+    found: list[NewTopic] = []
+
+    class Admin:
+        def create_topics(self, wanted: list[NewTopic], **_: object) -> dict[str, object]:
+            found.extend(wanted)
+            return {}
+
+    present = {
+        name.replace("_", "."): SimpleNamespace(partitions=dict.fromkeys(range(n))) for name, n in partitions.items()
+    }
+    monkeypatch.setattr(topics, "embedded", lambda: False)
+    monkeypatch.setattr(topics, "_metadata", lambda: _Metadata("cluster", present, brokers))
+    monkeypatch.setattr(topics, "_wait_until_visible", lambda names: None)
+    monkeypatch.setattr(topics, "_admin", Admin())
+    topics.create()
+    return found
+
+
 @pytest.mark.parametrize(("brokers", "replication", "min_insync"), [(1, 1, 1), (2, 2, 1), (3, 3, 2), (6, 3, 2)])
 def test_topics_are_replicated_as_the_cluster_allows(
     names: TopicNames, monkeypatch: pytest.MonkeyPatch, brokers: int, replication: int, min_insync: int
 ) -> None:
     topics = Topics(KafkaSettings(bootstrap_servers="127.0.0.1:1"), names, (WINDOWS,))
-    requested: list[NewTopic] = []
+    found = requested(monkeypatch, topics, brokers)
+    assert {each.replication_factor for each in found} == {replication}
+    assert {each.config["min.insync.replicas"] for each in found} == {str(min_insync)}
+    assert {each.num_partitions for each in found} == {4}
 
-    class Admin:
-        def create_topics(self, wanted: list[NewTopic], **_: object) -> dict[str, object]:
-            requested.extend(wanted)
-            return {}
 
-    monkeypatch.setattr(topics, "embedded", lambda: False)
-    monkeypatch.setattr(topics, "_metadata", lambda: _Metadata("cluster", {}, brokers))
-    monkeypatch.setattr(topics, "_wait_until_visible", lambda names: None)
-    monkeypatch.setattr(topics, "_admin", Admin())
-    topics.create()
-    assert {each.replication_factor for each in requested} == {replication}
-    assert {each.config["min.insync.replicas"] for each in requested} == {str(min_insync)}
+def test_topics_that_an_upgrade_adds_have_as_many_partitions_as_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    topics = Topics(KafkaSettings(bootstrap_servers="127.0.0.1:1"), TopicNames(), (WINDOWS, TOPOLOGY))
+    found = requested(monkeypatch, topics, 3, tamiyo_health_windows=6)
+    assert {each.topic: each.num_partitions for each in found} == dict.fromkeys(
+        (WINDOWS.dead_letters, WINDOWS.late, TOPOLOGY.name, TOPOLOGY.dead_letters, TOPOLOGY.late), 6
+    )
 
 
 @pytest.mark.kafka

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from confluent_kafka import TopicPartition
 
 from tamiyo.models.checkpoint import CheckpointStore
 from tamiyo.schemas.client.awaited_producer import AwaitedProducer
@@ -113,6 +114,15 @@ def test_releases_and_the_command_line_take_the_newest_of_all_partitions(
     assert policies.pinned is None
     topic.send(3, 3_000, ORDERS, None)
     assert PolicyVersions(NAME, url, kafka, names).orders is None
+
+
+def test_a_partition_that_appears_is_read_from_its_beginning(topic: Topic, orders: OperatorOrders) -> None:
+    orders.start()
+    orders._partitions.discard(2)  # as if it had not been there
+    orders._reader.consumer.incremental_unassign([TopicPartition(orders._topic, 2)])
+    topic.send(2, 2_000, ORDERS, checkpoint(frozen=True))
+    orders.refresh()
+    poll(orders, lambda: orders.frozen)
 
 
 @pytest.mark.kafka

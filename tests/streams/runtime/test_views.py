@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Callable
 
 import pytest
+from aiokafka import TopicPartition
 
 from tamiyo.schemas.client.compacted import REMOVED_S
 from tamiyo.schemas.codec import encode
@@ -113,6 +114,37 @@ def test_views_are_complete_before_they_are_ready_and_then_follow(
         assert len(views.by_name[LETTERS.name]) == 0
         kafka_log.publish(FACTORS, [number("run-7", 0, 70)])
         await until(lambda: factors.get("run-7").hits == 70)  # type: ignore[union-attr]
+        await views.stop()
+
+    asyncio.run(read())
+
+
+def test_a_partition_that_appears_is_read_from_its_beginning(
+    kafka: KafkaSettings, names: TopicNames, kafka_log: KafkaLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The embedded broker cannot add partitions: the first is all that the client knows of at the start."""
+    known, hidden = Views._known, True
+
+    def some(self: Views, consumer: object) -> list[TopicPartition]:
+        return [each for each in known(self, consumer) if each.partition == 0 or not hidden]
+
+    monkeypatch.setattr(Views, "_known", some)
+    Topics(kafka, names, (FACTORS,)).touch()
+    runs = [f"run-{index}" for index in range(40)]
+    kafka_log.publish(FACTORS, [number(run, 0, 1) for run in runs])
+
+    async def read() -> None:
+        nonlocal hidden
+        views = Views((FACTORS,), kafka, names, fetch_wait_ms=10)
+        await views.start()
+        await views.wait(20)
+        factors = views.by_name[FACTORS.name]
+        first = len(factors)
+        assert 0 < first < 40
+        hidden = False
+        await until(lambda: len(factors) == 40)
+        kafka_log.publish(FACTORS, [number(run, 0, 2) for run in runs])
+        await until(lambda: {record.hits for _, record in factors.items()} == {2})
         await views.stop()
 
     asyncio.run(read())
