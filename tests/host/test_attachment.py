@@ -26,7 +26,7 @@ def topology(attached: Run) -> ModelTopology:
 
 @pytest.fixture
 def attached() -> Iterator[Run]:
-    made = run(protected=["5"], planned_steps=None, parameter_budget=None, cooldown_steps=30)
+    made = run(protected=["5"], parameter_budget=None, cooldown_steps=30)
     yield made
     made.handle.close()
 
