@@ -9,6 +9,7 @@ import sys
 import types
 import typing
 from enum import Enum
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Union, get_args, get_origin
 
@@ -19,7 +20,21 @@ from tamiyo.schemas.record import Record
 
 NAMESPACE = "tamiyo"
 FOLDER = Path(__file__).parent / "avro"
+RELEASED = FOLDER / "released"
+"""One folder per released version with its `.avsc` files, which never change again."""
 PRIMITIVES: dict[type, str] = {bool: "boolean", int: "long", float: "double", str: "string", bytes: "bytes"}
+
+
+@cache
+def released(record: type[Record]) -> dict[str, Any]:
+    """Return the released schemas of `record` as JSON values, by version; empty for a new record.
+
+    Older programs still write them, and older topics still contain them.
+    """
+    return {
+        path.parent.name: json.loads(path.read_text(encoding="utf-8"))
+        for path in sorted(RELEASED.glob(f"*/{record.__name__}.avsc"))
+    }
 
 
 def avro_schema(record: type[Record], seen: set[str] | None = None) -> dict[str, Any]:

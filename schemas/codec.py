@@ -16,15 +16,14 @@ import fastavro
 from fastavro.schema import fingerprint, to_parsing_canonical_form
 from pydantic import ValidationError
 
-from tamiyo.schemas.avro_schema import avro_schema
+from tamiyo.schemas.avro_schema import avro_schema, released
 from tamiyo.schemas.errors import DecodeError, RecordError
+from tamiyo.schemas.kafka import MAX_MESSAGE_BYTES
 from tamiyo.schemas.record import Record
-from tamiyo.schemas.released import released
 from tamiyo.schemas.resolution import resolving_schema
 
 R = TypeVar("R", bound=Record)
 
-MAX_BYTES = 4 * 1024 * 1024  # four times a broker's default limit: no record of ours is larger
 MARKER = b"\xc3\x01"
 HEADER = len(MARKER) + 8
 CONFLUENT_MARKER = b"\x00"
@@ -144,8 +143,8 @@ def decode(data: bytes | None, record: type[R]) -> R:
     """
     if data is None:
         raise DecodeError(f"expected a {record.__name__}, but the message has no value")
-    if len(data) > MAX_BYTES:
-        raise DecodeError(f"expected at most {MAX_BYTES} bytes of a {record.__name__}, got {len(data)}")
+    if len(data) > MAX_MESSAGE_BYTES:
+        raise DecodeError(f"expected at most {MAX_MESSAGE_BYTES} bytes of a {record.__name__}, got {len(data)}")
     begin, writer = _framing(data, record)
     buffer = io.BytesIO(data)
     buffer.seek(begin)

@@ -15,7 +15,7 @@ from typing import Any
 from avro.compatibility import ReaderWriterCompatibilityChecker, SchemaCompatibilityType
 from avro.schema import parse
 
-from tamiyo.schemas import avro_schema, released
+from tamiyo.schemas import avro_schema
 
 
 def breaks(reader: Any, writer: Any) -> list[str]:
@@ -70,7 +70,7 @@ def main(arguments: list[str]) -> int:
     """Check the schemas, or store a release; return the exit status."""
     if arguments[:1] == ["--release"] and len(arguments) == 2 and Path(arguments[1]).name == arguments[1]:
         try:
-            release(arguments[1], avro_schema.FOLDER, released.FOLDER)
+            release(arguments[1], avro_schema.FOLDER, avro_schema.RELEASED)
         except FileExistsError:
             print(f"{arguments[1]} is released already: released schemas never change", file=sys.stderr)
             return 1
@@ -78,7 +78,7 @@ def main(arguments: list[str]) -> int:
     if arguments:
         print("usage: python -m tamiyo.schemas.compatibility [--release VERSION]", file=sys.stderr)
         return 2
-    found = list(problems(avro_schema.FOLDER, released.FOLDER))
+    found = list(problems(avro_schema.FOLDER, avro_schema.RELEASED))
     for problem in found:
         print(problem, file=sys.stderr)
     if found:

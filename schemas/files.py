@@ -1,6 +1,7 @@
-"""Files that are written whole or not at all."""
+"""Files that are written whole or not at all, and whether they can be."""
 
 import os
+import tempfile
 import uuid
 from pathlib import Path
 
@@ -30,3 +31,37 @@ def write_atomically(path: Path, data: bytes | str, *, replace: bool = True) -> 
             os.link(partial, path)  # unlike a rename, never over another file
     finally:
         partial.unlink(missing_ok=True)
+
+
+def output_problem(path: Path) -> str | None:
+    """Return why a file cannot be written later, or None if it can; nothing is left behind.
+
+    Args:
+        path: the file, which may exist.
+    """
+    folder = path.absolute().parent
+    if path.is_dir():
+        return f"{path} is a folder"
+    if not folder.is_dir():
+        return f"there is no folder {path.parent}"
+    return _probe(folder)
+
+
+def folder_problem(path: Path) -> str | None:
+    """Return why a folder cannot be made or written later, or None if it can; nothing is left behind.
+
+    Args:
+        path: the folder, which may exist.
+    """
+    folder = path.absolute()
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    return _probe(folder) if folder.is_dir() else f"{folder} is not a folder"
+
+
+def _probe(folder: Path) -> str | None:
+    try:
+        with tempfile.NamedTemporaryFile(dir=folder):
+            return None
+    except OSError as error:
+        return f"the folder {folder} cannot be written: {error.strerror}"

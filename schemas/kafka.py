@@ -1,15 +1,20 @@
 """How to reach Kafka: one set of settings for all clients of Tamiyo."""
 
+import re
 import ssl
 from typing import Any, Literal, Self
 
-from pydantic import Field, SecretStr, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic_settings import SettingsConfigDict
 
+from tamiyo.schemas.display import printable
 from tamiyo.schemas.errors import ConfigurationError
+from tamiyo.schemas.settings import Settings
+
+_HOST = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9._-]{0,252})|\[[0-9A-Fa-f:.%a-z]{2,64}\]")
 
 
-class KafkaSettings(BaseSettings):
+class KafkaSettings(Settings):
     """Connection settings, read from `TAMIYO_KAFKA_*`. Secrets never appear in `repr` or errors.
 
     All clients check the settings in the same way, before they connect.
@@ -28,24 +33,42 @@ class KafkaSettings(BaseSettings):
         'SCRAM-SHA-512'
     """
 
-    # Otherwise a ValidationError would print its input, passwords included.
-    model_config = SettingsConfigDict(env_prefix="TAMIYO_KAFKA_", extra="ignore", hide_input_in_errors=True)
+    model_config = SettingsConfigDict(env_prefix="TAMIYO_KAFKA_")
 
-    bootstrap_servers: str = Field("127.0.0.1:9092", description="host:port, several separated by commas")
+    bootstrap_servers: str = Field(
+        "127.0.0.1:9092", description="host:port, several separated by commas", examples=["kafka-1:9092,kafka-2:9092"]
+    )
     security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = Field(
         "PLAINTEXT", description="Encryption (SSL) and login (SASL) of the broker's listener"
     )
     sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] | None = Field(
-        None, description="How the user logs in; for SASL"
+        None, description="How the user logs in; for SASL", examples=["SCRAM-SHA-512"]
     )
-    sasl_username: str | None = Field(None, description="User that logs in; for SASL")
+    sasl_username: str | None = Field(None, description="User that logs in; for SASL", examples=["tamiyo"])
     sasl_password: SecretStr | None = Field(None, description="That user's password; for SASL")
     ssl_ca_file: str | None = Field(
-        None, description="PEM file of the certificate authorities to trust; unset: the system's"
+        None,
+        description="PEM file of the certificate authorities to trust; unset: the system's",
+        examples=["/etc/tamiyo/ca.pem"],
     )
-    ssl_cert_file: str | None = Field(None, description="PEM file of the client's certificate")
-    ssl_key_file: str | None = Field(None, description="PEM file of the client's key; unset: in the certificate's file")
+    ssl_cert_file: str | None = Field(
+        None, description="PEM file of the client's certificate", examples=["/etc/tamiyo/client.pem"]
+    )
+    ssl_key_file: str | None = Field(
+        None,
+        description="PEM file of the client's key; unset: in the certificate's file",
+        examples=["/etc/tamiyo/client-key.pem"],
+    )
     ssl_key_password: SecretStr | None = Field(None, description="Password of the client's key, if it is encrypted")
+
+    @field_validator("bootstrap_servers")
+    @classmethod
+    def _servers(cls, value: str) -> str:
+        for server in value.split(","):
+            host, _, port = server.strip().rpartition(":")
+            if not _HOST.fullmatch(host) or not (port.isascii() and port.isdigit() and 0 < int(port) < 65536):
+                raise ValueError(f"expected host:port, several separated by commas, found {printable(server)!r}")
+        return value
 
     @property
     def tls(self) -> bool:
@@ -136,7 +159,11 @@ def _plain(secret: SecretStr | None) -> str | None:
 
 
 MAX_MESSAGE_BYTES = 4 * 1024 * 1024
-"""Largest message that a producer sends, before compression."""
+"""Largest message that hosts and stages publish and readers decode, before compression; other sizes follow from it."""
+HEADERS_BYTES = 64 * 1024
+"""What a dead letter, its redrive and a replay may add to a message: all its headers, whose longest has 16 kB."""
+MAX_BATCH_BYTES = MAX_MESSAGE_BYTES + 1024 * 1024
+"""Largest batch that a topic must accept: the largest message, its headers, and what librdkafka adds to its batch."""
 
 PRODUCER = {
     "partitioner": "murmur2_random",
@@ -149,10 +176,10 @@ PRODUCER = {
 and aiokafka producers, so that a run's key maps to the same partition number of every topic with every producer."""
 
 
-class TopicNames(BaseSettings):
+class TopicNames(Settings):
     """An installation's topic names: the catalogue's names after an optional prefix (`TAMIYO_TOPIC_PREFIX`)."""
 
-    model_config = SettingsConfigDict(env_prefix="TAMIYO_TOPIC_", extra="ignore")
+    model_config = SettingsConfigDict(env_prefix="TAMIYO_TOPIC_")
 
     prefix: str = Field("", pattern=r"^[A-Za-z0-9._-]{0,100}$", description="Prefix of all topic names")
 

@@ -1,26 +1,31 @@
-"""Settings of the pipeline, read from the environment (`TAMIYO_<PART>_<FIELD>`) when an object is created.
+"""Settings of the pipeline, read from the environment (`TAMIYO_<PART>_<FIELD>`) and a file when an object is created.
 
 Commands create them and pass them down; nothing reads the environment at import. Those of the broker and of the topic
-prefix are in `tamiyo.schemas.kafka`, since a host needs them too.
+prefix are in `tamiyo.schemas.kafka`, since a host needs them too; `tamiyo.schemas.settings` has the sources.
 """
 
 from itertools import pairwise
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import BaseModel, Field, field_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import BaseModel, Field, ValidationInfo, field_validator, model_validator
+from pydantic_settings import SettingsConfigDict
 
 from tamiyo.models.learning.hyperparameters import LearningSettings
 from tamiyo.schemas.kafka import MAX_MESSAGE_BYTES
+from tamiyo.schemas.settings import LONGEST_S, Settings, origin, require, variable
+
+POLICY_NAME = r"^\w[\w.:/\-]*$"
 
 
-class StoreSettings(BaseSettings):
+class StoreSettings(Settings):
     """The store of kernels and checkpoints, which every process of an installation can reach."""
 
-    model_config = SettingsConfigDict(env_prefix="TAMIYO_STORE_", extra="ignore")
+    model_config = SettingsConfigDict(env_prefix="TAMIYO_STORE_")
 
     url: str = Field(
-        "file://./tamiyo-store", description="fsspec URL of the store; kernels/ and checkpoints/ are created in it"
+        "file://./tamiyo-store",
+        min_length=1,
+        description="fsspec URL of the store; kernels/ and checkpoints/ are created in it",
     )
 
     @property
@@ -34,6 +39,11 @@ class StoreSettings(BaseSettings):
         return f"{self.url.rstrip('/')}/checkpoints"
 
 
+def store_setting(cls: type[Settings], field: str) -> str:
+    """Return the variable that names a store: the field's own where it is set, else the installation's."""
+    return "TAMIYO_STORE_URL" if origin(cls, field).source == "default" else variable(cls, field)
+
+
 def kernel_store_url() -> str:
     """Return the URL of the installation's kernel store, from the environment."""
     return StoreSettings().kernels
@@ -44,18 +54,46 @@ def checkpoint_store_url() -> str:
     return StoreSettings().checkpoints
 
 
-class CommandSettings(BaseSettings):
+class LogSettings(Settings):
+    """Logs of `tamiyo worker` and `tamiyo learner`, on standard error."""
+
+    model_config = SettingsConfigDict(env_prefix="TAMIYO_LOG_")
+
+    level: Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"] = Field(
+        "INFO", description="Lowest level that is logged"
+    )
+    format: Literal["auto", "json", "text"] = Field(
+        "auto", description="JSON lines, or coloured text; auto: text on a terminal"
+    )
+
+    @field_validator("level", "format", mode="before")
+    @classmethod
+    def _any_case(cls, value: object, info: ValidationInfo) -> object:
+        if not isinstance(value, str):
+            return value
+        return value.upper() if info.field_name == "level" else value.lower()
+
+
+class CommandSettings(Settings):
     """Commands that finish by themselves."""
 
-    model_config = SettingsConfigDict(env_prefix="TAMIYO_COMMAND_", extra="ignore")
+    model_config = SettingsConfigDict(env_prefix="TAMIYO_COMMAND_")
 
     patience_s: float = Field(10.0, ge=0, description="Seconds to wait for an unresponsive broker")
 
 
-class SupervisorSettings(BaseSettings):
+class BuildSettings(Settings):
+    """What an image was built from; the image sets it."""
+
+    model_config = SettingsConfigDict(env_prefix="TAMIYO_BUILD_")
+
+    commit: str = Field("", description="Commit that the program was built from, shown by tamiyo_build_info")
+
+
+class SupervisorSettings(Settings):
     """Restarts of `tamiyo worker` and `tamiyo learner`."""
 
-    model_config = SettingsConfigDict(env_prefix="TAMIYO_SUPERVISOR_", extra="ignore")
+    model_config = SettingsConfigDict(env_prefix="TAMIYO_SUPERVISOR_")
 
     enabled: bool = Field(True, description="Run the work in a child process, and restart it when it fails")
     first_backoff_s: float = Field(
@@ -73,11 +111,16 @@ class SupervisorSettings(BaseSettings):
         15.0, gt=0, description="Seconds after which a stopping process is killed; above the worker's shutdown timeout"
     )
 
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        require(self, "first_backoff_s", "<=", "last_backoff_s")
+        return self
 
-class WatchdogSettings(BaseSettings):
+
+class WatchdogSettings(Settings):
     """When a stalled process is ended, for its supervisor to restart it."""
 
-    model_config = SettingsConfigDict(env_prefix="TAMIYO_WATCHDOG_", extra="ignore")
+    model_config = SettingsConfigDict(env_prefix="TAMIYO_WATCHDOG_")
 
     progress_s: float = Field(
         120.0, gt=0, description="Seconds without a record read, delivered or committed, while records wait"
@@ -90,25 +133,36 @@ class WatchdogSettings(BaseSettings):
     )
 
 
-class WorkerSettings(BaseSettings):
+class WorkerSettings(Settings):
     """A worker process and its consumer groups."""
 
-    model_config = SettingsConfigDict(env_prefix="TAMIYO_WORKER_", extra="ignore")
+    model_config = SettingsConfigDict(env_prefix="TAMIYO_WORKER_")
 
     max_batch: int = Field(100, ge=1, description="Most records in one call of a stage; a call never waits to fill it")
     tick_ms: int = Field(50, ge=1, description="Interval of a stage's time-triggered work, ms")
     view_timeout_s: float = Field(60.0, gt=0, description="Seconds to wait for compacted topics to be read whole")
-    delivery_timeout_s: float = Field(30.0, gt=0, description="Seconds after which an undelivered message is a failure")
-    startup_timeout_s: float = Field(60.0, gt=0, description="Seconds to wait for an unresponsive broker at the start")
+    delivery_timeout_s: float = Field(
+        30.0, gt=0, le=LONGEST_S, description="Seconds after which an undelivered message is a failure"
+    )
+    startup_timeout_s: float = Field(
+        60.0, gt=0, le=LONGEST_S, description="Seconds to wait for an unresponsive broker at the start"
+    )
     shutdown_timeout_s: float = Field(10.0, gt=0, description="Seconds that a graceful stop may take")
     session_timeout_s: float = Field(
-        6.0, gt=0, description="Seconds without a heartbeat after which a worker's partitions are reassigned"
+        6.0,
+        gt=0,
+        le=1800,
+        description="Seconds without a heartbeat after which a worker's partitions are reassigned; brokers allow 6 to "
+        "1800 unless they are configured otherwise",
     )
     heartbeat_interval_s: float = Field(
         1.0, gt=0, description="Seconds between heartbeats; at most a third of the session timeout"
     )
     request_timeout_s: float = Field(
-        20.0, gt=0, description="Seconds that a request to a broker may take; above the session timeout"
+        20.0,
+        gt=0,
+        le=LONGEST_S,
+        description="Seconds that a request to a broker may take; at least the session timeout, above fetch_wait_ms",
     )
     commit_interval_s: float = Field(1.0, gt=0, description="Seconds between commits of offsets")
     max_poll_records: int = Field(500, ge=1, description="Most records fetched at once; bounds memory")
@@ -118,14 +172,19 @@ class WorkerSettings(BaseSettings):
     fetch_wait_ms: int = Field(500, ge=1, description="Time that a broker may hold a fetch without records, ms")
     linger_ms: int = Field(0, ge=0, description="Time that the producer collects a batch, ms")
     max_message_bytes: int = Field(
-        MAX_MESSAGE_BYTES, ge=1024, description="Largest published record, bytes; a broker's limit may be lower"
+        MAX_MESSAGE_BYTES,
+        ge=1024,
+        le=MAX_MESSAGE_BYTES,
+        description="Largest published record, bytes; readers accept none above 4 MiB, a broker's limit may be lower",
     )
-    http_host: str = Field("127.0.0.1", description="Address of /metrics, /healthz and /readyz")
+    http_host: str = Field("127.0.0.1", min_length=1, description="Address of /metrics, /healthz and /readyz")
     http_port: int = Field(
         0, ge=0, le=65535, description="Port of /metrics, /healthz and /readyz; 0: any free port, named in the log"
     )
     state_dir: str = Field(
-        "./tamiyo-state", description="Folder for the records that crashed a stage; on a disk that outlives the process"
+        "./tamiyo-state",
+        min_length=1,
+        description="Folder for the records that crashed a stage; on a disk that outlives the process",
     )
     poison_attempts: int = Field(
         3, ge=1, description="Dead-letter a record after it has crashed the stage this many times when processed alone"
@@ -133,11 +192,18 @@ class WorkerSettings(BaseSettings):
     watchdog: WatchdogSettings = Field(default_factory=WatchdogSettings, description="Read from TAMIYO_WATCHDOG_*")
     replay: bool = Field(False, description="Act on end markers of a replay; never set for live topics")
 
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        require(self, "heartbeat_interval_s", "<=", "session_timeout_s", share=1 / 3)
+        require(self, "session_timeout_s", "<=", "request_timeout_s")
+        require(self, "fetch_wait_ms", "<", "request_timeout_s", share=1000)
+        return self
 
-class IntakeSettings(BaseSettings):
+
+class IntakeSettings(Settings):
     """Validation, scoring, filtering and shedding of telemetry."""
 
-    model_config = SettingsConfigDict(env_prefix="TAMIYO_INTAKE_", extra="ignore")
+    model_config = SettingsConfigDict(env_prefix="TAMIYO_INTAKE_")
 
     future_tolerance_s: float = Field(
         86_400.0,
@@ -150,7 +216,7 @@ class IntakeSettings(BaseSettings):
     )
     batch_signals: int = Field(1_000, ge=0, description="Layer signals up to which a batch is never shed")
     deviation_frames: int = Field(
-        64, ge=4, description="Frames of a run and layer from which usual values are estimated"
+        64, ge=4, le=10_000, description="Frames of a run and layer from which usual values are estimated"
     )
     deviation_minimum: int = Field(8, ge=2, description="Frames required before a value counts as unusual")
     deviation_cells: int = Field(
@@ -168,13 +234,20 @@ class IntakeSettings(BaseSettings):
     minimum_priority: float = Field(
         0.0, ge=0, description="Priority below which layer signals are dropped; 0 keeps all"
     )
-    ignored_layers: list[str] = Field([], description='Patterns of layers to drop, e.g. ["encoder.*"]')
+    ignored_layers: list[str] = Field(
+        [], description='Patterns of layers to drop, e.g. ["encoder.*"]', examples=[["encoder.*"]]
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        require(self, "deviation_minimum", "<=", "deviation_frames")
+        return self
 
 
-class WindowSettings(BaseSettings):
+class WindowSettings(Settings):
     """Event-time windows."""
 
-    model_config = SettingsConfigDict(env_prefix="TAMIYO_WINDOW_", extra="ignore")
+    model_config = SettingsConfigDict(env_prefix="TAMIYO_WINDOW_")
 
     clock: Literal["step", "time"] = Field(
         "step", description="Clock of the windows: training steps, or event time in ms"
@@ -203,10 +276,10 @@ class WindowSettings(BaseSettings):
     )
 
 
-class GraphSettings(BaseSettings):
+class GraphSettings(Settings):
     """The join of windows and topologies."""
 
-    model_config = SettingsConfigDict(env_prefix="TAMIYO_GRAPH_", extra="ignore")
+    model_config = SettingsConfigDict(env_prefix="TAMIYO_GRAPH_")
 
     topology_timeout_s: float = Field(60.0, gt=0, description="Seconds for which windows wait for their run's topology")
     max_held: int = Field(
@@ -217,13 +290,22 @@ class GraphSettings(BaseSettings):
     )
 
 
-class DecisionSettings(BaseSettings):
+class DecisionSettings(Settings):
     """Policy inference and safety limits."""
 
-    model_config = SettingsConfigDict(env_prefix="TAMIYO_DECISION_", extra="ignore")
+    model_config = SettingsConfigDict(env_prefix="TAMIYO_DECISION_")
 
-    checkpoint_url: str = Field(default_factory=checkpoint_store_url, description="fsspec URL of the checkpoint store")
-    policy: str = Field("tamiyo", description="Name of the policy that makes decisions, the key of its announcements")
+    checkpoint_url: str = Field(
+        default_factory=checkpoint_store_url,
+        min_length=1,
+        description="fsspec URL of the checkpoint store",
+        examples=["file:///var/lib/tamiyo/checkpoints"],
+    )
+    policy: str = Field(
+        "tamiyo",
+        pattern=POLICY_NAME,
+        description="Name of the policy that makes decisions, the key of its announcements",
+    )
     canary_share: float = Field(
         1.0,
         ge=0,
@@ -245,7 +327,9 @@ class DecisionSettings(BaseSettings):
     )
     max_adaptations: int = Field(20, ge=0, description="Most adaptations of a run within rate_steps")
     rate_steps: int = Field(1000, ge=1, description="Steps over which max_adaptations is counted")
-    protected_layers: tuple[str, ...] = Field((), description="Layers that must not be adapted, in all runs")
+    protected_layers: tuple[str, ...] = Field(
+        (), description="Layers that must not be adapted, in all runs", examples=[["head"]]
+    )
     heed_outcomes: bool = Field(
         False,
         description="Whether a refusal by the host ends the wait for an adaptation at once. If not, decisions depend "
@@ -256,29 +340,46 @@ class DecisionSettings(BaseSettings):
     )
     idle_timeout_s: float = Field(1800, gt=0, description="Seconds after which an idle run is forgotten")
     recorded: str | None = Field(
-        None, description="Folder of a recording whose policies and orders are used, as in a replay"
+        None,
+        min_length=1,
+        description="Folder of a recording whose policies and orders are used, as in a replay",
+        examples=["./recording"],
     )
     recorded_version: int | None = Field(
-        None, ge=0, description="Policy version that makes all decisions, instead of the recorded ones"
+        None, ge=0, description="Policy version that makes all decisions, instead of the recorded ones", examples=[12]
     )
 
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.recorded_version is not None and self.recorded is None:
+            raise ValueError(
+                f"TAMIYO_DECISION_RECORDED_VERSION={self.recorded_version} needs TAMIYO_DECISION_RECORDED, the folder "
+                "of a recording"
+            )
+        return self
 
-class KernelSettings(BaseSettings):
+
+class KernelSettings(Settings):
     """Compilation of kernels."""
 
-    model_config = SettingsConfigDict(env_prefix="TAMIYO_KERNEL_", extra="ignore")
+    model_config = SettingsConfigDict(env_prefix="TAMIYO_KERNEL_")
 
-    store_url: str = Field(default_factory=kernel_store_url, description="fsspec URL of the kernel store")
+    store_url: str = Field(
+        default_factory=kernel_store_url,
+        min_length=1,
+        description="fsspec URL of the kernel store",
+        examples=["file:///var/lib/tamiyo/kernels"],
+    )
     topology_timeout_s: float = Field(30, ge=0, description="Seconds for which a decision waits for its run's topology")
     max_waiting: int = Field(
         1000, ge=1, description="Most decisions that wait for a topology; further ones are refused"
     )
 
 
-class RewardSettings(BaseSettings):
+class RewardSettings(Settings):
     """Spans, weights and attribution."""
 
-    model_config = SettingsConfigDict(env_prefix="TAMIYO_REWARD_", extra="ignore")
+    model_config = SettingsConfigDict(env_prefix="TAMIYO_REWARD_")
 
     span_steps: tuple[int, int, int, int] = Field(
         (150, 600, 1500, 3000), description="Ends of the spans after an adaptation, in steps, for windows by step"
@@ -301,6 +402,7 @@ class RewardSettings(BaseSettings):
     )
     estimator: str = Field(
         "builtin",
+        min_length=1,
         description="What estimates an adaptation's gain: builtin (fitted to twins, shipped with the package), rule "
         "(projection and counterfactual, without a model), or the fsspec URL of a fitted estimator's file",
     )
@@ -319,7 +421,7 @@ class RewardSettings(BaseSettings):
 class ReleaseSettings(BaseModel):
     """The gates that a policy must pass before its release, and the test of its live rewards after it."""
 
-    gates: tuple[str, ...] = Field(
+    gates: tuple[Literal["divergence", "golden", "off_policy"], ...] = Field(
         ("divergence", "golden", "off_policy"),
         description="Gates of a release, checked in this order after finite, which always is",
     )
@@ -354,15 +456,18 @@ class ReleaseSettings(BaseModel):
     )
 
 
-class LearnerSettings(BaseSettings, LearningSettings, ReleaseSettings):
+class LearnerSettings(Settings, LearningSettings, ReleaseSettings):
     """PPO updates, release gates and checkpoints; LearningSettings has the hyper-parameters of the algorithm."""
 
-    model_config = SettingsConfigDict(env_prefix="TAMIYO_LEARNER_", extra="ignore")
+    model_config = SettingsConfigDict(env_prefix="TAMIYO_LEARNER_")
 
-    checkpoint_url: str = Field(default_factory=checkpoint_store_url, description="fsspec URL of the checkpoint store")
-    policy: str = Field(
-        "tamiyo", pattern=r"^\w[\w.:/\-]*$", description="Name of the policy, the key of its announcements"
+    checkpoint_url: str = Field(
+        default_factory=checkpoint_store_url,
+        min_length=1,
+        description="fsspec URL of the checkpoint store",
+        examples=["file:///var/lib/tamiyo/checkpoints"],
     )
+    policy: str = Field("tamiyo", pattern=POLICY_NAME, description="Name of the policy, the key of its announcements")
     initial_policy: str = Field(
         "builtin",
         min_length=1,
@@ -380,8 +485,12 @@ class LearnerSettings(BaseSettings, LearningSettings, ReleaseSettings):
         ge=2,
         description="Checkpoint files kept, 6 MB each; a decision can be recomputed while its policy is kept",
     )
-    startup_timeout_s: float = Field(60.0, gt=0, description="Seconds to wait for an unresponsive broker at the start")
-    delivery_timeout_s: float = Field(30.0, gt=0, description="Seconds after which an undelivered message is a failure")
+    startup_timeout_s: float = Field(
+        60.0, gt=0, le=LONGEST_S, description="Seconds to wait for an unresponsive broker at the start"
+    )
+    delivery_timeout_s: float = Field(
+        30.0, gt=0, le=LONGEST_S, description="Seconds after which an undelivered message is a failure"
+    )
     stall_timeout_s: float = Field(
         120.0,
         gt=0,
@@ -390,11 +499,23 @@ class LearnerSettings(BaseSettings, LearningSettings, ReleaseSettings):
     )
     http_host: str = Field(
         default_factory=lambda: WorkerSettings().http_host,
+        min_length=1,
         description="Address of /metrics, /healthz and /readyz; by default the workers'",
+        examples=["127.0.0.1"],
     )
     http_port: int = Field(
         default_factory=lambda: WorkerSettings().http_port,
         ge=0,
         le=65535,
         description="Port of /metrics, /healthz and /readyz; by default the workers'",
+        examples=[9101],
     )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        require(self, "minimum_batch", "<=", "batch_size")
+        require(self, "minimum_learning_rate", "<=", "learning_rate")
+        require(self, "target_kl", "<=", "max_kl")
+        require(self, "gate_sample", "<=", "gate_window")
+        require(self, "gate_min_runs", "<=", "gate_sample")
+        return self

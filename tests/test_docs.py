@@ -12,7 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.deploy.support import command_problem, settings
+from tamiyo.schemas.settings import CONFIG
+from tamiyo.streams.admin.configuration import variables
+from tests.deploy.support import command_problem
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")] + sorted(
@@ -82,7 +84,7 @@ def test_python_on_a_page_parses_and_imports_what_exists(page: Path) -> None:
 
 @each_page
 def test_environment_variables_are_read(page: Path) -> None:
-    known = {*settings()}
+    known = {*variables(), CONFIG}
     for name in re.findall(r"`(TAMIYO_\w+[A-Z])(?:=[^`]*)?`", page.read_text(encoding="utf-8")):
         assert name in known, name
     for line in command_lines(page.read_text(encoding="utf-8")):
@@ -91,7 +93,7 @@ def test_environment_variables_are_read(page: Path) -> None:
 
 
 def test_every_setting_has_a_description() -> None:
-    fields = {name: cls.model_fields[field] for name, (cls, field) in settings().items() if cls.__name__[0] != "_"}
+    fields = {name: cls.model_fields[field] for name, (cls, field) in variables().items()}
     assert [name for name, field in fields.items() if not field.description] == []
 
 

@@ -34,6 +34,7 @@ from tamiyo.evaluation.common.report import require_folder
 from tamiyo.evaluation.common.simulated_runs import Load
 from tamiyo.streams.admin.brokers import kafka_home
 from tamiyo.streams.process.logs import configure
+from tamiyo.streams.settings import LogSettings
 
 FORMAT = 2
 ORDER = ("on a broker", "peers", "intake latency", "decision latency", "stage alone", "codec", "learner", "SDK")
@@ -195,7 +196,7 @@ def bench(
     Examples: `make bench` · `make bench ARGS="--quick"` · `make bench ARGS="--json bench.json --broker local --strict"`
     """
     torch.set_num_threads(1)
-    configure("WARNING")
+    configure(LogSettings(level="WARNING"))
     # A pipe has no width, and the default of 80 columns would fold every cell.
     console, progress = (Console(stderr=err, width=None if sys.stdout.isatty() else 130) for err in (False, True))
     require_folder(json_file, "--json")

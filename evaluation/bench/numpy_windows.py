@@ -18,9 +18,9 @@ import numpy.typing as npt
 
 from tamiyo.evaluation.bench.quix_peer import FIXED
 from tamiyo.schemas.analysis import HealthWindow
+from tamiyo.schemas.avro_schema import released
 from tamiyo.schemas.codec import HEADER, header, parsed_schema, single_object_header
 from tamiyo.schemas.record import Record
-from tamiyo.schemas.released import released
 from tamiyo.schemas.telemetry import Frame, KernelPerformance, LayerHealth, ModelPerformance
 
 Floats = npt.NDArray[np.float64]

@@ -5,14 +5,14 @@ import subprocess
 import tarfile
 from pathlib import Path
 
-from tamiyo.schemas.released import FOLDER
+from tamiyo.schemas.avro_schema import RELEASED
 
 ROOT = Path(__file__).parents[2]
 
 
 def last_version() -> str:
     """Return the last release, the highest version whose schemas are kept."""
-    return max((each.name for each in FOLDER.iterdir()), key=lambda name: [int(part) for part in name.split(".")])
+    return max((each.name for each in RELEASED.iterdir()), key=lambda name: [int(part) for part in name.split(".")])
 
 
 def unpack(folder: Path) -> Path | None:

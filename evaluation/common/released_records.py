@@ -6,10 +6,10 @@ from typing import Any
 
 import fastavro
 
+from tamiyo.schemas.avro_schema import released
 from tamiyo.schemas.codec import single_object_header
 from tamiyo.schemas.columns import ColumnarRecord
 from tamiyo.schemas.record import Record
-from tamiyo.schemas.released import released
 
 
 def encode_released(record: Record, version: str | None = None) -> bytes:

@@ -8,13 +8,14 @@ from typing import Any
 import typer
 from rich.console import Console
 
-from tamiyo.schemas.files import write_atomically
+from tamiyo.schemas.files import output_problem, write_atomically
 
 
 def require_folder(report: Path | None, option: str = "--report") -> None:
-    """Raise BadParameter if a report is wanted in a folder that does not exist."""
-    if report is not None and not report.absolute().parent.is_dir():
-        raise typer.BadParameter(f"there is no folder {report.parent}", param_hint=option)
+    """Raise BadParameter if a report is wanted in a folder that does not exist or cannot be written."""
+    problem = None if report is None else output_problem(report)
+    if problem is not None:
+        raise typer.BadParameter(problem, param_hint=option)
 
 
 def write_report(report: Path | None, result: Mapping[str, Any], console: Console) -> None:

@@ -29,6 +29,7 @@ from tamiyo.evaluation.scale.flow import measure, pinned, plan_cores
 from tamiyo.evaluation.scale.plot import draw
 from tamiyo.evaluation.scale.results import signal_us, summary
 from tamiyo.streams.process.logs import configure
+from tamiyo.streams.settings import LogSettings
 
 FORMAT = 1
 
@@ -146,7 +147,7 @@ def main(
     console, home = begin(report)
     for option, path in (("--figure", figure), ("--costs", costs)):
         require_folder(path, option)
-    configure("WARNING")
+    configure(LogSettings(level="WARNING"))
     sizes = QUICK if quick else FULL
     result = started(report, quick, machine(), home)
     measure_all(sizes, result, report, console)

@@ -24,7 +24,7 @@ from tamiyo.evaluation.common.account_reader import Reader
 from tamiyo.evaluation.common.installation import PARTITIONS, Installation, working_folder
 from tamiyo.evaluation.common.measure import command, machine, versions
 from tamiyo.evaluation.common.program import begin
-from tamiyo.evaluation.common.report import write_report
+from tamiyo.evaluation.common.report import require_folder, write_report
 from tamiyo.evaluation.common.samples import LagSampler, ProcessSampler, SampleFile
 from tamiyo.evaluation.soak.faults import EVERY_S, Fault, schedule
 from tamiyo.evaluation.soak.pieces import earlier
@@ -201,6 +201,7 @@ def main(
     minutes; the report is over all pieces.
     """
     console, home = begin(report)
+    require_folder(samples, "--samples")
     options = {"seed": seed, "runs": runs, "layers": layers, "pace": pace, "fault_every": fault_every}
     try:
         before = earlier(samples, options)
@@ -229,7 +230,6 @@ def _piece(
     number: int,
 ) -> bool:
     """Run one piece after `number` others; return whether its time was over when it ended."""
-    seconds = 60 * minutes
     # Every piece has its own faults and runs.
     drawn = {**options, "seed": options["seed"] + number}
     faults = schedule(seconds, drawn["seed"], VICTIMS, WITNESSES, every_s=options["fault_every"])

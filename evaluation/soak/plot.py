@@ -9,6 +9,8 @@ import typer
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from tamiyo.evaluation.common.report import require_folder
+
 # A panel each: its title, the unit of its axis, and the suffix of its series' names.
 PANELS = (
     ("resident memory", "MB", "rss_mb"),
@@ -65,6 +67,7 @@ def main(
     figure: Annotated[Path, typer.Argument(help="File to write: .png or .svg")],
 ) -> None:
     """Draw the figure of a soak's report."""
+    require_folder(figure, "FIGURE")
     draw(json.loads(report.read_text()), figure)
 
 

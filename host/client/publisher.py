@@ -10,6 +10,7 @@ from typing import Any
 
 from confluent_kafka import KafkaError, Producer
 
+from tamiyo.host.client.outage import Outage
 from tamiyo.host.client.transport import Make
 from tamiyo.schemas.codec import encode
 from tamiyo.schemas.errors import RegistryError
@@ -58,12 +59,13 @@ class KafkaPublisher:
         self._failed = 0  # by the background thread
         self._busy_seconds = 0.0
         self._warned: set[str] = set()
+        self._outage = Outage(log)
         self._closed = False
         self._abandoned = threading.Event()
         settings = {
             **PRODUCER,
             "queue.buffering.max.messages": capacity,
-            "error_cb": self._on_error,
+            "error_cb": self._outage.on_error,
             "log_level": 0,  # errors reach the callback above; librdkafka itself would write to stderr
             "client.id": "tamiyo-host",
         }
@@ -175,13 +177,11 @@ class KafkaPublisher:
     def _on_delivery(self, error: KafkaError | None, _message: Any) -> None:
         if error is None:
             self._published += 1
+            self._outage.end()
         else:
             self._failed += 1
             # Under each error once: one that passes must not hide one that lasts.
             self._warn_once(f"delivery: {error.name()}", "records were not delivered: %s", error)
-
-    def _on_error(self, error: KafkaError) -> None:
-        self._warn_once("broker", "Kafka is unreachable; training continues without it: %s", error)
 
     def _warn_once(self, subject: str, message: str, *values: object) -> None:
         if subject not in self._warned:

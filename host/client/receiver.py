@@ -6,12 +6,14 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
+from tamiyo.host.client.outage import Outage
 from tamiyo.host.client.transport import InboundRecord
 from tamiyo.schemas.adaptation import ALL_RUNS, AdaptationDecision, CompiledKernel, ControlCommand
+from tamiyo.schemas.client.compacted import NewestByKey, copy_of, key_text
 from tamiyo.schemas.client.connection import explain
 from tamiyo.schemas.client.stalls import Stalls
 from tamiyo.schemas.codec import decode
@@ -25,7 +27,7 @@ __all__ = ["KafkaReceiver"]
 log = logging.getLogger(__name__)
 
 _RETRY_S = 1.0
-_STALL_CHECK_S = 30.0  # a partition with the same unread record at two checks in a row has stalled
+_CHECK_S = 30.0  # a partition with the same unread record at two checks in a row has stalled
 _LEADERLESS = (KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.LEADER_NOT_AVAILABLE)
 _ELECTION_S = 0.1  # a topic that was just created has no leaders yet
 _TOPICS: tuple[Topic, ...] = (DECISIONS, KERNELS, CONTROL)
@@ -39,7 +41,9 @@ class KafkaReceiver:
     needs. Otherwise the thread keeps connecting and then reads from the beginning, so that nothing is missed. Control
     is always read from the beginning, because a command stays in force until it is replaced.
 
-    Every 30 s the thread checks for stalled partitions and assigns them again.
+    Every 30 s the thread checks for stalled partitions and assigns them again, and reads partitions that were added to
+    the topics, from their beginnings. A control command is received if it is the newest of its key on all partitions; a
+    tombstone, as a command that allows everything.
     """
 
     def __init__(
@@ -66,11 +70,14 @@ class KafkaReceiver:
         self._topics = topics
         self._by_name = {topics.full(topic.name): topic for topic in _TOPICS}
         self._on_kernel = on_kernel
+        self._orders: NewestByKey[str, ControlCommand] = NewestByKey()
         self._arrived: deque[InboundRecord] = deque()
         self._stopping = threading.Event()
         self._connected = False
-        self._warned = False
-        self._check_at = time.monotonic() + _STALL_CHECK_S
+        self._explained = False
+        self._warned: set[str] = set()
+        self._outage = Outage(log)
+        self._check_at = time.monotonic() + _CHECK_S
         self._consumer = Consumer(
             kafka.librdkafka(
                 **{
@@ -80,7 +87,7 @@ class KafkaReceiver:
                     "enable.auto.offset.store": False,
                     "auto.offset.reset": "earliest",
                     "fetch.wait.max.ms": 50,  # how long a broker may hold back a new record
-                    "error_cb": self._on_error,
+                    "error_cb": self._outage.on_error,
                     "log_level": 0,  # errors reach the callback above; librdkafka itself would write to stderr
                 }
             )
@@ -127,16 +134,28 @@ class KafkaReceiver:
         self._stalls = Stalls(self._consumer, positions)
         self._connected = True
 
-    def _check_stalls(self) -> None:
-        """Assign stalled partitions again."""
-        self._check_at = time.monotonic() + _STALL_CHECK_S
+    def _check(self) -> None:
+        """Assign stalled partitions again, and those that were added to the topics."""
+        self._check_at = time.monotonic() + _CHECK_S
         stalled = self._stalls.check(_RETRY_S)
         if stalled:
-            self._warn_once(f"{stalled[0].topic} stalled at offset {stalled[0].offset}: assigned again")
+            self._warn_once("stall", f"{stalled[0].topic} stalled at offset {stalled[0].offset}: assigned again")
             self._consumer.incremental_unassign(stalled)
             self._consumer.incremental_assign(stalled)
+        known = {(place.topic, place.partition) for place in self._consumer.assignment()}
+        try:
+            # Nothing on a new partition is older than this run, or than the order that it replaces.
+            added = self._positions(_RETRY_S, from_end=False, known=known)
+        except (BrokerError, KafkaException):
+            return  # an outage, or leaders that are still to be elected: the next check finds them
+        if added:
+            self._stalls.add(added)
+            self._consumer.incremental_assign(added)
 
-    def _positions(self, timeout_s: float, *, from_end: bool) -> list[TopicPartition]:
+    def _positions(
+        self, timeout_s: float, *, from_end: bool, known: Collection[tuple[str, int]] = ()
+    ) -> list[TopicPartition]:
+        """Return the topics' partitions but those `known`, each with the offset to read from."""
         deadline = time.monotonic() + timeout_s
         positions = []
         for name, topic in self._by_name.items():
@@ -144,6 +163,8 @@ class KafkaReceiver:
             if metadata.error is not None or not metadata.partitions:
                 raise BrokerError(f"topic {name} cannot be read: {metadata.error or 'it has no partitions'}")
             for number in metadata.partitions:
+                if (name, number) in known:
+                    continue
                 place = TopicPartition(name, number)
                 low, high = self._consumer.get_watermark_offsets(place, timeout=max(0.1, deadline - time.monotonic()))
                 place.offset = high if from_end and topic is not CONTROL else low
@@ -159,12 +180,13 @@ class KafkaReceiver:
                 if message is not None:
                     self._take(message)
                 if time.monotonic() >= self._check_at:
-                    self._check_stalls()
+                    self._check()
             except Exception as error:  # no record and no broker may end training
-                if not self._connected and not self._warned:
-                    why = explain(self._kafka, _RETRY_S) or error
-                    self._warn_once(f"Kafka is unreachable; training continues without it: {why}")
-                self._warn_once(f"reading from Kafka failed, retrying: {type(error).__name__}: {error}")
+                if not self._connected and not self._explained:
+                    self._explained = True
+                    self._outage.report(str(explain(self._kafka, _RETRY_S) or error))
+                elif self._connected:
+                    self._warn_once("reading", f"reading from Kafka failed, retrying: {type(error).__name__}: {error}")
                 self._stopping.wait(_RETRY_S)
         self._consumer.close()
 
@@ -172,28 +194,49 @@ class KafkaReceiver:
         problem = message.error()
         if problem is not None and problem.code() == KafkaError.TOPIC_AUTHORIZATION_FAILED:
             self._warn_once(
+                "permission",
                 f"no permission to read {message.topic()}: {problem.str()}; "
-                "`tamiyo topics acls --role host` lists the permissions that a host needs"
+                "`tamiyo topics acls --role host` lists the permissions that a host needs",
             )
+        if problem is None:
+            self._outage.end()
         topic = self._by_name.get(message.topic() or "")
         # The key identifies other runs' records without decoding them.
         if problem is not None or topic is None or message.key() not in self._keys:
             return
         value = message.value()
         if value is None:
+            if topic is CONTROL:
+                self._take_order(message, None)
             return  # a tombstone of a compacted topic
         try:
             record = self._decode(value if isinstance(value, bytes) else str(value).encode(), topic)
         except SchemaError as error:
-            self._warn_once(f"a record on {topic.name} was skipped: {error}")
+            self._warn_once("record", f"a record on {topic.name} was skipped: {error}")
             return
-        if not isinstance(record, AdaptationDecision | CompiledKernel | ControlCommand):
+        if isinstance(record, ControlCommand):
+            self._take_order(message, record)
             return
-        if record.run_id not in (self._run_id, ALL_RUNS):
+        if not isinstance(record, AdaptationDecision | CompiledKernel) or record.run_id != self._run_id:
             return
         if isinstance(record, CompiledKernel) and self._on_kernel is not None:
             self._on_kernel(record)
         self._arrived.append(record)
+
+    def _take_order(self, message: Message, command: ControlCommand | None) -> None:
+        """Receive the order in force under the message's key, if the message changes which one that is."""
+        key = key_text(message.key())
+        if command is not None and command.run_id != key:
+            return
+        before = self._orders.copies(key)
+        if not self._orders.take(key, copy_of(message, command)):
+            return
+        order = self._orders.get(key)
+        if order is None and before and before[-1].value is not None:
+            # Everything is allowed again; the host obeys the newer of two orders, or the later of the same time.
+            order = ControlCommand(run_id=key, time_ms=before[-1].value.time_ms)
+        if order is not None:
+            self._arrived.append(order)
 
     def _decode(self, value: bytes, topic: Topic) -> Record:
         """Decode a record, retrying while the schema registry is unreachable: no decision may be lost."""
@@ -201,14 +244,13 @@ class KafkaReceiver:
             try:
                 return decode(value, topic.record)
             except RegistryError as error:
-                self._warn_once(f"decisions wait for the schema registry: {error}; training continues without them")
+                self._warn_once(
+                    "registry", f"decisions wait for the schema registry: {error}; training continues without them"
+                )
                 if self._stopping.wait(_RETRY_S):
                     raise
 
-    def _on_error(self, error: object) -> None:
-        self._warn_once(f"Kafka is unreachable; training continues without it: {error}")
-
-    def _warn_once(self, message: str) -> None:
-        if not self._warned:
-            self._warned = True
+    def _warn_once(self, subject: str, message: str) -> None:
+        if subject not in self._warned:
+            self._warned.add(subject)
             log.warning("%s", message)

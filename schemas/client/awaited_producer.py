@@ -7,7 +7,7 @@ from typing import Any
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
 from tamiyo.schemas.errors import BrokerError
-from tamiyo.schemas.kafka import PRODUCER, KafkaSettings
+from tamiyo.schemas.kafka import HEADERS_BYTES, MAX_MESSAGE_BYTES, PRODUCER, KafkaSettings
 
 POLL_S = 0.1
 GRACE_S = 1.0  # librdkafka reports a delivery that took too long a moment later
@@ -34,6 +34,8 @@ class AwaitedProducer:
         self._failed: list[str] = []
         settings = {
             **PRODUCER,
+            # Dead letters are sent back, and recordings replayed, with headers added.
+            "message.max.bytes": MAX_MESSAGE_BYTES + HEADERS_BYTES,
             "delivery.timeout.ms": round(1000 * timeout_s),
             "log_level": 0,
             **(options or {}),

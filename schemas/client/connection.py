@@ -55,6 +55,8 @@ class Connection:
         """
         self._kafka = kafka
         self._errors: list[KafkaError] = []
+        self._reported: list[KafkaError] = []
+        """The errors of the last attempt that had any: librdkafka does not repeat those that last."""
         self.admin = AdminClient(kafka.librdkafka(log_level=0, error_cb=self._errors.append))
 
     def probe(self, timeout_s: float) -> ConnectionFailure | None:
@@ -82,7 +84,8 @@ class Connection:
                 return None
 
     def _explain(self, error: KafkaError) -> ConnectionFailure:
-        reported = [each for each in self._errors if each.code() != KafkaError._ALL_BROKERS_DOWN]
+        reported = [e for e in self._errors if e.code() != KafkaError._ALL_BROKERS_DOWN] or self._reported
+        self._reported = reported
         refused = [each for each in reported if each.code() == KafkaError._AUTHENTICATION]
         if refused:
             return ConnectionFailure(f"{_message(refused[0])}; {LOGIN}", True)

@@ -14,9 +14,10 @@ from typing import Any
 from urllib.parse import quote, urlsplit
 
 from pydantic import Field, SecretStr, field_validator, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import SettingsConfigDict
 
 from tamiyo.schemas.errors import ConfigurationError, RegistryError
+from tamiyo.schemas.settings import Settings
 
 MEDIA_TYPE = "application/vnd.schemaregistry.v1+json"
 COMPATIBILITY = "BACKWARD_TRANSITIVE"
@@ -24,13 +25,20 @@ COMPATIBILITY = "BACKWARD_TRANSITIVE"
 MAX_RESPONSE_BYTES = 4 * 1024 * 1024  # the longest schema has 12 kB
 
 
-class RegistrySettings(BaseSettings):
+class RegistrySettings(Settings):
     """Settings of the registry, read from `TAMIYO_REGISTRY_*`. Secrets never appear in `repr`."""
 
-    model_config = SettingsConfigDict(env_prefix="TAMIYO_REGISTRY_", extra="ignore")
+    model_config = SettingsConfigDict(env_prefix="TAMIYO_REGISTRY_")
 
-    url: str | None = Field(None, description="URL of Confluent's API at the registry; unset: no registry")
-    username: str | None = Field(None, description="User or API key, for HTTP basic authentication")
+    url: str | None = Field(
+        None,
+        description="URL of Confluent's API at the registry, several of one registry separated by commas; unset: no "
+        "registry",
+        examples=["http://registry-1:8081,http://registry-2:8081"],
+    )
+    username: str | None = Field(
+        None, description="User or API key, for HTTP basic authentication", examples=["tamiyo"]
+    )
     password: SecretStr | None = Field(None, description="That user's password, or the API key's secret")
     ssl_ca_file: str | None = Field(None, description="PEM file of the certificate authorities to trust")
     ssl_cert_file: str | None = Field(None, description="PEM file of the client's certificate")
@@ -43,14 +51,7 @@ class RegistrySettings(BaseSettings):
     @field_validator("url")
     @classmethod
     def _plain(cls, url: str | None) -> str | None:
-        if not url:
-            return None
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError("must begin with http:// or https:// and name a host")
-        if parts.username is not None or parts.password is not None:  # every error message shows the URL
-            raise ValueError("must not contain credentials: set TAMIYO_REGISTRY_USERNAME and TAMIYO_REGISTRY_PASSWORD")
-        return url.rstrip("/")
+        return ",".join(_checked(each.strip()) for each in url.split(",")) if url else None
 
     @model_validator(mode="after")
     def _both(self) -> "RegistrySettings":
@@ -59,13 +60,24 @@ class RegistrySettings(BaseSettings):
         return self
 
 
+def _checked(url: str) -> str:
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname or not parts.netloc.isascii() or " " in url:
+        raise ValueError("must begin with http:// or https:// and name a host; several are separated by commas")
+    if parts.port == 0:  # reading it raises ValueError for what is no port
+        raise ValueError("must have a port from 1 to 65535")
+    if parts.username is not None or parts.password is not None:  # every error message shows the URL
+        raise ValueError("must not contain credentials: set TAMIYO_REGISTRY_USERNAME and TAMIYO_REGISTRY_PASSWORD")
+    return url.rstrip("/")
+
+
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
     def redirect_request(self, *_: Any) -> None:
         """Follow no redirect: the credentials are for the configured host."""
 
 
 class Registry:
-    """A registry's subjects. Thread-safe; nothing is cached.
+    """A registry's subjects. Thread-safe; nothing is cached. Of several URLs each is tried until one responds.
 
     Raises:
         RegistryError: From every method: `temporary` if the registry is unavailable or fails, else if it refuses.
@@ -83,6 +95,8 @@ class Registry:
         if settings.url is None:
             raise ConfigurationError("expected the URL of a schema registry: set TAMIYO_REGISTRY_URL")
         self.url = settings.url
+        self._urls = settings.url.split(",")
+        self._preferred = 0  # the one that responded last: a dead one would cost every request its timeout
         self._timeout_s = settings.timeout_s
         self._headers = {"Content-Type": MEDIA_TYPE, "Accept": f"{MEDIA_TYPE}, application/json"}
         if settings.username is not None and settings.password is not None:
@@ -133,8 +147,22 @@ class Registry:
     def _call(
         self, method: str, path: str, body: object = None, *, kind: type = dict, absent_is_none: bool = False
     ) -> Any:
+        first = self._preferred
+        for attempt in range(len(self._urls)):
+            number = (first + attempt) % len(self._urls)
+            try:
+                response = self._call_one(self._urls[number], method, path, body, kind, absent_is_none)
+            except RegistryError as error:
+                if not error.temporary or attempt + 1 == len(self._urls):
+                    raise
+            else:
+                self._preferred = number
+                return response
+        raise AssertionError("there is at least one URL")
+
+    def _call_one(self, url: str, method: str, path: str, body: object, kind: type, absent_is_none: bool) -> Any:
         request = urllib.request.Request(  # noqa: S310 - the scheme is checked in the settings
-            f"{self.url}/{path}",
+            f"{url}/{path}",
             None if body is None else json.dumps(body).encode(),
             self._headers,
             method=method,
@@ -152,24 +180,25 @@ class Registry:
             with refusal:
                 if refusal.code == 404 and absent_is_none:
                     return None
-                raise self._refused(method, path, refusal) from refusal
+                raise self._refused(url, method, path, refusal) from refusal
         except (OSError, http.client.HTTPException, ValueError, RecursionError) as error:
             reason = getattr(error, "reason", error)
             certificate = isinstance(reason, ssl.SSLCertVerificationError)
             raise RegistryError(
-                f"the schema registry at {self.url} gives no valid response: {reason}"
+                f"the schema registry at {url} gives no valid response: {reason}"
                 + (" (set TAMIYO_REGISTRY_SSL_CA_FILE)" if certificate else ""),
                 temporary=not certificate,
             ) from error
 
-    def _refused(self, method: str, path: str, refusal: urllib.error.HTTPError) -> RegistryError:
+    @staticmethod
+    def _refused(url: str, method: str, path: str, refusal: urllib.error.HTTPError) -> RegistryError:
         details = refusal.read(2_000).decode(errors="replace").strip()
         if refusal.code in (401, 403):
             advice = "check TAMIYO_REGISTRY_USERNAME and TAMIYO_REGISTRY_PASSWORD"
-            return RegistryError(f"the schema registry at {self.url} refuses access ({refusal.code}): {advice}")
+            return RegistryError(f"the schema registry at {url} refuses access ({refusal.code}): {advice}")
         # 408 (timeout) and 429 (too many requests) pass; any other status below 500 is an error of the request.
         temporary = refusal.code >= 500 or refusal.code in (408, 429)
-        message = f"the schema registry returned {refusal.code} for {method} {self.url}/{path}: {details}"
+        message = f"the schema registry returned {refusal.code} for {method} {url}/{path}: {details}"
         return RegistryError(message, temporary=temporary)
 
 

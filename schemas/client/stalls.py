@@ -24,6 +24,10 @@ class Stalls:
         self._starts = {(place.topic, place.partition): place.offset for place in assigned}
         self._waiting: dict[tuple[str, int], int] = {}
 
+    def add(self, assigned: Iterable[TopicPartition]) -> None:
+        """Watch these partitions too, which were assigned since, each with its first offset."""
+        self._starts.update({(place.topic, place.partition): place.offset for place in assigned})
+
     def places(self) -> list[TopicPartition]:
         """Return the assigned partitions, each with the next offset to read."""
         places = self._consumer.position(self._consumer.assignment())

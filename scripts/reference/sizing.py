@@ -6,6 +6,12 @@ RUNS = (100, 1_000, 10_000, 100_000)
 LAYERS = 50
 INTERVAL_S = 60.0
 
+UNIT_COSTS = (
+    "Processor time, measured. Busy cores = rate x (microseconds + layers x microseconds a layer) / 1,000,000. "
+    "The rate of sampled steps is runs / interval in seconds; that of windows is half of it, since a window has two "
+    "sampled steps."
+)
+
 
 def sizing() -> str:
     """Return the sizes of installations from 100 to 100,000 runs, and the topics of the largest."""
@@ -40,6 +46,14 @@ def sizing() -> str:
         )
         for each in largest.topics
     ]
+    unit_costs = [
+        (name, cost.per, f"{cost.fixed:,.4g}", f"{cost.layer:,.4g}")
+        for name, cost in {
+            **costs.processor_us,
+            "learner": costs.learner_us,
+            "a broker, one replica": costs.broker_us,
+        }.items()
+    ]
     command = f"tamiyo plan --runs {RUNS[-1]} --layers {LAYERS} --interval {INTERVAL_S:g}"
     introduction = (
         f"Installations for runs of {LAYERS} layers that each send a sampled step every {INTERVAL_S:g} seconds, as "
@@ -49,6 +63,7 @@ def sizing() -> str:
         "Sizing",
         introduction,
         section("Installations", table(("runs", *(f"{runs:,}" for runs in RUNS)), rows)),
+        section("Unit costs", f"{UNIT_COSTS}\n\n{table(('of', 'each', 'microseconds', '... a layer'), unit_costs)}"),
         section(f"Topics of {RUNS[-1]:,} runs", table(("topic", "bytes a day", "kept", "stored, one replica"), topics)),
         section("Assumptions", "\n".join(f"- {prose(each)}" for each in assumptions(largest, costs))),
     )

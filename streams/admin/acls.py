@@ -4,6 +4,7 @@ They follow from the catalogue and from how a stage works: it reads its inputs a
 inputs' dead letters and late records, and reads the ends of those back when a partition is assigned.
 """
 
+import re
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from confluent_kafka import KafkaError, KafkaException, TopicCollection
 from tamiyo.schemas.client.connection import Connection
 from tamiyo.schemas.errors import BrokerError, BrokerRefused, ConfigurationError
 from tamiyo.schemas.kafka import KafkaSettings, TopicNames
-from tamiyo.schemas.topics import CATALOGUE, CHECKPOINTS, CONTROL, EXPERIENCE, Topic
+from tamiyo.schemas.topics import CATALOGUE, CHECKPOINTS, EXPERIENCE, Topic
 from tamiyo.streams.admin.topics import dead_letter_names, plan
 from tamiyo.streams.stages.base import Stage
 from tamiyo.streams.stages.registry import STAGES
@@ -41,12 +42,49 @@ class Grant:
         return f"--add --allow-principal '{principal}' --operation {self.operation} --{self.kind} '{self.name}'"
 
 
+def kafka_user(name: str, cluster: str, wanted: Iterable[Grant]) -> dict[str, Any]:
+    """Return Strimzi's resource for a user that has these permissions, and logs in with SCRAM-SHA-512.
+
+    Strimzi's user operator creates the user and its ACLs, and a Secret of the same name with the `password`.
+
+    Args:
+        name: of the resource and of the user.
+        cluster: name of the `Kafka` resource.
+        wanted: the permissions.
+
+    Raises:
+        ConfigurationError: Kubernetes does not allow the name.
+    """
+    if len(name) > 253 or not re.fullmatch(r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?", name):
+        raise ConfigurationError(
+            f"a KafkaUser cannot be named {name!r}; its name has a-z, 0-9, - and .: choose a --principal like "
+            "User:tamiyo-{role}"
+        )
+    operations: dict[tuple[str, str], list[str]] = {}
+    for each in wanted:
+        operation = "".join(word.capitalize() for word in each.operation.split("_"))
+        operations.setdefault((each.kind, each.name), []).append(operation)
+    acls = [
+        {"resource": {"type": kind, "name": resource, "patternType": "literal"}, "operations": names}
+        for (kind, resource), names in operations.items()
+    ]
+    return {
+        "apiVersion": "kafka.strimzi.io/v1",
+        "kind": "KafkaUser",
+        "metadata": {"name": name, "labels": {"strimzi.io/cluster": cluster}},
+        "spec": {
+            "authentication": {"type": "scram-sha-512"},
+            "authorization": {"type": "simple", "acls": acls},
+        },
+    }
+
+
 def grants(role: str, names: TopicNames) -> list[Grant]:
     """Return the permissions that a role needs, and no others.
 
     Args:
-        role: a stage, `learner`, `host` (the SDK), `operator` (creates topics, reads everything, redrives dead
-            letters, publishes orders and steers the policy) or `reader` (of all topics).
+        role: a stage, `learner`, `host` (the SDK), `operator` (creates and grows topics, reads everything, redrives
+            dead letters, forgets runs, publishes orders and steers the policy) or `reader` (of all topics).
         names: the installation's topic names.
 
     Raises:
@@ -64,12 +102,11 @@ def grants(role: str, names: TopicNames) -> list[Grant]:
     if role == "operator":
         redriven = [topic for topic in CATALOGUE if set(topic.readers) & {*STAGES, "learner"}]
         writes = [
-            CONTROL.name,
-            CHECKPOINTS.name,
+            *(topic.name for topic in CATALOGUE if topic.cleanup == "compact"),  # orders, and tombstones
             *(name for topic in redriven for name in (topic.name, topic.dead_letters)),
         ]
         found = _grants(names, everything, writes, CATALOGUE)
-        return found + [Grant("topic", names.full(name), "CREATE") for name in everything]
+        return found + [Grant("topic", names.full(name), each) for each in ("CREATE", "ALTER") for name in everything]
     if role == "reader":
         return _grants(names, everything, [], ())
     raise ConfigurationError(f"there is no role {role!r}; choose from {', '.join(ROLES)}")

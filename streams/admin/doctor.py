@@ -12,9 +12,11 @@ from tamiyo.schemas.codec import parsed_schema
 from tamiyo.schemas.display import without_secrets
 from tamiyo.schemas.errors import BrokerError, ConfigurationError, RegistryError, TamiyoError
 from tamiyo.schemas.kafka import KafkaSettings, TopicNames
-from tamiyo.schemas.stores import open_store
+from tamiyo.schemas.stores import require_writable
 from tamiyo.schemas.topics import CATALOGUE
+from tamiyo.streams.admin import growth
 from tamiyo.streams.admin import schema_registry as schemas
+from tamiyo.streams.admin.configuration import check, classes, unknown_variables
 from tamiyo.streams.admin.topics import Topics
 from tamiyo.streams.settings import StoreSettings
 
@@ -34,14 +36,15 @@ class Finding:
 def examine(
     kafka: KafkaSettings, names: TopicNames, store: StoreSettings, registry: RegistrySettings
 ) -> Iterator[Finding]:
-    """Check versions, schemas, the store, the registry, the broker and its topics, in this order."""
+    """Check versions, schemas, settings, the store, the registry, the broker and its topics, in this order."""
     yield Finding("python", "ok", platform.python_version())
     for package in PACKAGES:
         yield _package(package)
     yield _schemas()
+    yield from _settings()
     yield _store(store)
     yield from _registry(registry, names)
-    yield from _broker(Topics(kafka, names), kafka)
+    yield from _broker(kafka, names)
 
 
 def _package(package: str) -> Finding:
@@ -60,20 +63,28 @@ def _schemas() -> Finding:
     return Finding("schemas", "ok", f"{len(CATALOGUE)} records")
 
 
+def _settings() -> Iterator[Finding]:
+    """Check the settings of every class in this environment and its file."""
+    problems = []
+    try:
+        check(*classes())
+    except ConfigurationError as error:
+        problems = str(error).splitlines()
+    for problem in problems:
+        yield Finding("settings", "problem", problem, "`tamiyo config reference` lists all settings")
+    unknown = unknown_variables()
+    for sentence in unknown:
+        yield Finding("settings", "warning", sentence, "`tamiyo config reference` lists all settings")
+    if not problems and not unknown:
+        yield Finding("settings", "ok", "all values are valid; `tamiyo config show --changed` lists those set here")
+
+
 def _store(store: StoreSettings) -> Finding:
     url = without_secrets(store.url)
     try:
-        filesystem, path = open_store(store.url)
-        probe = f"{path.rstrip('/')}/.doctor"
-        filesystem.makedirs(path, exist_ok=True)
-        filesystem.pipe_file(probe, b"ok")
-        filesystem.rm_file(probe)
+        require_writable(store.url, "TAMIYO_STORE_URL")
     except ConfigurationError as error:
-        return Finding("store", "problem", str(error), "TAMIYO_STORE_URL names the store")
-    except (OSError, ValueError) as error:
-        advice = "set TAMIYO_STORE_URL to a store that every process can write"
-        reason = str(error).replace(store.url, url)  # without credentials
-        return Finding("store", "problem", f"{url}: {reason}", advice)
+        return Finding("store", "problem", str(error), "set TAMIYO_STORE_URL to a store that every process can write")
     return Finding("store", "ok", f"{url} is writable")
 
 
@@ -95,7 +106,8 @@ def _registry(settings: RegistrySettings, names: TopicNames) -> Iterator[Finding
         yield Finding("registry", "ok", f"{len(CATALOGUE)} subjects at {settings.url} match the catalogue")
 
 
-def _broker(topics: Topics, kafka: KafkaSettings) -> Iterator[Finding]:
+def _broker(kafka: KafkaSettings, names: TopicNames) -> Iterator[Finding]:
+    topics = Topics(kafka, names)
     try:
         reason = topics.reachable()
     except BrokerError as error:
@@ -118,11 +130,11 @@ def _broker(topics: Topics, kafka: KafkaSettings) -> Iterator[Finding]:
     else:
         yield Finding("broker", "ok", f"connected to {kafka.bootstrap_servers}")
     try:
-        problems = topics.check()
+        findings = [*topics.findings(), *growth.findings(kafka, names)]
     except BrokerError as error:
         yield Finding("topics", "problem", str(error))
         return
-    for problem in problems:
-        yield Finding("topics", "problem", problem, "`tamiyo topics create` creates missing topics")
-    if not problems:
+    for each in findings:
+        yield Finding("topics", each.state, each.text, each.advice)
+    if not findings:
         yield Finding("topics", "ok", "all topics match the catalogue")

@@ -9,9 +9,10 @@ from typing import Any
 
 from tamiyo.models.checkpoint import CheckpointHeader, CheckpointStore, announcement, checksum, load, read_header
 from tamiyo.schemas.client.awaited_producer import AwaitedProducer
+from tamiyo.schemas.client.compacted import newest_records
 from tamiyo.schemas.client.partition_reader import PartitionReader
-from tamiyo.schemas.codec import decode, encode
-from tamiyo.schemas.errors import CheckpointCorrupt, ConfigurationError, PolicyError, SchemaError, TamiyoError
+from tamiyo.schemas.codec import encode
+from tamiyo.schemas.errors import CheckpointCorrupt, ConfigurationError, PolicyError, TamiyoError
 from tamiyo.schemas.kafka import KafkaSettings, TopicNames
 from tamiyo.schemas.learning import CheckpointStatus, PolicyCheckpoint, policy_orders_key
 from tamiyo.schemas.topics import CHECKPOINTS
@@ -217,15 +218,9 @@ class PolicyVersions:
         producer.flush()
 
     def _read(self) -> dict[str, PolicyCheckpoint]:
-        """Return the newest announcement under each key."""
-        found: dict[str, PolicyCheckpoint] = {}
+        """Return the newest announcement under each key; the learner reports what cannot be decoded."""
         with PartitionReader(self._kafka, "tamiyo-policy") as reader:
-            for message in reader.read(reader.ranges(self._topic)):
-                try:
-                    found[(message.key() or b"").decode("utf-8", "replace")] = decode(message.value(), PolicyCheckpoint)
-                except SchemaError:
-                    continue  # the learner reports it
-        return found
+            return newest_records(reader, self._topic, PolicyCheckpoint)
 
     def _newest(self) -> PolicyCheckpoint:
         if self.newest is None:

@@ -4,23 +4,26 @@ The embedded broker creates topics on demand, with 4 partitions; there they are 
 """
 
 import time
-from collections.abc import Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from confluent_kafka import KafkaError, KafkaException
-from confluent_kafka.admin import ConfigResource, NewTopic, ResourceType
+from confluent_kafka.admin import ConfigResource, NewPartitions, NewTopic, ResourceType
 
 from tamiyo.schemas.client.connection import Connection
-from tamiyo.schemas.errors import BrokerError
-from tamiyo.schemas.kafka import MAX_MESSAGE_BYTES, KafkaSettings, TopicNames
+from tamiyo.schemas.errors import BrokerError, ConfigurationError
+from tamiyo.schemas.kafka import MAX_BATCH_BYTES, KafkaSettings, TopicNames
 from tamiyo.schemas.topics import CATALOGUE, Topic
 from tamiyo.streams.admin.brokers import is_embedded
 
 DAY_MS = 86_400_000
 DEAD_RETENTION_MS = 30 * DAY_MS  # longer than an operator's holiday
-MAX_BATCH_BYTES = MAX_MESSAGE_BYTES + 1024 * 1024
-"""Largest batch that a topic must accept: the largest message and what librdkafka may add to its batch."""
+PARTITIONS = 4
+"""Partitions of a new installation's topics, unless others are given."""
+REPLICATION = 3
+"""Replicas of a partition: with one broker away, every record still has two."""
 REQUEST_TIMEOUT_S = 20.0
 
 
@@ -36,6 +39,23 @@ class TopicState:
     """The actual policy; None where the broker does not report it."""
     retention_ms: int | None = None
     max_batch_bytes: int | None = None
+    replication: int = 0
+    """Replicas of the partition that has the fewest."""
+    min_insync: int | None = None
+    """Replicas that must have a record before its delivery is confirmed."""
+    timestamps: str | None = None
+    """Whose clock stamps a record: CreateTime, the producer's, or LogAppendTime, the broker's."""
+
+
+@dataclass(frozen=True, slots=True)
+class TopicFinding:
+    """One way in which the topics differ from what an installation needs."""
+
+    state: Literal["problem", "warning"]
+    """A problem stops stages, or makes their results wrong; with a warning they work until a broker is lost."""
+    text: str
+    advice: str
+    """What to do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,29 +112,39 @@ class Topics:
         present = self._metadata().topics
         return [each.name for each in self._plan if each.name not in present]
 
-    def create(self, *, partitions: int = 4, replication: int = 1, retention_ms: int | None = None) -> list[str]:
+    def create(
+        self, *, partitions: int | None = None, replication: int | None = None, retention_ms: int | None = None
+    ) -> list[str]:
         """Create the missing topics; the embedded broker's are touched instead.
 
         Args:
-            partitions: of every topic: a run has the same partition number on all of them.
-            replication: replicas of every partition.
+            partitions: of every topic: a run has the same partition number on all of them. None: as many as the
+                topics that exist, or `PARTITIONS`.
+            replication: replicas of every partition; None: see `replication`.
             retention_ms: replaces the catalogue's for all topics; -1 keeps records without limit.
 
         Returns:
             The names of the created topics.
+
+        Raises:
+            ConfigurationError: topics exist with another number of partitions.
         """
         if self.embedded():
             return self.touch()
         present = self._metadata().topics
+        count = self._partitions(partitions, present)
+        replicas = self.replication(replication)
         wanted = [
             NewTopic(
                 each.name,
-                num_partitions=partitions,
-                replication_factor=replication,
+                num_partitions=count,
+                replication_factor=replicas,
                 config={
                     "cleanup.policy": each.cleanup,
                     "retention.ms": str(each.retention_ms if retention_ms is None else retention_ms),
                     "max.message.bytes": str(MAX_BATCH_BYTES),
+                    "message.timestamp.type": "CreateTime",
+                    "min.insync.replicas": str(min_insync(replicas)),
                 },
             )
             for each in self._plan
@@ -133,6 +163,34 @@ class Topics:
                     raise BrokerError(f"topic {name} could not be created: {error.args[0].str()}") from error
         self._wait_until_visible({each.topic for each in wanted})
         return created
+
+    def replication(self, wanted: int | None = None) -> int:
+        """Return how many replicas new topics get: those `wanted`, else `REPLICATION`, but one a broker at most."""
+        return wanted if wanted is not None else min(REPLICATION, self.brokers())
+
+    def brokers(self) -> int:
+        """Return how many brokers the cluster has now."""
+        return self._metadata().brokers
+
+    def grow(self, partitions: int) -> list[str]:
+        """Add partitions to every planned topic that has fewer; return the names of those topics.
+
+        `tamiyo.streams.admin.growth` is the whole operation: by itself this leaves keys where they are no longer looked
+        for.
+        """
+        present = self._metadata().topics
+        short = [each.name for each in self._plan if 0 < len(_of(present, each.name)) < partitions]
+        requests = [NewPartitions(name, partitions) for name in short]
+        futures = self._admin.create_partitions(requests, request_timeout=REQUEST_TIMEOUT_S) if requests else {}
+        for name, future in futures.items():
+            try:
+                future.result()
+            except KafkaException as error:
+                # Grown by another process meanwhile.
+                if error.args[0].code() != KafkaError.INVALID_PARTITIONS or self._count(name) < partitions:
+                    raise BrokerError(f"topic {name} could not be grown: {error.args[0].str()}") from error
+        self._wait(lambda: [name for name in short if self._count(name) < partitions], "partitions did not appear")
+        return short
 
     def present(self) -> list[str]:
         """Return the planned topics that exist."""
@@ -163,47 +221,96 @@ class Topics:
         """Return the actual configuration of every planned topic."""
         present = self._metadata().topics
         config = self._config([each.name for each in self._plan if each.name in present])
-        return [
-            TopicState(
-                each.name,
-                len(present[each.name].partitions) if each.name in present else 0,
-                each.cleanup,
-                config.get(each.name, {}).get("cleanup.policy"),
-                _integer(config.get(each.name, {}).get("retention.ms")),
-                _integer(config.get(each.name, {}).get("max.message.bytes")),
+        found: list[TopicState] = []
+        for each in self._plan:
+            partitions, settings = _of(present, each.name), config.get(each.name, {})
+            found.append(
+                TopicState(
+                    each.name,
+                    len(partitions),
+                    each.cleanup,
+                    settings.get("cleanup.policy"),
+                    _integer(settings.get("retention.ms")),
+                    _integer(settings.get("max.message.bytes")),
+                    min((len(partition.replicas) for partition in partitions), default=0),
+                    _integer(settings.get("min.insync.replicas")),
+                    settings.get("message.timestamp.type"),
+                )
             )
-            for each in self._plan
-        ]
+        return found
 
     def check(self) -> list[str]:
-        """Return the problems, a sentence each: missing topics, differing partition counts, cleanup, sizes."""
+        """Return the problems, a sentence each: missing topics, partition counts, cleanup, sizes, replicas in sync."""
+        return [each.text for each in self._problems(self.states())]
+
+    def findings(self) -> list[TopicFinding]:
+        """Return the problems, and what makes the loss of a broker a problem, each with what to do."""
         states = self.states()
-        problems = [f"topic {each.name} does not exist" for each in states if not each.partitions]
-        counts: dict[int, list[str]] = {}
-        for each in states:
-            if each.partitions:
-                counts.setdefault(each.partitions, []).append(each.name)
+        # The embedded broker has no configuration, and loses everything anyway.
+        return [*self._problems(states), *(() if self.embedded() else _risks(states, self.brokers()))]
+
+    def _problems(self, states: Sequence[TopicState]) -> list[TopicFinding]:
+        existing = [each for each in states if each.partitions]
+        found = [
+            TopicFinding("problem", f"topic {each.name} does not exist", "`tamiyo topics create` creates it")
+            for each in states
+            if not each.partitions
+        ]
+        counts: dict[int, list[str]] = defaultdict(list)
+        for each in existing:
+            counts[each.partitions].append(each.name)
         if len(counts) > 1:
             usual = max(counts, key=lambda count: len(counts[count]))
-            problems += [
-                f"topic {name} has {count} partitions where the others have {usual}: "
-                "a run's records would not stay on one partition number"
+            found += [
+                TopicFinding(
+                    "problem",
+                    f"topic {name} has {count} partitions where the others have {usual}: "
+                    "a run's records would not stay on one partition number",
+                    f"`tamiyo topics grow --partitions {max(counts)}` makes them equal",
+                )
                 for count, listed in sorted(counts.items())
                 if count != usual
                 for name in listed
             ]
-        problems += [
-            f"topic {each.name} has cleanup.policy={each.cleanup}, but {each.expected_cleanup} is expected"
-            for each in states
-            if each.cleanup is not None and each.expected_cleanup not in each.cleanup
-        ]
-        problems += [
-            f"topic {each.name} has max.message.bytes={each.max_batch_bytes}, but {MAX_BATCH_BYTES} is needed for the "
-            "largest messages"
-            for each in states
-            if each.max_batch_bytes is not None and each.max_batch_bytes < MAX_BATCH_BYTES
-        ]
-        return problems
+        for each in existing:
+            if each.cleanup is not None and each.expected_cleanup not in each.cleanup:
+                text = f"topic {each.name} has cleanup.policy={each.cleanup}, but {each.expected_cleanup} is expected"
+                found.append(TopicFinding("problem", text, _alter(each, f"cleanup.policy={each.expected_cleanup}")))
+            if each.max_batch_bytes is not None and each.max_batch_bytes < MAX_BATCH_BYTES:
+                text = (
+                    f"topic {each.name} has max.message.bytes={each.max_batch_bytes}, but {MAX_BATCH_BYTES} is needed "
+                    "for the largest messages"
+                )
+                found.append(TopicFinding("problem", text, _alter(each, f"max.message.bytes={MAX_BATCH_BYTES}")))
+            if each.min_insync is not None and each.min_insync > each.replication:
+                text = (
+                    f"topic {each.name} has min.insync.replicas={each.min_insync} and replication {each.replication}: "
+                    "nobody can publish to it"
+                )
+                setting = f"min.insync.replicas={min_insync(each.replication)}"
+                found.append(TopicFinding("problem", text, _alter(each, setting)))
+        return found
+
+    def _partitions(self, wanted: int | None, present: dict[str, Any]) -> int:
+        """Return how many partitions new topics get, so that all topics have the same number."""
+        counts = {len(_of(present, each.name)) for each in self._plan} - {0}
+        if not counts:
+            return PARTITIONS if wanted is None else wanted
+        if wanted is not None and counts != {wanted}:
+            have = " or ".join(str(count) for count in sorted(counts))
+            can = (
+                f"`tamiyo topics grow --partitions {wanted}` gives all of them more"
+                if wanted >= max(counts)
+                else "Kafka cannot take partitions away"
+            )
+            raise ConfigurationError(
+                f"expected {wanted} partitions, but topics exist with {have}, and all need the same number: without "
+                f"--partitions, missing topics are created with {max(counts)}; {can}"
+            )
+        return max(counts)
+
+    def _count(self, name: str) -> int:
+        return len(_of(self._metadata().topics, name))
 
     def _metadata(self, topic: str | None = None) -> "_Metadata":
         try:
@@ -216,7 +323,7 @@ class Topics:
                 if failure is not None
                 else BrokerError(f"no response from {self._bootstrap}: {error.args[0].str()}")
             ) from error
-        return _Metadata(found.cluster_id, found.topics)
+        return _Metadata(found.cluster_id, found.topics, len(found.brokers))
 
     def _config(self, names: Sequence[str]) -> dict[str, dict[str, str]]:
         # The mock cluster does not support DescribeConfigs.
@@ -233,11 +340,14 @@ class Topics:
         return found
 
     def _wait_until_visible(self, names: set[str]) -> None:
-        # A created topic takes a moment to reach every broker's metadata.
+        self._wait(lambda: sorted(names - set(self._metadata().topics)), "created topics did not appear")
+
+    def _wait(self, missing: Callable[[], list[str]], failure: str) -> None:
+        # What was created takes a moment to reach every broker's metadata.
         deadline = time.monotonic() + REQUEST_TIMEOUT_S
-        while names - set(self._metadata().topics):
+        while left := missing():
             if time.monotonic() > deadline:
-                raise BrokerError(f"created topics did not appear: {', '.join(sorted(names))}")
+                raise BrokerError(f"{failure}: {', '.join(left)}")
             time.sleep(0.05)
 
 
@@ -245,6 +355,61 @@ class Topics:
 class _Metadata:
     cluster_id: str | None
     topics: dict[str, Any]
+    brokers: int
+
+
+def min_insync(replication: int) -> int:
+    """Return how many replicas must have a record before its delivery is confirmed.
+
+    Two, where one broker may be away nevertheless: then a record that is confirmed survives the loss of a broker.
+    """
+    return 2 if replication >= REPLICATION else 1
+
+
+def _risks(states: Sequence[TopicState], brokers: int) -> list[TopicFinding]:
+    """Return what costs records or stops the flow once a broker is lost; the topics that share it in one finding."""
+    found: dict[tuple[str, str], list[str]] = defaultdict(list)
+    alter = "`kafka-configs.sh --alter --add-config min.insync.replicas={}` changes it"
+    for each in states:
+        if not each.partitions:
+            continue
+        if each.replication == 1 and brokers > 1:
+            text = f"replication 1 on a cluster of {brokers} brokers: with one of them their records are lost"
+            found[text, "`kafka-reassign-partitions.sh` adds replicas; new topics get them by themselves"].append(
+                each.name
+            )
+        elif each.min_insync is not None and each.replication == each.min_insync > 1:
+            text = (
+                f"min.insync.replicas={each.min_insync} and as many replicas: while one broker is away, nobody can "
+                "publish"
+            )
+            found[text, alter.format(min_insync(each.replication))].append(each.name)
+        elif each.min_insync is not None and each.min_insync < min_insync(each.replication):
+            text = (
+                f"replication {each.replication} and min.insync.replicas={each.min_insync}: a record may be confirmed "
+                "that one broker alone has"
+            )
+            found[text, alter.format(min_insync(each.replication))].append(each.name)
+        if each.timestamps == "LogAppendTime":
+            text = "message.timestamp.type=LogAppendTime: a replay cannot repeat the times of their records"
+            advice = "`kafka-configs.sh --alter --add-config message.timestamp.type=CreateTime` changes it"
+            found[text, advice].append(each.name)
+    return [TopicFinding("warning", f"{_listed(names)} {text}", advice) for (text, advice), names in found.items()]
+
+
+def _listed(names: Sequence[str]) -> str:
+    if len(names) == 1:
+        return f"topic {names[0]} has"
+    return f"{len(names)} topics ({', '.join(names[:2])}{', ...' if len(names) > 2 else ''}) have"
+
+
+def _alter(topic: TopicState, setting: str) -> str:
+    return f"`kafka-configs.sh --alter --topic {topic.name} --add-config {setting}` changes it"
+
+
+def _of(topics: dict[str, Any], name: str) -> list[Any]:
+    """Return the partitions of a topic, none where it does not exist."""
+    return list(topics[name].partitions.values()) if name in topics else []
 
 
 def _integer(text: str | None) -> int | None:

@@ -8,14 +8,18 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Annotated
 
 import typer
 from pydantic import ValidationError
 from rich.console import Console
 
+from tamiyo.schemas.display import printable
 from tamiyo.schemas.errors import TamiyoError
+from tamiyo.schemas.settings import CONFIG
 from tamiyo.streams.cli import (
+    config,
     diff,
     dlq,
     operation,
@@ -26,6 +30,7 @@ from tamiyo.streams.cli import (
     processes,
     record,
     replay,
+    runs,
     schemas,
     topics,
     training,
@@ -38,8 +43,8 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
     help="Watches neural networks while they train, and adapts them.\n\n"
-    "Every command reads its settings from TAMIYO_* environment variables; a flag takes precedence over its "
-    "variable.\n\n"
+    "Every command reads its settings from TAMIYO_* environment variables and a file (`--config`): a flag takes "
+    "precedence over the environment, the environment over the file. `tamiyo config` shows them.\n\n"
     "Start with `tamiyo demo`.",
     epilog=examples("tamiyo demo --quick", "tamiyo worker --stage intake", "tamiyo tail tamiyo.rewards --table"),
 )
@@ -47,8 +52,10 @@ for module in (training, processes, operation, plan, record, replay, diff):
     module.register(app)
 app.add_typer(topics.app, name="topics", rich_help_panel=options.OPERATE)
 app.add_typer(schemas.app, name="schemas", rich_help_panel=options.OPERATE)
+app.add_typer(config.app, name="config", rich_help_panel=options.OPERATE)
 app.add_typer(policy.app, name="policy", rich_help_panel=options.OPERATE)
 app.add_typer(dlq.app, name="dlq", rich_help_panel=options.OPERATE)
+app.add_typer(runs.app, name="runs", rich_help_panel=options.OPERATE)
 plugins.register(app)
 
 errors = Console(stderr=True)
@@ -67,8 +74,23 @@ def global_options(
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit.")
     ] = False,
+    file: Annotated[
+        Path | None,
+        typer.Option(
+            "--config", envvar=CONFIG, metavar="FILE", help="TOML file of settings; `tamiyo config reference --toml`."
+        ),
+    ] = None,
 ) -> None:
     """Global options."""
+    if file is not None:
+        os.environ[CONFIG] = str(file.absolute())  # for this process's settings and for its children
+        from tamiyo.streams.admin.configuration import check
+
+        check()
+    if file is not None or os.environ.get("TAMIYO_REGISTRY_URL"):  # otherwise --help imports nothing more
+        from tamiyo.streams.admin.schema_registry import connect
+
+        connect(options.names())
 
 
 @contextmanager
@@ -77,21 +99,20 @@ def _explained() -> Iterator[None]:
     try:
         yield
     except TamiyoError as error:
-        errors.print(f"tamiyo: {error}", style="red", highlight=False, soft_wrap=True, markup=False)
+        for line in str(error).splitlines():
+            _print_error(line)
         sys.exit(1)
-    except ValidationError as error:
+    except ValidationError as error:  # of a record that flags make
         for problem in error.errors(include_url=False, include_input=False):
-            place = "_".join(str(part) for part in problem["loc"]).upper()
-            message = f"tamiyo: {error.title}.{place.lower()}: {problem['msg']} (see its TAMIYO_..._{place} variable)"
-            errors.print(message, style="red", highlight=False, soft_wrap=True, markup=False)
+            _print_error(f"{'.'.join(str(part) for part in problem['loc'])}: {problem['msg']}")
         sys.exit(1)
+
+
+def _print_error(line: str) -> None:
+    errors.print(f"tamiyo: {printable(line)}", style="red", highlight=False, soft_wrap=True, markup=False)
 
 
 def main() -> None:
     """Run the command line."""
     with _explained():
-        if os.environ.get("TAMIYO_REGISTRY_URL"):  # otherwise --help imports nothing more
-            from tamiyo.streams.admin.schema_registry import connect
-
-            connect(options.names())
         app()

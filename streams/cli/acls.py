@@ -1,4 +1,4 @@
-"""`tamiyo topics acls`: lists the permissions to grant on Kafka, as a table, for `kafka-acls.sh` or as JSON."""
+"""`tamiyo topics acls`: lists the permissions to grant on Kafka, for people, `kafka-acls.sh`, Strimzi or programs."""
 
 import json
 from dataclasses import asdict
@@ -18,6 +18,7 @@ EPILOG = examples(
     "tamiyo topics acls --role learner --check",
     "tamiyo topics acls --role intake --format commands | while read -r acl; do "
     'eval kafka-acls.sh --bootstrap-server kafka:9092 "$acl"; done',
+    "tamiyo topics acls --format strimzi --principal 'User:tamiyo-{role}' --cluster kafka | kubectl apply -f -",
 )
 
 
@@ -26,6 +27,7 @@ class Format(StrEnum):
 
     TABLE = "table"
     COMMANDS = "commands"
+    STRIMZI = "strimzi"
     JSON = "json"
 
 
@@ -38,11 +40,17 @@ def acls(
         ),
     ] = None,
     format: Annotated[
-        Format, typer.Option(help="Output format; commands are arguments of kafka-acls.sh.")
+        Format,
+        typer.Option(
+            help="Output format; commands are arguments of kafka-acls.sh, strimzi are its KafkaUser resources."
+        ),
     ] = Format.TABLE,
     principal: Annotated[
         str, typer.Option(help="Principal to grant them to; {role} stands for the role.")
     ] = "User:{role}",
+    cluster: Annotated[
+        str, typer.Option(metavar="NAME", help="Name of the Kafka resource, for --format strimzi.")
+    ] = "kafka",
     check: Annotated[bool, typer.Option("--check", help="List only those that this user lacks.")] = False,
     bootstrap: Annotated[
         str | None,
@@ -58,7 +66,7 @@ def acls(
 
     Needs a broker only for --check, which exits with status 1 if some are missing.
     """
-    from tamiyo.streams.admin.acls import ROLES, grants, missing
+    from tamiyo.streams.admin.acls import ROLES, grants, kafka_user, missing
 
     if any(character in principal for character in "'\n\\") or not principal.partition(":")[2]:
         raise ConfigurationError(f"--principal {principal!r} must be like User:{{role}}, without quotes")
@@ -70,6 +78,15 @@ def acls(
     rows = [(each, principal.replace("{role}", each), grant) for each, listed in wanted.items() for grant in listed]
     if format is Format.JSON:
         print(json.dumps([{"role": each, "principal": who, **asdict(grant)} for each, who, grant in rows], indent=2))
+    elif format is Format.STRIMZI:
+        import yaml
+
+        users = [
+            kafka_user(principal.partition(":")[2].replace("{role}", each), cluster, listed)
+            for each, listed in wanted.items()
+            if listed
+        ]
+        print(yaml.safe_dump_all(users, sort_keys=False, width=160), end="")
     elif format is Format.COMMANDS:
         for _, who, grant in rows:
             print(grant.command(who))

@@ -44,7 +44,9 @@ def tail(
     ] = True,
     follow: Annotated[bool, typer.Option("--follow/--no-follow", "-f/-F", help="Wait for more records.")] = True,
     limit: Annotated[int | None, typer.Option("-n", min=1, metavar="N", help="Stop after N records.")] = None,
-    run_id: Annotated[str | None, typer.Option(metavar="RUN_ID", help="Only records of this run.")] = None,
+    run_id: Annotated[
+        str | None, typer.Option(metavar="RUN_ID", callback=options.check_run_id, help="Only records of this run.")
+    ] = None,
     table: Annotated[bool, typer.Option("--table", help="One row a record instead of JSON.")] = False,
     bootstrap: Bootstrap = None,
 ) -> None:
@@ -72,7 +74,9 @@ def tail(
 
 
 def control(
-    run_id: Annotated[str, typer.Argument(help="Run that the order is for; * for all runs.")] = "*",
+    run_id: Annotated[
+        str, typer.Argument(callback=options.check_run_id, help="Run that the order is for; * for all runs.")
+    ] = "*",
     paused: Annotated[bool, typer.Option("--paused", help="Allow no adaptations.")] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Decide and record adaptations without executing them.")

@@ -1,11 +1,14 @@
 """Options that several commands share, and the settings they stand for."""
 
 import sys
+from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from tamiyo.schemas.display import printable
+from tamiyo.schemas.files import folder_problem, output_problem
 
 if TYPE_CHECKING:
     from tamiyo.schemas.kafka import KafkaSettings, TopicNames
@@ -35,13 +38,75 @@ HttpPort = Annotated[
         help="Port of /metrics, /healthz and /readyz; 0: any free port. [env: TAMIYO_WORKER_HTTP_PORT]",
     ),
 ]
+
+
+def check_run_id(param: typer.CallbackParam, value: str | list[str] | None) -> str | list[str] | None:
+    """Return the ids of runs in an option or argument; it is the `callback` of all of them.
+
+    Raises:
+        ConfigurationError: No run can have such an id; the message names the option.
+    """
+    from pydantic import TypeAdapter, ValidationError
+
+    from tamiyo.schemas.adaptation import ALL_RUNS
+    from tamiyo.schemas.errors import ConfigurationError
+    from tamiyo.schemas.record import Id
+
+    for each in (value if isinstance(value, list) else [value]) if value is not None else []:
+        try:
+            if each != ALL_RUNS:
+                TypeAdapter(Id).validate_python(each)
+        except ValidationError:
+            expected = "letters, digits, . _ : / -"
+            raise ConfigurationError(f"{_name(param)}: expected {expected}, found {printable(repr(each))}") from None
+    return value
+
+
+def check_output(param: typer.CallbackParam, value: Path | None) -> Path | None:
+    """Return the file of an option, which is written after the work; it is the `callback` of all of them.
+
+    Raises:
+        ConfigurationError: The file cannot be written; the message names the option.
+    """
+    return _checked_path(param, value, output_problem)
+
+
+def check_folder(param: typer.CallbackParam, value: Path | None) -> Path | None:
+    """Return the folder of an option, which is made and filled later; it is the `callback` of all of them.
+
+    Raises:
+        ConfigurationError: The folder cannot be made or written; the message names the option.
+    """
+    return _checked_path(param, value, folder_problem)
+
+
+def _checked_path(param: typer.CallbackParam, value: Path | None, problem: Callable[[Path], str | None]) -> Path | None:
+    from tamiyo.schemas.errors import ConfigurationError
+
+    found = None if value is None else problem(value)
+    if found is not None:
+        raise ConfigurationError(f"{_name(param)} {value}: {found}")
+    return value
+
+
+def _name(param: typer.CallbackParam) -> str:
+    """Return an option as it is typed, or an argument as the help has it."""
+    return param.opts[0] if param.opts[0].startswith("-") else param.opts[0].upper()
+
+
+OutputFile = Annotated[
+    Path | None,
+    typer.Option("--report", metavar="FILE", callback=check_output, help="Write the results as JSON to this file."),
+]
 TopicOption = Annotated[
     list[str] | None,
     typer.Option("--topic", metavar="NAME", help="Topic of the catalogue; repeat for several. [default: all]"),
 ]
 Runs = Annotated[
     list[str] | None,
-    typer.Option("--run", metavar="RUN_ID", help="Only messages of this run; repeat for several."),
+    typer.Option(
+        "--run", metavar="RUN_ID", callback=check_run_id, help="Only messages of this run; repeat for several."
+    ),
 ]
 
 

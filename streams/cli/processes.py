@@ -1,8 +1,11 @@
 """`tamiyo broker`, `tamiyo worker` and `tamiyo learner`: the processes of an installation."""
 
+import functools
 import sys
 import threading
-from typing import Annotated
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -76,26 +79,29 @@ def worker(
     Exit status: 0 after a stop, 1 if a setting is wrong or Kafka cannot be used, 70 after a bug, 75 after a failure
     that a restart may fix.
     """
+    from tamiyo.streams.admin.configuration import check
+    from tamiyo.streams.settings import WorkerSettings
     from tamiyo.streams.stages.registry import STAGES, entry
 
     chosen = list(dict.fromkeys(stage or STAGES))
-    for name in chosen:
-        entry(name)
+    entries = [entry(name) for name in chosen]
+    own = functools.partial(WorkerSettings, **_given(http_port=http_port))
+    check(own, *_shared(supervise, bootstrap), *(each.settings for each in entries))
     _supervise(supervise)
 
     import torch
 
+    from tamiyo.schemas.stores import require_writable
     from tamiyo.streams.admin.schema_registry import prepare
     from tamiyo.streams.process.exit_codes import exit_without_cleanup
-    from tamiyo.streams.process.logs import configure
     from tamiyo.streams.process.malloc import limit_heaps
     from tamiyo.streams.runtime.worker import run_worker
-    from tamiyo.streams.settings import WorkerSettings
 
     torch.set_num_threads(1)
     limit_heaps()
-    configure()
-    settings = WorkerSettings() if http_port is None else WorkerSettings(http_port=http_port)
+    _begin_logs()
+    settings = own()
+    require_writable(Path(settings.state_dir).absolute().as_uri(), "TAMIYO_WORKER_STATE_DIR")
     prepare(options.names())
     exit_without_cleanup(run_worker(chosen, settings, kafka=options.kafka(bootstrap), names=options.names()))
 
@@ -105,36 +111,67 @@ def learner(supervise: Supervise = None, http_port: HttpPort = None, bootstrap: 
 
     Run exactly one for each policy. Exit status as of `tamiyo worker`.
     """
+    from tamiyo.streams.admin.configuration import check
+    from tamiyo.streams.settings import LearnerSettings, store_setting
+
+    own = functools.partial(LearnerSettings, **_given(http_port=http_port))
+    check(own, *_shared(supervise, bootstrap))
     _supervise(supervise)
 
     import torch
 
+    from tamiyo.schemas.stores import require_writable
     from tamiyo.streams.admin.schema_registry import prepare
     from tamiyo.streams.learner.process import run_learner
     from tamiyo.streams.process.exit_codes import exit_without_cleanup
-    from tamiyo.streams.process.logs import configure
     from tamiyo.streams.process.malloc import limit_heaps
-    from tamiyo.streams.settings import LearnerSettings
 
     torch.set_num_threads(1)
     limit_heaps()
-    configure()
-    settings = LearnerSettings() if http_port is None else LearnerSettings(http_port=http_port)
+    _begin_logs()
+    settings = own()
+    require_writable(settings.checkpoint_url, store_setting(LearnerSettings, "checkpoint_url"))
     prepare(options.names())
     exit_without_cleanup(run_learner(settings, kafka=options.kafka(bootstrap), names=options.names()))
+
+
+def _given(**flags: Any) -> dict[str, Any]:
+    """Return the flags that were given, which win over the environment."""
+    return {name: value for name, value in flags.items() if value is not None}
+
+
+def _shared(supervise: bool | None, bootstrap: str | None) -> list[Callable[[], object]]:
+    """Return what makes the settings that worker and learner share."""
+    from tamiyo.schemas.client.registry import RegistrySettings
+    from tamiyo.streams.settings import LogSettings, StoreSettings, SupervisorSettings
+
+    supervisor = functools.partial(SupervisorSettings, **_given(enabled=supervise))
+    return [supervisor, lambda: options.kafka(bootstrap), options.names, RegistrySettings, StoreSettings, LogSettings]
 
 
 def _supervise(wanted: bool | None) -> None:
     """Become the supervisor of this command line if one is wanted, and exit with its child's last status."""
     from tamiyo.streams.settings import SupervisorSettings
 
-    settings = SupervisorSettings() if wanted is None else SupervisorSettings(enabled=wanted)
+    settings = SupervisorSettings(**_given(enabled=wanted))
     if settings.enabled:
         from tamiyo.streams.process.logs import configure
         from tamiyo.streams.process.supervisor import supervise
 
         configure()
         raise typer.Exit(supervise(sys.argv[1:], settings))
+
+
+def _begin_logs() -> None:
+    """Configure the logs, and report variables that are no settings."""
+    import structlog
+
+    from tamiyo.streams.admin.configuration import unknown_variables
+    from tamiyo.streams.process.logs import configure
+
+    configure()
+    for sentence in unknown_variables():
+        structlog.get_logger(__name__).warning("unknown variable", detail=sentence)
 
 
 def _wait_for_signal() -> None:

@@ -48,7 +48,12 @@ def register(app: typer.Typer) -> None:
 
 
 def record(
-    folder: Annotated[Path, typer.Argument(help="A new folder, or one with an unfinished recording to continue.")],
+    folder: Annotated[
+        Path,
+        typer.Argument(
+            callback=options.check_folder, help="A new folder, or one with an unfinished recording to continue."
+        ),
+    ],
     topic: TopicOption = None,
     run: Runs = None,
     since: Since = None,

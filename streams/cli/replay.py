@@ -53,7 +53,11 @@ def replay(
     ] = None,
     save: Annotated[
         Path | None,
-        typer.Option(metavar="FOLDER", help="Record the results into this folder, then remove the replay's topics."),
+        typer.Option(
+            metavar="FOLDER",
+            callback=options.check_folder,
+            help="Record the results into this folder, then remove the replay's topics.",
+        ),
     ] = None,
     topics: Annotated[bool, typer.Option("--topics", help="Replay from the installation's topics.")] = False,
     run: Runs = None,

@@ -2,17 +2,18 @@
 
 import json
 import signal
+import sys
 import threading
-from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
+from tamiyo.schemas.display import printable
 from tamiyo.schemas.errors import ConfigurationError
 from tamiyo.schemas.files import write_atomically
 from tamiyo.streams.cli import options
-from tamiyo.streams.cli.options import Bootstrap, HttpPort, examples
+from tamiyo.streams.cli.options import Bootstrap, HttpPort, OutputFile, examples
 from tamiyo.streams.process.interrupts import on_signals
 
 TASKS = ("mnist1d", "digits", "mnist5k")
@@ -23,7 +24,6 @@ Task = Annotated[str, typer.Option(metavar="NAME", help=f"Training task: {', '.j
 Seed = Annotated[
     int, typer.Option(min=0, max=2**31 - 1, metavar="N", help="Seed of the initialisation and the data order.")
 ]
-Report = Annotated[Path | None, typer.Option(metavar="FILE", help="Write the results as JSON to this file.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -52,7 +52,7 @@ def demo(
         int, typer.Option(min=1, max=16, metavar="N", help="Concurrent training runs, with seeds from --seed on.")
     ] = 1,
     quick: Annotated[bool, typer.Option("--quick", help="1,000 steps: under a minute.")] = False,
-    report: Report = None,
+    report: OutputFile = None,
 ) -> None:
     """Train a network with Tamiyo on this machine, and the same network without it.
 
@@ -61,8 +61,6 @@ def demo(
     from tamiyo.streams.demo import report as reports
     from tamiyo.streams.demo.demo import FULL_STEPS, QUICK_STEPS, Demo
 
-    if report is not None and not report.parent.is_dir():
-        raise ConfigurationError(f"--report {report}: there is no folder {report.parent}")
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a supervisor's stop is a Ctrl-C
     steps = steps if steps is not None else QUICK_STEPS if quick else FULL_STEPS
     result = Demo(task=_known(task), seed=seed, steps=steps, runs=runs).run(console)
@@ -79,26 +77,42 @@ def train(
     seed: Seed = 0,
     steps: Annotated[int, typer.Option(min=1, max=10_000_000, metavar="N", help="Training steps.")] = 3_000,
     run_id: Annotated[
-        str | None, typer.Option(metavar="RUN_ID", help="Name of the run on the topics. [default: generated]")
+        str | None,
+        typer.Option(
+            metavar="RUN_ID",
+            callback=options.check_run_id,
+            help="Name of the run on the topics. [default: generated]",
+        ),
     ] = None,
     static: Annotated[
         bool, typer.Option("--static", help="Train the static twin: the same run without Tamiyo.")
     ] = False,
-    report: Report = None,
+    report: OutputFile = None,
     http_port: HttpPort = None,
     bootstrap: Bootstrap = None,
 ) -> None:
-    """Train a reference network with the SDK attached. Ctrl-C ends the run in order."""
+    """Train a reference network with the SDK attached. Ctrl-C ends the run in order.
+
+    Training comes first: without a broker the run goes on alone and ends with status 0. Lines on standard error
+    report it at the start, and at the end how many records were lost; the result has `dropped_records`.
+    """
     from contextlib import ExitStack
     from dataclasses import asdict
 
     import torch
 
-    from tamiyo.host import Handle, KafkaTransport
+    from tamiyo.host import Handle, HostSettings, KafkaTransport
     from tamiyo.host.reference.tasks import load_task
     from tamiyo.host.reference.train import Progress, Workload
     from tamiyo.host.reference.train import train as run
+    from tamiyo.schemas.client.registry import RegistrySettings
+    from tamiyo.streams.admin.configuration import check, unknown_variables
+    from tamiyo.streams.settings import StoreSettings
 
+    if not static:
+        check(HostSettings, lambda: options.kafka(bootstrap), options.names, RegistrySettings, StoreSettings)
+    for sentence in unknown_variables():
+        sys.stderr.write(f"tamiyo: {sentence}\n")
     torch.set_num_threads(1)
     stop = threading.Event()
     on_signals(stop.set)
@@ -119,7 +133,9 @@ def train(
             from tamiyo.streams.process.host_metrics import served
             from tamiyo.streams.settings import WorkerSettings
 
-            port = endpoint.enter_context(served(handle, host=WorkerSettings().http_host, port=http_port))
+            port = endpoint.enter_context(
+                served(handle, host=WorkerSettings().http_host, port=http_port, prefix=names.prefix)
+            )
             console.print(f"metrics and health on port {port}", highlight=False)
         return handle
 
@@ -133,6 +149,11 @@ def train(
             should_stop=stop.is_set,
         )
     console.print_json(data=asdict(result))
+    if result.dropped_records:
+        sys.stderr.write(
+            f"tamiyo: {result.dropped_records} records of this run did not reach Kafka at "
+            f"{printable(kafka.bootstrap_servers)}; the training itself is complete\n"
+        )
     if report is not None:
         write_atomically(report, json.dumps(asdict(result), indent=2) + "\n")
     if stop.is_set():

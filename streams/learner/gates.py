@@ -23,7 +23,7 @@ from tamiyo.models.checkpoint import GateResult, Verdict
 from tamiyo.models.learning.example import Example
 from tamiyo.models.off_policy import OffPolicyCase, policy_difference
 from tamiyo.models.policy import TamiyoPolicy
-from tamiyo.schemas.errors import ConfigurationError, UpdateRejected
+from tamiyo.schemas.errors import UpdateRejected
 from tamiyo.streams.learner.golden import GoldenDecision, golden_decisions
 from tamiyo.streams.settings import ReleaseSettings
 
@@ -223,17 +223,12 @@ class ReleaseGates:
             settings: The gates and their limits.
             kinds: Kinds of action of the policy.
             returns: The return of a decision as far as it is known; by default its own reward.
-
-        Raises:
-            ConfigurationError: There is no gate of a configured name.
         """
         self._settings = settings
         known: dict[str, Gate] = {
             gate.name: gate
             for gate in (DivergenceGate(settings), GoldenGate(settings), OffPolicyGate(settings, returns))
         }
-        if unknown := [name for name in settings.gates if name not in known]:
-            raise ConfigurationError(f"there is no gate {unknown[0]!r}; choose from {', '.join(known)}")
         self._gates = [FiniteGate(), *(known[name] for name in settings.gates)]
         self._golden = golden_decisions(kinds) if "golden" in settings.gates else []
         self._pinned: dict[str, State] = {}

@@ -257,7 +257,10 @@ class LearnerLoop:
         metrics.WAITING.set(learner.waiting)
         if now - self._refreshed >= REFRESH_S:
             self._refreshed = now
-            self._check_stall(self._experiences.refresh())
+            lag = self._experiences.refresh()
+            if lag is not None:
+                self._orders.refresh()
+            self._check_stall(lag)
 
     def _check_stall(self, lag: int | None) -> None:
         """Raise BrokerError where messages wait and none was read for too long: librdkafka can stall silently."""

@@ -47,6 +47,16 @@ CORRELATION = Gauge(
     ["task", "component"],
 )
 
+# Prometheus sees no increase in a series that begins at 1, so those with known labels begin at 0.
+for _counter, _values in (
+    (UPDATES, ("accepted", "rolled_back")),
+    (EXPERIENCES, ("fresh", "revised", "repeated", "rejected")),
+    (REJECTED, ("undecodable",)),
+    (ROLLBACKS, ("canary", "operator")),
+):
+    for _value in _values:
+        _counter.labels(_value)
+
 
 def show(metrics: Mapping[str, float]) -> None:
     """Set the gauges from an update's metrics, `losses/...` and `charts/...`."""

@@ -39,8 +39,15 @@ def run_learner(
 
     async def main() -> int:
         chosen = settings or LearnerSettings()
-        loop = LearnerLoop(chosen, kafka or KafkaSettings(), names or TopicNames())
-        health = HealthServer(healthy=loop.health, ready=loop.readiness, host=chosen.http_host, port=chosen.http_port)
+        topics = names or TopicNames()
+        loop = LearnerLoop(chosen, kafka or KafkaSettings(), topics)
+        health = HealthServer(
+            healthy=loop.health,
+            ready=loop.readiness,
+            prefix=topics.prefix,
+            host=chosen.http_host,
+            port=chosen.http_port,
+        )
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, loop.stop)
         await health.start()

@@ -9,8 +9,9 @@ import structlog
 from tamiyo.models.checkpoint import CheckpointHeader, CheckpointStore, announcement, checksum, load, read_header
 from tamiyo.models.policy import TamiyoPolicy
 from tamiyo.schemas.client.awaited_producer import AwaitedProducer
+from tamiyo.schemas.client.compacted import newest_records
 from tamiyo.schemas.client.partition_reader import PartitionReader
-from tamiyo.schemas.codec import decode, encode
+from tamiyo.schemas.codec import encode
 from tamiyo.schemas.errors import BrokerError, CheckpointCorrupt, ConfigurationError, PolicyError, SchemaError
 from tamiyo.schemas.kafka import KafkaSettings, TopicNames
 from tamiyo.schemas.learning import CheckpointStatus, PolicyCheckpoint
@@ -137,16 +138,13 @@ class CheckpointReleases:
 
         Raises BrokerError where the topic cannot be read.
         """
-        found: PolicyCheckpoint | None = None
+
+        def undecodable(offset: int | None, error: SchemaError) -> None:
+            log.error("announcement cannot be read", offset=offset, error=str(error))
+
         with PartitionReader(self._kafka, "tamiyo-learner-releases") as reader:
-            for message in reader.read(reader.ranges(self._topic)):
-                if message.key() != self._name.encode():
-                    continue
-                try:
-                    found = decode(message.value(), PolicyCheckpoint)
-                except SchemaError as error:
-                    log.error("announcement cannot be read", offset=message.offset(), error=str(error))
-        return found
+            found = newest_records(reader, self._topic, PolicyCheckpoint, undecodable=undecodable)
+        return found.get(self._name)
 
     def release(self, header: CheckpointHeader, data: bytes) -> PolicyCheckpoint:
         """Store a checkpoint, then announce it and wait for the delivery.

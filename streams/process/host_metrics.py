@@ -9,7 +9,7 @@ from prometheus_client import REGISTRY
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from tamiyo.host import Handle
-from tamiyo.streams.process.http_endpoint import HealthServer
+from tamiyo.streams.process.http_endpoint import HealthServer, labelled
 
 START_TIMEOUT_S = 10.0
 
@@ -21,7 +21,7 @@ class HostCollector:
         self._handle = handle
 
     def collect(self) -> Iterable[Metric]:
-        """Return the current metric families."""
+        """Return the current metric families, each sample with the label `run`."""
         stats = self._handle.stats
         records = CounterMetricFamily(
             "tamiyo_host_records", "Records by result: published to Kafka, or dropped.", labels=["result"]
@@ -43,7 +43,7 @@ class HostCollector:
         )
         parameters.add_metric(["kernels"], stats.kernel_parameters)
         parameters.add_metric(["base"], stats.parameters - stats.kernel_parameters)
-        return [
+        families = [
             CounterMetricFamily("tamiyo_host_steps", "Completed training steps.", value=stats.step),
             CounterMetricFamily(
                 "tamiyo_host_errors", "Errors in the SDK; training continues after them.", value=stats.errors
@@ -59,10 +59,11 @@ class HostCollector:
             seconds,
             parameters,
         ]
+        return [labelled(family, {"run": stats.run_id}) for family in families]
 
 
 @contextmanager
-def served(handle: Handle, *, host: str, port: int) -> Iterator[int]:
+def served(handle: Handle, *, host: str = "127.0.0.1", port: int = 0, prefix: str = "") -> Iterator[int]:
     """Serve /metrics, /healthz and /readyz of a training run within the block, from a separate thread.
 
     The run is ready once it has been connected to Kafka.
@@ -71,6 +72,7 @@ def served(handle: Handle, *, host: str, port: int) -> Iterator[int]:
         handle: the attached run.
         host: address to listen on.
         port: 0 for any free port.
+        prefix: the installation's topic prefix, for the label of every metric.
 
     Yields:
         The port.
@@ -83,6 +85,7 @@ def served(handle: Handle, *, host: str, port: int) -> Iterator[int]:
     server = HealthServer(
         healthy=lambda: {"ok": True, "step": handle.stats.step},
         ready=lambda: {"ok": handle.stats.connected, "connected": handle.stats.connected},
+        prefix=prefix,
         host=host,
         port=port,
     )

@@ -3,12 +3,13 @@
 import logging
 import sys
 from collections.abc import MutableMapping
-from typing import Any, Literal
+from typing import Any
 
 import structlog
 
 from tamiyo.schemas.display import printable
 from tamiyo.streams.process.log_throttle import RepeatFilter
+from tamiyo.streams.settings import LogSettings
 
 NOISY = ("faust", "mode", "aiokafka", "asyncio", "kafka", "aiohttp.access")
 
@@ -19,15 +20,15 @@ def only_critical() -> None:
     logging.getLogger().setLevel(logging.CRITICAL)
 
 
-def configure(level: str = "INFO", style: Literal["auto", "json", "text"] = "auto", verbose: bool = False) -> None:
+def configure(settings: LogSettings | None = None, verbose: bool = False) -> None:
     """Send the logs of this process and its libraries through structlog to standard error.
 
     Args:
-        level: lowest level that is logged.
-        style: json, text, or auto: text on a terminal.
+        settings: level and format; by default the environment's.
         verbose: log libraries from `level` too, not only from WARNING: Faust logs hundreds of lines at each start.
     """
-    text = style == "text" or (style == "auto" and sys.stderr.isatty())
+    settings = settings or LogSettings()
+    text = settings.format == "text" or (settings.format == "auto" and sys.stderr.isatty())
     shared: list[Any] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_logger_name,
@@ -59,9 +60,9 @@ def configure(level: str = "INFO", style: Literal["auto", "json", "text"] = "aut
         handler.addFilter(RepeatFilter(NOISY))
     root = logging.getLogger()
     root.handlers[:] = [handler]
-    root.setLevel(level.upper())
+    root.setLevel(settings.level)
     for name in NOISY:
-        logging.getLogger(name).setLevel(level.upper() if verbose else logging.WARNING)
+        logging.getLogger(name).setLevel(settings.level if verbose else logging.WARNING)
     # At DEBUG it logs every request, including the one with the password.
     logging.getLogger("aiokafka.conn").setLevel(max(logging.INFO, logging.getLogger("aiokafka").level))
 

@@ -4,13 +4,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from tamiyo.schemas.errors import ConfigurationError
+from tamiyo.schemas.settings import LARGEST
 from tamiyo.schemas.topics import CHECKPOINTS, CONTROL, Topic
 from tamiyo.streams.replay.levels import ReplaySource, ReplayTarget
 from tamiyo.streams.stages.base import Stage
 from tamiyo.streams.stages.registry import STAGES
 
 FLOW = ("intake", "windows", "graphs", "decisions")
-NEVER = 10**15  # signals or seconds, more than any replay has
+NEVER = LARGEST  # signals or seconds, more than any replay has
 
 # Nothing in a replay may depend on wall-clock time or on its speed.
 ENVIRONMENT: Mapping[str, str] = {

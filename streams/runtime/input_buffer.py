@@ -4,9 +4,13 @@ import asyncio
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
+import structlog
+
+from tamiyo.schemas.errors import BrokerError
 from tamiyo.streams.messages import is_end
 from tamiyo.streams.runtime import metrics
 from tamiyo.streams.runtime.end_of_stream import EndTracker
@@ -15,13 +19,26 @@ from tamiyo.streams.runtime.poison import PoisonTracker
 from tamiyo.streams.settings import WorkerSettings
 from tamiyo.streams.stages.base import Stage
 
+log = structlog.get_logger(__name__)
+
 GATHER_TURNS = 3  # of the event loop without a new record, after which nothing more has arrived
 GAPS_VERIFIED = 3  # per topic and task: more than that are a transactional producer's markers, not lost messages
+
+SEEK_AGAIN_S = 1.0  # after a seek, for what was on its way before it
+MOST_SEEKS = 20
 
 Undecoded = tuple[str, Any]
 """The catalogue's topic of a record, and the record as aiokafka gives it."""
 Acknowledge = Callable[[str, int], None]
 """Lets the next commit move an input topic to an offset, the next one to read."""
+
+
+@dataclass(slots=True)
+class _Sought:
+    offset: int
+    times: int = 0
+    at: float = float("-inf")
+    """When the consumer was sought back last (`time.monotonic()`)."""
 
 
 class InputBuffer:
@@ -44,6 +61,8 @@ class InputBuffer:
         self._held: dict[str, dict[int, float]] = {topic.name: {} for topic in stage.inputs}
         """By topic and offset, when a record arrived that is handed out and not acknowledged, in that order."""
         self._gaps = dict.fromkeys(self._held, 0)
+        self._sought: dict[str, _Sought] = {}
+        """By topic, what the consumer has skipped and was sought back to."""
         self._room = asyncio.Event()
         self._stopped = False
         self._closed = False
@@ -97,10 +116,11 @@ class InputBuffer:
     async def next_batch(self) -> list[Undecoded]:
         """Take the next records off the queue; return those to feed, in order.
 
-        Left out are records that were fed before (the consumer seeks back within a generation) and end markers.
+        Left out are records that were fed before (the consumer seeks back within a generation), end markers, and what
+        follows records that the consumer skipped: it is sought back to those.
 
         Raises:
-            BrokerError: the consumer skipped records that nobody has acknowledged.
+            BrokerError: the consumer skips records that nobody has acknowledged, wherever it is sought to.
         """
         entries = [self._queue.popleft() for _ in range(self._batch_size())]
         self._room.set()
@@ -110,9 +130,9 @@ class InputBuffer:
             offset, expected = record.offset, self.positions[topic]
             if offset < expected:
                 continue
-            if offset > expected and self._gaps[topic] < GAPS_VERIFIED:
-                self._gaps[topic] += 1
-                await self._input_log.verify_gap(topic, expected, offset)
+            if offset > expected and await self._skipped(topic, expected, offset):
+                continue
+            self._sought.pop(topic, None)
             self.positions[topic] = offset + 1
             self._held[topic][offset] = arrived
             if self._replay and is_end(record.value, record.headers):
@@ -123,6 +143,33 @@ class InputBuffer:
         for topic, count in received.items():
             metrics.RECEIVED.labels(self._stage, topic).inc(count)
         return batch
+
+    async def _skipped(self, topic: str, expected: int, offset: int) -> bool:
+        """Return whether the consumer skipped records before `offset`, or has not come back to them yet."""
+        sought = self._sought.get(topic)
+        if sought is None:
+            if self._gaps[topic] >= GAPS_VERIFIED:
+                return False
+            first = await self._input_log.first_skipped(topic, expected, offset)
+            if first is None:
+                self._gaps[topic] += 1
+                return False
+            sought = self._sought[topic] = _Sought(first)
+        if offset <= sought.offset:
+            return False
+        # What was on its way before the consumer sought back may still arrive, and be taken for its new position.
+        if time.monotonic() - sought.at >= SEEK_AGAIN_S:
+            if sought.times == MOST_SEEKS:
+                raise BrokerError(
+                    f"the consumer skips from offset {expected} to {offset} of {topic}, though it was sought back to "
+                    f"{sought.offset}, which exists, {MOST_SEEKS} times"
+                )
+            sought.times += 1
+            sought.at = time.monotonic()
+            log.warning("the consumer skipped records, seeking back", stage=self._stage, topic=topic,
+                        to=sought.offset, arrived=offset, times=sought.times)  # fmt: skip
+            await self._input_log.seek(topic, sought.offset)
+        return True
 
     def _batch_size(self) -> int:
         """Return how many records to take: a suspected one is fed alone."""

@@ -5,7 +5,6 @@ from collections.abc import Callable, Mapping
 
 from faust.types import TP
 
-from tamiyo.schemas.errors import BrokerError
 from tamiyo.schemas.kafka import TopicNames
 from tamiyo.streams.runtime.faust.app import StageApp
 from tamiyo.streams.runtime.output_log import OutputLogReader
@@ -32,23 +31,20 @@ class InputLog:
                 records += 1 if highwater is None else max(0, highwater - offset)
         return records
 
-    async def verify_gap(self, topic: str, expected: int, found: int) -> None:
-        """Check that no message was skipped between the `expected` offset and the one `found`.
+    async def first_skipped(self, topic: str, expected: int, found: int) -> int | None:
+        """Return the first message that was skipped between `expected` and the offset `found`; None if none was.
 
         A commit that was under way when the partition changed hands, perhaps from this process to itself, may land
-        between our reading of the committed offsets and Faust's, which then starts reading further on.
-
-        Raises:
-            BrokerError: the log contains messages that the consumer skipped and nobody has acknowledged.
+        between our reading of the committed offsets and Faust's, which then starts reading further on: those are done.
         """
         tp = TP(self._names.full(topic), self._partition)
         async with self._open_reader() as reader:
             first = await reader.first_after(tp.topic, self._partition, expected)
         if first is None or first >= found:
-            return
+            return None
         committed = (await self._app.consumer_thread.committed({tp}))[tp]
-        if committed is None or committed < found:
-            raise BrokerError(
-                f"the consumer skipped from offset {expected} to {found} of {topic}/{self._partition}, "
-                f"but offset {first} exists"
-            )
+        return None if committed is not None and committed >= found else first
+
+    async def seek(self, topic: str, offset: int) -> None:
+        """Let the consumer read a topic again from `offset`."""
+        await self._app.consumer.seek(TP(self._names.full(topic), self._partition), offset)

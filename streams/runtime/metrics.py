@@ -8,7 +8,7 @@ from typing import Any
 from prometheus_client import Counter, Gauge, Histogram
 
 from tamiyo.schemas.topics import DECISIONS, SIGNALS
-from tamiyo.streams.stages.base import Output
+from tamiyo.streams.stages.base import Output, Stage
 
 # Narrow around the budgets: 50 ms for intake, 100 ms for a decision.
 LATENCY_BUCKETS = (
@@ -25,6 +25,7 @@ REJECTED = Counter(
     "Records rejected to a dead-letter topic or a late topic.",
     ["stage", "topic", "kind"],
 )
+REJECT_KINDS = ("unusable", "poison", "late", "too_large")
 REPEATED = Counter(
     "tamiyo_records_repeated_total",
     "Outputs suppressed after a restart because they had been published before.",
@@ -43,6 +44,12 @@ END_TO_END_LATENCY = Histogram(
     buckets=END_TO_END_BUCKETS,
 )
 OPEN_RECORDS = Gauge("tamiyo_stage_open_records", "Records received and not yet committed.", ["stage"])
+LAG = Gauge(
+    "tamiyo_stage_lag_records",
+    "Records of the assigned partitions that the stage has not read yet. Those that it has read and holds open, for "
+    "example until a window closes, do not count, though their offsets are not committed.",
+    ["stage", "topic"],
+)
 PARTITIONS = Gauge("tamiyo_stage_partitions", "Partitions assigned to this process.", ["stage"])
 REBALANCES = Counter(
     "tamiyo_rebalances_total", "Partition assignments received from the group's coordinator.", ["stage"]
@@ -55,7 +62,16 @@ BATCH_RECORDS = Histogram(
 )
 FEED_SECONDS = Counter("tamiyo_stage_busy_seconds_total", "Computing time of a stage.", ["stage"])
 VIEW_KEYS = Gauge("tamiyo_view_keys", "Keys in the view of a compacted topic.", ["topic"])
-POLICY_VERSION = Gauge("tamiyo_policy_version", "Policy version of the newest decision.")
+POLICY_VERSION = Gauge("tamiyo_policy_version", "Policy version of the newest decision.", ["stage"])
+
+
+def create_series(stage: type[Stage]) -> None:
+    """Create a stage's series at 0 that count events: Prometheus sees no increase in one that begins at 1."""
+    for topic in stage.inputs:
+        for kind in REJECT_KINDS:
+            REJECTED.labels(stage.name, topic.name, kind)
+    for topic in stage.outputs:
+        REPEATED.labels(stage.name, topic.name)
 
 
 def observe_deliveries(stage: str, sent: Iterable[tuple[object, float | None]]) -> None:
@@ -75,6 +91,6 @@ def observe_deliveries(stage: str, sent: Iterable[tuple[object, float | None]]) 
                 SHED.inc(record.shed)
         elif each.topic is DECISIONS:
             END_TO_END_LATENCY.observe(max(0.0, time.time() - record.time_ms / 1000))
-            POLICY_VERSION.set(record.policy_version)
+            POLICY_VERSION.labels(stage).set(record.policy_version)
     for topic, count in published.items():
         PUBLISHED.labels(stage, topic).inc(count)

@@ -114,6 +114,10 @@ class PartitionTask:
         """Return the next offset of each input topic."""
         return self._inputs.positions
 
+    def lag(self, topic: str) -> int:
+        """Return how many records of an input are still to be read, as far as the consumer knows; 0 until restored."""
+        return self._input_log.backlog({topic: self.positions[topic]}) if topic in self.positions else 0
+
     @property
     def progress(self) -> Hashable:
         """Return something that changes whenever a record is read, delivered or acknowledged."""

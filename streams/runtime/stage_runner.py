@@ -47,6 +47,7 @@ class StageRunner:
         end_process: Callable[[int], Any] = os._exit,
     ) -> None:
         self.name = stage.name
+        metrics.create_series(stage)
         self.worker = worker
         self.names = names
         self.views = views
@@ -205,3 +206,7 @@ class StageRunner:
                 open_records += task.open_records
             metrics.OPEN_RECORDS.labels(self.name).set(open_records)
             metrics.PARTITIONS.labels(self.name).set(len(self.tasks))
+            if self.ready:  # until then no position is known
+                for topic in self._stage.inputs:
+                    lag = sum(task.lag(topic.name) for task in self.tasks.values())
+                    metrics.LAG.labels(self.name, topic.name).set(lag)

@@ -5,13 +5,14 @@ import threading
 import time
 import zlib
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Generic, TypeVar, cast
 
 import structlog
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaError
 
+from tamiyo.schemas.client.compacted import Copy, NewestByKey, key_text
 from tamiyo.schemas.codec import decode
 from tamiyo.schemas.errors import BrokerError, BrokerRefused, SchemaError
 from tamiyo.schemas.kafka import KafkaSettings, TopicNames
@@ -25,6 +26,7 @@ log = structlog.get_logger(__name__)
 R = TypeVar("R", bound=Record)
 
 MAX_UNPACKED = 1_000  # records; a topology of ten layers takes 44 kB unpacked, and 0.5 kB packed
+METADATA_MAX_AGE_MS = 5_000  # how soon added partitions are noticed; aiokafka's own is five minutes
 UNPACKED_S = 600.0  # after this time without a `get`, a record is kept only in packed form
 
 
@@ -38,7 +40,7 @@ class TopicView(Generic[R]):
     def __init__(self, topic: Topic, *, clock: Callable[[], float] = time.monotonic) -> None:
         self.topic = topic
         self._clock = clock
-        self._packed: dict[str, bytes] = {}
+        self._packed: NewestByKey[str, bytes] = NewestByKey(clock=clock)
         self._unpacked: OrderedDict[str, tuple[R, float]] = OrderedDict()
         """With the time of the last `get`, the longest ago first."""
         self._lock = threading.Lock()
@@ -61,23 +63,26 @@ class TopicView(Generic[R]):
     def items(self) -> Iterable[tuple[str, R]]:
         """Return all keys with their newest record."""
         with self._lock:
-            packed = dict(self._packed)
+            packed = dict(self._packed.items())
         return ((key, self._unpack(each)) for key, each in packed.items())
 
     def __len__(self) -> int:
         return len(self._packed)
 
-    def apply(self, key: bytes | None, value: bytes | None) -> None:
-        """Apply one message, in the log's order; raises SchemaError when it is not a record of the topic."""
-        name = (key or b"").decode("utf-8", "replace")
-        if value is not None:
-            decode(value, self.topic.record)  # so a broken record fails here, not in a stage
+    def apply(self, key: bytes | None, value: bytes | None, *, partition: int = 0, timestamp_ms: int = 0) -> None:
+        """Apply the next message of a partition; raises SchemaError when it is not a record of the topic."""
+        name = key_text(key)
+        # So a broken record fails here, not in a stage.
+        record = decode(value, self.topic.record) if value is not None else None
+        packed = zlib.compress(value, 1) if value is not None else None
         with self._lock:
-            self._unpacked.pop(name, None)
-            if value is None:
-                self._packed.pop(name, None)
-            else:
-                self._packed[name] = zlib.compress(value, 1)
+            if self._packed.take(name, Copy(partition, timestamp_ms, packed, getattr(record, "version", 0))):
+                self._unpacked.pop(name, None)
+
+    def forget_removed(self) -> None:
+        """Forget keys that were removed a while ago; call it once all partitions are read."""
+        with self._lock:
+            self._packed.forget_removed()
 
     def _unpack(self, packed: bytes) -> R:
         return cast(R, decode(zlib.decompress(packed), self.topic.record))
@@ -86,12 +91,15 @@ class TopicView(Generic[R]):
 class Views:
     """The views of a process: one reader without a group, over every partition of every topic.
 
-    All partitions, since the keys of some topics are not runs (a policy's name, * for all).
+    All partitions, since the keys of some topics are not runs (a policy's name, * for all). Partitions that are added
+    are read within seconds.
     """
 
     def __init__(self, topics: Sequence[Topic], kafka: KafkaSettings, names: TopicNames, *, fetch_wait_ms: int) -> None:
         self.by_name: dict[str, TopicView[Any]] = {topic.name: TopicView(topic) for topic in topics}
         self._names = names
+        for name in self.by_name:
+            metrics.REJECTED.labels("view", name, "undecodable")  # begins at 0, for Prometheus
         self._kafka = kafka
         self._fetch_wait_ms = fetch_wait_ms
         self._caught_up = asyncio.Event()
@@ -155,6 +163,7 @@ class Views:
                 auto_offset_reset="earliest",
                 enable_auto_commit=False,
                 fetch_max_wait_ms=self._fetch_wait_ms,
+                metadata_max_age_ms=METADATA_MAX_AGE_MS,
             )
             try:
                 await start_reader(consumer, self._kafka)
@@ -172,11 +181,9 @@ class Views:
                 await consumer.stop()
 
     async def _follow(self, consumer: Any, positions: dict[TopicPartition, int]) -> None:
-        partitions = await self._partitions(consumer)
-        consumer.assign(partitions)
-        for partition, offset in positions.items():
-            consumer.seek(partition, offset)
-        ends: dict[TopicPartition, int] = await consumer.end_offsets(partitions)
+        assigned = set(await self._partitions(consumer))
+        self._assign(consumer, assigned, positions)
+        ends: dict[TopicPartition, int] = await consumer.end_offsets(assigned)
         behind = {partition for partition, end in ends.items() if end > 0}
         while True:
             if not self.caught_up:
@@ -185,13 +192,22 @@ class Views:
                 if not behind:
                     log.info("compacted topics read", **{name: len(view) for name, view in self.by_name.items()})
                     self._caught_up.set()
+            if added := [each for each in self._known(consumer) if each not in assigned]:
+                log.info("partitions added to compacted topics", partitions=len(added))
+                assigned.update(added)
+                self._assign(consumer, assigned, positions)
             batches = await consumer.getmany(timeout_ms=1000 if self.caught_up else 100)
             for partition, messages in batches.items():
                 name = self._names.bare(partition.topic)
                 view = self.by_name[name]
                 for message in messages:
                     try:
-                        view.apply(message.key, message.value)
+                        view.apply(
+                            message.key,
+                            message.value,
+                            partition=partition.partition,
+                            timestamp_ms=message.timestamp or 0,
+                        )
                     except SchemaError as error:
                         log.error(
                             "undecodable message of a compacted topic ignored",
@@ -200,17 +216,35 @@ class Views:
                         metrics.REJECTED.labels("view", name, "undecodable").inc()
                     positions[partition] = message.offset + 1
                 metrics.VIEW_KEYS.labels(name).set(len(view))
+            if self.caught_up:
+                for view in self.by_name.values():
+                    view.forget_removed()
+
+    def _assign(
+        self, consumer: Any, partitions: Iterable[TopicPartition], positions: Mapping[TopicPartition, int]
+    ) -> None:
+        """Read these partitions, each from where it was read to, or from its beginning."""
+        consumer.assign(list(partitions))
+        for partition in positions.keys() & set(partitions):
+            consumer.seek(partition, positions[partition])
+
+    def _known(self, consumer: Any) -> list[TopicPartition]:
+        """Return the partitions in the client's metadata."""
+        names = [self._names.full(name) for name in self.by_name]
+        return [
+            TopicPartition(name, number)
+            for name in names
+            for number in sorted(consumer.partitions_for_topic(name) or ())
+        ]
 
     async def _partitions(self, consumer: Any) -> list[TopicPartition]:
-        found: list[TopicPartition] = []
         deadline = time.monotonic() + 30
         for name in self.by_name:
             full = self._names.full(name)
             await consumer._client.add_topic(full)
-            while not (numbers := consumer.partitions_for_topic(full)):
+            while not consumer.partitions_for_topic(full):
                 if time.monotonic() > deadline:
                     raise BrokerError(f"topic {full} does not exist; create it with `tamiyo topics create`")
                 await asyncio.sleep(0.1)
                 await consumer._client.force_metadata_update()
-            found.extend(TopicPartition(full, number) for number in sorted(numbers))
-        return found
+        return self._known(consumer)

@@ -89,6 +89,7 @@ class Worker:
         self.health = HealthServer(
             healthy=self._healthy,
             ready=lambda: self._ready(views),
+            prefix=self._names.prefix,
             host=self._worker.http_host,
             port=self._worker.http_port,
         )

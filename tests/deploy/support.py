@@ -2,17 +2,22 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from functools import cache
 from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import typer
 import yaml
 from prometheus_client import REGISTRY
-from pydantic_settings import BaseSettings
 
+from tamiyo.host.handle import HandleStats
+from tamiyo.schemas.errors import ConfigurationError
+from tamiyo.streams.admin.configuration import variables
+from tamiyo.streams.process.host_metrics import HostCollector
 from tamiyo.streams.stages.registry import STAGES
 
 ROOT = Path(__file__).parents[2]
@@ -36,32 +41,20 @@ def modules_with(text: str) -> list[str]:
     ]
 
 
-@cache
-def settings() -> dict[str, tuple[type[BaseSettings], str]]:
-    """Return every environment variable that a settings class reads, with the class and its field."""
-    found: dict[str, tuple[type[BaseSettings], str]] = {}
-    for module in modules_with("BaseSettings"):
-        for value in vars(import_module(module)).values():
-            if isinstance(value, type) and issubclass(value, BaseSettings) and value is not BaseSettings:
-                prefix = value.model_config.get("env_prefix", "")
-                found |= {f"{prefix}{field}".upper(): (value, field) for field in value.model_fields}
-    return found
-
-
 def environment_problems(environment: Mapping[str, str]) -> list[str]:
     """Return the `TAMIYO_` variables that no settings class reads, or whose value it refuses."""
     problems = []
     for name, value in environment.items():
         if not name.startswith("TAMIYO_"):
             continue
-        if name not in settings():
+        if name not in variables():
             problems.append(f"{name} is read by no settings class")
             continue
-        cls, field = settings()[name]
+        cls, field = variables()[name]
         try:
             cls(**{field: value})
-        except ValueError as error:
-            problems.append(f"{name}={value}: {error}")
+        except ConfigurationError as error:
+            problems.append(str(error))
     return problems
 
 
@@ -92,11 +85,17 @@ def metrics() -> dict[str, set[str]]:
     """Return every series the program exports, with its labels: `_total`, `_bucket`, `_sum` and so on included."""
     for module in modules_with("prometheus_client import"):
         import_module(module)
-    return {name: set(getattr(each, "_labelnames", ())) for name, each in REGISTRY._names_to_collectors.items()}
+    found = {name: set(getattr(each, "_labelnames", ())) for name, each in REGISTRY._names_to_collectors.items()}
+    zeros: dict[str, Any] = {field.name: 0 for field in fields(HandleStats)} | {"run_id": "run"}
+    host: Any = SimpleNamespace(stats=HandleStats(**zeros))
+    for family in HostCollector(host).collect():
+        for sample in family.samples:
+            found[sample.name] = set(sample.labels)
+    return found
 
 
-# Labels that Prometheus adds: the scrape's own, and a histogram's.
-SCRAPE_LABELS = {"job", "instance", "service", "le"}
+# Labels that Prometheus adds (the scrape's own, a histogram's), and the one that every metric has.
+OTHER_LABELS = {"job", "instance", "service", "namespace", "le", "prefix"}
 
 
 def expression_problems(expression: str) -> list[str]:
@@ -106,11 +105,11 @@ def expression_problems(expression: str) -> list[str]:
         problems.append(f"unbalanced: {expression}")
     names = set(re.findall(r"\btamiyo_\w+", expression))
     problems += [f"{name} is not exported" for name in names if name not in metrics()]
-    if not names and not re.search(r"\bup\b", expression):
+    if not names and not re.search(r"\bup\b|\bprocess_start_time_seconds\b", expression):
         problems.append(f"names no series: {expression}")
-    known = SCRAPE_LABELS.union(*(metrics().get(name, set()) for name in names))
+    known = OTHER_LABELS.union(*(metrics().get(name, set()) for name in names))
     used = re.findall(r"(\w+)\s*(?:=~|!~|!=|=)\s*\"", expression)
-    for group in re.findall(r"\b(?:by|without)\s*\(([^)]*)\)", expression):
+    for group in re.findall(r"\b(?:by|without|on|ignoring)\s*\(([^)]*)\)", expression):
         used += [label.strip() for label in group.split(",")]
     problems += [f"there is no stage {name}" for name in re.findall(r'stage="(\w+)"', expression) if name not in STAGES]
     problems += [f"no series of {expression} has the label {label}" for label in used if label not in known]

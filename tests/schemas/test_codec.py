@@ -7,8 +7,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tamiyo.schemas.codec import HEADER, MAX_BYTES, decode, encode, header, parsed_schema, validate
+from tamiyo.schemas.codec import HEADER, decode, encode, header, parsed_schema, validate
 from tamiyo.schemas.errors import DecodeError, RecordError
+from tamiyo.schemas.kafka import MAX_MESSAGE_BYTES
 from tamiyo.schemas.record import Record, Tensor
 from tamiyo.schemas.telemetry import KernelPerformance, ModelPerformance
 from tamiyo.schemas.topics import CATALOGUE
@@ -58,7 +59,7 @@ def test_missing_foreign_oversized_and_trailing_bytes_have_their_own_error() -> 
     with pytest.raises(DecodeError, match="more bytes follow"):
         decode(encode(PERFORMANCE) + b"x", KernelPerformance)
     with pytest.raises(DecodeError, match="expected at most 4194304 bytes"):
-        decode(bytes(MAX_BYTES + 1), KernelPerformance)
+        decode(bytes(MAX_MESSAGE_BYTES + 1), KernelPerformance)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -1.0])

@@ -14,10 +14,10 @@ from hypothesis.extra import numpy as arrays
 
 from tamiyo.evaluation.common.released_records import encode_released
 from tamiyo.schemas.analysis import SAMPLING, STATISTICS, HealthSignals, HealthWindow
+from tamiyo.schemas.avro_schema import released
 from tamiyo.schemas.codec import current_body, decode, encode, parsed_schema, validate
 from tamiyo.schemas.columns import Columns, entries
 from tamiyo.schemas.errors import DecodeError, RecordError
-from tamiyo.schemas.released import released
 from tests.support.factories import make_window
 from tests.support.telemetry import signal
 

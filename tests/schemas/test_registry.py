@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import trustme
-from pydantic import ValidationError
 
 from tamiyo.schemas.client.registry import MAX_RESPONSE_BYTES, Registry, RegistrySettings
 from tamiyo.schemas.errors import ConfigurationError, RegistryError
@@ -96,6 +95,29 @@ def test_a_registry_that_is_unavailable_is_named() -> None:
     assert refused.value.temporary
 
 
+def test_each_of_several_urls_is_tried_and_the_one_that_responds_is_kept() -> None:
+    with RegistryServer() as gone, RegistryServer() as first, RegistryServer() as second:
+        registry = Registry(RegistrySettings(url=f"{gone.url}/, {first.url},{second.url}"))
+        gone.__exit__(None, None, None)
+        assert registry.find("s", "{}") is None
+        first.failure = (503, b"starting")
+        assert [registry.version_numbers("s") for _ in range(2)] == [[], []]
+        assert (len(first.requests), len(second.requests)) == (2, 2)  # the failed one is not asked again
+        second.failure = (401, b"no")
+        with pytest.raises(RegistryError, match=f"registry at {second.url} refuses access"):
+            registry.find("s", "{}")
+        assert len(first.requests) == 2  # a refusal is final: another server of the registry refuses too
+
+
+def test_of_several_urls_the_last_failure_is_reported_where_none_responds() -> None:
+    with RegistryServer() as first, RegistryServer() as second:
+        registry = Registry(RegistrySettings(url=f"{first.url},{second.url}"))
+        first.failure = second.failure = (503, b"starting")
+        with pytest.raises(RegistryError, match=f"returned 503 for POST {second.url}") as refused:
+            registry.find("s", "{}")
+        assert refused.value.temporary
+
+
 def test_only_a_trusted_certificate_is_used(tmp_path: Path) -> None:
     authority = trustme.CA()
     tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -121,11 +143,16 @@ def test_only_a_trusted_certificate_is_used(tmp_path: Path) -> None:
         ({"url": "file:///etc/passwd"}, "http:// or https://"),
         ({"url": f"http://me:{SECRET}@registry"}, "must not contain credentials"),
         ({"url": "http://registry", "username": "me"}, "or neither"),
-        ({"url": "http://registry", "timeout_s": 0}, "greater than 0"),
+        ({"url": "http://a,b:8081"}, "several are separated by commas"),
+        ({"url": "http://a,"}, "several are separated by commas"),
+        ({"url": "http://a:many"}, "url=http://a:many is wrong"),
+        ({"url": "http://ü"}, "name a host"),
+        ({"url": "http://a http://b"}, "several are separated by commas"),
+        ({"url": "http://registry", "timeout_s": 0}, "timeout_s=0 is wrong: expected float, > 0"),
     ],
 )
 def test_wrong_settings_are_explained(settings: dict[str, object], words: str) -> None:
-    with pytest.raises(ValidationError, match=words):
+    with pytest.raises(ConfigurationError, match=words):
         RegistrySettings(**settings)  # type: ignore[arg-type]
 
 

@@ -10,8 +10,8 @@ from typing import Any
 import fastavro
 import pytest
 
-from tamiyo.schemas import codec, released
-from tamiyo.schemas.avro_schema import avro_schema
+from tamiyo.schemas import codec
+from tamiyo.schemas.avro_schema import avro_schema, released
 from tamiyo.schemas.client.registry import Registry, RegistrySettings
 from tamiyo.schemas.client.subjects import BAD_ID_S, REQUEST_S, REQUESTS, Subjects, schema_text, subject
 from tamiyo.schemas.codec import HEADER, decode, encode, use_registry
@@ -137,7 +137,7 @@ def test_an_older_released_schema_is_resolved_without_a_registry(monkeypatch: py
         assert decode(encode(PERFORMANCE), ModelPerformance) == PERFORMANCE
     finally:
         codec._released_writers.cache_clear()
-    assert released.released(ModelPerformance)
+    assert released(ModelPerformance)
 
 
 @pytest.mark.parametrize(

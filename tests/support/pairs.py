@@ -2,7 +2,7 @@
 
 A number is `CacheHitRates.hits`, its place in the run `step`. 666 is rejected as late, 999 is a bug, 888 never
 returns: it blocks the event loop, or with the argument `offload` only the stage. The sum of a pair that ends with 777
-is a message of 8 kB.
+is a message of 8 kB, and 555 takes 5 ms.
 """
 
 import sys
@@ -59,6 +59,8 @@ class PairStage(Stage):
         outputs: list[Output | Reject] = []
         for each in batch:
             run, value = each.record.run_id, each.record.hits
+            if value == 555:
+                time.sleep(0.005)
             if value == 666:
                 outputs.append(Reject(each, "the number of the beast", late=True))
             elif value == 888:

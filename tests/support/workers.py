@@ -1,5 +1,6 @@
 """Worker processes with the pair stage (`tests/support/pairs.py`), and numbers to feed them."""
 
+import math
 import os
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from prometheus_client.parser import text_string_to_metric_families
 
 from tamiyo.schemas.kafka import KafkaSettings, TopicNames
 from tamiyo.schemas.telemetry import CacheHitRates
@@ -18,7 +20,7 @@ from tests.support.pairs import FACTORS, LETTERS, NUMBERS, SUMS, number
 
 ROOT = Path(__file__).parents[2]
 TOPICS = (NUMBERS, LETTERS, FACTORS, SUMS)
-ORDINARY = 600  # numbers below it have no special meaning to the stage
+ORDINARY = 554  # numbers below it have no special meaning to the stage
 RUNS = [f"run-{index}" for index in range(8)]
 
 
@@ -53,10 +55,11 @@ class Process:
     def get(self, path: str) -> httpx.Response:
         return httpx.get(f"http://127.0.0.1:{self.port}{path}", timeout=5)
 
-    def metric(self, name: str) -> float:
-        """Sum a metric's samples."""
-        samples = [each for each in self.get("/metrics").text.splitlines() if each.startswith(name)]
-        return sum(float(each.rsplit(" ", 1)[1]) for each in samples)
+    def metric(self, name: str, **labels: str) -> float:
+        """Sum a series' samples with these labels, of which there is at least one."""
+        families = text_string_to_metric_families(self.get("/metrics").text)
+        samples = [each for family in families for each in family.samples if each.name == name]
+        return sum([each.value for each in samples if labels.items() <= each.labels.items()] or [math.nan])
 
     def wait_until_ready(self, partitions: int | None = None, timeout_s: float = 40.0) -> "Process":
         """Wait until /readyz reports ready, with so many partitions."""

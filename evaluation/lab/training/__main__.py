@@ -14,6 +14,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from tamiyo.evaluation.common.report import require_folder
 from tamiyo.evaluation.lab.traffic import file_path, generate, missing, quiet
 from tamiyo.evaluation.lab.training.fit import FitSettings, fit, samples
 from tamiyo.evaluation.lab.training.lookahead import Lookahead, LookaheadJob
@@ -49,6 +50,7 @@ def main(
 ) -> None:
     """Train the policy in the laboratory; resumable."""
     console = Console()
+    require_folder(output, "--output")
     try:
         data = _train(folder, passes, rounds, workers, seed, console)
     except TamiyoError as error:

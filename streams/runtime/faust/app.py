@@ -12,7 +12,6 @@ import faust
 from faust.transport.drivers import aiokafka as driver
 from yarl import URL
 
-from tamiyo.schemas.errors import ConfigurationError
 from tamiyo.schemas.kafka import KafkaSettings
 from tamiyo.streams.headers import KeyValueHeaders
 from tamiyo.streams.runtime.faust.batch_handover import BatchHandover
@@ -132,18 +131,8 @@ def create_app(
     """Return the app of one stage, in consumer group `group`.
 
     Raises:
-        ConfigurationError: timeouts contradict each other, or a certificate file has gone.
+        ConfigurationError: a certificate file has gone.
     """
-    if worker.heartbeat_interval_s * 3 > worker.session_timeout_s:
-        raise ConfigurationError(
-            f"TAMIYO_WORKER_HEARTBEAT_INTERVAL_S={worker.heartbeat_interval_s} must be at most a third of "
-            f"TAMIYO_WORKER_SESSION_TIMEOUT_S={worker.session_timeout_s}"
-        )
-    if worker.session_timeout_s > worker.request_timeout_s:
-        raise ConfigurationError(
-            f"TAMIYO_WORKER_SESSION_TIMEOUT_S={worker.session_timeout_s} must not exceed "
-            f"TAMIYO_WORKER_REQUEST_TIMEOUT_S={worker.request_timeout_s}"
-        )
     limit_decompression()
     app = StageApp(
         group,

@@ -2,7 +2,8 @@
 
 Read against Faust 0.15.3 (`Consumer.getmany`, `Consumer._drain_messages`, `Consumer._wait_next_records`,
 `Consumer._new_offset`, `Consumer._filter_tps_with_pending_acks`, `Consumer._add_gap`, `Consumer.track_message`,
-`Consumer.on_buffer_full`, `ConductorCompiler.build`) and mode-streaming 0.7.1 (`Service.wait_first`).
+`Consumer.on_buffer_full`, `Consumer.on_partitions_revoked`, `ConductorCompiler.build`) and mode-streaming 0.7.1
+(`Service.wait_first`).
 
 Faust makes a message, an event and four tasks of every record, and lists every acknowledged offset, to find the highest
 without a gap before it. A stage's runner counts offsets itself (`OutputPipeline`), so all that is needed is
@@ -30,11 +31,25 @@ class BatchSchema(Schema):  # type: ignore[misc]
         return message.value
 
 
+class NothingRead(dict[TP, int | None]):
+    """Read offsets that forget: whatever Faust notes, nothing was read.
+
+    Faust drops, without a log line, messages below the offset that it has noted. A hand-over that a rebalance suspends
+    notes its offset after the rebalance has removed the old ones; where a partition comes back without a committed
+    offset, or is sought back, everything up to that offset would be lost. Whether a record was fed before is known to
+    the stage's runner (`InputBuffer.next_batch`).
+    """
+
+    def __getitem__(self, tp: TP) -> None:
+        return None
+
+
 class BatchHandover(Consumer):  # type: ignore[misc]
     """A consumer that hands over batches, whose value is the list of aiokafka's records."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
+        self._read_offset = NothingRead()
         self._done: dict[TP, int] = {}
 
     def acknowledge(self, tp: TP, offset: int) -> None:

@@ -7,6 +7,7 @@ by itself: in a batch, rounding would depend on the other graphs, and a replay m
 
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -16,10 +17,12 @@ from tamiyo.models.checkpoint import CheckpointStore
 from tamiyo.models.features import FEATURE_VERSION
 from tamiyo.schemas.adaptation import AdaptationDecision, AdaptationOutcome
 from tamiyo.schemas.analysis import ModelGraph
-from tamiyo.schemas.errors import PolicyError
+from tamiyo.schemas.errors import ConfigurationError, PolicyError, RecordingError
 from tamiyo.schemas.identity import decision_id
+from tamiyo.schemas.stores import require_readable
 from tamiyo.schemas.topics import CHECKPOINTS, CONTROL, DECISIONS, GRAPHS, OUTCOMES, Topic
-from tamiyo.streams.settings import DecisionSettings
+from tamiyo.streams.recording.recording import Recording
+from tamiyo.streams.settings import DecisionSettings, store_setting
 from tamiyo.streams.stages.base import Incoming, Output, PriorOutput, Reject, Stage, View
 from tamiyo.streams.stages.decisions.decider import Decider
 from tamiyo.streams.stages.decisions.history import History
@@ -50,6 +53,16 @@ class DecisionsStage(Stage):
     views: ClassVar[tuple[Topic, ...]] = (CHECKPOINTS, CONTROL)
     offload: ClassVar[bool] = True
     """A forward pass takes milliseconds, for which the other stages of the process need not wait."""
+
+    @classmethod
+    def check(cls, settings: DecisionSettings) -> None:
+        """Raise ConfigurationError if the checkpoint store or the recording cannot be read."""
+        require_readable(settings.checkpoint_url, store_setting(DecisionSettings, "checkpoint_url"))
+        if settings.recorded is not None:
+            try:
+                Recording(Path(settings.recorded))
+            except RecordingError as error:
+                raise ConfigurationError(f"TAMIYO_DECISION_RECORDED={settings.recorded}: {error}") from error
 
     def __init__(self, partition: int, settings: DecisionSettings, views: Mapping[str, View[Any]]) -> None:
         self.partition = partition

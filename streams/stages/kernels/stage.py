@@ -16,9 +16,10 @@ from tamiyo.host.kernels.store import KernelStore
 from tamiyo.schemas.adaptation import AdaptationDecision, CompiledKernel, DecisionType
 from tamiyo.schemas.errors import KernelError
 from tamiyo.schemas.identity import kernel_id
+from tamiyo.schemas.stores import require_writable
 from tamiyo.schemas.telemetry import ModelTopology
 from tamiyo.schemas.topics import DECISIONS, KERNELS, TOPOLOGY, Topic
-from tamiyo.streams.settings import KernelSettings
+from tamiyo.streams.settings import KernelSettings, store_setting
 from tamiyo.streams.stages.base import Incoming, Output, PriorOutput, Reject, Stage, View
 from tamiyo.streams.stages.recent_ids import RecentIds
 
@@ -49,6 +50,11 @@ class KernelsStage(Stage):
     views: ClassVar[tuple[Topic, ...]] = (TOPOLOGY,)
     offload: ClassVar[bool] = True
     """Building and storing would block the process's other stages for too long."""
+
+    @classmethod
+    def check(cls, settings: KernelSettings) -> None:
+        """Raise ConfigurationError if the kernel store cannot be written."""
+        require_writable(settings.store_url, store_setting(KernelSettings, "store_url"))
 
     def __init__(self, partition: int, settings: KernelSettings, views: Mapping[str, View[Any]]) -> None:
         self.partition = partition

@@ -5,9 +5,9 @@ import pytest
 from tamiyo.evaluation.common import released_records
 from tamiyo.evaluation.common.released_records import encode_released
 from tamiyo.evaluation.common.simulated_runs import Load, frames, topology
+from tamiyo.schemas.avro_schema import released
 from tamiyo.schemas.codec import decode, single_object_header
 from tamiyo.schemas.record import Record
-from tamiyo.schemas.released import released
 
 RECORDS = [topology("run", 3), *list(frames(Load(runs=1, layers=3, frames=1), 0))]
 

@@ -20,6 +20,9 @@ def test_a_report_in_a_missing_folder_is_refused_and_any_other_is_not(
     require_folder(tmp_path / "report.json")
     with pytest.raises(typer.BadParameter, match="there is no folder"):
         require_folder(tmp_path / "missing" / "report.json")
+    for wrong, words in ((tmp_path, "is a folder"), (Path("/proc/report.json"), "the folder /proc cannot be written")):
+        with pytest.raises(typer.BadParameter, match=words):
+            require_folder(wrong)
     assert list(tmp_path.iterdir()) == []
 
 

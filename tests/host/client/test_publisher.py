@@ -1,7 +1,7 @@
 """Records to Kafka without ever holding up training."""
 
 import time
-from contextlib import closing
+from contextlib import ExitStack, closing
 
 import pytest
 
@@ -10,6 +10,8 @@ from tamiyo.schemas.kafka import KafkaSettings, TopicNames
 from tamiyo.schemas.record import Record
 from tamiyo.schemas.telemetry import CacheHitRates
 from tamiyo.schemas.topics import CACHE_HIT_RATES, TOPOLOGY
+from tamiyo.streams.admin.brokers import EmbeddedBroker
+from tamiyo.streams.admin.topics import Topics
 from tests.support.factories import make_topology
 from tests.support.kafka_log import KafkaLog
 
@@ -91,6 +93,22 @@ def test_without_a_broker_records_are_dropped_and_counted_with_one_warning(
     warnings = [each.getMessage() for each in caplog.records if "Kafka is unreachable" in each.getMessage()]
     assert len(warnings) == 1
     assert capfd.readouterr().err == ""
+
+
+def test_a_dead_server_of_two_is_no_outage_and_hides_none(names: TopicNames, caplog: pytest.LogCaptureFixture) -> None:
+    with ExitStack() as stack:
+        broker = stack.enter_context(EmbeddedBroker())
+        both = KafkaSettings(bootstrap_servers=f"{NOWHERE.bootstrap_servers},{broker.bootstrap_servers}")
+        Topics(both, names).touch()
+        with closing_publisher(both, names) as publisher:
+            publisher.publish(CACHE_HIT_RATES, lambda: frame(1))
+            assert publisher.flush(20)
+            assert caplog.messages == []
+            stack.close()
+            deadline = time.monotonic() + 30
+            while not caplog.messages and time.monotonic() < deadline:
+                time.sleep(0.05)
+            assert "Kafka is unreachable; training continues without it" in caplog.text
 
 
 def test_a_full_queue_does_not_wait(names: TopicNames) -> None:

@@ -11,6 +11,8 @@ from tamiyo.host.client import receiver as receiver_module
 from tamiyo.host.client.receiver import KafkaReceiver
 from tamiyo.host.client.transport import InboundRecord
 from tamiyo.schemas.adaptation import AdaptationDecision, CompiledKernel, ControlCommand, KernelStatus
+from tamiyo.schemas.client.awaited_producer import AwaitedProducer
+from tamiyo.schemas.codec import encode
 from tamiyo.schemas.kafka import KafkaSettings, TopicNames
 from tamiyo.schemas.topics import CONTROL, DECISIONS, KERNELS
 from tamiyo.streams.admin.topics import Topics
@@ -93,6 +95,53 @@ def test_control_commands_are_read_from_the_beginning(
     assert {each.run_id for each in arrived} == {"*", RUN}
 
 
+def test_of_two_partitions_the_newest_command_counts_and_a_tombstone_lifts_it(
+    kafka: KafkaSettings, names: TopicNames, receivers: list[KafkaReceiver]
+) -> None:
+    """As after partitions were added: the run's old command stays on its old partition."""
+    topic, producer = names.full(CONTROL.name), AwaitedProducer(kafka)
+
+    def send(partition: int, timestamp_ms: int, command: ControlCommand | None) -> None:
+        value = encode(command) if command is not None else None
+        producer.produce(topic, value, RUN, partition=partition, timestamp_ms=timestamp_ms)
+        producer.flush()
+
+    resumed, paused = order(time_ms=2_000), order(time_ms=1_000, paused=True)
+    send(3, 2_000, resumed)
+    receivers.append(connect(kafka, names))
+    assert wait_for(receivers[0], 1) == [resumed]
+    send(0, 1_000, paused)  # older, and delivered later
+    send(0, 1_000, None)  # removes the older one only
+    again = order(time_ms=3_000, paused=True)
+    send(3, 3_000, again)
+    assert wait_for(receivers[0], 1) == [again]
+    send(3, 3_500, None)
+    assert wait_for(receivers[0], 1) == [order(time_ms=3_000)]
+
+
+@pytest.mark.kafka
+def test_partitions_added_later_are_read_from_their_beginning(
+    real_kafka: str, names: TopicNames, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(receiver_module, "_CHECK_S", 0.5)
+    kafka = KafkaSettings(bootstrap_servers=real_kafka)
+    topics = Topics(kafka, names, (DECISIONS, KERNELS, CONTROL))
+    topics.create(partitions=1)
+    producer = AwaitedProducer(kafka)
+    receiver = connect(kafka, names)
+    try:
+        assert receiver.connected
+        topics.grow(3)
+        for partition in (2, 0):
+            producer.produce(names.full(DECISIONS.name), encode(decision(f"in-{partition}")), RUN, partition=partition)
+            producer.flush()
+        arrived = wait_for(receiver, 2)
+        assert decision("in-0") in arrived
+        assert decision("in-2") in arrived
+    finally:
+        receiver.close()
+
+
 def test_kernels_are_prefetched_in_the_background(
     kafka: KafkaSettings, names: TopicNames, kafka_log: KafkaLog, receivers: list[KafkaReceiver]
 ) -> None:
@@ -122,7 +171,7 @@ def test_a_stalled_partition_is_assigned_again(
     received: int,
 ) -> None:
     kafka_log.publish(DECISIONS, [decision("before")])
-    monkeypatch.setattr(receiver_module, "_STALL_CHECK_S", 0.5)
+    monkeypatch.setattr(receiver_module, "_CHECK_S", 0.5)
     receivers.append(connect(kafka, names))
     sent = [decision(f"{number}") for number in range(received + 2)]
     kafka_log.publish(DECISIONS, sent[:received])

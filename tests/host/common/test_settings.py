@@ -1,9 +1,9 @@
 """Settings of a host."""
 
 import pytest
-from pydantic import ValidationError
 
 from tamiyo.host.common.settings import HostSettings
+from tamiyo.schemas.errors import ConfigurationError
 
 
 def test_they_are_read_from_the_environment_at_construction(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -23,5 +23,5 @@ def test_the_store_is_the_installations() -> None:
 
 @pytest.mark.parametrize("wrong", [{"sample_interval": 0}, {"overhead_budget": 0}, {"learning_rate_factor": 1.0}])
 def test_invalid_values_are_refused(wrong: dict[str, float]) -> None:
-    with pytest.raises(ValidationError):
+    with pytest.raises(ConfigurationError, match=f"HostSettings.{next(iter(wrong))}=.* is wrong: expected"):
         HostSettings(**wrong)  # type: ignore[arg-type]

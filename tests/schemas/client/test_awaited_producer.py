@@ -8,7 +8,7 @@ from confluent_kafka import Message
 from tamiyo.schemas.client.awaited_producer import AwaitedProducer
 from tamiyo.schemas.client.partition_reader import PartitionReader
 from tamiyo.schemas.errors import BrokerError
-from tamiyo.schemas.kafka import MAX_MESSAGE_BYTES, KafkaSettings, TopicNames
+from tamiyo.schemas.kafka import HEADERS_BYTES, MAX_MESSAGE_BYTES, KafkaSettings, TopicNames
 
 NOWHERE = KafkaSettings(bootstrap_servers="127.0.0.1:1")
 
@@ -59,7 +59,7 @@ def test_a_wait_for_delivery_can_be_ended(names: TopicNames) -> None:
 def test_a_message_that_is_too_large_is_named(kafka: KafkaSettings, names: TopicNames) -> None:
     producer = AwaitedProducer(kafka)
     with pytest.raises(BrokerError, match=r"cannot publish to .*test\.producer"):
-        producer.produce(names.full("test.producer"), b"x" * (MAX_MESSAGE_BYTES + 1))
+        producer.produce(names.full("test.producer"), b"x" * (MAX_MESSAGE_BYTES + HEADERS_BYTES + 1))
 
 
 def test_a_full_queue_is_waited_for(kafka: KafkaSettings, names: TopicNames) -> None:

@@ -69,6 +69,14 @@ def test_without_a_listener_the_protocol_is_not_mentioned(server: str) -> None:
     assert HINT not in str(error)
 
 
+def test_a_refused_connection_is_not_taken_for_a_wrong_protocol_however_often_it_is_tried() -> None:
+    connection = Connection(KafkaSettings(bootstrap_servers="127.0.0.1:1"))
+    failures = [connection.probe(timeout_s) for timeout_s in (0.6, 0.05, 0.05)]  # the later ones report nothing new
+    for failure in failures:
+        assert failure is not None
+        assert failure.reason.endswith("Connection refused")
+
+
 @pytest.mark.parametrize(
     ("code", "error"), [(KafkaError._AUTHENTICATION, BrokerRefused), (KafkaError._TRANSPORT, BrokerError)]
 )

@@ -9,11 +9,22 @@ import pytest
 from confluent_kafka import Consumer, KafkaException, Producer
 from confluent_kafka.admin import AdminClient, NewTopic
 
-from tamiyo.schemas.errors import BrokerError
-from tamiyo.schemas.kafka import MAX_MESSAGE_BYTES, PRODUCER, KafkaSettings, TopicNames
+from tamiyo.schemas.client.awaited_producer import AwaitedProducer
+from tamiyo.schemas.client.partition_reader import PartitionReader
+from tamiyo.schemas.codec import MAX_MESSAGE_BYTES as LARGEST_DECODED
+from tamiyo.schemas.errors import BrokerError, ConfigurationError
+from tamiyo.schemas.kafka import (
+    HEADERS_BYTES,
+    MAX_BATCH_BYTES,
+    MAX_MESSAGE_BYTES,
+    PRODUCER,
+    KafkaSettings,
+    TopicNames,
+)
 from tamiyo.schemas.topics import CATALOGUE, TOPOLOGY, WINDOWS
 from tamiyo.streams.admin.brokers import free_ports
-from tamiyo.streams.admin.topics import MAX_BATCH_BYTES, Topics, TopicState
+from tamiyo.streams.admin.growth import Growth
+from tamiyo.streams.admin.topics import Topics, TopicState, _Metadata
 from tamiyo.streams.settings import WorkerSettings
 
 
@@ -35,15 +46,72 @@ def test_a_missing_broker_is_an_error() -> None:
     assert "Connection refused" in str(topics.reachable(0.2))
 
 
-def test_a_differing_partition_count_and_a_missing_topic_are_reported(
-    names: TopicNames, monkeypatch: pytest.MonkeyPatch
+def stated(monkeypatch: pytest.MonkeyPatch, *states: TopicState, brokers: int = 3) -> Topics:
+    """Return topics of which a broker reports `states`."""
+    topics = Topics(KafkaSettings(bootstrap_servers="127.0.0.1:1"), TopicNames())
+    monkeypatch.setattr(topics, "states", lambda: list(states))
+    monkeypatch.setattr(topics, "embedded", lambda: False)
+    monkeypatch.setattr(topics, "brokers", lambda: brokers)
+    return topics
+
+
+@pytest.mark.parametrize(("odd", "highest"), [(3, 4), (8, 8)])
+def test_differing_partition_counts_and_a_missing_topic_are_reported_with_what_helps(
+    monkeypatch: pytest.MonkeyPatch, odd: int, highest: int
 ) -> None:
-    topics = Topics(KafkaSettings(bootstrap_servers="127.0.0.1:1"), names)
-    states = [TopicState(name, count, "delete") for name, count in (("a", 4), ("b", 3), ("c", 4), ("d", 0))]
-    monkeypatch.setattr(topics, "states", lambda: states)
-    missing, differs = topics.check()
-    assert missing == "topic d does not exist"
-    assert differs.startswith("topic b has 3 partitions where the others have 4: ")
+    counts = (("a", 4), ("b", odd), ("c", 4), ("d", 0))
+    topics = stated(monkeypatch, *(TopicState(name, count, "delete", replication=3) for name, count in counts))
+    missing, differs = topics.findings()
+    assert missing.text == "topic d does not exist"
+    assert missing.advice == "`tamiyo topics create` creates it"
+    assert differs.text.startswith(f"topic b has {odd} partitions where the others have 4: ")
+    assert differs.advice == f"`tamiyo topics grow --partitions {highest}` makes them equal"
+    assert topics.check() == [missing.text, differs.text]
+
+
+@pytest.mark.parametrize(
+    ("replication", "min_insync", "brokers", "state", "text"),
+    [
+        (3, 2, 3, None, ""),
+        (1, 1, 1, None, ""),
+        (2, 1, 2, None, ""),
+        (1, 1, 3, "warning", "topic a has replication 1 on a cluster of 3 brokers"),
+        (1, 2, 1, "problem", "topic a has min.insync.replicas=2 and replication 1: nobody can publish to it"),
+        (3, 3, 3, "warning", "while one broker is away, nobody can publish"),
+        (2, 2, 3, "warning", "while one broker is away, nobody can publish"),
+        (3, 1, 3, "warning", "a record may be confirmed that one broker alone has"),
+    ],
+)
+def test_replicas_that_lose_records_or_stop_the_flow_are_reported(
+    monkeypatch: pytest.MonkeyPatch, replication: int, min_insync: int, brokers: int, state: str | None, text: str
+) -> None:
+    one = TopicState("a", 4, "delete", replication=replication, min_insync=min_insync)
+    found = stated(monkeypatch, one, brokers=brokers).findings()
+    if state is None:
+        assert found == []
+    else:
+        assert found[0].state == state
+        assert text in found[0].text
+        # A stage starts with a warning; with a problem it does not.
+        assert bool(stated(monkeypatch, one, brokers=brokers).check()) == (state == "problem")
+
+
+def test_a_warning_that_many_topics_share_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    topics = stated(monkeypatch, *(TopicState(name, 4, "delete", replication=1, min_insync=1) for name in "abcd"))
+    (found,) = topics.findings()
+    assert found.text.startswith("4 topics (a, b, ...) have replication 1 on a cluster of 3 brokers")
+
+
+def test_times_of_the_broker_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    (found,) = stated(monkeypatch, TopicState("a", 4, "delete", timestamps="LogAppendTime")).findings()
+    assert "LogAppendTime" in found.text
+
+
+def test_the_sizes_fit_each_other() -> None:
+    assert WorkerSettings().max_message_bytes == PRODUCER["message.max.bytes"] == LARGEST_DECODED == MAX_MESSAGE_BYTES
+    with pytest.raises(ValueError, match="less than or equal to 4194304"):
+        WorkerSettings(max_message_bytes=MAX_MESSAGE_BYTES + 1)  # no reader would decode it
+    assert MAX_MESSAGE_BYTES + HEADERS_BYTES < MAX_BATCH_BYTES
 
 
 @pytest.mark.kafka
@@ -60,6 +128,8 @@ def test_topics_are_created_as_in_the_catalogue(real_kafka: str, names: TopicNam
     assert states[WINDOWS.name].retention_ms == 7 * 86_400_000
     assert states[WINDOWS.late].retention_ms == 30 * 86_400_000
     assert {each.partitions for each in states.values()} == {3}
+    assert {(each.replication, each.min_insync) for each in states.values()} == {(1, 1)}  # one broker
+    assert {(each.max_batch_bytes, each.timestamps) for each in states.values()} == {(MAX_BATCH_BYTES, "CreateTime")}
 
     # Somebody made one by hand, otherwise.
     other = TopicNames(prefix=f"{names.prefix}other.")
@@ -67,12 +137,60 @@ def test_topics_are_created_as_in_the_catalogue(real_kafka: str, names: TopicNam
     admin = AdminClient(kafka.librdkafka())
     admin.create_topics([wrong])[wrong.topic].result(10)
     topics = Topics(kafka, other, (WINDOWS, TOPOLOGY))
-    topics.create(partitions=3)
-    problems = topics.check()
+    Topics(kafka, other, (WINDOWS,)).create(partitions=3)
+    problems = [each for each in topics.check() if "does not exist" not in each]
     assert len(problems) == 3
     assert "has 1 partitions where the others have 3" in problems[0]
     assert "cleanup.policy=delete, but compact is expected" in problems[1]
     assert f"max.message.bytes=1048588, but {MAX_BATCH_BYTES} is needed" in problems[2]
+
+
+@pytest.mark.kafka
+def test_missing_topics_get_the_number_of_partitions_that_the_others_have(real_kafka: str, names: TopicNames) -> None:
+    kafka = KafkaSettings(bootstrap_servers=real_kafka)
+    Topics(kafka, names, (WINDOWS,)).create(partitions=6)
+    topics = Topics(kafka, names, (WINDOWS, TOPOLOGY))
+    with pytest.raises(ConfigurationError, match=r"exist with 6.*`tamiyo topics grow --partitions 7`"):
+        topics.create(partitions=7)
+    with pytest.raises(ConfigurationError, match=r"exist with 6.*Kafka cannot take partitions away"):
+        topics.create(partitions=5)
+    assert len(topics.create()) == 3
+    assert {each.partitions for each in topics.states()} == {6}
+    with pytest.raises(ConfigurationError, match="exist with 6"):
+        topics.create(partitions=7)  # nothing is missing, and nothing would change
+
+
+@pytest.mark.parametrize(("brokers", "replication", "min_insync"), [(1, 1, 1), (2, 2, 1), (3, 3, 2), (6, 3, 2)])
+def test_topics_are_replicated_as_the_cluster_allows(
+    names: TopicNames, monkeypatch: pytest.MonkeyPatch, brokers: int, replication: int, min_insync: int
+) -> None:
+    topics = Topics(KafkaSettings(bootstrap_servers="127.0.0.1:1"), names, (WINDOWS,))
+    requested: list[NewTopic] = []
+
+    class Admin:
+        def create_topics(self, wanted: list[NewTopic], **_: object) -> dict[str, object]:
+            requested.extend(wanted)
+            return {}
+
+    monkeypatch.setattr(topics, "embedded", lambda: False)
+    monkeypatch.setattr(topics, "_metadata", lambda: _Metadata("cluster", {}, brokers))
+    monkeypatch.setattr(topics, "_wait_until_visible", lambda names: None)
+    monkeypatch.setattr(topics, "_admin", Admin())
+    topics.create()
+    assert {each.replication_factor for each in requested} == {replication}
+    assert {each.config["min.insync.replicas"] for each in requested} == {str(min_insync)}
+
+
+@pytest.mark.kafka
+def test_a_message_of_the_largest_size_can_be_sent_again_with_headers(real_kafka: str, names: TopicNames) -> None:
+    kafka, name = KafkaSettings(bootstrap_servers=real_kafka), names.full(WINDOWS.name)
+    Topics(kafka, names, (WINDOWS,)).create(partitions=1)
+    value = np.random.default_rng(0).bytes(MAX_MESSAGE_BYTES)
+    producer = AwaitedProducer(kafka)
+    producer.produce(name, value, b"run", headers=[("tamiyo-reason", b"x" * 2_000), ("tamiyo-inside", b"y" * 16_000)])
+    producer.flush()
+    with PartitionReader(kafka) as reader:
+        assert [each.value() for each in reader.read(reader.ranges(name))] == [value]
 
 
 @pytest.mark.kafka
@@ -113,3 +231,8 @@ def test_a_refusal_of_the_broker_is_an_error(real_kafka: str, names: TopicNames)
     topics = Topics(KafkaSettings(bootstrap_servers=real_kafka), names, (WINDOWS,))
     with pytest.raises(BrokerError, match="could not be created"):
         topics.create(partitions=1, replication=3)
+
+
+def test_the_embedded_broker_cannot_grow(kafka: KafkaSettings, names: TopicNames) -> None:
+    with pytest.raises(ConfigurationError, match="embedded broker's topics have 4 partitions"):
+        Growth(kafka, names, 8).check(quiet_s=60)

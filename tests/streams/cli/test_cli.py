@@ -1,6 +1,7 @@
 """The command line: every command has help with examples, and wrong input gets one clear line."""
 
 import json
+import logging
 import sys
 import time
 from importlib.metadata import version
@@ -49,11 +50,13 @@ def test_every_command_has_an_example(
 def test_all_commands_exist() -> None:
     wanted = {"demo", "broker", "worker", "learner", "train", "tail", "doctor", "control", "plan"}
     wanted |= {"record", "replay", "diff", "discard", "evaluate"}
-    assert {path[0] for path in commands()} == wanted | {"topics", "schemas", "dlq", "lab", "policy"}
+    assert {path[0] for path in commands()} == wanted | {"topics", "schemas", "dlq", "lab", "policy", "runs", "config"}
     assert {path[1] for path in commands() if path[0] == "dlq"} == {"list", "show", "redrive"}
     assert {path[1] for path in commands() if path[0] == "policy"} == {"list", "show", "pin", "rollback", "freeze"}
-    assert {path[1] for path in commands() if path[0] == "topics"} == {"create", "list", "check", "acls"}
+    assert {path[1] for path in commands() if path[0] == "topics"} == {"create", "list", "check", "grow", "acls"}
+    assert {path[1] for path in commands() if path[0] == "runs"} == {"forget"}
     assert {path[1] for path in commands() if path[0] == "lab"} == {"tasks", "run", "twins", "traffic", "compare"}
+    assert {path[1] for path in commands() if path[0] == "config"} == {"show", "reference"}
     assert {path[1] for path in commands() if path[0] == "schemas"} == {"register", "check"}
 
 
@@ -70,6 +73,19 @@ def test_the_version_is_printed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.
         (["demo", "--seed", "-1"], 2, "greater than or equal to 0"),
         (["demo", "--runs", "many"], 2, "valid integer"),
         (["demo", "--report", "/no/such/folder/report.json"], 1, "there is no folder /no/such/folder"),
+        (
+            ["train", "--report", "/no/such/folder/x"],
+            1,
+            "--report /no/such/folder/x: there is no folder /no/such/folder",
+        ),
+        (["train", "--report", "/proc/x"], 1, "--report /proc/x: the folder /proc cannot be written"),
+        (["train", "--report", "."], 1, "--report .: . is a folder"),
+        (["record", "/proc/x"], 1, "FOLDER /proc/x: the folder /proc cannot be written"),
+        (
+            ["replay", "--topics", "--prefix", "r.", "--save", "/proc/x/y"],
+            1,
+            "--save /proc/x/y: the folder /proc cannot",
+        ),
         (["worker", "--stage", "coffee"], 1, "there is no stage 'coffee'; choose from intake"),
         (["worker", "--http-port", "70000"], 2, "less than or equal to 65535"),
         (["tail", "no.such.topic"], 1, "no topic 'no.such.topic' in the catalogue"),
@@ -85,7 +101,10 @@ def test_the_version_is_printed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.
         (["doctor", "-b", NOWHERE], 1, "set TAMIYO_KAFKA_BOOTSTRAP_SERVERS"),
         (["topics", "acls", "--role", "coffee"], 1, "there is no role 'coffee'; choose from intake"),
         (["topics", "acls", "--principal", "it's"], 1, "must be like User:{role}"),
-        (["control", "run 1\n", "-b", NOWHERE], 1, "run_id"),
+        (["control", "run 1\n", "-b", NOWHERE], 1, r"RUN_ID: expected letters, digits, . _ : / -, found 'run 1\n'"),
+        (["train", "--run-id", "a b"], 1, "--run-id: expected letters"),
+        (["tail", "tamiyo.rewards", "--run-id", ""], 1, "--run-id: expected letters"),
+        (["record", "new", "--run", "ok", "--run", "/x"], 1, "--run: expected letters"),
         (["record", "new", "-b", NOWHERE], 1, f"no broker is reachable at {NOWHERE}"),
         (["record", "new", "--topic", "coffee"], 1, "no topic 'coffee' in the catalogue"),
         (["record", "new", "--since", "yesterday"], 1, "--since yesterday: expected a time like 2026-05-01T10:00"),
@@ -153,6 +172,33 @@ def test_a_wrong_environment_variable_is_named(
     monkeypatch.setenv("TAMIYO_KAFKA_SECURITY_PROTOCOL", "ROT13")
     assert run(monkeypatch, "topics", "check") == 1
     assert "SECURITY_PROTOCOL" in capsys.readouterr().err
+
+
+def test_train_without_a_broker_succeeds_and_reports_what_was_lost(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TAMIYO_HOST_CONNECT_TIMEOUT_S", "0.1")
+    monkeypatch.setenv("TAMIYO_HOST_FLUSH_TIMEOUT_S", "0.1")
+    monkeypatch.setenv("TAMIYO_WINDOW_WIDHT", "3")
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+    assert run(monkeypatch, "train", "--steps", "30", "-b", NOWHERE) == 0
+    captured = capsys.readouterr()
+    lost = json.loads(captured.out)["dropped_records"]
+    assert lost > 0
+    unknown, connection, *_, last = captured.err.splitlines()
+    assert unknown.endswith("did you mean TAMIYO_WINDOW_WIDTH?")
+    assert f"is NOT connected to Kafka at {NOWHERE}" in connection
+    assert (
+        last == f"tamiyo: {lost} records of this run did not reach Kafka at {NOWHERE}; the training itself is complete"
+    )
+
+
+def test_train_checks_the_settings_of_the_host_first(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TAMIYO_HOST_SAMPLE_INTERVAL", "0")
+    assert run(monkeypatch, "train", "--steps", "30", "-b", NOWHERE) == 1
+    assert "TAMIYO_HOST_SAMPLE_INTERVAL=0 is wrong: expected int, >= 1" in capsys.readouterr().err
 
 
 def test_train_without_tamiyo_writes_its_result(

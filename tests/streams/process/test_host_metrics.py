@@ -18,17 +18,21 @@ def test_a_runs_counts_are_served_while_it_trains() -> None:
     made = run(sample_interval=1)
     made.transport.decide("optimize_parameters", layer="3")
     made.train(3)
-    with served(made.handle, host="127.0.0.1", port=0) as port:
+    with served(made.handle, prefix="team-a.") as port:
         page = httpx.get(f"http://127.0.0.1:{port}/metrics").text
         assert httpx.get(f"http://127.0.0.1:{port}/healthz").json() == {"ok": True, "step": made.handle.stats.step}
         assert httpx.get(f"http://127.0.0.1:{port}/readyz").status_code == 200
         assert httpx.post(f"http://127.0.0.1:{port}/metrics").status_code == 405
-    found = {
-        (sample.name, *sample.labels.values()): sample.value
+    samples = [
+        sample
         for family in text_string_to_metric_families(page)
         for sample in family.samples
         if sample.name.startswith("tamiyo_host_")
+    ]
+    assert {(sample.labels.pop("prefix"), sample.labels.pop("run")) for sample in samples} == {
+        ("team-a.", made.handle.run_id)
     }
+    found = {(sample.name, *sample.labels.values()): sample.value for sample in samples}
     stats = made.handle.stats
     assert found[("tamiyo_host_steps_total",)] == stats.step == 3
     assert found["tamiyo_host_decisions_total", "executed"] == stats.executed == 1

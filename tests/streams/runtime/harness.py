@@ -43,6 +43,9 @@ class FakeKafka:
     sent: list[Sent] = field(default_factory=list)
     failed: list[BaseException] = field(default_factory=list)
     gaps: list[tuple[str, int, int]] = field(default_factory=list)
+    skipped: dict[int, int] = field(default_factory=dict)
+    """By the offset expected, the first one skipped."""
+    sought: list[int] = field(default_factory=list)
     closed: bool = False
     partition: int = PARTITION
     largest: int = 10_000
@@ -70,8 +73,12 @@ class FakeKafka:
         size = size_of(message)
         return size if size > self.largest else 0
 
-    async def verify_gap(self, topic: str, expected: int, found: int) -> None:
+    async def first_skipped(self, topic: str, expected: int, found: int) -> int | None:
         self.gaps.append((topic, expected, found))
+        return self.skipped.get(expected)
+
+    async def seek(self, topic: str, offset: int) -> None:
+        self.sought.append(offset)
 
     def backlog(self, positions: Mapping[str, int]) -> int:
         return 1_000 - sum(positions.values())

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tamiyo.schemas.errors import BrokerError
-from tamiyo.streams.runtime.input_buffer import GAPS_VERIFIED, InputBuffer
+from tamiyo.streams.runtime import input_buffer
+from tamiyo.streams.runtime.input_buffer import GAPS_VERIFIED, MOST_SEEKS, InputBuffer
 from tamiyo.streams.runtime.poison import PoisonTracker
 from tamiyo.streams.settings import WorkerSettings
 from tamiyo.streams.stages.base import Incoming
@@ -87,18 +88,53 @@ def test_gaps_are_verified_for_each_topic() -> None:
     asyncio.run(scene())
 
 
-def test_a_skipped_record_is_not_handed_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_consumer_is_sought_back_to_what_it_skipped_and_nothing_is_lost_or_out_of_order() -> None:
     async def scene() -> None:
         harness = BufferHarness()
+        harness.log.skipped = {1: 2}  # offset 1 is a marker
+        await harness.put(0, 4, 5)
+        assert await harness.batch() == [0]
+        assert harness.log.sought == [2]
+        await harness.put(6, 7)  # on their way before the seek
+        await harness.put(0, topic=LETTERS.name)
+        assert await harness.batch() == [0]
+        await harness.put(2, 3, 4, 5, 6)
+        assert await harness.batch() == [2, 3, 4, 5, 6]
+        assert harness.buffer.positions[NUMBERS.name] == 7
+        assert harness.log.sought == [2]
 
-        async def refuse(*_: Any) -> None:
-            raise BrokerError("skipped")
+    asyncio.run(scene())
 
-        monkeypatch.setattr(harness.log, "verify_gap", refuse)
-        await harness.put(0, 2)
-        with pytest.raises(BrokerError, match="skipped"):
+
+def test_records_skipped_again_are_sought_again_until_the_consumer_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(input_buffer, "SEEK_AGAIN_S", 0.0)
+
+    async def scene() -> None:
+        harness = BufferHarness()
+        harness.log.skipped = {1: 1}
+        await harness.put(0, *range(4, 4 + MOST_SEEKS))
+        assert await harness.batch() == [0]
+        while harness.buffer.queued:
+            assert await harness.batch() == []
+        assert harness.log.sought == [1] * MOST_SEEKS
+        await harness.put(99)
+        with pytest.raises(BrokerError, match=r"skips from offset 1 to 99 of test\.numbers"):
             await harness.batch()
-        assert harness.buffer.positions[NUMBERS.name] == 1
+
+    asyncio.run(scene())
+
+
+def test_a_consumer_that_skips_twice_is_sought_back_twice() -> None:
+    async def scene() -> None:
+        harness = BufferHarness()
+        harness.log.skipped = {1: 1, 3: 3}
+        await harness.put(0, 2)
+        assert await harness.batch() == [0]
+        await harness.put(1, 2, 5)
+        assert await harness.batch() == [1, 2]
+        await harness.put(3)
+        assert await harness.batch() == [3]
+        assert harness.log.sought == [1, 3]
 
     asyncio.run(scene())
 
@@ -110,7 +146,7 @@ def test_a_stop_while_a_gap_is_verified_lets_the_batch_finish(monkeypatch: pytes
         async def wait(*_: Any) -> None:
             await settle()
 
-        monkeypatch.setattr(harness.log, "verify_gap", wait)
+        monkeypatch.setattr(harness.log, "first_skipped", wait)
         await harness.put(1, 2, 3)
         taking = asyncio.create_task(harness.batch())
         await asyncio.sleep(0)

@@ -1,14 +1,12 @@
 """Gaps in the offsets that the consumer hands on, and the backlog."""
 
 import asyncio
-import contextlib
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from faust.types import TP
 
-from tamiyo.schemas.errors import BrokerError
 from tamiyo.schemas.kafka import TopicNames
 from tamiyo.streams.runtime.input_log import InputLog
 
@@ -37,7 +35,7 @@ def input_log(thread: Any, found: int | None = None) -> InputLog:
 
 
 @pytest.mark.parametrize(
-    ("first", "committed", "fine"),
+    ("first", "committed", "done"),
     [
         (None, 5, True),
         (7, 5, True),
@@ -50,16 +48,27 @@ def input_log(thread: Any, found: int | None = None) -> InputLog:
         (6, 7, True),
     ],
 )
-def test_a_gap_is_fine_if_it_is_empty_or_its_messages_were_acknowledged(
-    first: int | None, committed: int | None, fine: bool
+def test_nothing_was_skipped_if_a_gap_is_empty_or_its_messages_were_acknowledged(
+    first: int | None, committed: int | None, done: bool
 ) -> None:
     async def committed_of(partitions: set[TP]) -> dict[TP, int | None]:
         assert partitions == {TP("p.numbers", 2)}
         return dict.fromkeys(partitions, committed)
 
     log = input_log(SimpleNamespace(committed=committed_of), first)
-    with contextlib.nullcontext() if fine else pytest.raises(BrokerError, match="skipped from offset 5 to 7"):
-        asyncio.run(log.verify_gap("numbers", 5, 7))
+    assert asyncio.run(log.first_skipped("numbers", 5, 7)) == (None if done else first)
+
+
+def test_the_consumer_seeks_the_partition_of_the_installation() -> None:
+    sought: list[tuple[TP, int]] = []
+
+    async def seek(tp: TP, offset: int) -> None:
+        sought.append((tp, offset))
+
+    app: Any = SimpleNamespace(consumer=SimpleNamespace(seek=seek))
+    reader: Any = Reader(None)
+    asyncio.run(InputLog(app, TopicNames(prefix="p."), 2, lambda: reader).seek("numbers", 5))
+    assert sought == [(TP("p.numbers", 2), 5)]
 
 
 def test_the_backlog_is_what_the_broker_has_beyond_the_positions() -> None:

@@ -171,5 +171,5 @@ def test_a_poison_record_is_dead_lettered_over_restarts(
     assert outputs[-1].record(CacheHitRates).hits == 13
     worker.wait_until_ready(4)
     assert len(kafka_log.read(NUMBERS.dead_letters)) == 1
-    assert worker.metric("tamiyo_records_repeated_total{") == 3  # two sums, and the dead letter
+    assert worker.metric("tamiyo_records_repeated_total") == 3  # two sums, and the dead letter
     assert worker.end(signal.SIGTERM) == 0, worker.log.read_text()

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from collections import Counter
 from collections.abc import Callable
 
@@ -55,9 +56,10 @@ def test_outputs_resume_and_dead_letters(
     (late,) = kafka_log.read(NUMBERS.late)
     assert late.record(CacheHitRates).hits == 666
     assert late.headers["tamiyo-reason"] == "the number of the beast"
-    assert worker.metric('tamiyo_records_published_total{stage="pairs"') == 25
-    assert worker.metric("tamiyo_records_rejected_total{") == 3
-    assert worker.metric('tamiyo_stage_open_records{stage="pairs"}') == 8
+    assert worker.metric("tamiyo_records_published_total", stage="pairs", prefix=names.prefix) == 25
+    assert worker.metric("tamiyo_records_rejected_total") == 3
+    assert worker.metric("tamiyo_stage_open_records", stage="pairs") == 8
+    assert worker.metric("tamiyo_stage_lag_records", stage="pairs") == 0  # what is held open has been read
     assert worker.metric("tamiyo_stage_latency_seconds_count") == 25
     assert worker.get("/healthz").json()["ok"]
 
@@ -72,6 +74,23 @@ def test_outputs_resume_and_dead_letters(
     assert len(kafka_log.read(NUMBERS.dead_letters)) == 2
     assert len(kafka_log.read(NUMBERS.late)) == 1
     assert again.end(signal.SIGINT) == 0
+
+
+@pytest.mark.flow
+def test_what_a_hanging_stage_has_not_read_is_its_lag(
+    kafka: KafkaSettings, names: TopicNames, kafka_log: KafkaLog, start: Callable[..., Process]
+) -> None:
+    Topics(kafka, names, TOPICS).touch()
+    worker = start(kafka, "offload", max_batch=1).wait_until_ready(4)
+    assert worker.metric("tamiyo_stage_lag_records", stage="pairs") == 0
+    kafka_log.publish(NUMBERS, [number("run-0", 0, 888)])
+    deadline = time.monotonic() + 20
+    while worker.metric("tamiyo_records_received_total") != 1 and time.monotonic() < deadline:
+        time.sleep(0.1)
+    kafka_log.publish(NUMBERS, [number("run-0", step, 1) for step in range(1, 40)])
+    while worker.metric("tamiyo_stage_lag_records", topic=NUMBERS.name) != 39 and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert worker.metric("tamiyo_stage_lag_records", topic=NUMBERS.name) == 39
 
 
 @pytest.mark.flow

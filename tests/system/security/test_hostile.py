@@ -26,7 +26,7 @@ from tamiyo.schemas.topics import DECISIONS
 from tamiyo.streams.admin.topic_tail import TopicLine, to_json_values
 from tamiyo.streams.demo.display import Display
 from tamiyo.streams.runtime.faust.decompression_limit import MAX_BATCH_BYTES, limit_decompression
-from tamiyo.streams.settings import IntakeSettings, KernelSettings
+from tamiyo.streams.settings import IntakeSettings, KernelSettings, LogSettings
 from tamiyo.streams.stages.base import Incoming, Reject
 from tamiyo.streams.stages.intake.stage import IntakeStage
 from tamiyo.streams.stages.kernels.stage import KernelsStage
@@ -227,7 +227,7 @@ def test_log_lines_on_a_terminal_are_printable(capsys: pytest.CaptureFixture[str
     handlers = logging.getLogger().handlers[:]
     try:
         for style in ("text", "json"):
-            configure(style=style)  # type: ignore[arg-type]
+            configure(LogSettings(format=style))  # type: ignore[arg-type]
             structlog.get_logger("x").warning("rejected", reason="\x1b]0;owned\x07", run_id="a\u202eb")
             logged = capsys.readouterr().err
             assert "\x07" not in logged

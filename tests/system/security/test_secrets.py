@@ -16,7 +16,7 @@ from tamiyo.schemas.display import without_secrets
 from tamiyo.schemas.errors import ConfigurationError
 from tamiyo.schemas.kafka import KafkaSettings
 from tamiyo.streams.runtime.faust.app import create_app
-from tamiyo.streams.settings import WorkerSettings
+from tamiyo.streams.settings import LogSettings, WorkerSettings
 from tests.support.secure_broker import PASSWORD, LockedKafka
 
 MARK = "hunter2-MARKED-5519"
@@ -137,7 +137,7 @@ def test_the_password_is_not_logged_at_debug_either() -> None:
 
     handlers, level = logging.getLogger().handlers[:], logging.getLogger().level
     try:
-        configure("DEBUG", verbose=True)
+        configure(LogSettings(level="DEBUG"), verbose=True)
         assert not logging.getLogger("aiokafka.conn").isEnabledFor(logging.DEBUG)
     finally:
         configure()

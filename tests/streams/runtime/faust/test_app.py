@@ -31,13 +31,13 @@ def test_the_settings_that_keep_records(tmp_path: Path, monkeypatch: pytest.Monk
 @pytest.mark.parametrize(
     ("settings", "what"),
     [
-        ({"heartbeat_interval_s": 3.0}, "HEARTBEAT_INTERVAL_S=3.0 must be at most a third"),
-        ({"session_timeout_s": 30.0}, "SESSION_TIMEOUT_S=30.0 must not exceed"),
+        ({"heartbeat_interval_s": 3.0}, "HEARTBEAT_INTERVAL_S=3.0 contradicts .*at most a third"),
+        ({"session_timeout_s": 30.0}, "SESSION_TIMEOUT_S=30.0 contradicts .*REQUEST_TIMEOUT_S=20.0"),
     ],
 )
 def test_timeouts_that_contradict_each_other(settings: dict[str, float], what: str) -> None:
     with pytest.raises(ConfigurationError, match=what):
-        create_app("group", KafkaSettings(), WorkerSettings(**settings))
+        WorkerSettings(**settings)
 
 
 def test_security_reaches_faust_and_aiokafka() -> None:

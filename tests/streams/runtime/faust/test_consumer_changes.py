@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections.abc import AsyncIterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -126,6 +127,49 @@ def test_a_message_is_handed_over_directly_only_if_that_cannot_block(
     monkeypatch.setattr(Consumer, "wait_first", race)
     asyncio.run(scene())
     assert raced == ([1] if direct else [2, 1])
+
+
+def test_an_offset_that_faust_has_noted_drops_no_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Faust drops messages below it, and a suspended hand-over notes one of the assignment before."""
+    monkeypatch.setattr(Consumer, "__init__", lambda self: None)
+
+    async def scene() -> list[int]:
+        handed: list[int] = []
+        consumer = StageConsumer()
+        consumer._read_offset.update({A: 7})
+        consumer._read_offset[B] = 9
+        stopped = asyncio.Event()
+
+        async def callback(message: Any) -> None:
+            handed.append(message.offset)
+
+        async def getmany(timeout: float) -> AsyncIterator[tuple[TP, Any]]:
+            for offset in (0, 8, 3):
+                yield A, SimpleNamespace(offset=offset, topic="t", key=None, value=None)
+            stopped.set()
+
+        async def wait_first(*waiting: Any) -> None:
+            await waiting[0]
+            waiting[1].close()
+
+        for name, value in {
+            "callback": callback,
+            "getmany": getmany,
+            "wait_first": wait_first,
+            "_stopped": stopped,
+            "_crashed": asyncio.Event(),
+            "diag": SimpleNamespace(set_flag=lambda flag: None, unset_flag=lambda flag: None),
+            "_commit_every": None,
+            "suspend_flow": asyncio.Event(),
+            "app": SimpleNamespace(topics=SimpleNamespace(acks_enabled_for=lambda topic: False)),
+            "sleep": asyncio.sleep,
+        }.items():
+            setattr(consumer, name, value)
+        await consumer._drain_messages(SimpleNamespace(_stopped=asyncio.Event()))
+        assert [consumer._read_offset.pop(each, None) for each in (B, TP("t", 2))] == [9, None]  # as Faust removes them
+        return handed
+
+    assert asyncio.run(scene()) == [0, 8, 3]
 
 
 A, B = TP("t", 0), TP("t", 1)

@@ -1,0 +1,227 @@
+"""Finds the runs that go on, and forgets those that are over.
+
+Topologies, kernels and orders lie on compacted topics, which keep them for ever: every stage reads those of all runs
+when it starts. A tombstone under a run's key makes readers and compaction drop them.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from tamiyo.schemas.adaptation import ALL_RUNS
+from tamiyo.schemas.client.awaited_producer import AwaitedProducer
+from tamiyo.schemas.client.compacted import NewestByKey, copy_of, key_text
+from tamiyo.schemas.client.partition_reader import OffsetRange, PartitionReader
+from tamiyo.schemas.codec import decode
+from tamiyo.schemas.errors import ConfigurationError, SchemaError
+from tamiyo.schemas.kafka import KafkaSettings, TopicNames
+from tamiyo.schemas.topics import CONTROL, DECISIONS, KERNELS, OUTCOMES, TELEMETRY, TOPOLOGY, Topic
+from tamiyo.streams.admin.topics import Topics
+
+QUIET_S = 1_800.0
+"""A run that has published nothing for this long, and no final frame, was killed; stages drop its state by then too."""
+KEPT = (TOPOLOGY, KERNELS, CONTROL)
+"""Compacted topics with records of runs."""
+FROM_HOST = (*TELEMETRY, TOPOLOGY)
+SIGNS = (*FROM_HOST, DECISIONS, OUTCOMES)
+"""Topics that show when a run was active; the others have records of the same runs from the same times."""
+
+
+@dataclass(slots=True)
+class Activity:
+    """What a run has published since some time."""
+
+    newest_ms: int = 0
+    """Kafka time of its newest record on any topic read."""
+    host_ms: int = 0
+    """Kafka time of the newest record that its training process has published."""
+    ended: bool = False
+    """Whether that one was a final frame."""
+
+    def live(self, since_ms: int) -> bool:
+        """Return whether the run goes on: its process has published since then, and has not ended the run."""
+        return self.host_ms >= since_ms and not self.ended
+
+
+@dataclass(frozen=True, slots=True)
+class KeptRun:
+    """A run of which compacted topics have records."""
+
+    key: bytes
+    newest_ms: int
+    """Kafka time of the newest of them."""
+    places: list[tuple[str, int]] = field(default_factory=list)
+    """Topic (without prefix) and partition of each."""
+
+    @property
+    def run_id(self) -> str:
+        """Return the run's id."""
+        return key_text(self.key)
+
+    def described(self) -> dict[str, Any]:
+        """Return it as JSON values."""
+        records = {topic: sum(name == topic for name, _ in self.places) for topic, _ in self.places}
+        return {"run_id": self.run_id, "newest_ms": self.newest_ms, "records": records}
+
+
+def live_runs(kafka: KafkaSettings, names: TopicNames, *, quiet_s: float = QUIET_S) -> list[str]:
+    """Return the runs that go on: whose process published within `quiet_s` seconds, and last no final frame.
+
+    Raises:
+        BrokerError: the topics cannot be read.
+    """
+    since_ms = _now_ms() - round(1000 * quiet_s)
+    with PartitionReader(kafka, names.full("tamiyo-runs")) as reader:
+        found = activity(reader, names, FROM_HOST, since_ms)
+    return sorted(key_text(key) for key, each in found.items() if each.live(since_ms))
+
+
+def activity(
+    reader: PartitionReader,
+    names: TopicNames,
+    topics: Iterable[Topic],
+    since_ms: int,
+    report: Callable[[str], None] = lambda _: None,
+) -> dict[bytes, Activity]:
+    """Return by key what each run has published to topics since a Kafka time; topics that do not exist are left out.
+
+    Raises:
+        BrokerError: the topics cannot be read.
+    """
+    found: dict[bytes, Activity] = {}
+    newest: dict[bytes, list[tuple[Topic, bytes]]] = {}
+    """The values of the newest millisecond; what was published within it is in no order between topics."""
+    existing = reader.topics()
+    for topic in topics:
+        full = names.full(topic.name)
+        for message in reader.read(_since(reader, full, existing.get(full, ()), since_ms)):
+            key, value, time_ms = message.key(), message.value(), message.timestamp()[1]
+            if not isinstance(key, bytes) or not isinstance(value, bytes):
+                continue  # a tombstone, or the end marker of a replay
+            each = found.setdefault(key, Activity())
+            each.newest_ms = max(each.newest_ms, time_ms)
+            if topic in FROM_HOST and time_ms >= each.host_ms:
+                values = newest.setdefault(key, [])
+                if time_ms > each.host_ms:
+                    values.clear()
+                values.append((topic, value))
+                each.host_ms = time_ms
+        report(f"{topic.name}: read")
+    for key, values in newest.items():
+        found[key].ended = any(_final(value, topic) for topic, value in values)
+    return found
+
+
+class FinishedRuns:
+    """The runs that compacted topics still keep, though they are over."""
+
+    def __init__(
+        self,
+        kafka: KafkaSettings,
+        names: TopicNames,
+        *,
+        older_than_s: float,
+        run_id: str | None = None,
+        report: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        """Find them.
+
+        Args:
+            kafka: how to reach the broker.
+            names: the installation's topic names.
+            older_than_s: only runs whose newest record on any topic is older than these seconds.
+            run_id: only this run.
+            report: called with progress.
+
+        Raises:
+            BrokerError: the topics cannot be read.
+            ConfigurationError: the broker is the embedded one, or nothing of the run is kept.
+        """
+        if Topics(kafka, names).embedded():
+            raise ConfigurationError("the embedded broker keeps everything in memory and compacts nothing: restart it")
+        self.live: list[str] = []
+        """Runs that are old enough and go on nevertheless."""
+        self.found: list[KeptRun] = []
+        """The oldest first."""
+        self._kafka = kafka
+        self._names = names
+        now_ms = _now_ms()
+        before_ms = now_ms - round(1000 * older_than_s)
+        with PartitionReader(kafka, names.full("tamiyo-runs")) as reader:
+            kept = self._kept(reader)
+            if run_id is not None and run_id.encode() not in kept:
+                raise ConfigurationError(
+                    f"no record of run {run_id!r} is kept on {', '.join(names.full(topic.name) for topic in KEPT)}"
+                )
+            old = [
+                each for each in kept.values() if each.newest_ms < before_ms and each.run_id == (run_id or each.run_id)
+            ]
+            report(f"{len(kept):,} runs are kept, {len(old):,} of them without a new topology, kernel or order")
+            if not old:
+                return
+            quiet_ms = now_ms - round(1000 * QUIET_S)
+            seen = activity(reader, names, SIGNS, min(before_ms, quiet_ms), report)
+        for each in sorted(old, key=lambda run: (run.newest_ms, run.key)):
+            done = seen.get(each.key, Activity())
+            if done.live(quiet_ms):
+                self.live.append(each.run_id)
+            elif done.newest_ms < before_ms:
+                self.found.append(each)
+
+    def forget(self, report: Callable[[str], None] = lambda _: None) -> None:
+        """Publish a tombstone for each of their records, and wait for the deliveries.
+
+        It may be called again after a failure: what is forgotten already is not found any more.
+
+        Raises:
+            BrokerError: a delivery failed.
+        """
+        producer = AwaitedProducer(self._kafka)
+        for number, run in enumerate(self.found, 1):
+            for topic, partition in run.places:
+                producer.produce(self._names.full(topic), None, run.key, partition=partition)
+            if number % 1_000 == 0:
+                report(f"{number:,} of {len(self.found):,} runs forgotten")
+        producer.flush()
+
+    def _kept(self, reader: PartitionReader) -> dict[bytes, KeptRun]:
+        """Return the runs under whose keys the compacted topics have a record."""
+        kept: dict[bytes, KeptRun] = {}
+        for topic in KEPT:
+            found: NewestByKey[bytes, bool] = NewestByKey()
+            for message in reader.read(reader.ranges(self._names.full(topic.name))):
+                key = message.key()
+                if isinstance(key, bytes) and key != ALL_RUNS.encode():
+                    found.take(key, copy_of(message, True if message.value() is not None else None))
+            for key in found:
+                copies = [each for each in found.copies(key) if each.value]
+                if copies:
+                    known = kept.get(key, KeptRun(key, 0))
+                    newest_ms = max(known.newest_ms, *(each.timestamp_ms for each in copies))
+                    places = [*known.places, *((topic.name, each.partition) for each in copies)]
+                    kept[key] = KeptRun(key, newest_ms, places)
+        return kept
+
+
+def _since(reader: PartitionReader, full: str, partitions: Sequence[int], since_ms: int) -> list[OffsetRange]:
+    """Return the ranges of a topic that begin with the first record of that time or later."""
+    found: list[OffsetRange] = []
+    for number in partitions:
+        start = reader.offset_at(full, number, since_ms)
+        if start is not None:
+            found.append(OffsetRange(full, number, start, reader.bounds(full, number)[1]))
+    return found
+
+
+def _final(value: bytes, topic: Topic) -> bool:
+    """Return whether a record is a run's last frame on its topic."""
+    try:
+        record: Any = decode(value, topic.record)
+    except SchemaError:
+        return False  # a run whose frames cannot be read goes on, as far as one can tell
+    return bool(getattr(record, "final", False))
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000
