@@ -230,6 +230,7 @@ def _piece(
     number: int,
 ) -> bool:
     """Run one piece after `number` others; return whether its time was over when it ended."""
+    seconds = 60 * minutes
     # Every piece has its own faults and runs.
     drawn = {**options, "seed": options["seed"] + number}
     faults = schedule(seconds, drawn["seed"], VICTIMS, WITNESSES, every_s=options["fault_every"])
