@@ -30,7 +30,6 @@ from tamiyo.evaluation.faults.telemetry import Telemetry
 from tamiyo.evaluation.faults.upgrade import Upgrade
 from tamiyo.schemas.errors import TamiyoError
 from tamiyo.schemas.topics import DECISIONS, EXPERIENCE, GRAPHS, KERNELS, REWARDS, SIGNALS, WINDOWS
-from tamiyo.streams.cli import topics
 from tamiyo.streams.process.exit_codes import EXIT_SOFTWARE
 
 WIDTH = 50
@@ -118,7 +117,7 @@ def run(
                 console.print("interrupted: no more faults; draining and checking what happened so far")
             telemetry.finish()
             course.drained = _drained(installation, host, telemetry)
-            if not course.interrupted and "add_partitions" not in course.left_out:
+            if not course.interrupted:
                 _step(course, host, "add_partitions", began, lambda: _add_partitions(installation, telemetry))
                 telemetry.finish()
                 course.drained = _drained(installation, host, telemetry) and course.drained
@@ -147,8 +146,6 @@ def _left_out(registry: bool, release: bool) -> dict[str, str]:
         reasons["registry_away"] = "no schema registry: REGISTRY_HOME is not set, or the seed is odd"
         if not release:
             reasons["upgrade"] = "the last release is not in the history here: no git repository, or a shallow one"
-    if not any(command.name == "grow" for command in topics.app.registered_commands):
-        reasons["add_partitions"] = "there is no command `tamiyo topics grow`"
     return reasons
 
 
