@@ -23,7 +23,7 @@ from tamiyo.schemas.topics import (
     TOPOLOGY,
     Topic,
 )
-from tamiyo.streams.admin.control import give
+from tamiyo.streams.admin.control import publish_order
 from tamiyo.streams.messages import Message
 from tamiyo.streams.process.children import Children
 from tamiyo.streams.recording.topic_reader import Selection, TopicReader
@@ -62,7 +62,7 @@ class Live:
     def order(self, run_id: str, **fields: Any) -> None:
         """Give a standing order; it applies to decisions made some tenths of a second later."""
         order = ControlCommand(run_id=run_id, time_ms=time.time_ns() // 1_000_000, **fields)
-        give(order, self.kafka, self.names)
+        publish_order(run_id, order, self.kafka, self.names)
 
     def simulate(
         self, load: Load, *, seconds: float, events: Sequence[Callable[[], None]] = (), cut: bool = False

@@ -120,6 +120,15 @@ class Registry:
         response = self._call("POST", f"subjects/{quote(subject, safe='')}/versions", {"schema": schema})
         return _integer(response, "id")
 
+    def remove(self, subject: str) -> None:
+        """Remove a subject with all its versions, for good, if there is one.
+
+        A schema that another subject has too keeps its id.
+        """
+        path = f"subjects/{quote(subject, safe='')}"
+        for each in (path, f"{path}?permanent=true"):  # a registry removes for good only what was removed before
+            self._call("DELETE", each, kind=list, absent_is_none=True)
+
     def version_numbers(self, subject: str) -> list[int]:
         """Return the numbers of the subject's versions; empty if there is no such subject."""
         response = self._call("GET", f"subjects/{quote(subject, safe='')}/versions", kind=list, absent_is_none=True)

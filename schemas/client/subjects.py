@@ -19,6 +19,7 @@ from tamiyo.schemas.client.registry import Registry
 from tamiyo.schemas.errors import DecodeError, RegistryError
 from tamiyo.schemas.kafka import TopicNames
 from tamiyo.schemas.record import Record
+from tamiyo.schemas.resolution import base_types
 from tamiyo.schemas.topics import CATALOGUE
 
 BAD_ID_S = 60.0  # until a bad id is requested again; a producer registers its schema before it writes
@@ -155,7 +156,9 @@ def _parse(schema: str | None, record: type[Record]) -> tuple[Any | None, str]:
     if schema is None:
         return None, "is not in the registry"
     try:
-        parsed = fastavro.parse_schema(json.loads(schema))
+        parsed = fastavro.parse_schema(base_types(record, json.loads(schema)))
+    except DecodeError as error:
+        return None, str(error)
     except Exception as error:  # fastavro raises its own errors, and KeyError or TypeError for other JSON
         return None, f"is not an Avro schema: {type(error).__name__}: {error}"
     own = fastavro.parse_schema(avro_schema(record))

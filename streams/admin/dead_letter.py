@@ -1,4 +1,7 @@
-"""A dead letter, and the dead letters of one partition with their redrive state."""
+"""A dead letter, and the dead letters of one partition with their redrive state.
+
+A message that came too late for its window, on a `.late` topic, is a dead letter like those on a `.dlq` topic.
+"""
 
 import json
 import re
@@ -11,12 +14,21 @@ from confluent_kafka import Message
 from tamiyo.schemas.codec import decode
 from tamiyo.schemas.display import printable
 from tamiyo.schemas.errors import SchemaError
-from tamiyo.schemas.topics import Topic
-from tamiyo.streams.admin.topic_tail import to_json_values
-from tamiyo.streams.headers import POISON_HEADER, REASON_HEADER, SOURCE_HEADER, STAGE_HEADER
+from tamiyo.schemas.topics import BY_NAME, Topic
+from tamiyo.streams.admin.topic_tail import escaped_header, source_name, to_json_values
+from tamiyo.streams.headers import (
+    NOTE_HEADER,
+    OMITTED_HEADER,
+    POISON_HEADER,
+    REASON_HEADER,
+    REDRIVEN_HEADER,
+    RESERVED,
+    SOURCE_HEADER,
+    STAGE_HEADER,
+    Headers,
+    restored,
+)
 
-NOTE_HEADER = "tamiyo-redrive"
-"""Marks a redrive's note among the dead letters: `claim` or `receipt`. The note's value is JSON."""
 SHOWN_BYTES = 160  # of a value, on a terminal
 VARIABLE = re.compile(r"'[^']*'|\"[^\"]*\"|\b\d[\w.+-]*\b")
 
@@ -25,25 +37,30 @@ VARIABLE = re.compile(r"'[^']*'|\"[^\"]*\"|\b\d[\w.+-]*\b")
 class DeadLetter:
     """One message that a stage rejected, with its original bytes."""
 
-    topic: Topic
-    """Topic it was rejected from."""
+    letters: str
+    """Dead-letter topic, without prefix: `.dlq` or `.late`."""
     partition: int
     """Partition of the dead-letter topic, and of the topic it was rejected from."""
     offset: int
     timestamp_ms: int
     key: bytes | None
     value: bytes | None
-    headers: dict[str, str]
+    headers: Headers
+
+    @property
+    def topic(self) -> Topic:
+        """Return the topic it was rejected from."""
+        return BY_NAME[source_name(self.letters)]
 
     @property
     def place(self) -> str:
         """Return its name: topic:partition:offset on the dead-letter topic."""
-        return f"{self.topic.dead_letters}:{self.partition}:{self.offset}"
+        return f"{self.letters}:{self.partition}:{self.offset}"
 
     @property
     def reason(self) -> str:
         """Return why it was rejected."""
-        return self.headers.get(REASON_HEADER, "no reason is given")
+        return self._header(REASON_HEADER) or "no reason is given"
 
     @property
     def kind(self) -> str:
@@ -51,17 +68,38 @@ class DeadLetter:
         head, colon, _ = self.reason.partition(":")
         return head if colon and head.isidentifier() else VARIABLE.sub("…", self.reason)[:100]
 
+    @property
+    def producer_headers(self) -> Headers:
+        """Return the headers that its producer gave it.
+
+        Where a stage produced it, its reserved headers are left out: with them a restarted stage would take a copy for
+        an output of its own.
+        """
+        own = self.topic.writer != "host"
+        return [
+            (name, value)
+            for name, value in restored(self.headers)
+            if not name.startswith(RESERVED) or not (own or name == REDRIVEN_HEADER)
+        ]
+
+    def _header(self, name: str) -> str | None:
+        found = next((value for key, value in self.headers if key == name), None)
+        return None if found is None else found.decode("utf-8", "replace")
+
     def described(self) -> dict[str, Any]:
         """Return it as JSON values: bytes in hex, and the record if the value decodes."""
         found: dict[str, Any] = {
             "topic": self.topic.name,
+            "late": self.letters == self.topic.late,
             "partition": self.partition,
             "offset": self.offset,
             "time": datetime.fromtimestamp(self.timestamp_ms / 1_000, UTC).isoformat(timespec="milliseconds"),
-            "stage": self.headers.get(STAGE_HEADER),
-            "source": self.headers.get(SOURCE_HEADER),
+            "stage": self._header(STAGE_HEADER),
+            "source": self._header(SOURCE_HEADER),
             "reason": self.reason,
-            "poison": POISON_HEADER in self.headers,
+            "poison": self._header(POISON_HEADER) is not None,
+            "headers": [[name, escaped_header(value)] for name, value in restored(self.headers)],
+            "omitted_headers": int(self._header(OMITTED_HEADER) or 0),
             "key": None if self.key is None else self.key.decode("utf-8", "replace"),
             "bytes": None if self.value is None else self.value.hex(),
         }
@@ -78,9 +116,15 @@ class DeadLetter:
         rows = [
             f"{self.place}  {described['time']}  rejected by {described['stage']}, from {described['source']}",
             f"  reason  {described['reason']}",
-            f"  key     {described['key']}",
+            f"  key     {'no key' if self.key is None else _escaped(self.key)}",
+            *(
+                f"  header  {name}: {'no value' if value is None else _escaped(value)}"
+                for name, value in restored(self.headers)
+            ),
             f"  value   {value}",
         ]
+        if described["omitted_headers"]:
+            rows.insert(-1, f"  header  {described['omitted_headers']} more did not fit beside the value")
         if "record" in described:
             rows.append(f"  record  {json.dumps(described['record'])[:2_000]}")
         return "\n".join(map(printable, rows))
@@ -102,7 +146,8 @@ class RedriveClaim:
 class DeadLetterPartition:
     """One partition of a dead-letter topic, as far as it was read."""
 
-    topic: Topic
+    letters: str
+    """Dead-letter topic, without prefix: `.dlq` or `.late`."""
     partition: int
     dead_letters: list[DeadLetter] = field(default_factory=list)
     claims: dict[int, list[RedriveClaim]] = field(default_factory=dict)
@@ -113,19 +158,24 @@ class DeadLetterPartition:
     """Next offset to read."""
 
     @property
+    def topic(self) -> Topic:
+        """Return the topic whose messages were rejected."""
+        return BY_NAME[source_name(self.letters)]
+
+    @property
     def waiting(self) -> list[DeadLetter]:
         """Return the dead letters that were not republished."""
         return [each for each in self.dead_letters if each.offset not in self.redriven]
 
     def add(self, message: Message) -> None:
         """Add the next message of the partition: a dead letter or a redrive's note."""
-        headers = {name: (value or b"").decode("utf-8", "replace") for name, value in message.headers() or []}
+        headers = list(message.headers() or [])
         self.next = message.offset() + 1
-        note = headers.get(NOTE_HEADER)
+        note = next((value for name, value in headers if name == NOTE_HEADER), None)
         if note is None:
             self.dead_letters.append(
                 DeadLetter(
-                    self.topic,
+                    self.letters,
                     self.partition,
                     message.offset(),
                     message.timestamp()[1],
@@ -138,7 +188,7 @@ class DeadLetterPartition:
         try:
             fields = json.loads(message.value() or b"")
             offsets = [int(offset) for offset in fields["letters"]]
-            if note == "receipt":
+            if note == b"receipt":
                 self.redriven.update(offsets)
             else:
                 claim = RedriveClaim(

@@ -3,7 +3,8 @@
 For each batch of one partition:
 
 1. A claim is written to the dead-letter topic, with the current end of the source partition.
-2. The dead letters are published to the source topic, each with its place on the dead-letter topic in a header.
+2. The dead letters are published to the source topic, each with its producer's headers, and its place on the
+   dead-letter topic in another one.
 3. A receipt is written to the dead-letter topic.
 
 A later redrive skips what has a receipt. A claim without a receipt belongs to a redrive in progress, or to one that
@@ -20,11 +21,10 @@ from typing import Any
 from tamiyo.schemas.client.awaited_producer import AwaitedProducer
 from tamiyo.schemas.errors import BrokerError
 from tamiyo.schemas.kafka import KafkaSettings
-from tamiyo.streams.admin.dead_letter import NOTE_HEADER, DeadLetter, DeadLetterPartition
+from tamiyo.streams.admin.dead_letter import DeadLetter, DeadLetterPartition
 from tamiyo.streams.admin.dead_letters import DeadLetters
+from tamiyo.streams.headers import NOTE_HEADER, REDRIVEN_HEADER
 
-REDRIVEN_HEADER = "tamiyo-redriven"
-"""On a republished message: its place on the dead-letter topic."""
 BATCH = 100
 CLAIM_S = 60.0  # how long a claim without a receipt blocks other redrives
 DELIVERY_S = 20.0  # a message not delivered by then never will be
@@ -93,7 +93,7 @@ class Redrive:
                 "published twice"
             )
         for each in sorted(fresh, key=lambda dead_letter: dead_letter.offset):
-            headers = [(REDRIVEN_HEADER, each.place.encode())]
+            headers = [*each.producer_headers, (REDRIVEN_HEADER, each.place.encode())]
             self._producer.produce(source, each.value, each.key, partition=partition.partition, headers=headers)
         self._flush()
         settled = [*fresh, *(each for each, _ in doubtful if each.place in found)]
@@ -123,7 +123,7 @@ class Redrive:
         """Write a note to the dead-letter topic; return its offset once it is delivered."""
         offsets: list[int] = []
         self._producer.produce(
-            self._dead_letters.names.full(partition.topic.dead_letters),
+            self._dead_letters.names.full(partition.letters),
             json.dumps({"letters": [each.offset for each in batch], **fields}).encode(),
             NOTE_KEY,
             partition=partition.partition,

@@ -59,8 +59,13 @@ def _temporary(error: BaseException) -> bool:
     return isinstance(error, RegistryError) and error.temporary
 
 
-def register(registry: Registry, names: TopicNames) -> Iterator[tuple[str, int]]:
-    """Register every schema of the catalogue under BACKWARD_TRANSITIVE; yield each subject and its schema's id.
+def register(registry: Registry, names: TopicNames, *, compatibility: str = COMPATIBILITY) -> Iterator[tuple[str, int]]:
+    """Register every schema of the catalogue; yield each subject and its schema's id.
+
+    Args:
+        registry: where to register them.
+        names: the installation's topic names.
+        compatibility: level that is set for each subject.
 
     Raises:
         RegistryError: a schema cannot read what an earlier version wrote; the message names the subject. A deployment
@@ -70,11 +75,11 @@ def register(registry: Registry, names: TopicNames) -> Iterator[tuple[str, int]]
         name = subject(topic.record, names)
         # Some registries accept no level for a missing subject; an existing one needs it before the new version.
         if registry.version_numbers(name):
-            registry.set_compatibility(name, COMPATIBILITY)
+            registry.set_compatibility(name, compatibility)
             schema_id = registry.register(name, schema_text(topic.record))
         else:
             schema_id = registry.register(name, schema_text(topic.record))
-            registry.set_compatibility(name, COMPATIBILITY)
+            registry.set_compatibility(name, compatibility)
         yield name, schema_id
 
 

@@ -107,6 +107,11 @@ class Topics:
         """Return whether the broker is the embedded one."""
         return is_embedded(self._metadata().cluster_id)
 
+    def cluster_id(self) -> str | None:
+        """Return the id of the broker's cluster, None where it has none."""
+        found: str | None = self._metadata().cluster_id
+        return found
+
     def missing(self) -> list[str]:
         """Return the planned topics that do not exist."""
         present = self._metadata().topics

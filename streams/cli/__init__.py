@@ -20,6 +20,7 @@ from tamiyo.schemas.errors import TamiyoError
 from tamiyo.schemas.settings import CONFIG
 from tamiyo.streams.cli import (
     config,
+    control,
     diff,
     dlq,
     operation,
@@ -53,6 +54,7 @@ for module in (training, processes, operation, plan, record, replay, diff):
 app.add_typer(topics.app, name="topics", rich_help_panel=options.OPERATE)
 app.add_typer(schemas.app, name="schemas", rich_help_panel=options.OPERATE)
 app.add_typer(config.app, name="config", rich_help_panel=options.OPERATE)
+app.add_typer(control.app, name="control", rich_help_panel=options.OPERATE)
 app.add_typer(policy.app, name="policy", rich_help_panel=options.OPERATE)
 app.add_typer(dlq.app, name="dlq", rich_help_panel=options.OPERATE)
 app.add_typer(runs.app, name="runs", rich_help_panel=options.OPERATE)

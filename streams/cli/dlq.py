@@ -18,10 +18,11 @@ from tamiyo.streams.cli.options import Bootstrap, examples
 
 app = typer.Typer(
     no_args_is_help=True,
-    help="Inspect the messages that stages rejected, and republish them.",
+    help="Inspect the messages that stages rejected or that came too late, and republish them.",
     epilog=examples(
         "tamiyo dlq list",
         "tamiyo dlq show telemetry.cache.hit_rates -n 3",
+        "tamiyo dlq show tamiyo.health.signals.late",
         "tamiyo dlq redrive --reason DecodeError --dry-run",
     ),
 )
@@ -29,14 +30,22 @@ app = typer.Typer(
 console = Console()
 
 TopicArgument = Annotated[
-    list[str] | None, typer.Argument(help="Topics, with or without .dlq. [default: all]", show_default=False)
+    list[str] | None,
+    typer.Argument(
+        help="Topics, or only the rejected (.dlq) or late (.late) messages of a topic. [default: all]",
+        show_default=False,
+    ),
 ]
 Reason = Annotated[
     str | None, typer.Option(metavar="TEXT", help="Only dead letters whose reason contains this, ignoring case.")
 ]
 At = Annotated[
     list[str] | None,
-    typer.Option(metavar="PLACE", help="Only the dead letter at PARTITION:OFFSET of one topic; repeat for several."),
+    typer.Option(
+        metavar="PLACE",
+        help="Only the dead letter at PARTITION:OFFSET of one .dlq or .late topic (.dlq unless named); repeat for "
+        "several.",
+    ),
 ]
 Limit = Annotated[
     int | None, typer.Option("-n", min=1, metavar="N", help="At most N dead letters of each partition, oldest first.")
@@ -53,18 +62,26 @@ RESULTS = {
 @app.command("list", epilog=examples("tamiyo dlq list", "tamiyo dlq list tamiyo.health.signals --json"))
 def list_dead_letters(topics: TopicArgument = None, as_json: AsJson = False, bootstrap: Bootstrap = None) -> None:
     """Count the dead letters of each topic by reason, and how many of them were sent back."""
+    from tamiyo.streams.admin.topic_tail import source_name
+
     chosen = _topics(topics)
     with _dead_letters(options.connected_kafka(bootstrap)) as dead_letters:
         partitions = dead_letters.partitions(chosen)
     counted: dict[tuple[str, str], Counter[str]] = {}
     for partition in partitions:
         for each in partition.dead_letters:
-            count = counted.setdefault((partition.topic.name, each.kind), Counter())
+            count = counted.setdefault((partition.letters, each.kind), Counter())
             count["letters"] += 1
             count["redriven"] += each.offset in partition.redriven
     rows = [
-        {"topic": topic, "reason": kind, "letters": count["letters"], "redriven": count["redriven"]}
-        for (topic, kind), count in sorted(counted.items(), key=lambda each: (each[0][0], -each[1]["letters"]))
+        {
+            "topic": source_name(letters),
+            "late": letters.endswith(".late"),
+            "reason": kind,
+            "letters": count["letters"],
+            "redriven": count["redriven"],
+        }
+        for (letters, kind), count in sorted(counted.items(), key=lambda each: (each[0][0], -each[1]["letters"]))
     ]
     if as_json:
         sys.stdout.write(json.dumps(rows, indent=2) + "\n")
@@ -74,7 +91,9 @@ def list_dead_letters(topics: TopicArgument = None, as_json: AsJson = False, boo
         return
     table = Table("topic", "reason", "dead letters", "sent back")
     for row in rows:
-        table.add_row(*(Text(printable(str(each))) for each in row.values()))
+        topic = f"{row['topic']}.late" if row["late"] else row["topic"]
+        cells = (topic, row["reason"], row["letters"], row["redriven"])
+        table.add_row(*(Text(printable(str(each))) for each in cells))
     console.print(table)
 
 
@@ -93,12 +112,12 @@ def show(
     as_json: AsJson = False,
     bootstrap: Bootstrap = None,
 ) -> None:
-    """Print dead letters: reason, source, bytes, and the record if the bytes decode.
+    """Print dead letters: reason, source, headers, bytes, and the record if the bytes decode.
 
     Bytes are escaped, or in hex with --json.
     """
     wanted = _filter(topics, reason, at)
-    chosen = _topics(topics)
+    chosen = _topics(topics, at)
     with _dead_letters(options.connected_kafka(bootstrap)) as dead_letters:
         partitions = dead_letters.partitions(chosen)
     for partition in partitions:
@@ -128,13 +147,13 @@ def redrive(
 ) -> None:
     """Republish dead letters to the topics they were rejected from, each once, however often this is called.
 
-    Key and bytes are unchanged. Correct the cause first: what a stage still rejects becomes a new dead letter. Exit
-    status 1 if another redrive is in progress.
+    Key, bytes and the producer's headers are unchanged. Correct the cause first: what a stage still rejects becomes a
+    new dead letter. Exit status 1 if another redrive is in progress.
     """
     from tamiyo.streams.admin.redrive import Redrive
 
     wanted = _filter(topics, reason, at)
-    chosen = _topics(topics)
+    chosen = _topics(topics, at)
     kafka = options.connected_kafka(bootstrap)
     with _dead_letters(kafka) as dead_letters:
         partitions = dead_letters.partitions(chosen, _print)
@@ -156,7 +175,7 @@ def redrive(
         for partition, batch in selected:
             for result, count in sending.send(partition, batch):
                 done[result] += count
-                _print(f"{done.total():,} of {total:,}: {partition.topic.name}/{partition.partition}")
+                _print(f"{done.total():,} of {total:,}: {partition.letters}/{partition.partition}")
     _print(", ".join(f"{done[result]:,} {text}" for result, text in RESULTS.items() if done[result]))
     if done["claimed"]:
         raise typer.Exit(1)
@@ -168,10 +187,11 @@ def _dead_letters(kafka: Any) -> Any:
     return DeadLetters(kafka, options.names())
 
 
-def _topics(topics: Sequence[str] | None) -> Any:
+def _topics(topics: Sequence[str] | None, at: Sequence[str] | None = None) -> list[str]:
     from tamiyo.streams.admin.dead_letters import chosen
 
-    return chosen(options.names(), topics or ())
+    found = chosen(options.names(), topics or ())
+    return found[:1] if at else found  # a topic's .dlq comes before its .late
 
 
 def _filter(topics: Sequence[str] | None, reason: str | None, at: Sequence[str] | None) -> Callable[[Any], bool]:

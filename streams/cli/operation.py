@@ -1,9 +1,7 @@
-"""`tamiyo tail`, `tamiyo control` and `tamiyo doctor`: commands for operators."""
+"""`tamiyo tail` and `tamiyo doctor`: commands for operators."""
 
-import getpass
 import sys
 import threading
-import time
 from typing import Annotated
 
 import typer
@@ -26,14 +24,6 @@ def register(app: typer.Typer) -> None:
             "tamiyo tail telemetry.cache.hit_rates.dlq -n 5",
         ),
     )(tail)
-    app.command(
-        rich_help_panel=options.OPERATE,
-        epilog=examples(
-            "`tamiyo control --paused` (all runs)",
-            "tamiyo control mnist1d-0 --dry-run --protect conv1",
-            "`tamiyo control mnist1d-0` (everything allowed again)",
-        ),
-    )(control)
     app.command(rich_help_panel=options.OPERATE, epilog=examples("tamiyo doctor -b kafka.example.org:9092"))(doctor)
 
 
@@ -71,38 +61,6 @@ def tail(
     for each in found:
         sys.stdout.write((each.row() if table else each.json()) + "\n")
         sys.stdout.flush()
-
-
-def control(
-    run_id: Annotated[
-        str, typer.Argument(callback=options.check_run_id, help="Run that the order is for; * for all runs.")
-    ] = "*",
-    paused: Annotated[bool, typer.Option("--paused", help="Allow no adaptations.")] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Decide and record adaptations without executing them.")
-    ] = False,
-    protect: Annotated[
-        list[str] | None,
-        typer.Option(metavar="LAYER", help="Layer that must not be adapted; repeat for several."),
-    ] = None,
-    reason: Annotated[str, typer.Option(metavar="TEXT", help="Reason, recorded with the order.")] = "",
-    bootstrap: Bootstrap = None,
-) -> None:
-    """Publish a standing order for a run. It replaces the previous order for the same run."""
-    from tamiyo.schemas.adaptation import ControlCommand
-    from tamiyo.streams.admin.control import give
-
-    order = ControlCommand(
-        run_id=run_id,
-        time_ms=time.time_ns() // 1_000_000,
-        paused=paused,
-        dry_run=dry_run,
-        protected_layers=protect or [],
-        issued_by=getpass.getuser(),
-        reason=reason,
-    )
-    give(order, options.connected_kafka(bootstrap), options.names())
-    console.print_json(order.model_dump_json())
 
 
 def doctor(bootstrap: Bootstrap = None) -> None:

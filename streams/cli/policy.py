@@ -152,10 +152,13 @@ def freeze(
 
 def _policies(bootstrap: str | None) -> "PolicyVersions":
     from tamiyo.streams.admin.policies import PolicyVersions
+    from tamiyo.streams.admin.store_mark import require_own_stores
     from tamiyo.streams.settings import LearnerSettings
 
-    settings = LearnerSettings()
-    return PolicyVersions(settings.policy, settings.checkpoint_url, options.connected_kafka(bootstrap), options.names())
+    settings, names = LearnerSettings(), options.names()
+    kafka = options.connected_kafka(bootstrap)
+    require_own_stores({settings.checkpoint_url: False}, kafka, names)
+    return PolicyVersions(settings.policy, settings.checkpoint_url, kafka, names)
 
 
 def _time(time_ms: int | None) -> str:

@@ -73,11 +73,13 @@ def replay(
 
     The installation's topics and consumer groups are not changed.
     """
+    from tamiyo.schemas.client.registry import RegistrySettings
     from tamiyo.schemas.kafka import TopicNames
     from tamiyo.streams.recording.recording import Recording
     from tamiyo.streams.recording.topic_reader import Selection
     from tamiyo.streams.replay.flow import Flow
     from tamiyo.streams.replay.plan import Plan
+    from tamiyo.streams.replay.subjects import ReplaySubjects
 
     if (folder is None) != topics:
         raise ConfigurationError("give a recording's folder, or --topics to replay from the installation's topics")
@@ -113,14 +115,22 @@ def replay(
     if save is not None:
         outputs = Selection(topics=tuple(topic.name for topic in plan.flow.outputs))
         record_to(save, kafka, plan.names, outputs, lambda: False)
-        _discard(prefix, kafka)
+        needed = ReplaySubjects(plan.names, RegistrySettings()).missing_at(options.names(), plan.flow.outputs)
+        _discard(prefix, kafka, keep_subjects=bool(needed))
+        if needed:
+            console.print(
+                f"the schemas under {prefix} stay registered: {save} refers to that of {needed[0]}, which the "
+                f"installation has not registered; `tamiyo discard {prefix}` removes them",
+                highlight=False,
+                soft_wrap=True,
+            )
 
 
 def discard(
     prefix: Annotated[str, typer.Argument(help="Topic prefix of a replay.")],
     bootstrap: Bootstrap = None,
 ) -> None:
-    """Remove the topics and consumer groups of a replay; an installation's are refused."""
+    """Remove the topics, consumer groups and registered schemas of a replay; an installation's are refused."""
     if prefix in ("", options.names().prefix):
         raise ConfigurationError(f"the prefix {prefix!r} is the installation's own: nothing is removed")
     _discard(prefix, options.connected_kafka(bootstrap))
@@ -149,10 +159,10 @@ def _replay(recording: Any, plan: Any, kafka: Any, stop: Any) -> Any:
         raise typer.Exit(130) from None
 
 
-def _discard(prefix: str, kafka: Any) -> None:
+def _discard(prefix: str, kafka: Any, *, keep_subjects: bool = False) -> None:
     from tamiyo.streams.replay.cleanup import discard as remove
 
-    removed = remove(prefix, kafka, options.names())
+    removed = remove(prefix, kafka, options.names(), keep_subjects=keep_subjects)
     console.print(f"removed {removed} topics under {prefix}", highlight=False)
 
 

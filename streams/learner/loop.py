@@ -27,6 +27,7 @@ from tamiyo.schemas.kafka import KafkaSettings, TopicNames
 from tamiyo.schemas.learning import Experience, PolicyCheckpoint
 from tamiyo.schemas.topics import CHECKPOINTS, EXPERIENCE
 from tamiyo.streams.admin.acls import grants, require
+from tamiyo.streams.admin.store_mark import require_own_stores
 from tamiyo.streams.admin.topics import Topics
 from tamiyo.streams.learner import metrics
 from tamiyo.streams.learner.correlation import TaskCorrelations
@@ -103,11 +104,12 @@ class LearnerLoop:
         Raises:
             BrokerError: Kafka or its topics cannot be used.
             OSError: the checkpoint store cannot be used.
-            ConfigurationError: a setting is wrong.
+            ConfigurationError: a setting is wrong, or the store belongs to another installation.
         """
         if not self._wait_for_topics():
             return
         settings = self._settings
+        require_own_stores({settings.checkpoint_url: True}, self._kafka, self._names)
         self._releases = CheckpointReleases(
             settings.policy,
             CheckpointStore(settings.checkpoint_url),
@@ -303,9 +305,10 @@ class LearnerLoop:
         metrics.REJECTED.labels(kind).inc()
         log.error("message rejected", partition=message.partition(), offset=message.offset(), reason=reason)
         where = (EXPERIENCE.name, message.partition(), message.offset())
-        source = Incoming(*where, timestamp_ms=0, record=None, raw=message.value() or b"", key=message.key())
-        topic, (key, value, headers) = message_of(Reject(source, reason), "learner")
-        self._dead_letters.produce(self._names.full(topic), value, key, headers=headers)
+        headers = tuple(message.headers() or ())
+        source = Incoming(*where, 0, None, raw=message.value(), key=message.key(), headers=headers)
+        topic, (key, value, kept) = message_of(Reject(source, reason), "learner")
+        self._dead_letters.produce(self._names.full(topic), value, key, headers=kept)
 
     def _update(self, learner: Learner, *, overdue: bool) -> None:
         if self._settings.canary_alpha and self._rolled_back_by_canary(learner):

@@ -11,10 +11,11 @@ from tamiyo.streams.admin.topics import Topics
 from tamiyo.streams.recording.recording import Recording
 from tamiyo.streams.replay.cleanup import groups_under
 from tamiyo.streams.replay.plan import Plan
+from tamiyo.streams.replay.subjects import ReplaySubjects
 from tamiyo.streams.settings import WindowSettings
 
 
-def check(recording: Recording, plan: Plan, kafka: KafkaSettings, live: TopicNames) -> None:
+def check(recording: Recording, plan: Plan, kafka: KafkaSettings, live: TopicNames, subjects: ReplaySubjects) -> None:
     """Check that a recording can be replayed here.
 
     Args:
@@ -22,11 +23,13 @@ def check(recording: Recording, plan: Plan, kafka: KafkaSettings, live: TopicNam
         plan: how to replay it.
         kafka: the broker for the replay's topics.
         live: topic names of the installation, whose prefix a replay must not have.
+        subjects: the replay's in a schema registry.
 
     Raises:
         ConfigurationError: the prefix is not free for a replay, or the policy or the window settings do not fit.
         RecordingError: the recording lacks inputs of the stages, is damaged, or has another schema.
-        BrokerError: the broker does not respond, is the embedded one, or the prefix is in use.
+        BrokerError: the broker or the registry does not respond, the broker is the embedded one, or the prefix is in
+            use.
     """
     prefix = plan.names.prefix
     if not prefix:
@@ -36,6 +39,11 @@ def check(recording: Recording, plan: Plan, kafka: KafkaSettings, live: TopicNam
             raise ConfigurationError(f"--prefix {prefix} is {whose}; a replay needs its own topic prefix")
     _check_recording(recording, plan)
     _check_broker(plan, kafka)
+    if present := subjects.present():
+        raise BrokerError(
+            f"the prefix {prefix} is in use by subject {present[0]} of the schema registry; choose another, or remove "
+            f"what a replay has left with `tamiyo discard {prefix}`"
+        )
 
 
 def _check_recording(recording: Recording, plan: Plan) -> None:

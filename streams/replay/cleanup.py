@@ -1,12 +1,14 @@
-"""Removes the topics and consumer groups of a replay."""
+"""Removes the topics, consumer groups and registered schemas of a replay."""
 
 from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka.admin import AdminClient
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
 
+from tamiyo.schemas.client.registry import RegistrySettings
 from tamiyo.schemas.errors import BrokerError, ConfigurationError
 from tamiyo.schemas.kafka import KafkaSettings, TopicNames
 from tamiyo.streams.admin.topics import Topics
+from tamiyo.streams.replay.subjects import ReplaySubjects
 from tamiyo.streams.stages.registry import STAGES
 
 LEAVING_S = 30.0
@@ -17,20 +19,30 @@ class _StillMembers(BrokerError):
     """A consumer group has members."""
 
 
-def discard(prefix: str, kafka: KafkaSettings, live: TopicNames) -> int:
-    """Remove the topics and consumer groups under a replay's prefix.
+def discard(
+    prefix: str,
+    kafka: KafkaSettings,
+    live: TopicNames,
+    registry: RegistrySettings | None = None,
+    *,
+    keep_subjects: bool = False,
+) -> int:
+    """Remove the topics, the consumer groups and the subjects of the schema registry under a replay's prefix.
 
     Args:
         prefix: the replay's.
         kafka: the broker.
         live: topic names of the installation, which are refused.
+        registry: the schema registry; None: the environment's.
+        keep_subjects: whether the registered schemas stay.
 
     Returns:
         The number of topics removed.
 
     Raises:
-        ConfigurationError: they are not a replay's: only a replay's topics keep records without limit.
-        BrokerError: the broker does not respond, or a group keeps its members.
+        ConfigurationError: they are not a replay's: only a replay's topics keep records without limit, and only its
+            subjects require no compatibility.
+        BrokerError: the broker or the registry does not respond, or a group keeps its members.
     """
     if not prefix or prefix == live.prefix:
         raise ConfigurationError(f"the prefix {prefix!r} is the installation's own: nothing is removed")
@@ -39,6 +51,9 @@ def discard(prefix: str, kafka: KafkaSettings, live: TopicNames) -> int:
     kept = [each.name for each in topics.states() if each.partitions and each.retention_ms != -1]
     if kept:
         raise ConfigurationError(f"topic {kept[0]} was not created by a replay: nothing is removed")
+    subjects = ReplaySubjects(names, registry or RegistrySettings())
+    if foreign := subjects.foreign():
+        raise ConfigurationError(f"subject {foreign[0]} was not registered by a replay: nothing is removed")
     removed = topics.delete()
     for attempt in Retrying(
         retry=retry_if_exception_type(_StillMembers),
@@ -48,6 +63,8 @@ def discard(prefix: str, kafka: KafkaSettings, live: TopicNames) -> int:
     ):
         with attempt:
             _remove_groups(kafka, names)
+    if not keep_subjects:
+        subjects.remove()
     return len(removed)
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from tamiyo.schemas.client.partition_reader import PartitionReader
+from tamiyo.schemas.client.registry import RegistrySettings
 from tamiyo.schemas.errors import BrokerError
 from tamiyo.schemas.kafka import KafkaSettings, TopicNames
 from tamiyo.streams.admin.topics import Topics, dead_letter_names
@@ -21,6 +22,7 @@ from tamiyo.streams.replay.drain import LastStage
 from tamiyo.streams.replay.ordering import IntakeOrder
 from tamiyo.streams.replay.plan import Plan
 from tamiyo.streams.replay.publishing import POLL_S, Pace, Republisher
+from tamiyo.streams.replay.subjects import ReplaySubjects
 from tamiyo.streams.replay.workers import replay_workers
 from tamiyo.streams.settings import WindowSettings
 from tamiyo.streams.stages.registry import STAGES
@@ -70,6 +72,7 @@ class Replayer:
         kafka: KafkaSettings,
         live: TopicNames,
         *,
+        registry: RegistrySettings | None = None,
         stopped: Callable[[], bool] = lambda: False,
         observer: Observer,
     ) -> None:
@@ -80,6 +83,7 @@ class Replayer:
             plan: how to replay it.
             kafka: the broker for the replay's topics.
             live: topic names of the installation.
+            registry: the schema registry that the workers use; None: the environment's.
             stopped: ends the replay once it returns True.
             observer: receives progress.
         """
@@ -87,6 +91,7 @@ class Replayer:
         self._plan = plan
         self._kafka = kafka
         self._live = live
+        self._subjects = ReplaySubjects(plan.names, registry or RegistrySettings())
         self._stopped = stopped
         self._observer = observer
         self._children: Children | None = None
@@ -95,7 +100,7 @@ class Replayer:
 
     def check(self) -> None:
         """Check that this can be replayed here, before anything is created; raises as `checks.check` does."""
-        checks.check(self._recording, self._plan, self._kafka, self._live)
+        checks.check(self._recording, self._plan, self._kafka, self._live, self._subjects)
 
     def run(self) -> Replayed:
         """Replay, and return when every stage has drained.
@@ -111,6 +116,7 @@ class Replayer:
         Topics(self._kafka, names, flow.topics).create(
             partitions=self._recording.manifest.partitions, replication=self._plan.replication, retention_ms=-1
         )
+        self._subjects.register()
         with ExitStack() as stack:
             producer = Republisher(self._kafka, names)
             for topic in flow.views:  # before any worker starts: no window waits for its topology

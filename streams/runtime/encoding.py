@@ -5,11 +5,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from tamiyo.schemas.codec import encode
+from tamiyo.schemas.kafka import MAX_MESSAGE_BYTES
 from tamiyo.streams.headers import (
     END_MARKER,
     END_MARKER_KEY,
     ID_HEADER,
     INSIDE_HEADER,
+    OMITTED_HEADER,
     POISON_HEADER,
     POSITIONS_HEADER,
     REASON_HEADER,
@@ -18,12 +20,15 @@ from tamiyo.streams.headers import (
     TIME_HEADER,
     Headers,
     KeyValueHeaders,
+    kept,
 )
 from tamiyo.streams.runtime.end_of_stream import EndOfStream
-from tamiyo.streams.stages.base import SHORT_ID, Output, Reject
+from tamiyo.streams.stages.base import SHORT_ID, Incoming, Output, Reject
 
 MAX_MEMBER_IDS = 1_000  # 16 kB: a message's size has a limit
 MAX_REASON = 2_000  # bytes of a header
+OWN_HEADERS = 16_384  # bytes, more than all headers of a reject that are not its source's, and Kafka's overhead
+HEADER_OVERHEAD = 10  # bytes, the two lengths of a header
 
 
 def key_of(each: Output | Reject) -> tuple[str, str]:
@@ -64,7 +69,23 @@ def message_of(
     headers.append((TIME_HEADER, str(time.time_ns() // 1_000_000).encode()))
     if each.poison:
         headers.append((POISON_HEADER, b"1"))
+    headers += _source_headers(each.source)
     return _rejected_to(each), (each.source.key, each.source.raw, headers)
+
+
+def _source_headers(source: Incoming) -> Headers:
+    """Return the headers of a rejected message, without those that would make the dead letter too large."""
+    room = MAX_MESSAGE_BYTES - OWN_HEADERS - len(source.key or b"") - len(source.raw or b"")
+    found: Headers = []
+    omitted = 0
+    for name, value in kept(source.headers):
+        size = len(name.encode()) + len(value or b"") + HEADER_OVERHEAD
+        if size <= room:
+            found.append((name, value))
+            room -= size
+        else:
+            omitted += 1
+    return [*found, (OMITTED_HEADER, str(omitted).encode())] if omitted else found
 
 
 def _rejected_to(each: Reject) -> str:

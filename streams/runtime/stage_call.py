@@ -61,7 +61,7 @@ class StageCall:
             except SchemaError as error:
                 outputs.append(Reject(_undecoded(place, record), f"{type(error).__name__}: {error}"))
             else:
-                records.append(Incoming(*place, decoded, record.value, record.key))
+                records.append(Incoming(*place, decoded, record.value, record.key, tuple(record.headers or ())))
         if records:
             outputs += await self._feed(records)
         return outputs
@@ -102,4 +102,4 @@ class StageCall:
 
 
 def _undecoded(place: tuple[str, int, int, int], record: Any) -> Incoming:
-    return Incoming(*place, None, record.value or b"", record.key)
+    return Incoming(*place, None, record.value, record.key, tuple(record.headers or ()))

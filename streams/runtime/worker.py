@@ -16,6 +16,7 @@ from tamiyo.schemas.errors import BrokerError, TamiyoError
 from tamiyo.schemas.kafka import KafkaSettings, TopicNames
 from tamiyo.schemas.topics import Topic
 from tamiyo.streams.admin.acls import require, stage_grants
+from tamiyo.streams.admin.store_mark import require_own_stores
 from tamiyo.streams.admin.topics import Topics
 from tamiyo.streams.process.exit_codes import EXIT_FAILURE, abort
 from tamiyo.streams.process.garbage import freeze
@@ -59,7 +60,7 @@ class Worker:
 
         Raises:
             BrokerError: no broker is reachable at the start, or topics are missing or do not fit together.
-            ConfigurationError: a setting is wrong.
+            ConfigurationError: a setting is wrong, or a store belongs to another installation.
         """
         stages = {name: each.load() for name, each in self._entries.items()}
         if "torch" in sys.modules:
@@ -71,6 +72,11 @@ class Worker:
         fetch_wait_ms = await self._wait_for_broker(stages)
         if self._stop.is_set():
             return
+        stores: dict[str, bool] = {}
+        for name, stage in stages.items():
+            for url, written in stage.stores(settings[name]).items():
+                stores[url] = written or stores.get(url, False)
+        await asyncio.to_thread(require_own_stores, stores, self._kafka, self._names)
         watched = {topic.name: topic for stage in stages.values() for topic in stage.views}
         views = Views(list(watched.values()), self._kafka, self._names, fetch_wait_ms=fetch_wait_ms)
         self.runners = [

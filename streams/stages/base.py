@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Protocol, TypeVar
 
 from tamiyo.schemas.record import Record
 from tamiyo.schemas.topics import Topic
+from tamiyo.streams.messages import Headers
 
 SHORT_ID = 16
 """Hex digits (64 bits) of an id that suffice to distinguish it from all others in a stage's state."""
@@ -30,9 +31,11 @@ class Incoming:
     timestamp_ms: int
     record: Any
     """The decoded record, of the topic's record type."""
-    raw: bytes = b""
-    """The bytes as they were received, for a dead letter."""
+    raw: bytes | None = b""
+    """The value as it was received, for a dead letter."""
     key: bytes | None = None
+    headers: Headers = ()
+    """As they were received, for a dead letter."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +54,7 @@ class Output:
 
 @dataclass(frozen=True, slots=True)
 class Reject:
-    """An unusable input: it is published unchanged to `<topic>.dlq` or `<topic>.late`, and the flow goes on."""
+    """An unusable input: it is published to `<topic>.dlq` or `<topic>.late` with its headers, and the flow goes on."""
 
     source: Incoming
     reason: str
@@ -106,6 +109,11 @@ class Stage(ABC):
     def check(cls, settings: Any) -> None:
         """Raise ConfigurationError if the stage cannot work with `settings`; called once, before a worker starts."""
         return
+
+    @classmethod
+    def stores(cls, settings: Any) -> Mapping[str, bool]:
+        """Return the URLs of the installation's stores that the stage uses, and whether it writes to each."""
+        return {}
 
     @abstractmethod
     def __init__(self, partition: int, settings: Any, views: Mapping[str, View[Any]]) -> None:

@@ -23,6 +23,8 @@ class LoggedMessage:
     key: bytes | None
     value: bytes | None
     headers: dict[str, str]
+    """As text; of a name that is repeated, the last."""
+    raw_headers: tuple[tuple[str, bytes | None], ...] = ()
 
     def record(self, kind: type[Record]) -> Any:
         """Decode the value."""
@@ -69,8 +71,10 @@ class KafkaLog:
         found = []
         message: Any
         for message in self._reader.read(self._reader.ranges(self._names.full(topic)), timeout_s=20):
-            headers = {name: value.decode() for name, value in message.headers() or []}
-            found.append(LoggedMessage(message.partition(), message.offset(), message.key(), message.value(), headers))
+            raw = tuple(message.headers() or ())
+            headers = {name: (value or b"").decode(errors="replace") for name, value in raw}
+            where = (message.partition(), message.offset())
+            found.append(LoggedMessage(*where, message.key(), message.value(), headers, raw))
         return sorted(found, key=lambda each: (each.partition, each.offset))
 
     def wait_for(

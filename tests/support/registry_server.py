@@ -20,6 +20,8 @@ class RegistryServer(ThreadingHTTPServer):
         self.scheme = "http" if tls is None else "https"
         self.subjects: dict[str, list[int]] = {}
         """Schema ids of each subject, by version."""
+        self.removed: dict[str, list[int]] = {}
+        """Subjects that were removed, but not for good."""
         self.schemas: dict[int, str] = {}
         self.compatibility: dict[str, str] = {}
         self.requests: list[str] = []
@@ -98,6 +100,15 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             ids = self.server.subjects.get(place[1], [])
             self._respond(next(({"id": each} for each in ids if self.server.schemas[each] == schema), None))
+
+    def do_DELETE(self) -> None:
+        place = self._place()
+        known = self.server.removed if "permanent=true" in self.path else self.server.subjects
+        versions = known.pop(place[1], None)
+        if versions is not None and known is self.server.subjects:
+            self.server.removed[place[1]] = versions
+            self.server.compatibility.pop(place[1], None)
+        self._respond(None if versions is None else list(range(1, len(versions) + 1)))
 
     def do_PUT(self) -> None:
         place = self._place()

@@ -64,6 +64,11 @@ class DecisionsStage(Stage):
             except RecordingError as error:
                 raise ConfigurationError(f"TAMIYO_DECISION_RECORDED={settings.recorded}: {error}") from error
 
+    @classmethod
+    def stores(cls, settings: DecisionSettings) -> Mapping[str, bool]:
+        """Return the checkpoint store; a replay reads that of the recorded installation, or the recording's copy."""
+        return {} if settings.recorded is not None else {settings.checkpoint_url: False}
+
     def __init__(self, partition: int, settings: DecisionSettings, views: Mapping[str, View[Any]]) -> None:
         self.partition = partition
         self.settings = settings

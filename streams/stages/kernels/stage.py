@@ -56,6 +56,11 @@ class KernelsStage(Stage):
         """Raise ConfigurationError if the kernel store cannot be written."""
         require_writable(settings.store_url, store_setting(KernelSettings, "store_url"))
 
+    @classmethod
+    def stores(cls, settings: KernelSettings) -> Mapping[str, bool]:
+        """Return the kernel store, which the stage writes to."""
+        return {settings.store_url: True}
+
     def __init__(self, partition: int, settings: KernelSettings, views: Mapping[str, View[Any]]) -> None:
         self.partition = partition
         self.settings = settings

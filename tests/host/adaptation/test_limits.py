@@ -71,6 +71,14 @@ def test_control_commands_apply_until_replaced() -> None:
     chosen.check(decision(), steps_since=None)
 
 
+def test_an_order_of_the_same_time_replaces_the_first() -> None:
+    """So a removed order, which arrives as one of its own time that forbids nothing, is lifted."""
+    chosen = limits(layer())
+    chosen.take_command(order("*", time_ms=5, paused=True))
+    chosen.take_command(order("*", time_ms=5))
+    chosen.check(decision(), steps_since=None)
+
+
 def test_a_command_for_all_runs_applies_beside_the_runs_own() -> None:
     chosen = limits(layer())
     chosen.take_command(order("*", time_ms=1, paused=True))

@@ -142,6 +142,21 @@ def test_partitions_added_later_are_read_from_their_beginning(
         receiver.close()
 
 
+def test_a_removed_order_forbids_nothing_any_more(
+    kafka: KafkaSettings, names: TopicNames, kafka_log: KafkaLog, receivers: list[KafkaReceiver]
+) -> None:
+    kafka_log.publish(CONTROL, [order("*", time_ms=5, paused=True), order("run-2", paused=True)])
+    receivers.append(connect(kafka, names))
+    arrived = wait_for(receivers[0], 1)
+    # The first has no order to remove, and the second is of another run.
+    kafka_log.publish_bytes(CONTROL, [(RUN.encode(), None), (b"run-2", None), (b"*", None)])
+    kafka_log.publish(CONTROL, [order(time_ms=4, dry_run=True)])
+    arrived += wait_for(receivers[0], 2)
+    everyone = [each for each in arrived if each.run_id == "*"]
+    assert everyone == [order("*", time_ms=5, paused=True), order("*", time_ms=5)]
+    assert [each for each in arrived if each.run_id != "*"] == [order(time_ms=4, dry_run=True)]
+
+
 def test_kernels_are_prefetched_in_the_background(
     kafka: KafkaSettings, names: TopicNames, kafka_log: KafkaLog, receivers: list[KafkaReceiver]
 ) -> None:

@@ -17,9 +17,21 @@ from tamiyo.streams import cli
 from tamiyo.streams.admin import redrive
 from tamiyo.streams.admin.dead_letter import DeadLetter, DeadLetterPartition
 from tamiyo.streams.admin.dead_letters import DeadLetters
-from tamiyo.streams.admin.redrive import CLAIM_S, REDRIVEN_HEADER, Redrive
+from tamiyo.streams.admin.redrive import CLAIM_S, Redrive
+from tamiyo.streams.admin.topic_tail import follow
 from tamiyo.streams.admin.topics import Topics
-from tamiyo.streams.headers import POISON_HEADER, REASON_HEADER, SOURCE_HEADER, STAGE_HEADER, TIME_HEADER
+from tamiyo.streams.headers import (
+    POISON_HEADER,
+    POSITIONS_HEADER,
+    REASON_HEADER,
+    REDRIVEN_HEADER,
+    SOURCE_HEADER,
+    STAGE_HEADER,
+    TIME_HEADER,
+    Headers,
+)
+from tamiyo.streams.runtime.encoding import message_of
+from tamiyo.streams.stages.base import Incoming, Reject
 from tests.support.kafka_log import KafkaLog
 from tests.support.pairs import number
 
@@ -153,6 +165,122 @@ def test_dead_letters_are_republished_once_however_often_called(
     assert len(log.read(TOPIC.name)) == 5
 
 
+OWN: Headers = [("trace", b"1"), ("trace", b"\xff"), ("empty", b""), ("null", None), ("big", bytes(300_000))]
+
+
+def reject_message(kafka: KafkaSettings, names: TopicNames, source: Incoming, *, late: bool = False) -> None:
+    """Write a dead letter as a stage does, from the message that it rejects."""
+    topic, (key, value, headers) = message_of(Reject(source, "unusable", late=late), "windows", b"a=1")
+    producer = AwaitedProducer(kafka)
+    producer.produce(names.full(topic), value, key, partition=source.partition, headers=headers)
+    producer.flush()
+
+
+@pytest.mark.parametrize(("key", "value"), [(None, None), (b"", b""), (None, b"x"), (b"run-7", None)])
+def test_nulls_and_the_producers_headers_come_back(
+    where: KafkaSettings,
+    names: TopicNames,
+    open_log: Callable[[KafkaSettings], KafkaLog],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    key: bytes | None,
+    value: bytes | None,
+) -> None:
+    log = open_log(where)
+    reserved: Headers = [(REASON_HEADER, b"mine"), (f"{REASON_HEADER}-too", b"")]
+    reject_message(where, names, Incoming(TOPIC.name, 2, 5, 0, None, value, key, (*OWN, *reserved)))
+    assert run(monkeypatch, "show", "--json") == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["key"] == (None if key is None else key.decode())
+    assert shown["bytes"] == (None if value is None else value.hex())
+    assert shown["reason"] == "unusable"
+    assert shown["headers"][:4] == [["trace", "1"], ["trace", "\\xff"], ["empty", ""], ["null", None]]
+    assert run(monkeypatch, "show") == 0
+    out = capsys.readouterr().out
+    assert ("no key" in out) is (key is None)
+    assert "header  null: no value" in out
+    assert len(out) < 2_000
+    assert run(monkeypatch, "redrive", "-y") == 0
+    (back,) = log.read(TOPIC.name)
+    assert (back.key, back.value) == (key, value)
+    place = f"{TOPIC.dead_letters}:2:0".encode()
+    assert list(back.raw_headers) == [*OWN, *reserved, (REDRIVEN_HEADER, place)]
+
+    # Rejected and sent back once more, it has one mark of a redrive, the newest.
+    reject_message(where, names, Incoming(TOPIC.name, 2, 6, 0, None, back.value, back.key, back.raw_headers))
+    assert run(monkeypatch, "redrive", "-y") == 0
+    again = log.read(TOPIC.name)[-1]
+    marks = [each for name, each in again.raw_headers if name == REDRIVEN_HEADER]
+    assert marks == [f"{TOPIC.dead_letters}:2:3".encode()]  # after a claim and a receipt
+    assert list(again.raw_headers)[:-1] == [*OWN, *reserved]
+
+
+def test_a_stages_own_headers_do_not_come_back(
+    where: KafkaSettings,
+    names: TopicNames,
+    open_log: Callable[[KafkaSettings], KafkaLog],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """With them, intake would take the copy for an output of its own when it restarts."""
+    headers = ((STAGE_HEADER, b"intake"), (POSITIONS_HEADER, b"a=3"), ("trace", b"1"))
+    reject_message(where, names, Incoming(SIGNALS.name, 2, 5, 0, None, GOOD, b"run-7", headers))
+    assert run(monkeypatch, "show", "--json") == 0
+    assert [STAGE_HEADER, "intake"] in json.loads(capsys.readouterr().out)["headers"]
+    assert run(monkeypatch, "redrive", "-y") == 0
+    (back,) = open_log(where).read(SIGNALS.name)
+    assert [name for name, _ in back.raw_headers] == ["trace", REDRIVEN_HEADER]
+
+
+def test_late_messages_are_handled_like_rejected_ones(
+    where: KafkaSettings,
+    names: TopicNames,
+    open_log: Callable[[KafkaSettings], KafkaLog],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    log = open_log(where)
+    for late in (False, True):
+        reject_message(where, names, Incoming(SIGNALS.name, 2, 5, 0, None, b"x" * (1 + late), b"run-7", ()), late=late)
+    assert run(monkeypatch, "list", "--json") == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [(each["topic"], each["late"], each["letters"]) for each in rows] == [
+        (SIGNALS.name, False, 1),
+        (SIGNALS.name, True, 1),
+    ]
+    assert run(monkeypatch, "list", SIGNALS.late) == 0
+    assert f" {SIGNALS.name}.late " in capsys.readouterr().out
+    for name, sizes in ((SIGNALS.name, [1, 2]), (SIGNALS.dead_letters, [1]), (names.full(SIGNALS.late), [2])):
+        assert run(monkeypatch, "show", name, "--json") == 0
+        assert [len(json.loads(line)["bytes"]) // 2 for line in capsys.readouterr().out.splitlines()] == sizes
+    for name, late in ((SIGNALS.name, False), (SIGNALS.late, True)):
+        assert run(monkeypatch, "show", name, "--json", "--at", "2:0") == 0
+        assert json.loads(capsys.readouterr().out)["late"] is late
+    assert run(monkeypatch, "redrive", SIGNALS.late, "-y") == 0
+    (back,) = log.read(SIGNALS.name)
+    assert (back.partition, back.value) == (2, b"xx")
+    assert back.headers == {REDRIVEN_HEADER: f"{SIGNALS.late}:2:0"}
+    assert run(monkeypatch, "redrive", "-y") == 0
+    assert "1 sent back" in capsys.readouterr().out
+    assert run(monkeypatch, "redrive", "-y") == 0
+    assert "nothing to send back" in capsys.readouterr().out
+    assert len(log.read(SIGNALS.name)) == 2
+
+
+def test_tail_shows_a_redrives_notes_as_what_they_are(
+    where: KafkaSettings, names: TopicNames, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reject_message(where, names, Incoming(TOPIC.name, 2, 5, 0, None, None, None, tuple(OWN)))
+    assert run(monkeypatch, "redrive", "-y") == 0
+    letter, claim, receipt = follow(TOPIC.dead_letters, where, names, beginning=True, forever=False)
+    assert (letter.value, letter.key) == (None, None)
+    assert (letter.headers["trace"], letter.headers["null"]) == (["1", "\\xff"], None)
+    assert letter.row().endswith("value=null")
+    assert claim.value is not None
+    assert (claim.value["redrive"], claim.value["letters"]) == ("claim", [0])
+    assert receipt.value == {"redrive": "receipt", "letters": [0]}
+
+
 class Crashes(Redrive):
     """Crashes before or after it writes a note of one kind."""
 
@@ -185,20 +313,20 @@ def test_a_later_redrive_finishes_one_that_crashed(
     log = open_log(where)
     reject(where, names, REJECTED)
     with DeadLetters(where, names) as dead_letters:
-        (partition,) = dead_letters.partitions([TOPIC])
+        (partition,) = dead_letters.partitions([TOPIC.dead_letters])
         crashing = Crashes(dead_letters, where)
         crashing.at, crashing.after = at, after
         with pytest.raises(KeyboardInterrupt):
             list(crashing.send(partition, partition.waiting))
-        (partition,) = dead_letters.partitions([TOPIC])
+        (partition,) = dead_letters.partitions([TOPIC.dead_letters])
         assert len(partition.waiting) == 4
         assert list(Redrive(dead_letters, where).send(partition, partition.waiting)) == [("claimed", 4)]
     assert run(monkeypatch, "redrive", "--yes") == 1  # call again later
     with DeadLetters(where, names) as dead_letters:
-        (partition,) = dead_letters.partitions([TOPIC])
+        (partition,) = dead_letters.partitions([TOPIC.dead_letters])
         again = Redrive(dead_letters, where, clock_ms=later)
         assert list(again.send(partition, partition.waiting)) == [(result, 4)]
-        (partition,) = dead_letters.partitions([TOPIC])
+        (partition,) = dead_letters.partitions([TOPIC.dead_letters])
         assert partition.waiting == []
     assert [each.value for each in log.read(TOPIC.name)] == [value for value, _ in REJECTED]
 
@@ -209,7 +337,7 @@ def test_of_two_concurrent_redrives_only_the_first_claim_sends(
     log = open_log(where)
     reject(where, names, REJECTED)
     with DeadLetters(where, names) as mine, DeadLetters(where, names) as yours:
-        (partition,), (other,) = mine.partitions([TOPIC]), yours.partitions([TOPIC])
+        (partition,), (other,) = mine.partitions([TOPIC.dead_letters]), yours.partitions([TOPIC.dead_letters])
 
         class Interrupted(Redrive):
             """Another redrive runs between its claim and its read of the claims."""
@@ -234,7 +362,7 @@ def test_a_failed_delivery_is_an_error_that_advises_to_call_again(
     reject(kafka, names, REJECTED[:1])
     monkeypatch.setattr(redrive, "DELIVERY_S", 0.5)
     with DeadLetters(kafka, names) as dead_letters:
-        (partition,) = dead_letters.partitions([TOPIC])
+        (partition,) = dead_letters.partitions([TOPIC.dead_letters])
         nowhere = KafkaSettings(bootstrap_servers="127.0.0.1:1")
         with pytest.raises(BrokerError, match="call again, nothing is published twice"):
             list(Redrive(dead_letters, nowhere).send(partition, partition.waiting))

@@ -6,7 +6,10 @@ import os
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Iterator
+from datetime import UTC, datetime
+from datetime import time as dt_time
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +23,7 @@ from tamiyo.schemas.adaptation import ControlCommand
 from tamiyo.schemas.avro_schema import FOLDER, avro_schema
 from tamiyo.schemas.client.registry import Registry, RegistrySettings
 from tamiyo.schemas.client.subjects import subject
-from tamiyo.schemas.codec import use_registry
+from tamiyo.schemas.codec import decode, use_registry
 from tamiyo.schemas.errors import RegistryError
 from tamiyo.schemas.kafka import PRODUCER, KafkaSettings, TopicNames
 from tamiyo.schemas.telemetry import KernelPerformance, ModelPerformance
@@ -156,6 +159,24 @@ def test_a_foreign_client_in_both_directions(
 
     deserialize = AvroDeserializer(foreign, text)
     assert [deserialize(each.value, context) for each in published] == [values] * 3
+
+
+def test_a_foreign_client_with_logical_types(
+    names: TopicNames, settings: RegistrySettings, foreign: SchemaRegistryClient
+) -> None:
+    context = SerializationContext(names.full(MODEL_PERFORMANCE.name), MessageField.VALUE)
+    registry.prepare(names, settings)
+    theirs = avro_schema(ModelPerformance)
+    changed = {"time_ms": ("long", "timestamp-millis"), "run_id": ("string", "uuid"), "step": ("long", "time-micros")}
+    for field in theirs["fields"]:
+        if field["name"] in changed:
+            base, logical = changed[field["name"]]
+            field["type"] = {"type": base, "logicalType": logical}
+    when = datetime.fromtimestamp(1.25, UTC)
+    values = {**PERFORMANCE.model_dump(), "run_id": uuid.UUID(int=7), "time_ms": when, "step": dt_time(0, 0, 0, 10)}
+    data = AvroSerializer(foreign, json.dumps(theirs))(values, context)
+    expected = PERFORMANCE.model_copy(update={"run_id": str(uuid.UUID(int=7)), "time_ms": 1_250})
+    assert decode(data, ModelPerformance) == expected
 
 
 @pytest.mark.flow

@@ -48,10 +48,22 @@ def test_every_command_has_an_example(
 
 
 def test_all_commands_exist() -> None:
-    wanted = {"demo", "broker", "worker", "learner", "train", "tail", "doctor", "control", "plan"}
+    wanted = {"demo", "broker", "worker", "learner", "train", "tail", "doctor", "plan"}
     wanted |= {"record", "replay", "diff", "discard", "evaluate"}
-    assert {path[0] for path in commands()} == wanted | {"topics", "schemas", "dlq", "lab", "policy", "runs", "config"}
+    assert {path[0] for path in commands()} == wanted | {
+        "topics",
+        "schemas",
+        "dlq",
+        "lab",
+        "policy",
+        "runs",
+        "config",
+        "control",
+    }
     assert {path[1] for path in commands() if path[0] == "dlq"} == {"list", "show", "redrive"}
+    assert {path[1] for path in commands() if path[0] == "control"} == {
+        "show", "pause", "resume", "dry-run", "protect", "clear"
+    }  # fmt: skip
     assert {path[1] for path in commands() if path[0] == "policy"} == {"list", "show", "pin", "rollback", "freeze"}
     assert {path[1] for path in commands() if path[0] == "topics"} == {"create", "list", "check", "grow", "acls"}
     assert {path[1] for path in commands() if path[0] == "runs"} == {"forget"}
@@ -101,10 +113,17 @@ def test_the_version_is_printed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.
         (["doctor", "-b", NOWHERE], 1, "set TAMIYO_KAFKA_BOOTSTRAP_SERVERS"),
         (["topics", "acls", "--role", "coffee"], 1, "there is no role 'coffee'; choose from intake"),
         (["topics", "acls", "--principal", "it's"], 1, "must be like User:{role}"),
-        (["control", "run 1\n", "-b", NOWHERE], 1, r"RUN_ID: expected letters, digits, . _ : / -, found 'run 1\n'"),
         (["train", "--run-id", "a b"], 1, "--run-id: expected letters"),
         (["tail", "tamiyo.rewards", "--run-id", ""], 1, "--run-id: expected letters"),
         (["record", "new", "--run", "ok", "--run", "/x"], 1, "--run: expected letters"),
+        (["control", "pause", "run 1\n", "-b", NOWHERE], 1, r"'run 1\n' is not a run_id: expected up to 200 letters"),
+        (["control", "pause", "-b", NOWHERE], 1, "name the run, or give --all for all runs"),
+        (["control", "clear", "run-1", "--all", "-b", NOWHERE], 1, "give --all for all runs, not both"),
+        (["control", "show", "run-1", "--all", "-b", NOWHERE], 1, "give --all for all runs, not both"),
+        (["control", "protect", "run-1", "-b", NOWHERE], 1, "name the layers to protect with --layer"),
+        (["control", "protect", "run-1", "--layer", "a", "--remove", "a"], 1, "given to --layer and to --remove"),
+        (["control", "--paused"], 2, "No such option: --paused"),
+        (["control", "run-1"], 2, "No such command 'run-1'"),
         (["record", "new", "-b", NOWHERE], 1, f"no broker is reachable at {NOWHERE}"),
         (["record", "new", "--topic", "coffee"], 1, "no topic 'coffee' in the catalogue"),
         (["record", "new", "--since", "yesterday"], 1, "--since yesterday: expected a time like 2026-05-01T10:00"),

@@ -186,16 +186,17 @@ def test_only_one_of_two_learners_releases(bench: Bench, monkeypatch: pytest.Mon
 
 def test_bad_records_are_dead_lettered_and_block_nothing(bench: Bench) -> None:
     unfit = make_experience("unfit", run_id="run-0").model_copy(update={"kinds": ["fly"]})
-    bench.log.publish_bytes(EXPERIENCE, [(b"run-0", b"no avro"), (b"run-0", encode(unfit))])
+    bench.log.publish_bytes(EXPERIENCE, [(b"run-0", b"no avro"), (b"run-0", None), (b"run-0", encode(unfit))])
     bench.publish(0)
     loop = bench.learn(BATCH)
-    (dead_letter,) = bench.log.read(EXPERIENCE.dead_letters)
+    dead_letter, empty = bench.log.read(EXPERIENCE.dead_letters)
+    assert empty.value is None
     assert (dead_letter.value, dead_letter.key) == (b"no avro", b"run-0")
     assert "expected a" in dead_letter.headers["tamiyo-reason"]
     assert dead_letter.headers["tamiyo-source"].startswith(f"{EXPERIENCE.name}:")
     assert loop.learner is not None
     assert loop.learner.rejected == {"kinds": 1}
-    assert sum(bench.announced()[-1].offsets.values()) == BATCH + 2
+    assert sum(bench.announced()[-1].offsets.values()) == BATCH + 3
 
 
 def test_after_a_rolled_back_policy_it_resumes_from_the_previous_one(bench: Bench) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from tamiyo.schemas.codec import encode
 from tamiyo.schemas.errors import BrokerError
+from tamiyo.streams.headers import END_MARKER
 from tamiyo.streams.runtime.input_buffer import Undecoded
 from tamiyo.streams.runtime.poison import PoisonTracker
 from tamiyo.streams.runtime.stage_call import StageCall
@@ -94,7 +95,12 @@ def test_a_record_keeps_its_place_and_its_bytes() -> None:
     value = encode(number("run", 0, 3))
     assert echo.source == Incoming(NUMBERS.name, PARTITION, 3, 1500, number("run", 0, 3), value, b"run")
     (reject,) = asyncio.run(call(stage).feed([undecoded(4, None)]))
-    assert reject.source == Incoming(NUMBERS.name, PARTITION, 4, 1500, None, b"", b"run")
+    assert reject.source == Incoming(NUMBERS.name, PARTITION, 4, 1500, None, None, b"run", tuple(END_MARKER))
+    topic, record = undecoded(5, encode(number("run", 0, 5)))
+    record.headers = [("trace", b"1"), ("trace", None)]
+    record.key = None
+    (echo,) = asyncio.run(call(stage).feed([(topic, record)]))
+    assert (echo.source.headers, echo.source.key) == ((("trace", b"1"), ("trace", None)), None)
 
 
 def test_a_batch_without_a_record_does_not_call_the_stage() -> None:

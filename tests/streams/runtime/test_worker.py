@@ -8,11 +8,14 @@ from collections.abc import Callable
 
 import pytest
 
+from tamiyo.schemas.client.awaited_producer import AwaitedProducer
+from tamiyo.schemas.codec import encode
 from tamiyo.schemas.errors import ConfigurationError
 from tamiyo.schemas.kafka import KafkaSettings, TopicNames
 from tamiyo.schemas.telemetry import CacheHitRates
 from tamiyo.streams.admin.brokers import free_ports
 from tamiyo.streams.admin.topics import Topics
+from tamiyo.streams.headers import restored
 from tamiyo.streams.runtime.worker import run_worker
 from tamiyo.streams.settings import WorkerSettings
 from tests.support.kafka_log import KafkaLog
@@ -91,6 +94,26 @@ def test_what_a_hanging_stage_has_not_read_is_its_lag(
     while worker.metric("tamiyo_stage_lag_records", topic=NUMBERS.name) != 39 and time.monotonic() < deadline:
         time.sleep(0.1)
     assert worker.metric("tamiyo_stage_lag_records", topic=NUMBERS.name) == 39
+
+
+@pytest.mark.flow
+def test_a_dead_letter_keeps_nulls_and_headers(
+    kafka: KafkaSettings, names: TopicNames, kafka_log: KafkaLog, start: Callable[..., Process]
+) -> None:
+    Topics(kafka, names, TOPICS).touch()
+    headers = [("trace", b"1"), ("trace", b"\xff"), ("empty", b""), ("null", None), ("tamiyo-reason", b"mine")]
+    producer = AwaitedProducer(kafka)
+    for key, value in ((None, None), (b"", b""), (b"k", None), (None, b"x"), (b"k", encode(number("run-0", 5, 666)))):
+        producer.produce(names.full(NUMBERS.name), value, key, partition=0, headers=headers)
+    producer.flush()
+    worker = start(kafka)
+    dead = kafka_log.wait_for(NUMBERS.dead_letters, lambda found: len(found) == 4)
+    assert [(each.key, each.value) for each in dead] == [(None, None), (b"", b""), (b"k", None), (None, b"x")]
+    dead += kafka_log.wait_for(NUMBERS.late, lambda found: len(found) == 1)
+    for each in dead:
+        assert restored(each.raw_headers) == headers
+        assert each.headers["tamiyo-reason"] != "mine"
+    assert worker.end(signal.SIGTERM) == 0, worker.log.read_text()
 
 
 @pytest.mark.flow

@@ -23,13 +23,12 @@ from confluent_kafka.admin import (
 from tamiyo.evaluation.common.simulated_runs import Load, frames, topology
 from tamiyo.host.client.publisher import KafkaPublisher
 from tamiyo.host.client.receiver import KafkaReceiver
-from tamiyo.schemas.adaptation import ControlCommand
 from tamiyo.schemas.errors import BrokerError, BrokerRefused
 from tamiyo.schemas.kafka import KafkaSettings, TopicNames
 from tamiyo.schemas.topics import CATALOGUE, DECISIONS, EXPERIENCE, GRAPHS, REWARDS, TELEMETRY, TOPOLOGY
 from tamiyo.streams import cli
 from tamiyo.streams.admin.acls import ROLES, Grant, grants, missing
-from tamiyo.streams.admin.control import give
+from tamiyo.streams.admin.control import ControlTopic, dry_run
 from tamiyo.streams.admin.topic_tail import follow
 from tamiyo.streams.admin.topics import Topics, plan
 from tamiyo.streams.learner.loop import LearnerLoop
@@ -144,7 +143,8 @@ def running(
 @pytest.mark.timeout(240)
 def test_the_whole_flow_with_least_privilege(locked: LockedKafka, running: None) -> None:
     host, reader = locked.user("host"), locked.user("reader")
-    give(ControlCommand(run_id="*", time_ms=1, dry_run=True, issued_by="operator"), locked.user("operator"), NAMES)
+    with ControlTopic(locked.user("operator"), NAMES) as control:
+        control.change("*", dry_run(True))
     (run_id,) = LOAD.run_ids
     receiver = KafkaReceiver(run_id, host, NAMES, connect_timeout_s=10)
     publisher = KafkaPublisher(run_id, host, NAMES, capacity=10_000)
