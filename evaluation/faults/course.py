@@ -30,7 +30,6 @@ from tamiyo.evaluation.faults.telemetry import Telemetry
 from tamiyo.evaluation.faults.upgrade import Upgrade
 from tamiyo.schemas.errors import TamiyoError
 from tamiyo.schemas.topics import DECISIONS, EXPERIENCE, GRAPHS, KERNELS, REWARDS, SIGNALS, WINDOWS
-from tamiyo.streams.cli import topics
 from tamiyo.streams.process.exit_codes import EXIT_SOFTWARE
 
 WIDTH = 50
@@ -71,7 +70,7 @@ def run(
     registry_home: Path | None = None,
     advance: Callable[[], object] = lambda: None,
 ) -> Course:
-    """Inject `faults` faults and check the records; Ctrl-C skips to the check.
+    """Inject `faults` faults and check the records; Ctrl-C during the faults skips to the check.
 
     A fault is injected about every `gap_s` seconds, and none while `open_faults` others are not recovered from: an
     installation that has stopped altogether cannot be broken further. `advance` is called at each fault.
@@ -105,10 +104,10 @@ def run(
         host.start()
         stack.callback(host.stop)
         with _sampling(installation, ledger, telemetry):
+            _wait(lambda: host.recovered(began) is not None, RECOVERY_TIMEOUT_S)
+            if upgrade is not None:
+                _step(course, host, "upgrade", began, upgrade.finish)
             try:
-                _wait(lambda: host.recovered(began) is not None, RECOVERY_TIMEOUT_S)
-                if upgrade is not None:
-                    _step(course, host, "upgrade", began, upgrade.finish)
                 possible = [name for name in ALL if name not in course.left_out]
                 scene = Scene(installation, list(layout), telemetry, kernels, checkpoints, logs, possible)
                 _inject(course, scene, host, faults, gap_s, open_faults, advance)
@@ -118,7 +117,7 @@ def run(
                 console.print("interrupted: no more faults; draining and checking what happened so far")
             telemetry.finish()
             course.drained = _drained(installation, host, telemetry)
-            if not course.interrupted and "add_partitions" not in course.left_out:
+            if not course.interrupted:
                 _step(course, host, "add_partitions", began, lambda: _add_partitions(installation, telemetry))
                 telemetry.finish()
                 course.drained = _drained(installation, host, telemetry) and course.drained
@@ -141,14 +140,12 @@ def run(
 def _left_out(registry: bool, release: bool) -> dict[str, str]:
     """Return the kinds and steps that are not possible, with the reason."""
     reasons = {}
-    if not registry:
-        reasons["registry_away"] = "no schema registry: REGISTRY_HOME is not set, or the seed is odd"
     if registry:
         reasons["upgrade"] = "with a schema registry, which does not have the last release's schemas"
-    elif not release:
-        reasons["upgrade"] = "the last release is not in the history here: no git repository, or a shallow one"
-    if not any(command.name == "grow" for command in topics.app.registered_commands):
-        reasons["add_partitions"] = "there is no command `tamiyo topics grow`"
+    else:
+        reasons["registry_away"] = "no schema registry: REGISTRY_HOME is not set, or the seed is odd"
+        if not release:
+            reasons["upgrade"] = "the last release is not in the history here: no git repository, or a shallow one"
     return reasons
 
 

@@ -70,8 +70,10 @@ def earlier(path: Path, options: Sample) -> Sequence[Piece]:
         options: Of the command; a soak goes on with those that it began with.
 
     Raises:
-        ConfigurationError: the file is of something else, or of a soak with other options.
+        ConfigurationError: the file is packed, of something else, or of a soak with other options.
     """
+    if path.suffix == ".gz":
+        raise ConfigurationError(f"samples cannot be added to {path}: unpack it, or name another file")
     if not path.exists() or not path.stat().st_size:
         return ()
     found = pieces(path)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tamiyo.evaluation.common import last_release
-from tamiyo.schemas import released
+from tamiyo.schemas.avro_schema import RELEASED
 
 
 def git(folder: Path, *arguments: str) -> None:
@@ -30,7 +30,7 @@ def history(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         git(root, "add", "-A")
         git(root, "commit", "--quiet", "-m", f"change {number}")
     monkeypatch.setattr(last_release, "ROOT", root)
-    monkeypatch.setattr(last_release, "FOLDER", root / "schemas" / "avro" / "released")
+    monkeypatch.setattr(last_release, "RELEASED", root / "schemas" / "avro" / "released")
     return root
 
 
@@ -61,4 +61,4 @@ def test_without_a_history_there_is_no_last_release(
 
 
 def test_the_last_release_of_this_repository_is_known() -> None:
-    assert last_release.last_version() in {each.name for each in released.FOLDER.iterdir()}
+    assert last_release.last_version() in {each.name for each in RELEASED.iterdir()}

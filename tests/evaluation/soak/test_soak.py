@@ -283,6 +283,8 @@ def test_a_soak_goes_on_with_its_options_only(tmp_path: Path) -> None:
     assert [each.seconds for each in earlier(path, {"seed": 7, "runs": 6})] == [1800, 2400]
     with pytest.raises(ConfigurationError, match=r"of a soak with --runs 6, but --runs is 5"):
         earlier(path, {"seed": 7, "runs": 5})
+    with pytest.raises(ConfigurationError, match=r"cannot be added to .*samples.gz: unpack it"):
+        earlier(tmp_path / "samples.gz", {"seed": 7, "runs": 6})
     path.write_text('{"kind": "sample"}\n')
     with pytest.raises(ConfigurationError, match="has no samples of a soak"):
         earlier(path, {"seed": 7, "runs": 6})
