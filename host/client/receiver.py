@@ -138,6 +138,7 @@ class KafkaReceiver:
 
     def _positions(self, timeout_s: float, *, from_end: bool) -> list[TopicPartition]:
         deadline = time.monotonic() + timeout_s
+        self._consumer.poll(0)  # nothing is assigned; librdkafka asks for a token of OAUTHBEARER in a poll only
         positions = []
         for name, topic in self._by_name.items():
             metadata = self._consumer.list_topics(name, timeout=max(0.1, deadline - time.monotonic())).topics[name]
