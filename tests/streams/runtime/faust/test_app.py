@@ -36,21 +36,6 @@ def test_the_settings_that_keep_records(tmp_path: Path, monkeypatch: pytest.Monk
     ],
 )
 def test_timeouts_that_contradict_each_other(settings: dict[str, float], what: str) -> None:
-    oauth = KafkaSettings(
-        security_protocol="SASL_SSL",
-        sasl_mechanism="OAUTHBEARER",
-        oauth_token_provider="tests.support.token_server:user_token",
-        oauth_extensions="pool=p",
-    )
-    credentials = create_app("g", oauth, WorkerSettings()).conf.broker_credentials
-    assert (credentials.protocol.value, credentials.mechanism.value) == ("SASL_SSL", "OAUTHBEARER")
-    assert credentials.oauth_cb.extensions() == {"pool": "p"}
-    settings = aiokafka_settings(oauth)
-    assert (settings["sasl_mechanism"], settings["sasl_oauth_token_provider"].extensions()) == (
-        "OAUTHBEARER",
-        {"pool": "p"},
-    )
-
     with pytest.raises(ConfigurationError, match=what):
         create_app("group", KafkaSettings(), WorkerSettings(**settings))
 
@@ -68,6 +53,22 @@ def test_security_reaches_faust_and_aiokafka() -> None:
     credentials = create_app("g", sasl, WorkerSettings()).conf.broker_credentials
     assert (credentials.protocol.value, credentials.username) == ("SASL_SSL", "me")
     assert "hunter2" not in repr(sasl)
+
+    oauth = KafkaSettings(
+        security_protocol="SASL_SSL",
+        sasl_mechanism="OAUTHBEARER",
+        oauth_token_provider="tests.support.token_server:user_token",
+        oauth_extensions="pool=p",
+    )
+    credentials = create_app("g", oauth, WorkerSettings()).conf.broker_credentials
+    assert (credentials.protocol.value, credentials.mechanism.value) == ("SASL_SSL", "OAUTHBEARER")
+    assert credentials.oauth_cb.extensions() == {"pool": "p"}
+    settings = aiokafka_settings(oauth)
+    assert (settings["sasl_mechanism"], settings["sasl_oauth_token_provider"].extensions()) == (
+        "OAUTHBEARER",
+        {"pool": "p"},
+    )
+
     with pytest.raises(ConfigurationError, match="SASL_USERNAME"):
         aiokafka_settings(KafkaSettings(security_protocol="SASL_PLAINTEXT", sasl_mechanism="PLAIN"))
     with pytest.raises(ConfigurationError, match="SSL_"):
