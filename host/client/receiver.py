@@ -14,6 +14,7 @@ from tamiyo.host.client.transport import InboundRecord
 from tamiyo.schemas.adaptation import ALL_RUNS, AdaptationDecision, CompiledKernel, ControlCommand
 from tamiyo.schemas.client.connection import explain
 from tamiyo.schemas.client.stalls import Stalls
+from tamiyo.schemas.client.tracing import Traces
 from tamiyo.schemas.codec import decode
 from tamiyo.schemas.errors import BrokerError, RegistryError, SchemaError
 from tamiyo.schemas.kafka import KafkaSettings, TopicNames
@@ -50,6 +51,7 @@ class KafkaReceiver:
         *,
         connect_timeout_s: float,
         on_kernel: Callable[[CompiledKernel], None] | None = None,
+        traces: Traces | None = None,
     ) -> None:
         """Connect, waiting at most `connect_timeout_s` seconds, and start the thread.
 
@@ -59,6 +61,7 @@ class KafkaReceiver:
             topics: Full names of the topics.
             connect_timeout_s: Longest wait for the broker, seconds; 0: do not wait.
             on_kernel: Called with each kernel record in the background thread, before `receive` returns it.
+            traces: Learn the traces of what arrives; None where there are none.
         """
         self._run_id = run_id
         self._kafka = kafka
@@ -66,6 +69,7 @@ class KafkaReceiver:
         self._topics = topics
         self._by_name = {topics.full(topic.name): topic for topic in _TOPICS}
         self._on_kernel = on_kernel
+        self._traces = traces
         self._arrived: deque[InboundRecord] = deque()
         self._stopping = threading.Event()
         self._connected = False
@@ -192,6 +196,8 @@ class KafkaReceiver:
             return
         if record.run_id not in (self._run_id, ALL_RUNS):
             return
+        if self._traces is not None:
+            self._traces.received(record, message.headers())
         if isinstance(record, CompiledKernel) and self._on_kernel is not None:
             self._on_kernel(record)
         self._arrived.append(record)

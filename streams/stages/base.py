@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Protocol, TypeVar
 
 from tamiyo.schemas.record import Record
 from tamiyo.schemas.topics import Topic
+from tamiyo.streams.messages import Headers
 
 SHORT_ID = 16
 """Hex digits (64 bits) of an id that suffice to distinguish it from all others in a stage's state."""
@@ -33,6 +34,8 @@ class Incoming:
     raw: bytes = b""
     """The bytes as they were received, for a dead letter."""
     key: bytes | None = None
+    headers: Headers = ()
+    """As they were received, for a dead letter."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ import pytest
 
 from tamiyo.schemas.codec import encode
 from tamiyo.schemas.errors import BrokerError
+from tamiyo.streams.headers import END_MARKER
 from tamiyo.streams.runtime.input_buffer import Undecoded
 from tamiyo.streams.runtime.poison import PoisonTracker
 from tamiyo.streams.runtime.stage_call import StageCall
@@ -94,7 +95,17 @@ def test_a_record_keeps_its_place_and_its_bytes() -> None:
     value = encode(number("run", 0, 3))
     assert echo.source == Incoming(NUMBERS.name, PARTITION, 3, 1500, number("run", 0, 3), value, b"run")
     (reject,) = asyncio.run(call(stage).feed([undecoded(4, None)]))
-    assert reject.source == Incoming(NUMBERS.name, PARTITION, 4, 1500, None, b"", b"run")
+    headers = tuple(END_MARKER)
+    assert reject.source == Incoming(NUMBERS.name, PARTITION, 4, 1500, None, b"", b"run", headers)
+
+
+def test_a_record_keeps_its_headers() -> None:
+    headers = [("traceparent", b"00"), ("empty", None)]
+    for value in (encode(number("run", 0, 3)), b"rubbish"):
+        topic, record = undecoded(3, value)
+        record.headers = headers
+        (reject,) = asyncio.run(call(stage_of()).feed([(topic, record)]))
+        assert reject.source.headers == tuple(headers)
 
 
 def test_a_batch_without_a_record_does_not_call_the_stage() -> None:
