@@ -46,7 +46,7 @@ check: $(VENV)/.dev  ## Check format, lint, strict types, and that wire contract
 	@$(BIN)/mypy -p tamiyo.schemas -p tamiyo.models -p tamiyo.streams -p tamiyo.host -p tamiyo.integrations -p tamiyo.evaluation -p scripts
 	@$(BIN)/python -m tamiyo.schemas.avro_schema --check
 	@$(BIN)/python -m tamiyo.schemas.compatibility
-	@$(BIN)/python -m tamiyo.schemas.asyncapi --check
+	@$(BIN)/python -m scripts.asyncapi --check
 	@$(BIN)/python -m scripts.reference --check
 
 format: $(VENV)/.dev  ## Rewrite the files in the project's format

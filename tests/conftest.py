@@ -6,6 +6,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 import structlog
@@ -15,6 +16,7 @@ from tamiyo.evaluation.common.local_registry import LocalRegistry
 from tamiyo.schemas.kafka import KafkaSettings, TopicNames
 from tamiyo.streams.admin.brokers import EmbeddedBroker, LocalKafka
 from tests.support.kafka_log import KafkaLog
+from tests.support.workers import Process
 
 torch.set_num_threads(1)  # on a busy machine two threads are up to a hundred times slower than one
 
@@ -135,3 +137,19 @@ def kafka_log(kafka: KafkaSettings, names: TopicNames) -> Iterator[KafkaLog]:
     """A `KafkaLog` of the embedded broker, under the test's prefix."""
     with closing(KafkaLog(kafka, names)) as log:
         yield log
+
+
+@pytest.fixture
+def start(tmp_path: Path, names: TopicNames) -> Iterator[Callable[..., Process]]:
+    """Start worker processes with the pair stage; what still runs at the end is killed."""
+    processes: list[Process] = []
+
+    def begin(kafka: KafkaSettings, *arguments: str, **settings: Any) -> Process:
+        processes.append(Process(kafka, names, tmp_path, *arguments, **settings))
+        return processes[-1]
+
+    yield begin
+    for each in processes:
+        if each.process.poll() is None:
+            each.process.kill()
+            each.process.wait()

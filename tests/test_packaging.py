@@ -65,6 +65,7 @@ def test_the_training_side_needs_no_pipeline() -> None:
         "import sys\n"
         "pipeline = ('faust', 'torch_geometric', 'aiokafka', 'typer', 'tamiyo.streams', 'tamiyo.models')\n"
         "extras = ('matplotlib', 'lightning', 'transformers', 'accelerate', 'tensorboard', 'wandb', 'mlflow')\n"
+        "extras += ('opentelemetry',)\n"
         "for name in (*pipeline, *extras):\n"
         "    sys.modules[name] = None\n"
         "import tamiyo.host.kernels.compiler, tamiyo.host.testing\n"

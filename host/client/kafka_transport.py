@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 
 from tamiyo.host.client.publisher import KafkaPublisher
@@ -11,12 +12,15 @@ from tamiyo.host.common.settings import HostSettings
 from tamiyo.schemas.adaptation import CompiledKernel
 from tamiyo.schemas.client.registry import Registry, RegistrySettings
 from tamiyo.schemas.client.subjects import Subjects
+from tamiyo.schemas.client.tracing import Traces, traces
 from tamiyo.schemas.codec import use_registry
 from tamiyo.schemas.errors import ConfigurationError
 from tamiyo.schemas.kafka import KafkaSettings, TopicNames
 from tamiyo.schemas.topics import Topic
 
 __all__ = ["KafkaTransport"]
+
+log = logging.getLogger(__name__)
 
 
 class KafkaTransport:
@@ -93,6 +97,11 @@ class KafkaTransport:
             raise ConfigurationError("this transport carries a run already: make a KafkaTransport for each run")
         if self._registry.url is not None:
             use_registry(Subjects(Registry(self._registry), self._topics))  # used by the background threads only
+        spans: Traces | None = None
+        try:
+            spans = traces()
+        except ConfigurationError as error:
+            log.warning("this run has no traces, and training continues: %s", error)
         # The receiver first: it notes where the topics end before the topology can cause any decision.
         self._receiver = KafkaReceiver(
             run_id,
@@ -100,8 +109,11 @@ class KafkaTransport:
             self._topics,
             connect_timeout_s=settings.connect_timeout_s,
             on_kernel=on_kernel,
+            traces=spans,
         )
-        self._publisher = KafkaPublisher(run_id, self._kafka, self._topics, capacity=settings.queue_capacity)
+        self._publisher = KafkaPublisher(
+            run_id, self._kafka, self._topics, capacity=settings.queue_capacity, traces=spans
+        )
 
     def publish(self, topic: Topic, make: Make) -> None:
         """Queue a record; the publisher's thread makes, encodes and sends it.

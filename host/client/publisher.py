@@ -12,6 +12,7 @@ from confluent_kafka import KafkaError, Producer
 
 from tamiyo.host.client.outage import Outage
 from tamiyo.host.client.transport import Make
+from tamiyo.schemas.client.tracing import Traces
 from tamiyo.schemas.codec import encode
 from tamiyo.schemas.errors import RegistryError
 from tamiyo.schemas.kafka import MAX_MESSAGE_BYTES, PRODUCER, KafkaSettings, TopicNames
@@ -39,7 +40,9 @@ class KafkaPublisher:
     queue; once it is full, further ones are dropped and counted, with one warning.
     """
 
-    def __init__(self, run_id: str, kafka: KafkaSettings, topics: TopicNames, *, capacity: int) -> None:
+    def __init__(
+        self, run_id: str, kafka: KafkaSettings, topics: TopicNames, *, capacity: int, traces: Traces | None = None
+    ) -> None:
         """Start the thread.
 
         Args:
@@ -47,9 +50,11 @@ class KafkaPublisher:
             kafka: How to reach the brokers.
             topics: Full names of the topics.
             capacity: Records that may wait here, and as many again in librdkafka's queue.
+            traces: Record a span of each step and each adaptation; None where there are none.
         """
         self._key = run_id.encode()
         self._topics = topics
+        self._traces = traces
         self._queue: queue.Queue[tuple[Topic, Make]] = queue.Queue(maxsize=capacity)
         self._hurry = threading.Event()
         """Set to end the present wait."""
@@ -156,12 +161,16 @@ class KafkaPublisher:
                 self._queue.task_done()
 
     def _send(self, topic: Topic, make: Make) -> None:
-        value = self._encode(make())
+        record = make()
+        value = self._encode(record)
         if len(value) > MAX_MESSAGE_BYTES:
             self._failed += 1
             self._warn_once(f"size of {topic.name}", _TOO_LARGE, topic.name, len(value), MAX_MESSAGE_BYTES)
             return
-        self._producer.produce(self._topics.full(topic.name), value, key=self._key, on_delivery=self._on_delivery)
+        headers = None if self._traces is None else self._traces.from_host(topic.name, record)
+        self._producer.produce(
+            self._topics.full(topic.name), value, key=self._key, headers=headers, on_delivery=self._on_delivery
+        )
 
     def _encode(self, record: Record) -> bytes:
         """Encode a record, retrying while the schema registry is unreachable."""

@@ -16,6 +16,7 @@ from tamiyo.schemas.adaptation import ALL_RUNS, AdaptationDecision, CompiledKern
 from tamiyo.schemas.client.compacted import NewestByKey, copy_of, key_text
 from tamiyo.schemas.client.connection import explain
 from tamiyo.schemas.client.stalls import Stalls
+from tamiyo.schemas.client.tracing import Traces
 from tamiyo.schemas.codec import decode
 from tamiyo.schemas.errors import BrokerError, RegistryError, SchemaError
 from tamiyo.schemas.kafka import KafkaSettings, TopicNames
@@ -54,6 +55,7 @@ class KafkaReceiver:
         *,
         connect_timeout_s: float,
         on_kernel: Callable[[CompiledKernel], None] | None = None,
+        traces: Traces | None = None,
     ) -> None:
         """Connect, waiting at most `connect_timeout_s` seconds, and start the thread.
 
@@ -63,6 +65,7 @@ class KafkaReceiver:
             topics: Full names of the topics.
             connect_timeout_s: Longest wait for the broker, seconds; 0: do not wait.
             on_kernel: Called with each kernel record in the background thread, before `receive` returns it.
+            traces: Learn the traces of what arrives; None where there are none.
         """
         self._run_id = run_id
         self._kafka = kafka
@@ -71,6 +74,7 @@ class KafkaReceiver:
         self._by_name = {topics.full(topic.name): topic for topic in _TOPICS}
         self._on_kernel = on_kernel
         self._orders: NewestByKey[str, ControlCommand] = NewestByKey()
+        self._traces = traces
         self._arrived: deque[InboundRecord] = deque()
         self._stopping = threading.Event()
         self._connected = False
@@ -157,6 +161,7 @@ class KafkaReceiver:
     ) -> list[TopicPartition]:
         """Return the topics' partitions but those `known`, each with the offset to read from."""
         deadline = time.monotonic() + timeout_s
+        self._consumer.poll(0)  # nothing is assigned; librdkafka asks for a token of OAUTHBEARER in a poll only
         positions = []
         for name, topic in self._by_name.items():
             metadata = self._consumer.list_topics(name, timeout=max(0.1, deadline - time.monotonic())).topics[name]
@@ -219,6 +224,8 @@ class KafkaReceiver:
             return
         if not isinstance(record, AdaptationDecision | CompiledKernel) or record.run_id != self._run_id:
             return
+        if self._traces is not None:
+            self._traces.received(record, message.headers())
         if isinstance(record, CompiledKernel) and self._on_kernel is not None:
             self._on_kernel(record)
         self._arrived.append(record)

@@ -18,6 +18,7 @@ from tamiyo.schemas.kafka import KafkaSettings
 FIRST_TRY_S = 0.5  # doubled with every attempt, so that a slow broker gets enough time in the end
 ALERT_S = 0.3  # in TLS 1.3 a broker rejects the client's certificate only after the handshake
 LOGIN = "see TAMIYO_KAFKA_SASL_MECHANISM, TAMIYO_KAFKA_SASL_USERNAME and TAMIYO_KAFKA_SASL_PASSWORD"
+REFUSED = "the broker does not accept the token: see TAMIYO_KAFKA_OAUTH_SCOPE and the broker's own settings"
 UNREACHED = ("Connect to ", "Failed to resolve ")
 HINTS = (
     ("expired", "renew the broker's certificate"),
@@ -34,9 +35,13 @@ class ConnectionFailure:
     reason: str
     final: bool
     """Whether the settings are wrong, so that another attempt cannot succeed."""
+    token: bool = False
+    """Whether there is no token of OAUTHBEARER, so that the broker was not asked."""
 
     def error(self, servers: str) -> BrokerError:
         """Return the failure as an error to raise; `servers` are the bootstrap servers, for the message."""
+        if self.token:
+            return (BrokerRefused if self.final else BrokerError)(f"no token for {servers}: {self.reason}")
         if self.final:
             return BrokerRefused(f"{servers} refuses the connection: {self.reason}")
         return BrokerError(
@@ -58,6 +63,7 @@ class Connection:
         self._reported: list[KafkaError] = []
         """The errors of the last attempt that had any: librdkafka does not repeat those that last."""
         self.admin = AdminClient(kafka.librdkafka(log_level=0, error_cb=self._errors.append))
+        self.admin.poll(0)  # librdkafka asks for a token of OAUTHBEARER in a poll only
 
     def probe(self, timeout_s: float) -> ConnectionFailure | None:
         """Try to reach the broker.
@@ -73,7 +79,14 @@ class Connection:
         attempt_s = FIRST_TRY_S
         while True:
             try:
+                if self._kafka.oauth is not None:
+                    self._kafka.oauth.token()
+                    self.admin.poll(0)
                 self.admin.list_topics(timeout=max(0.05, min(attempt_s, deadline - time.monotonic())))
+            except BrokerError as error:
+                if isinstance(error, BrokerRefused) or time.monotonic() >= deadline:
+                    return ConnectionFailure(str(error), isinstance(error, BrokerRefused), token=True)
+                time.sleep(min(attempt_s, max(0.0, deadline - time.monotonic())))
             except KafkaException as error:
                 self.admin.poll(0)  # calls error_cb
                 found = self._explain(error.args[0])
@@ -88,7 +101,7 @@ class Connection:
         self._reported = reported
         refused = [each for each in reported if each.code() == KafkaError._AUTHENTICATION]
         if refused:
-            return ConnectionFailure(f"{_message(refused[0])}; {LOGIN}", True)
+            return ConnectionFailure(f"{_message(refused[0])}; {LOGIN if self._kafka.oauth is None else REFUSED}", True)
         found = _handshake(self._kafka) if self._kafka.tls and reported else None
         if found is not None:
             return found

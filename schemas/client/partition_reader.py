@@ -174,6 +174,8 @@ class PartitionReader:
         return bool(finished)
 
     def _request(self, what: str, request: Callable[[], T]) -> T:
+        if not self.consumer.assignment():
+            self.consumer.poll(0)  # librdkafka asks for a token of OAUTHBEARER in a poll only
         deadline = time.monotonic() + REQUEST_TIMEOUT_S
         while True:
             try:

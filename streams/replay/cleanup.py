@@ -1,9 +1,9 @@
 """Removes the topics, consumer groups and registered schemas of a replay."""
 
 from confluent_kafka import KafkaError, KafkaException
-from confluent_kafka.admin import AdminClient
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
 
+from tamiyo.schemas.client.connection import Connection
 from tamiyo.schemas.client.registry import RegistrySettings
 from tamiyo.schemas.errors import BrokerError, ConfigurationError
 from tamiyo.schemas.kafka import KafkaSettings, TopicNames
@@ -72,7 +72,7 @@ def _remove_groups(kafka: KafkaSettings, names: TopicNames) -> None:
     groups = groups_under(kafka, names)
     if not groups:
         return
-    admin = AdminClient(kafka.librdkafka(log_level=0))  # kept: without it, its futures never complete
+    admin = Connection(kafka).admin  # kept: without it, its futures never complete
     for group, future in admin.delete_consumer_groups(groups, request_timeout=20).items():
         try:
             future.result(timeout=30)
@@ -87,7 +87,7 @@ def _remove_groups(kafka: KafkaSettings, names: TopicNames) -> None:
 def groups_under(kafka: KafkaSettings, names: TopicNames) -> list[str]:
     """Return the stages' consumer groups that exist under a prefix."""
     wanted = {names.full(entry.group) for entry in STAGES.values()}
-    admin = AdminClient(kafka.librdkafka(log_level=0))  # kept: without it, its future never completes
+    admin = Connection(kafka).admin  # kept: without it, its future never completes
     try:
         listed = admin.list_consumer_groups(request_timeout=20).result(timeout=30)
     except (KafkaException, TimeoutError) as error:

@@ -20,6 +20,7 @@ from typing import Any
 
 import structlog
 
+from tamiyo.schemas.client.tracing import Traces
 from tamiyo.schemas.kafka import HEADERS_BYTES
 from tamiyo.streams.headers import KeyValueHeaders
 from tamiyo.streams.runtime import metrics
@@ -60,10 +61,18 @@ class _Call:
 class OutputPipeline:
     """Publishes what one stage returns, awaits deliveries in order, and acknowledges inputs."""
 
-    def __init__(self, stage: str, inputs: InputBuffer, publisher: OutputPublisher, restored: RestoredState) -> None:
+    def __init__(
+        self,
+        stage: str,
+        inputs: InputBuffer,
+        publisher: OutputPublisher,
+        restored: RestoredState,
+        traces: Traces | None = None,
+    ) -> None:
         self._stage = stage
         self._inputs = inputs
         self._publisher = publisher
+        self._traces = traces
         self._published = restored.published
         self._reached = restored.reached
         self._in_flight: deque[_Call] = deque()
@@ -96,6 +105,10 @@ class OutputPipeline:
             source = None if isinstance(each, EndOfStream) else each.source
             received = self._inputs.received(source.topic, source.offset) if source is not None else None
             topic, message = message_of(each, self._stage, positions)
+            if self._traces is not None and isinstance(each, Output):
+                closed_by = source.headers if source is not None else None
+                span = self._traces.published(f"tamiyo.{self._stage}", topic, each.record, closed_by, received)
+                message = (*message[:2], [*message[2], *span])
             if isinstance(each, Reject):
                 self._record_reject(each, topic)
             stands_for: Published | Replaced = each

@@ -11,6 +11,7 @@ from typing import Any
 
 import structlog
 
+from tamiyo.schemas.client.tracing import traces
 from tamiyo.streams.runtime.end_of_stream import EndOfStream
 from tamiyo.streams.runtime.input_buffer import Acknowledge, InputBuffer
 from tamiyo.streams.runtime.input_log import InputLog
@@ -66,10 +67,11 @@ class PartitionTask:
         poison.forget_below(restored.positions)
         self._inputs.start(restored.positions, poison)
         backlog = None if self._replay else lambda: self._input_log.backlog(self._inputs.positions)
+        spans = None if self._replay else traces()  # what a replay reads belongs to traces that have ended
         call = self._call = StageCall(
-            stage, self.partition, dead_lettered=restored.poison, poison=poison, backlog=backlog
+            stage, self.partition, dead_lettered=restored.poison, poison=poison, backlog=backlog, traces=spans
         )
-        outputs = self._outputs = OutputPipeline(self._stage, self._inputs, self._publisher, restored)
+        outputs = self._outputs = OutputPipeline(self._stage, self._inputs, self._publisher, restored, spans)
         name = f"{self._stage}-{self.partition}"
         self._tasks = [
             asyncio.create_task(self._guarded(lambda: self._work(call, outputs)), name=name),

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Collection, Sequence
 from typing import Any, TypeVar
 
+from tamiyo.schemas.client.tracing import Traces
 from tamiyo.schemas.codec import decode
 from tamiyo.schemas.errors import BrokerError, SchemaError
 from tamiyo.streams.runtime import metrics
@@ -26,6 +27,7 @@ class StageCall:
         dead_lettered: Collection[tuple[str, int]] = (),
         poison: PoisonTracker,
         backlog: Callable[[], int] | None,
+        traces: Traces | None = None,
     ) -> None:
         """Call `stage`.
 
@@ -36,6 +38,7 @@ class StageCall:
             poison: failures of records, kept over restarts.
             backlog: returns how many records wait on the log. None in a replay, which is never overloaded, only
                 ahead of time: shedding would change the outputs.
+            traces: learn the traces of what is fed; None where there are none.
         """
         self.stage = stage
         self._partition = partition
@@ -43,6 +46,7 @@ class StageCall:
         self._dead_lettered = dead_lettered
         self._poison = poison
         self._backlog = backlog
+        self._traces = traces
 
     async def feed(self, batch: Sequence[Undecoded]) -> list[Output | Reject]:
         """Decode and feed a batch; return rejects first, then what the stage returns.
@@ -62,6 +66,9 @@ class StageCall:
                 outputs.append(Reject(_undecoded(place, record), f"{type(error).__name__}: {error}"))
             else:
                 records.append(Incoming(*place, decoded, record.value, record.key, tuple(record.headers or ())))
+        if self._traces is not None:
+            for each in records:
+                self._traces.received(each.record, each.headers)
         if records:
             outputs += await self._feed(records)
         return outputs

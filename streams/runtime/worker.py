@@ -12,6 +12,7 @@ from typing import Any
 import structlog
 
 from tamiyo.schemas.client.broker_wait import wait_for_broker
+from tamiyo.schemas.client.tracing import traces
 from tamiyo.schemas.errors import BrokerError, TamiyoError
 from tamiyo.schemas.kafka import KafkaSettings, TopicNames
 from tamiyo.schemas.topics import Topic
@@ -69,6 +70,7 @@ class Worker:
         settings = {name: self._entries[name].settings() for name in stages}
         for name, stage in stages.items():
             stage.check(settings[name])
+        traces()  # sets up the exporter, or refuses it
         fetch_wait_ms = await self._wait_for_broker(stages)
         if self._stop.is_set():
             return

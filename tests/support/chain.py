@@ -7,12 +7,16 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from opentelemetry.trace import TracerProvider
+
 from tamiyo.host.client.transport import InboundRecord, Make
 from tamiyo.host.common.settings import HostSettings
 from tamiyo.schemas import topics
+from tamiyo.schemas.client.tracing import Traces
 from tamiyo.schemas.codec import decode, encode
 from tamiyo.schemas.record import Record
 from tamiyo.schemas.topics import Topic
+from tamiyo.streams.messages import Headers
 from tamiyo.streams.stages.base import Incoming, Reject, Stage
 from tests.support.stage_log import FixedView
 
@@ -22,7 +26,11 @@ HOST_TOPICS = (topics.DECISIONS, topics.KERNELS, topics.CONTROL)
 class Chain:
     """Topics of one partition, the stages that read them, and the host at both ends."""
 
-    def __init__(self) -> None:
+    def __init__(self, provider: TracerProvider | None = None) -> None:
+        """Make an empty chain; with a `provider`, spans are recorded as publishers and partition tasks do."""
+        self._provider = provider
+        self._host = None if provider is None else Traces(provider)
+        self._spans: dict[str, Traces] = {}
         self.log: dict[str, list[Any]] = defaultdict(list)
         self.rejected: list[Reject] = []
         self.views: dict[str, FixedView] = defaultdict(FixedView)
@@ -41,9 +49,11 @@ class Chain:
         """Create a stage for partition 0 with `make(partition, settings, views)` and connect it."""
         stage = make(0, settings, self.views)  # type: ignore[call-arg]
         self.stages.append(stage)
+        if self._provider is not None:
+            self._spans[stage.name] = Traces(self._provider)
         return stage
 
-    def send(self, topic: Topic, record: Record, key: str) -> None:
+    def send(self, topic: Topic, record: Record, key: str, headers: Headers = ()) -> None:
         """Publish a record, encoded and decoded as on Kafka."""
         data = encode(record)
         offset = len(self.log[topic.name])
@@ -52,23 +62,34 @@ class Chain:
             self.views[topic.name].records[key] = self.log[topic.name][-1]
         if topic in HOST_TOPICS:
             self.arrivals.append(decode(data, topic.record))
+            if self._host is not None:
+                self._host.received(record, headers)
         for stage in self.stages:
             if topic in stage.inputs:
-                incoming = Incoming(topic.name, 0, offset, 0, decode(data, topic.record), data, key.encode())
-                self._take(stage.feed([incoming]))
+                incoming = Incoming(topic.name, 0, offset, 0, decode(data, topic.record), data, key.encode(), headers)
+                if stage.name in self._spans:
+                    self._spans[stage.name].received(incoming.record, headers)
+                self._take(stage, stage.feed([incoming]))
 
     def tick(self, now_ms: int = 0) -> None:
         """Advance the clock of every stage."""
         for stage in self.stages:
-            self._take(stage.tick(now_ms))
+            self._take(stage, stage.tick(now_ms))
 
-    def _take(self, results: Sequence[Any]) -> None:
+    def _take(self, stage: Stage, results: Sequence[Any]) -> None:
         for result in results:
             if isinstance(result, Reject):
                 self.rejected.append(result)
             elif (result.topic.name, result.identity) not in self._published_ids:
                 self._published_ids.add((result.topic.name, result.identity))
-                self.send(result.topic, result.record, result.record.run_id)
+                headers: Headers = ()
+                if stage.name in self._spans:
+                    closed_by = result.source.headers if result.source is not None else None
+                    name = f"tamiyo.{stage.name}"
+                    headers = tuple(
+                        self._spans[stage.name].published(name, result.topic.name, result.record, closed_by)
+                    )
+                self.send(result.topic, result.record, result.record.run_id, headers)
 
     # The host's Transport:
 
@@ -79,7 +100,8 @@ class Chain:
         """Publish a host's record."""
         record: Any = make()
         self.published += 1
-        self.send(topic, record, record.run_id)
+        headers = () if self._host is None else tuple(self._host.from_host(topic.name, record))
+        self.send(topic, record, record.run_id, headers)
         self.tick()
 
     def receive(self) -> Sequence[InboundRecord]:

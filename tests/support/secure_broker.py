@@ -17,13 +17,20 @@ from cryptography.hazmat.primitives.serialization import (
 
 from tamiyo.schemas.kafka import KafkaSettings
 from tamiyo.streams.admin.brokers import LocalKafka
+from tests.support.token_server import TokenServer
 
-PASSWORD = "correct-horse-7391"
+PASSWORD = "correct-horse-7391"  # also the secret of every client of OAuth
 MECHANISMS = {
     "SCRAM-SHA-256": ScramMechanism.SCRAM_SHA_256,
     "SCRAM-SHA-512": ScramMechanism.SCRAM_SHA_512,
 }
-LISTENERS = {"TLS": "SSL", "EXPIRED": "SSL", "SASLTLS": "SASL_SSL", "SASLPLAIN": "SASL_PLAINTEXT"}
+LISTENERS = {
+    "TLS": "SSL",
+    "EXPIRED": "SSL",
+    "SASLTLS": "SASL_SSL",
+    "SASLPLAIN": "SASL_PLAINTEXT",
+    "OAUTH": "SASL_PLAINTEXT",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +69,18 @@ class LockedKafka:
             "security_protocol": "SSL",
             "ssl_ca_file": self.ca_file,
             "ssl_cert_file": str(self.folder / "client.pem"),
+        }
+        return KafkaSettings(**{**settings, **changes})  # type: ignore[arg-type]
+
+    def oauth(self, tokens: TokenServer, **changes: object) -> KafkaSettings:
+        """Return settings of a client that gets its tokens from `tokens`, with `changes`."""
+        settings = {
+            "bootstrap_servers": self.node.servers["OAUTH"],
+            "security_protocol": "SASL_PLAINTEXT",
+            "sasl_mechanism": "OAUTHBEARER",
+            "oauth_token_url": tokens.url,
+            "oauth_client_id": "user",
+            "oauth_client_secret": PASSWORD,
         }
         return KafkaSettings(**{**settings, **changes})  # type: ignore[arg-type]
 
@@ -109,6 +128,11 @@ def locked_kafka(home: str, folder: Path) -> Iterator[LockedKafka]:
         properties[f"listener.name.{listener}.plain.sasl.jaas.config"] = plain
         for mechanism in MECHANISMS:
             properties[f"listener.name.{listener}.{mechanism.lower()}.sasl.jaas.config"] = scram
+    # The tokens' claims are checked, and their signatures are not: those are between the broker and the token's issuer.
+    properties["listener.name.oauth.sasl.enabled.mechanisms"] = "OAUTHBEARER"
+    module = "org.apache.kafka.common.security.oauthbearer.OAuthBearerLoginModule"
+    login = f'{module} required unsecuredLoginStringClaim_sub="broker";'
+    properties["listener.name.oauth.oauthbearer.sasl.jaas.config"] = login
     with LocalKafka(home, listeners=LISTENERS, properties=properties) as node:
         kafka = LockedKafka(node, folder)
         kafka.add_user("user")

@@ -28,7 +28,7 @@ class Process:
     """A worker with the pair stage, as a process."""
 
     def __init__(self, kafka: KafkaSettings, names: TopicNames, folder: Path, *arguments: str, **settings: Any) -> None:
-        """`settings` are the worker's; those that begin with TAMIYO_ are environment names."""
+        """`settings` are the worker's; those that begin with TAMIYO_ or OTEL_ are environment names."""
         (self.port,) = free_ports(1)
         self.log = folder / f"worker-{self.port}.log"
         environment = {
@@ -39,7 +39,7 @@ class Process:
             "TAMIYO_WORKER_COMMIT_INTERVAL_S": "0.2",
             "TAMIYO_WORKER_STATE_DIR": str(folder / "state"),
             **{
-                name if name.startswith("TAMIYO_") else f"TAMIYO_WORKER_{name.upper()}": str(value)
+                name if name.startswith(("TAMIYO_", "OTEL_")) else f"TAMIYO_WORKER_{name.upper()}": str(value)
                 for name, value in settings.items()
             },
         }

@@ -10,6 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from scipy import stats
 from torch import nn
 from torch.nn import functional as F
@@ -48,9 +51,12 @@ from tests.support.layers import attached_layer
 STEPS = 700
 
 
-def start(folder: Path) -> Chain:
-    """Return a chain of all stages that decides with version 0 of the policy."""
-    chain = Chain()
+def start(folder: Path) -> tuple[Chain, InMemorySpanExporter]:
+    """Return a chain of all stages that decides with version 0 of the policy, and the spans that it records."""
+    spans = InMemorySpanExporter()
+    provider = TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(spans))
+    chain = Chain(provider)
     store = CheckpointStore(f"file://{folder}/checkpoints")
     policy = TamiyoPolicy(PolicyConfig(blueprints=tuple(names())))
     data = save(policy, None, CheckpointHeader.of(policy, version=0))
@@ -74,13 +80,16 @@ def start(folder: Path) -> Chain:
     chain.add(DecisionsStage, settings)
     chain.add(KernelsStage, KernelSettings(store_url=f"file://{folder}/kernels"))
     chain.add(RewardsStage, RewardSettings())
-    return chain
+    return chain, spans
+
+
+Run = tuple[Chain, KasminaLayer, InMemorySpanExporter]
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Chain, KasminaLayer]:
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     folder = tmp_path_factory.mktemp("specification")
-    chain = start(folder)
+    chain, spans = start(folder)
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(128, 64), nn.ReLU(), nn.Linear(64, 10))
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
@@ -110,28 +119,28 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Chain, KasminaLayer]:
             handle.step(loss=loss)
             if step % 50 == 49:
                 handle.validate(lambda: F.cross_entropy(model(held_out[0]), held_out[1]).item())
-    return chain, layer
+    return chain, layer, spans
 
 
 class TestEndToEnd:
     """From realistic signals of a KasminaLayer(128, 64, 4 seeds) to a decision that is executed."""
 
-    def test_a_confident_valid_decision_is_published(self, run: tuple[Chain, KasminaLayer]) -> None:
-        chain, _ = run
+    def test_a_confident_valid_decision_is_published(self, run: Run) -> None:
+        chain, _, _ = run
         decisions = chain.log[topics.DECISIONS.name]
         requested = [decision for decision in decisions if decision.type != DecisionType.NO_OP]
         assert requested
         assert all(decision.confidence > 0.5 for decision in requested)
         assert {decision.type for decision in decisions} <= {kind.value for kind in DecisionType}
 
-    def test_it_is_executed(self, run: tuple[Chain, KasminaLayer]) -> None:
-        chain, layer = run
+    def test_it_is_executed(self, run: Run) -> None:
+        chain, layer, _ = run
         executed = [o for o in chain.log[topics.OUTCOMES.name] if o.status is OutcomeStatus.EXECUTED]
         assert any(outcome.type == DecisionType.LOAD_KERNEL for outcome in executed)
         assert layer.get_layer_stats()["state_stats"]["active_seeds"] > 0
 
-    def test_every_graph_has_a_decision_and_every_adaptation_an_outcome(self, run: tuple[Chain, KasminaLayer]) -> None:
-        chain, _ = run
+    def test_every_graph_has_a_decision_and_every_adaptation_an_outcome(self, run: Run) -> None:
+        chain, _, _ = run
         graphs = [graph.graph_id for graph in chain.log[topics.GRAPHS.name]]
         decisions = chain.log[topics.DECISIONS.name]
         requested = {decision.decision_id for decision in decisions if decision.type != DecisionType.NO_OP}
@@ -140,13 +149,32 @@ class TestEndToEnd:
         assert {outcome.decision_id for outcome in chain.log[topics.OUTCOMES.name]} == requested
         assert chain.rejected == []
 
-    def test_every_decision_has_a_final_reward(self, run: tuple[Chain, KasminaLayer]) -> None:
-        chain, _ = run
+    def test_a_trace_leads_from_telemetry_to_the_reward(self, run: Run) -> None:
+        _, _, exporter = run
+        spans = {span.context.span_id: span for span in exporter.get_finished_spans()}
+        rewards = [span for span in spans.values() if span.attributes["messaging.destination.name"] == "tamiyo.rewards"]
+        paths = []
+        for span in rewards:
+            path = [span]
+            while path[-1].parent is not None:
+                path.append(spans[path[-1].parent.span_id])
+            assert len({each.context.trace_id for each in path}) == 1
+            paths.append([each.name.removeprefix("tamiyo.") for each in reversed(path)])
+            about = span.attributes["tamiyo.decision_id"]
+            assert all(each.attributes.get("tamiyo.decision_id", about) == about for each in path)
+        decided = ["telemetry", "intake", "windows", "graphs", "decisions"]
+        loaded = (*decided, "kernels", "execute", "rewards")
+        found = {tuple(path) for path in paths}
+        assert loaded in found
+        assert found <= {(*decided, "rewards"), (*decided, "execute", "rewards"), loaded}
+
+    def test_every_decision_has_a_final_reward(self, run: Run) -> None:
+        chain, _, _ = run
         complete = {reward.decision_id for reward in chain.log[topics.REWARDS.name] if reward.complete}
         assert complete == {decision.decision_id for decision in chain.log[topics.DECISIONS.name]}
 
-    def test_the_load_preserved_the_function(self, run: tuple[Chain, KasminaLayer]) -> None:
-        chain, _ = run
+    def test_the_load_preserved_the_function(self, run: Run) -> None:
+        chain, _, _ = run
         loads = [o for o in chain.log[topics.OUTCOMES.name] if o.type == "load_kernel" and o.after]
         assert loads
         assert all(abs(outcome.after["loss"] - outcome.before["loss"]) < 1e-6 for outcome in loads)

@@ -5,18 +5,40 @@ from typing import Any
 
 import faust
 from aiokafka import AIOKafkaConsumer
+from aiokafka.abc import AbstractTokenProvider
 from aiokafka.errors import KafkaConnectionError
 
 from tamiyo.schemas.client.connection import explain
 from tamiyo.schemas.errors import BrokerError
 from tamiyo.schemas.kafka import KafkaSettings
+from tamiyo.schemas.oauth import TokenSource
 from tamiyo.streams.runtime.faust.decompression_limit import limit_decompression
 from tamiyo.streams.runtime.faust.metadata_backoff import back_off_metadata
+
+
+class AsyncTokens(AbstractTokenProvider):  # type: ignore[misc]
+    """The tokens of OAUTHBEARER for aiokafka, which asks with every connection that it opens."""
+
+    def __init__(self, source: TokenSource) -> None:
+        self._source = source
+
+    async def token(self) -> str:
+        """Return a valid token; a failure is one to connect, which aiokafka retries."""
+        try:
+            return (await asyncio.to_thread(self._source.token)).value
+        except BrokerError as error:
+            raise KafkaConnectionError(str(error)) from error
+
+    def extensions(self) -> dict[str, str]:
+        """Return what is sent to the broker with the token."""
+        return self._source.extensions
 
 
 def faust_credentials(kafka: KafkaSettings) -> Any:
     """Return Faust's credentials for the settings, or None for a plain connection."""
     context = kafka.ssl_context()
+    if kafka.oauth is not None:
+        return faust.OAuthCredentials(oauth_cb=AsyncTokens(kafka.oauth), ssl_context=context)
     if kafka.sasl is not None:
         mechanism, username, password = kafka.sasl
         return faust.SASLCredentials(mechanism=mechanism, username=username, password=password, ssl_context=context)
@@ -31,6 +53,8 @@ def aiokafka_settings(kafka: KafkaSettings) -> dict[str, Any]:
         "security_protocol": kafka.security_protocol,
         "ssl_context": kafka.ssl_context(),
     }
+    if kafka.oauth is not None:
+        config.update(sasl_mechanism="OAUTHBEARER", sasl_oauth_token_provider=AsyncTokens(kafka.oauth))
     if kafka.sasl is not None:
         mechanism, username, password = kafka.sasl
         config.update(sasl_mechanism=mechanism, sasl_plain_username=username, sasl_plain_password=password)

@@ -18,8 +18,8 @@ from tamiyo.models.learning.ppo import (
 )
 from tamiyo.models.masks import MaskLimits, legal_actions
 from tamiyo.models.policy import PolicyConfig, TamiyoPolicy
+from tests.models.learning.slow_ppo import distribution, nudged, random_samples, sample, slow_losses, tensors
 from tests.support.factories import make_graph
-from tests.support.slow_ppo import distribution, nudged, random_samples, sample, slow_losses, tensors
 
 SETTINGS = LearningSettings()
 POLICY_ONLY = LearningSettings(vf_coef=0, ent_coef=0, safety_coef=0, reward_coef=0)

@@ -46,6 +46,14 @@ def test_order_and_repeats_do_not_matter(tmp_path: Path) -> None:
     assert (found.same, found.differ, found.first) == (3, 0, None)
 
 
+def test_traces_do_not_matter(tmp_path: Path) -> None:
+    traced = [
+        message(each.topic, n, each.value, headers=(*each.headers, ("traceparent", b"00-1-2-01")), key=each.key)
+        for n, each in enumerate(graphs("a", "b"))
+    ]
+    assert compared(tmp_path, graphs("a", "b"), traced).equal
+
+
 def test_the_first_differing_field_is_named(tmp_path: Path) -> None:
     other = [*graphs("a"), *graphs("b", "c", step=GRAPH.step + 7)]
     other = [message(each.topic, n, each.value, headers=each.headers, key=each.key) for n, each in enumerate(other)]

@@ -45,14 +45,30 @@ def test_security_reaches_faust_and_aiokafka() -> None:
     assert aiokafka_settings(plain)["security_protocol"] == "PLAINTEXT"
     assert create_app("g", plain, WorkerSettings()).conf.broker_credentials is None
     sasl = KafkaSettings(
-        security_protocol="SASL_SSL", sasl_mechanism="SCRAM-SHA-256", sasl_username="me", sasl_password="secret"
+        security_protocol="SASL_SSL", sasl_mechanism="SCRAM-SHA-256", sasl_username="me", sasl_password="hunter2"
     )
     settings = aiokafka_settings(sasl)
-    assert (settings["sasl_mechanism"], settings["sasl_plain_password"]) == ("SCRAM-SHA-256", "secret")
+    assert (settings["sasl_mechanism"], settings["sasl_plain_password"]) == ("SCRAM-SHA-256", "hunter2")
     assert settings["ssl_context"] is not None
     credentials = create_app("g", sasl, WorkerSettings()).conf.broker_credentials
     assert (credentials.protocol.value, credentials.username) == ("SASL_SSL", "me")
-    assert "secret" not in repr(sasl)
+    assert "hunter2" not in repr(sasl)
+
+    oauth = KafkaSettings(
+        security_protocol="SASL_SSL",
+        sasl_mechanism="OAUTHBEARER",
+        oauth_token_provider="tests.support.token_server:user_token",
+        oauth_extensions="pool=p",
+    )
+    credentials = create_app("g", oauth, WorkerSettings()).conf.broker_credentials
+    assert (credentials.protocol.value, credentials.mechanism.value) == ("SASL_SSL", "OAUTHBEARER")
+    assert credentials.oauth_cb.extensions() == {"pool": "p"}
+    settings = aiokafka_settings(oauth)
+    assert (settings["sasl_mechanism"], settings["sasl_oauth_token_provider"].extensions()) == (
+        "OAUTHBEARER",
+        {"pool": "p"},
+    )
+
     with pytest.raises(ConfigurationError, match="SASL_USERNAME"):
         aiokafka_settings(KafkaSettings(security_protocol="SASL_PLAINTEXT", sasl_mechanism="PLAIN"))
     with pytest.raises(ConfigurationError, match="SSL_"):

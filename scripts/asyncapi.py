@@ -1,6 +1,6 @@
 """The topics and their records as an AsyncAPI 3 document, derived from the catalogue: `schemas/asyncapi.json`.
 
-`python -m tamiyo.schemas.asyncapi` writes the file; with `--check` it only reports whether the file is out of date,
+`python -m scripts.asyncapi` writes the file; with `--check` it only reports whether the file is out of date,
 with exit status 1.
 """
 
@@ -12,7 +12,7 @@ from typing import Any
 from tamiyo.schemas.avro_schema import avro_schema
 from tamiyo.schemas.topics import CATALOGUE, Topic
 
-FILE = Path(__file__).parent / "asyncapi.json"
+FILE = Path(__file__).parents[1] / "schemas" / "asyncapi.json"
 VERSION = "1.0.0"
 """Version of the contracts, not of the program: raised when a topic or a field is added or removed."""
 KAFKA_BINDING = "0.5.0"
@@ -102,7 +102,7 @@ def main(arguments: list[str]) -> int:
     wanted = json.dumps(document(), indent=2) + "\n"
     if "--check" in arguments:
         if not FILE.exists() or FILE.read_text(encoding="utf-8") != wanted:
-            print(f"out of date: {FILE.name}; run python -m tamiyo.schemas.asyncapi", file=sys.stderr)
+            print(f"out of date: {FILE.name}; run python -m scripts.asyncapi", file=sys.stderr)
             return 1
         return 0
     FILE.write_text(wanted, encoding="utf-8")

@@ -10,8 +10,8 @@ from typing import Any
 
 import jsonschema
 import pytest
+from scripts import asyncapi
 
-from tamiyo.schemas import asyncapi
 from tamiyo.schemas.avro_schema import FOLDER
 from tamiyo.schemas.topics import CATALOGUE
 
@@ -87,4 +87,4 @@ def test_the_check_notices_an_old_document(
     assert asyncapi.main(["--check"]) == 1
     assert "out of date: asyncapi.json" in capsys.readouterr().err
     makefile = (Path(__file__).parents[2] / "Makefile").read_text()
-    assert "python -m tamiyo.schemas.asyncapi --check" in makefile
+    assert "python -m scripts.asyncapi --check" in makefile
