@@ -28,7 +28,7 @@ from tamiyo.streams.runtime.failures import status_of
 from tamiyo.streams.runtime.restore import RestoredState
 from tamiyo.streams.stages.base import Incoming, Output, Reject
 from tests.streams.runtime.harness import FakeKafka, Sent, settle
-from tests.streams.runtime.test_output_pipeline import PipelineHarness, incoming
+from tests.streams.runtime.publishing.test_output_pipeline import PipelineHarness, incoming
 from tests.support.factories import make_graph, make_topology
 from tests.support.kafka_log import KafkaLog
 from tests.support.pairs import NUMBERS, SUMS, number

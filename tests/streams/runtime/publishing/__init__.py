@@ -1,0 +1,1 @@
+"""What stages publish: sizes, headers, deliveries, and reading it back."""
