@@ -6,12 +6,8 @@ from faust.exceptions import FaustError
 from tamiyo.schemas.errors import BrokerError, BrokerRefused, ConfigurationError
 from tamiyo.streams.process.exit_codes import EXIT_CONFIG, EXIT_SOFTWARE, EXIT_TEMPFAIL
 
-RECORD_REFUSED = (
-    errors.MessageSizeTooLargeError,
-    errors.RecordListTooLargeError,
-    errors.InvalidTimestampError,
-)
-"""Errors of Kafka about what a batch contains: whoever sends it again gets them again."""
+TOO_LARGE = (errors.MessageSizeTooLargeError, errors.RecordListTooLargeError)
+"""Errors of Kafka about a batch that a topic does not take: whoever sends it again gets them again."""
 CONFIGURATION = (
     ConfigurationError,
     BrokerRefused,
@@ -38,7 +34,8 @@ CONFIGURATION = (
     errors.InvalidConfigurationError,
     errors.InvalidRequiredAcksError,
     errors.PolicyViolationError,
-    *RECORD_REFUSED,
+    errors.InvalidTimestampError,  # the clock of this machine is more than an hour ahead of the broker's
+    *TOO_LARGE,
 )
 """Errors that last until somebody corrects a setting, a permission or a topic."""
 

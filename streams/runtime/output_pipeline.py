@@ -26,7 +26,7 @@ from tamiyo.streams.headers import KeyValueHeaders
 from tamiyo.streams.runtime import metrics
 from tamiyo.streams.runtime.encoding import encode_positions, key_of, message_of
 from tamiyo.streams.runtime.end_of_stream import EndOfStream
-from tamiyo.streams.runtime.failures import RECORD_REFUSED
+from tamiyo.streams.runtime.failures import TOO_LARGE
 from tamiyo.streams.runtime.input_buffer import InputBuffer
 from tamiyo.streams.runtime.output_publisher import OutputPublisher, size_of
 from tamiyo.streams.runtime.oversized import cut, dead_letter_of, reason_of
@@ -160,7 +160,7 @@ class OutputPipeline:
     async def _deliver(self, delivery: Awaitable[Any], sent: Sequence[Sent]) -> None:
         try:
             await delivery
-        except RECORD_REFUSED as refusal:
+        except TOO_LARGE as refusal:
             # A large record is alone in its batch; a batch of small ones meets a limit that nothing fits.
             refused = sent[0][0]
             if len(sent) > 1 or isinstance(refused, EndOfStream):
@@ -177,7 +177,7 @@ class OutputPipeline:
             try:
                 for delivery, _ in await self._publisher.send(topic, [message]):
                     await delivery
-            except RECORD_REFUSED:
+            except TOO_LARGE:
                 continue
             return
         raise refusal

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from aiokafka.errors import (
+    InvalidTimestampError,
     InvalidTopicError,
     KafkaConnectionError,
     MessageSizeTooLargeError,
@@ -166,6 +167,7 @@ def test_an_output_that_became_a_dead_letter_before_a_restart_does_not_again() -
     [
         (MessageSizeTooLargeError(), EXIT_CONFIG),
         (RecordListTooLargeError(), EXIT_CONFIG),
+        (InvalidTimestampError(), EXIT_CONFIG),
         (TopicAuthorizationFailedError(), EXIT_CONFIG),
         (InvalidTopicError(), EXIT_CONFIG),
         (UnsupportedVersionError(), EXIT_CONFIG),
