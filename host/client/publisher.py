@@ -6,9 +6,8 @@ import logging
 import queue
 import threading
 import time
-from typing import Any
 
-from confluent_kafka import KafkaError, Producer
+from confluent_kafka import KafkaError, Message, Producer
 
 from tamiyo.host.client.outage import Outage
 from tamiyo.host.client.transport import Make
@@ -27,6 +26,8 @@ _RETRY_S = 1.0  # between two requests to an unreachable schema registry
 _PERIOD_S = 0.05
 """Seconds between two looks into the queue. A thread that woke up for every record would take the interpreter from
 the training loop several times a frame, and librdkafka would send a request for each."""
+_BY_KEY = -1
+"""Kafka's "choose the partition by the key"."""
 _TOO_LARGE = (
     "a record for %s was dropped, and so will be others like it: it has %d bytes, and a message may have %d; training "
     "continues. Watch fewer layers: attach(..., layers=...)"
@@ -36,8 +37,10 @@ _TOO_LARGE = (
 class KafkaPublisher:
     """A bounded queue, a thread that makes, encodes and produces records, and a confluent-kafka producer.
 
-    The key of every record is the run's id. If the broker or the schema registry is down or slow, records wait in the
-    queue; once it is full, further ones are dropped and counted, with one warning.
+    The key of every record is the run's id. It chooses the partition of the first record; all others go to the same
+    one, so that a run stays on its partition even if somebody adds partitions meanwhile. If the broker or the schema
+    registry is down or slow, records wait in the queue; once it is full, further ones are dropped and counted, with one
+    warning.
     """
 
     def __init__(
@@ -65,6 +68,7 @@ class KafkaPublisher:
         self._busy_seconds = 0.0
         self._warned: set[str] = set()
         self._outage = Outage(log)
+        self._partition = _BY_KEY
         self._closed = False
         self._abandoned = threading.Event()
         settings = {
@@ -169,7 +173,12 @@ class KafkaPublisher:
             return
         headers = None if self._traces is None else self._traces.from_host(topic.name, record)
         self._producer.produce(
-            self._topics.full(topic.name), value, key=self._key, headers=headers, on_delivery=self._on_delivery
+            self._topics.full(topic.name),
+            value,
+            key=self._key,
+            partition=self._partition,
+            headers=headers,
+            on_delivery=self._on_delivery,
         )
 
     def _encode(self, record: Record) -> bytes:
@@ -183,10 +192,12 @@ class KafkaPublisher:
                 self._warn_once("registry", "records wait for the schema registry: %s; training continues", error)
                 self._producer.poll(0)
 
-    def _on_delivery(self, error: KafkaError | None, _message: Any) -> None:
+    def _on_delivery(self, error: KafkaError | None, message: Message) -> None:
         if error is None:
             self._published += 1
             self._outage.end()
+            if self._partition == _BY_KEY:
+                self._partition = message.partition() or 0
         else:
             self._failed += 1
             # Under each error once: one that passes must not hide one that lasts.

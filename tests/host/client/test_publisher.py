@@ -1,11 +1,14 @@
 """Records to Kafka without ever holding up training."""
 
 import time
+from collections.abc import Callable
 from contextlib import ExitStack, closing
 
 import pytest
 
 from tamiyo.host.client.publisher import KafkaPublisher
+from tamiyo.schemas.client.awaited_producer import AwaitedProducer
+from tamiyo.schemas.codec import encode
 from tamiyo.schemas.kafka import KafkaSettings, TopicNames
 from tamiyo.schemas.record import Record
 from tamiyo.schemas.telemetry import CacheHitRates
@@ -47,6 +50,28 @@ class _Closable(KafkaPublisher):
 
     def close(self, timeout_s: float = 5.0) -> None:
         super().close(timeout_s)
+
+
+@pytest.mark.kafka
+def test_a_run_stays_on_its_partition_though_partitions_are_added(
+    real_kafka: str, names: TopicNames, open_log: Callable[[KafkaSettings], KafkaLog]
+) -> None:
+    kafka = KafkaSettings(bootstrap_servers=real_kafka)
+    topics = Topics(kafka, names, (CACHE_HIT_RATES,))
+    topics.create(partitions=1)
+    with closing_publisher(kafka, names) as publisher:
+        publisher.publish(CACHE_HIT_RATES, lambda: frame(1))
+        assert publisher.flush(20)
+        topics.grow(64)
+        other = AwaitedProducer(kafka)  # whoever connects now chooses another partition for the key
+        other.produce(names.full(CACHE_HIT_RATES.name), encode(frame(2)), b"run-1")
+        other.flush()
+        publisher._producer.list_topics(names.full(CACHE_HIT_RATES.name), timeout=10)
+        publisher.publish(CACHE_HIT_RATES, lambda: frame(3))
+        assert publisher.flush(20)
+    found = {each.record(CacheHitRates).step: each.partition for each in open_log(kafka).read(CACHE_HIT_RATES.name)}
+    assert (found[1], found[3]) == (0, 0)
+    assert found[2] != 0
 
 
 def test_an_invalid_record_costs_no_other(kafka: KafkaSettings, names: TopicNames, kafka_log: KafkaLog) -> None:
