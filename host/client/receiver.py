@@ -213,7 +213,8 @@ class KafkaReceiver:
                     raise
 
     def _on_error(self, error: object) -> None:
-        self._warn_once(f"Kafka is unreachable; training continues without it: {error}")
+        if self._connected:  # until then the thread finds out more
+            self._warn_once(f"Kafka is unreachable; training continues without it: {error}")
 
     def _warn_once(self, message: str) -> None:
         if not self._warned:
