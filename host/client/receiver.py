@@ -91,7 +91,7 @@ class KafkaReceiver:
                     "enable.auto.offset.store": False,
                     "auto.offset.reset": "earliest",
                     "fetch.wait.max.ms": 50,  # how long a broker may hold back a new record
-                    "error_cb": self._outage.on_error,
+                    "error_cb": self._on_error,
                     "log_level": 0,  # errors reach the callback above; librdkafka itself would write to stderr
                 }
             )
@@ -256,6 +256,10 @@ class KafkaReceiver:
                 )
                 if self._stopping.wait(_RETRY_S):
                     raise
+
+    def _on_error(self, error: KafkaError) -> None:
+        if self._connected:  # until then the thread finds out more
+            self._outage.on_error(error)
 
     def _warn_once(self, subject: str, message: str) -> None:
         if subject not in self._warned:

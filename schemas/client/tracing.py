@@ -46,11 +46,11 @@ class Traces:
 
     def __init__(self, provider: TracerProvider) -> None:
         """Record spans with a tracer of `provider`."""
-        from opentelemetry import context, propagate, trace
+        from opentelemetry import trace
+        from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
         self._api = trace
-        self._no_context = context.Context()  # a span that is current here has nothing to do with a message
-        self._propagate = propagate
+        self._w3c = TraceContextTextMapPropagator()
         self._tracer = provider.get_tracer("tamiyo")
         self._decisions: dict[str, Context] = {}
         self._frame: tuple[int, Headers] | None = None
@@ -129,11 +129,11 @@ class Traces:
 
     def _extract(self, headers: Received) -> Context:
         carrier = {name: value.decode("ascii", "replace") for name, value in headers or () if value is not None}
-        return self._propagate.extract(carrier, self._no_context)
+        return self._w3c.extract(carrier)  # without a header empty: no span that is current here
 
     def _inject(self, span: Span) -> Headers:
         carrier: dict[str, str] = {}
-        self._propagate.inject(carrier, self._api.set_span_in_context(span))
+        self._w3c.inject(carrier, self._api.set_span_in_context(span))
         return [(name, value.encode()) for name, value in carrier.items()]
 
 
