@@ -1,6 +1,10 @@
-"""Prepares foreign text for a terminal: no escape sequences, no secrets."""
+"""What commands print: foreign text without escape sequences and secrets, and JSON."""
 
+import json
+import math
 import re
+import sys
+from typing import Any
 
 # scheme://user:password@host, and the values of a query
 _LOGIN = re.compile(r"(?<=://)[^/@\s]+@")
@@ -36,3 +40,26 @@ def without_secrets(url: str) -> str:
     """
     base, mark, query = url.partition("?")
     return _LOGIN.sub("***@", base) + mark + _QUERY.sub("***", query)
+
+
+def write_json(value: Any) -> None:
+    """Write a value to standard output as JSON, which has no NaN and no infinities: they are null.
+
+    Args:
+        value: What `json` can encode.
+
+    Example:
+        >>> write_json({"loss": float("nan")})
+        {
+          "loss": null
+        }
+    """
+    sys.stdout.write(json.dumps(_finite(value), indent=2) + "\n")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

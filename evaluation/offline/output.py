@@ -8,10 +8,11 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from tamiyo.evaluation.lab.cli.output import print_json, right
+from tamiyo.evaluation.lab.cli.output import right
 from tamiyo.evaluation.offline.estimators import ESTIMATORS, Interval
 from tamiyo.evaluation.offline.support import Thresholds
 from tamiyo.evaluation.offline.verdict import Evaluation, PolicyValue, Status
+from tamiyo.schemas.display import write_json
 
 TITLES = {"ips": "IPS", "snips": "SNIPS", "dm": "direct method", "dr": "doubly robust"}
 STYLES = {
@@ -32,7 +33,7 @@ def counts(left_out: Counter[str]) -> str:
 
 def print_as_json(result: Evaluation, left_out: Counter[str], thresholds: Thresholds) -> None:
     """Print a result as one JSON object."""
-    print_json({**asdict(result), "left_out": dict(left_out), "thresholds": asdict(thresholds)})
+    write_json({**asdict(result), "left_out": dict(left_out), "thresholds": asdict(thresholds)})
 
 
 def print_tables(result: Evaluation, left_out: Counter[str]) -> None:

@@ -84,7 +84,8 @@ def grants(role: str, names: TopicNames) -> list[Grant]:
 
     Args:
         role: a stage, `learner`, `host` (the SDK), `operator` (creates and grows topics, reads everything, redrives
-            dead letters, forgets runs, publishes orders and steers the policy) or `reader` (of all topics).
+            dead letters, forgets runs, publishes orders, steers the policy, describes consumer groups) or `reader` (of
+            all topics).
         names: the installation's topic names.
 
     Raises:
@@ -106,6 +107,7 @@ def grants(role: str, names: TopicNames) -> list[Grant]:
             *(name for topic in redriven for name in (topic.name, topic.dead_letters)),
         ]
         found = _grants(names, everything, writes, CATALOGUE)
+        found += [Grant("group", names.full(each.group), "DESCRIBE") for each in STAGES.values()]  # for the doctor
         return found + [Grant("topic", names.full(name), each) for each in ("CREATE", "ALTER") for name in everything]
     if role == "reader":
         return _grants(names, everything, [], ())

@@ -5,7 +5,7 @@ The embedded broker creates topics on demand, with 4 partitions; there they are 
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -26,6 +26,9 @@ PARTITIONS = 4
 REPLICATION = 3
 """Replicas of a partition: with one broker away, every record still has two."""
 REQUEST_TIMEOUT_S = 20.0
+AWAY = (
+    "start the brokers that are away; `kafka-topics.sh --describe --under-replicated-partitions` lists the partitions"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +49,12 @@ class TopicState:
     """Replicas that must have a record before its delivery is confirmed."""
     timestamps: str | None = None
     """Whose clock stamps a record: CreateTime, the producer's, or LogAppendTime, the broker's."""
+    expected_retention_ms: int | None = None
+    """The catalogue's; None for a compacted topic."""
+    out_of_sync: int = 0
+    """Partitions with a replica that is away or behind."""
+    in_sync: int | None = None
+    """Replicas in sync of the partition that has the fewest; 0 where a partition has no leader. None: unknown."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +75,11 @@ class TopicPlan:
     name: str
     cleanup: str
     retention_ms: int
+
+
+def needed_bytes() -> int:
+    """Return the max.message.bytes that topics need, for messages as large as a worker's settings allow."""
+    return WorkerSettings().max_message_bytes + BATCH_BYTES
 
 
 def dead_letter_names(topic: Topic) -> tuple[str, str]:
@@ -92,8 +106,8 @@ class Topics:
         self._connection = Connection(kafka)
         self._admin = self._connection.admin
         self._bootstrap = kafka.bootstrap_servers
+        self._prefix = names.prefix
         self._plan = plan(topics, names)
-        self._batch_bytes = WorkerSettings().max_message_bytes + BATCH_BYTES
 
     def reachable(self, timeout_s: float = 5.0) -> str | None:
         """Return why there is no connection, or None if there is one.
@@ -149,7 +163,7 @@ class Topics:
                 config={
                     "cleanup.policy": each.cleanup,
                     "retention.ms": str(each.retention_ms if retention_ms is None else retention_ms),
-                    "max.message.bytes": str(self._batch_bytes),
+                    "max.message.bytes": str(needed_bytes()),
                     "message.timestamp.type": "CreateTime",
                     "min.insync.replicas": str(min_insync(replicas)),
                 },
@@ -242,61 +256,39 @@ class Topics:
                     min((len(partition.replicas) for partition in partitions), default=0),
                     _integer(settings.get("min.insync.replicas")),
                     settings.get("message.timestamp.type"),
+                    each.retention_ms if each.cleanup == "delete" else None,
+                    sum(len(partition.isrs) < len(partition.replicas) for partition in partitions),
+                    min((_in_sync(partition) for partition in partitions), default=None),
                 )
             )
         return found
 
     def check(self) -> list[str]:
         """Return the problems, a sentence each: missing topics, partition counts, cleanup, sizes, replicas in sync."""
-        return [each.text for each in self._problems(self.states())]
+        return [each.text for each in self.findings() if each.state == "problem"]
 
     def findings(self) -> list[TopicFinding]:
-        """Return the problems, and what makes the loss of a broker a problem, each with what to do."""
-        states = self.states()
-        # The embedded broker has no configuration, and loses everything anyway.
-        return [*self._problems(states), *(() if self.embedded() else _risks(states, self.brokers()))]
+        """Return the problems, and what makes the loss of a broker a problem, each with what to do.
 
-    def _problems(self, states: Sequence[TopicState]) -> list[TopicFinding]:
-        existing = [each for each in states if each.partitions]
-        found = [
-            TopicFinding("problem", f"topic {each.name} does not exist", "`tamiyo topics create` creates it")
-            for each in states
-            if not each.partitions
-        ]
-        counts: dict[int, list[str]] = defaultdict(list)
-        for each in existing:
-            counts[each.partitions].append(each.name)
-        if len(counts) > 1:
-            usual = max(counts, key=lambda count: len(counts[count]))
-            found += [
-                TopicFinding(
-                    "problem",
-                    f"topic {name} has {count} partitions where the others have {usual}: "
-                    "a run's records would not stay on one partition number",
-                    f"`tamiyo topics grow --partitions {max(counts)}` makes them equal",
-                )
-                for count, listed in sorted(counts.items())
-                if count != usual
-                for name in listed
-            ]
-        for each in existing:
-            if each.cleanup is not None and each.expected_cleanup not in each.cleanup:
-                text = f"topic {each.name} has cleanup.policy={each.cleanup}, but {each.expected_cleanup} is expected"
-                found.append(TopicFinding("problem", text, _alter(each, f"cleanup.policy={each.expected_cleanup}")))
-            if each.max_batch_bytes is not None and each.max_batch_bytes < self._batch_bytes:
-                text = (
-                    f"topic {each.name} has max.message.bytes={each.max_batch_bytes}, but {self._batch_bytes} is "
-                    "needed for messages as large as TAMIYO_WORKER_MAX_MESSAGE_BYTES"
-                )
-                found.append(TopicFinding("problem", text, _alter(each, f"max.message.bytes={self._batch_bytes}")))
-            if each.min_insync is not None and each.min_insync > each.replication:
-                text = (
-                    f"topic {each.name} has min.insync.replicas={each.min_insync} and replication {each.replication}: "
-                    "nobody can publish to it"
-                )
-                setting = f"min.insync.replicas={min_insync(each.replication)}"
-                found.append(TopicFinding("problem", text, _alter(each, setting)))
-        return found
+        Where no topic exists at all, that is the only finding.
+        """
+        states = self.states()
+        if not any(each.partitions for each in states):
+            return [TopicFinding("problem", "no topic of this installation exists", self._creation())]
+        # The embedded broker has no configuration, and loses everything anyway.
+        return [*_problems(states), *(() if self.embedded() else _risks(states, self.brokers()))]
+
+    def _creation(self) -> str:
+        """Return how to create the topics, and whether there are those of other installations."""
+        bare = self._plan[0].name.removeprefix(self._prefix)
+        others = sorted(name.removesuffix(bare) for name in self._metadata().topics if name.endswith(bare))
+        advice = "`tamiyo topics create` creates them"
+        if not others:
+            return advice
+        listed = ", ".join(repr(each) for each in others[:3]) + (", ..." if len(others) > 3 else "")
+        return (
+            f"{advice}; the cluster has topics with the prefix {listed}: is TAMIYO_TOPIC_PREFIX={self._prefix} right?"
+        )
 
     def _partitions(self, wanted: int | None, present: dict[str, Any]) -> int:
         """Return how many partitions new topics get, so that all topics have the same number."""
@@ -373,6 +365,51 @@ def min_insync(replication: int) -> int:
     return 2 if replication >= REPLICATION else 1
 
 
+def _problems(states: Sequence[TopicState]) -> list[TopicFinding]:
+    """Return what stops stages or makes their results wrong; the topics that share it in one finding."""
+    missing = [each.name for each in states if not each.partitions]
+    found = []
+    if missing:
+        does = "does not exist" if len(missing) == 1 else "do not exist"
+        creates = f"`tamiyo topics create` creates {'it' if len(missing) == 1 else 'them'}"
+        found.append(TopicFinding("problem", f"{_named(missing)} {does}", creates))
+    counts: dict[int, list[str]] = defaultdict(list)
+    for each in states:
+        if each.partitions:
+            counts[each.partitions].append(each.name)
+    usual = max(counts, key=lambda count: len(counts[count]), default=0)
+    for count, names in sorted(counts.items()):
+        if count != usual:
+            text = f"{count} partitions where the others have {usual}: a run's records would not stay on one number"
+            advice = f"`tamiyo topics grow --partitions {max(counts)}` makes them equal"
+            found.append(TopicFinding("problem", f"{_listed(names)} {text}", advice))
+    shared: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for each in states:
+        for problem in _misconfigured(each) if each.partitions else ():
+            shared[problem].append(each.name)
+    return found + [
+        TopicFinding("problem", f"{_listed(names)} {text}", _alter(names, advice) if "=" in advice else advice)
+        for (text, advice), names in shared.items()
+    ]
+
+
+def _misconfigured(topic: TopicState) -> Iterator[tuple[str, str]]:
+    """Yield what is wrong with an existing topic, and the setting or the words that correct it."""
+    if topic.cleanup is not None and topic.expected_cleanup not in topic.cleanup:
+        text = f"cleanup.policy={topic.cleanup}, but {topic.expected_cleanup} is expected"
+        yield text, f"cleanup.policy={topic.expected_cleanup}"
+    needed = needed_bytes()
+    if topic.max_batch_bytes is not None and topic.max_batch_bytes < needed:
+        text = f"max.message.bytes={topic.max_batch_bytes}, but {needed} is needed for the largest messages"
+        yield text, f"max.message.bytes={needed}"
+    if topic.min_insync is not None and topic.min_insync > topic.replication:
+        text = f"min.insync.replicas={topic.min_insync} and replication {topic.replication}: nobody can publish"
+        yield text, f"min.insync.replicas={min_insync(topic.replication)}"
+    elif topic.in_sync is not None and topic.in_sync < (least := topic.min_insync or 1):
+        text = f"partitions with {topic.in_sync} replicas in sync where {least} must be: nobody can publish to them"
+        yield text, AWAY
+
+
 def _risks(states: Sequence[TopicState], brokers: int) -> list[TopicFinding]:
     """Return what costs records or stops the flow once a broker is lost; the topics that share it in one finding."""
     found: dict[tuple[str, str], list[str]] = defaultdict(list)
@@ -397,6 +434,16 @@ def _risks(states: Sequence[TopicState], brokers: int) -> list[TopicFinding]:
                 "that one broker alone has"
             )
             found[text, alter.format(min_insync(each.replication))].append(each.name)
+        if each.out_of_sync:
+            text = "partitions whose replicas are not all in sync: the loss of another broker can stop or lose them"
+            found[text, AWAY].append(each.name)
+        if _kept_shorter(each):
+            text = (
+                f"retention.ms={each.retention_ms} where the catalogue has {each.expected_retention_ms}: a stage, an "
+                "operator or a replay that comes later finds no records"
+            )
+            advice = f"`kafka-configs.sh --alter --add-config retention.ms={each.expected_retention_ms}` changes it"
+            found[text, advice].append(each.name)
         if each.timestamps == "LogAppendTime":
             text = "message.timestamp.type=LogAppendTime: a replay cannot repeat the times of their records"
             advice = "`kafka-configs.sh --alter --add-config message.timestamp.type=CreateTime` changes it"
@@ -404,14 +451,29 @@ def _risks(states: Sequence[TopicState], brokers: int) -> list[TopicFinding]:
     return [TopicFinding("warning", f"{_listed(names)} {text}", advice) for (text, advice), names in found.items()]
 
 
-def _listed(names: Sequence[str]) -> str:
+def _named(names: Sequence[str]) -> str:
     if len(names) == 1:
-        return f"topic {names[0]} has"
-    return f"{len(names)} topics ({', '.join(names[:2])}{', ...' if len(names) > 2 else ''}) have"
+        return f"topic {names[0]}"
+    return f"{len(names)} topics ({', '.join(names[:2])}{', ...' if len(names) > 2 else ''})"
 
 
-def _alter(topic: TopicState, setting: str) -> str:
-    return f"`kafka-configs.sh --alter --topic {topic.name} --add-config {setting}` changes it"
+def _listed(names: Sequence[str]) -> str:
+    return f"{_named(names)} {'has' if len(names) == 1 else 'have'}"
+
+
+def _in_sync(partition: Any) -> int:
+    return len(partition.isrs) if partition.leader >= 0 else 0
+
+
+def _kept_shorter(topic: TopicState) -> bool:
+    kept, expected = topic.retention_ms, topic.expected_retention_ms
+    return kept is not None and expected is not None and 0 <= kept < expected  # -1: without limit
+
+
+def _alter(names: Sequence[str], setting: str) -> str:
+    if len(names) == 1:
+        return f"`kafka-configs.sh --alter --topic {names[0]} --add-config {setting}` changes it"
+    return f"`kafka-configs.sh --alter --add-config {setting}` changes them, with --topic for each"
 
 
 def _of(topics: dict[str, Any], name: str) -> list[Any]:

@@ -2,14 +2,20 @@
 
 import sys
 import threading
-from typing import Annotated
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
+from rich.text import Text
 
+from tamiyo.schemas.display import printable, write_json
 from tamiyo.streams.cli import options
-from tamiyo.streams.cli.options import Bootstrap, examples
+from tamiyo.streams.cli.options import AsJson, Bootstrap, examples
 from tamiyo.streams.process.interrupts import on_signals
+
+if TYPE_CHECKING:
+    from tamiyo.streams.admin.doctor import Finding
 
 console = Console()
 
@@ -24,7 +30,10 @@ def register(app: typer.Typer) -> None:
             "tamiyo tail telemetry.cache.hit_rates.dlq -n 5",
         ),
     )(tail)
-    app.command(rich_help_panel=options.OPERATE, epilog=examples("tamiyo doctor -b kafka.example.org:9092"))(doctor)
+    app.command(
+        rich_help_panel=options.OPERATE,
+        epilog=examples("tamiyo doctor -b kafka.example.org:9092", "tamiyo doctor --json"),
+    )(doctor)
 
 
 def tail(
@@ -63,18 +72,27 @@ def tail(
         sys.stdout.flush()
 
 
-def doctor(bootstrap: Bootstrap = None) -> None:
-    """Check versions, schemas, the store, the registry, the broker and its topics. Exit status 1 on a problem."""
-    from tamiyo.schemas.client.registry import RegistrySettings
-    from tamiyo.streams.admin.doctor import examine
-    from tamiyo.streams.settings import StoreSettings
+def doctor(as_json: AsJson = False, bootstrap: Bootstrap = None) -> None:
+    """Check packages, settings, stores, the registry, the broker, its topics, the stages' groups and the learner.
 
-    labels = {"ok": "[green]ok[/]", "warning": "[yellow]warning[/]", "problem": "[red]problem[/]"}
-    failed = False
-    for finding in examine(options.kafka(bootstrap), options.names(), StoreSettings(), RegistrySettings()):
-        failed |= finding.state == "problem"
-        console.print(f"{labels[finding.state]} {finding.what}: {finding.detail}", highlight=False, soft_wrap=True)
-        if finding.advice and finding.state != "ok":
-            console.print(f"    {finding.advice}", highlight=False, soft_wrap=True, markup=False)
-    if failed:
+    Exit status 1 on a problem; warnings leave it 0.
+    """
+    from tamiyo.streams.admin.doctor import examine
+
+    found = []
+    for finding in examine(lambda: options.kafka(bootstrap)):
+        found.append(finding)
+        if not as_json:
+            _show(finding)
+    if as_json:
+        write_json([asdict(each) for each in found])
+    if any(each.state == "problem" for each in found):
         raise typer.Exit(1)
+
+
+def _show(finding: "Finding") -> None:
+    styles = {"ok": "green", "warning": "yellow", "problem": "red"}
+    line = Text.assemble((finding.state, styles[finding.state]), printable(f" {finding.what}: {finding.detail}"))
+    console.print(line, soft_wrap=True)
+    if finding.advice and finding.state != "ok":
+        console.print(printable(f"    {finding.advice}"), highlight=False, soft_wrap=True, markup=False)

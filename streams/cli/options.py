@@ -29,6 +29,7 @@ Bootstrap = Annotated[
         help="Kafka broker; several separated by commas. [env: TAMIYO_KAFKA_BOOTSTRAP_SERVERS]",
     ),
 ]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on standard output and nothing else there.")]
 HttpPort = Annotated[
     int | None,
     typer.Option(

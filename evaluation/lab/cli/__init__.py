@@ -36,11 +36,11 @@ from tamiyo.evaluation.lab.cli.output import (
     print_adaptations,
     print_comparison,
     print_curve,
-    print_json,
     progress_bar,
     right,
     truth_row,
 )
+from tamiyo.schemas.display import write_json
 from tamiyo.schemas.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def list_tasks(as_json: JsonOption = False) -> None:
             rows.append({"task": name, "use": use, "parameters": parameters, "steps": task.steps})
             advance(1)
     if as_json:
-        print_json(rows)
+        write_json(rows)
         return
     table = Table("task", "use", right("parameters"), right("steps"))
     for row in rows:
@@ -120,7 +120,7 @@ def run(
         "costs": costs(result),
     }
     if as_json:
-        print_json({**result.to_dict(), **summary})
+        write_json({**result.to_dict(), **summary})
         return
     print_curve(result, never)
     print_adaptations(result)
@@ -168,7 +168,7 @@ def twins(
         traffic = make(job, on_step)
     found = list(truths(traffic))
     if as_json:
-        print_json({"objective": objective(traffic.result), "adaptations": [asdict(each) for each in found]})
+        write_json({"objective": objective(traffic.result), "adaptations": [asdict(each) for each in found]})
         return
     if not found:
         output.console.print(f"{policy} executed no adaptation in this run")

@@ -1,8 +1,5 @@
 """What `tamiyo lab` prints: tables, JSON and progress."""
 
-import json
-import math
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -11,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+
+from tamiyo.schemas.display import write_json
 
 if TYPE_CHECKING:
     from tamiyo.evaluation.lab.compare import Comparison, Pair
@@ -52,7 +51,7 @@ def print_adaptations(result: "RunResult") -> None:
 
 def print_comparison(found: "Sequence[Comparison]", rows: "Sequence[Pair]", as_json: bool) -> None:
     if as_json:
-        print_json({"comparisons": [asdict(each) for each in found], "pairs": [asdict(each) for each in rows]})
+        write_json({"comparisons": [asdict(each) for each in found], "pairs": [asdict(each) for each in rows]})
         return
     if not found:
         console.print("no pair of runs is finished")
@@ -86,19 +85,6 @@ def right(header: str) -> Any:
     from rich.table import Column
 
     return Column(header, justify="right")
-
-
-def print_json(value: Any) -> None:
-    sys.stdout.write(json.dumps(_finite(value), indent=2) + "\n")
-
-
-def _finite(value: Any) -> Any:
-    """Return JSON values with null for what is not finite: NaN is no JSON."""
-    if isinstance(value, dict):
-        return {key: _finite(each) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(each) for each in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 @contextmanager

@@ -198,11 +198,6 @@ def test_a_missing_module_of_ours_is_a_bug() -> None:
         raise ModuleNotFoundError("No module named 'tamiyo.x'", name="tamiyo.x")
 
 
-def test_numbers_that_are_not_finite_are_null_in_json(capsys: pytest.CaptureFixture[str]) -> None:
-    output.print_json({"a": [float("nan"), 1.0], "b": {"c": float("inf")}, "d": ("x", None)})
-    assert printed(capsys) == {"a": [None, 1.0], "b": {"c": None}, "d": ["x", None]}
-
-
 def test_seeds_are_listed_once_in_order() -> None:
     assert arguments.parse_seeds("3,0-2, 1-4") == [3, 0, 1, 2, 4]
 

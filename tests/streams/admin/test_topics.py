@@ -26,7 +26,7 @@ from tamiyo.schemas.kafka import (
 from tamiyo.schemas.topics import CATALOGUE, TOPOLOGY, WINDOWS
 from tamiyo.streams.admin.brokers import free_ports
 from tamiyo.streams.admin.growth import Growth
-from tamiyo.streams.admin.topics import Topics, TopicState, _Metadata
+from tamiyo.streams.admin.topics import Topics, TopicState, _in_sync, _Metadata
 from tamiyo.streams.settings import WorkerSettings
 
 
@@ -34,7 +34,7 @@ def test_the_embedded_broker_is_touched(kafka: KafkaSettings, names: TopicNames)
     topics = Topics(kafka, names)
     assert topics.embedded()
     assert len(topics.missing()) == 3 * len(CATALOGUE)
-    assert topics.check()[0] == f"topic {names.prefix}telemetry.execution.kernel_performance does not exist"
+    assert topics.check() == ["no topic of this installation exists"]
     Topics(kafka, names).touch()
     assert topics.missing() == []
     assert topics.check() == []
@@ -78,7 +78,7 @@ def test_differing_partition_counts_and_a_missing_topic_are_reported_with_what_h
         (1, 1, 1, None, ""),
         (2, 1, 2, None, ""),
         (1, 1, 3, "warning", "topic a has replication 1 on a cluster of 3 brokers"),
-        (1, 2, 1, "problem", "topic a has min.insync.replicas=2 and replication 1: nobody can publish to it"),
+        (1, 2, 1, "problem", "topic a has min.insync.replicas=2 and replication 1: nobody can publish"),
         (3, 3, 3, "warning", "while one broker is away, nobody can publish"),
         (2, 2, 3, "warning", "while one broker is away, nobody can publish"),
         (3, 1, 3, "warning", "a record may be confirmed that one broker alone has"),
@@ -102,6 +102,46 @@ def test_a_warning_that_many_topics_share_is_one(monkeypatch: pytest.MonkeyPatch
     topics = stated(monkeypatch, *(TopicState(name, 4, "delete", replication=1, min_insync=1) for name in "abcd"))
     (found,) = topics.findings()
     assert found.text.startswith("4 topics (a, b, ...) have replication 1 on a cluster of 3 brokers")
+
+
+def test_a_problem_that_many_topics_share_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    wrong = [TopicState(name, 4, "delete", max_batch_bytes=1_000) for name in "abcd"]
+    missing = [TopicState(name, 0, "delete") for name in "efg"]
+    topics = stated(monkeypatch, *wrong, *missing)
+    absent, small = topics.findings()
+    assert absent.text == "3 topics (e, f, ...) do not exist"
+    assert small.text.startswith("4 topics (a, b, ...) have max.message.bytes=1000, but ")
+    assert "--topic for each" in small.advice
+
+
+@pytest.mark.parametrize(
+    ("state", "text"),
+    [
+        ({"in_sync": 0}, "partitions with 0 replicas in sync where 1 must be"),
+        ({"in_sync": 1, "min_insync": 2}, "partitions with 1 replicas in sync where 2 must be"),
+        ({"in_sync": 2, "min_insync": 2}, None),
+        ({"in_sync": 2, "min_insync": 2, "out_of_sync": 1}, "replicas are not all in sync"),
+        ({"retention_ms": 999, "expected_retention_ms": 1_000}, "retention.ms=999 where the catalogue has 1000"),
+        ({"retention_ms": 1_000, "expected_retention_ms": 1_000}, None),
+        ({"retention_ms": -1, "expected_retention_ms": 1_000}, None),
+        ({"retention_ms": 999}, None),
+    ],
+)
+def test_replicas_that_are_away_and_retention(
+    monkeypatch: pytest.MonkeyPatch, state: dict[str, int], text: str | None
+) -> None:
+    findings = stated(monkeypatch, TopicState("a", 4, "delete", replication=3, **state)).findings()  # type: ignore[arg-type]
+    assert [text in each.text for each in findings if text] == [True] * bool(text)
+    assert len(findings) == bool(text)
+    assert not any(each.state == "problem" for each in findings) or "in sync where" in str(text)
+
+
+def test_replicas_in_sync_are_read_from_the_metadata() -> None:
+    class Partition:
+        def __init__(self, leader: int, isrs: list[int]) -> None:
+            self.leader, self.isrs = leader, isrs
+
+    assert [_in_sync(Partition(1, [1, 2])), _in_sync(Partition(-1, [2]))] == [2, 0]
 
 
 def test_times_of_the_broker_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -132,6 +172,8 @@ def test_topics_are_created_as_in_the_catalogue(real_kafka: str, names: TopicNam
     assert states[WINDOWS.late].retention_ms == 30 * 86_400_000
     assert {each.partitions for each in states.values()} == {3}
     assert {(each.replication, each.min_insync) for each in states.values()} == {(1, 1)}  # one broker
+    assert {(each.in_sync, each.out_of_sync) for each in states.values()} == {(1, 0)}
+    assert all(each.expected_retention_ms in (None, each.retention_ms) for each in states.values())
     assert {(each.max_batch_bytes, each.timestamps) for each in states.values()} == {(5 * 1024 * 1024, "CreateTime")}
 
     # Somebody made one by hand, otherwise.
@@ -141,7 +183,7 @@ def test_topics_are_created_as_in_the_catalogue(real_kafka: str, names: TopicNam
     admin.create_topics([wrong])[wrong.topic].result(10)
     topics = Topics(kafka, other, (WINDOWS, TOPOLOGY))
     Topics(kafka, other, (WINDOWS,)).create(partitions=3)
-    problems = [each for each in topics.check() if "does not exist" not in each]
+    problems = [each for each in topics.check() if "do not exist" not in each]
     assert len(problems) == 3
     assert "has 1 partitions where the others have 3" in problems[0]
     assert "cleanup.policy=delete, but compact is expected" in problems[1]

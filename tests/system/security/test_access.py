@@ -11,7 +11,6 @@ from tamiyo.host.client.publisher import KafkaPublisher
 from tamiyo.host.client.receiver import KafkaReceiver
 from tamiyo.schemas.client.broker_wait import wait_for_broker
 from tamiyo.schemas.client.connection import explain
-from tamiyo.schemas.client.registry import RegistrySettings
 from tamiyo.schemas.errors import BrokerError, BrokerRefused, ConfigurationError
 from tamiyo.schemas.kafka import KafkaSettings, TopicNames
 from tamiyo.schemas.topics import CONTROL
@@ -21,7 +20,7 @@ from tamiyo.streams.runtime.faust.app import create_app
 from tamiyo.streams.runtime.output_log import OutputLogReader
 from tamiyo.streams.runtime.views import Views
 from tamiyo.streams.runtime.worker import Worker
-from tamiyo.streams.settings import LearnerSettings, StoreSettings, WorkerSettings
+from tamiyo.streams.settings import LearnerSettings, WorkerSettings
 from tests.support.pairs import ENTRY
 from tests.support.secure_broker import PASSWORD, LockedKafka
 
@@ -150,9 +149,10 @@ def test_every_client_reports_wrong_settings(
 
 @pytest.mark.parametrize(("make", "words"), [wrong("SCRAM password"), wrong("expired")])
 def test_the_doctor_reports_wrong_settings(
-    locked: LockedKafka, names: TopicNames, tmp_path: object, make: Make, words: str
+    locked: LockedKafka, tmp_path: object, monkeypatch: pytest.MonkeyPatch, make: Make, words: str
 ) -> None:
-    findings = examine(make(locked), names, StoreSettings(url=f"file://{tmp_path}"), RegistrySettings())
+    monkeypatch.setenv("TAMIYO_STORE_URL", f"file://{tmp_path}")
+    findings = examine(lambda: make(locked))
     (found,) = (finding for finding in findings if finding.what == "broker")
     assert found.state == "problem"
     assert words.split(".*")[-1] in found.detail
