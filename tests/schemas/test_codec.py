@@ -58,7 +58,7 @@ def test_missing_foreign_oversized_and_trailing_bytes_have_their_own_error() -> 
         decode(encode(PERFORMANCE), ModelPerformance)
     with pytest.raises(DecodeError, match="more bytes follow"):
         decode(encode(PERFORMANCE) + b"x", KernelPerformance)
-    with pytest.raises(DecodeError, match="expected at most 4194304 bytes"):
+    with pytest.raises(DecodeError, match="expected at most 16777216 bytes"):
         decode(bytes(MAX_READ_BYTES + 1), KernelPerformance)
 
 

@@ -48,7 +48,7 @@ Messages = dict[str, list[Message]]
 def right(tmp_path_factory: pytest.TempPathFactory) -> Evidence:
     """Two complete runs through the real stages in one thread; every decision is executed."""
     folder: Path = tmp_path_factory.mktemp("judged")
-    chain = start(folder)
+    chain, _ = start(folder)
     ledger = Ledger()
     for run_id in LOAD.run_ids:
         chain.send(TOPOLOGY, topology(run_id, LOAD.layers), run_id)

@@ -16,7 +16,7 @@ from tamiyo.host.kernels.store import MAX_BYTES as MAX_KERNEL_BYTES
 from tamiyo.host.kernels.store import KernelStore
 from tamiyo.models.checkpoint_store import CheckpointStore
 from tamiyo.schemas.analysis import HealthWindow, ModelGraph
-from tamiyo.schemas.codec import MAX_BYTES, decode, encode, header, parsed_schema
+from tamiyo.schemas.codec import MAX_READ_BYTES, decode, encode, header, parsed_schema
 from tamiyo.schemas.display import printable
 from tamiyo.schemas.errors import DecodeError, KernelError, PolicyError, RecordError, SchemaError
 from tamiyo.schemas.identity import decision_id
@@ -84,15 +84,15 @@ def refused(data: bytes, record: type[Record], most_bytes: int) -> None:
 
 @pytest.mark.parametrize("record", [HealthWindow, ModelGraph, KernelPerformance])
 def test_the_largest_message_of_the_smallest_pieces_is_bounded(record: type[Record]) -> None:
-    # Four million bytes that each become a Python object: the worst that a message's size allows.
-    room = MAX_BYTES - 4096
+    # Sixteen million bytes that each become a Python object: the worst that a message's size allows.
+    room = MAX_READ_BYTES - 4096
     before = {KernelPerformance: BEFORE_LAYERS}.get(record, b"\x02r" * 4 + b"\x00" * 4)
     refused(header(record) + before + long(room) + b"\x00" * room, record, 1_000_000_000)
 
 
 def test_too_many_bytes_are_refused_unread() -> None:
     with pytest.raises(DecodeError, match="expected at most"):
-        decode(header(KernelPerformance) + bytes(MAX_BYTES), KernelPerformance)
+        decode(header(KernelPerformance) + bytes(MAX_READ_BYTES), KernelPerformance)
 
 
 @pytest.mark.parametrize(("codec", "number"), [("gzip", 1), ("lz4", 3), ("zstd", 4)])
