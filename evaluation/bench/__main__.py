@@ -29,6 +29,7 @@ from tamiyo.evaluation.bench.learner import updates
 from tamiyo.evaluation.bench.peers import PEERS, Peer, peer, ratio
 from tamiyo.evaluation.bench.policy import decisions
 from tamiyo.evaluation.common import stage_bench as bench_stages
+from tamiyo.evaluation.common.command_line import run_program
 from tamiyo.evaluation.common.measure import Result, machine, versions
 from tamiyo.evaluation.common.report import require_folder
 from tamiyo.evaluation.common.simulated_runs import Load
@@ -244,4 +245,4 @@ def bench(
 
 
 if __name__ == "__main__":
-    typer.run(bench)
+    run_program(bench)

@@ -8,11 +8,11 @@ from __future__ import annotations
 import statistics
 import time
 
-import typer
 from rich.console import Console
 from rich.table import Table
 from torch.nn import functional as F
 
+from tamiyo.evaluation.common.command_line import run_program
 from tamiyo.evaluation.lab.baselines import AtOnce, Baseline, Never
 from tamiyo.evaluation.lab.run import Run, RunSpec
 from tamiyo.host.reference.tasks import HELD_OUT_TASKS, LAB_TASKS
@@ -55,4 +55,4 @@ def main(steps: int = 200) -> None:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_program(main)

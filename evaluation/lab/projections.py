@@ -12,11 +12,11 @@ from dataclasses import replace
 from statistics import fmean
 
 import torch
-import typer
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from tamiyo.evaluation.common.command_line import run_program
 from tamiyo.host.reference.tasks import TASKS, load_task
 from tamiyo.host.reference.train import train
 from tamiyo.streams.stages.rewards.projection import DAMPING, Projection
@@ -75,4 +75,4 @@ def main(seeds: int = 4, steps: int = 3_000) -> None:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_program(main)

@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from tamiyo.evaluation.common.command_line import program
 from tamiyo.evaluation.common.measure import command, percentile
 from tamiyo.evaluation.common.report import require_folder, write_report
 from tamiyo.evaluation.soak.pieces import Piece, Sample, pieces
@@ -240,7 +241,7 @@ def show(result: dict[str, Any], console: Console) -> None:
     console.print(f"faults: {json.dumps(result['faults']['by_kind'])}", highlight=False)
 
 
-app = typer.Typer(add_completion=False)
+app = program()
 
 
 @app.command(

@@ -11,6 +11,8 @@ from tamiyo.schemas.display import printable
 from tamiyo.schemas.files import folder_problem, output_problem
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from tamiyo.schemas.kafka import KafkaSettings, TopicNames
 
 # Panels of `tamiyo --help`.
@@ -109,6 +111,13 @@ Runs = Annotated[
         "--run", metavar="RUN_ID", callback=check_run_id, help="Only messages of this run; repeat for several."
     ),
 ]
+
+
+def narrator(as_json: bool) -> "Console":
+    """Return where a command prints progress and sentences: standard error where standard output is JSON."""
+    from rich.console import Console
+
+    return Console(stderr=as_json)
 
 
 def examples(*commands: str) -> str:

@@ -204,6 +204,7 @@ def traffic(
     repeated: Annotated[
         float, typer.Option(metavar="SHARE", help="Share measured again on another order of the data.")
     ] = 0.0,
+    as_json: JsonOption = False,
 ) -> None:
     """Generate runs with their twins, one Parquet file each; Ctrl-C keeps what is finished."""
     names, kinds, numbers = parse_names(tasks, "--tasks"), parse_names(policies, "--policies"), parse_seeds(seeds)
@@ -218,7 +219,11 @@ def traffic(
     require_writable(folder)
     jobs = [Job(task, kind, seed, steps=steps or 0, **shares) for seed in numbers for task in names for kind in kinds]
     failed = _generate(jobs, folder, workers)
-    output.console.print(f"{len(jobs) - failed} of {len(jobs)} runs are in {folder}", highlight=False, soft_wrap=True)
+    if as_json:
+        write_json({"folder": str(folder), "runs": len(jobs), "failed": failed})
+    else:
+        text = f"{len(jobs) - failed} of {len(jobs)} runs are in {folder}"
+        output.console.print(text, highlight=False, soft_wrap=True)
     if failed:
         raise typer.Exit(1)
 

@@ -5,11 +5,16 @@ import logging
 import sys
 import time
 from importlib.metadata import version
+from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
 
+from tamiyo.schemas.kafka import KafkaSettings
+from tamiyo.schemas.topics import CATALOGUE
 from tamiyo.streams import cli
+from tamiyo.streams.cli.dlq import RESULTS
 
 NOWHERE = "127.0.0.1:1"  # nothing listens on port 1
 
@@ -45,6 +50,64 @@ def test_every_command_has_an_example(
     out = capsys.readouterr().out
     assert "Example" in out
     assert f"tamiyo {' '.join(command)}" in " ".join(out.split())
+
+
+WITHOUT_RESULT = {("broker",), ("worker",), ("learner",)}
+ALWAYS_JSON = {("tail",), ("train",)}  # tail has --table
+
+
+@pytest.mark.parametrize("command", commands(), ids=" ".join)
+def test_every_command_with_a_result_has_json(command: tuple[str, ...]) -> None:
+    found: Any = typer.main.get_command(cli.app)
+    for name in command:
+        found = found.commands[name]
+    expected = command not in WITHOUT_RESULT | ALWAYS_JSON
+    assert any("--json" in parameter.opts for parameter in found.params) == expected
+
+
+@pytest.mark.parametrize("command", [(), *{each[:1] for each in commands()}, *commands()], ids=" ".join)
+def test_h_is_help(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: tuple[str, ...]
+) -> None:
+    assert run(monkeypatch, *command, "-h") == 0
+    short = capsys.readouterr().out
+    assert run(monkeypatch, *command, "--help") == 0
+    assert short == capsys.readouterr().out
+    assert "Usage" in short
+
+
+def test_the_catalogue_as_json(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("TAMIYO_TOPIC_PREFIX", "a-long-prefix-of-an-installation.")
+    assert run(monkeypatch, "topics", "list", "--json") == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert len(rows) == len(CATALOGUE)
+    assert rows[0]["topic"] == "a-long-prefix-of-an-installation.telemetry.execution.kernel_performance"
+    assert rows[0]["read_by"] == ["intake"]
+
+
+def test_progress_is_not_on_standard_output_with_json(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, kafka: KafkaSettings
+) -> None:
+    """Record, compare and create print JSON alone."""
+    monkeypatch.setenv("TAMIYO_TOPIC_PREFIX", f"{tmp_path.name}.".replace("_", "-"))
+    monkeypatch.setenv("TAMIYO_STORE_URL", f"file://{tmp_path}/store")
+    server = ("-b", kafka.bootstrap_servers, "--json")
+
+    def printed(*arguments: str, status: int = 0) -> Any:
+        assert run(monkeypatch, *arguments, *server) == status
+        return json.loads(capsys.readouterr().out)
+
+    assert len(printed("topics", "create")["created"]) == 3 * len(CATALOGUE)
+    assert printed("topics", "create")["created"] == []
+    recorded = printed("record", str(tmp_path / "one"))
+    assert (recorded["complete"], recorded["messages"]) == (True, 0)
+    compared = printed("diff", str(tmp_path / "one"), str(tmp_path / "one"), status=1)  # nothing to compare
+    assert {each["same"] for each in compared} == {0}
+    assert printed("dlq", "redrive") == {"dry_run": False, "selected": [], "results": dict.fromkeys(RESULTS, 0)}
+    assert printed("dlq", "list") == []
+    assert printed("topics", "check") == []
+    refused = printed("discard", "nothing.")
+    assert refused == {"prefix": "nothing.", "removed": 0}
 
 
 def test_all_commands_exist() -> None:
