@@ -40,6 +40,7 @@ def acls(
         list[str] | None,
         typer.Option(
             metavar="ROLE",
+            autocompletion=options.complete_roles,
             help="A stage, learner, host, operator or reader; repeat for several. [default: all]",
         ),
     ] = None,

@@ -41,6 +41,7 @@ def diff(
         list[str] | None,
         typer.Option(
             metavar="NAME",
+            autocompletion=options.complete_topics,
             help="Topic of the catalogue; repeat for several. [default: windows, graphs and decisions]",
         ),
     ] = None,

@@ -33,6 +33,7 @@ console = Console()
 TopicArgument = Annotated[
     list[str] | None,
     typer.Argument(
+        autocompletion=options.complete_dead_letter_topics,
         help="Topics, or only the rejected (.dlq) or late (.late) messages of a topic. [default: all]",
         show_default=False,
     ),

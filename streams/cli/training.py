@@ -21,7 +21,16 @@ TASKS = ("mnist1d", "digits", "mnist5k")
 
 console = Console()
 
-Task = Annotated[str, typer.Option(metavar="NAME", help=f"Training task: {', '.join(TASKS)}.")]
+
+def complete_tasks(incomplete: str) -> list[str]:
+    """Return the tasks that begin so."""
+    return [task for task in TASKS if task.startswith(incomplete)]
+
+
+Task = Annotated[
+    str,
+    typer.Option(metavar="NAME", autocompletion=complete_tasks, help=f"Training task: {', '.join(TASKS)}."),
+]
 Seed = Annotated[
     int, typer.Option(min=0, max=2**31 - 1, metavar="N", help="Seed of the initialisation and the data order.")
 ]

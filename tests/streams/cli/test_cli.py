@@ -2,6 +2,7 @@
 
 import json
 import logging
+import subprocess
 import sys
 import time
 from importlib.metadata import version
@@ -15,6 +16,7 @@ from tamiyo.schemas.kafka import KafkaSettings
 from tamiyo.schemas.topics import CATALOGUE
 from tamiyo.streams import cli
 from tamiyo.streams.cli.dlq import RESULTS
+from tamiyo.streams.stages.registry import STAGES
 
 NOWHERE = "127.0.0.1:1"  # nothing listens on port 1
 
@@ -133,6 +135,55 @@ def test_all_commands_exist() -> None:
     assert {path[1] for path in commands() if path[0] == "lab"} == {"tasks", "run", "twins", "traffic", "compare"}
     assert {path[1] for path in commands() if path[0] == "config"} == {"show", "reference"}
     assert {path[1] for path in commands() if path[0] == "schemas"} == {"register", "check"}
+
+
+@pytest.mark.parametrize(
+    ("typed", "expected"),
+    [
+        ("tail tamiyo.rew", ["tamiyo.rewards", "tamiyo.rewards.dlq", "tamiyo.rewards.late"]),
+        ("dlq show tamiyo.control.", ["tamiyo.control.dlq", "tamiyo.control.late"]),
+        ("record one --topic tamiyo.rew", ["tamiyo.rewards"]),
+        ("diff a b --topic tamiyo.rew", ["tamiyo.rewards"]),
+        ("worker --stage ", list(STAGES)),
+        ("topics acls --role op", ["operator"]),
+        ("topics acls --format str", ["strimzi"]),
+        ("demo --task mnist", ["mnist1d", "mnist5k"]),
+        ("train --task d", ["digits"]),
+        ("lab run mnist5k_", ["mnist5k_flat", "mnist5k_few"]),
+        ("lab compare --tasks digits,cha", ["digits,chars", "digits,charconv"]),
+        ("lab run digits --policy greedy", ["greedy_growth", "greedy_counterfactual"]),
+        ("topics gr", ["grow"]),
+    ],
+)
+def test_completion(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], typed: str, expected: list[str]
+) -> None:
+    asked = {
+        "_TAMIYO_COMPLETE": "complete_bash",
+        "COMP_WORDS": f"tamiyo {typed}",
+        "COMP_CWORD": f"{typed.count(' ') + 1}",
+    }
+    for name, value in {**asked, "TAMIYO_KAFKA_BOOTSTRAP_SERVERS": NOWHERE}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SystemExit) as ended:
+        cli.app(prog_name="tamiyo")
+    assert not ended.value.code
+    assert capsys.readouterr().out.split() == expected
+
+
+def test_completion_imports_nothing_heavy() -> None:
+    program = (
+        "from tamiyo.streams.cli import options, training\n"
+        "from tamiyo.evaluation.lab.cli import arguments\n"
+        "import sys\n"
+        "modules = (options, training, arguments)\n"
+        "completions = [each for module in modules for name, each in vars(module).items() if name[:9] == 'complete_']\n"
+        "assert len(completions) == 7, completions\n"
+        "assert all(each('') for each in completions)\n"
+        "print([name for name in ('torch', 'faust', 'aiokafka', 'scipy', 'pandas') if name in sys.modules])\n"
+    )
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
+    assert found.stdout.strip() == "[]"
 
 
 def test_the_version_is_printed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
