@@ -5,11 +5,10 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from tamiyo.schemas.display import write_json
+from tamiyo.schemas.display import narrow, write_json
 from tamiyo.schemas.errors import ConfigurationError
 from tamiyo.streams.cli import options
 from tamiyo.streams.cli.options import AsJson, examples
@@ -106,10 +105,8 @@ def acls(
 
 
 def _table(rows: "list[tuple[str, Grant]]") -> Table:
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
-    for column in ("role", "operation", "on"):
-        table.add_column(column, no_wrap=True)
+    table = Table("role", "operation", "on")
     table.add_column("name", overflow="fold")
     for role, grant in rows:
         table.add_row(role, grant.operation, grant.kind, grant.name)
-    return table
+    return narrow(table)

@@ -5,12 +5,11 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import Progress, TextColumn
 from rich.table import Table
 
-from tamiyo.schemas.display import printable, write_json
+from tamiyo.schemas.display import narrow, printable, write_json
 from tamiyo.schemas.errors import ConfigurationError
 from tamiyo.streams.cli import options
 from tamiyo.streams.cli.options import AsJson, Bootstrap, Runs, examples
@@ -92,14 +91,14 @@ def diff(
 
 
 def _table(found: "Sequence[Difference]") -> Table:
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
+    table = Table()
     table.add_column("topic", overflow="fold")
     for column in ("same", "differ", "only left", "only right", "contradictions"):
-        table.add_column(column, justify="right", min_width=max(map(len, column.split())))
+        table.add_column(column, justify="right")
     for each in found:
         numbers = (each.same, each.differ, each.left_only, each.right_only, each.contradictions)
         table.add_row(each.topic, *(f"{number:,}" for number in numbers))
-    return table
+    return narrow(table)
 
 
 def _print(text: str) -> None:

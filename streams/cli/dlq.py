@@ -7,12 +7,11 @@ from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
 import typer
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from tamiyo.schemas.display import printable, write_json
+from tamiyo.schemas.display import narrow, printable, write_json
 from tamiyo.schemas.errors import ConfigurationError
 from tamiyo.streams.cli import options
 from tamiyo.streams.cli.options import AsJson, Bootstrap, examples
@@ -185,16 +184,16 @@ def redrive(
 
 
 def _table(rows: Sequence[dict[str, Any]]) -> Table:
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
-    table.add_column("topic", overflow="fold", ratio=1)
-    table.add_column("reason", overflow="fold", max_width=24)
+    table = Table()
+    table.add_column("topic", overflow="fold")
+    table.add_column("reason")
     for column in ("dead letters", "sent back"):
-        table.add_column(column, justify="right", min_width=max(map(len, column.split())))
+        table.add_column(column, justify="right")
     for row in rows:
         topic = f"{row['topic']}.late" if row["late"] else row["topic"]
         cells = (topic, row["reason"], f"{row['letters']:,}", f"{row['redriven']:,}")
         table.add_row(*(Text(printable(each)) for each in cells))
-    return table
+    return narrow(table)
 
 
 def _dead_letters(kafka: Any) -> Any:

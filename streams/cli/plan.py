@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from tamiyo.schemas.display import write_json
+from tamiyo.schemas.display import narrow, write_json
 from tamiyo.streams.cli import options
 from tamiyo.streams.cli.options import AsJson, examples
 
@@ -106,7 +106,7 @@ def _show(sizing: "Sizing") -> None:
     table.add_row("learners", f"{sizing.learners:,}", "experiences" if sizing.learners > 1 else "")
     table.add_row("partitions of every topic", f"{sizing.partitions:,}", "twice the workers, 4 at least")
     table.add_row("brokers", f"{sizing.brokers:,}", _reason(sizing.brokers_for))
-    console.print(table)
+    console.print(narrow(table))
     topics = Table("topic", "bytes a day", "kept", "stored")
     for each in sizing.topics:
         kept = "compacted" if each.retention_days is None else f"{each.retention_days:g} days"
@@ -119,7 +119,7 @@ def _show(sizing: "Sizing") -> None:
         readable_bytes(sizing.stored_bytes / demand.replication),
     )
     topics.add_row(f"all, {demand.replication} replicas", "", "", readable_bytes(sizing.stored_bytes))
-    console.print(topics)
+    console.print(narrow(topics))
 
 
 def _reason(needs: dict[str, int]) -> str:

@@ -5,11 +5,10 @@ from dataclasses import asdict
 from typing import Annotated, Any
 
 import typer
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from tamiyo.schemas.display import write_json
+from tamiyo.schemas.display import narrow, write_json
 from tamiyo.streams.cli import acls as acls_command
 from tamiyo.streams.cli import options
 from tamiyo.streams.cli.durations import seconds
@@ -158,18 +157,18 @@ def grow(
 
 def _catalogue(rows: list[dict[str, Any]]) -> Table:
     """Return the catalogue as a table of 80 columns: only a topic's name with a long prefix is folded."""
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False, leading=1)
-    table.add_column("topic, content", overflow="fold")
-    for column, width in (("record, cleanup", 18), ("written by", 10), ("read by", 10)):
-        table.add_column(column, min_width=width)
+    table = Table(leading=1)
+    table.add_column("topic, content", overflow="fold", min_width=38, max_width=60)
+    for column in ("record, cleanup", "written by", "read by"):
+        table.add_column(column)
     for row in rows:
         table.add_row(
-            f"{row['topic']}\n[dim]{row['content']}[/]",
-            f"{row['record']}\n[dim]{row['cleanup']}[/]",
+            f"{row['topic']}\n{row['content']}",
+            f"{row['record']}\n{row['cleanup']}",
             row["written_by"],
             ", ".join(row["read_by"]),
         )
-    return table
+    return narrow(table)
 
 
 def _progress(as_json: bool) -> Callable[[str], None]:

@@ -40,7 +40,7 @@ from tamiyo.evaluation.lab.cli.output import (
     right,
     truth_row,
 )
-from tamiyo.schemas.display import write_json
+from tamiyo.schemas.display import narrow, write_json
 from tamiyo.schemas.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ def list_tasks(as_json: JsonOption = False) -> None:
     table = Table("task", "use", right("parameters"), right("steps"))
     for row in rows:
         table.add_row(str(row["task"]), str(row["use"]), f"{row['parameters']:,}", f"{row['steps']:,}")
-    output.console.print(table)
+    output.console.print(narrow(table))
 
 
 @app.command(
@@ -177,7 +177,7 @@ def twins(
     table = Table(right("step"), "adaptation", *map(right, ("gain", *near, "cost", "worth")))
     for each in found:
         table.add_row(str(each.adaptation.step), *truth_row(each, HORIZONS))
-    output.console.print(table)
+    output.console.print(narrow(table))
     gains = [each.gain for each in found if each.gain is not None]
     output.console.print(f"{len(found)} adaptations; their gains sum to {sum(gains):+.4f} nats", highlight=False)
 
