@@ -4,7 +4,10 @@ import json
 import math
 import re
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 # scheme://user:password@host, and the values of a query
 _LOGIN = re.compile(r"(?<=://)[^/@\s]+@")
@@ -55,6 +58,33 @@ def write_json(value: Any) -> None:
         }
     """
     sys.stdout.write(json.dumps(_finite(value), indent=2) + "\n")
+
+
+def narrow(table: "Table") -> "Table":
+    """Make a table of rich fit a terminal of 80 columns, as far as its words do: cells break only between words.
+
+    Columns with `overflow="fold"`, those of long names, give way to the others.
+
+    Args:
+        table: With its rows; it is changed.
+
+    Returns:
+        The table.
+    """
+    from rich.box import SIMPLE_HEAD
+    from rich.text import Text
+
+    table.box, table.show_edge, table.padding = SIMPLE_HEAD, False, 0
+    for column in table.columns:
+        if column.overflow != "fold":
+            cells = (
+                Text.from_markup(each) if isinstance(each, str) else each for each in (column.header, *column.cells)
+            )
+            lines = [line for cell in cells for line in str(cell).splitlines()]
+            column.min_width = max((len(word) for line in lines for word in line.split()), default=0)
+            # rich takes width from all columns alike that may wrap, also below what their words need.
+            column.no_wrap = max(map(len, lines), default=0) <= column.min_width
+    return table
 
 
 def _finite(value: Any) -> Any:

@@ -29,9 +29,11 @@ from tamiyo.evaluation.bench.learner import updates
 from tamiyo.evaluation.bench.peers import PEERS, Peer, peer, ratio
 from tamiyo.evaluation.bench.policy import decisions
 from tamiyo.evaluation.common import stage_bench as bench_stages
+from tamiyo.evaluation.common.command_line import run_program
 from tamiyo.evaluation.common.measure import Result, machine, versions
 from tamiyo.evaluation.common.report import require_folder
 from tamiyo.evaluation.common.simulated_runs import Load
+from tamiyo.schemas.display import narrow
 from tamiyo.streams.admin.brokers import kafka_home
 from tamiyo.streams.process.logs import configure
 from tamiyo.streams.settings import LogSettings
@@ -217,8 +219,8 @@ def bench(
     with broker(kind) as where:
         measure(on_a_broker(plan, where))
     judged = verdicts(results)
-    console.print(table(results))
-    console.print(bars_table(judged))
+    console.print(narrow(table(results)))
+    console.print(narrow(bars_table(judged)))
     for each in PEERS:
         if not each.installed:
             console.print(f"{each.name} was not measured: {each.package} is missing; install the extra [bench].")
@@ -244,4 +246,4 @@ def bench(
 
 
 if __name__ == "__main__":
-    typer.run(bench)
+    run_program(bench)

@@ -14,6 +14,7 @@ from typing import Annotated
 import typer
 
 from tamiyo.evaluation.bench.numpy_windows import Windows
+from tamiyo.evaluation.common.command_line import run_program
 
 
 async def aggregate(bootstrap_servers: str, source: Sequence[str], target: str, width: int) -> None:
@@ -57,4 +58,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_program(main)

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from tamiyo.evaluation.bench.numpy_windows import Windows
+from tamiyo.evaluation.common.command_line import run_program
 
 
 def main(
@@ -50,4 +51,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_program(main)

@@ -17,6 +17,7 @@ from typing import Annotated, Any
 
 import typer
 
+from tamiyo.evaluation.common.command_line import run_program
 from tamiyo.evaluation.common.simulated_runs import STEP_MS, Load, frames
 from tamiyo.schemas.telemetry import OPTIONAL_HEALTH, Frame, KernelPerformance, LayerHealth
 
@@ -166,4 +167,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_program(main)

@@ -20,6 +20,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from tamiyo.evaluation.common.command_line import program
 from tamiyo.evaluation.common.report import require_folder, write_report
 from tamiyo.evaluation.evidence import figures, page, policy, reward
 from tamiyo.evaluation.lab.fit import fit
@@ -37,7 +38,7 @@ LEARNERS = 20
 TOLERANCE = 1e-6
 """Nats, within which a row made again counts as the same."""
 
-app = typer.Typer(add_completion=False, rich_markup_mode="rich")
+app = program(rich_markup_mode="rich")
 
 
 @app.command(

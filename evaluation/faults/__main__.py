@@ -15,6 +15,7 @@ from typing import Annotated, Any
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from tamiyo.evaluation.common.command_line import run_program
 from tamiyo.evaluation.common.installation import end_by_signal, refuse_used, working_folder
 from tamiyo.evaluation.common.report import require_folder, write_report
 from tamiyo.evaluation.faults.course import console, run
@@ -123,4 +124,4 @@ def _show(course: Course) -> None:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_program(main)

@@ -23,6 +23,7 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
+from tamiyo.evaluation.common.command_line import run_program
 from tamiyo.evaluation.common.policies import untrained_policy
 from tamiyo.evaluation.common.report import require_folder, write_report
 from tamiyo.evaluation.common.simulated_runs import EPOCH_MS, Load, topology
@@ -280,4 +281,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_program(main)

@@ -8,14 +8,15 @@ from __future__ import annotations
 import statistics
 import time
 
-import typer
 from rich.console import Console
 from rich.table import Table
 from torch.nn import functional as F
 
+from tamiyo.evaluation.common.command_line import run_program
 from tamiyo.evaluation.lab.baselines import AtOnce, Baseline, Never
 from tamiyo.evaluation.lab.run import Run, RunSpec
 from tamiyo.host.reference.tasks import HELD_OUT_TASKS, LAB_TASKS
+from tamiyo.schemas.display import narrow
 
 MEASURED_STEPS = 60
 
@@ -51,8 +52,8 @@ def main(steps: int = 200) -> None:
         for policy in (Never(), AtOnce()):
             computed, measured, parameters = step_ms(task, policy, steps)
             table.add_row(task, str(parameters), f"{computed:.2f}", f"{measured:.2f}", f"{computed / measured:.2f}")
-    Console().print(table)
+    Console().print(narrow(table))
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_program(main)

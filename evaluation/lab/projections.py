@@ -12,13 +12,14 @@ from dataclasses import replace
 from statistics import fmean
 
 import torch
-import typer
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from tamiyo.evaluation.common.command_line import run_program
 from tamiyo.host.reference.tasks import TASKS, load_task
 from tamiyo.host.reference.train import train
+from tamiyo.schemas.display import narrow
 from tamiyo.streams.stages.rewards.projection import DAMPING, Projection
 
 WINDOW = 50  # steps between two validations, the default width of a window
@@ -71,8 +72,8 @@ def main(seeds: int = 4, steps: int = 3_000) -> None:
         found = [error for points in curves for error in errors(points, damping)]
         note = " (used)" if damping == DAMPING else ""
         table.add_row(f"{damping}{note}", f"{fmean(found):+.3f}", f"{fmean(map(abs, found)):.3f}")
-    Console().print(table)
+    Console().print(narrow(table))
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_program(main)

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from tamiyo.evaluation.lab.cli import examples
+from tamiyo.evaluation.lab.cli.arguments import JsonOption
 from tamiyo.schemas.errors import ConfigurationError
 
 TOO_LITTLE_SUPPORT = 3
@@ -54,7 +55,6 @@ CoveredOption = Annotated[
 LimitOption = Annotated[
     float, typer.Option(min=1, max=1e9, metavar="W", help="Importance weight up to which an action counts as covered.")
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on standard output and nothing else there.")]
 BootstrapOption = Annotated[
     str | None,
     typer.Option(

@@ -12,7 +12,7 @@ from tamiyo.evaluation.lab.cli.output import right
 from tamiyo.evaluation.offline.estimators import ESTIMATORS, Interval
 from tamiyo.evaluation.offline.support import Thresholds
 from tamiyo.evaluation.offline.verdict import Evaluation, PolicyValue, Status
-from tamiyo.schemas.display import write_json
+from tamiyo.schemas.display import narrow, write_json
 
 TITLES = {"ips": "IPS", "snips": "SNIPS", "dm": "direct method", "dr": "doubly robust"}
 STYLES = {
@@ -40,8 +40,8 @@ def print_tables(result: Evaluation, left_out: Counter[str]) -> None:
     """Print estimates, support and the verdict."""
     policies = (result.policy, result.against)
     if result.difference is not None:
-        console.print(_estimates(result, result.difference))
-    console.print(_support(policies))
+        console.print(narrow(_estimates(result, result.difference)))
+    console.print(narrow(_support(policies)))
     _print(
         f"{result.decisions:,} decisions of {result.runs:,} runs; mean reward {result.logged_reward:+.4f}"
         + ("" if result.direct_r2 is None else f"; the direct model explains {result.direct_r2:.0%} of its variance")

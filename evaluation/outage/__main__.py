@@ -22,6 +22,7 @@ from rich.console import Console
 from scipy.stats import quantile_test
 
 from tamiyo.evaluation.bench.host import BLOCK
+from tamiyo.evaluation.common.command_line import run_program
 from tamiyo.evaluation.common.installation import end_by_signal
 from tamiyo.evaluation.common.measure import machine, versions
 from tamiyo.evaluation.common.report import require_folder, write_report
@@ -180,4 +181,4 @@ def result_of(measured: Outage, *, minutes: float, task: str) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    typer.run(outage)
+    run_program(outage)

@@ -20,6 +20,7 @@ from scipy.stats import theilslopes
 
 from tamiyo.evaluation.common.account import Ledger
 from tamiyo.evaluation.common.account_reader import Reader
+from tamiyo.evaluation.common.command_line import program
 from tamiyo.evaluation.common.fleet import Fleet
 from tamiyo.evaluation.common.installation import PARTITIONS, Installation
 from tamiyo.evaluation.common.measure import command, machine, versions
@@ -293,7 +294,7 @@ def problems(result: dict[str, Any]) -> list[str]:
     return [words for fine, words in requirements if not fine]
 
 
-app = typer.Typer(add_completion=False)
+app = program()
 
 
 @app.command(

@@ -18,6 +18,7 @@ from typing import Annotated, Any
 
 import typer
 
+from tamiyo.evaluation.common.command_line import run_program
 from tamiyo.evaluation.common.live_runs import Live, wait, workers
 from tamiyo.evaluation.common.program import begin
 from tamiyo.evaluation.common.report import write_report
@@ -223,4 +224,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_program(main)

@@ -19,6 +19,7 @@ from rich.console import Console
 from tamiyo.evaluation.bench.kafka import Broker, broker
 from tamiyo.evaluation.bench.learner import updates
 from tamiyo.evaluation.common import stage_bench
+from tamiyo.evaluation.common.command_line import program
 from tamiyo.evaluation.common.measure import command, machine, versions
 from tamiyo.evaluation.common.program import begin
 from tamiyo.evaluation.common.report import require_folder
@@ -128,7 +129,7 @@ def show(result: dict[str, Any], console: Console) -> None:
         )
 
 
-app = typer.Typer(add_completion=False)
+app = program()
 
 
 @app.command(

@@ -21,6 +21,7 @@ from rich.console import Console
 
 from tamiyo.evaluation.common.account import Ledger, Verdict
 from tamiyo.evaluation.common.account_reader import Reader
+from tamiyo.evaluation.common.command_line import program
 from tamiyo.evaluation.common.installation import PARTITIONS, Installation, working_folder
 from tamiyo.evaluation.common.measure import command, machine, versions
 from tamiyo.evaluation.common.program import begin
@@ -58,7 +59,7 @@ SETTINGS = {
     "TAMIYO_GRAPH_HISTORY_STRETCH": "100",
 }
 
-app = typer.Typer(add_completion=False)
+app = program()
 
 
 class Soak:

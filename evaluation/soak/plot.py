@@ -9,6 +9,7 @@ import typer
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from tamiyo.evaluation.common.command_line import program
 from tamiyo.evaluation.common.report import require_folder
 
 # A panel each: its title, the unit of its axis, and the suffix of its series' names.
@@ -58,7 +59,7 @@ def _plain(colour: str) -> str:
     return colour.removeprefix("tab:")
 
 
-app = typer.Typer(add_completion=False)
+app = program()
 
 
 @app.command(epilog="Example: `python -m tamiyo.evaluation.soak.plot soak.json soak.svg`")

@@ -11,10 +11,12 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from tamiyo.evaluation.common.command_line import program
 from tamiyo.evaluation.common.measure import command, percentile
 from tamiyo.evaluation.common.report import require_folder, write_report
 from tamiyo.evaluation.soak.pieces import Piece, Sample, pieces
 from tamiyo.evaluation.soak.trends import TOLERANCES, WARM_S, Point, Trend, between, longest_life, thin, trend
+from tamiyo.schemas.display import narrow
 from tamiyo.schemas.errors import ConfigurationError
 
 FORMAT = 1
@@ -234,13 +236,13 @@ def show(result: dict[str, Any], console: Console) -> None:
         interval = "" if each["low"] is None else f"{each['low']:g} .. {each['high']:g}"
         slope = "" if each["slope_per_hour"] is None else f"{each['slope_per_hour']:g}"
         table.add_row(name, each["verdict"], slope, interval, f"{each['minutes']:g}")
-    console.print(table)
+    console.print(narrow(table))
     for name in ("minutes", "load", "account", "latency_ms", "lag", "restarts", "ends_by_themselves", "verdict"):
         console.print(f"{name}: {json.dumps(result[name])}", highlight=False, soft_wrap=True)
     console.print(f"faults: {json.dumps(result['faults']['by_kind'])}", highlight=False)
 
 
-app = typer.Typer(add_completion=False)
+app = program()
 
 
 @app.command(

@@ -16,6 +16,7 @@ from confluent_kafka import Message
 
 from tamiyo.schemas.adaptation import ALL_RUNS, ControlCommand
 from tamiyo.schemas.client.awaited_producer import AwaitedProducer
+from tamiyo.schemas.client.compacted import NewestByKey, copy_of, key_text
 from tamiyo.schemas.client.partition_reader import PartitionReader
 from tamiyo.schemas.codec import decode, encode, validate
 from tamiyo.schemas.errors import BrokerError, SchemaError
@@ -89,14 +90,7 @@ class _Entry:
 
     partition: int
     offset: int
-    timestamp_ms: int
-    """The message's Kafka time."""
     order: ControlCommand | None
-
-    @property
-    def rank(self) -> tuple[int, bool]:
-        """Return what is compared between partitions; an order outlives a tombstone of the same time."""
-        return self.timestamp_ms, self.order is not None
 
 
 class ControlTopic:
@@ -117,8 +111,8 @@ class ControlTopic:
         self._topic = names.full(CONTROL.name)
         self._reader = PartitionReader(kafka, "tamiyo-control")
         self._read_to: dict[int, int] = {}
-        self._entries: dict[str, dict[int, _Entry]] = {}
-        """By addressee and partition the last message: a key has two partitions only after partitions were added."""
+        self._newest: NewestByKey[str, ControlCommand] = NewestByKey()
+        """By addressee."""
         self._newest_ms: dict[str, int] = {}
         self.unreadable: list[str] = []
         """Places of messages that are no orders; stages and hosts ignore them too."""
@@ -137,8 +131,7 @@ class ControlTopic:
     @property
     def orders(self) -> dict[str, ControlCommand]:
         """The orders in force by addressee: a run_id, or * for all runs."""
-        newest = {key: max(each.values(), key=lambda entry: entry.rank) for key, each in sorted(self._entries.items())}
-        return {key: each.order for key, each in newest.items() if each.order is not None}
+        return dict(sorted(self._newest.items()))
 
     def change(self, addressee: str, edit: Edit, reason: str = "") -> OrderChange:
         """Change the order for a run, or for all runs, and keep the rest of it.
@@ -208,16 +201,17 @@ class ControlTopic:
         found: dict[str, list[_Entry]] = {}
         new = [replace(each, start=max(each.start, self._read_to.get(each.partition, 0))) for each in ranges]
         for message in self._reader.read(new):
-            key = (message.key() or b"").decode("utf-8", "replace")
+            key = key_text(message.key())
             try:
-                entry = _entry(message)
+                value = message.value()
+                order = None if value is None else decode(value, ControlCommand)
             except SchemaError:
                 self.unreadable.append(f"{self._topic}/{message.partition()}/{message.offset()}")
                 continue
-            found.setdefault(key, []).append(entry)
-            given_ms = entry.order.time_ms if entry.order is not None else 0
-            self._newest_ms[key] = max(self._newest_ms.get(key, 0), entry.timestamp_ms, given_ms)
-            self._entries.setdefault(key, {})[entry.partition] = entry
+            found.setdefault(key, []).append(_Entry(message.partition() or 0, message.offset() or 0, order))
+            given_ms = order.time_ms if order is not None else 0
+            self._newest_ms[key] = max(self._newest_ms.get(key, 0), message.timestamp()[1], given_ms)
+            self._newest.take(key, copy_of(message, order))
         self._read_to = {each.partition: each.end for each in ranges}
         return found
 
@@ -295,15 +289,11 @@ def known_runs(addressee: str, kafka: KafkaSettings, names: TopicNames, *, layer
     Raises:
         BrokerError: the topic cannot be read.
     """
-    values: dict[str, bytes] = {}
+    newest: NewestByKey[str, bytes] = NewestByKey()
     with PartitionReader(kafka, "tamiyo-control") as reader:
         for message in reader.read(reader.ranges(names.full(TOPOLOGY.name))):
-            key = (message.key() or b"").decode("utf-8", "replace")
-            value = message.value()
-            if value is None:
-                values.pop(key, None)
-            else:
-                values[key] = value
+            newest.take(key_text(message.key()), copy_of(message, message.value()))
+    values = dict(newest.items())
     wanted = (values if addressee == ALL_RUNS else values.keys() & {addressee}) if layers else ()
     found: dict[str, frozenset[str]] = {}
     for run_id in wanted:
@@ -317,12 +307,6 @@ def known_runs(addressee: str, kafka: KafkaSettings, names: TopicNames, *, layer
 def _nearest(name: str, known: Collection[str]) -> str:
     near = difflib.get_close_matches(name, known, n=1)
     return f" (did you mean {near[0]!r}?)" if near else ""
-
-
-def _entry(message: Message) -> _Entry:
-    value = message.value()
-    order = None if value is None else decode(value, ControlCommand)
-    return _Entry(message.partition() or 0, message.offset() or 0, message.timestamp()[1], order)
 
 
 def _same(standing: ControlCommand | None, wanted: ControlCommand | None, reason: str) -> bool:

@@ -1,6 +1,5 @@
 """Lists the versions of a policy, and announces an operator's orders about them: pin, roll back, freeze."""
 
-import getpass
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ from tamiyo.schemas.errors import CheckpointCorrupt, ConfigurationError, PolicyE
 from tamiyo.schemas.kafka import KafkaSettings, TopicNames
 from tamiyo.schemas.learning import CheckpointStatus, PolicyCheckpoint, policy_orders_key
 from tamiyo.schemas.topics import CHECKPOINTS
+from tamiyo.streams.admin.control import operator_name
 
 DELIVERY_TIMEOUT_S = 10.0
 
@@ -190,7 +190,7 @@ class PolicyVersions:
             "time_ms": time.time_ns() // 1_000_000,
             "fallback_version": to,
             "fallback_checksum": checksum(data),
-            "issued_by": getpass.getuser(),
+            "issued_by": operator_name(),
             "reason": reason,
         }
         announcement = newest.model_copy(update=changes)
@@ -204,7 +204,7 @@ class PolicyVersions:
             "time_ms": time.time_ns() // 1_000_000,
             "pinned": pinned,
             "frozen": frozen,
-            "issued_by": getpass.getuser(),
+            "issued_by": operator_name(),
             "reason": reason,
         }
         order = about.model_copy(update=changes)

@@ -43,6 +43,7 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},  # also of all commands under it
     help="Watches neural networks while they train, and adapts them.\n\n"
     "Every command reads its settings from TAMIYO_* environment variables and a file (`--config`): a flag takes "
     "precedence over the environment, the environment over the file. `tamiyo config` shows them.\n\n"

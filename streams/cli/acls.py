@@ -1,17 +1,20 @@
 """`tamiyo topics acls`: lists the permissions to grant on Kafka, for people, `kafka-acls.sh`, Strimzi or programs."""
 
-import json
 from dataclasses import asdict
 from enum import StrEnum
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
+from tamiyo.schemas.display import narrow, write_json
 from tamiyo.schemas.errors import ConfigurationError
 from tamiyo.streams.cli import options
-from tamiyo.streams.cli.options import examples
+from tamiyo.streams.cli.options import AsJson, examples
+
+if TYPE_CHECKING:
+    from tamiyo.streams.admin.acls import Grant
 
 EPILOG = examples(
     "tamiyo topics acls",
@@ -36,6 +39,7 @@ def acls(
         list[str] | None,
         typer.Option(
             metavar="ROLE",
+            autocompletion=options.complete_roles,
             help="A stage, learner, host, operator or reader; repeat for several. [default: all]",
         ),
     ] = None,
@@ -51,6 +55,7 @@ def acls(
     cluster: Annotated[
         str, typer.Option(metavar="NAME", help="Name of the Kafka resource, for --format strimzi.")
     ] = "kafka",
+    as_json: AsJson = False,
     check: Annotated[bool, typer.Option("--check", help="List only those that this user lacks.")] = False,
     bootstrap: Annotated[
         str | None,
@@ -71,13 +76,14 @@ def acls(
     if any(character in principal for character in "'\n\\") or not principal.partition(":")[2]:
         raise ConfigurationError(f"--principal {principal!r} must be like User:{{role}}, without quotes")
     names, console = options.names(), Console()
+    format = Format.JSON if as_json else format
     wanted = {each: grants(each, names) for each in dict.fromkeys(role or ROLES)}
     if check:
         kafka = options.connected_kafka(bootstrap)
         wanted = {each: missing(listed, kafka) for each, listed in wanted.items()}
     rows = [(each, principal.replace("{role}", each), grant) for each, listed in wanted.items() for grant in listed]
     if format is Format.JSON:
-        print(json.dumps([{"role": each, "principal": who, **asdict(grant)} for each, who, grant in rows], indent=2))
+        write_json([{"role": each, "principal": who, **asdict(grant)} for each, who, grant in rows])
     elif format is Format.STRIMZI:
         import yaml
 
@@ -91,12 +97,16 @@ def acls(
         for _, who, grant in rows:
             print(grant.command(who))
     elif rows:
-        table = Table("role", "operation", "on")
-        table.add_column("name", overflow="fold")
-        for each, _, grant in rows:
-            table.add_row(each, grant.operation, grant.kind, grant.name)
-        console.print(table)
+        console.print(_table([(each, grant) for each, _, grant in rows]))
     if check and rows:
         raise typer.Exit(1)
     if check and format is Format.TABLE:
         console.print("no permission is missing")
+
+
+def _table(rows: "list[tuple[str, Grant]]") -> Table:
+    table = Table("role", "operation", "on")
+    table.add_column("name", overflow="fold")
+    for role, grant in rows:
+        table.add_row(role, grant.operation, grant.kind, grant.name)
+    return narrow(table)

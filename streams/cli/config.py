@@ -1,13 +1,12 @@
 """`tamiyo config`: the settings that apply here, and what each means."""
 
-import json
 import sys
 from typing import Annotated
 
 import typer
 
-from tamiyo.schemas.display import printable
-from tamiyo.streams.cli.options import examples
+from tamiyo.schemas.display import printable, write_json
+from tamiyo.streams.cli.options import AsJson, examples
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -15,13 +14,11 @@ app = typer.Typer(
     "over the default.",
 )
 
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-
 
 @app.command(epilog=examples("tamiyo config show --changed", "tamiyo --config tamiyo.toml config show --json"))
 def show(
     changed: Annotated[bool, typer.Option("--changed", help="Only settings that differ from the default.")] = False,
-    as_json: Json = False,
+    as_json: AsJson = False,
 ) -> None:
     """Show the value of each setting and where it comes from; secrets are hidden.
 
@@ -33,7 +30,7 @@ def show(
     for sentence in unknown_variables():
         sys.stderr.write(f"tamiyo: {sentence}\n")
     if as_json:
-        sys.stdout.write(json.dumps([each.as_dict() for each in found], indent=2) + "\n")
+        write_json([each.as_dict() for each in found])
         return
     widths = max((len(each.variable) for each in found), default=0), len("environment")
     for each in found:
@@ -43,7 +40,7 @@ def show(
 
 @app.command(epilog=examples("tamiyo config reference", "tamiyo config reference --toml > tamiyo.toml"))
 def reference(
-    as_json: Json = False,
+    as_json: AsJson = False,
     toml: Annotated[bool, typer.Option("--toml", help="Print a file with every setting, as a template.")] = False,
 ) -> None:
     """List every setting: its variable, type, default and meaning."""
@@ -54,7 +51,7 @@ def reference(
         return
     found = [each for cls in classes() for each in described(cls)]
     if as_json:
-        sys.stdout.write(json.dumps([each.as_dict() for each in found], indent=2) + "\n")
+        write_json([each.as_dict() for each in found])
         return
     for each in found:
         default = "unset" if each.default is None else each.default

@@ -1,6 +1,5 @@
 """`tamiyo control`: standing orders for one run or for all."""
 
-import json
 import sys
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any
@@ -9,10 +8,10 @@ import typer
 from rich.console import Console
 
 from tamiyo.schemas.adaptation import ALL_RUNS
-from tamiyo.schemas.display import printable
+from tamiyo.schemas.display import printable, write_json
 from tamiyo.schemas.errors import BrokerError, ConfigurationError, RecordError
 from tamiyo.streams.cli import options
-from tamiyo.streams.cli.options import Bootstrap, examples
+from tamiyo.streams.cli.options import AsJson, Bootstrap, examples
 
 if TYPE_CHECKING:
     from tamiyo.schemas.adaptation import ControlCommand
@@ -40,7 +39,6 @@ Reason = Annotated[
     str, typer.Option(metavar="TEXT", help="Reason, recorded with the order. [default: the present reason]")
 ]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation of an order for all runs.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 @app.command(epilog=examples("tamiyo control show", "tamiyo control show mnist1d-0", "tamiyo control show --json"))
@@ -51,7 +49,7 @@ def show(run: Run = None, all_runs: AllRuns = False, as_json: AsJson = False, bo
         _warn(f"{place} is not an order; it is ignored" for place in control.unreadable)
         rows = [_described(control, each) for each in ([addressee] if addressee else control.orders)]
     if as_json:
-        sys.stdout.write(json.dumps(rows, indent=2) + "\n")
+        write_json(rows)
         return
     if not rows:
         _print("no orders: everything is allowed")
@@ -210,7 +208,7 @@ def _change(
         warnings.append("the newest order for it has undone the change; see above, and repeat the command if needed")
         _warn(warnings[-1:])
     if as_json:
-        sys.stdout.write(json.dumps({**row, "before": _values(change.before), "warnings": warnings}, indent=2) + "\n")
+        write_json({**row, "before": _values(change.before), "warnings": warnings})
     else:
         _print(("" if change.published else "nothing to change: ") + _line(addressee, row["order"]))
         if addressee != ALL_RUNS:

@@ -11,10 +11,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from tamiyo.schemas.display import printable
+from tamiyo.schemas.display import narrow, printable, write_json
 from tamiyo.schemas.errors import ConfigurationError
 from tamiyo.streams.cli import options
-from tamiyo.streams.cli.options import Bootstrap, examples
+from tamiyo.streams.cli.options import AsJson, Bootstrap, examples
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -32,6 +32,7 @@ console = Console()
 TopicArgument = Annotated[
     list[str] | None,
     typer.Argument(
+        autocompletion=options.complete_dead_letter_topics,
         help="Topics, or only the rejected (.dlq) or late (.late) messages of a topic. [default: all]",
         show_default=False,
     ),
@@ -50,7 +51,6 @@ At = Annotated[
 Limit = Annotated[
     int | None, typer.Option("-n", min=1, metavar="N", help="At most N dead letters of each partition, oldest first.")
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 RESULTS = {
     "sent": "sent back",
     "found": "sent back by an earlier redrive that crashed",
@@ -84,17 +84,12 @@ def list_dead_letters(topics: TopicArgument = None, as_json: AsJson = False, boo
         for (letters, kind), count in sorted(counted.items(), key=lambda each: (each[0][0], -each[1]["letters"]))
     ]
     if as_json:
-        sys.stdout.write(json.dumps(rows, indent=2) + "\n")
+        write_json(rows)
         return
     if not rows:
         console.print("no dead letters")
         return
-    table = Table("topic", "reason", "dead letters", "sent back")
-    for row in rows:
-        topic = f"{row['topic']}.late" if row["late"] else row["topic"]
-        cells = (topic, row["reason"], row["letters"], row["redriven"])
-        table.add_row(*(Text(printable(str(each))) for each in cells))
-    console.print(table)
+    console.print(_table(rows))
 
 
 @app.command(
@@ -143,6 +138,7 @@ def redrive(
     limit: Limit = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be done, and do nothing.")] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")] = False,
+    as_json: AsJson = False,
     bootstrap: Bootstrap = None,
 ) -> None:
     """Republish dead letters to the topics they were rejected from, each once, however often this is called.
@@ -152,36 +148,55 @@ def redrive(
     """
     from tamiyo.streams.admin.redrive import Redrive
 
+    def report(text: str) -> None:
+        options.narrator(as_json).print(printable(text), highlight=False, soft_wrap=True, markup=False)
+
     wanted = _filter(topics, reason, at)
     chosen = _topics(topics, at)
     kafka = options.connected_kafka(bootstrap)
     with _dead_letters(kafka) as dead_letters:
-        partitions = dead_letters.partitions(chosen, _print)
+        partitions = dead_letters.partitions(chosen, report)
         matching = [(each, [one for one in each.waiting if wanted(one)]) for each in partitions]
         selected = [(each, [one for one in found if one.sendable][:limit]) for each, found in matching]
         if without := sum(not one.sendable for _, found in matching for one in found):
-            _print(f"{without:>7,} stay: they have no value to send back; `tamiyo dlq show` names the reason")
+            report(f"{without:>7,} stay: they have no value to send back; `tamiyo dlq show` names the reason")
         counts = Counter((each.topic.name, each.kind) for _, batch in selected for each in batch)
         total = sum(counts.values())
         for (topic, kind), count in sorted(counts.items()):
-            _print(f"{count:>7,} to {topic}: {kind}")
+            report(f"{count:>7,} to {topic}: {kind}")
         if not total:
-            _print("nothing to send back")
-            return
-        if dry_run:
-            _print(f"{total:,} dead letters would be sent back; nothing was done")
-            return
-        if not yes:
-            typer.confirm(f"Send {total:,} dead letters back?", abort=True)
+            report("nothing to send back")
+        elif dry_run:
+            report(f"{total:,} dead letters would be sent back; nothing was done")
+        elif not yes:
+            typer.confirm(f"Send {total:,} dead letters back?", abort=True, err=as_json)
         done: Counter[str] = Counter()
-        sending = Redrive(dead_letters, kafka)
-        for partition, batch in selected:
-            for result, count in sending.send(partition, batch):
-                done[result] += count
-                _print(f"{done.total():,} of {total:,}: {partition.letters}/{partition.partition}")
-    _print(", ".join(f"{done[result]:,} {text}" for result, text in RESULTS.items() if done[result]))
+        if total and not dry_run:
+            sending = Redrive(dead_letters, kafka)
+            for partition, batch in selected:
+                for result, count in sending.send(partition, batch):
+                    done[result] += count
+                    report(f"{done.total():,} of {total:,}: {partition.letters}/{partition.partition}")
+    if as_json:
+        listed = [{"topic": topic, "reason": kind, "letters": n} for (topic, kind), n in sorted(counts.items())]
+        write_json({"dry_run": dry_run, "selected": listed, "results": {each: done[each] for each in RESULTS}})
+    elif done:
+        report(", ".join(f"{done[result]:,} {text}" for result, text in RESULTS.items() if done[result]))
     if done["claimed"]:
         raise typer.Exit(1)
+
+
+def _table(rows: Sequence[dict[str, Any]]) -> Table:
+    table = Table()
+    table.add_column("topic", overflow="fold")
+    table.add_column("reason")
+    for column in ("dead letters", "sent back"):
+        table.add_column(column, justify="right")
+    for row in rows:
+        topic = f"{row['topic']}.late" if row["late"] else row["topic"]
+        cells = (topic, row["reason"], f"{row['letters']:,}", f"{row['redriven']:,}")
+        table.add_row(*(Text(printable(each)) for each in cells))
+    return narrow(table)
 
 
 def _dead_letters(kafka: Any) -> Any:
@@ -213,7 +228,3 @@ def _filter(topics: Sequence[str] | None, reason: str | None, at: Sequence[str] 
         return matches and (not places or (dead_letter.partition, dead_letter.offset) in places)
 
     return wanted
-
-
-def _print(text: str) -> None:
-    console.print(printable(text), highlight=False, soft_wrap=True, markup=False)

@@ -37,7 +37,13 @@ def register(app: typer.Typer) -> None:
 
 
 def tail(
-    topic: Annotated[str, typer.Argument(help="Topic of the catalogue, or its .dlq or .late topic.")],
+    topic: Annotated[
+        str,
+        typer.Argument(
+            autocompletion=options.complete_dead_letter_topics,
+            help="Topic of the catalogue, or its .dlq or .late topic.",
+        ),
+    ],
     beginning: Annotated[
         bool, typer.Option("--beginning/--end", help="Start at the beginning, or at the current end.")
     ] = True,

@@ -11,6 +11,8 @@ from tamiyo.schemas.display import printable
 from tamiyo.schemas.files import folder_problem, output_problem
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from tamiyo.schemas.kafka import KafkaSettings, TopicNames
 
 # Panels of `tamiyo --help`.
@@ -19,6 +21,37 @@ RUN = "Run the pipeline"
 OPERATE = "Operate it"
 REPLAY = "Record and replay"
 LABORATORY = "Laboratory"
+
+
+# What a shell completes: from the code alone, without torch and without a broker.
+def complete_topics(incomplete: str) -> list[str]:
+    """Return the topics of the catalogue that begin so."""
+    from tamiyo.schemas.topics import CATALOGUE
+
+    return [topic.name for topic in CATALOGUE if topic.name.startswith(incomplete)]
+
+
+def complete_dead_letter_topics(incomplete: str) -> list[str]:
+    """Return the topics of the catalogue, and their .dlq and .late topics, that begin so."""
+    from tamiyo.schemas.topics import CATALOGUE
+
+    names = [name for topic in CATALOGUE for name in (topic.name, topic.dead_letters, topic.late)]
+    return [name for name in names if name.startswith(incomplete)]
+
+
+def complete_stages(incomplete: str) -> list[str]:
+    """Return the stages that begin so."""
+    from tamiyo.streams.stages.registry import STAGES
+
+    return [stage for stage in STAGES if stage.startswith(incomplete)]
+
+
+def complete_roles(incomplete: str) -> list[str]:
+    """Return the roles of `tamiyo topics acls` that begin so."""
+    from tamiyo.streams.admin.acls import ROLES
+
+    return [role for role in ROLES if role.startswith(incomplete)]
+
 
 Bootstrap = Annotated[
     str | None,
@@ -101,7 +134,12 @@ OutputFile = Annotated[
 ]
 TopicOption = Annotated[
     list[str] | None,
-    typer.Option("--topic", metavar="NAME", help="Topic of the catalogue; repeat for several. [default: all]"),
+    typer.Option(
+        "--topic",
+        metavar="NAME",
+        autocompletion=complete_topics,
+        help="Topic of the catalogue; repeat for several. [default: all]",
+    ),
 ]
 Runs = Annotated[
     list[str] | None,
@@ -109,6 +147,13 @@ Runs = Annotated[
         "--run", metavar="RUN_ID", callback=check_run_id, help="Only messages of this run; repeat for several."
     ),
 ]
+
+
+def narrator(as_json: bool) -> "Console":
+    """Return where a command prints progress and sentences: standard error where standard output is JSON."""
+    from rich.console import Console
+
+    return Console(stderr=as_json)
 
 
 def examples(*commands: str) -> str:

@@ -1,7 +1,5 @@
 """`tamiyo plan`: sizes an installation for a number of runs."""
 
-import json
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -10,8 +8,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from tamiyo.schemas.display import narrow, write_json
 from tamiyo.streams.cli import options
-from tamiyo.streams.cli.options import examples
+from tamiyo.streams.cli.options import AsJson, examples
 
 if TYPE_CHECKING:
     from tamiyo.streams.admin.plan import Sizing
@@ -57,7 +56,7 @@ def plan(
     costs: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Unit costs of `make scale`. [default: those of the release]")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Size an installation: workers, partitions, brokers and bytes a day, from measured unit costs. Needs no broker."""
     from tamiyo.streams.admin.plan import COSTS, Demand, UnitCosts, assumptions, size
@@ -79,7 +78,7 @@ def plan(
     )
     sizing = size(demand, unit)
     if as_json:
-        sys.stdout.write(json.dumps({**asdict(sizing), "measured": unit.measured}, indent=2) + "\n")
+        write_json({**asdict(sizing), "measured": unit.measured})
         return
     _show(sizing)
     for each in assumptions(sizing, unit):
@@ -107,7 +106,7 @@ def _show(sizing: "Sizing") -> None:
     table.add_row("learners", f"{sizing.learners:,}", "experiences" if sizing.learners > 1 else "")
     table.add_row("partitions of every topic", f"{sizing.partitions:,}", "twice the workers, 4 at least")
     table.add_row("brokers", f"{sizing.brokers:,}", _reason(sizing.brokers_for))
-    console.print(table)
+    console.print(narrow(table))
     topics = Table("topic", "bytes a day", "kept", "stored")
     for each in sizing.topics:
         kept = "compacted" if each.retention_days is None else f"{each.retention_days:g} days"
@@ -120,7 +119,7 @@ def _show(sizing: "Sizing") -> None:
         readable_bytes(sizing.stored_bytes / demand.replication),
     )
     topics.add_row(f"all, {demand.replication} replicas", "", "", readable_bytes(sizing.stored_bytes))
-    console.print(topics)
+    console.print(narrow(topics))
 
 
 def _reason(needs: dict[str, int]) -> str:

@@ -1,7 +1,5 @@
 """`tamiyo policy`: lists the versions of a policy and steers which of them decide."""
 
-import json
-import sys
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,12 +9,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from tamiyo.schemas.display import printable
+from tamiyo.schemas.display import printable, write_json
 from tamiyo.schemas.errors import ConfigurationError
 from tamiyo.streams.cli import options
-from tamiyo.streams.cli.options import Bootstrap, examples
+from tamiyo.streams.cli.options import AsJson, Bootstrap, examples
 
 if TYPE_CHECKING:
+    from tamiyo.schemas.learning import PolicyCheckpoint
     from tamiyo.streams.admin.policies import PolicyVersions
 
 app = typer.Typer(
@@ -28,7 +27,6 @@ app = typer.Typer(
 console = Console()
 
 Version = Annotated[int, typer.Argument(min=0, help="Version of the policy, as listed.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Reason = Annotated[str, typer.Option(metavar="TEXT", help="Reason, recorded with the order.")]
 
 
@@ -42,7 +40,7 @@ def list_versions(
     policies = _policies(bootstrap)
     versions = policies.list(limit)
     if as_json:
-        sys.stdout.write(json.dumps([each.described() for each in versions], indent=2) + "\n")
+        write_json([each.described() for each in versions])
         return
     if not versions:
         console.print("nothing released yet")
@@ -73,7 +71,7 @@ def show(version: Version, as_json: AsJson = False, bootstrap: Bootstrap = None)
     header = found.header
     if as_json:
         details = header.model_dump(mode="json") if header is not None else None
-        sys.stdout.write(json.dumps({**found.described(), "header": details}, indent=2) + "\n")
+        write_json({**found.described(), "header": details})
     else:
         for name, value in found.described().items():
             _print(f"{name.replace('_', ' '):<16}{_time(value) if name == 'time_ms' else value}")
@@ -95,6 +93,7 @@ def pin(
     version: Annotated[int | None, typer.Argument(min=0, help="Version that decides from now on.")] = None,
     release: Annotated[bool, typer.Option("--release", help="Follow the newest release again.")] = False,
     reason: Reason = "",
+    as_json: AsJson = False,
     bootstrap: Bootstrap = None,
 ) -> None:
     """Make every worker decide with one version, whatever the learner releases. Replaces an earlier pin.
@@ -105,11 +104,12 @@ def pin(
         raise ConfigurationError("give the version to pin, or --release to end the pin")
     policies = _policies(bootstrap)
     if version is None:
-        policies.unpin(reason)
-        _print("no version is pinned any more: decisions follow the releases")
+        announced = policies.unpin(reason)
+        words = "no version is pinned any more: decisions follow the releases"
     else:
-        policies.pin(version, reason)
-        _print(f"version {version} is pinned; `tamiyo policy pin --release` ends it")
+        announced = policies.pin(version, reason)
+        words = f"version {version} is pinned; `tamiyo policy pin --release` ends it"
+    _announce(announced, words, as_json)
 
 
 @app.command(
@@ -126,6 +126,7 @@ def rollback(
         ),
     ] = None,
     reason: Reason = "",
+    as_json: AsJson = False,
     bootstrap: Bootstrap = None,
 ) -> None:
     """Take back the newest version, and all after the one returned to.
@@ -134,8 +135,9 @@ def rollback(
     """
     policies = _policies(bootstrap)
     announced = policies.roll_back(to, reason)
-    _print(f"version {announced.version} is rolled back: decisions return to version {announced.fallback_version}")
-    if policies.pinned is not None:
+    words = f"version {announced.version} is rolled back: decisions return to version {announced.fallback_version}"
+    _announce(announced, words, as_json)
+    if policies.pinned is not None and not as_json:
         _print(f"version {policies.pinned} is pinned: until the pin is released, decisions stay with it")
 
 
@@ -143,11 +145,20 @@ def rollback(
 def freeze(
     thaw: Annotated[bool, typer.Option("--thaw", help="Let the learner go on.")] = False,
     reason: Reason = "",
+    as_json: AsJson = False,
     bootstrap: Bootstrap = None,
 ) -> None:
     """Keep the learner from learning and releasing. It goes on reading experiences into its replay memory."""
-    _policies(bootstrap).freeze(not thaw, reason)
-    _print("the learner goes on" if thaw else "the learner is frozen; `tamiyo policy freeze --thaw` lets it go on")
+    announced = _policies(bootstrap).freeze(not thaw, reason)
+    words = "the learner goes on" if thaw else "the learner is frozen; `tamiyo policy freeze --thaw` lets it go on"
+    _announce(announced, words, as_json)
+
+
+def _announce(announced: "PolicyCheckpoint", words: str, as_json: bool) -> None:
+    if as_json:
+        write_json(announced.model_dump(mode="json"))
+    else:
+        _print(words)
 
 
 def _policies(bootstrap: str | None) -> "PolicyVersions":

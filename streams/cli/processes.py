@@ -68,7 +68,11 @@ def broker(
 def worker(
     stage: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME", help="Stage to run; repeat for several. [default: all]"),
+        typer.Option(
+            metavar="NAME",
+            autocompletion=options.complete_stages,
+            help="Stage to run; repeat for several. [default: all]",
+        ),
     ] = None,
     supervise: Supervise = None,
     http_port: HttpPort = None,

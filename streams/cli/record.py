@@ -4,18 +4,20 @@ import re
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from tamiyo.schemas.display import write_json
 from tamiyo.schemas.errors import ConfigurationError
 from tamiyo.streams.cli import options
-from tamiyo.streams.cli.options import Bootstrap, Runs, TopicOption, examples
+from tamiyo.streams.cli.options import AsJson, Bootstrap, Runs, TopicOption, examples
 from tamiyo.streams.process.interrupts import stop_flag
 
-console = Console()
+if TYPE_CHECKING:
+    from tamiyo.streams.recording.recording import Manifest
 
 Since = Annotated[
     str | None,
@@ -64,6 +66,7 @@ def record(
         bool,
         typer.Option("--checkpoints/--no-checkpoints", help="Copy the policies that made the decisions."),
     ] = True,
+    as_json: AsJson = False,
     bootstrap: Bootstrap = None,
 ) -> None:
     """Record topics, whole or a selection, into Avro files. An interrupted recording can be continued."""
@@ -73,21 +76,32 @@ def record(
     stop = stop_flag()
     url = StoreSettings().checkpoints if checkpoints else None
     kafka = options.connected_kafka(bootstrap)
-    if not record_to(folder, kafka, options.names(), selected, stop, follow=follow, checkpoint_url=url):
-        console.print("stopped before the end; the same command continues the recording", style="yellow")
+    out = options.narrator(as_json)
+    manifest = record_to(folder, kafka, options.names(), selected, stop, out, follow=follow, checkpoint_url=url)
+    if as_json:
+        write_json(
+            {
+                "folder": str(folder),
+                "complete": manifest.complete,
+                "messages": sum(part.messages for part in manifest.parts),
+                "files": len(manifest.parts),
+                "bytes": sum(part.size_bytes for part in manifest.parts),
+                "policy_versions_missing": manifest.policy_versions_missing,
+            }
+        )
+    if not manifest.complete:
+        out.print("stopped before the end; the same command continues the recording", style="yellow")
         raise typer.Exit(130)
 
 
 def record_to(
-    folder: Path, kafka: Any, names: Any, selected: Any, stop: Callable[[], bool], *, follow: bool = False,
-    checkpoint_url: str | None = None,
-) -> bool:  # fmt: skip
-    """Record with a progress bar; return whether the recording is complete."""
+    folder: Path, kafka: Any, names: Any, selected: Any, stop: Callable[[], bool], out: Console, *,
+    follow: bool = False, checkpoint_url: str | None = None,
+) -> "Manifest":  # fmt: skip
+    """Record with a progress bar on `out`; return the recording's manifest."""
     from tamiyo.streams.recording.recorder import Recorder
 
-    progress = Progress(
-        TextColumn("recording"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), console=console
-    )
+    progress = Progress(TextColumn("recording"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), console=out)
     task = progress.add_task("recording", total=0)
     total = 0
 
@@ -102,18 +116,18 @@ def record_to(
             on_plan=plan, on_progress=lambda count: progress.advance(task, count),
         ).run(stop)  # fmt: skip
     size = sum(part.size_bytes for part in manifest.parts)
-    console.print(
+    out.print(
         f"{sum(part.messages for part in manifest.parts):,} messages in {len(manifest.parts)} files of "
         f"{size / 1e6:,.1f} MB in {folder}",
         highlight=False, soft_wrap=True,
     )  # fmt: skip
     if manifest.policy_versions_missing:
         missing = ", ".join(map(str, manifest.policy_versions_missing))
-        console.print(
+        out.print(
             f"policies missing from the store: {missing}; a replay cannot repeat their decisions",
             style="yellow", highlight=False, soft_wrap=True,
         )  # fmt: skip
-    return manifest.complete
+    return manifest
 
 
 def selection(

@@ -2,6 +2,7 @@
 
 import tempfile
 from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,14 +10,13 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
+from tamiyo.schemas.display import write_json
 from tamiyo.schemas.errors import ConfigurationError
 from tamiyo.streams.cli import options
-from tamiyo.streams.cli.options import Bootstrap, Runs, examples
+from tamiyo.streams.cli.options import AsJson, Bootstrap, Runs, examples
 from tamiyo.streams.cli.record import Offsets, Since, Until, record_to, selection
 from tamiyo.streams.process.interrupts import stop_flag
 from tamiyo.streams.replay.levels import ReplaySource, ReplayTarget
-
-console = Console()
 
 
 def register(app: typer.Typer) -> None:
@@ -67,6 +67,7 @@ def replay(
     replication: Annotated[
         int, typer.Option(min=1, max=10, metavar="N", help="Replicas of the replay's partitions.")
     ] = 1,
+    as_json: AsJson = False,
     bootstrap: Bootstrap = None,
 ) -> None:
     """Run the stages on a recording again, under its own topic prefix.
@@ -92,7 +93,7 @@ def replay(
     plan = Plan(
         Flow.between(source, target), TopicNames(prefix=prefix), _speed(speed), workers, policy_version, replication
     )
-    stop = stop_flag()
+    stop, out = stop_flag(), options.narrator(as_json)
     with ExitStack() as stack:
         recording = None if folder is None else Recording(folder)
         kafka = options.connected_kafka(bootstrap)
@@ -100,78 +101,85 @@ def replay(
             # A replay may take as long as the training did; by then the topics' records may have expired.
             temporary = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tamiyo-replay-")))
             selected = selection(None, run, since, until, offsets)
-            if not record_to(temporary / "recording", kafka, options.names(), selected, stop):
+            if not record_to(temporary / "recording", kafka, options.names(), selected, stop, out).complete:
                 raise typer.Exit(130)
             recording = Recording(temporary / "recording")
-        result = _replay(recording, plan, kafka, stop)
-    console.print(
+        result = _replay(recording, plan, kafka, stop, out)
+    out.print(
         f"complete: {result.published:,} messages replayed in {result.seconds:.1f} s, all stages drained",
         highlight=False,
     )
     for name, count in result.computed.items():
-        console.print(f"  {count:>8,}  {prefix}{name}", highlight=False)
+        out.print(f"  {count:>8,}  {prefix}{name}", highlight=False)
     for name, count in result.rejected.items():
-        console.print(f"  {count:>8,}  {prefix}{name}", style="yellow", highlight=False)
+        out.print(f"  {count:>8,}  {prefix}{name}", style="yellow", highlight=False)
     if save is not None:
         outputs = Selection(topics=tuple(topic.name for topic in plan.flow.outputs))
-        record_to(save, kafka, plan.names, outputs, lambda: False)
+        record_to(save, kafka, plan.names, outputs, lambda: False, out)
         needed = ReplaySubjects(plan.names, RegistrySettings()).missing_at(options.names(), plan.flow.outputs)
-        _discard(prefix, kafka, keep_subjects=bool(needed))
+        removed = _discard(prefix, kafka, keep_subjects=bool(needed))
+        out.print(f"removed {removed} topics under {prefix}", highlight=False)
         if needed:
-            console.print(
+            out.print(
                 f"the schemas under {prefix} stay registered: {save} refers to that of {needed[0]}, which the "
                 f"installation has not registered; `tamiyo discard {prefix}` removes them",
                 highlight=False,
                 soft_wrap=True,
             )
+    if as_json:
+        write_json({"prefix": prefix, **asdict(result), "saved": None if save is None else str(save)})
 
 
 def discard(
     prefix: Annotated[str, typer.Argument(help="Topic prefix of a replay.")],
+    as_json: AsJson = False,
     bootstrap: Bootstrap = None,
 ) -> None:
     """Remove the topics, consumer groups and registered schemas of a replay; an installation's are refused."""
     if prefix in ("", options.names().prefix):
         raise ConfigurationError(f"the prefix {prefix!r} is the installation's own: nothing is removed")
-    _discard(prefix, options.connected_kafka(bootstrap))
+    removed = _discard(prefix, options.connected_kafka(bootstrap))
+    if as_json:
+        write_json({"prefix": prefix, "removed": removed})
+    else:
+        options.narrator(False).print(f"removed {removed} topics under {prefix}", highlight=False)
 
 
-def _replay(recording: Any, plan: Any, kafka: Any, stop: Any) -> Any:
+def _replay(recording: Any, plan: Any, kafka: Any, stop: Any, out: Console) -> Any:
     """Check and run a replay with progress bars; return its result."""
     from tamiyo.streams.replay.replayer import Interrupted, Replayer
 
     if not recording.manifest.complete:
-        console.print("this recording was stopped before its end", style="yellow")
+        out.print("this recording was stopped before its end", style="yellow")
     last = plan.flow.last
-    display = _Display(recording.count(plan.flow.inputs), recording.count(last.outputs), last.name)
+    display = _Display(recording.count(plan.flow.inputs), recording.count(last.outputs), last.name, out)
     replayer = Replayer(recording, plan, kafka, options.names(), stopped=stop, observer=display)
     replayer.check()
     if not plan.workers:
         for name, value in replayer.environment().items():
-            console.print(f"export {name}={value}", highlight=False, soft_wrap=True, markup=False)
+            out.print(f"export {name}={value}", highlight=False, soft_wrap=True, markup=False)
         stages = " ".join(f"--stage {name}" for name in plan.flow.stages)
-        console.print(f"start workers with these: tamiyo worker {stages}", highlight=False, soft_wrap=True)
+        out.print(f"start workers with these: tamiyo worker {stages}", highlight=False, soft_wrap=True)
     try:
         with display.progress:
             return replayer.run()
     except Interrupted:
-        console.print(f"stopped; `tamiyo discard {plan.names.prefix}` removes its topics", style="yellow")
+        out.print(f"stopped; `tamiyo discard {plan.names.prefix}` removes its topics", style="yellow")
         raise typer.Exit(130) from None
 
 
-def _discard(prefix: str, kafka: Any, *, keep_subjects: bool = False) -> None:
+def _discard(prefix: str, kafka: Any, *, keep_subjects: bool = False) -> int:
     from tamiyo.streams.replay.cleanup import discard as remove
 
-    removed = remove(prefix, kafka, options.names(), keep_subjects=keep_subjects)
-    console.print(f"removed {removed} topics under {prefix}", highlight=False)
+    return remove(prefix, kafka, options.names(), keep_subjects=keep_subjects)
 
 
 class _Display:
     """A bar for the published messages, and one for the outputs of the last stage."""
 
-    def __init__(self, total: int, expected: int, last: str) -> None:
+    def __init__(self, total: int, expected: int, last: str, out: Console) -> None:
         self.progress = Progress(
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), console=console
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), console=out
         )
         self._published: TaskID = self.progress.add_task("published", total=total)
         # As many as were recorded are expected; a recording need not hold any.

@@ -1,17 +1,15 @@
 """`tamiyo runs`: forgets runs that are over."""
 
-import json
-import sys
 from datetime import UTC, datetime
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
-from tamiyo.schemas.display import printable
+from tamiyo.schemas.display import printable, write_json
 from tamiyo.streams.cli import options
 from tamiyo.streams.cli.durations import seconds
-from tamiyo.streams.cli.options import Bootstrap, examples
+from tamiyo.streams.cli.options import AsJson, Bootstrap, examples
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -43,7 +41,7 @@ def forget(
     run_id: Annotated[str | None, typer.Option("--run", metavar="RUN_ID", help="Only this run.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be done, and do nothing.")] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
     bootstrap: Bootstrap = None,
 ) -> None:
     """Remove topologies, kernel records and orders of finished runs from the compacted topics.
@@ -71,7 +69,7 @@ def forget(
         finished.forget(report)
     if as_json:
         runs = [each.described() for each in finished.found]
-        sys.stdout.write(json.dumps({"forgotten": not dry_run, "runs": runs, "live": finished.live}, indent=2) + "\n")
+        write_json({"forgotten": not dry_run, "runs": runs, "live": finished.live})
     elif not finished.found:
         _print(f"run {run_id} is not old enough" if run_id is not None else "no run is old enough to be forgotten")
     else:

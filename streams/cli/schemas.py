@@ -5,7 +5,8 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from tamiyo.streams.cli.options import examples
+from tamiyo.schemas.display import write_json
+from tamiyo.streams.cli.options import AsJson, examples
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -29,7 +30,7 @@ def _registry(url: str | None) -> Any:
 @app.command(
     epilog=examples("tamiyo schemas register", "tamiyo schemas register --url http://registry:8080/apis/ccompat/v7")
 )
-def register(url: Url = None) -> None:
+def register(url: Url = None, as_json: AsJson = False) -> None:
     """Register every topic's schema as `<topic>-value` under BACKWARD_TRANSITIVE.
 
     Registered schemas stay as they are. Exit status 1 if the registry refuses one.
@@ -37,19 +38,27 @@ def register(url: Url = None) -> None:
     from tamiyo.schemas.kafka import TopicNames
     from tamiyo.streams.admin import schema_registry
 
+    rows = []
     for subject, number in schema_registry.register(_registry(url), TopicNames()):
-        console.print(f"{subject}: schema {number}", highlight=False, soft_wrap=True)
+        rows.append({"subject": subject, "schema": number})
+        if not as_json:
+            console.print(f"{subject}: schema {number}", highlight=False, soft_wrap=True)
+    if as_json:
+        write_json(rows)
 
 
-@app.command(epilog=examples("tamiyo schemas check && echo fine"))
-def check(url: Url = None) -> None:
+@app.command(epilog=examples("tamiyo schemas check && echo fine", "tamiyo schemas check --json"))
+def check(url: Url = None, as_json: AsJson = False) -> None:
     """Compare the registry's subjects with the catalogue, without changes. Exit status 1 if they differ."""
     from tamiyo.schemas.kafka import TopicNames
     from tamiyo.streams.admin import schema_registry
 
     found = list(schema_registry.problems(_registry(url), TopicNames()))
-    for problem in found:
-        console.print(problem, highlight=False, soft_wrap=True)
-    console.print("all schemas match the catalogue" if not found else f"{len(found)} problems")
+    if as_json:
+        write_json({"problems": found})
+    else:
+        for problem in found:
+            console.print(problem, highlight=False, soft_wrap=True)
+        console.print("all schemas match the catalogue" if not found else f"{len(found)} problems")
     if found:
         raise typer.Exit(1)

@@ -1,19 +1,18 @@
 """`tamiyo topics`: creates, lists, checks and grows the topics, and lists their permissions."""
 
-import json
-import sys
 from collections.abc import Callable
 from dataclasses import asdict
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
+from tamiyo.schemas.display import narrow, write_json
 from tamiyo.streams.cli import acls as acls_command
 from tamiyo.streams.cli import options
 from tamiyo.streams.cli.durations import seconds
-from tamiyo.streams.cli.options import Bootstrap, examples
+from tamiyo.streams.cli.options import AsJson, Bootstrap, examples
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -25,8 +24,6 @@ app = typer.Typer(
 app.command("acls", epilog=acls_command.EPILOG)(acls_command.acls)
 
 console = Console()
-
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 @app.command("create", epilog=examples("tamiyo topics create --partitions 12", "tamiyo topics create"))
@@ -50,6 +47,7 @@ def create(
             help="Replicas of every partition. [default: 3, or one a broker if there are fewer]",
         ),
     ] = None,
+    as_json: AsJson = False,
     bootstrap: Bootstrap = None,
 ) -> None:
     """Create every topic of the catalogue that is missing."""
@@ -57,6 +55,9 @@ def create(
 
     topics = Topics(options.connected_kafka(bootstrap), options.names())
     created = topics.create(partitions=partitions, replication=replication)
+    if as_json:
+        write_json({"created": created, "replication": topics.replication(replication)})
+        return
     for name in created:
         console.print(f"created {name}", highlight=False)
     console.print(f"{len(created)} created, the others existed" if created else "all topics existed")
@@ -71,21 +72,28 @@ def create(
         )
 
 
-@app.command("list", epilog=examples("tamiyo topics list"))
-def list_topics() -> None:
+@app.command("list", epilog=examples("tamiyo topics list", "tamiyo topics list --json"))
+def list_topics(as_json: AsJson = False) -> None:
     """List the catalogue: topics, records, writers and readers. Needs no broker."""
     from tamiyo.schemas.topics import CATALOGUE
 
-    table = Table()
-    for column in ("topic", "record", "written by", "read by", "cleanup", "content"):
-        table.add_column(column, overflow="fold")
     names = options.names()
-    for topic in CATALOGUE:
-        readers = ", ".join(topic.readers)
-        table.add_row(
-            names.full(topic.name), topic.record.__name__, topic.writer, readers, topic.cleanup, topic.description
-        )
-    console.print(table)
+    rows = [
+        {
+            "topic": names.full(topic.name),
+            "record": topic.record.__name__,
+            "written_by": topic.writer,
+            "read_by": list(topic.readers),
+            "cleanup": topic.cleanup,
+            "retention_ms": topic.retention_ms if topic.cleanup == "delete" else None,
+            "content": topic.description,
+        }
+        for topic in CATALOGUE
+    ]
+    if as_json:
+        write_json(rows)
+    else:
+        console.print(_catalogue(rows))
 
 
 @app.command("check", epilog=examples("tamiyo topics check && echo fine", "tamiyo topics check --json"))
@@ -98,7 +106,7 @@ def check(as_json: AsJson = False, bootstrap: Bootstrap = None) -> None:
     findings = [*Topics(kafka, names).findings(), *growth.findings(kafka, names)]
     problems = sum(each.state == "problem" for each in findings)
     if as_json:
-        sys.stdout.write(json.dumps([asdict(each) for each in findings], indent=2) + "\n")
+        write_json([asdict(each) for each in findings])
     else:
         for each in findings:
             _print(f"{'warning: ' if each.state == 'warning' else ''}{each.text}; {each.advice}")
@@ -142,9 +150,25 @@ def grow(
     growing.run()
     if as_json:
         done = {"partitions": partitions, "grown": growing.grown, "moved": growing.moved, "removed": growing.removed}
-        sys.stdout.write(json.dumps(done, indent=2) + "\n")
+        write_json(done)
     else:
         _print(f"every topic has {partitions} partitions, and every key is on its own")
+
+
+def _catalogue(rows: list[dict[str, Any]]) -> Table:
+    """Return the catalogue as a table of 80 columns: only a topic's name with a long prefix is folded."""
+    table = Table(leading=1)
+    table.add_column("topic, content", overflow="fold", min_width=38, max_width=60)
+    for column in ("record, cleanup", "written by", "read by"):
+        table.add_column(column)
+    for row in rows:
+        table.add_row(
+            f"{row['topic']}\n{row['content']}",
+            f"{row['record']}\n{row['cleanup']}",
+            row["written_by"],
+            ", ".join(row["read_by"]),
+        )
+    return narrow(table)
 
 
 def _progress(as_json: bool) -> Callable[[str], None]:

@@ -4,23 +4,33 @@ import json
 import signal
 import sys
 import threading
+from dataclasses import asdict
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
-from tamiyo.schemas.display import printable
+from tamiyo.schemas.display import printable, write_json
 from tamiyo.schemas.errors import ConfigurationError
 from tamiyo.schemas.files import write_atomically
 from tamiyo.streams.cli import options
-from tamiyo.streams.cli.options import Bootstrap, HttpPort, OutputFile, examples
+from tamiyo.streams.cli.options import AsJson, Bootstrap, HttpPort, OutputFile, examples
 from tamiyo.streams.process.interrupts import on_signals
 
 TASKS = ("mnist1d", "digits", "mnist5k")
 
 console = Console()
 
-Task = Annotated[str, typer.Option(metavar="NAME", help=f"Training task: {', '.join(TASKS)}.")]
+
+def complete_tasks(incomplete: str) -> list[str]:
+    """Return the tasks that begin so."""
+    return [task for task in TASKS if task.startswith(incomplete)]
+
+
+Task = Annotated[
+    str,
+    typer.Option(metavar="NAME", autocompletion=complete_tasks, help=f"Training task: {', '.join(TASKS)}."),
+]
 Seed = Annotated[
     int, typer.Option(min=0, max=2**31 - 1, metavar="N", help="Seed of the initialisation and the data order.")
 ]
@@ -53,6 +63,7 @@ def demo(
     ] = 1,
     quick: Annotated[bool, typer.Option("--quick", help="1,000 steps: under a minute.")] = False,
     report: OutputFile = None,
+    as_json: AsJson = False,
 ) -> None:
     """Train a network with Tamiyo on this machine, and the same network without it.
 
@@ -63,11 +74,15 @@ def demo(
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a supervisor's stop is a Ctrl-C
     steps = steps if steps is not None else QUICK_STEPS if quick else FULL_STEPS
-    result = Demo(task=_known(task), seed=seed, steps=steps, runs=runs).run(console)
-    reports.show(result, console)
+    out = options.narrator(as_json)
+    result = Demo(task=_known(task), seed=seed, steps=steps, runs=runs).run(out)
+    if as_json:
+        write_json(asdict(result))
+    else:
+        reports.show(result, out)
     if report is not None:
         result.write(report)
-        console.print(f"report     {report}")
+        out.print(f"report     {report}")
     if not result.complete:
         raise typer.Exit(130)
 
@@ -97,7 +112,6 @@ def train(
     report it at the start, and at the end how many records were lost; the result has `dropped_records`.
     """
     from contextlib import ExitStack
-    from dataclasses import asdict
 
     import torch
 

@@ -40,7 +40,7 @@ from tamiyo.evaluation.lab.cli.output import (
     right,
     truth_row,
 )
-from tamiyo.schemas.display import write_json
+from tamiyo.schemas.display import narrow, write_json
 from tamiyo.schemas.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ def list_tasks(as_json: JsonOption = False) -> None:
     table = Table("task", "use", right("parameters"), right("steps"))
     for row in rows:
         table.add_row(str(row["task"]), str(row["use"]), f"{row['parameters']:,}", f"{row['steps']:,}")
-    output.console.print(table)
+    output.console.print(narrow(table))
 
 
 @app.command(
@@ -177,7 +177,7 @@ def twins(
     table = Table(right("step"), "adaptation", *map(right, ("gain", *near, "cost", "worth")))
     for each in found:
         table.add_row(str(each.adaptation.step), *truth_row(each, HORIZONS))
-    output.console.print(table)
+    output.console.print(narrow(table))
     gains = [each.gain for each in found if each.gain is not None]
     output.console.print(f"{len(found)} adaptations; their gains sum to {sum(gains):+.4f} nats", highlight=False)
 
@@ -204,6 +204,7 @@ def traffic(
     repeated: Annotated[
         float, typer.Option(metavar="SHARE", help="Share measured again on another order of the data.")
     ] = 0.0,
+    as_json: JsonOption = False,
 ) -> None:
     """Generate runs with their twins, one Parquet file each; Ctrl-C keeps what is finished."""
     names, kinds, numbers = parse_names(tasks, "--tasks"), parse_names(policies, "--policies"), parse_seeds(seeds)
@@ -218,7 +219,11 @@ def traffic(
     require_writable(folder)
     jobs = [Job(task, kind, seed, steps=steps or 0, **shares) for seed in numbers for task in names for kind in kinds]
     failed = _generate(jobs, folder, workers)
-    output.console.print(f"{len(jobs) - failed} of {len(jobs)} runs are in {folder}", highlight=False, soft_wrap=True)
+    if as_json:
+        write_json({"folder": str(folder), "runs": len(jobs), "failed": failed})
+    else:
+        text = f"{len(jobs) - failed} of {len(jobs)} runs are in {folder}"
+        output.console.print(text, highlight=False, soft_wrap=True)
     if failed:
         raise typer.Exit(1)
 

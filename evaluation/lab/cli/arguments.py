@@ -18,11 +18,40 @@ FEWEST_STEPS = 100
 MOST_STEPS = 1_000_000
 EXTRA = ("gymnasium", "pyarrow", "scipy")
 
-TaskArgument = Annotated[str, typer.Argument(help="Training task; `tamiyo lab tasks` lists them.")]
+# For a shell's completion, which must not import torch; `task_names` and `BASELINES` have them too.
+TASKS = (
+    "mnist1d", "digits", "mnist5k", "chars", "resnet", "charconv", "mixer", "digits_deep", "digits_clean",
+    "digits_wide", "mnist1d_flat", "mnist1d_gelu", "mnist5k_flat", "mnist5k_few",
+)  # fmt: skip
+POLICIES = (
+    "never", "heuristic", "random", "pump", "at_once", "cheapest", "periodic", "plateau", "greedy_growth",
+    "greedy_counterfactual", "learned", "builtin",
+)  # fmt: skip
+
+
+def complete_tasks(incomplete: str) -> list[str]:
+    """Return the tasks that complete the last of the names, which are separated by commas."""
+    return _completed(incomplete, TASKS)
+
+
+def complete_policies(incomplete: str) -> list[str]:
+    """Return the policies that complete the last of the names, which are separated by commas."""
+    return _completed(incomplete, POLICIES)
+
+
+def _completed(incomplete: str, names: Sequence[str]) -> list[str]:
+    before, comma, last = incomplete.rpartition(",")
+    return [f"{before}{comma}{name}" for name in names if name.startswith(last)]
+
+
+TaskArgument = Annotated[
+    str, typer.Argument(autocompletion=complete_tasks, help="Training task; `tamiyo lab tasks` lists them.")
+]
 PolicyOption = Annotated[
     str,
     typer.Option(
         metavar="NAME",
+        autocompletion=complete_policies,
         help="What decides: never, heuristic, learned, random, random:RATE, pump, at_once or cheapest.",
     ),
 ]
@@ -36,8 +65,12 @@ StepsOption = Annotated[
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on standard output and nothing else there.")]
-TasksOption = Annotated[str, typer.Option(metavar="NAMES", help="Training tasks, separated by commas.")]
-PoliciesOption = Annotated[str, typer.Option(metavar="NAMES", help="Policies, separated by commas.")]
+TasksOption = Annotated[
+    str, typer.Option(metavar="NAMES", autocompletion=complete_tasks, help="Training tasks, separated by commas.")
+]
+PoliciesOption = Annotated[
+    str, typer.Option(metavar="NAMES", autocompletion=complete_policies, help="Policies, separated by commas.")
+]
 SeedsOption = Annotated[str, typer.Option(metavar="SEEDS", help="Seeds, such as 0-9 or 1,3,8-12.")]
 WorkersOption = Annotated[
     int, typer.Option(min=1, max=256, metavar="N", help="Processes, one core and some 500 MB each.")

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from tamiyo.schemas.display import write_json
+from tamiyo.schemas.display import narrow, write_json
 
 if TYPE_CHECKING:
     from tamiyo.evaluation.lab.compare import Comparison, Pair
@@ -36,7 +36,7 @@ def print_curve(result: "RunResult", never: "RunResult") -> None:
             f"{curve.kernel_parameters[index]:,}",
             f"{never.curve.test[index]:.4f}",
         )
-    console.print(table)
+    console.print(narrow(table))
 
 
 def print_adaptations(result: "RunResult") -> None:
@@ -46,7 +46,7 @@ def print_adaptations(result: "RunResult") -> None:
     table = Table(right("step"), "adaptation", "status")
     for each in result.adaptations:
         table.add_row(f"{each.step:,}", _in_words(each.type, each.blueprint, each.layer_id), each.status)
-    console.print(table)
+    console.print(narrow(table))
 
 
 def print_comparison(found: "Sequence[Comparison]", rows: "Sequence[Pair]", as_json: bool) -> None:
@@ -58,13 +58,13 @@ def print_comparison(found: "Sequence[Comparison]", rows: "Sequence[Pair]", as_j
         return
     title = "nats of test loss gained over never adapting: mean [95 % interval]"
     columns = ("pairs", "equal compute", "equal steps", "costs", "adaptations", "compute")
-    table = Table("task", "policy", *map(right, columns), title=title)
+    table = Table("task, policy", *map(right, columns), title=title)
     for each in found:
         table.add_row(
-            each.task, each.policy, str(each.pairs), str(each.equal_compute), str(each.equal_steps),
+            f"{each.task}\n{each.policy}", str(each.pairs), str(each.equal_compute), str(each.equal_steps),
             f"{each.cost:.3f}", f"{each.adaptations:.1f}", f"{each.slower:.2f}x",
         )  # fmt: skip
-    console.print(table)
+    console.print(narrow(table))
 
 
 def truth_row(truth: "Truth", horizons: Sequence[int]) -> list[str]:

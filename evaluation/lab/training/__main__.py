@@ -14,6 +14,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from tamiyo.evaluation.common.command_line import program
 from tamiyo.evaluation.common.report import require_folder
 from tamiyo.evaluation.lab.traffic import file_path, generate, missing, quiet
 from tamiyo.evaluation.lab.training.fit import FitSettings, fit, samples
@@ -24,7 +25,7 @@ from tamiyo.models.checkpoint import CheckpointHeader, save
 from tamiyo.schemas.errors import TamiyoError
 from tamiyo.schemas.files import write_atomically
 
-app = typer.Typer(add_completion=False, rich_markup_mode="rich")
+app = program(rich_markup_mode="rich")
 
 
 @app.command(

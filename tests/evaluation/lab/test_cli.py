@@ -14,6 +14,7 @@ import pytest
 from rich.console import Console
 
 from tamiyo.evaluation.lab import cli
+from tamiyo.evaluation.lab.baselines import BASELINES
 from tamiyo.evaluation.lab.cli import arguments, output
 from tamiyo.evaluation.lab.compare import read
 from tamiyo.evaluation.lab.truth import objective
@@ -255,3 +256,9 @@ def test_without_the_extra_a_command_names_what_is_missing() -> None:
     found = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (found.returncode, found.stdout) == (1, "")
     assert found.stderr == "tamiyo: `tamiyo lab` needs pyarrow: pip install 'esper-tamiyo[lab]'\n"
+
+
+def test_completion_has_all_names() -> None:
+    assert arguments.complete_tasks("") == list(arguments.task_names())
+    assert arguments.complete_policies("") == list(BASELINES)
+    assert arguments.complete_tasks("digits,mnist5k_f") == ["digits,mnist5k_flat", "digits,mnist5k_few"]

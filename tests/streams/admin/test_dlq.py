@@ -143,6 +143,10 @@ def test_dead_letters_are_republished_once_however_often_called(
     reject(where, names, REJECTED)
     assert run(monkeypatch, "redrive", "--dry-run") == 0
     assert "4 dead letters would be sent back; nothing was done" in capsys.readouterr().out
+    assert run(monkeypatch, "redrive", "--dry-run", "--json") == 0
+    planned = json.loads(capsys.readouterr().out)
+    assert (planned["dry_run"], sum(each["letters"] for each in planned["selected"])) == (True, 4)
+    assert not any(planned["results"].values())
     monkeypatch.setattr("typer.confirm", lambda *_, **__: (_ for _ in ()).throw(SystemExit(1)))
     assert run(monkeypatch, "redrive") == 1
     assert log.read(TOPIC.name) == []

@@ -154,7 +154,7 @@ IDLE = StageGroup("windows", "tamiyo_windows", {"tamiyo.health.signals": 0})
         (LAGGING, None, "ok", "committed lag 5 records"),
     ],
 )
-def test_what_a_group_states(
+def test_members_and_lag_of_a_group(
     group: StageGroup, membership: Membership | BrokerError | None, state: str, words: str
 ) -> None:
     finding = doctor._group(group, membership)

@@ -2,14 +2,21 @@
 
 import json
 import logging
+import subprocess
 import sys
 import time
 from importlib.metadata import version
+from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
 
+from tamiyo.schemas.kafka import KafkaSettings
+from tamiyo.schemas.topics import CATALOGUE
 from tamiyo.streams import cli
+from tamiyo.streams.cli.dlq import RESULTS
+from tamiyo.streams.stages.registry import STAGES
 
 NOWHERE = "127.0.0.1:1"  # nothing listens on port 1
 
@@ -47,6 +54,64 @@ def test_every_command_has_an_example(
     assert f"tamiyo {' '.join(command)}" in " ".join(out.split())
 
 
+WITHOUT_RESULT = {("broker",), ("worker",), ("learner",)}
+ALWAYS_JSON = {("tail",), ("train",)}  # tail has --table
+
+
+@pytest.mark.parametrize("command", commands(), ids=" ".join)
+def test_every_command_with_a_result_has_json(command: tuple[str, ...]) -> None:
+    found: Any = typer.main.get_command(cli.app)
+    for name in command:
+        found = found.commands[name]
+    expected = command not in WITHOUT_RESULT | ALWAYS_JSON
+    assert any("--json" in parameter.opts for parameter in found.params) == expected
+
+
+@pytest.mark.parametrize("command", [(), *{each[:1] for each in commands()}, *commands()], ids=" ".join)
+def test_h_is_help(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: tuple[str, ...]
+) -> None:
+    assert run(monkeypatch, *command, "-h") == 0
+    short = capsys.readouterr().out
+    assert run(monkeypatch, *command, "--help") == 0
+    assert short == capsys.readouterr().out
+    assert "Usage" in short
+
+
+def test_the_catalogue_as_json(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("TAMIYO_TOPIC_PREFIX", "a-long-prefix-of-an-installation.")
+    assert run(monkeypatch, "topics", "list", "--json") == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert len(rows) == len(CATALOGUE)
+    assert rows[0]["topic"] == "a-long-prefix-of-an-installation.telemetry.execution.kernel_performance"
+    assert rows[0]["read_by"] == ["intake"]
+
+
+def test_progress_is_not_on_standard_output_with_json(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, kafka: KafkaSettings
+) -> None:
+    """Record, compare and create print JSON alone."""
+    monkeypatch.setenv("TAMIYO_TOPIC_PREFIX", f"{tmp_path.name}.".replace("_", "-"))
+    monkeypatch.setenv("TAMIYO_STORE_URL", f"file://{tmp_path}/store")
+    server = ("-b", kafka.bootstrap_servers, "--json")
+
+    def printed(*arguments: str, status: int = 0) -> Any:
+        assert run(monkeypatch, *arguments, *server) == status
+        return json.loads(capsys.readouterr().out)
+
+    assert len(printed("topics", "create")["created"]) == 3 * len(CATALOGUE)
+    assert printed("topics", "create")["created"] == []
+    recorded = printed("record", str(tmp_path / "one"))
+    assert (recorded["complete"], recorded["messages"]) == (True, 0)
+    compared = printed("diff", str(tmp_path / "one"), str(tmp_path / "one"), status=1)  # nothing to compare
+    assert {each["same"] for each in compared} == {0}
+    assert printed("dlq", "redrive") == {"dry_run": False, "selected": [], "results": dict.fromkeys(RESULTS, 0)}
+    assert printed("dlq", "list") == []
+    assert printed("topics", "check") == []
+    refused = printed("discard", "nothing.")
+    assert refused == {"prefix": "nothing.", "removed": 0}
+
+
 def test_all_commands_exist() -> None:
     wanted = {"demo", "broker", "worker", "learner", "train", "tail", "doctor", "plan"}
     wanted |= {"record", "replay", "diff", "discard", "evaluate"}
@@ -70,6 +135,55 @@ def test_all_commands_exist() -> None:
     assert {path[1] for path in commands() if path[0] == "lab"} == {"tasks", "run", "twins", "traffic", "compare"}
     assert {path[1] for path in commands() if path[0] == "config"} == {"show", "reference"}
     assert {path[1] for path in commands() if path[0] == "schemas"} == {"register", "check"}
+
+
+@pytest.mark.parametrize(
+    ("typed", "expected"),
+    [
+        ("tail tamiyo.rew", ["tamiyo.rewards", "tamiyo.rewards.dlq", "tamiyo.rewards.late"]),
+        ("dlq show tamiyo.control.", ["tamiyo.control.dlq", "tamiyo.control.late"]),
+        ("record one --topic tamiyo.rew", ["tamiyo.rewards"]),
+        ("diff a b --topic tamiyo.rew", ["tamiyo.rewards"]),
+        ("worker --stage ", list(STAGES)),
+        ("topics acls --role op", ["operator"]),
+        ("topics acls --format str", ["strimzi"]),
+        ("demo --task mnist", ["mnist1d", "mnist5k"]),
+        ("train --task d", ["digits"]),
+        ("lab run mnist5k_", ["mnist5k_flat", "mnist5k_few"]),
+        ("lab compare --tasks digits,cha", ["digits,chars", "digits,charconv"]),
+        ("lab run digits --policy greedy", ["greedy_growth", "greedy_counterfactual"]),
+        ("topics gr", ["grow"]),
+    ],
+)
+def test_completion(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], typed: str, expected: list[str]
+) -> None:
+    asked = {
+        "_TAMIYO_COMPLETE": "complete_bash",
+        "COMP_WORDS": f"tamiyo {typed}",
+        "COMP_CWORD": f"{typed.count(' ') + 1}",
+    }
+    for name, value in {**asked, "TAMIYO_KAFKA_BOOTSTRAP_SERVERS": NOWHERE}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SystemExit) as ended:
+        cli.app(prog_name="tamiyo")
+    assert not ended.value.code
+    assert capsys.readouterr().out.split() == expected
+
+
+def test_completion_imports_nothing_heavy() -> None:
+    program = (
+        "from tamiyo.streams.cli import options, training\n"
+        "from tamiyo.evaluation.lab.cli import arguments\n"
+        "import sys\n"
+        "modules = (options, training, arguments)\n"
+        "completions = [each for module in modules for name, each in vars(module).items() if name[:9] == 'complete_']\n"
+        "assert len(completions) == 7, completions\n"
+        "assert all(each('') for each in completions)\n"
+        "print([name for name in ('torch', 'faust', 'aiokafka', 'scipy', 'pandas') if name in sys.modules])\n"
+    )
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
+    assert found.stdout.strip() == "[]"
 
 
 def test_the_version_is_printed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

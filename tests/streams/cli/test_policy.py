@@ -155,6 +155,21 @@ def test_a_freeze_and_a_pin_do_not_end_each_other(installation: Installation) ->
     assert (orders.pinned, orders.frozen, orders.version) == (True, False, 0)
 
 
+def test_orders_of_a_user_without_a_name(installation: Installation, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a container: the system knows the number alone."""
+
+    def nobody() -> str:
+        raise KeyError("getpwuid(): uid not found")
+
+    monkeypatch.setattr("getpass.getuser", nobody)
+    installation.release(0, 1)
+    installation.run("freeze")
+    assert installation.announced(policy_orders_key("tamiyo")).issued_by.startswith("uid ")
+    printed = json.loads(installation.run("rollback", "--json"))
+    assert printed["issued_by"].startswith("uid ")
+    assert (printed["version"], printed["fallback_version"], printed["status"]) == (1, 0, "rolled_back")
+
+
 def test_a_rollback_goes_to_the_parent_or_to_a_chosen_version(installation: Installation) -> None:
     installation.release(0, 1, 2, 3)
     assert "version 3 is rolled back: decisions return to version 2" in installation.run("rollback")
