@@ -16,7 +16,7 @@ from tamiyo.schemas.client.partition_reader import OffsetRange, PartitionReader
 from tamiyo.schemas.codec import decode
 from tamiyo.schemas.errors import ConfigurationError, SchemaError
 from tamiyo.schemas.kafka import KafkaSettings, TopicNames
-from tamiyo.schemas.topics import CONTROL, DECISIONS, KERNELS, OUTCOMES, TELEMETRY, TOPOLOGY, Topic
+from tamiyo.schemas.topics import CONTROL, DECISIONS, KERNELS, OUTCOMES, PERIODIC, TELEMETRY, TOPOLOGY, Topic
 from tamiyo.streams.admin.topics import Topics
 
 QUIET_S = 1_800.0
@@ -37,7 +37,7 @@ class Activity:
     host_ms: int = 0
     """Kafka time of the newest record that its training process has published."""
     ended: bool = False
-    """Whether that one was a final frame."""
+    """Whether the last frames that it has published are final ones."""
 
     def live(self, since_ms: int) -> bool:
         """Return whether the run goes on: its process has published since then, and has not ended the run."""
@@ -90,8 +90,10 @@ def activity(
         BrokerError: the topics cannot be read.
     """
     found: dict[bytes, Activity] = {}
-    newest: dict[bytes, list[tuple[Topic, bytes]]] = {}
-    """The values of the newest millisecond; what was published within it is in no order between topics."""
+    frames: dict[bytes, dict[Topic, bytes]] = {}
+    """By run and topic the last frame, in the order of the log: the clock of a host may have been set back."""
+    attached: dict[bytes, int] = {}
+    """By run the Kafka time of its newest topology, if that is newer than its frames."""
     existing = reader.topics()
     for topic in topics:
         full = names.full(topic.name)
@@ -101,15 +103,17 @@ def activity(
                 continue  # a tombstone, or the end marker of a replay
             each = found.setdefault(key, Activity())
             each.newest_ms = max(each.newest_ms, time_ms)
-            if topic in FROM_HOST and time_ms >= each.host_ms:
-                values = newest.setdefault(key, [])
-                if time_ms > each.host_ms:
-                    values.clear()
-                values.append((topic, value))
-                each.host_ms = time_ms
+            if topic in PERIODIC:
+                frames.setdefault(key, {})[topic] = value
+            if topic in FROM_HOST:
+                each.host_ms = max(each.host_ms, time_ms)
+            if topic is TOPOLOGY:
+                attached[key] = max(attached.get(key, 0), time_ms)
         report(f"{topic.name}: read")
-    for key, values in newest.items():
-        found[key].ended = any(_final(value, topic) for topic, value in values)
+    for key, last in frames.items():
+        # After its last frame a run may have attached again, whose first frames are still to come.
+        again = attached.get(key, 0) >= found[key].host_ms
+        found[key].ended = not again and all(_final(value, topic) for topic, value in last.items())
     return found
 
 

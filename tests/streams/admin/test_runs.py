@@ -129,6 +129,15 @@ def test_a_live_run_is_never_forgotten_however_short_the_age(installation: Insta
     assert live_runs(installation.kafka, installation.names) == ["live"]
 
 
+def test_the_last_frame_ends_a_run_though_the_hosts_clock_was_set_back(installation: Installation) -> None:
+    for run in ("ended", "goes on", "attached again"):
+        installation.send(TOPOLOGY, run, topology(["a"], run_id=run), days_ago=0.01)
+        installation.send(MODEL_PERFORMANCE, run, model_performance(1, run_id=run), days_ago=-0.02)
+        installation.send(MODEL_PERFORMANCE, run, model_performance(2, run_id=run, final=run != "goes on"))
+    installation.send(TOPOLOGY, "attached again", topology(["a"], run_id="attached again"), days_ago=-0.03)
+    assert live_runs(installation.kafka, installation.names) == ["attached again", "goes on"]
+
+
 def test_stale_copies_on_other_partitions_are_removed_too(installation: Installation) -> None:
     for partition in (0, 1):
         installation.send(TOPOLOGY, "run", topology(["a"], run_id="run"), days_ago=40 - partition, partition=partition)
