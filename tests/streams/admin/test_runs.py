@@ -130,12 +130,12 @@ def test_a_live_run_is_never_forgotten_however_short_the_age(installation: Insta
 
 
 def test_the_last_frame_ends_a_run_though_the_hosts_clock_was_set_back(installation: Installation) -> None:
-    for run in ("ended", "goes on", "attached again"):
+    for run in ("ended", "going", "attached-again"):
         installation.send(TOPOLOGY, run, topology(["a"], run_id=run), days_ago=0.01)
         installation.send(MODEL_PERFORMANCE, run, model_performance(1, run_id=run), days_ago=-0.02)
-        installation.send(MODEL_PERFORMANCE, run, model_performance(2, run_id=run, final=run != "goes on"))
-    installation.send(TOPOLOGY, "attached again", topology(["a"], run_id="attached again"), days_ago=-0.03)
-    assert live_runs(installation.kafka, installation.names) == ["attached again", "goes on"]
+        installation.send(MODEL_PERFORMANCE, run, model_performance(2, run_id=run, final=run != "going"))
+    installation.send(TOPOLOGY, "attached-again", topology(["a"], run_id="attached-again"), days_ago=-0.03)
+    assert live_runs(installation.kafka, installation.names) == ["attached-again", "going"]
 
 
 def test_stale_copies_on_other_partitions_are_removed_too(installation: Installation) -> None:
