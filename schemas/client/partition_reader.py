@@ -11,6 +11,7 @@ from tamiyo.schemas.errors import BrokerError
 from tamiyo.schemas.kafka import KafkaSettings
 
 REQUEST_TIMEOUT_S = 20.0
+FETCH_WAIT_MS = 100  # at the end of a partition; other partitions are read only after such a wait
 POLL_S = 0.2
 BATCH = 500  # messages taken from librdkafka's queue at once
 # A partition that is new, or changes its leader, has none for a moment.
@@ -59,6 +60,7 @@ class PartitionReader:
             "enable.auto.commit": False,
             "enable.auto.offset.store": False,
             "auto.offset.reset": "earliest",
+            "fetch.wait.max.ms": FETCH_WAIT_MS,
             "log_level": 0,
             **(options or {}),
         }
