@@ -67,7 +67,7 @@ def test_every_command_with_a_result_has_json(command: tuple[str, ...]) -> None:
     assert any("--json" in parameter.opts for parameter in found.params) == expected
 
 
-@pytest.mark.parametrize("command", [(), *{each[:1] for each in commands()}, *commands()], ids=" ".join)
+@pytest.mark.parametrize("command", sorted({(), *(each[:1] for each in commands()), *commands()}), ids=" ".join)
 def test_h_is_help(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: tuple[str, ...]
 ) -> None:
