@@ -285,7 +285,7 @@ def test_late_messages_are_handled_like_rejected_ones(
         (SIGNALS.name, True, 1),
     ]
     assert run(monkeypatch, "list", SIGNALS.late) == 0
-    assert f" {SIGNALS.name}.late " in capsys.readouterr().out
+    assert f"{SIGNALS.name}.late " in capsys.readouterr().out
     for name, sizes in ((SIGNALS.name, [1, 2]), (SIGNALS.dead_letters, [1]), (names.full(SIGNALS.late), [2])):
         assert run(monkeypatch, "show", name, "--json") == 0
         assert [len(json.loads(line)["bytes"]) // 2 for line in capsys.readouterr().out.splitlines()] == sizes

@@ -13,7 +13,6 @@ from tamiyo.host.client.publisher import KafkaPublisher
 from tamiyo.host.client.receiver import KafkaReceiver
 from tamiyo.schemas.adaptation import ControlCommand
 from tamiyo.schemas.client.connection import explain
-from tamiyo.schemas.client.registry import RegistrySettings
 from tamiyo.schemas.errors import BrokerError, BrokerRefused
 from tamiyo.schemas.kafka import KafkaSettings, TopicNames
 from tamiyo.schemas.topics import CACHE_HIT_RATES, CONTROL
@@ -21,7 +20,6 @@ from tamiyo.streams.admin.acls import grants, missing
 from tamiyo.streams.admin.doctor import examine
 from tamiyo.streams.admin.topics import Topics
 from tamiyo.streams.replay.cleanup import groups_under
-from tamiyo.streams.settings import StoreSettings
 from tests.support.kafka_log import KafkaLog
 from tests.support.pairs import NUMBERS, SUMS, number
 from tests.support.secure_broker import PASSWORD, LockedKafka
@@ -69,7 +67,12 @@ def environment(kafka: KafkaSettings) -> dict[str, str]:
 
 @LOGINS
 def test_every_client_connects(
-    locked: LockedKafka, tokens: TokenServer, names: TopicNames, login: Login, tmp_path: Path
+    locked: LockedKafka,
+    tokens: TokenServer,
+    names: TopicNames,
+    login: Login,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     kafka = login(locked, tokens)
     assert Topics(kafka, names).create(partitions=1)  # the first request of an admin client
@@ -78,7 +81,9 @@ def test_every_client_connects(
     assert groups_under(kafka, names) == []
     asyncio.run(read_end(kafka))
     assert names.full(CONTROL.name) in asyncio.run(consume(kafka))
-    findings = examine(kafka, names, StoreSettings(url=f"file://{tmp_path}"), RegistrySettings())
+    monkeypatch.setenv("TAMIYO_TOPIC_PREFIX", names.prefix)
+    monkeypatch.setenv("TAMIYO_STORE_URL", f"file://{tmp_path}")
+    findings = examine(lambda: kafka)
     assert [each.state for each in findings if each.what == "broker"] == ["ok"]
     assert len(tokens.requests) == (login is endpoint)  # one token serves all of them
 
