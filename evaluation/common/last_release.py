@@ -2,7 +2,7 @@
 
 import io
 import subprocess
-import tarfile
+import zipfile
 from pathlib import Path
 
 from tamiyo.schemas.avro_schema import RELEASED
@@ -27,11 +27,11 @@ def unpack(folder: Path) -> Path | None:
         `folder`, for PYTHONPATH.
     """
     commit = _commit(last_version())
-    source = _git("archive", commit) if commit else None
+    source = _git("archive", "--format=zip", commit) if commit else None
     if source is None:
         return None
-    with tarfile.open(fileobj=io.BytesIO(source)) as archive:
-        archive.extractall(folder / "tamiyo", filter="data")
+    with zipfile.ZipFile(io.BytesIO(source)) as archive:
+        archive.extractall(folder / "tamiyo")
     return folder
 
 

@@ -99,7 +99,7 @@ def test_event_times_and_timestamps_follow_the_clock_of_a_partitions_host(
         ahead = jump_ms if message.partition == 1 else 0
         frame = decode(message.value, KernelPerformance)
         assert frame.time_ms == EPOCH_MS + STEP_MS * frame.step + ahead
-        assert 0 <= message.timestamp_ms - ahead - before_ms < 600_000
+        assert abs(message.timestamp_ms - ahead - before_ms) < 600_000
     assert {message.partition for message in found} == set(range(PARTITIONS))
 
 
