@@ -26,7 +26,8 @@ from tamiyo.schemas.errors import BrokerError, ConfigurationError
 from tamiyo.schemas.kafka import KafkaSettings, TopicNames
 from tamiyo.schemas.topics import CATALOGUE, Topic
 from tamiyo.streams.admin.runs import live_runs
-from tamiyo.streams.admin.topics import TopicFinding, Topics, TopicState
+from tamiyo.streams.admin.topic_findings import TopicFinding, TopicState
+from tamiyo.streams.admin.topics import Topics
 from tamiyo.streams.headers import POSITIONS_HEADER
 
 READERS_S = 45.0  # hosts and the learner look for new partitions every 30 s, stages every 5 s

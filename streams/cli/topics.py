@@ -51,7 +51,8 @@ def create(
     bootstrap: Bootstrap = None,
 ) -> None:
     """Create every topic of the catalogue that is missing."""
-    from tamiyo.streams.admin.topics import REPLICATION, Topics
+    from tamiyo.streams.admin.topic_findings import REPLICATION
+    from tamiyo.streams.admin.topics import Topics
 
     topics = Topics(options.connected_kafka(bootstrap), options.names())
     created = topics.create(partitions=partitions, replication=replication)

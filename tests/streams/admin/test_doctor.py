@@ -24,7 +24,8 @@ from tamiyo.streams.admin import doctor, groups
 from tamiyo.streams.admin.doctor import Finding, examine
 from tamiyo.streams.admin.groups import Membership, StageGroup, inputs
 from tamiyo.streams.admin.store_mark import MARK
-from tamiyo.streams.admin.topics import Topics, TopicState
+from tamiyo.streams.admin.topic_findings import TopicState
+from tamiyo.streams.admin.topics import Topics
 from tamiyo.streams.settings import WorkerSettings
 from tamiyo.streams.stages.registry import STAGES
 from tests.support.kafka_log import KafkaLog

@@ -26,7 +26,8 @@ from tamiyo.schemas.kafka import (
 from tamiyo.schemas.topics import CATALOGUE, TOPOLOGY, WINDOWS
 from tamiyo.streams.admin.brokers import free_ports
 from tamiyo.streams.admin.growth import Growth
-from tamiyo.streams.admin.topics import Topics, TopicState, _in_sync, _Metadata
+from tamiyo.streams.admin.topic_findings import TopicState
+from tamiyo.streams.admin.topics import Topics, _in_sync, _Metadata
 from tamiyo.streams.settings import WorkerSettings
 
 
