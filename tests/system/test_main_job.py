@@ -55,6 +55,7 @@ def run_demo(bootstrap: str) -> Job:
     page = io.StringIO()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TAMIYO_LEARNER_FRESH_BATCH", "4")  # so that twenty decisions suffice for a new policy
+        patch.setenv("TAMIYO_LEARNER_GATES", "[]")  # which may reject every policy learned from so few
         report = Demo(task="mnist1d", seed=0, steps=QUICK_STEPS).run(Console(file=page, width=160), kafka)
     return Job(report, kafka, page.getvalue())
 
