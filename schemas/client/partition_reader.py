@@ -101,12 +101,19 @@ class PartitionReader:
 
     def offset_at(self, topic: str, partition: int, time_ms: int) -> int | None:
         """Return the first offset with a Kafka time of `time_ms` or later, None where there is none."""
-        place = TopicPartition(topic, partition, max(0, time_ms))
-        (found,) = self._request(
-            f"the offset of a time in {topic}/{partition}",
-            lambda: self.consumer.offsets_for_times([place], timeout=REQUEST_TIMEOUT_S),
+        return self.offsets_at([(topic, partition)], time_ms).get((topic, partition))
+
+    def offsets_at(self, places: Iterable[Place], time_ms: int) -> dict[Place, int]:
+        """Return the first offsets with a Kafka time of `time_ms` or later, without the partitions that have none."""
+        wanted = [TopicPartition(*place, max(0, time_ms)) for place in places]
+        if not wanted:
+            return {}
+        found = self._request(
+            f"the offset of a time in {wanted[0].topic}/{wanted[0].partition}"
+            + (f" and {len(wanted) - 1} more partitions" if len(wanted) > 1 else ""),
+            lambda: self.consumer.offsets_for_times(wanted, timeout=REQUEST_TIMEOUT_S),
         )
-        return int(found.offset) if found.offset >= 0 else None
+        return {(each.topic, each.partition): int(each.offset) for each in found if each.offset >= 0}
 
     def committed(self, places: Iterable[Place]) -> dict[Place, int]:
         """Return the offsets that the consumer group has committed, without the partitions that have none."""
@@ -125,7 +132,10 @@ class PartitionReader:
     def poll(self, count: int = BATCH, timeout_s: float = POLL_S) -> list[Message]:
         """Return up to `count` messages of the assigned partitions, none where none came within `timeout_s`."""
         messages: list[Message] = []
-        for message in self.consumer.consume(count, timeout_s):
+        # `consume` waits until it has them all: it may only take what is there when the first has come.
+        first = self.consumer.poll(timeout_s)
+        found = [] if first is None else [first, *self.consumer.consume(count - 1, 0.0)]
+        for message in found:
             error = message.error()
             if error is None:
                 messages.append(message)

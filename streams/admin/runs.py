@@ -5,7 +5,7 @@ when it starts. A tombstone under a run's key makes readers and compaction drop 
 """
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,6 +24,8 @@ QUIET_S = 1_800.0
 KEPT = (TOPOLOGY, KERNELS, CONTROL)
 """Compacted topics with records of runs."""
 FROM_HOST = (*TELEMETRY, TOPOLOGY)
+REPORTED = 100_000
+"""Records between two lines of progress."""
 SIGNS = (*FROM_HOST, DECISIONS, OUTCOMES)
 """Topics that show when a run was active; the others have records of the same runs from the same times."""
 
@@ -94,22 +96,26 @@ def activity(
     """By run and topic the last frame, in the order of the log: the clock of a host may have been set back."""
     attached: dict[bytes, int] = {}
     """By run the Kafka time of its newest topology, if that is newer than its frames."""
+    wanted = {names.full(topic.name): topic for topic in topics}
     existing = reader.topics()
-    for topic in topics:
-        full = names.full(topic.name)
-        for message in reader.read(_since(reader, full, existing.get(full, ()), since_ms)):
-            key, value, time_ms = message.key(), message.value(), message.timestamp()[1]
-            if not isinstance(key, bytes) or not isinstance(value, bytes):
-                continue  # a tombstone, or the end marker of a replay
-            each = found.setdefault(key, Activity())
-            each.newest_ms = max(each.newest_ms, time_ms)
-            if topic in PERIODIC:
-                frames.setdefault(key, {})[topic] = value
-            if topic in FROM_HOST:
-                each.host_ms = max(each.host_ms, time_ms)
-            if topic is TOPOLOGY:
-                attached[key] = max(attached.get(key, 0), time_ms)
-        report(f"{topic.name}: read")
+    places = [(full, number) for full in wanted for number in existing.get(full, ())]
+    starts = reader.offsets_at(places, since_ms)
+    ranges = [OffsetRange(*place, start, reader.bounds(*place)[1]) for place, start in starts.items()]
+    for count, message in enumerate(reader.read(ranges), 1):
+        topic, key, value = wanted[message.topic() or ""], message.key(), message.value()
+        time_ms = message.timestamp()[1]
+        if count % REPORTED == 0:
+            report(f"{count:,} of {sum(each.end - each.start for each in ranges):,} records read")
+        if not isinstance(key, bytes) or not isinstance(value, bytes):
+            continue  # a tombstone, or the end marker of a replay
+        each = found.setdefault(key, Activity())
+        each.newest_ms = max(each.newest_ms, time_ms)
+        if topic in PERIODIC:
+            frames.setdefault(key, {})[topic] = value
+        if topic in FROM_HOST:
+            each.host_ms = max(each.host_ms, time_ms)
+        if topic is TOPOLOGY:
+            attached[key] = max(attached.get(key, 0), time_ms)
     for key, last in frames.items():
         # After its last frame a run may have attached again, whose first frames are still to come.
         again = attached.get(key, 0) >= found[key].host_ms
@@ -192,30 +198,23 @@ class FinishedRuns:
     def _kept(self, reader: PartitionReader) -> dict[bytes, KeptRun]:
         """Return the runs under whose keys the compacted topics have a record."""
         kept: dict[bytes, KeptRun] = {}
-        for topic in KEPT:
-            found: NewestByKey[bytes, bool] = NewestByKey()
-            for message in reader.read(reader.ranges(self._names.full(topic.name))):
-                key = message.key()
-                if isinstance(key, bytes) and key != ALL_RUNS.encode():
-                    found.take(key, copy_of(message, True if message.value() is not None else None))
+        by_topic = {self._names.full(topic.name): NewestByKey[bytes, bool]() for topic in KEPT}
+        ranges = [each for full in by_topic for each in reader.ranges(full)]
+        for message in reader.read(ranges):
+            key = message.key()
+            if isinstance(key, bytes) and key != ALL_RUNS.encode():
+                by_topic[message.topic() or ""].take(
+                    key, copy_of(message, True if message.value() is not None else None)
+                )
+        for full, found in by_topic.items():
             for key in found:
                 copies = [each for each in found.copies(key) if each.value]
                 if copies:
                     known = kept.get(key, KeptRun(key, 0))
                     newest_ms = max(known.newest_ms, *(each.timestamp_ms for each in copies))
-                    places = [*known.places, *((topic.name, each.partition) for each in copies)]
+                    places = [*known.places, *((self._names.bare(full), each.partition) for each in copies)]
                     kept[key] = KeptRun(key, newest_ms, places)
         return kept
-
-
-def _since(reader: PartitionReader, full: str, partitions: Sequence[int], since_ms: int) -> list[OffsetRange]:
-    """Return the ranges of a topic that begin with the first record of that time or later."""
-    found: list[OffsetRange] = []
-    for number in partitions:
-        start = reader.offset_at(full, number, since_ms)
-        if start is not None:
-            found.append(OffsetRange(full, number, start, reader.bounds(full, number)[1]))
-    return found
 
 
 def _final(value: bytes, topic: Topic) -> bool:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tamiyo.streams.admin import runs
+from tamiyo.schemas.client.partition_reader import PartitionReader
 from tamiyo.streams.admin.topics import Topics
 
 
@@ -10,4 +10,6 @@ def as_real(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make commands take the embedded broker for a real one; it has no configuration, and finds no offsets by time."""
     monkeypatch.setattr(Topics, "embedded", lambda self: False)
     monkeypatch.setattr(Topics, "_config", lambda self, names: {})
-    monkeypatch.setattr(runs, "_since", lambda reader, full, partitions, since_ms: reader.ranges(full))
+    monkeypatch.setattr(
+        PartitionReader, "offsets_at", lambda self, places, time_ms: {place: self.bounds(*place)[0] for place in places}
+    )
