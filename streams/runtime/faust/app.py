@@ -24,6 +24,7 @@ from tamiyo.streams.runtime.faust.metadata_backoff import back_off_metadata
 from tamiyo.streams.runtime.faust.range_assignor import use_range_assignor
 from tamiyo.streams.runtime.faust.seek_to_committed import SeekToCommitted
 from tamiyo.streams.runtime.faust.stall_check import NoStallCheck
+from tamiyo.streams.runtime.faust.stop_while_fetching import StopWhileFetching
 from tamiyo.streams.runtime.faust.timestamp_sync import TimestampSynchronized
 from tamiyo.streams.settings import WorkerSettings
 
@@ -38,6 +39,7 @@ class StageConsumerThread(
     TimestampSynchronized,
     SeekToCommitted,
     GroupFailure,
+    StopWhileFetching,
     driver.AIOKafkaConsumerThread,  # type: ignore[misc]
 ):
     """Faust's consumer thread with the changes of this folder."""

@@ -7,7 +7,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from aiokafka import TopicPartition
+from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.consumer.fetcher import Fetcher
+from aiokafka.errors import KafkaConnectionError
+from faust.transport.consumer import ConsumerThread
 from faust.transport.drivers.aiokafka import AIOKafkaConsumerThread, Consumer
 from faust.types import TP
 
@@ -31,6 +34,10 @@ class SeekingConsumer:
 
     def seek(self, partition: TopicPartition, offset: int) -> None:
         self.sought[partition] = offset
+
+
+async def nothing(*_: Any) -> None:
+    pass
 
 
 def thread(**attributes: Any) -> Any:
@@ -57,9 +64,6 @@ def test_only_an_accepted_heartbeat_and_an_assignment_renew_the_time(monkeypatch
 
     async def do_heartbeat() -> bool:
         return next(accepted)
-
-    async def nothing(*_: Any) -> None:
-        pass
 
     monkeypatch.setattr(AIOKafkaConsumerThread, "on_start", nothing)
     monkeypatch.setattr(AIOKafkaConsumerThread, "on_partitions_assigned", nothing)
@@ -242,3 +246,55 @@ def test_commits_move_to_what_was_acknowledged_and_to_nothing_after_a_rebalance(
     consumer.forget_acknowledged()
     assert not list(consumer._filter_tps_with_pending_acks())
     assert consumer._new_offset(A) is None
+
+
+class LostClient:
+    """A client whose broker is away."""
+
+    closed = False
+
+    async def send(self, node: int, request: Any) -> Any:
+        raise KafkaConnectionError("closed")
+
+    async def close(self) -> None:
+        self.closed = True
+
+
+async def stop_with_a_fetch_that_waits(client: LostClient) -> None:
+    """Stop a consumer whose fetch has failed and waits for its next attempt."""
+    fetcher = Fetcher.__new__(Fetcher)
+    fetcher._client, fetcher._retry_backoff, fetcher._fetch_waiters = client, 60.0, set()
+    fetcher._preferred_read_replica = {}
+    fetcher._fetch_task = asyncio.ensure_future(asyncio.sleep(60))
+    fetch = fetcher._proc_fetch_request(None, 1, SimpleNamespace(topics=[]))
+    fetcher._pending_tasks = {asyncio.ensure_future(fetch)}
+    await asyncio.sleep(0)
+    consumer = AIOKafkaConsumer(bootstrap_servers="127.0.0.1:1")
+    consumer._fetcher, consumer._client = fetcher, client
+    try:
+        await thread(_consumer=consumer).on_thread_stop()
+    finally:
+        consumer._closed = True
+
+
+def test_a_consumer_stops_while_a_failed_fetch_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ConsumerThread, "on_thread_stop", nothing)
+    client = LostClient()
+    asyncio.run(stop_with_a_fetch_that_waits(client))
+    assert client.closed
+
+
+def test_a_stop_that_is_cancelled_itself_is_cancelled(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def wait(_: Any) -> None:
+        await asyncio.sleep(60)
+
+    monkeypatch.setattr(ConsumerThread, "on_thread_stop", wait)
+
+    async def scene() -> None:
+        stopping = asyncio.ensure_future(stop_with_a_fetch_that_waits(LostClient()))
+        await asyncio.sleep(0.01)
+        stopping.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await stopping
+
+    asyncio.run(scene())

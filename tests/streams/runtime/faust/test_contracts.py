@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, codec
 from aiokafka.client import AIOKafkaClient
+from aiokafka.consumer.fetcher import Fetcher
 from aiokafka.consumer.group_coordinator import GroupCoordinator
 from aiokafka.consumer.subscription_state import Assignment, Subscription, TopicPartitionState
 from aiokafka.coordinator.assignors.range import RangePartitionAssignor
@@ -72,6 +73,12 @@ READ: dict[str, dict[Callable[..., Any], str]] = {
     "stall_check": {
         Consumer.verify_event_path: "a17e8f0610e1abcb",
         AIOKafkaConsumerThread.verify_event_path: "b983e7735f647cb3",
+    },
+    "stop_while_fetching": {
+        AIOKafkaConsumerThread.on_thread_stop: "8dfc004e258b6c25",
+        AIOKafkaConsumer.stop: "bc5da9c98595299a",
+        Fetcher.close: "1cd24bc1c442149e",
+        Fetcher._proc_fetch_request: "59bf948fff47eed5",
     },
     "timestamp_sync": {
         AIOKafkaConsumerThread._fetch_records: "39a2c6c79fc1455a",
