@@ -161,7 +161,8 @@ class KafkaReceiver:
     ) -> list[TopicPartition]:
         """Return the topics' partitions but those `known`, each with the offset to read from."""
         deadline = time.monotonic() + timeout_s
-        self._consumer.poll(0)  # nothing is assigned; librdkafka asks for a token of OAUTHBEARER in a poll only
+        if not known:  # where partitions are assigned, it would take a record
+            self._consumer.poll(0)  # librdkafka asks for a token of OAUTHBEARER in a poll only
         positions = []
         for name, topic in self._by_name.items():
             metadata = self._consumer.list_topics(name, timeout=max(0.1, deadline - time.monotonic())).topics[name]

@@ -119,6 +119,24 @@ def test_of_two_partitions_the_newest_command_counts_and_a_tombstone_lifts_it(
     assert wait_for(receivers[0], 1) == [order(time_ms=3_000)]
 
 
+def test_a_check_takes_no_record(
+    kafka: KafkaSettings, names: TopicNames, kafka_log: KafkaLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Topics(kafka, names).touch()
+    with monkeypatch.context() as patch:
+        patch.setattr(KafkaReceiver, "_run", lambda self: None)  # only the checks use the consumer
+        receiver = connect(kafka, names)
+    kafka_log.publish(DECISIONS, [decision("waiting")])
+    for _ in range(20):  # during which it is fetched
+        receiver._check()
+        time.sleep(0.02)
+    message = receiver._consumer.poll(10)
+    assert message is not None
+    receiver._take(message)
+    receiver._consumer.close()
+    assert list(receiver.receive()) == [decision("waiting")]
+
+
 def test_a_partition_that_appears_is_read_from_its_beginning(
     kafka: KafkaSettings, names: TopicNames, monkeypatch: pytest.MonkeyPatch, receivers: list[KafkaReceiver]
 ) -> None:
