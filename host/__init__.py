@@ -5,19 +5,22 @@ library's `tamiyo.host` loggers and prints nothing by itself, except one line pe
 """
 
 import logging
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING
 
-from tamiyo.host.attachment import attach
-from tamiyo.host.blueprints import Blueprint, Kernel, register
-from tamiyo.host.blueprints.layer_spec import LayerSpec
-from tamiyo.host.client.kafka_transport import KafkaTransport
-from tamiyo.host.client.transport import Transport
-from tamiyo.host.common.settings import HostSettings
-from tamiyo.host.handle import Handle, HandleStats
-from tamiyo.host.history.events import AdaptationEvent, EventKind, FrameScalars
-from tamiyo.host.history.history import History
-from tamiyo.host.layers.export import export
-from tamiyo.host.layers.grown_kernels import without_kernels
+if TYPE_CHECKING:
+    from tamiyo.host.attachment import attach
+    from tamiyo.host.blueprints import Blueprint, Kernel, register
+    from tamiyo.host.blueprints.layer_spec import LayerSpec
+    from tamiyo.host.client.kafka_transport import KafkaTransport
+    from tamiyo.host.client.transport import Transport
+    from tamiyo.host.common.settings import HostSettings
+    from tamiyo.host.handle import Handle, HandleStats
+    from tamiyo.host.history.events import AdaptationEvent, EventKind, FrameScalars
+    from tamiyo.host.history.history import History
+    from tamiyo.host.layers.export import export
+    from tamiyo.host.layers.grown_kernels import without_kernels
 
 __all__ = [
     "AdaptationEvent",
@@ -42,5 +45,39 @@ try:
     __version__ = version("esper-tamiyo")
 except PackageNotFoundError:  # run from a source tree that is not installed
     __version__ = "0+unknown"
+
+# Where the public names are. Each is imported when it is used: the pipeline reads the SDK's settings in processes that
+# have no use for torch.
+_PLACES = {
+    "AdaptationEvent": "history.events",
+    "Blueprint": "blueprints",
+    "EventKind": "history.events",
+    "FrameScalars": "history.events",
+    "Handle": "handle",
+    "HandleStats": "handle",
+    "History": "history.history",
+    "HostSettings": "common.settings",
+    "KafkaTransport": "client.kafka_transport",
+    "Kernel": "blueprints",
+    "LayerSpec": "blueprints.layer_spec",
+    "Transport": "client.transport",
+    "attach": "attachment",
+    "export": "layers.export",
+    "register": "blueprints",
+    "without_kernels": "layers.grown_kernels",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _PLACES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    found: object = getattr(import_module(f"{__name__}.{_PLACES[name]}"), name)
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_PLACES})
+
 
 logging.getLogger(__name__).addHandler(logging.NullHandler())
