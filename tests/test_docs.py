@@ -15,6 +15,7 @@ import pytest
 from tamiyo.schemas.settings import CONFIG
 from tamiyo.streams.admin.configuration import variables
 from tests.deploy.support import command_problem
+from tests.syntax import parsed
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")] + sorted(
@@ -76,7 +77,7 @@ def test_commands_are_accepted_by_the_program(page: Path) -> None:
 @each_page
 def test_python_on_a_page_parses_and_imports_what_exists(page: Path) -> None:
     for block in re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL):
-        for node in ast.walk(ast.parse(block)):
+        for node in ast.walk(parsed(block)):
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("tamiyo"):
                 module = import_module(str(node.module))
                 assert all(hasattr(module, alias.name) for alias in node.names), ast.unparse(node)

@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing
 
 import pytest
@@ -25,10 +25,11 @@ FRAMES = {topic.name for topic in TELEMETRY}
 class Source:
     """Telemetry on the embedded broker, at ten ticks a second."""
 
-    def __init__(self, kafka: KafkaSettings, names: TopicNames) -> None:
+    def __init__(self, kafka: KafkaSettings, names: TopicNames, clocks: Mapping[int, int] | None = None) -> None:
         self.ledger = Ledger()
         Topics(kafka, names).touch()
         self.telemetry = Telemetry(kafka, names, self.ledger, seed=1, partitions=PARTITIONS, tick_s=0.1)
+        self.telemetry.clocks.update(clocks or {})
         self.telemetry.start()
 
     def runs(self) -> dict[str, int]:
@@ -88,9 +89,8 @@ def test_an_old_host_writes_with_the_schemas_of_the_last_release(source: Source)
 def test_event_times_and_timestamps_follow_the_clock_of_a_partitions_host(
     kafka: KafkaSettings, names: TopicNames
 ) -> None:
-    source = Source(kafka, names)
     before_ms, jump_ms = round(1000 * time.time()), -3_600_000
-    source.telemetry.clocks[1] = jump_ms
+    source = Source(kafka, names, {1: jump_ms})
     source.telemetry.invite([Guest(1, frames=2), Guest(2, frames=2)])
     source.telemetry.finish()
     with closing(Collector(kafka, names)) as collector:

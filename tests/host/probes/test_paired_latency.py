@@ -53,7 +53,7 @@ def grown(seconds: float) -> KasminaLayer:
 def test_what_a_kernel_adds_is_its_own_processor_time() -> None:
     made = grown(0.004)
     made.base = Slow(5, 7)
-    found = paired_latency(made, 4)
+    found = paired_latency(made, 4, pairs=9)  # a busy neighbour empties the caches: the passes' own time varies
     assert found is not None
     assert found.base_ms == pytest.approx(2, abs=0.5)
     assert found.kernel_ms == pytest.approx(4, abs=0.5)
