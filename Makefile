@@ -4,7 +4,7 @@ VENV ?= .venv
 ARGS ?=
 BIN := $(VENV)/bin
 
-.PHONY: help demo test planted check format docs bench scale evidence train-policy replay outage faults soak overload audit clean
+.PHONY: help demo test test-long planted check format docs bench scale evidence train-policy replay outage faults soak overload audit clean
 .DEFAULT_GOAL := help
 
 help:  ## List the targets
@@ -34,8 +34,12 @@ demo: $(VENV)/.pipeline  ## Train a real network with Tamiyo beside its static t
 	@$(BIN)/tamiyo demo $(ARGS)
 
 # One process a file, so that its tests share their set-up; four processes, as half of the tests wait for something.
+PYTEST := $(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder
 test: $(VENV)/.dev  ## Run the test suite in four processes; ARGS="-k windows", or -n0 for one process
-	@$(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder $(ARGS)
+	@$(PYTEST) -m "not long" $(ARGS)
+
+test-long: $(VENV)/.dev  ## Run the tests that take minutes: faults, outages, soak, whole training loops
+	@$(PYTEST) -m long $(ARGS)
 
 planted: $(VENV)/.dev  ## Plant small wrong changes one at a time; a test must fail for each; ARGS="host --jobs 4"
 	@$(BIN)/python -m tests.planted_changes $(ARGS)

@@ -23,37 +23,64 @@ torch.set_num_threads(1)  # on a busy machine two threads are up to a hundred ti
 
 TESTS = Path(__file__).parent
 
-# The files that take longest, with their own brokers and processes: run first, so that no core idles at the end.
-LONGEST = (
-    "streams/replay/test_replay.py",
+# Whole installations, programs and training loops under load and faults, minutes each: `make test-long` runs them.
+LONG = (
     "evaluation/faults/test_faults.py",
     "evaluation/faults/test_judge.py",
-    "system/test_main_job.py",
+    "evaluation/lab/test_traffic.py",
+    "evaluation/lab/training/test_program.py",
     "evaluation/outage/test_outage.py",
     "evaluation/overload/test_overload.py",
-    "streams/demo/test_demo.py",
-    "evaluation/lab/test_traffic.py",
-    "evaluation/lab/test_cli.py",
+    "evaluation/scale/test_flow.py",
     "evaluation/soak/test_soak.py",
-    "streams/process/test_supervisor.py",
-    "host/reference/test_train.py",
-    "streams/runtime/test_worker.py",
+    "examples/test_integration_examples.py",
+    "examples/test_training_examples.py",
+    "host/loops/test_distributed.py",
     "streams/runtime/test_outages.py",
-    "system/test_operation.py",
-    "streams/admin/test_dlq.py",
     "streams/runtime/test_poison.py",
-    "system/security/test_secrets.py",
-    "streams/admin/test_schema_registry.py",
+    "streams/runtime/test_rebalances.py",
+    "system/test_busy_neighbour.py",
+    "system/test_operation.py",
+)
+# Of the others those that take longest, with their own brokers and processes.
+LONGEST = (
+    "system/test_main_job.py",
+    "streams/replay/test_replay.py",
+    "streams/cli/test_config.py",
+    "system/security/test_hostile.py",
+    "streams/admin/test_dlq.py",
+    "streams/admin/test_growth.py",
+    "streams/learner/test_loop.py",
+    "streams/demo/test_demo.py",
+    "evaluation/lab/test_cli.py",
+    "streams/process/test_supervisor.py",
+    "streams/runtime/test_worker.py",
     "streams/process/test_watchdog.py",
-    "streams/stages/graphs/test_stage.py",
+    "streams/admin/test_doctor.py",
+    "system/security/test_oauth.py",
+    "streams/admin/test_runs.py",
+    "streams/admin/test_schema_registry.py",
+    "system/security/test_secrets.py",
     "system/security/test_acls.py",
 )
 
 
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Do not even import the files that the `-m` of `make test` and `make test-long` leaves out."""
+    if collection_path.suffix != ".py":
+        return None
+    long = collection_path.relative_to(TESTS).as_posix() in LONG
+    return True if config.option.markexpr == ("not long" if long else "long") else None
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the longest files first, without splitting a file."""
-    rank = {name: place for place, name in enumerate(LONGEST)}
-    items.sort(key=lambda item: rank.get(item.path.relative_to(TESTS).as_posix(), len(rank)))
+    """Mark the long files, and put those that take longest first, so that no core idles at the end."""
+    rank = {name: place for place, name in enumerate((*LONG, *LONGEST))}
+    names = {item: item.path.relative_to(TESTS).as_posix() for item in items}
+    for item in items:
+        if names[item] in LONG:
+            item.add_marker("long")
+    items.sort(key=lambda item: rank.get(names[item], len(rank)))
 
 
 @pytest.fixture(autouse=True)
