@@ -63,7 +63,7 @@ def test_files_and_modules_that_are_named_exist(page: Path) -> None:
 
 @each_page
 def test_commands_are_accepted_by_the_program(page: Path) -> None:
-    targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
     for line in command_lines(page.read_text(encoding="utf-8")):
         words = shlex.split(line.partition("|")[0], comments=True)
         while words and re.match(r"\w+=", words[0]):
