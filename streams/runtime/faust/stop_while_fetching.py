@@ -4,7 +4,7 @@ Read against Faust 0.15.3 (`AIOKafkaConsumerThread.on_thread_stop`) and aiokafka
 `Fetcher.close`, `Fetcher._proc_fetch_request`).
 
 A fetch that failed waits before the next one, and aiokafka does not expect to be stopped in that wait: the cancellation
-of the fetch ends the consumer's thread before it has reported its end, and the process waits for that end until its timeout.
+of the fetch ends the consumer's thread before it has reported its end, for which the process waits until its timeout.
 """
 
 import asyncio
