@@ -13,6 +13,7 @@ from tamiyo.streams.admin.topics import Topics
 from tamiyo.streams.watch.history import History
 
 EVERY_S = 3.0
+INTEREST_S = 0.5  # between two checks whether to stop
 SHARE = 10.0  # of the time that a look takes: a large installation is asked less often
 
 
@@ -30,13 +31,14 @@ class StageMonitor:
     def run(self) -> None:
         """Read until `stopping` is set."""
         while not self._stopping.is_set():
+            if not self._history.stages_wanted.wait(INTEREST_S):
+                continue
             began = time.monotonic()
-            if self._history.watched:
-                try:
-                    self._history.update_stages(self._stages())
-                except (BrokerError, KafkaException) as error:
-                    stages = [{**each, "problem": str(error)} for each in self._history.topics.stages]
-                    self._history.update_stages(stages)
+            try:
+                self._history.update_stages(self._stages())
+            except (BrokerError, KafkaException) as error:
+                stages = [{**each, "problem": str(error)} for each in self._history.topics.stages]
+                self._history.update_stages(stages)
             self._stopping.wait(max(EVERY_S, SHARE * (time.monotonic() - began)))
 
     def _stages(self) -> list[dict[str, Any]]:

@@ -21,6 +21,7 @@ from tamiyo.schemas.topics import CONTROL
 from tamiyo.streams.watch.history import runs as bounds
 from tamiyo.streams.watch.history.decisions import DecisionHistory
 from tamiyo.streams.watch.history.frames import GraphFrame, LayerFrame, WindowFrame
+from tamiyo.streams.watch.history.interest import Interest
 from tamiyo.streams.watch.history.observed import Observed
 from tamiyo.streams.watch.history.orders import OrderHistory
 from tamiyo.streams.watch.history.policies import PolicyHistory
@@ -77,7 +78,7 @@ class History:
         """(revision, run id) of runs that are no longer kept."""
         self.forgotten = 0
         """Revision before which removals are no longer known."""
-        self.watched = True
+        self.stages_wanted = Interest()
         """Whether someone watches the stages, whose state costs requests."""
         self.policies = PolicyHistory()
         self.orders = OrderHistory()
