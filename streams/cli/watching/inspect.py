@@ -14,8 +14,8 @@ from rich.console import Console, RenderableType
 from tamiyo.schemas.display import finite, write_json
 from tamiyo.schemas.errors import ConfigurationError
 from tamiyo.streams.cli import options
-from tamiyo.streams.cli.options.durations import SECONDS, time_ms
 from tamiyo.streams.cli.options import AsJson, Bootstrap, examples
+from tamiyo.streams.cli.options.durations import SECONDS, time_ms
 from tamiyo.streams.cli.watching import reading
 from tamiyo.streams.process.interrupts import on_signals
 

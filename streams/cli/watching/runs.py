@@ -12,8 +12,8 @@ from typer.core import TyperGroup
 
 from tamiyo.schemas.display import printable, write_json
 from tamiyo.streams.cli import options
-from tamiyo.streams.cli.options.durations import seconds, time_ms
 from tamiyo.streams.cli.options import AsJson, Bootstrap, examples
+from tamiyo.streams.cli.options.durations import seconds, time_ms
 from tamiyo.streams.cli.watching import reading
 from tamiyo.streams.process.interrupts import on_signals
 

@@ -13,6 +13,7 @@ from tamiyo.schemas.client.partition_reader import UNRECOVERABLE, PartitionReade
 from tamiyo.schemas.errors import BrokerError, RegistryError
 from tamiyo.schemas.kafka import KafkaSettings, TopicNames
 from tamiyo.schemas.topics import BY_NAME, CATALOGUE, Topic
+from tamiyo.streams.admin.brokers import is_embedded
 from tamiyo.streams.messages import Message
 from tamiyo.streams.watch.feeds.feed import Feed
 from tamiyo.streams.watch.feeds.observing import Observer
@@ -151,7 +152,8 @@ class TopicFeed(Feed):
         """Return where to begin with each partition: where it stopped, else at the wanted time, else at the start."""
         starts = {place: self._next.get(place, 0) for place in places}
         since_ms = self._since_ms
-        if since_ms is not None and not self._next:
+        # The embedded broker finds no offsets by time, and keeps little.
+        if since_ms is not None and not self._next and not is_embedded(reader.cluster_id()):
             timed = [
                 TopicPartition(*place, max(0, since_ms))
                 for place in places
