@@ -153,8 +153,8 @@ class _Shown:
             return fitting[0]
         if not fitting:
             raise ConfigurationError(
-                f"run {self._run_id} has no decision {text} among the {len(ids):,} that were read; "
-                f"`tamiyo inspect {self._run_id} --json` lists them, --since reads earlier ones"
+                f"run {self._run_id} has no decision {text} among the {len(ids):,} that were read: see "
+                f"`tamiyo inspect {self._run_id} --no-ops`, and --since for earlier ones"
             )
         raise ConfigurationError(f"{len(fitting):,} decisions begin with {text}: {', '.join(fitting[:3])} ...")
 

@@ -137,6 +137,11 @@ def count(value: Any) -> str:
     return number(value, ",.0f")
 
 
+def plural(number: int, noun: str) -> str:
+    """Return a number of things in words."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def gain(value: Any, spec: str = "+.3f") -> Text:
     """Return a signed number: green above 0, red below."""
     if value is None:

@@ -14,6 +14,7 @@ from tamiyo.streams.watch.terminal.canvas import (
     count,
     gain,
     number,
+    plural,
     source_line,
     state,
     table,
@@ -106,7 +107,7 @@ def render_fleet(document: dict[str, Any], rows: Sequence[Row], canvas: Canvas) 
         made.add_row(*(cells[title] for title in titles))
     counted = Counter(str(row.get("state")) for row in rows)
     known = len(document.get("runs") or ())
-    shown = f"{len(rows):,} runs" if len(rows) == known else f"{len(rows):,} of {known:,} runs"
+    shown = plural(known, "run") if len(rows) == known else f"{len(rows):,} of {plural(known, 'run')}"
     states = ", ".join(f"{counted[name]:,} {name}" for name in RANKS if counted[name])
     summary = Text(f"{shown}: {states}" if states else shown)
     return Group(*([narrow(made)] if rows else []), summary, source_line(document))

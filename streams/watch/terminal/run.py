@@ -16,6 +16,7 @@ from tamiyo.streams.watch.terminal.canvas import (
     fitted,
     gain,
     number,
+    plural,
     size,
     source_line,
     state,
@@ -82,7 +83,7 @@ def _title(run: Document) -> Text:
 
 def _summary(run: Document, document: Document, canvas: Canvas) -> RenderableType:
     base, parameters = run.get("base_parameters"), run.get("parameters")
-    grown = f" (+{(parameters - base) / base:.1%})" if base and parameters is not None else ""
+    grown = f" (+{(parameters - base) / base:.1%})" if base and (parameters or 0) > base else ""
     budget = run.get("parameter_budget")
     now_ms = document.get("now_ms")
     values: list[tuple[str, Text | str]] = [
@@ -175,7 +176,7 @@ def _decisions(document: Document, rows: Sequence[Document], canvas: Canvas) -> 
     every = document.get("decisions") or []
     idle = sum(row.get("type") == "no_op" and not row.get("vetoed_by") for row in every)
     if not rows:
-        return [Text(f"no adaptations yet; {idle:,} decisions to do nothing", "dim"), Text()]
+        return [Text(f"no adaptations yet; {plural(idle, 'decision')} to do nothing", "dim"), Text()]
     trends = {each.get("decision_id"): trend(each, document.get("series") or {}) for each in _projections(document)}
     titles = ["step", "action", "conf", "result", "reward", "worth", "gain"]
     if canvas.wide:
@@ -201,7 +202,7 @@ def _decisions(document: Document, rows: Sequence[Document], canvas: Canvas) -> 
         made.add_row(*(cells[title] for title in titles))
     notes = []
     if len(every) > len(rows):
-        notes.append(f"{len(every) - len(rows):,} more decisions, {idle:,} of all to do nothing")
+        notes.append(f"{plural(len(every) - len(rows), 'more decision')}, {idle:,} of all to do nothing")
     if any(each is not None for each in trends.values()):
         notes.append("gain: how far the loss is below the one projected without the adaptation")
     return [fitted(made), *(Text(each, "dim") for each in notes), Text()]
@@ -353,7 +354,7 @@ def _errors(document: Document) -> list[RenderableType]:
     ]
     more = f", the newest {ERRORS}" if len(errors) > ERRORS else ""
     return [
-        Text(f"{len(errors):,} {'error' if len(errors) == 1 else 'errors'} of kernels{more}", "bold"),
+        Text(f"{plural(len(errors), 'kernel error')}{more}", "bold"),
         *lines,
         Text(),
     ]

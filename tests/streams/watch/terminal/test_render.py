@@ -179,7 +179,7 @@ def test_a_run() -> None:
     assert "00000000 features.3 parallel_expansion 250 active 201" in plain
     assert "ended: 1 refused, 2 unloaded" in plain
     assert plain.index("features.3 0.42 0.2 0.9 2 dormant, 1 active, 1 fossilized") < plain.index("features.0 0.95")
-    assert "1 error of kernels step 333 features.3: non_finite: an output was not finite (reset, works again)" in plain
+    assert "1 kernel error step 333 features.3: non_finite: an output was not finite (reset, works again)" in plain
 
 
 def test_adaptations_are_marked_where_they_were_executed() -> None:
@@ -198,7 +198,7 @@ def test_decisions_to_do_nothing_are_listed_on_request() -> None:
     assert [row["step"] for row in shown_decisions(document, 3, no_ops=True)] == [900, 1_000, 1_100]
     assert shown_decisions(document, 0) == []
     shown = words(text(render_run({**document, "decisions": [documents.no_op(1)]}, Canvas())))
-    assert "no adaptations yet; 1 decisions to do nothing" in shown
+    assert "no adaptations yet; 1 decision to do nothing" in shown
 
 
 def test_the_gain_over_the_projection_is_of_the_same_step() -> None:
