@@ -170,3 +170,15 @@ def open_feed(
         History(), kafka, options.names(),
         since_ms=since_ms, topics=topics, run_id=run_id, follow=follow, stages=False,
     )  # fmt: skip
+
+
+def open_listing(kafka: "KafkaSettings | None", recording: Path | None, since_ms: int | None) -> "Feed":
+    """Return a feed of what a listing of runs needs, not started."""
+    from tamiyo.streams.watch.feeds import ListingFeed, RecordingFeed
+    from tamiyo.streams.watch.feeds.listing_feed import NEEDED
+    from tamiyo.streams.watch.history import History
+
+    if recording is not None:
+        return RecordingFeed(History(), recording, topics=NEEDED)
+    assert kafka is not None
+    return ListingFeed(History(), kafka, options.names(), since_ms=since_ms)

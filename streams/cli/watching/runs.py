@@ -97,7 +97,6 @@ def list_runs(
 
     Runs that have published nothing for 30 minutes, and no last frame, are silent.
     """
-    from tamiyo.schemas import topics
     from tamiyo.streams.watch import views
     from tamiyo.streams.watch.terminal import Canvas, render_fleet, selected
 
@@ -105,10 +104,7 @@ def list_runs(
     kafka = None if recording is not None else options.connected_kafka(bootstrap)
     stop = threading.Event()
     on_signals(stop.set)
-    needed = (
-        topics.TOPOLOGY, topics.MODEL_PERFORMANCE, topics.DECISIONS, topics.OUTCOMES, topics.REWARDS, topics.CONTROL
-    )  # fmt: skip
-    with reading.started(reading.open_feed(kafka, recording, needed, since_ms=since_ms)) as feed:
+    with reading.started(reading.open_listing(kafka, recording, since_ms)) as feed:
         reading.wait(feed, stop.is_set)
         document = views.fleet(feed.history)
     if recording is None and since_ms is not None:
