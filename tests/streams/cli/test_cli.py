@@ -54,7 +54,7 @@ def test_every_command_has_an_example(
     assert f"tamiyo {' '.join(command)}" in " ".join(out.split())
 
 
-WITHOUT_RESULT = {("broker",), ("worker",), ("learner",)}
+WITHOUT_RESULT = {("broker",), ("worker",), ("learner",), ("watch",)}
 ALWAYS_JSON = {("tail",), ("train",)}  # tail has --table
 
 
