@@ -141,6 +141,23 @@ def decode(data: bytes | None, record: type[R]) -> R:
         >>> decode(encode(command), ControlCommand) == command
         True
     """
+    return validate(decode_values(data, record), record)
+
+
+def decode_values(data: bytes | None, record: type[Record]) -> dict[str, Any]:
+    """Decode a record to the values of its fields, several times as fast as `decode`, which also checks them.
+
+    The values have the schema's types, and may break the contract: a loss may be NaN, columns may differ in length. A
+    record of an older version may have its `released_fields` too.
+
+    Args:
+        data: A message's value.
+        record: The type that its topic carries.
+
+    Raises:
+        DecodeError: As `decode`.
+        RegistryError: As `decode`.
+    """
     if data is None:
         raise DecodeError(f"expected a {record.__name__}, but the message has no value")
     if len(data) > MAX_READ_BYTES:
@@ -157,7 +174,8 @@ def decode(data: bytes | None, record: type[R]) -> R:
         raise DecodeError(f"the bytes are not a {record.__name__}: {type(error).__name__}: {error}") from error
     if buffer.read(1):
         raise DecodeError(f"expected the end of the {record.__name__}, but more bytes follow")
-    return validate(values, record)
+    decoded: dict[str, Any] = values
+    return decoded
 
 
 def _framing(data: bytes, record: type[Record]) -> tuple[int, Any | None]:

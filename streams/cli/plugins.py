@@ -1,5 +1,8 @@
 """Commands of other packages: entry points of the group `tamiyo.commands`, each a typer app.
 
+An entry point names the extra that its command needs (`module:app [extra]`), and a command the panel of `tamiyo --help`
+that it belongs to (`rich_help_panel`; else the laboratory).
+
 As typer itself has it, an app with one command and no callback is that command; any other is a group of commands. A
 plug-in's module must import what it runs when it runs it, as all commands do, so that `--help` is quick.
 """
@@ -33,25 +36,32 @@ def register(app: typer.Typer) -> None:
 def _add(app: typer.Typer, name: str, plugin: typer.Typer) -> None:
     commands = plugin.registered_commands
     if len(commands) != 1 or plugin.registered_groups or plugin.registered_callback is not None:
-        app.add_typer(plugin, name=name, rich_help_panel=options.LABORATORY)
+        app.add_typer(plugin, name=name, rich_help_panel=_panel(plugin.info.rich_help_panel))
         return
     (command,) = commands
     assert command.callback is not None
-    app.command(name, help=command.help, epilog=command.epilog, rich_help_panel=options.LABORATORY)(command.callback)
+    panel = _panel(command.rich_help_panel)
+    app.command(name, help=command.help, epilog=command.epilog, rich_help_panel=panel)(command.callback)
+
+
+def _panel(own: object) -> str:
+    """Return a plug-in's panel; typer has a placeholder where it names none."""
+    return own if isinstance(own, str) else options.LABORATORY
 
 
 def _add_broken(app: typer.Typer, entry: EntryPoint, error: ImportError) -> None:
     app.command(
         entry.name,
-        rich_help_panel=options.LABORATORY,
+        rich_help_panel=options.MISSING,
         help=f"Not available: it needs {error.name}.",
         context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
         epilog=options.examples(f"tamiyo {entry.name}"),
-    )(_refusal(entry.name, error))
+    )(_refusal(entry, error))
 
 
-def _refusal(name: str, error: ImportError) -> Callable[[], None]:
+def _refusal(entry: EntryPoint, error: ImportError) -> Callable[[], None]:
     def refuse() -> None:
-        raise ConfigurationError(f"`tamiyo {name}` cannot be loaded: {error}; install esper-tamiyo[lab]") from error
+        needed = f"; install esper-tamiyo[{','.join(entry.extras)}]" if entry.extras else ""
+        raise ConfigurationError(f"`tamiyo {entry.name}` cannot be loaded: {error}{needed}") from error
 
     return refuse
