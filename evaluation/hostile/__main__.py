@@ -47,6 +47,7 @@ from tamiyo.schemas.topics import (
     TOPOLOGY,
     Topic,
 )
+from tamiyo.streams.admin.topic_table import TopicTable
 from tamiyo.streams.admin.topic_tail import TopicLine, to_json_values
 from tamiyo.streams.process.logs import only_critical
 from tamiyo.streams.runtime.views import TopicView
@@ -145,7 +146,9 @@ class Readers:
     def take(self, topic: Topic, incoming: Incoming, verdict: Verdict) -> None:
         """Pass an accepted record to all readers of its topic."""
         record: Any = incoming.record
-        TopicLine(topic.name, 0, incoming.offset, incoming.timestamp_ms, {}, to_json_values(record)).row()
+        line = TopicLine(topic.name, 0, incoming.offset, incoming.timestamp_ms, {}, to_json_values(record))
+        TopicTable(topic.name, 80).row(line)
+        line.json()
         if topic.name in self.views:
             self.views[topic.name].apply(incoming.key, incoming.raw)
         if topic is EXPERIENCE:

@@ -82,6 +82,11 @@ class PartitionReader:
         found = self._request("topics", lambda: self.consumer.list_topics(timeout=REQUEST_TIMEOUT_S))
         return {name: sorted(topic.partitions) for name, topic in found.topics.items()}
 
+    def cluster_id(self) -> str | None:
+        """Return the id of the broker's cluster."""
+        found = self._request("the cluster's id", lambda: self.consumer.list_topics(timeout=REQUEST_TIMEOUT_S))
+        return None if found.cluster_id is None else str(found.cluster_id)
+
     def partitions(self, topic: str) -> list[int]:
         """Return the partitions of a topic, none where it does not exist."""
         return self.topics().get(topic, [])

@@ -1,25 +1,25 @@
 """Reads and decodes the records of one topic, for `tamiyo tail`."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from confluent_kafka import Message
 
-from tamiyo.schemas.client.partition_reader import PartitionReader
+from tamiyo.schemas.client.last_messages import last_messages
+from tamiyo.schemas.client.partition_reader import OffsetRange, PartitionReader
 from tamiyo.schemas.codec import decode
 from tamiyo.schemas.columns import ColumnarRecord, Columns
-from tamiyo.schemas.display import printable
 from tamiyo.schemas.errors import BrokerError, ConfigurationError, SchemaError
 from tamiyo.schemas.kafka import KafkaSettings, TopicNames
 from tamiyo.schemas.record import Record, Tensor
 from tamiyo.schemas.topics import BY_NAME
+from tamiyo.streams.admin.brokers import is_embedded
 from tamiyo.streams.headers import NOTE_HEADER
 from tamiyo.streams.messages import Headers, is_end
 
-SHORT = 40  # characters of a text that fits a row
+RUN_WIDTH = 256  # messages of a partition that are searched first for those of one run
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,23 +42,12 @@ class TopicLine:
         found = (self.value or {}).get("run_id", self.key)
         return None if found is None else str(found)
 
-    def json(self) -> str:
-        """Return it as one JSON object."""
+    def json(self, change: Callable[[dict[str, Any]], dict[str, Any]] | None = None) -> str:
+        """Return it as one JSON object, after a change of its values."""
         place = {"topic": self.topic, "partition": self.partition, "offset": self.offset}
         content = {"key": self.key, "headers": self.headers, "value": self.value}
-        return json.dumps({**place, "timestamp_ms": self.timestamp_ms, **content})
-
-    def row(self) -> str:
-        """Return it as columns: partition, offset, time, run, and the fields with one short value."""
-        fields = "  ".join(
-            f"{name}={value:.4g}" if isinstance(value, float) else f"{name}={printable(str(value))}"
-            for name, value in ({"value": "null"} if self.value is None else self.value).items()
-            if name != "run_id"
-            and (isinstance(value, int | float) or (isinstance(value, str) and 0 < len(value) <= SHORT))
-        )
-        time = datetime.fromtimestamp(self.timestamp_ms / 1_000, UTC).strftime("%H:%M:%S.%f")[:-3]
-        run_id = printable(self.run_id or "-")
-        return f"{self.partition:>3} {self.offset:>8}  {time}  {run_id:<16}  {fields}"
+        values = {**place, "timestamp_ms": self.timestamp_ms, **content}
+        return json.dumps(values if change is None else change(values))
 
 
 def catalogue_name(topic: str, names: TopicNames) -> str:
@@ -81,6 +70,8 @@ def follow(
     forever: bool,
     limit: int | None = None,
     run_id: str | None = None,
+    since_ms: int | None = None,
+    last: int | None = None,
     stopped: Callable[[], bool] = lambda: False,
 ) -> Iterator[TopicLine]:
     """Yield the messages of a topic.
@@ -93,6 +84,9 @@ def follow(
         forever: wait for more messages; otherwise stop at the current end.
         limit: stop after this many messages.
         run_id: only messages of this run.
+        since_ms: only messages of this Kafka time and later.
+        last: start with this many of the newest messages, over all partitions in the order of their times, of those
+            that `run_id` and `since_ms` leave.
         stopped: ends it once it returns True.
 
     Raises:
@@ -101,19 +95,18 @@ def follow(
     """
     bare = catalogue_name(topic, names)
     full = names.full(bare)
+    wanted = _Wanted(run_id, since_ms, bare)
     with PartitionReader(kafka) as reader:
         ranges = reader.ranges(full)
         if not ranges:
             raise BrokerError(f"the broker has no topic {full}; `tamiyo topics create` creates it")
-        if forever:
-            starts = {(full, each.partition): each.start if beginning else each.end for each in ranges}
-            messages = _endless(reader, starts, stopped)
-        else:
-            messages = reader.read(ranges if beginning else [], stopped=stopped)
+        parts = ranges if beginning else [replace(each, start=each.end) for each in ranges]
+        if since_ms is not None:
+            parts = _since(reader, parts, since_ms)
         shown = 0
-        for message in messages:
+        for message in _messages(reader, parts, wanted, forever=forever, last=last, stopped=stopped):
             line = read(message, bare)
-            if run_id is not None and line.run_id != run_id:
+            if not wanted.line(line):
                 continue
             yield line
             shown += 1
@@ -121,12 +114,63 @@ def follow(
                 return
 
 
-def _endless(
-    reader: PartitionReader, starts: Mapping[tuple[str, int], int], stopped: Callable[[], bool]
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """Selects messages."""
+
+    run_id: str | None
+    since_ms: int | None
+    bare: str
+
+    def message(self, message: Message) -> bool:
+        """Return whether it is selected; decodes only messages that hold the run's id."""
+        if self.since_ms is not None and message.timestamp()[1] < self.since_ms:
+            return False
+        if self.run_id is None:
+            return True
+        wanted = self.run_id.encode()  # Avro writes texts as they are
+        if message.key() != wanted and wanted not in (message.value() or b""):
+            return False
+        return self.line(read(message, self.bare))
+
+    def line(self, line: TopicLine) -> bool:
+        """Return whether it is selected."""
+        late_enough = self.since_ms is None or line.timestamp_ms >= self.since_ms
+        return late_enough and (self.run_id is None or line.run_id == self.run_id)
+
+
+def _messages(
+    reader: PartitionReader,
+    ranges: Sequence[OffsetRange],
+    wanted: _Wanted,
+    *,
+    forever: bool,
+    last: int | None,
+    stopped: Callable[[], bool],
 ) -> Iterator[Message]:
-    reader.assign(starts)
-    while not stopped():
-        yield from reader.poll()
+    starts = {(each.topic, each.partition): each.start for each in ranges}
+    if last is not None:
+        # A run is one of many: in its partition there are about as many messages of each.
+        width = last if wanted.run_id is None else max(RUN_WIDTH, last)
+        yield from last_messages(reader, ranges, last, wanted.message, first_width=width, stopped=stopped)
+        starts = {(each.topic, each.partition): each.end for each in ranges}
+    if forever:
+        reader.assign(starts)
+        while not stopped():
+            yield from reader.poll()
+    elif last is None:
+        yield from reader.read(ranges, stopped=stopped)
+
+
+def _since(reader: PartitionReader, ranges: Sequence[OffsetRange], since_ms: int) -> list[OffsetRange]:
+    """Return the parts of ranges from a Kafka time on."""
+    if is_embedded(reader.cluster_id()):  # it finds no offsets by time
+        return list(ranges)
+    found = []
+    for each in ranges:
+        start = reader.offset_at(each.topic, each.partition, since_ms)
+        found.append(replace(each, start=each.end if start is None else min(max(each.start, start), each.end)))
+    return found
 
 
 def read(message: Message, bare: str) -> TopicLine:

@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,6 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from tamiyo.schemas.display import write_json
 from tamiyo.schemas.errors import ConfigurationError
 from tamiyo.streams.cli import options
+from tamiyo.streams.cli.durations import time_ms
 from tamiyo.streams.cli.options import AsJson, Bootstrap, Runs, TopicOption, examples
 from tamiyo.streams.process.interrupts import stop_flag
 
@@ -23,7 +23,8 @@ Since = Annotated[
     str | None,
     typer.Option(
         metavar="TIME",
-        help="Messages from this time on, e.g. 2026-05-01T10:00 (UTC); topologies, policies and orders whole.",
+        help="Messages from this time on, e.g. 2026-05-01T10:00 (UTC), or a duration back such as 30m; topologies, "
+        "policies and orders whole.",
     ),
 ]
 Until = Annotated[str | None, typer.Option(metavar="TIME", help="Messages before this time.")]
@@ -137,7 +138,7 @@ def selection(
     from tamiyo.streams.recording.topic_reader import Selection
 
     chosen: dict[str, Any] = {"topics": topic_names(topic)} if topic else {}
-    first, last = _time_ms("--since", since), _time_ms("--until", until)
+    first, last = time_ms("--since", since), time_ms("--until", until)
     if first is not None and last is not None and first >= last:
         raise ConfigurationError(f"--since {since} does not lie before --until {until}")
     return Selection(runs=tuple(run or ()), since_ms=first, until_ms=last, offsets=_offsets(offsets or []), **chosen)
@@ -168,15 +169,3 @@ def _offsets(texts: list[str]) -> dict[str, tuple[int | None, int | None]]:
             raise ConfigurationError(f"--offsets {text}: FIRST is greater than LAST")
         found[match["place"]] = (first, after)
     return found
-
-
-def _time_ms(flag: str, text: str | None) -> int | None:
-    if text is None:
-        return None
-    try:
-        time = datetime.fromisoformat(text)
-    except ValueError as error:
-        raise ConfigurationError(
-            f"{flag} {text}: expected a time like 2026-05-01T10:00 or 2026-05-01T10:00+02:00"
-        ) from error
-    return round((time if time.tzinfo else time.replace(tzinfo=UTC)).timestamp() * 1000)

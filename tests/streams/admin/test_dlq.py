@@ -19,6 +19,7 @@ from tamiyo.streams.admin import redrive
 from tamiyo.streams.admin.dead_letter import DeadLetter, DeadLetterPartition
 from tamiyo.streams.admin.dead_letters import DeadLetters
 from tamiyo.streams.admin.redrive import CLAIM_S, Redrive
+from tamiyo.streams.admin.topic_table import TopicTable
 from tamiyo.streams.admin.topic_tail import follow
 from tamiyo.streams.admin.topics import Topics
 from tamiyo.streams.headers import (
@@ -311,7 +312,8 @@ def test_tail_shows_a_redrives_notes_as_what_they_are(
     letter, claim, receipt = follow(TOPIC.dead_letters, where, names, beginning=True, forever=False)
     assert (letter.value, letter.key) == (None, None)
     assert (letter.headers["trace"], letter.headers["null"]) == (["1", "\\xff"], None)
-    assert letter.row().endswith("value=null")
+    assert TopicTable(TOPIC.dead_letters, 80).row(letter).plain.split()[1:] == ["-", "-", "pair", "poor"]
+    assert TopicTable(TOPIC.dead_letters, 80).row(claim).plain.endswith("(redrive claim)")
     assert claim.value is not None
     assert (claim.value["redrive"], claim.value["letters"]) == ("claim", [0])
     assert receipt.value == {"redrive": "receipt", "letters": [0]}

@@ -228,7 +228,7 @@ def test_the_version_is_printed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.
         (["topics", "acls", "--role", "coffee"], 1, "there is no role 'coffee'; choose from intake"),
         (["topics", "acls", "--principal", "it's"], 1, "must be like User:{role}"),
         (["train", "--run-id", "a b"], 1, "--run-id: expected letters"),
-        (["tail", "tamiyo.rewards", "--run-id", ""], 1, "--run-id: expected letters"),
+        (["tail", "tamiyo.rewards", "--run", ""], 1, "--run: expected letters"),
         (["record", "new", "--run", "ok", "--run", "/x"], 1, "--run: expected letters"),
         (["control", "pause", "run 1\n", "-b", NOWHERE], 1, r"'run 1\n' is not a run_id: expected up to 200 letters"),
         (["control", "pause", "-b", NOWHERE], 1, "name the run, or give --all for all runs"),

@@ -22,9 +22,11 @@ from tamiyo.schemas.errors import DecodeError, KernelError, PolicyError, RecordE
 from tamiyo.schemas.identity import decision_id
 from tamiyo.schemas.record import Record
 from tamiyo.schemas.telemetry import ErrorRecoveryEvent, KernelPerformance
-from tamiyo.schemas.topics import DECISIONS
+from tamiyo.schemas.topics import DECISIONS, ERROR_RECOVERY
+from tamiyo.streams.admin.topic_table import TopicTable
 from tamiyo.streams.admin.topic_tail import TopicLine, to_json_values
 from tamiyo.streams.demo.display import Display
+from tamiyo.streams.headers import REASON_HEADER
 from tamiyo.streams.runtime.faust.decompression_limit import MAX_BATCH_BYTES, limit_decompression
 from tamiyo.streams.settings import IntakeSettings, KernelSettings, LogSettings
 from tamiyo.streams.stages.base import Incoming, Reject
@@ -194,8 +196,12 @@ ESCAPES = "\x1b]0;owned\x07\x1b[31m[/bold][red]\u202e\r\n"
 def test_a_record_cannot_control_a_terminal() -> None:
     event: ErrorRecoveryEvent = error_recovery(1, message=ESCAPES, error_type=ESCAPES[:30])
     decoded = decode(encode(event), ErrorRecoveryEvent)
-    line = TopicLine("t", 0, 0, 0, {"h": ESCAPES}, to_json_values(decoded))
-    assert line.row().isprintable()
+    line = TopicLine(ERROR_RECOVERY.name, 0, 0, 0, {"h": ESCAPES, REASON_HEADER: ESCAPES}, to_json_values(decoded))
+    for topic in (ERROR_RECOVERY.name, ERROR_RECOVERY.dead_letters):
+        for width in (80, 200):
+            row = TopicTable(topic, width).row(line).plain
+            assert row.isprintable()
+            assert "\\x1b" in row
     assert line.json().isprintable()
     page = io.StringIO()
     display = Display(Console(file=page, width=500, force_terminal=False), steps=10)
