@@ -132,8 +132,8 @@ def export(
 ) -> None:
     """Write topics as typed tables: one file a topic, and the decisions joined with their results.
 
-    Columnar records are unpacked: one row for each layer, or each layer and metric. `TOPIC.model` has the metrics of the
-    whole model. Ctrl-C keeps the files that are complete.
+    Columnar records are unpacked: one row for each layer, or each layer and metric. `TOPIC.model` has the metrics of
+    the whole model. Ctrl-C keeps the files that are complete.
     """
     from tamiyo.data.exporting import Exporter, prepare_folder
     from tamiyo.data.files import Format

@@ -80,6 +80,7 @@ def decoded(messages: Iterable[Message], topic: Topic, counts: Counts) -> Iterat
         yield Decoded(message, values)
 
 
+@cache
 def layer_columns(record: type[Record]) -> tuple[str, ...]:
     """Return the fields of a frame that have one entry per layer; empty for any other record."""
     if record not in (KernelPerformance, LayerHealth):

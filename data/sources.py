@@ -33,7 +33,9 @@ class Choice:
 class Plan(Protocol):
     """The messages of one topic that are to be read."""
 
-    topic: Topic
+    @property
+    def topic(self) -> Topic:
+        """Return the topic."""
 
     @property
     def count(self) -> int:
