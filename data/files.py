@@ -55,7 +55,11 @@ class TableFile:
         self._partial = self.path.with_name(self.path.name + PARTIAL_SUFFIX)
         with self._explained():
             self._file: Any = self._partial.open("wb")
-            self._writer: _Writer = WRITERS[format](self._file, schema)
+            try:
+                self._writer: _Writer = WRITERS[format](self._file, schema)
+            except BaseException:
+                self._close_and_remove()
+                raise
 
     def write(self, batch: Any) -> None:
         """Append a RecordBatch of the schema.
@@ -86,8 +90,11 @@ class TableFile:
         """Remove what is written, unless it is finished; never fails."""
         if self._finished:
             return
-        with contextlib.suppress(OSError, pa.ArrowException):
+        with contextlib.suppress(OSError, ValueError, pa.ArrowException):
             self._writer.close()
+        self._close_and_remove()
+
+    def _close_and_remove(self) -> None:
         with contextlib.suppress(OSError):
             self._file.close()
         with contextlib.suppress(OSError):
@@ -109,7 +116,10 @@ class _Parquet:
         self._writer.write_batch(batch)
 
     def close(self) -> None:
-        self._writer.close()
+        try:
+            self._writer.close()
+        finally:
+            self._writer.is_open = False  # else its destructor tries again, and prints a traceback
 
 
 class _Csv:

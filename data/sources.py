@@ -11,6 +11,7 @@ from tamiyo.schemas.client.partition_reader import OffsetRange
 from tamiyo.schemas.errors import RecordingError
 from tamiyo.schemas.kafka import KafkaSettings, TopicNames
 from tamiyo.schemas.topics import Topic
+from tamiyo.streams.admin.brokers import is_embedded
 from tamiyo.streams.messages import Message
 from tamiyo.streams.recording.recording import Recording
 from tamiyo.streams.recording.topic_reader import OUTPUTS_FIRST, SHARED, Selection, TopicReader
@@ -58,12 +59,24 @@ class Source(Protocol):
         """Disconnect."""
 
 
+def cut(messages: Iterator[Message], topic: Topic, choice: Choice) -> Iterator[Message]:
+    """Yield the messages of one partition between the offsets that a broker finds for the times of a choice."""
+    begun = choice.since_ms is None or topic.cleanup == "compact"
+    since, until = choice.since_ms or 0, choice.until_ms
+    for message in messages:
+        if until is not None and message.timestamp_ms >= until:
+            return
+        begun = begun or message.timestamp_ms >= since
+        if begun:
+            yield message
+
+
 @dataclass(frozen=True, slots=True)
 class _TopicPlan:
     topic: Topic
     reader: TopicReader
     ranges: Sequence[OffsetRange]
-    runs: tuple[str, ...]
+    choice: Choice
 
     @property
     def count(self) -> int:
@@ -71,7 +84,9 @@ class _TopicPlan:
 
     def messages(self, stopped: Stopped) -> Iterator[Message]:
         for each in self.ranges:  # one after the other: the same topic gives the same rows in the same order
-            yield from self.reader.messages([each], runs=self.runs, stopped=stopped)
+            yield from cut(
+                self.reader.messages([each], runs=self.choice.runs, stopped=stopped), self.topic, self.choice
+            )
 
 
 class TopicSource:
@@ -93,9 +108,12 @@ class TopicSource:
     def plan(self, topics: Sequence[Topic], choice: Choice) -> dict[Topic, Plan]:
         """Return the offsets of topics now; raises BrokerError where the broker lacks a topic."""
         plans: dict[Topic, Plan] = {}
+        times = {"since_ms": choice.since_ms, "until_ms": choice.until_ms}
+        if is_embedded(self._reader.cluster_id()):
+            times = {}  # it finds no offsets by time: what is read is cut
         for topic in sorted(topics, key=OUTPUTS_FIRST.index):
-            selection = Selection(topics=(topic.name,), since_ms=choice.since_ms, until_ms=choice.until_ms)
-            plans[topic] = _TopicPlan(topic, self._reader, self._reader.resolve(selection), choice.runs)
+            ranges = self._reader.resolve(Selection(topics=(topic.name,), **times))
+            plans[topic] = _TopicPlan(topic, self._reader, ranges, choice)
         return plans
 
     def close(self) -> None:
@@ -116,22 +134,11 @@ class _RecordingPlan:
     def messages(self, stopped: Stopped) -> Iterator[Message]:
         runs = {run.encode() for run in self.choice.runs} if self.topic.name not in SHARED else set()
         for part in sorted(self.recording.parts([self.topic]), key=lambda each: each.partition):
-            for message in self._selected(self.recording.messages(self.topic, part.partition)):
+            for message in cut(self.recording.messages(self.topic, part.partition), self.topic, self.choice):
                 if stopped():
                     return
                 if not runs or message.key in runs:
                     yield message
-
-    def _selected(self, messages: Iterator[Message]) -> Iterator[Message]:
-        """Cut a partition at the offsets that a broker would return for the times."""
-        begun = self.choice.since_ms is None or self.topic.cleanup == "compact"
-        since, until = self.choice.since_ms or 0, self.choice.until_ms
-        for message in messages:
-            if until is not None and message.timestamp_ms >= until:
-                return
-            begun = begun or message.timestamp_ms >= since
-            if begun:
-                yield message
 
 
 class RecordingSource:

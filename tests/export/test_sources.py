@@ -62,7 +62,8 @@ def test_topics_and_their_recording_are_the_same_table(
     table = tamiyo.data.read("decisions", kafka=kafka, prefix=names.prefix, run=["run-b", "run-c"])
     assert {*table.column("run_id").to_pylist()} == {"run-b", "run-c"}
     assert table.num_rows == 6
-    joined = tamiyo.data.decisions(kafka=kafka, prefix=names.prefix, columns=["decision_id"])
+    with pytest.warns(UndecodableWarning, match="1 of 10 messages"):
+        joined = tamiyo.data.decisions(kafka=kafka, prefix=names.prefix, columns=["decision_id"])
     assert {*joined.column("decision_id").to_pylist()} == {each.decision_id for each in made}
 
 
@@ -118,7 +119,7 @@ def test_problems_are_explained(tmp_path: Path, kafka: KafkaSettings) -> None:
         tamiyo.data.read("decisions", recording=tmp_path)
     with pytest.raises(ConfigurationError, match=r"recording and kafka exclude each other"):
         tamiyo.data.read("decisions", recording=tmp_path, kafka=kafka)
-    with pytest.raises(BrokerError, match="has no topic empty.tamiyo.adaptation.decisions|has no topic"):
+    with pytest.raises(BrokerError, match="has no topic tamiyo"):
         tamiyo.data.read("decisions", bootstrap_servers=kafka.bootstrap_servers, prefix="empty.")
     folder = tmp_path / "part"
     make_recording(folder, as_messages(WINDOWS, [make_window()]), selection=Selection(topics=(WINDOWS.name,)))
@@ -145,9 +146,11 @@ def test_tables_are_found_by_their_last_words() -> None:
 
 
 def test_names_of_no_topic_are_explained() -> None:
-    with pytest.raises(ConfigurationError, match="did you mean tamiyo.rewards"):
+    with pytest.raises(ConfigurationError, match=r"did you mean tamiyo\.rewards"):
         find("reward", BY_NAME)
-    with pytest.raises(ConfigurationError, match="may be tamiyo.health.signals.model or tamiyo.health.windows.model"):
+    with pytest.raises(
+        ConfigurationError, match=r"may be tamiyo\.health\.signals\.model or tamiyo\.health\.windows\.model"
+    ):
         find("model", all_tables())
     with pytest.raises(ConfigurationError, match="rejected messages have no type"):
         find("tamiyo.rewards.dlq", BY_NAME)
