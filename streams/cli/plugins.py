@@ -1,7 +1,7 @@
 """Commands of other packages: entry points of the group `tamiyo.commands`, each a typer app.
 
-An entry point names the extra that its command needs (`module:app [extra]`), and a command the panel of `tamiyo --help`
-that it belongs to (`rich_help_panel`; else the laboratory).
+An entry point names the extra that its command needs (`module:app [extra]`). A single command may name its panel of
+`tamiyo --help` (`rich_help_panel`); all others are the laboratory's.
 
 As typer itself has it, an app with one command and no callback is that command; any other is a group of commands. A
 plug-in's module must import what it runs when it runs it, as all commands do, so that `--help` is quick.
@@ -36,17 +36,13 @@ def register(app: typer.Typer) -> None:
 def _add(app: typer.Typer, name: str, plugin: typer.Typer) -> None:
     commands = plugin.registered_commands
     if len(commands) != 1 or plugin.registered_groups or plugin.registered_callback is not None:
-        app.add_typer(plugin, name=name, rich_help_panel=_panel(plugin.info.rich_help_panel))
+        app.add_typer(plugin, name=name, rich_help_panel=options.LABORATORY)
         return
     (command,) = commands
     assert command.callback is not None
-    panel = _panel(command.rich_help_panel)
+    own = command.rich_help_panel  # typer has a placeholder where a command names none
+    panel = own if isinstance(own, str) else options.LABORATORY
     app.command(name, help=command.help, epilog=command.epilog, rich_help_panel=panel)(command.callback)
-
-
-def _panel(own: object) -> str:
-    """Return a plug-in's panel; typer has a placeholder where it names none."""
-    return own if isinstance(own, str) else options.LABORATORY
 
 
 def _add_broken(app: typer.Typer, entry: EntryPoint, error: ImportError) -> None:
