@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -19,9 +20,9 @@ from tamiyo.data.files import Format
 from tamiyo.data.sources import RecordingSource
 from tamiyo.data.tables import MESSAGE_FIELDS, all_tables, tables_of
 from tamiyo.schemas.adaptation import Action
-from tamiyo.schemas.analysis import HealthSignals
+from tamiyo.schemas.analysis import STATISTICS, HealthSignals
 from tamiyo.schemas.columns import Columns
-from tamiyo.schemas.record import Record
+from tamiyo.schemas.record import Record, Tensor
 from tamiyo.schemas.telemetry import KernelPerformance, LayerHealth, ModelPerformance
 from tamiyo.schemas.topics import (
     BY_NAME,
@@ -80,6 +81,25 @@ def test_records_are_read_back_equal(name: str, data: st.DataObject) -> None:
     if topic in (SIGNALS, WINDOWS):
         wanted = [row for each in found for row in expected_model_rows(each)]
         assert [*map(without_message, rows_of(topic, found, 1))] == wanted
+
+
+def test_each_number_stands_at_its_layer_metric_and_statistic() -> None:
+    columns = Columns.of(["a", "b"], np.arange(2 * 7 * 3, dtype=float).reshape(2, 7, 3))
+    window = make_window(0, layers=3).model_copy(update={"columns": columns})
+    rows = {(row["layer_id"], row["metric"]): row for row in rows_of(WINDOWS, [make_window(1, layers=0), window])}
+    assert [rows["layer.0", "a"][name] for name in STATISTICS] == [0, 3, 6, 9, 12, 15, 18]
+    assert [rows["layer.2", "b"][name] for name in STATISTICS] == [23, 26, 29, 32, 35, 38, 41]
+    assert rows[None, None]["mean"] is None
+
+
+def test_masks_and_tensors_stay_with_their_decisions() -> None:
+    several = [
+        decision("a", mask=b"\1\0\2", probabilities=Tensor.of([0.5, 0.0, 0.5])),
+        decision("b", mask=b"\0\1", probabilities=Tensor.of([[0.0], [1.0]])),
+    ]
+    first, second = rows_of(DECISIONS, several)
+    assert (first["mask"], second["mask"]) == ([True, False, True], [False, True])
+    assert (first["probabilities"], second["probabilities"]) == ([0.5, 0.0, 0.5], [0.0, 1.0])
 
 
 def test_a_record_without_layers_is_one_row() -> None:
