@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
@@ -116,10 +117,7 @@ class _Parquet:
         self._writer.write_batch(batch)
 
     def close(self) -> None:
-        try:
-            self._writer.close()
-        finally:
-            self._writer.is_open = False  # else its destructor tries again, and prints a traceback
+        self._writer.close()
 
 
 class _Csv:
@@ -150,19 +148,12 @@ class _JsonLines:
 
     def __init__(self, file: Any, schema: Any) -> None:
         self._file = file
-        self._names = [json.dumps(name) for name in schema.names]
-        self._converters = [to_json(field.type) for field in schema]
+        self._names = schema.names
 
     def write(self, batch: Any) -> None:
-        columns = [
-            [None if each is None else convert(each) for each in column.to_pylist()]
-            for convert, column in zip(self._converters, batch.columns, strict=True)
-        ]
-        lines = (
-            "{" + ", ".join(f"{name}: {_dumps(each)}" for name, each in zip(self._names, row, strict=True)) + "}\n"
-            for row in zip(*columns, strict=True)
-        )
-        self._file.write("".join(lines).encode())
+        columns = [_json_values(column) for column in batch.columns]
+        rows = (dict(zip(self._names, row, strict=True)) for row in zip(*columns, strict=True))
+        self._file.write("".join(f"{_dumps(row)}\n" for row in rows).encode())
 
     def close(self) -> None:
         pass
@@ -175,8 +166,19 @@ WRITERS: dict[Format, Callable[[Any, Any], _Writer]] = {
 }
 
 
-def _dumps(value: Any) -> str:
-    return json.dumps(value, allow_nan=False)
+_dumps = json.JSONEncoder(allow_nan=False).encode
+
+
+def _json_values(column: Any) -> list[Any]:
+    """Return a column as JSON values; what Arrow can convert takes a fraction of the time."""
+    if pa.types.is_timestamp(column.type):
+        return [*pc.strftime(column, format="%Y-%m-%dT%H:%M:%SZ").to_pylist()]  # seconds with their milliseconds
+    if pa.types.is_floating(column.type):
+        return [*pc.if_else(pc.is_finite(column), column, None).to_pylist()]
+    if not pa.types.is_nested(column.type):
+        return [*column.to_pylist()]
+    convert = to_json(column.type)
+    return [None if each is None else convert(each) for each in column.to_pylist()]
 
 
 def to_json(type: Any) -> Callable[[Any], Any]:
