@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from tamiyo.schemas.analysis import SAMPLING, STATISTICS, HealthSignals, HealthWindow
 from tamiyo.schemas.avro_schema import avro_schema
-from tamiyo.schemas.codec import decode_values, validate
+from tamiyo.schemas.codec import decode_fields, validate
 from tamiyo.schemas.columns import DTYPES
 from tamiyo.schemas.errors import RecordError, SchemaError
 from tamiyo.schemas.record import Record, fill_columns
@@ -72,7 +72,7 @@ def decoded(messages: Iterable[Message], topic: Topic, counts: Counts) -> Iterat
             counts.removals += 1
             continue
         try:
-            values = check(decode_values(message.value, topic.record))
+            values = check(decode_fields(message.value, topic.record))
         except SchemaError as error:
             counts.undecodable += 1
             counts.first_problem = counts.first_problem or f"{message.place}: {error}"

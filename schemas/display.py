@@ -57,7 +57,7 @@ def write_json(value: Any) -> None:
           "loss": null
         }
     """
-    sys.stdout.write(json.dumps(_finite(value), indent=2) + "\n")
+    sys.stdout.write(json.dumps(finite(value), indent=2) + "\n")
 
 
 def narrow(table: "Table") -> "Table":
@@ -87,9 +87,18 @@ def narrow(table: "Table") -> "Table":
     return table
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """Return a JSON value with null for each number that is not finite.
+
+    Args:
+        value: What `json` can encode.
+
+    Example:
+        >>> finite([1.0, float("inf")])
+        [1.0, None]
+    """
     if isinstance(value, dict):
-        return {key: _finite(each) for key, each in value.items()}
+        return {key: finite(each) for key, each in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(each) for each in value]
+        return [finite(each) for each in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

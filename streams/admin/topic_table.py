@@ -239,7 +239,7 @@ class ShortIds:
 
         Example:
             >>> ids = ShortIds()
-            >>> ids.short("9f86d081884c7d65"), ids.short("9f86d081ffff"), ids.short("mnist1d-0")
+            >>> ids.short("9f86d081884c7d65"), ids.short("9f86d081ffff0000"), ids.short("mnist1d-0")
             ('9f86d081', '9f86d081f', 'mnist1d-0')
         """
         place = bisect_left(self._sorted, id)

@@ -31,12 +31,12 @@ from tamiyo.streams.cli import (
     processes,
     record,
     replay,
-    runs,
     schemas,
     topics,
     training,
 )
 from tamiyo.streams.cli.options import examples
+from tamiyo.streams.cli.watching import inspect, runs, watch
 
 app = typer.Typer(
     name="tamiyo",
@@ -50,7 +50,7 @@ app = typer.Typer(
     "Start with `tamiyo demo`.",
     epilog=examples("tamiyo demo --quick", "tamiyo worker --stage intake", "tamiyo tail tamiyo.rewards --table"),
 )
-for module in (training, processes, operation, plan, record, replay, diff):
+for module in (training, processes, operation, watch, inspect, plan, record, replay, diff):
     module.register(app)
 app.add_typer(topics.app, name="topics", rich_help_panel=options.OPERATE)
 app.add_typer(schemas.app, name="schemas", rich_help_panel=options.OPERATE)

@@ -89,7 +89,7 @@ def tail(
     from tamiyo.schemas.errors import ConfigurationError
     from tamiyo.streams.admin.topic_tail import catalogue_name
     from tamiyo.streams.admin.topic_tail import follow as follow_topic
-    from tamiyo.streams.cli.durations import time_ms
+    from tamiyo.streams.cli.options.durations import time_ms
 
     names = options.names()
     bare = catalogue_name(topic, names)  # wrong options are reported without waiting for the broker

@@ -12,8 +12,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from tamiyo.schemas.display import write_json
 from tamiyo.schemas.errors import ConfigurationError
 from tamiyo.streams.cli import options
-from tamiyo.streams.cli.durations import time_ms
 from tamiyo.streams.cli.options import AsJson, Bootstrap, Runs, TopicOption, examples
+from tamiyo.streams.cli.options.durations import time_ms
 from tamiyo.streams.process.interrupts import stop_flag
 
 if TYPE_CHECKING:

@@ -2,10 +2,15 @@
 
 import json
 import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tamiyo.streams.cli.watching.watch import DEFAULT_PORT
 from tests.deploy.support import ROOT, expression_problems, load_yaml, metrics
 
 DASHBOARDS = sorted((ROOT / "deploy" / "grafana" / "dashboards").glob("*.json"))
@@ -55,7 +60,8 @@ def test_every_panel_is_of_the_chosen_installation_and_run(dashboard: dict[str, 
 
 
 def test_variables_are_labels_that_exist(dashboard: dict[str, Any]) -> None:
-    variables = {each["name"]: each["query"]["query"] for each in dashboard["templating"]["list"]}
+    queries = [each for each in dashboard["templating"]["list"] if each["type"] == "query"]
+    variables = {each["name"]: each["query"]["query"] for each in queries}
     assert variables.keys() == {"prefix", "run"}
     for name, query in variables.items():
         values = re.fullmatch(r"label_values\((\w+)({.*})?, (\w+)\)", query)
@@ -64,7 +70,7 @@ def test_variables_are_labels_that_exist(dashboard: dict[str, Any]) -> None:
         assert expression_problems(f"{values[1]}{values[2] or ''}") == []
         assert name == "prefix" or name in metrics()[values[1]]
     # An installation without a prefix has no such label.
-    assert all(each["allValue"] == ".*" and each["includeAll"] for each in dashboard["templating"]["list"])
+    assert all(each["allValue"] == ".*" and each["includeAll"] for each in queries)
 
 
 def test_decisions_and_releases_are_annotations(dashboard: dict[str, Any]) -> None:
@@ -74,6 +80,106 @@ def test_decisions_and_releases_are_annotations(dashboard: dict[str, Any]) -> No
     for each in found:
         labels = {label for group in re.findall(r"by \(([^)]*)\)", each["expr"]) for label in group.split(", ")}
         assert set(re.findall(r"{{(\w+)}}", each["titleFormat"])) <= labels
+
+
+def test_annotations_name_the_run_that_they_are_about(dashboard: dict[str, Any]) -> None:
+    for each in dashboard["annotations"]["list"]:
+        if "tamiyo_host_" in each["expr"]:
+            assert "{{run}}" in each["titleFormat"], each["name"]
+            assert each["tagKeys"] == "run"
+    expressions = " ".join(each["expr"] for each in dashboard["annotations"]["list"])
+    for name in ("tamiyo_learner_policy_version", "tamiyo_learner_rollbacks_total"):
+        assert name in expressions
+
+
+def links(dashboard: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any], set[str]]]:
+    """Yield every link with where it is and the labels of the series that it is at."""
+    for link in dashboard["links"]:
+        yield "the dashboard", link, set()
+    for panel in dashboard["panels"]:
+        for link in panel.get("links", []):
+            yield panel["title"], link, set()
+        if "fieldConfig" not in panel:
+            continue
+        kept = [set(re.findall(r"\bby \(([^)]*)\)", target["expr"])) for target in panel["targets"]]
+        labels = {label for groups in kept for group in groups for label in group.split(", ")}
+        for link in panel["fieldConfig"]["defaults"].get("links", []):
+            yield panel["title"], link, labels
+        for override in panel["fieldConfig"].get("overrides", []):
+            for each in override["properties"]:
+                for link in each["value"] if each["id"] == "links" else ():
+                    assert override["matcher"] == {"id": "byName", "options": "run"}, panel["title"]
+                    yield panel["title"], link, labels
+
+
+def link_problems(link: dict[str, Any], labels: set[str]) -> list[str]:
+    """Return what is wrong with a link to the page of `tamiyo watch`."""
+    problems = []
+    base, mark, route = link["url"].partition("/#/")
+    if base != "${watch_url:raw}" or not mark:
+        problems.append(f"{link['url']} does not lead to a route of the page")
+    if not re.fullmatch(r"|policy|installation|run/\$\{[^}]*:percentencode\}", route):
+        problems.append(f"the page has no route {route}, or an id in it is not encoded")
+    for name in re.findall(r"\$\{([^}:]*)", link["title"] + link["url"]):
+        label = name.removeprefix("__field.labels.")
+        if name not in ("watch_url", "__value.text") and (label == name or label not in labels):
+            problems.append(f"there is no {name}")
+    return problems if link["targetBlank"] else [*problems, "the link would replace the dashboard"]
+
+
+def test_links_lead_to_the_page_of_a_run(dashboard: dict[str, Any]) -> None:
+    found = list(links(dashboard))
+    assert {where: problems for where, link, labels in found if (problems := link_problems(link, labels))} == {}
+    linked = {where for where, link, _ in found if "/#/run/" in link["url"]}
+    with_run = {
+        panel["title"]
+        for panel in dashboard["panels"]
+        if any("by (run" in target["expr"] for target in panel.get("targets", []))
+    }
+    assert linked == with_run
+    assert len(linked) > 5
+    assert "the dashboard" in {where for where, *_ in found}
+
+
+def test_wrong_links_are_found() -> None:
+    good = {"title": "", "url": "${watch_url:raw}/#/run/${__field.labels.run:percentencode}", "targetBlank": True}
+    assert link_problems(good, {"run"}) == []
+    assert link_problems(good, {"stage"})
+    for change in (
+        {"url": "${watch_url:raw}/#/run/${__field.labels.run}"},
+        {"url": "${watch_url:raw}/#/runs/"},
+        {"url": "${watch_url:raw}/run/a"},
+        {"url": "http://127.0.0.1:8470/#/"},
+        {"url": "${watch:raw}/#/"},
+        {"title": "${nothing}"},
+        {"targetBlank": False},
+    ):
+        assert link_problems({**good, **change}, {"run"}), change
+
+
+def test_the_address_of_the_page_is_where_it_is_served_by_default(dashboard: dict[str, Any]) -> None:
+    (variable,) = [each for each in dashboard["templating"]["list"] if each["name"] == "watch_url"]
+    url = f"http://127.0.0.1:{DEFAULT_PORT}"
+    assert (variable["type"], variable["query"]) == ("textbox", url)
+    assert variable["current"] == {"text": url, "value": url}
+    assert variable["options"] == [{"text": url, "value": url, "selected": True}]
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is missing: install Debian's package prometheus")
+def test_expressions_are_promql(dashboard: dict[str, Any], tmp_path: Path) -> None:
+    expressions = [each["expr"] for each in dashboard["annotations"]["list"]]
+    expressions += [target["expr"] for panel in dashboard["panels"] for target in panel.get("targets", [])]
+    replaced = [
+        each.replace("$__rate_interval", "1m").replace("$prefix", ".*").replace("$run", ".*") for each in expressions
+    ]
+    assert not [each for each in replaced if "$" in each]
+    rules = [{"record": f"expression{number}", "expr": each} for number, each in enumerate(replaced)]
+    (tmp_path / "rules.yml").write_text(json.dumps({"groups": [{"name": "dashboard", "rules": rules}]}))
+    checked = subprocess.run(
+        ["promtool", "check", "rules", str(tmp_path / "rules.yml")], capture_output=True, text=True, check=False
+    )
+    assert checked.returncode == 0, checked.stderr
+    assert f"{len(rules)} rules found" in checked.stdout
 
 
 def test_shedding_lag_and_training_runs_are_shown(dashboard: dict[str, Any]) -> None:

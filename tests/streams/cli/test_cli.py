@@ -54,7 +54,7 @@ def test_every_command_has_an_example(
     assert f"tamiyo {' '.join(command)}" in " ".join(out.split())
 
 
-WITHOUT_RESULT = {("broker",), ("worker",), ("learner",)}
+WITHOUT_RESULT = {("broker",), ("worker",), ("learner",), ("watch",)}
 ALWAYS_JSON = {("tail",), ("train",)}  # tail has --table
 
 
@@ -113,7 +113,7 @@ def test_progress_is_not_on_standard_output_with_json(
 
 
 def test_all_commands_exist() -> None:
-    wanted = {"demo", "broker", "worker", "learner", "train", "tail", "doctor", "plan"}
+    wanted = {"demo", "broker", "worker", "learner", "train", "tail", "watch", "inspect", "doctor", "plan"}
     wanted |= {"record", "replay", "diff", "discard", "evaluate"}
     assert {path[0] for path in commands()} == wanted | {
         "topics",
@@ -131,7 +131,7 @@ def test_all_commands_exist() -> None:
     }  # fmt: skip
     assert {path[1] for path in commands() if path[0] == "policy"} == {"list", "show", "pin", "rollback", "freeze"}
     assert {path[1] for path in commands() if path[0] == "topics"} == {"create", "list", "check", "grow", "acls"}
-    assert {path[1] for path in commands() if path[0] == "runs"} == {"forget"}
+    assert {path[1] for path in commands() if path[0] == "runs"} == {"list", "forget"}
     assert {path[1] for path in commands() if path[0] == "lab"} == {"tasks", "run", "twins", "traffic", "compare"}
     assert {path[1] for path in commands() if path[0] == "config"} == {"show", "reference"}
     assert {path[1] for path in commands() if path[0] == "schemas"} == {"register", "check"}

@@ -6,7 +6,7 @@ import pytest
 import typer
 
 from tamiyo.schemas.errors import ConfigurationError
-from tamiyo.streams.cli.durations import seconds, time_ms
+from tamiyo.streams.cli.options.durations import seconds, time_ms
 
 
 @pytest.mark.parametrize(
