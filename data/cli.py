@@ -175,7 +175,7 @@ def _topics(texts: list[str]) -> "tuple[Topic, ...]":
 
 def _choice(run: list[str] | None, since: str | None, until: str | None) -> "Choice":
     from tamiyo.data.sources import Choice
-    from tamiyo.streams.cli.durations import time_ms
+    from tamiyo.streams.cli.options.durations import time_ms
 
     first, last = time_ms("--since", since), time_ms("--until", until)
     if first is not None and last is not None and first >= last:
