@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from confluent_kafka import Producer
 
 import tamiyo.data
 from tamiyo.data.names import find, find_topics
@@ -162,3 +163,23 @@ def test_names_of_no_topic_are_explained() -> None:
 def test_topics_come_without_repeats_in_the_order_of_the_catalogue() -> None:
     assert find_topics(["decisions", "windows", DECISIONS.name]) == (WINDOWS, DECISIONS)
     assert find_topics(["windows", "all"]) == CATALOGUE
+
+
+@pytest.mark.kafka
+def test_a_broker_that_finds_offsets_by_time_gives_the_same_cut(
+    real_kafka: str, names: TopicNames, tmp_path: Path
+) -> None:
+    kafka = KafkaSettings(bootstrap_servers=real_kafka)
+    Topics(kafka, names).create(partitions=1, replication=1)
+    producer = Producer({"bootstrap.servers": real_kafka})
+    times = [now := round(datetime.now(UTC).timestamp() * 1000), now + 2000, now + 1000, now + 3000]
+    for number, ms in enumerate(times):
+        value = encode(decision(str(number), step=number))
+        producer.produce(names.full(DECISIONS.name), value, b"run-1", timestamp=ms)
+    producer.flush(30)
+    Recorder(tmp_path, kafka, names, Selection()).run()
+    for cut, steps in (({"since": 1500}, [1, 2, 3]), ({"until": 1500}, [0]), ({"since": 9000}, [])):
+        times_of: Any = {name: time(now + ms) for name, ms in cut.items()}
+        live = tamiyo.data.read("decisions", kafka=kafka, prefix=names.prefix, **times_of)
+        assert live["step"].to_pylist() == steps
+        assert live.equals(tamiyo.data.read("decisions", recording=tmp_path, **times_of))
