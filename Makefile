@@ -47,7 +47,7 @@ planted: $(VENV)/.dev  ## Plant small wrong changes one at a time; a test must f
 check: $(VENV)/.dev  ## Check format, lint, strict types, and that wire contracts and reference pages are up to date
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
-	@$(BIN)/mypy -p tamiyo.schemas -p tamiyo.models -p tamiyo.streams -p tamiyo.host -p tamiyo.integrations -p tamiyo.evaluation -p scripts
+	@$(BIN)/mypy -p tamiyo.schemas -p tamiyo.models -p tamiyo.streams -p tamiyo.host -p tamiyo.integrations -p tamiyo.data -p tamiyo.evaluation -p scripts
 	@$(BIN)/python -m tamiyo.schemas.avro_schema --check
 	@$(BIN)/python -m tamiyo.schemas.compatibility
 	@$(BIN)/python -m scripts.asyncapi --check

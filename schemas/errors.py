@@ -16,6 +16,7 @@
     │   ├── CheckpointCorrupt   stored weights do not match their header
     │   └── UpdateRejected      an update of the policy failed its checks and was rolled back
     ├── RecordingError          a recording's files are damaged, unfinished, or of another format
+    ├── ExportError             an export's files cannot be written
     └── DatasetError            a training task's data cannot be made
 
 Messages state what was expected, what was found, and what to do.
@@ -104,6 +105,10 @@ class UpdateRejected(PolicyError):
 
 class RecordingError(TamiyoError):
     """A recording that cannot be read or written."""
+
+
+class ExportError(TamiyoError):
+    """Files of an export that cannot be written."""
 
 
 class DatasetError(TamiyoError):

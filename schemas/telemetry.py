@@ -48,6 +48,19 @@ class Frame(Record):
     final: Annotated[bool, Field(description="The run's last frame on this topic.")] = False
 
 
+EXECUTION_DEFAULTS: dict[str, Any] = {
+    "seed_id": 0,
+    "chunk_id": 0,
+    "cache_hit_rate": 1.0,
+    "error_count": 0,
+    "total_executions": 1,
+    "activation_variance": 0.0,
+    "dead_neuron_ratio": 0.0,
+    "avg_correlation": 0.5,
+}
+"""The specification's defaults for a column of KernelPerformance that a producer leaves out."""
+
+
 class KernelPerformance(Frame):
     """How each layer executed since the last frame."""
 
@@ -69,20 +82,7 @@ class KernelPerformance(Frame):
     @model_validator(mode="before")
     @classmethod
     def _defaults(cls, values: Any) -> Any:
-        # The specification's defaults for a column that a producer leaves out.
-        return fill_columns(
-            values,
-            {
-                "seed_id": 0,
-                "chunk_id": 0,
-                "cache_hit_rate": 1.0,
-                "error_count": 0,
-                "total_executions": 1,
-                "activation_variance": 0.0,
-                "dead_neuron_ratio": 0.0,
-                "avg_correlation": 0.5,
-            },
-        )
+        return fill_columns(values, EXECUTION_DEFAULTS)
 
     @model_validator(mode="after")
     def _columns(self) -> Self:

@@ -11,7 +11,7 @@ import tamiyo.host
 from tests.syntax import syntax_tree
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTED = ("host", "integrations", "models", "streams/stages", "streams/cli")
+DOCUMENTED = ("host", "integrations", "data", "models", "streams/stages", "streams/cli")
 OVERRIDDEN = {"forward", "extra_repr"}
 """Methods that torch documents."""
 

@@ -12,8 +12,8 @@ import pytest
 from tests.support.experiences import make_experience
 from tests.support.factories import make_graph
 
-PACKAGES = ("models", "schemas", "host", "integrations", "streams")
-WITH_EXAMPLES = ("models", "schemas", "host")
+PACKAGES = ("models", "schemas", "host", "integrations", "streams", "data")
+WITH_EXAMPLES = ("models", "schemas", "host", "data")
 
 
 def modules(package: str) -> Iterator[ModuleType]:

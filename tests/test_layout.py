@@ -12,13 +12,14 @@ import pytest
 from tests.syntax import syntax_tree
 
 ROOT = Path(__file__).parents[1]
-FOLDERS = ("schemas", "streams", "models", "host", "integrations", "evaluation")
+FOLDERS = ("schemas", "streams", "models", "host", "integrations", "data", "evaluation")
 MAY_IMPORT = {
     "schemas": {"schemas"},
     "models": {"schemas", "models"},
     "host": {"schemas", "host"},
     "integrations": {"schemas", "host", "integrations"},
     "streams": {"schemas", "models", "streams", "host"},
+    "data": {"schemas", "streams", "data"},
     "evaluation": set(FOLDERS),
 }
 LARGEST_FOLDER = 20

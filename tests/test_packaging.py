@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-FOLDERS = ("schemas", "streams", "models", "host", "integrations", "evaluation")
+FOLDERS = ("schemas", "streams", "models", "host", "integrations", "data", "evaluation")
 
 
 @pytest.fixture(scope="module")

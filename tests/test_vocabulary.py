@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-FOLDERS = ("schemas", "models", "streams", "host", "integrations", "evaluation", "scripts", "examples", "tests")
+FOLDERS = ("schemas", "models", "streams", "host", "integrations", "data", "evaluation", "scripts", "examples", "tests")
 
 EVERYWHERE = {
     "blame": "record failure",

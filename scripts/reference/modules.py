@@ -10,7 +10,7 @@ from scripts.reference.markdown import PACKAGES, ROOT, code, page, prose, table
 def modules() -> str:
     """Return the map of the code: packages, what they import of each other, and every module with its purpose."""
     sections = []
-    for folder in (*PACKAGES, "integrations", "evaluation"):
+    for folder in (*PACKAGES, "integrations", "data", "evaluation"):
         listed: dict[str, list[tuple[str, str]]] = {}
         edges = set()
         for path in sorted((ROOT / folder).rglob("*.py")):
@@ -31,8 +31,8 @@ def modules() -> str:
     introduction = (
         "Every package and module with its purpose. An arrow means *imports*; arrows to a folder's own modules, such "
         "as its settings, are left out. Folder `X` is imported as `tamiyo.X`. Between the folders, imports go one way: "
-        "`schemas` <- `models` <- `streams`, `schemas` <- `host` <- `streams` and `host` <- `integrations`; "
-        "`evaluation` may import all."
+        "`schemas` <- `models` <- `streams`, `schemas` <- `host` <- `streams`, `host` <- `integrations` and "
+        "`streams` <- `data`; `evaluation` may import all."
     )
     return page("Modules", introduction, *sections)
 

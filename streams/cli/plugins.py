@@ -1,5 +1,8 @@
 """Commands of other packages: entry points of the group `tamiyo.commands`, each a typer app.
 
+An entry point names the extra that its command needs (`module:app [extra]`). A single command may name its panel of
+`tamiyo --help` (`rich_help_panel`); all others are the laboratory's.
+
 As typer itself has it, an app with one command and no callback is that command; any other is a group of commands. A
 plug-in's module must import what it runs when it runs it, as all commands do, so that `--help` is quick.
 """
@@ -37,21 +40,24 @@ def _add(app: typer.Typer, name: str, plugin: typer.Typer) -> None:
         return
     (command,) = commands
     assert command.callback is not None
-    app.command(name, help=command.help, epilog=command.epilog, rich_help_panel=options.LABORATORY)(command.callback)
+    own = command.rich_help_panel  # typer has a placeholder where a command names none
+    panel = own if isinstance(own, str) else options.LABORATORY
+    app.command(name, help=command.help, epilog=command.epilog, rich_help_panel=panel)(command.callback)
 
 
 def _add_broken(app: typer.Typer, entry: EntryPoint, error: ImportError) -> None:
     app.command(
         entry.name,
-        rich_help_panel=options.LABORATORY,
+        rich_help_panel=options.MISSING,
         help=f"Not available: it needs {error.name}.",
         context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
         epilog=options.examples(f"tamiyo {entry.name}"),
-    )(_refusal(entry.name, error))
+    )(_refusal(entry, error))
 
 
-def _refusal(name: str, error: ImportError) -> Callable[[], None]:
+def _refusal(entry: EntryPoint, error: ImportError) -> Callable[[], None]:
     def refuse() -> None:
-        raise ConfigurationError(f"`tamiyo {name}` cannot be loaded: {error}; install esper-tamiyo[lab]") from error
+        needed = f"; install esper-tamiyo[{','.join(entry.extras)}]" if entry.extras else ""
+        raise ConfigurationError(f"`tamiyo {entry.name}` cannot be loaded: {error}{needed}") from error
 
     return refuse

@@ -50,6 +50,10 @@ class TopicReader:
         """Disconnect."""
         self._reader.close()
 
+    def cluster_id(self) -> str | None:
+        """Return the id of the broker's cluster."""
+        return self._reader.cluster_id()
+
     def partitions(self, topics: Sequence[Topic]) -> int:
         """Return how many partitions each of `topics` has; raises BrokerError where one is missing or differs."""
         present = self._reader.topics()

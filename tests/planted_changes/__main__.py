@@ -21,7 +21,7 @@ from rich.table import Table
 
 from tests.planted_changes import ROOT, Change, load
 
-PACKAGES = ("schemas", "models", "streams", "host", "integrations", "evaluation")
+PACKAGES = ("schemas", "models", "streams", "host", "integrations", "data", "evaluation")
 LEFT_OUT = shutil.ignore_patterns(
     ".git", ".venv", ".ns", ".*_cache", ".hypothesis", "__pycache__", "*.egg-info", "build", "dist", "results", "site"
 )

@@ -98,7 +98,7 @@ def test_every_module_is_on_the_map() -> None:
     page = modules()
     assert "  streams.stages.windows --> streams.stages\n" in page
     assert "host --> streams" not in page
-    for folder in ("schemas", "models", "host", "streams", "integrations", "evaluation"):
+    for folder in ("schemas", "models", "host", "streams", "integrations", "data", "evaluation"):
         for path in (ROOT / folder).rglob("*.py"):
             if path.name != "__init__.py":
                 assert f"| `{path.name}` | " in page, path

@@ -21,6 +21,7 @@ RUN = "Run the pipeline"
 OPERATE = "Operate it"
 REPLAY = "Record and replay"
 LABORATORY = "Laboratory"
+MISSING = "Not installed"
 
 
 # What a shell completes: from the code alone, without torch and without a broker.

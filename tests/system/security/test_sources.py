@@ -15,7 +15,7 @@ from packaging.utils import canonicalize_name
 from tests.syntax import parsed, syntax_tree
 
 ROOT = Path(__file__).parents[3]
-FOLDERS = ("schemas", "streams", "models", "host", "integrations", "evaluation", "deploy", "tests")
+FOLDERS = ("schemas", "streams", "models", "host", "integrations", "data", "evaluation", "deploy", "tests")
 SOURCES = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
 UNPICKLERS = {"pickle", "_pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
 NEVER = {"eval", "exec", "__import__", "os.system", "os.popen", "yaml.load", "yaml.unsafe_load", "yaml.full_load"}
