@@ -35,6 +35,7 @@ def until(condition: Callable[[], Any], timeout_s: float = 20.0) -> None:
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(topic_feed, "CHECK_S", 0.2)
     monkeypatch.setattr(topic_feed, "COUNT_S", 0.1)
+    monkeypatch.setattr(topic_feed, "REQUEST_S", 0.5)
 
 
 def frames(*steps: int) -> list[Any]:
