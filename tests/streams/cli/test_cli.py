@@ -54,7 +54,7 @@ def test_every_command_has_an_example(
     assert f"tamiyo {' '.join(command)}" in " ".join(out.split())
 
 
-WITHOUT_RESULT = {("broker",), ("worker",), ("learner",)}
+WITHOUT_RESULT = {("broker",), ("worker",), ("learner",), ("watch",)}
 ALWAYS_JSON = {("tail",), ("train",)}  # tail has --table
 
 
@@ -113,7 +113,7 @@ def test_progress_is_not_on_standard_output_with_json(
 
 
 def test_all_commands_exist() -> None:
-    wanted = {"demo", "broker", "worker", "learner", "train", "tail", "doctor", "plan"}
+    wanted = {"demo", "broker", "worker", "learner", "train", "tail", "doctor", "plan", "watch"}
     wanted |= {"record", "replay", "diff", "discard", "evaluate"}
     assert {path[0] for path in commands()} == wanted | {
         "topics",
