@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import ipaddress
 import json
+import os
 import re
 import socket
 import threading
@@ -144,7 +145,9 @@ class WatchServer:
         try:
             await web.TCPSite(self._runner, self.host, self.port).start()
         except (OSError, UnicodeError, OverflowError) as error:
-            reason = getattr(error, "strerror", None) or error
+            # asyncio repeats the address in the error's text; the number alone has the reason.
+            number = getattr(error, "errno", None) or 0
+            reason = os.strerror(number) if number > 0 else getattr(error, "strerror", None) or error
             raise ConfigurationError(
                 f"cannot listen on {self.host}:{self.port} ({reason}); choose another --port (0: any free port)"
             ) from error

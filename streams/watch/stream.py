@@ -154,7 +154,11 @@ class ViewStream:
                 wait = self._sent_s + due - time.monotonic()
                 if wait <= 0:
                     return
-                await asyncio.sleep(min(wait, SOURCE_S))
+                if wait <= EVENT_S:
+                    await asyncio.sleep(wait)
+                else:  # meanwhile something may change that is due sooner
+                    wake.clear()
+                    await _until(wake, wait)
                 continue
             wake.clear()
             if self._due_s() is None and not await _until(wake, beat + HEARTBEAT_S - time.monotonic()):

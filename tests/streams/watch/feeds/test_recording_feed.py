@@ -99,7 +99,12 @@ def test_it_can_be_stopped_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     make_recording(tmp_path / "r", frames(50))
     history, first = History(), threading.Event()
     feed = RecordingFeed(history, tmp_path / "r")
-    history.subscribe(lambda: (first.set(), feed.stopping.wait(20)))
+
+    def wait_for_the_end() -> None:
+        first.set()
+        feed.stopping.wait(20)
+
+    history.subscribe(wait_for_the_end)
     with feed:
         assert first.wait(20)
     assert history.source.records < 50

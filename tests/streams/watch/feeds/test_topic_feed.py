@@ -18,6 +18,7 @@ from tamiyo.streams.headers import NOTE_HEADER, REASON_HEADER
 from tamiyo.streams.watch import views
 from tamiyo.streams.watch.feeds import TopicFeed, observing, topic_feed
 from tamiyo.streams.watch.history import History
+from tamiyo.streams.watch.history.decoding import decoded
 from tests.support import watched
 from tests.support.factories import make_topology
 from tests.support.kafka_log import KafkaLog
@@ -35,6 +36,7 @@ def until(condition: Callable[[], Any], timeout_s: float = 20.0) -> None:
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(topic_feed, "CHECK_S", 0.2)
     monkeypatch.setattr(topic_feed, "COUNT_S", 0.1)
+    monkeypatch.setattr(topic_feed, "REQUEST_S", 0.5)
 
 
 def frames(*steps: int) -> list[Any]:
@@ -180,12 +182,12 @@ def test_a_registry_that_is_away_is_waited_for(
     kafka: KafkaSettings, names: TopicNames, kafka_log: KafkaLog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kafka_log.publish(MODEL_PERFORMANCE, frames(10))
-    real, failures = observing.decoded, iter([True, True])
+    failures = iter([True, True])
 
     def fail_twice(topic: str, value: bytes | None) -> Any:
         if next(failures, False):
             raise RegistryError("planted", temporary=True)
-        return real(topic, value)
+        return decoded(topic, value)
 
     monkeypatch.setattr(observing, "decoded", fail_twice)
     history, problems = History(), []

@@ -22,7 +22,8 @@ from tests.support.factories import make_graph, make_topology, make_window
 
 def row(history: History, run_id: str = "run-1", at_ms: int | None = None) -> dict[str, Any]:
     """Return a run's row of the fleet."""
-    return {each["run_id"]: each for each in views.fleet(history, at_ms=at_ms)["runs"]}[run_id]
+    rows: dict[str, dict[str, Any]] = {each["run_id"]: each for each in views.fleet(history, at_ms=at_ms)["runs"]}
+    return rows[run_id]
 
 
 def test_an_outcome_may_come_before_its_decision_and_a_reward_before_both() -> None:
