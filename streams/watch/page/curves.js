@@ -65,6 +65,7 @@ function drawProjections(u, colours, projections, decisions) {
   }
   ctx.setLineDash([]);
   ctx.lineWidth = devicePixelRatio;
+  ctx.globalAlpha = 0.7;
   for (const decision of decisions) {
     const x = Math.round(u.valToPos(decision.outcome_step ?? decision.step, "x", true)) + 0.5;
     if (decision.status === "executed") {

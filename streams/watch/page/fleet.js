@@ -1,6 +1,6 @@
 // The fleet: all runs in a table that is filtered, sorted and walked by keyboard.
 import { html, useEffect, useMemo, useReducer, useRef, useState } from "./vendor/vendor.js";
-import { actionText, ago, compact, count, delta, fixed, moment, percent } from "./format.js";
+import { actionText, ago, compact, count, delta, fixed, moment, percent, tone } from "./format.js";
 import { Empty, Id, Sparkline, State, Toggle } from "./widgets.js";
 import { Grid, sorted } from "./table.js";
 import { runLink } from "./route.js";
@@ -19,8 +19,6 @@ function Progress({ run }) {
   </span>`;
 }
 
-const sign = (value) => (value === null || value === undefined || value === 0 ? "" : value > 0 ? "good" : "poor");
-
 function growth(run) {
   return run.base_parameters ? run.parameters / run.base_parameters - 1 : null;
 }
@@ -38,9 +36,9 @@ const COLUMNS = [
     cell: (run) => html`<span title=${run.last_adaptation ? `last: ${actionText(run.last_adaptation)}, step ${count(run.last_adaptation.step)}` : "none"}>${count(run.adaptations)}<span class="of"> / ${count(run.decisions)}</span></span>` },
   { key: "vetoed", label: "Vetoed", title: "Decisions with a veto", class: "n p4", width: "5.5rem", sort: (run) => run.vetoed, cell: (run) => count(run.vetoed) },
   { key: "reward", label: "Reward", title: "The newest reward, in -1..1", class: "n p2", width: "5.5rem", sort: (run) => run.last_reward,
-    cell: (run) => html`<span class=${sign(run.last_reward)}>${delta(run.last_reward, 2)}</span>` },
+    cell: (run) => html`<span class=${tone(run.last_reward, 2)}>${delta(run.last_reward, 2)}</span>` },
   { key: "worth", label: "Worth", title: "What all adaptations of the run gained in its final objective, nats", class: "n p1", width: "5.5rem", sort: (run) => run.worth,
-    cell: (run) => html`<span class=${sign(run.worth)}>${delta(run.worth)}</span>` },
+    cell: (run) => html`<span class=${tone(run.worth)}>${delta(run.worth)}</span>` },
   { key: "time", label: "Newest", title: "Age of the newest record", class: "n p4", width: "5.5rem", sort: (run) => run.time_ms,
     cell: (run, now) => html`<span title=${moment(run.time_ms)}>${run.time_ms ? ago(Math.max(0, now - run.time_ms)) : "–"}</span>` },
 ];

@@ -28,6 +28,12 @@ export function delta(value, decimals = 3) {
   return plus(value, fixed(value, decimals));
 }
 
+/** The class of a signed number; none where it is shown as zero. */
+export function tone(value, decimals = 3) {
+  if (!known(value) || Math.abs(value) < 0.5 * 10 ** -decimals) return "";
+  return value > 0 ? "good" : "poor";
+}
+
 /** As `num`, with a plus sign before what is positive. */
 export const change = (value, digits = 3) => plus(value, num(value, digits));
 

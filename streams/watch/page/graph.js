@@ -91,7 +91,7 @@ class Drawing extends Component {
         { selector: "node[chosen = 1]", style: { "border-width": 3, "border-color": colours.focus } },
         { selector: "edge", style: { width: 1.5, "line-color": colours.muted, "target-arrow-color": colours.muted, "target-arrow-shape": "triangle", "arrow-scale": 0.8, "curve-style": "bezier" } },
       ],
-      layout: { name: "dagre", rankDir: this.props.deep ? "TB" : "LR", nodeSep: 16, rankSep: this.props.deep ? 26 : 34, edgeSep: 8, animate: false },
+      layout: { name: "dagre", rankDir: this.props.deep ? "TB" : "LR", nodeSep: 16, rankSep: this.props.deep ? 26 : 34, edgeSep: 8, animate: false, useDagreEdgeControlPoints: true, automaticDagreEdgeStyle: true },
       userZoomingEnabled: false, // The wheel scrolls the page; buttons zoom.
       autoungrabify: true,
       boxSelectionEnabled: false,

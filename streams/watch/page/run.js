@@ -1,6 +1,6 @@
 // One run: its facts, curves, layers, kernels, decisions and errors.
 import { html, useMemo, useState } from "./vendor/vendor.js";
-import { actionText, bytes, clock, compact, count, delta, duration, fixed, moment, num, percent, shorten, typeWords } from "./format.js";
+import { actionText, bytes, clock, compact, count, delta, duration, fixed, moment, num, percent, shorten, tone, typeWords } from "./format.js";
 import { Curves, adapts } from "./curves.js";
 import { Graph } from "./graph.js";
 import { Heat } from "./heat.js";
@@ -24,7 +24,7 @@ function Facts({ run, now }) {
       <${Fact} label="Training loss" title="nats">${fixed(run.train_loss)}</${Fact}>
       <${Fact} label="Validation loss" title="nats">${fixed(run.validation_loss)}</${Fact}>
       ${(run.validation_accuracy ?? run.train_accuracy ?? null) !== null && html`<${Fact} label="Accuracy">${percent(run.validation_accuracy ?? run.train_accuracy)}</${Fact}>`}
-      <${Fact} label="Parameters" title=${`budget for kernels: ${count(run.parameter_budget)}`}>${count(run.parameters)}${growth ? html` <span class="of">+${percent(growth)}</span>` : ""}</${Fact}>
+      <${Fact} label="Parameters" title=${`${count(run.parameters)}; without kernels ${count(run.base_parameters)}`}>${compact(run.parameters)}${growth ? html` <span class="of">+${percent(growth)}</span>` : ""}</${Fact}>
       <${Fact} label="Kernel budget">${compact(run.parameter_budget)}</${Fact}>
       <${Fact} label="Adapted" title="executed adaptations of all decisions">${count(run.adaptations)} <span class="of">/ ${count(run.decisions)}</span></${Fact}>
       <${Fact} label="Worth" title="what all adaptations gained in the final objective, nats">${delta(run.worth)}</${Fact}>
@@ -38,7 +38,6 @@ function Facts({ run, now }) {
   </header>`;
 }
 
-const tone = (value) => (value === null || value === undefined || value === 0 ? "" : value > 0 ? "good" : "poor");
 /** The action to name in a list: the proposed one where a veto turned it into doing nothing. */
 const named = (decision) => (decision.type === "no_op" && decision.vetoed_by?.length ? decision.proposed : decision);
 
@@ -49,9 +48,9 @@ const COLUMNS = [
   { key: "layer", label: "Layer", class: "p1", sort: (d) => named(d).layer_id, cell: (d) => html`<${Id} id=${named(d).layer_id ?? ""} most=${20} />` },
   { key: "status", label: "Outcome", class: "c-status", width: "7rem", sort: (d) => d.status, cell: (d) => (d.status === "none" ? html`<span class="of">–</span>` : html`<span title=${d.reason || d.vetoed_by?.join(", ")}><${State} state=${d.status} /></span>`) },
   { key: "confidence", label: "Conf.", title: "Confidence: 1 less the uncertainty of the predicted reward", class: "n p3", width: "4.5rem", sort: (d) => d.confidence, cell: (d) => share(d.confidence) },
-  { key: "predicted", label: "Expected", title: "The reward that the policy predicted", class: "n p3", width: "6rem", sort: (d) => d.predicted_reward, cell: (d) => delta(d.predicted_reward, 2) },
+  { key: "predicted", label: "Expected", title: "The reward that the policy predicted", class: "n p3", width: "6.5rem", sort: (d) => d.predicted_reward, cell: (d) => delta(d.predicted_reward, 2) },
   { key: "reward", label: "Reward", title: "In -1..1; in brackets while a revision may come", class: "n", width: "5.5rem", sort: (d) => d.reward,
-    cell: (d) => html`<span class=${tone(d.reward)}>${d.reward !== null && !d.reward_complete ? `(${delta(d.reward, 2)})` : delta(d.reward, 2)}</span>` },
+    cell: (d) => html`<span class=${tone(d.reward, 2)}>${d.reward !== null && !d.reward_complete ? `(${delta(d.reward, 2)})` : delta(d.reward, 2)}</span>` },
   { key: "worth", label: "Worth", title: "Gain in the run's final objective less costs, with half of its 90 % interval, nats", class: "n p2", width: "9.5rem", sort: (d) => d.worth,
     cell: (d) => html`<span class=${tone(d.worth)}>${delta(d.worth)}</span>${d.worth_half_width === null || d.worth_half_width === undefined ? "" : html` <span class="of">± ${fixed(d.worth_half_width)}</span>`}` },
   { key: "version", label: "Policy", class: "n p3", width: "5rem", sort: (d) => d.policy_version, cell: (d) => `v${d.policy_version}` },

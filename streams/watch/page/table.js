@@ -117,7 +117,7 @@ export class Grid extends Component {
     const to = Math.min(rows.length, from + Math.ceil(height / rowHeight) + 2 * SPARE);
     const active = this.activeIndex();
     const seen = active >= from && active < to;
-    const gap = (pixels) => pixels > 0 && html`<tr class="gap" aria-hidden="true"><td colspan=${columns.length} style=${{ height: `${pixels}px` }}></td></tr>`;
+    const gap = (pixels) => pixels > 0 && html`<tr class="gap" aria-hidden="true"><td style=${{ height: `${pixels}px` }}></td></tr>`;
     return html`<div class=${`grid-box ${className}`} ref=${this.box} onScroll=${this.onScroll}>
       <table role="grid" class="grid" tabindex="0" ref=${this.table} aria-label=${label} aria-rowcount=${rows.length + 1}
         aria-activedescendant=${seen ? this.prefix + active : undefined} onKeyDown=${this.onKey}

@@ -24,12 +24,12 @@ export function Waterfall({ reward }) {
   const side = (value) => (value < 0 ? "down" : "up");
   return html`<div class="plain-box" tabindex="0" role="region" aria-label="Reward by component"><table class="plain waterfall">
     <caption>Reward by component</caption>
-    <thead><tr><th scope="col">component</th><th scope="col" class="n">value</th><th scope="col" class="n">weight</th><th scope="col" class="n">contribution</th><th scope="col" class="course">course</th></tr></thead>
+    <thead><tr><th scope="col">component</th><th scope="col" class="n part">value</th><th scope="col" class="n part">weight</th><th scope="col" class="n">contribution</th><th scope="col" class="course">course</th></tr></thead>
     <tbody>
-      ${steps.map((step) => html`<tr><th scope="row"><bdi>${words(step.component)}</bdi></th><td class="n">${fixed(step.value)}</td><td class="n">× ${fixed(step.weight, 1)}</td><td class="n">${delta(step.contribution)}</td>
+      ${steps.map((step) => html`<tr><th scope="row"><bdi>${words(step.component)}</bdi></th><td class="n part">${fixed(step.value)}</td><td class="n part">× ${fixed(step.weight, 1)}</td><td class="n">${delta(step.contribution)}</td>
         <td class="course"><${Bar} from=${step.from} to=${step.to} kind=${side(step.contribution)} ...${place} /></td></tr>`)}
-      <tr class="sum"><th scope="row">weighted sum</th><td></td><td></td><td class="n">${delta(sum)}</td><td class="course"><${Bar} from=${0} to=${sum} kind="sum" ...${place} /></td></tr>
-      <tr class="total"><th scope="row">total = tanh(sum)</th><td></td><td></td><td class="n"><b>${delta(reward.total)}</b></td><td class="course"><${Bar} from=${0} to=${reward.total} kind="total" ...${place} /></td></tr>
+      <tr class="sum"><th scope="row">weighted sum</th><td class="part"></td><td class="part"></td><td class="n">${delta(sum)}</td><td class="course"><${Bar} from=${0} to=${sum} kind="sum" ...${place} /></td></tr>
+      <tr class="total"><th scope="row">total = tanh(sum)</th><td class="part"></td><td class="part"></td><td class="n"><b>${delta(reward.total)}</b></td><td class="course"><${Bar} from=${0} to=${reward.total} kind="total" ...${place} /></td></tr>
     </tbody>
   </table></div>`;
 }
