@@ -9,6 +9,7 @@ Avro's rules.
 """
 
 import io
+from collections.abc import Sequence
 from functools import cache
 from typing import Any, Protocol, TypeVar
 
@@ -141,6 +142,43 @@ def decode(data: bytes | None, record: type[R]) -> R:
         >>> decode(encode(command), ControlCommand) == command
         True
     """
+    return validate(_values(data, record, None), record)
+
+
+def decode_fields(data: bytes | None, record: type[Record], names: Sequence[str]) -> dict[str, Any]:
+    """Return some fields of a record by name, without making the record; the others are skipped.
+
+    It takes a fraction of the time of `decode` where a record has large fields. The values have the types of the
+    schema, but their ranges and lengths are not checked.
+
+    Args:
+        data: A message's value.
+        record: The type that its topic carries.
+        names: The fields.
+
+    Raises:
+        DecodeError: As `decode`.
+        RegistryError: As `decode`.
+
+    Example:
+        >>> from tamiyo.schemas.adaptation import ControlCommand
+        >>> command = ControlCommand(run_id="run-1", time_ms=5, protected_layers=["fc"])
+        >>> decode_fields(encode(command), ControlCommand, ["time_ms"])
+        {'time_ms': 5}
+    """
+    return dict(_values(data, record, partial_schema(record, tuple(names))))
+
+
+@cache
+def partial_schema(record: type[Record], names: tuple[str, ...]) -> Any:
+    """Return fastavro's parsed schema of some fields of `record`."""
+    schema = avro_schema(record)
+    schema["fields"] = [field for field in schema["fields"] if field["name"] in names]
+    return fastavro.parse_schema(schema)
+
+
+def _values(data: bytes | None, record: type[Record], fields: Any | None) -> Any:
+    """Return the values of a record, or of the fields of a schema."""
     if data is None:
         raise DecodeError(f"expected a {record.__name__}, but the message has no value")
     if len(data) > MAX_READ_BYTES:
@@ -149,7 +187,9 @@ def decode(data: bytes | None, record: type[R]) -> R:
     buffer = io.BytesIO(data)
     buffer.seek(begin)
     try:
-        if writer is None:
+        if fields is not None:
+            values = fastavro.schemaless_reader(buffer, writer or parsed_schema(record), fields)
+        elif writer is None:
             values = fastavro.schemaless_reader(buffer, parsed_schema(record), None)
         else:
             values = fastavro.schemaless_reader(buffer, writer, resolving_schema(record, writer))
@@ -157,7 +197,7 @@ def decode(data: bytes | None, record: type[R]) -> R:
         raise DecodeError(f"the bytes are not a {record.__name__}: {type(error).__name__}: {error}") from error
     if buffer.read(1):
         raise DecodeError(f"expected the end of the {record.__name__}, but more bytes follow")
-    return validate(values, record)
+    return values
 
 
 def _framing(data: bytes, record: type[Record]) -> tuple[int, Any | None]:

@@ -37,6 +37,7 @@ from tamiyo.streams.cli import (
     training,
 )
 from tamiyo.streams.cli.options import examples
+from tamiyo.streams.cli.watching import watch
 
 app = typer.Typer(
     name="tamiyo",
@@ -50,7 +51,7 @@ app = typer.Typer(
     "Start with `tamiyo demo`.",
     epilog=examples("tamiyo demo --quick", "tamiyo worker --stage intake", "tamiyo tail tamiyo.rewards --table"),
 )
-for module in (training, processes, operation, plan, record, replay, diff):
+for module in (training, processes, operation, watch, plan, record, replay, diff):
     module.register(app)
 app.add_typer(topics.app, name="topics", rich_help_panel=options.OPERATE)
 app.add_typer(schemas.app, name="schemas", rich_help_panel=options.OPERATE)

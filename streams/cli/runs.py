@@ -8,7 +8,7 @@ from rich.console import Console
 
 from tamiyo.schemas.display import printable, write_json
 from tamiyo.streams.cli import options
-from tamiyo.streams.cli.durations import seconds
+from tamiyo.streams.cli.options.durations import seconds
 from tamiyo.streams.cli.options import AsJson, Bootstrap, examples
 
 app = typer.Typer(

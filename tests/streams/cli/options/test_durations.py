@@ -3,7 +3,7 @@
 import pytest
 import typer
 
-from tamiyo.streams.cli.durations import seconds
+from tamiyo.streams.cli.options.durations import seconds
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,129 @@
+"""What the history keeps of the records that hold columns: a few rows of numbers, without making the record."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tamiyo.schemas.analysis import HealthWindow, ModelGraph
+from tamiyo.schemas.codec import decode_fields
+from tamiyo.schemas.errors import RecordError
+from tamiyo.schemas.record import MAX_LAYERS
+from tamiyo.schemas.telemetry import LayerHealth
+
+Rows = npt.NDArray[np.float32]
+"""[measurements, layers]; NaN: not measured."""
+
+MEASUREMENTS = (
+    "gradient_norm",
+    "update_ratio",
+    "growth_score",
+    "contribution",
+    "dormant_seeds",
+    "active_seeds",
+    "fossilized_seeds",
+    "error_seeds",
+    "alpha",
+    "kernel_parameters",
+    "learning_rate_scale",
+)
+"""The rows of a LayerFrame."""
+COUNTED = frozenset(name for name in MEASUREMENTS if name.endswith(("_seeds", "_parameters")))
+"""Those of them that are whole numbers."""
+GRAPH_ROWS = ("health", "problematic")
+"""The rows of a GraphFrame."""
+LARGEST_STEP = 2**53
+
+
+@dataclass(frozen=True, slots=True)
+class LayerFrame:
+    """The measurements of a run's layers at one step."""
+
+    run_id: str
+    step: int
+    final: bool
+    layer_id: list[str]
+    rows: Rows
+
+    @classmethod
+    def decode(cls, value: bytes | None) -> "LayerFrame":
+        """Decode the value of a LayerHealth message; raises SchemaError."""
+        found = decode_fields(value, LayerHealth, ("run_id", "step", "final", "layer_id", *MEASUREMENTS))
+        layers = found["layer_id"]
+        rows = _rows([found[name] for name in MEASUREMENTS], layers, "LayerHealth")
+        return cls(found["run_id"], _step(found["step"]), found["final"], layers, rows)
+
+
+@dataclass(frozen=True, slots=True)
+class GraphFrame:
+    """The health of a run's layers at the end of a window."""
+
+    run_id: str
+    step: int
+    layer_id: list[str]
+    rows: Rows
+
+    @classmethod
+    def decode(cls, value: bytes | None) -> "GraphFrame":
+        """Decode the value of a ModelGraph message; raises SchemaError."""
+        found = decode_fields(value, ModelGraph, ("run_id", "step", "layer_id", "health", "problematic"))
+        layers, problematic = found["layer_id"], set(found["problematic"])
+        rows = _rows([found["health"], [layer in problematic for layer in layers]], layers, "ModelGraph")
+        return cls(found["run_id"], _step(found["step"]), layers, rows)
+
+
+@dataclass(frozen=True, slots=True)
+class WindowFrame:
+    """The losses of one window, and how many of its layer-signals were shed."""
+
+    run_id: str
+    middle: float
+    """The step that the window's means stand for."""
+    end: int
+    """First step after the window."""
+    train_loss: float
+    """Mean, nats; NaN: not measured."""
+    validation_loss: float
+    signals: int
+    shed: int
+
+    @classmethod
+    def decode(cls, value: bytes | None) -> "WindowFrame":
+        """Decode the value of a HealthWindow message; raises SchemaError."""
+        names = ("run_id", "clock", "start", "end", "first_step", "last_step", "model_metrics", "signals", "shed")
+        found = decode_fields(value, HealthWindow, names)
+        # A window in event time spans the steps that it has.
+        steps = found["clock"] == "step"
+        start, end = (found["start"], found["end"]) if steps else (found["first_step"], found["last_step"] + 1)
+        return cls(
+            run_id=found["run_id"],
+            middle=(_step(start) + _step(end)) / 2,
+            end=end,
+            train_loss=_mean(found["model_metrics"], "train_loss"),
+            validation_loss=_mean(found["model_metrics"], "validation_loss"),
+            signals=max(0, found["signals"]),
+            shed=max(0, found["shed"]),
+        )
+
+
+def _step(value: int) -> int:
+    if not 0 <= value <= LARGEST_STEP:
+        raise RecordError(f"expected a step in 0..2**53, got {value}")
+    return value
+
+
+def _mean(metrics: Any, name: str) -> float:
+    mean: float = metrics[name]["mean"] if name in metrics else math.nan
+    return mean if math.isfinite(mean) else math.nan
+
+
+def _rows(columns: list[list[Any]], layers: list[str], record: str) -> Rows:
+    if len(layers) > MAX_LAYERS or any(len(column) != len(layers) for column in columns):
+        raise RecordError(f"expected columns of {len(layers)} layers, at most {MAX_LAYERS}, in a {record}")
+    rows = np.array(columns, dtype=np.float64)
+    with np.errstate(over="ignore"):
+        single: Rows = rows.astype(np.float32)
+    single[~np.isfinite(single)] = np.nan
+    return single.reshape(len(columns), len(layers))
