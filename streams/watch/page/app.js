@@ -57,7 +57,7 @@ function Header({ route, button }) {
 
 function Banner({ state, status }) {
   if (status === "lost") return html`<div class="banner">The connection to the server is lost; connecting again. ${state ? "The page shows the last known state." : ""}</div>`;
-  if (state?.source.problem) return html`<div class="banner">${state.source.problem}</div>`;
+  if (state?.source.problem) return html`<div class="banner"><bdi>${shorten(state.source.problem, 300)}</bdi></div>`;
   return null;
 }
 
@@ -68,7 +68,7 @@ function Footer({ state, status, at }) {
   return html`<footer class="bottom">
     <span class=${`dot ${status}`} aria-hidden="true"></span>
     <span role="status" aria-live="polite">${CONNECTION[status]}</span>
-    ${source && html`<span class="place" title=${source.name}>${source.live ? "live" : at === null ? "recording" : "recording, past"} · <bdi>${shorten(source.name, 40)}</bdi>${source.prefix ? html` · prefix <bdi>${shorten(source.prefix, 20)}</bdi>` : ""}</span>
+    ${source && html`<span class="place" title=${shorten(source.name, 300)}>${source.live ? "live" : at === null ? "recording" : "recording, past"} · <bdi>${shorten(source.name, 40)}</bdi>${source.prefix ? html` · prefix <bdi>${shorten(source.prefix, 20)}</bdi>` : ""}</span>
       <span class="records">${count(source.records)} records</span>
       ${source.undecodable > 0 && html`<span class="warn">${count(source.undecodable)} not decodable</span>`}
       <${Reading} source=${source} />`}
@@ -91,7 +91,7 @@ class Guard extends Component {
 function Body({ route, state, status, problem, theme, at }) {
   if (status === "refused" && !(state && at === null)) {
     const what = route.view === "fleet" ? "Nothing to show" : route.view === "decision" ? "Decision not found" : "Run not found";
-    return html`<h1 tabindex="-1" class="sr">${what}</h1><${Empty} title=${what}><p><bdi>${problem}</bdi></p><p><a href="#/">All runs</a></p></${Empty}>`;
+    return html`<h1 tabindex="-1" class="sr">${what}</h1><${Empty} title=${what}><p><bdi>${shorten(problem ?? "", 300)}</bdi></p><p><a href="#/">All runs</a></p></${Empty}>`;
   }
   if (!state) return html`<h1 tabindex="-1" class="sr">Loading</h1><p class="wait" aria-hidden="true">Waiting for the server …</p>`;
   const View = VIEWS[route.view];

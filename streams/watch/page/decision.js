@@ -11,7 +11,7 @@ const LIKELY = 12; // Bars before the rest is folded.
 /** What was decided, and how it came about, as one sentence. */
 function sentence(decision, chosen) {
   const odds = chosen ? ` with probability ${percent(chosen.probability)}` : "";
-  const who = decision.method === "policy" || !decision.method ? `Policy version ${decision.policy_version}` : `The ${decision.method}, under policy version ${decision.policy_version},`;
+  const who = decision.method === "policy" || !decision.method ? `Policy version ${decision.policy_version}` : `The ${shorten(words(decision.method), 30)}, under policy version ${decision.policy_version},`;
   if (decision.vetoed_by?.length) {
     return html`${who} proposed to <b><${Text}>${actionText(decision.proposed, 60)}</${Text}></b>${odds}; it was vetoed by <${Text}>${decision.vetoed_by.map(words).join(", ")}</${Text}>, so nothing was done.`;
   }
@@ -26,7 +26,7 @@ function Bars({ actions, leftOut }) {
   const shown = all ? legal : legal.filter((action, index) => index < LIKELY || action.chosen);
   const most = Math.max(1e-9, ...legal.map((action) => action.probability));
   return html`<ol class="bars">${shown.map((action) => html`<li class=${action.chosen ? "chosen" : ""}>
-      <span class="name" title=${actionText(action, 1000)}><bdi>${actionText(action, 22)}</bdi>${action.chosen ? html` <span class="tag">chosen</span>` : ""}</span>
+      <span class="name" title=${actionText(action, 300)}><bdi>${actionText(action, 22)}</bdi>${action.chosen ? html` <span class="tag">chosen</span>` : ""}</span>
       <span class="track" aria-hidden="true"><span style=${{ width: `${(100 * action.probability) / most}%` }}></span></span>
       <span class="n">${percent(action.probability, action.probability < 0.001 ? 3 : 1)}</span></li>`)}</ol>
     <p class="about">${count(legal.length)} legal actions, ${count(illegal.length)} masked${leftOut ? `, ${count(leftOut)} not listed` : ""}.
@@ -50,7 +50,7 @@ function Why({ state }) {
       <${Fact} label="Log-probability">${num(decision.log_probability)}</${Fact}>
       <${Fact} label="Value of the graph">${delta(decision.value)}</${Fact}>
       <${Fact} label="Temperature">${num(decision.temperature)}</${Fact}>
-      <${Fact} label="Policy">version ${decision.policy_version}, ${words(decision.method ?? "policy")}</${Fact}>
+      <${Fact} label="Policy">version ${decision.policy_version}, ${shorten(words(decision.method ?? "policy"), 30)}</${Fact}>
       <${Fact} label="Orders in force">${orders.length ? orders.map(([run, time]) => html`<span title=${moment(time)}>${run === "*" ? "all runs" : "this run"} </span>`) : "none"}</${Fact}>
       <${Fact} label="Graph" wide><${Id} id=${decision.graph_id ?? "–"} most=${22} copy=${Boolean(decision.graph_id)} /></${Fact}>
     </dl>
@@ -79,7 +79,7 @@ function Outcome({ state }) {
 }
 
 function Spans({ reward }) {
-  const rows = (reward.spans ?? []).map((span) => [words(span.name), `${count(span.start)} to ${span.end === null ? "the end" : count(span.end)}`, percent(span.weight, 0), span.seen ? count(span.windows) : "–", span.seen ? delta(span.total) : "not observed"]);
+  const rows = (reward.spans ?? []).map((span) => [html`<${Text}>${shorten(words(span.name), 30)}</${Text}>`, `${count(span.start)} to ${span.end === null ? "the end" : count(span.end)}`, percent(span.weight, 0), span.seen ? count(span.windows) : "–", span.seen ? delta(span.total) : "not observed"]);
   return html`<${Plain} label="Spans after the decision" caption head=${["span", "steps after", "weight", "windows", "total"]} numbers=${[2, 3, 4]} rows=${rows} />`;
 }
 

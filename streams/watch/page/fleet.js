@@ -53,12 +53,12 @@ function matches(run, words) {
   return words.every((word) => text.includes(word));
 }
 
-/** The runs to show, in order; between two orders at least a second passes unless filter, sort or number of runs changed. */
+/** The runs to show, in order; between two orders at least a second passes unless filter, sort or the runs themselves changed. */
 function useOrder(state, text, only, sort) {
   const [, redraw] = useReducer((n) => n + 1, 0);
   const kept = useRef({ key: "", time: 0, order: [] });
   const revision = state.revisions.runs;
-  const key = JSON.stringify([text, only, sort, state.runs.size]);
+  const key = JSON.stringify([text, only, sort, state.revisions.members]);
   const age = performance.now() - kept.current.time;
   const changed = kept.current.key !== key || kept.current.runs !== state.runs;
   if (changed || (age > REORDER_MS && kept.current.revision !== revision)) {
@@ -94,11 +94,7 @@ export function Fleet({ state, live }) {
   useEffect(() => {
     const table = grid.current;
     if (!table) return undefined;
-    if (chosen.active !== null) {
-      table.setState({ active: chosen.active });
-      table.box.current.scrollTop = chosen.scroll;
-      table.focus();
-    }
+    if (chosen.active !== null) table.focus();
     return () => {
       chosen.active = table.state.active;
       chosen.scroll = table.box.current?.scrollTop ?? 0;
@@ -140,7 +136,7 @@ export function Fleet({ state, live }) {
       <span class="shown" role="status">${rows.length === state.runs.size ? "" : `${count(rows.length)} shown`}</span>
     </div>
     ${rows.length
-      ? html`<${Grid} ref=${grid} name="fleet" className="fill" label="Runs" columns=${COLUMNS} rows=${rows} rowKey=${(run) => run.run_id} rowHeight=${34}
+      ? html`<${Grid} handle=${grid} initial=${chosen} name="fleet" className="fill" label="Runs" columns=${COLUMNS} rows=${rows} rowKey=${(run) => run.run_id} rowHeight=${34}
           sort=${sort} onSort=${onSort} context=${minute} tone=${(run) => (run.state === "finished" || run.state === "silent" ? "past" : "")}
           onOpen=${(run) => { location.hash = runLink(run.run_id); }} />`
       : html`<${Empty} title="No run matches"><p>Press Esc in the filter to clear it, or choose another state.</p></${Empty}>`}

@@ -92,10 +92,16 @@ function dateOf(ms) {
   return Number.isNaN(date.getTime()) ? "".padEnd(10, "?") + " out of range" : date.toISOString();
 }
 
+// Control characters, and marks that change the direction of text: an unbalanced one would reach beyond its element.
+const INVISIBLE = /[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u061c\u200e\u200f\u202a-\u202e\u2028\u2029\u2066-\u2069\ufeff]/g;
+
+/** A foreign text with a sign in place of each character that cannot be seen but has an effect. */
+export const visible = (text) => String(text).replace(INVISIBLE, "\ufffd");
+
 /** An id of at most `most` characters: its middle is left out, since ids differ at their start and end. */
 export function shorten(text, most = 28) {
-  const characters = Array.from(String(text));
-  if (characters.length <= most) return String(text);
+  const characters = Array.from(visible(text));
+  if (characters.length <= most) return characters.join("");
   const kept = most - 1;
   const head = Math.ceil(kept / 2);
   return `${characters.slice(0, head).join("")}…${characters.slice(characters.length - (kept - head)).join("")}`;
@@ -111,7 +117,7 @@ const WORDS = {
 
 /** A decision's type in words; an unknown one as it is. */
 export function typeWords(type) {
-  return Object.hasOwn(WORDS, type) ? WORDS[type] : type;
+  return Object.hasOwn(WORDS, type) ? WORDS[type] : shorten(type, 24);
 }
 
 /** An action in words: "load low_rank at fc2". */
@@ -122,4 +128,4 @@ export function actionText(action, most = 28) {
 }
 
 /** A metric's name in words. */
-export const words = (name) => String(name).replaceAll("_", " ");
+export const words = (name) => visible(name).replaceAll("_", " ");

@@ -53,6 +53,7 @@ class Drawing extends Component {
   }
 
   componentDidMount() {
+    this.props.handle.current = this; // Preact gives `ref` itself to components as a property.
     this.make();
     this.observer = new ResizeObserver(() => {
       this.graph?.resize();
@@ -176,7 +177,7 @@ export function Graph({ state, theme }) {
         <button type="button" aria-label="Zoom in" onClick=${() => drawing.current.zoomBy(1.25)}>+</button>
         <button type="button" aria-label="Fit the graph" onClick=${() => drawing.current.fit()}>fit</button>
       </span>`}>
-    <${Drawing} ref=${drawing} topology=${topology} layers=${layers} revision=${state.revisions.layers} metric=${metric} theme=${theme}
+    <${Drawing} handle=${drawing} topology=${topology} layers=${layers} revision=${state.revisions.layers} metric=${metric} theme=${theme}
       selected=${selected} onSelect=${setSelected} deep=${depth(topology) > DEEP}
       label=${`Graph of ${topology.nodes.length} layers coloured by ${METRICS[metric].label}; ${problems} need attention. The table below has the same.`} />
     <p class="about">${node

@@ -112,7 +112,7 @@ class Map_ extends Component {
       ? html`step ${count(heat.step[cell[0]])} · <bdi>${shorten(heat.layer_id[cell[1]], 40)}</bdi> · ${METRICS[metric].label} <b>${num(heat[metric]?.[cell[0]]?.[cell[1]] ?? null, 4)}</b>`
       : html`<bdi>${this.newest()}</bdi>`;
     return html`<div class="heat">
-      ${row >= NAMED && html`<ol class="names" aria-hidden="true">${heat.layer_id.map((id) => html`<li title=${id} style=${{ height: `${row}px`, lineHeight: `${row}px` }}><bdi>${shorten(id, 18)}</bdi></li>`)}</ol>`}
+      ${row >= NAMED && html`<ol class="names" aria-hidden="true">${heat.layer_id.map((id) => html`<li title=${shorten(id, 300)} style=${{ height: `${row}px`, lineHeight: `${row}px` }}><bdi>${shorten(id, 16)}</bdi></li>`)}</ol>`}
       <div class="cells" ref=${this.box} style=${{ height: `${row * heat.layer_id.length}px` }}>
         <canvas ref=${this.canvas} tabindex="0" role="img" aria-label=${`${METRICS[metric].label} of ${heat.layer_id.length} layers over ${heat.step.length} steps; ${this.newest()}. Arrow keys read cells.`}
           onMouseMove=${(event) => this.onMove(event)} onMouseLeave=${() => this.setState({ cell: null })} onBlur=${() => this.setState({ cell: null })} onKeyDown=${(event) => this.onKey(event)}></canvas>

@@ -36,7 +36,7 @@ function Lane({ run, kernel, now }) {
   const lived = parts(kernel, now);
   const ended = kernel.ended_step ?? (["refused", "failed"].includes(kernel.status) ? kernel.requested_step : null);
   return html`<li class="lane">
-    <a class="name" href=${decisionLink(run, kernel.decision_id)} title=${`${kernel.blueprint} at ${kernel.layer_id}`}><bdi>${shorten(kernel.blueprint, 20)}</bdi> <span class="of">at</span> <bdi>${shorten(kernel.layer_id, 16)}</bdi></a>
+    <a class="name" href=${decisionLink(run, kernel.decision_id)} title=${shorten(`${kernel.blueprint} at ${kernel.layer_id}`, 300)}><bdi>${shorten(kernel.blueprint, 20)}</bdi> <span class="of">at</span> <bdi>${shorten(kernel.layer_id, 16)}</bdi></a>
     <span class="track"><svg viewBox=${`0 0 ${WIDE} ${HIGH}`} preserveAspectRatio="none" role="img" aria-label=${story(kernel)}>
       <title>${story(kernel)}</title>
       ${lived.map(([kind, from, to]) => html`<rect class=${kind} fill=${kind === "active" ? undefined : `url(#p-${kind})`} x=${x(from)} y="3" width=${Math.max(3, x(to) - x(from))} height=${HIGH - 6} />`)}

@@ -70,9 +70,13 @@ function replaced(state, name, value, fresh) {
 
 const MERGERS = {
   fleet(state, document, fresh) {
+    const before = fresh ? -1 : state.runs.size;
     keyed(state, "runs", document.runs, "run_id", fresh);
-    for (const run of document.removed ?? []) {
-      if (state.runs.delete(run)) touch(state, "runs");
+    let moved = state.runs.size !== before;
+    for (const run of document.removed ?? []) moved = state.runs.delete(run) || moved;
+    if (moved) {
+      touch(state, "runs");
+      touch(state, "members"); // Which runs there are, not only what they have.
     }
   },
 

@@ -42,12 +42,14 @@ class Row extends Component {
  * - `rows`: in the order to show; `rowKey(row)`: each row's key; `tone(row)`: each row's class, optional.
  * - `sort`: {key, direction} and `onSort(key)`.
  * - `onOpen(row)`: Enter or a double click.
+ * - `handle`: a ref that gets this component (Preact gives `ref` itself to components as a property).
+ * - `initial`: {active, scroll}: the key of the active row and the place of the scroll bar at first.
  * - `label`: the table's name; `rowHeight`: in pixels; `context`: passed to the cells.
  */
 export class Grid extends Component {
   constructor(props) {
     super(props);
-    this.state = { first: 0, height: 600, active: null };
+    this.state = { first: 0, height: 600, active: props.initial?.active ?? null };
     this.box = createRef();
     this.table = createRef();
     this.prefix = `${props.name}-row-`;
@@ -57,6 +59,8 @@ export class Grid extends Component {
   }
 
   componentDidMount() {
+    if (this.props.handle) this.props.handle.current = this;
+    if (this.props.initial?.scroll) this.box.current.scrollTop = this.props.initial.scroll;
     this.observer = new ResizeObserver(([entry]) => {
       const height = Math.round(entry.contentRect.height);
       if (height !== this.state.height) this.setState({ height });

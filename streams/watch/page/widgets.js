@@ -1,6 +1,6 @@
 // Small parts that every view uses.
 import { Component, html, useEffect, useState } from "./vendor/vendor.js";
-import { shorten } from "./format.js";
+import { shorten, visible } from "./format.js";
 
 const COPIED_MS = 1500;
 
@@ -19,12 +19,12 @@ export function pure(render) {
   };
 }
 
-/** A foreign text, isolated so that marks of direction in it change nothing around it. */
-export const Text = ({ children }) => html`<bdi>${children}</bdi>`;
+/** A foreign text, isolated so that its direction changes nothing around it. */
+export const Text = ({ children }) => html`<bdi>${[children].flat().map((part) => visible(part ?? ""))}</bdi>`;
 
 /** An id, shortened in the middle, the whole in its title; with a button that copies it where `copy` is set. */
 export function Id({ id, most = 28, copy = false, link = null }) {
-  const text = html`<bdi title=${id}>${shorten(id, most)}</bdi>`;
+  const text = html`<bdi title=${visible(id)}>${shorten(id, most)}</bdi>`;
   return html`<span class="id">${link ? html`<a href=${link}>${text}</a>` : text}${copy && html`<${Copy} text=${id} />`}</span>`;
 }
 
@@ -65,7 +65,7 @@ const STATES = {
 /** A state with its sign, so that colour is never the only difference. */
 export function State({ state }) {
   const [sign, tone] = STATES[state] ?? ["?", "muted"];
-  return html`<span class=${`state ${tone}`}><span class="sign" aria-hidden="true">${sign}</span><span class="word">${String(state).replace("_", " ")}</span></span>`;
+  return html`<span class=${`state ${tone}`}><span class="sign" aria-hidden="true">${sign}</span><span class="word">${shorten(state, 16).replace("_", " ")}</span></span>`;
 }
 
 export const Empty = ({ title, children }) => html`<div class="empty"><h2>${title}</h2>${children}</div>`;

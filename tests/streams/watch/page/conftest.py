@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
@@ -70,6 +71,14 @@ def server(running_server: FakeWatch) -> FakeWatch:
 def base_url(server: FakeWatch) -> str:
     """The address of the page."""
     return server.url
+
+
+def wait_until(page: "sync_api.Page", expression: str, timeout_s: float = 10.0) -> None:
+    """Wait until an expression is true in the page; the page's security policy forbids Playwright's own way."""
+    deadline = time.monotonic() + timeout_s
+    while not page.evaluate(expression):
+        assert time.monotonic() < deadline, f"not true within {timeout_s} s: {expression}"
+        page.wait_for_timeout(20)
 
 
 Opener = Callable[..., Opened]

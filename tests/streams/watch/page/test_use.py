@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from tests.streams.watch.page.conftest import Opener
+from tests.streams.watch.page.conftest import Opener, wait_until
 from tests.support import watch_documents as documents
 from tests.support.fake_watch import FakeWatch
 from tests.support.watch_documents import HOSTILE, START_MS
@@ -97,7 +97,7 @@ def test_a_thousand_runs_need_few_rows(server: FakeWatch, open_page: Opener) -> 
     rows = page.locator(".grid tbody tr:not(.gap)")
     assert rows.count() < 60
     page.evaluate("document.querySelector('.grid-box').scrollTop = 1e6")
-    page.wait_for_function("[...document.querySelectorAll('.grid tbody tr')].some((r) => r.ariaRowIndex === '1001')")
+    wait_until(page, "[...document.querySelectorAll('.grid tbody tr')].some((r) => r.ariaRowIndex === '1001')")
     assert rows.count() < 60
 
 
@@ -105,7 +105,7 @@ def test_partial_documents_are_merged(server: FakeWatch, open_page: Opener) -> N
     page = open_page().go("#/")
     changed = documents.row(1, step=4242, state="training")
     server.send(documents.document("fleet", 2, whole=False, runs=[changed, documents.row(77)], removed=["run-0000"]))
-    page.wait_for_function("document.body.innerText.includes('4.24 k')")
+    wait_until(page, "document.body.innerText.includes('4.24 k')")
     names = page.evaluate(FIRST_CELLS)
     assert "run-0000" not in names
     assert "run-0001" in names
@@ -116,7 +116,7 @@ def test_series_and_decisions_of_a_run_grow(server: FakeWatch, open_page: Opener
     page = open_page().go("#/run/run-0001")
     later = documents.run("run-0001", steps=1010)
     series = {name: (values[-2:] if name != "replace" else False) for name, values in later["series"].items()}
-    made = documents.decision_row(40, status="executed", step=1005, decision_id="new", proposed={"type": "load_kernel"})
+    made = documents.decision_row(40, status="executed", step=1005, outcome_step=1006, decision_id="new", proposed={"type": "load_kernel"})
     partial = {
         "series": series,
         "decisions": [{**made, "type": "load_kernel", "layer_id": "conv2", "blueprint": "low_rank"}],
@@ -129,7 +129,7 @@ def test_series_and_decisions_of_a_run_grow(server: FakeWatch, open_page: Opener
     }
     server.send(documents.document("run", 2, whole=False, run={**later["run"], "state": "finished"}, **partial))
     page.wait_for_selector(".facts .state:has-text('finished')")
-    assert page.locator(".marker").count() == 9
+    wait_until(page, "document.querySelectorAll('.marker').length === 9")
     assert page.locator(".chart").first.get_attribute("aria-label").startswith("Loss by step. At step 1,010")
     assert page.locator(".lane").count() == 4
     assert page.locator(".network canvas").count() > 0
@@ -186,8 +186,8 @@ def test_the_slider_shows_the_past_of_a_recording(server: FakeWatch, open_page: 
     page.wait_for_selector(".grid[aria-rowcount='2']")
     page.get_by_role("combobox", name="Speed").select_option("fit")
     page.get_by_role("button", name="Play").click()
-    page.wait_for_function("document.querySelector('.timeline input').value > 1790000030000")
-    page.get_by_role("button", name="Pause").click()
+    wait_until(page, "document.querySelector('.timeline input').value > 1790000030000")
+    page.get_by_role("button", name="Pause", exact=True).click()
     page.get_by_role("button", name="to the end").click()
     page.wait_for_selector(".grid[aria-rowcount='10']")
     assert len(asked) >= 3
@@ -203,10 +203,10 @@ def test_the_past_stays_while_views_change(server: FakeWatch, open_page: Opener)
     server.documents["fleet"] = lambda params: recording(documents.fleet(9))
     server.documents["run"] = past
     page = open_page().go("#/")
-    page.get_by_role("slider", name="Time").fill(str(START_MS + 60_000))
+    page.get_by_role("slider", name="Time").fill(str(START_MS + 36_000))
     page.evaluate("location.hash = '#/run/run-0001'")
     page.wait_for_selector(".marker")
-    assert asked == [{"run": "run-0001", "at": str(START_MS + 60_000)}]
+    assert asked == [{"run": "run-0001", "at": str(START_MS + 36_000)}]
 
 
 def hostile(value: Any, key: str = "") -> Any:
@@ -230,7 +230,8 @@ def test_hostile_texts_stay_texts(server: FakeWatch, open_page: Opener, view: st
         assert page.locator("main").inner_text().count("<img")
         assert page.evaluate("window.hacked") is None
         assert page.locator("main img").count() == 0
-        assert page.evaluate("document.querySelector('main').scrollWidth - document.querySelector('main').clientWidth") == 0
+        wide = "[...document.querySelectorAll('body, main')].map((e) => e.scrollWidth - e.clientWidth)"
+        assert page.evaluate(wide) == [0, 0]
 
 
 def test_a_link_with_a_hostile_id_asks_for_that_run(server: FakeWatch, open_page: Opener) -> None:
@@ -270,7 +271,7 @@ def test_streams_and_charts_end_with_their_view(server: FakeWatch, open_page: Op
     for route, selector in (("#/policy", "figure"), ("#/run/run-0001", ".marker"), ("#/", ".fleet")):
         page.evaluate(f"location.hash = '{route}'")
         page.wait_for_selector(selector)
-    page.wait_for_function("!document.querySelector('.uplot, .network')")
+    wait_until(page, "!document.querySelector('.uplot, .network')")
     server.send(documents.document("run", 2, whole=False))
     page.wait_for_timeout(100)
     assert server.watchers("run") <= 1
