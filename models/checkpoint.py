@@ -82,6 +82,17 @@ class ReleaseRecord(BaseModel):
     refused: tuple[GateResult, ...] = Field((), description="Failures of the candidates since the parent, newest last")
     rolled_back: tuple[int, ...] = Field((), description="Versions rolled back so far, ascending; the last 200")
     reference_version: int | None = Field(None, ge=0, description="Version that live rewards are compared with")
+    failures: dict[str, int] = Field({}, description="Failures of candidates since the parent, by gate")
+
+    def metrics(self) -> dict[str, float]:
+        """Return the verdicts as an announcement has them.
+
+        Returns:
+            gates/NAME: 1 for a gate that was passed, 0 for one that had too little evidence; gates_failed/NAME: the
+            candidates since the parent that failed it.
+        """
+        passed = {f"gates/{each.gate}": float(each.verdict is Verdict.PASSED) for each in self.gates}
+        return {**passed, **{f"gates_failed/{gate}": float(count) for gate, count in self.failures.items()}}
 
 
 class CheckpointHeader(BaseModel):
@@ -142,7 +153,7 @@ def announcement(header: CheckpointHeader, file: str, data: bytes) -> PolicyChec
         offsets=header.offsets,
         experiences=header.experiences,
         updates=header.updates,
-        metrics=header.metrics,
+        metrics={**header.metrics, **header.release.metrics()},
     )
 
 

@@ -129,7 +129,13 @@ class PolicyCheckpoint(Record):
     offsets: Annotated[dict[str, Count], Field(description="Next offset of the experience topic, by partition.")]
     experiences: Annotated[Count, Field(description="Experiences learned from so far.")] = 0
     updates: Annotated[Count, Field(description="Updates accepted so far.")] = 0
-    metrics: Annotated[dict[str, Real], Field(description="losses/... and charts/... of the last update.")] = {}
+    metrics: Annotated[
+        dict[str, Real],
+        Field(
+            description="losses/... and charts/... of the last update; gates/...: 1 for a release gate passed, 0 for "
+            "one without evidence; gates_failed/...: candidates that failed it since the parent."
+        ),
+    ] = {}
     fallback_version: Annotated[
         Count | None,
         Field(

@@ -8,8 +8,8 @@ from rich.console import Console
 
 from tamiyo.schemas.display import printable, write_json
 from tamiyo.streams.cli import options
-from tamiyo.streams.cli.options.durations import seconds
 from tamiyo.streams.cli.options import AsJson, Bootstrap, examples
+from tamiyo.streams.cli.options.durations import seconds
 
 app = typer.Typer(
     no_args_is_help=True,

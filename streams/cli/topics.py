@@ -11,8 +11,8 @@ from rich.table import Table
 from tamiyo.schemas.display import narrow, write_json
 from tamiyo.streams.cli import acls as acls_command
 from tamiyo.streams.cli import options
-from tamiyo.streams.cli.options.durations import seconds
 from tamiyo.streams.cli.options import AsJson, Bootstrap, examples
+from tamiyo.streams.cli.options.durations import seconds
 
 app = typer.Typer(
     no_args_is_help=True,

@@ -1,5 +1,6 @@
 """What stands between an updated policy and its release: the gates before it, and the canary after it."""
 
+from collections import Counter
 from collections.abc import Iterable
 
 import structlog
@@ -33,6 +34,8 @@ class ReleaseGuard:
         self._gates = ReleaseGates(settings, learner.policy.kinds, learner.return_of)
         self._canary = Canary(settings, rolled_back)
         self._refused: list[GateResult] = []
+        self._failures: Counter[str] = Counter()
+        """Failures of candidates since the last release, by gate; `_refused` has the last of them only."""
         learner.check = self.check
 
     @property
@@ -59,6 +62,7 @@ class ReleaseGuard:
             metrics.GATE_FAILURES.labels(failed.gate).inc()
             log.warning("candidate not released", gate=failed.gate, reason=failed.reason)
             self._refused = [*self._refused, failed][-KEPT_REFUSED:]
+            self._failures[failed.gate] += 1
             raise
 
     def release_record(self) -> ReleaseRecord:
@@ -68,12 +72,14 @@ class ReleaseGuard:
             refused=tuple(self._refused),
             rolled_back=self.rolled_back,
             reference_version=self.reference,
+            failures=dict(self._failures),
         )
 
     def released(self, policy: TamiyoPolicy) -> None:
         """Take a released policy as the incumbent."""
         self._gates.released(policy)
         self._refused = []
+        self._failures.clear()
 
     def begin(self, reference: int, policy: TamiyoPolicy) -> None:
         """Start to compare the live rewards of the versions after `reference` with those up to it."""

@@ -35,6 +35,7 @@ HEADERS = {
     "Referrer-Policy": "no-referrer",
     "Cross-Origin-Resource-Policy": "same-origin",
     "Cache-Control": "no-cache",
+    "Server": "tamiyo",
 }
 TYPES = {
     ".html": "text/html; charset=utf-8",

@@ -13,8 +13,8 @@ import typer
 from tamiyo.schemas.display import printable
 from tamiyo.schemas.errors import ConfigurationError
 from tamiyo.streams.cli import options
-from tamiyo.streams.cli.options.durations import seconds
 from tamiyo.streams.cli.options import Bootstrap, examples
+from tamiyo.streams.cli.options.durations import seconds
 
 if TYPE_CHECKING:
     from tamiyo.streams.watch.feeds import Feed

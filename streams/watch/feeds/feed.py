@@ -7,7 +7,8 @@ from typing import Self
 from tamiyo.schemas.errors import TamiyoError
 from tamiyo.streams.watch.history import History
 
-STOP_S = 10.0  # that a thread may take to end; a request to a missing broker takes seconds
+STOP_S = 5.0  # that reading may take to end; a request to a missing broker takes seconds
+HELPER_STOP_S = 0.5  # that other threads may take, which hold nothing that must be closed
 
 
 class Feed:
@@ -38,9 +39,10 @@ class Feed:
     def stop(self) -> None:
         """Stop reading, and wait for the thread."""
         self.stopping.set()
-        for thread in self._threads:
+        reading, *others = self._threads
+        for thread, timeout_s in ((reading, STOP_S), *((each, HELPER_STOP_S) for each in others)):
             if thread.is_alive():
-                thread.join(STOP_S)
+                thread.join(timeout_s)
 
     def wait_until_read(self, timeout_s: float | None = None) -> bool:
         """Wait until everything is read that was there at the start; return whether it is.

@@ -50,7 +50,7 @@ class LayerFrame:
     @classmethod
     def decode(cls, value: bytes | None) -> "LayerFrame":
         """Decode the value of a LayerHealth message; raises SchemaError."""
-        found = decode_fields(value, LayerHealth, ("run_id", "step", "final", "layer_id", *MEASUREMENTS))
+        found = decode_fields(value, LayerHealth)
         layers = found["layer_id"]
         rows = _rows([found[name] for name in MEASUREMENTS], layers, "LayerHealth")
         return cls(found["run_id"], _step(found["step"]), found["final"], layers, rows)
@@ -92,8 +92,7 @@ class WindowFrame:
     @classmethod
     def decode(cls, value: bytes | None) -> "WindowFrame":
         """Decode the value of a HealthWindow message; raises SchemaError."""
-        names = ("run_id", "clock", "start", "end", "first_step", "last_step", "model_metrics", "signals", "shed")
-        found = decode_fields(value, HealthWindow, names)
+        found = decode_fields(value, HealthWindow)
         # A window in event time spans the steps that it has.
         steps = found["clock"] == "step"
         start, end = (found["start"], found["end"]) if steps else (found["first_step"], found["last_step"] + 1)
@@ -122,8 +121,6 @@ def _mean(metrics: Any, name: str) -> float:
 def _rows(columns: list[list[Any]], layers: list[str], record: str) -> Rows:
     if len(layers) > MAX_LAYERS or any(len(column) != len(layers) for column in columns):
         raise RecordError(f"expected columns of {len(layers)} layers, at most {MAX_LAYERS}, in a {record}")
-    rows = np.array(columns, dtype=np.float64)
-    with np.errstate(over="ignore"):
-        single: Rows = rows.astype(np.float32)
-    single[~np.isfinite(single)] = np.nan
-    return single.reshape(len(columns), len(layers))
+    rows: Rows = np.array(columns, dtype=np.float32).reshape(len(columns), len(layers))
+    rows[np.isinf(rows)] = np.nan
+    return rows

@@ -34,6 +34,7 @@ MAX_DETAILS = 10_000  # decisions that are kept in full, over all runs: about 10
 MAX_DECISIONS = 100_000  # decisions that are kept at all, over all runs: about 1 kB each
 MAX_CELLS = 30_000_000  # numbers in the series of all runs: about 250 MB
 MAX_REMOVED = 1_000
+CHECK_RECORDS = 2_000  # records between two checks of the numbers kept
 
 
 class History:
@@ -85,9 +86,6 @@ class History:
         self.topics = TopicsHistory()
         self._detailed: OrderedDict[DecisionHistory, None] = OrderedDict()
         self._kept: OrderedDict[DecisionHistory, None] = OrderedDict()
-        self._cells = 0
-        self._crowded = max_cells
-        """Numbers beyond which series are thinned."""
         self._max_runs = max_runs
         self._max_details = max_details
         self._max_decisions = max_decisions
@@ -195,7 +193,6 @@ class History:
     def _take_of_run(self, each: Observed) -> None:
         record, time_ms, revision = each.record, each.time_ms, self.revision
         run = self._run(record.run_id)
-        cells = run.cells
         match record:
             case ModelPerformance():
                 run.take_performance(record, time_ms, revision)
@@ -214,8 +211,8 @@ class History:
                 self._take_of_decision(run, each)
         run.seen(time_ms)
         self._changed(run)
-        self._cells += run.cells - cells
-        self._bound_cells()
+        if revision % CHECK_RECORDS == 0:
+            self._bound_cells()
 
     def _take_of_decision(self, run: RunHistory, each: Observed) -> None:
         record = each.record
@@ -255,7 +252,6 @@ class History:
 
     def _remove(self, run: RunHistory) -> None:
         del self.runs[run.run_id]
-        self._cells -= run.cells
         for each in run.decisions.values():
             self._kept.pop(each, None)
             self._detailed.pop(each, None)
@@ -281,16 +277,15 @@ class History:
         self.runs[decision.run_id].drop_decision(decision)
 
     def _bound_cells(self) -> None:
-        if self._cells <= self._crowded:
+        cells = sum(run.cells for run in self.runs.values())
+        if cells <= self._max_cells:
             return
         for run in self.runs.values():  # those that changed least recently first
             before = run.cells
             run.thin(self.revision)
-            self._cells += run.cells - before
-            if self._cells <= 0.9 * self._max_cells:
-                break
-        # Not at every record: also where the fewest points of so many runs and layers are more than the limit.
-        self._crowded = max(self._max_cells, self._cells + self._max_cells // 10)
+            cells += run.cells - before
+            if cells <= 0.9 * self._max_cells:  # not at every check
+                return
 
     def _next_revision(self, run: RunHistory) -> None:
         self.revision += 1

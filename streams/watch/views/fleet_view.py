@@ -8,7 +8,7 @@ from tamiyo.streams.watch.history.decisions import DecisionHistory, Totals
 from tamiyo.streams.watch.history.runs import QUIET_MS, RunHistory
 from tamiyo.streams.watch.views.document import Document, document, number, numbers, since
 
-FACTS = ("train_loss", "train_accuracy", "validation_loss", "validation_accuracy")
+MEASURED = ("train_loss", "train_accuracy", "validation_loss", "validation_accuracy")
 BACK = 400  # points that are searched for a measurement that is made now and then
 
 
@@ -52,7 +52,7 @@ def run_row(history: History, run: RunHistory, at_ms: int | None) -> dict[str, A
         "planned_steps": topology.get("planned_steps"),
         "attached_ms": topology.get("attached_ms"),
         "time_ms": time_ms,
-        **{name: last[name] for name in FACTS},
+        **{name: last[name] for name in MEASURED},
         "sparkline": _sparkline(run, at_ms),
         "parameters": _whole(parameters),
         "base_parameters": _whole(last["base_parameters"]),

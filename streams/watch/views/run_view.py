@@ -41,7 +41,7 @@ def run(history: History, run_id: str, *, at_ms: int | None = None, after: int =
         errors = [each for each in found.errors if each[0] > after and (at_ms is None or each[1] <= at_ms)]
         return {
             **document(history, "run", at_ms=at_ms, whole=after == 0),
-            "run": {**run_row(history, found, at_ms), **_facts(history, found, at_ms)},
+            "run": {**run_row(history, found, at_ms), **_details(history, found, at_ms)},
             "series": _series(found, at_ms, after),
             "decisions": sorted(rows, key=lambda row: (row["step"], row["time_ms"])),
             "projections": projections(found, at_ms, after),
@@ -61,7 +61,7 @@ def known_run(history: History, run_id: str, at_ms: int | None) -> RunHistory:
     return found
 
 
-def _facts(history: History, found: RunHistory, at_ms: int | None) -> dict[str, Any]:
+def _details(history: History, found: RunHistory, at_ms: int | None) -> dict[str, Any]:
     topology, count = found.topology or {}, found.points.until(at_ms)
     last = {
         name: number(found.points.columns[name][count - 1]) if count else None

@@ -273,6 +273,8 @@ def test_a_release_records_the_verdicts_of_its_gates(bench: Bench) -> None:
         ("off_policy", Verdict.NO_EVIDENCE),
     ]
     assert (recorded.refused, recorded.rolled_back, recorded.reference_version) == ((), (), 0)
+    announced = {name: value for name, value in bench.announced()[-1].metrics.items() if name.startswith("gates")}
+    assert announced == {"gates/finite": 1, "gates/divergence": 1, "gates/golden": 1, "gates/off_policy": 0}
     assert (bench.announced()[-1].fallback_version, bench.announced()[-1].fallback_checksum) == (
         0, bench.announced()[0].checksum,
     )  # fmt: skip
@@ -310,6 +312,9 @@ def test_failures_are_recorded_with_the_next_release(bench: Bench) -> None:
         bench.learn(2 * BATCH)
     newest = load(bench.store.read(bench.store.file_name(1)))[1]
     assert newest.release.refused == (failed,)
+    announced = bench.announced()[-1].metrics
+    assert announced["gates_failed/golden"] == 1
+    assert {name.partition("/")[0] for name in announced} == {"losses", "charts", "gates", "gates_failed"}
     assert (newest.experiences, sum(newest.offsets.values()), newest.updates) == (2 * BATCH, 2 * BATCH, 1)
 
 
