@@ -1,6 +1,6 @@
 // The curves of a run: loss with a marker for each decision and the projected line without it, accuracy, parameters.
 import { html, useMemo, useRef, useState } from "./vendor/vendor.js";
-import { actionText, count, delta, fixed, num, percent } from "./format.js";
+import { actionText, count, delta, fixed, many, percent } from "./format.js";
 import { Chart, Legend } from "./charts.js";
 import { decisionLink } from "./route.js";
 import { Panel, Toggle } from "./widgets.js";
@@ -130,7 +130,7 @@ export function Curves({ state, run, theme, decisions }) {
       <${Toggle} label="log scale" on=${log} onChange=${setLog} />`}>
     <${Markers} run=${run} decisions=${adaptations.map(at)} place=${place} />
     <${Chart} kind=${`${log} ${validated}`} theme=${theme} revision=${revision} height=${280} log=${log} sync="run"
-      label=${`Loss by step. At step ${count(series.step.at(-1))}: training ${fixed(last(series.train_loss))}${validated ? `, validation ${fixed(last(series.validation_loss))}` : ""}. ${adaptations.length} adaptations proposed.`}
+      label=${`Loss by step. At step ${count(series.step.at(-1))}: training ${fixed(last(series.train_loss))}${validated ? `, validation ${fixed(last(series.validation_loss))}` : ""}. ${many(adaptations.length, "adaptation")} proposed.`}
       data=${() => [series.step, positive(log, state.series.train_loss), ...(validated ? [positive(log, state.series.validation_loss)] : [])].map((column, index) => (index ? column : state.series.step))}
       series=${(colours) => [{ label: "training", stroke: colours.grey, width: validated ? 1 : 1.5 }, ...(validated ? [{ label: "validation", stroke: colours.blue, width: 2 }] : [])]}
       range=${rangeWith(projections, log)} onPlace=${setPlace}

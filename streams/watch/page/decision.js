@@ -1,6 +1,6 @@
 // One decision: what was decided and why, and what became of it.
 import { html, useState } from "./vendor/vendor.js";
-import { actionText, bytes, change as signedChange, count, delta, duration, fixed, moment, num, percent, shorten, words } from "./format.js";
+import { actionText, bytes, change as signedChange, count, delta, duration, fixed, many, moment, num, percent, shorten, words } from "./format.js";
 import { runLink } from "./route.js";
 import { Plain } from "./table.js";
 import { Fact, Id, Panel, State, Text } from "./widgets.js";
@@ -12,6 +12,9 @@ const LIKELY = 12; // Bars before the rest is folded.
 function sentence(decision, chosen) {
   const odds = chosen ? ` with probability ${percent(chosen.probability)}` : "";
   const who = decision.method === "policy" || !decision.method ? `Policy version ${decision.policy_version}` : `The ${shorten(words(decision.method), 30)}, under policy version ${decision.policy_version},`;
+  if (decision.vetoed_by?.length && decision.proposed.type === "no_op") {
+    return html`${who} did nothing, since adaptations were ruled out by <${Text}>${decision.vetoed_by.map(words).join(", ")}</${Text}>.`;
+  }
   if (decision.vetoed_by?.length) {
     return html`${who} proposed to <b><${Text}>${actionText(decision.proposed, 60)}</${Text}></b>${odds}; it was vetoed by <${Text}>${decision.vetoed_by.map(words).join(", ")}</${Text}>, so nothing was done.`;
   }
@@ -29,7 +32,7 @@ function Bars({ actions, leftOut }) {
       <span class="name" title=${actionText(action, 300)}><bdi>${actionText(action, 22)}</bdi>${action.chosen ? html` <span class="tag">chosen</span>` : ""}</span>
       <span class="track" aria-hidden="true"><span style=${{ width: `${(100 * action.probability) / most}%` }}></span></span>
       <span class="n">${percent(action.probability, action.probability < 0.001 ? 3 : 1)}</span></li>`)}</ol>
-    <p class="about">${count(legal.length)} legal actions, ${count(illegal.length)} masked${leftOut ? `, ${count(leftOut)} not listed` : ""}.
+    <p class="about">${many(legal.length, "legal action")}, ${count(illegal.length)} masked${leftOut ? `, ${count(leftOut)} not listed` : ""}.
       ${legal.length > LIKELY && html` <button type="button" class="toggle" onClick=${() => setAll(!all)}>${all ? "fewer" : `show all ${count(legal.length)}`}</button>`}</p>
     ${illegal.length > 0 && html`<details><summary>Masked actions</summary><ul class="masked">${illegal.map((action) => html`<li><bdi>${actionText(action, 22)}</bdi></li>`)}</ul></details>`}`;
 }

@@ -44,6 +44,9 @@ export function count(value) {
   return known(value) ? signed(Math.round(value).toLocaleString("en")) : UNKNOWN;
 }
 
+/** A number of things: "1 layer", "2 layers". */
+export const many = (value, noun) => `${count(value)} ${noun}${value === 1 ? "" : "s"}`;
+
 /** A whole number with a suffix: 1,234,567 is 1.23 M. */
 export function compact(value) {
   if (!known(value)) return UNKNOWN;

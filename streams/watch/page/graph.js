@@ -1,7 +1,7 @@
 // The network as a graph of layers, coloured by a metric, with its seeds as badges; and the same as a table.
 import { Component, createRef, cytoscape, html, useRef, useState } from "./vendor/vendor.js";
 import { METRICS, css, ink, palette, rgb, scaleOf } from "./colours.js";
-import { compact, count, fixed, num, percent, shorten } from "./format.js";
+import { compact, count, fixed, many, num, shorten } from "./format.js";
 import { Choice, Id, Panel, Text } from "./widgets.js";
 import { Plain } from "./table.js";
 
@@ -179,7 +179,7 @@ export function Graph({ state, theme }) {
       </span>`}>
     <${Drawing} handle=${drawing} topology=${topology} layers=${layers} revision=${state.revisions.layers} metric=${metric} theme=${theme}
       selected=${selected} onSelect=${setSelected} deep=${depth(topology) > DEEP}
-      label=${`Graph of ${topology.nodes.length} layers coloured by ${METRICS[metric].label}; ${problems} need attention. The table below has the same.`} />
+      label=${`Graph of ${many(topology.nodes.length, "layer")} coloured by ${METRICS[metric].label}; ${problems} need attention. The table below has the same.`} />
     <p class="about">${node
       ? html`<b><${Id} id=${node.layer_id} most=${40} /></b> ${shorten(node.type, 20)}, ${count(node.parameters)} parameters · health ${fixed(value("health", selected), 2)} · growth score ${num(value("growth_score", selected))} · gradient ${num(value("gradient_norm", selected))} · kernels ${count(value("kernel_parameters", selected))} parameters, alpha ${num(value("alpha", selected))}`
       : html`<span class="key"><span>○ dormant</span><span>● active</span><span>◆ fossilized</span><span>✕ error</span> seeds; <span class="dashed">dashed</span> protected, <span class="thick">thick</span> needs attention</span>`}</p>

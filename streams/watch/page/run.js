@@ -1,6 +1,6 @@
 // One run: its facts, curves, layers, kernels, decisions and errors.
 import { html, useMemo, useState } from "./vendor/vendor.js";
-import { actionText, bytes, clock, compact, count, delta, duration, fixed, moment, num, percent, shorten, tone, typeWords } from "./format.js";
+import { actionText, bytes, clock, compact, count, delta, duration, fixed, many, moment, num, percent, shorten, tone, typeWords } from "./format.js";
 import { Curves, adapts } from "./curves.js";
 import { Graph } from "./graph.js";
 import { Heat } from "./heat.js";
@@ -16,7 +16,7 @@ function Facts({ run, now }) {
   const growth = run.base_parameters ? run.parameters / run.base_parameters - 1 : null;
   return html`<header class="facts">
     <div class="title"><h1 tabindex="-1"><${Id} id=${run.run_id} most=${48} copy /></h1> <${State} state=${run.state} />
-      ${orders && html`<p class="orders">Standing orders by <${Text}>${shorten(orders.issued_by || "an operator", 40)}</${Text}>: ${[orders.paused && "paused", orders.dry_run && "dry run", orders.protected_layers?.length && `${orders.protected_layers.length} layers protected`].filter(Boolean).join(", ") || "none"}${orders.reason ? html` (<${Text}>${shorten(orders.reason, 200)}</${Text}>)` : ""}</p>`}
+      ${orders && html`<p class="orders">Standing orders by <${Text}>${shorten(orders.issued_by || "an operator", 40)}</${Text}>: ${[orders.paused && "paused", orders.dry_run && "dry run", orders.protected_layers?.length && `${many(orders.protected_layers.length, "layer")} protected`].filter(Boolean).join(", ") || "none"}${orders.reason ? html` (<${Text}>${shorten(orders.reason, 200)}</${Text}>)` : ""}</p>`}
     </div>
     <dl>
       <${Fact} label="Task" wide><${Id} id=${run.task || "–"} most=${26} /></${Fact}>

@@ -136,7 +136,7 @@ def test_series_and_decisions_of_a_run_grow(server: FakeWatch, open_page: Opener
 
 
 def test_the_page_connects_again_after_the_server_was_away(server: FakeWatch, open_page: Opener) -> None:
-    opened = open_page(expect_failures=True)  # The browser reports each refused connection on the console.
+    opened = open_page(may_complain=True)  # The browser reports each refused connection on the console.
     page = opened.go("#/")
     server.stop_serving()
     page.wait_for_selector(".banner:has-text('connection to the server is lost')")
@@ -225,8 +225,9 @@ def test_hostile_texts_stay_texts(server: FakeWatch, open_page: Opener, view: st
     server.documents[view] = lambda params: hostile(make(params))
     run = "%3Cimg%20src%3Dx%20onerror%3Dalert(1)%3E%2F..%2F%E2%80%AE"
     route = {"fleet": "#/", "run": f"#/run/{run}", "decision": f"#/run/{run}/decision/{run}"}.get(view, f"#/{view}")
+    page = open_page().go(route)
     for width in (360, 1280):
-        page = open_page(viewport={"width": width, "height": 800}).go(route)
+        page.set_viewport_size({"width": width, "height": 800})
         assert page.locator("main").inner_text().count("<img")
         assert page.evaluate("window.hacked") is None
         assert page.locator("main img").count() == 0
@@ -254,7 +255,7 @@ def test_a_link_with_a_hostile_id_asks_for_that_run(server: FakeWatch, open_page
 
 
 def test_the_theme_is_kept(open_page: Opener) -> None:
-    page = open_page(color_scheme="light").go("#/policy")
+    page = open_page().go("#/policy")
     background = "getComputedStyle(document.body).backgroundColor"
     light = page.evaluate(background)
     page.get_by_role("button", name="Theme: system").click()
@@ -264,6 +265,7 @@ def test_the_theme_is_kept(open_page: Opener) -> None:
     page.reload()
     page.wait_for_selector("main h1")
     assert page.evaluate(background) == dark
+    page.evaluate("localStorage.clear()")
 
 
 def test_streams_and_charts_end_with_their_view(server: FakeWatch, open_page: Opener) -> None:
