@@ -2,6 +2,7 @@
 
 import math
 import random
+from itertools import pairwise
 from typing import Any
 
 Document = dict[str, Any]
@@ -176,7 +177,7 @@ def run(run_id: str = "run-0001", *, steps: int = 1000, decisions: int = 40) -> 
             ],
             "edges": [
                 {"source": source_id, "target": target, "kind": "data"}
-                for source_id, target in [*zip(LAYERS, LAYERS[1:], strict=False), (LAYERS[1], LAYERS[4])]
+                for source_id, target in [*pairwise(LAYERS), (LAYERS[1], LAYERS[4])]
             ],
         },
         layers={

@@ -51,7 +51,7 @@ function Why({ state }) {
       <${Fact} label="Urgency">${percent(decision.urgency, 0)}</${Fact}>
       <${Fact} label="Entropy" title="of the distribution, nats">${num(decision.entropy)}</${Fact}>
       <${Fact} label="Log-probability">${num(decision.log_probability)}</${Fact}>
-      <${Fact} label="Value of the graph">${delta(decision.value)}</${Fact}>
+      <${Fact} label="Graph value" title="the value head's estimate for the graph">${delta(decision.value)}</${Fact}>
       <${Fact} label="Temperature">${num(decision.temperature)}</${Fact}>
       <${Fact} label="Policy">version ${decision.policy_version}, ${shorten(words(decision.method ?? "policy"), 30)}</${Fact}>
       <${Fact} label="Orders in force">${orders.length ? orders.map(([run, time]) => html`<span title=${moment(time)}>${run === "*" ? "all runs" : "this run"} </span>`) : "none"}</${Fact}>

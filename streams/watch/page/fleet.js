@@ -25,8 +25,8 @@ function growth(run) {
 
 const COLUMNS = [
   { key: "state", label: "State", class: "c-state", width: "7rem", sort: (run) => ORDER[run.state], cell: (run) => html`<${State} state=${run.state} />` },
-  { key: "run_id", label: "Run", class: "c-run", sort: (run) => run.run_id, cell: (run) => html`<${Id} id=${run.run_id} most=${30} link=${runLink(run.run_id)} />` },
-  { key: "task", label: "Task", class: "p3 c-task", width: "11rem", sort: (run) => run.task, cell: (run) => html`<${Id} id=${run.task ?? "–"} most=${22} />` },
+  { key: "run_id", label: "Run", class: "c-run", sort: (run) => run.run_id, cell: (run) => html`<${Id} id=${run.run_id} most=${44} link=${runLink(run.run_id)} />` },
+  { key: "task", label: "Task", class: "p3 c-task", sort: (run) => run.task, cell: (run) => html`<${Id} id=${run.task ?? "–"} most=${36} />` },
   { key: "step", label: "Step", class: "p2", width: "9rem", sort: (run) => run.step, cell: (run) => html`<${Progress} run=${run} />` },
   { key: "loss", label: "Loss", title: "Validation loss, else training loss, nats", class: "c-loss", width: "12.5rem", sort: loss,
     cell: (run) => html`<span class="loss"><${Sparkline} values=${run.sparkline} /><span class="n">${fixed(loss(run))}</span></span>` },

@@ -116,7 +116,9 @@ def test_series_and_decisions_of_a_run_grow(server: FakeWatch, open_page: Opener
     page = open_page().go("#/run/run-0001")
     later = documents.run("run-0001", steps=1010)
     series = {name: (values[-2:] if name != "replace" else False) for name, values in later["series"].items()}
-    made = documents.decision_row(40, status="executed", step=1005, outcome_step=1006, decision_id="new", proposed={"type": "load_kernel"})
+    made = documents.decision_row(
+        40, status="executed", step=1005, outcome_step=1006, decision_id="new", proposed={"type": "load_kernel"}
+    )
     partial = {
         "series": series,
         "decisions": [{**made, "type": "load_kernel", "layer_id": "conv2", "blueprint": "low_rank"}],
@@ -244,7 +246,9 @@ def test_a_link_with_a_hostile_id_asks_for_that_run(server: FakeWatch, open_page
 
     name = "a/b?c&d=e#f%20 ü<b>"
     server.documents["run"] = run
-    server.documents["fleet"] = lambda params: documents.document("fleet", runs=[documents.row(0, run_id=name)], removed=[])
+    server.documents["fleet"] = lambda params: documents.document(
+        "fleet", runs=[documents.row(0, run_id=name)], removed=[]
+    )
     page = open_page().go("#/")
     page.locator(".c-run a").click()
     page.wait_for_selector(".marker")

@@ -25,7 +25,8 @@ SCREENSHOTS = os.environ.get("TAMIYO_TEST_SCREENSHOTS")
 
 
 @pytest.mark.parametrize("view", VIEWS)
-def test_a_view_is_accessible(open_page: Opener, view: str) -> None:
+def test_a_view_is_accessible(server: FakeWatch, open_page: Opener, view: str) -> None:
+    server.documents["fleet"] = lambda params: documents.fleet(12)  # Each row has the same structure, and costs time.
     axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe checks accessibility").Axe()
     page = open_page().go(VIEWS[view])
     for theme in THEMES:
@@ -126,7 +127,7 @@ def test_the_policy_shows_versions_gates_and_rewards(open_page: Opener) -> None:
     page = open_page().go(VIEWS["policy"])
     text = page.locator("main").inner_text()
     assert "learning is frozen (a release is under test)" in text
-    assert "off policy × 2" in text
+    assert "off policy \N{MULTIPLICATION SIGN} 2" in text
     assert "rolled back" in text
     assert page.locator("figure").count() == 7
     page.get_by_role("button", name="all 9 measurements").click()
