@@ -121,6 +121,7 @@ def _mean(metrics: Any, name: str) -> float:
 def _rows(columns: list[list[Any]], layers: list[str], record: str) -> Rows:
     if len(layers) > MAX_LAYERS or any(len(column) != len(layers) for column in columns):
         raise RecordError(f"expected columns of {len(layers)} layers, at most {MAX_LAYERS}, in a {record}")
-    rows: Rows = np.array(columns, dtype=np.float32).reshape(len(columns), len(layers))
+    with np.errstate(over="ignore"):  # beyond float32 is infinite
+        rows: Rows = np.array(columns, dtype=np.float32).reshape(len(columns), len(layers))
     rows[np.isinf(rows)] = np.nan
     return rows

@@ -27,7 +27,8 @@ def policy(history: History, *, at_ms: int | None = None, after: int = 0) -> Doc
         policies = dict(history.policies.policies) or ({NAMELESS: PolicyVersions()} if totals else {})
         only = len(policies) == 1
         found = [_policy(name, each, totals, at_ms, after, only=only) for name, each in policies.items()]
-        return {**document(history, "policy", at_ms=at_ms, whole=after == 0), "policies": found}
+        known = [each for each in found if at_ms is None or each["versions"] or each["orders"]]
+        return {**document(history, "policy", at_ms=at_ms, whole=after == 0), "policies": known}
 
 
 def _policy(
