@@ -1,7 +1,8 @@
 """Bundle the libraries of the watch page: `streams/watch/page/vendor`.
 
 `python -m scripts.page_vendor` writes vendor.js, vendor.css and LICENSES.txt; with `--check` it only reports whether
-they are out of date, with exit status 1. It needs Node.js with npm, and installs by the lock file in a temporary folder.
+they are out of date, with exit status 1. It needs Node.js with npm, and installs by the lock file in a temporary
+folder.
 Users need neither: the bundle is committed.
 """
 

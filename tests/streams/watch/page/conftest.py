@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.fake_watch import FakeWatch
+from tests.streams.watch.page.fake_watch import FakeWatch
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="the page is tested with playwright")
 

@@ -4,10 +4,10 @@ from typing import Any
 
 import pytest
 
+from tests.streams.watch.page import documents
 from tests.streams.watch.page.conftest import Opener, wait_until
-from tests.support import watch_documents as documents
-from tests.support.fake_watch import FakeWatch
-from tests.support.watch_documents import HOSTILE, START_MS
+from tests.streams.watch.page.documents import HOSTILE, START_MS
+from tests.streams.watch.page.fake_watch import FakeWatch
 
 FIRST_CELLS = "[...document.querySelectorAll('.grid tbody tr:not(.gap) .c-run a')].map((a) => a.textContent)"
 

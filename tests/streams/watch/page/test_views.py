@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
+from tests.streams.watch.page import documents
 from tests.streams.watch.page.conftest import Opener
-from tests.support import watch_documents as documents
-from tests.support.fake_watch import FakeWatch
+from tests.streams.watch.page.fake_watch import FakeWatch
 
 VIEWS = {
     "fleet": "#/",
@@ -67,7 +67,7 @@ def test_pictures_are_taken(open_page: Opener) -> None:
             page.screenshot(path=folder / f"{view}-{width}-{theme}.png")
 
 
-def test_a_run_shows_its_facts_curves_layers_kernels_and_decisions(open_page: Opener) -> None:
+def test_a_run_shows_its_summary_curves_layers_kernels_and_decisions(open_page: Opener) -> None:
     page = open_page().go(VIEWS["run"])
     assert page.locator("h1").inner_text().strip() == "run-0001"
     for title in ("Loss", "Layers", "Layers by steps", "Kernels", "Decisions", "Errors and recoveries"):

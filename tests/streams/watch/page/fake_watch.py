@@ -9,9 +9,9 @@ from typing import Any, Self
 
 from aiohttp import web
 
-from tests.support import watch_documents as documents
+from tests.streams.watch.page import documents
 
-PAGE = Path(__file__).parents[2] / "streams" / "watch" / "page"
+PAGE = Path(__file__).parents[4] / "streams" / "watch" / "page"
 CSP = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
     "font-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
