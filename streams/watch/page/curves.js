@@ -42,7 +42,7 @@ function rangeWith(projections, log) {
   };
 }
 
-function drawProjections(u, colours, projections, decisions) {
+function drawProjections(u, colours, projections, decisions, shown) {
   const { ctx, bbox } = u;
   ctx.save();
   ctx.beginPath();
@@ -51,7 +51,9 @@ function drawProjections(u, colours, projections, decisions) {
   ctx.lineWidth = 1.5 * devicePixelRatio;
   ctx.strokeStyle = colours.orange;
   ctx.setLineDash(DASH.map((length) => length * devicePixelRatio));
-  for (const { step, loss } of projections) {
+  for (const { decision_id: id, step, loss } of projections) {
+    ctx.globalAlpha = shown && id !== shown ? 0.25 : 1; // The one of the marker under the pointer stands out.
+    ctx.lineWidth = (id === shown ? 2.5 : 1.5) * devicePixelRatio;
     ctx.beginPath();
     let open = false;
     for (let index = 0; index < step.length; index += 1) {
@@ -86,9 +88,8 @@ function drawProjections(u, colours, projections, decisions) {
 }
 
 /** The markers above the chart: one stop of the tab key, walked with arrows, each a link to its decision. */
-function Markers({ run, decisions, place }) {
+function Markers({ run, decisions, place, shown, setShown }) {
   const [at, setAt] = useState(0);
-  const [shown, setShown] = useState(null);
   const strip = useRef(null);
   const inSight = place ? decisions.filter(({ step }) => step >= place.low && step <= place.high) : [];
   const marked = inSight.slice(-MOST_MARKERS);
@@ -116,6 +117,7 @@ function Markers({ run, decisions, place }) {
 export function Curves({ state, run, theme, decisions }) {
   const [log, setLog] = useState(false);
   const [place, setPlace] = useState(null);
+  const [shown, setShown] = useState(null);
   const { series, revisions } = state;
   const adaptations = useMemo(() => decisions.filter(adapts), [decisions]);
   const projections = () => [...state.projections.values()];
@@ -128,13 +130,13 @@ export function Curves({ state, run, theme, decisions }) {
   return html`<${Panel} title="Loss" className="wide" actions=${html`
       <${Legend} entries=${[["training", "train"], ...(validated ? [["validation", "validation"]] : []), ...(state.projections.size ? [["projected without the adaptation", "projected"]] : []), ["do nothing", "rug"]]} />
       <${Toggle} label="log scale" on=${log} onChange=${setLog} />`}>
-    <${Markers} run=${run} decisions=${adaptations.map(at)} place=${place} />
-    <${Chart} kind=${`${log} ${validated}`} theme=${theme} revision=${revision} height=${280} log=${log} sync="run"
+    <${Markers} run=${run} decisions=${adaptations.map(at)} place=${place} shown=${shown} setShown=${setShown} />
+    <${Chart} kind=${`${log} ${validated}`} theme=${theme} revision=${`${revision} ${shown}`} height=${280} log=${log} sync="run"
       label=${`Loss by step. At step ${count(series.step.at(-1))}: training ${fixed(last(series.train_loss))}${validated ? `, validation ${fixed(last(series.validation_loss))}` : ""}. ${many(adaptations.length, "adaptation")} proposed.`}
       data=${() => [series.step, positive(log, state.series.train_loss), ...(validated ? [positive(log, state.series.validation_loss)] : [])].map((column, index) => (index ? column : state.series.step))}
       series=${(colours) => [{ label: "training", stroke: colours.grey, width: validated ? 1 : 1.5 }, ...(validated ? [{ label: "validation", stroke: colours.blue, width: 2 }] : [])]}
       range=${rangeWith(projections, log)} onPlace=${setPlace}
-      draw=${(u, colours) => drawProjections(u, colours, projections(), decisions)} />
+      draw=${(u, colours) => drawProjections(u, colours, projections(), decisions, shown)} />
     <div class="small-charts">
       ${accurate && html`<figure><figcaption>Validation accuracy</figcaption><${Chart} kind="accuracy" theme=${theme} revision=${revisions.series} height=${120} sync="run"
         label=${`Validation accuracy by step, now ${percent(last(series.validation_accuracy))}`}

@@ -1,5 +1,5 @@
 // The network as a graph of layers, coloured by a metric, with its seeds as badges; and the same as a table.
-import { Component, createRef, cytoscape, html, useRef, useState } from "./vendor/vendor.js";
+import { Component, createRef, cytoscape, html, useMemo, useRef, useState } from "./vendor/vendor.js";
 import { METRICS, css, ink, palette, rgb, scaleOf } from "./colours.js";
 import { compact, count, fixed, many, num, shorten } from "./format.js";
 import { Choice, Id, Panel, Text } from "./widgets.js";
@@ -8,6 +8,8 @@ import { Plain } from "./table.js";
 const WIDE = 132;
 const HIGH = 46;
 const DEEP = 4; // A chain longer than this runs from top to bottom, so that its names can be read.
+const LEVEL = 60; // Pixels a level of a deep graph,
+const TALL = 620; // as long as they fit into these.
 const SMALLEST = 0.55; // The zoom below which names cannot be read; the graph is then panned instead.
 const BADGES = [["dormant_seeds", "dormant"], ["active_seeds", "active"], ["fossilized_seeds", "fossilized"], ["error_seeds", "error"]];
 
@@ -107,7 +109,7 @@ class Drawing extends Component {
   fit() {
     const { graph } = this;
     if (!graph) return;
-    graph.fit(undefined, 10);
+    this.fitAll();
     if (graph.zoom() > 1.25) {
       graph.zoom(1.25);
       graph.center();
@@ -117,6 +119,10 @@ class Drawing extends Component {
     graph.center();
     const box = graph.elements().renderedBoundingBox();
     graph.panBy({ x: box.x1 < 0 && !this.props.deep ? 10 - box.x1 : 0, y: box.y1 < 0 && this.props.deep ? 10 - box.y1 : 0 });
+  }
+
+  fitAll() {
+    this.graph.fit(undefined, 10);
   }
 
   zoomBy(factor) {
@@ -141,8 +147,8 @@ class Drawing extends Component {
     });
   }
 
-  render({ label, deep }) {
-    return html`<div class=${deep ? "network deep" : "network"} ref=${this.box} role="img" aria-label=${label}></div>`;
+  render({ label, deep, tall }) {
+    return html`<div class=${deep ? "network deep" : "network"} ref=${this.box} role="img" aria-label=${label} style=${deep ? { height: `${tall}px` } : undefined}></div>`;
   }
 }
 
@@ -159,6 +165,7 @@ export function Graph({ state, theme }) {
   const [selected, setSelected] = useState(null);
   const drawing = useRef(null);
   const { topology, layers } = state;
+  const levels = useMemo(() => (topology ? depth(topology) : 0), [topology]);
   if (!topology?.nodes.length) return html`<${Panel} title="Layers"><p class="nothing tall">The run's topology has not been published so far.</p></${Panel}>`;
   const index = new Map((layers?.layer_id ?? []).map((id, place) => [id, place]));
   const value = (column, id) => (index.has(id) ? (layers[column]?.[index.get(id)] ?? null) : null);
@@ -175,10 +182,10 @@ export function Graph({ state, theme }) {
       <span class="zoom">
         <button type="button" aria-label="Zoom out" onClick=${() => drawing.current.zoomBy(0.8)}>−</button>
         <button type="button" aria-label="Zoom in" onClick=${() => drawing.current.zoomBy(1.25)}>+</button>
-        <button type="button" aria-label="Fit the graph" onClick=${() => drawing.current.fit()}>fit</button>
+        <button type="button" aria-label="Fit the graph" onClick=${() => drawing.current.fitAll()}>fit</button>
       </span>`}>
     <${Drawing} handle=${drawing} topology=${topology} layers=${layers} revision=${state.revisions.layers} metric=${metric} theme=${theme}
-      selected=${selected} onSelect=${setSelected} deep=${depth(topology) > DEEP}
+      selected=${selected} onSelect=${setSelected} deep=${levels > DEEP} tall=${Math.min(TALL, 24 + LEVEL * levels)}
       label=${`Graph of ${many(topology.nodes.length, "layer")} coloured by ${METRICS[metric].label}; ${problems} need attention. The table below has the same.`} />
     <p class="about">${node
       ? html`<b><${Id} id=${node.layer_id} most=${40} /></b> ${shorten(node.type, 20)}, ${count(node.parameters)} parameters · health ${fixed(value("health", selected), 2)} · growth score ${num(value("growth_score", selected))} · gradient ${num(value("gradient_norm", selected))} · kernels ${count(value("kernel_parameters", selected))} parameters, alpha ${num(value("alpha", selected))}`

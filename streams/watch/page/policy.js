@@ -96,6 +96,7 @@ function One({ policy, theme, revision }) {
   const { orders } = policy;
   const main = new Set(MAIN.map(([group, name]) => `${group}/${name}`));
   const others = ["losses", "charts"].flatMap((group) => names(versions, group).filter((name) => !main.has(`${group}/${name}`)).map((name) => [group, name, words(name)]));
+  const learned = ["losses", "charts"].flatMap((group) => names(versions, group));
   const newest = versions.at(-1);
   return html`<section aria-label=${`Policy ${policy.name || "not announced"}`}>
     <header class="facts"><div class="title"><h1 tabindex="-1">Policy ${policy.name ? html`<${Id} id=${policy.name} most=${40} copy />` : html`<span class="of">not announced</span>`}</h1></div>
@@ -106,6 +107,7 @@ function One({ policy, theme, revision }) {
     <div class="panels">
       <${Panel} title="Rewards by version" className="wide"><${Rewards} versions=${versions} theme=${theme} revision=${revision} /></${Panel}>
       <${Panel} title="Learning by version" className="wide" actions=${others.length > 0 && html`<button type="button" class="toggle" aria-pressed=${String(more)} onClick=${() => setMore(!more)}>all ${count(MAIN.length + others.length)} measurements</button>`}>
+        ${!learned.length && html`<p class="nothing">No update has been measured so far.</p>`}
         <div class="small-charts">${[...MAIN, ...(more ? others : [])].map(([group, name, title]) => html`<${Small} key=${`${group}/${name}`} versions=${versions} group=${group} name=${name} title=${title} theme=${theme} revision=${revision} />`)}</div>
       </${Panel}>
       <${Panel} title="Versions" className="wide"><${Plain} label="Versions, newest first" head=${HEAD} rows=${versions.toReversed().map(row)} numbers=${[4, 5, 6, 7, 8, 9, 10, 11]} /></${Panel}>
