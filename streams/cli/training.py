@@ -4,6 +4,7 @@ import json
 import signal
 import sys
 import threading
+from contextlib import ExitStack
 from dataclasses import asdict
 from typing import Annotated
 
@@ -15,6 +16,7 @@ from tamiyo.schemas.errors import ConfigurationError
 from tamiyo.schemas.files import write_atomically
 from tamiyo.streams.cli import options
 from tamiyo.streams.cli.options import AsJson, Bootstrap, HttpPort, OutputFile, examples
+from tamiyo.streams.cli.watching.demo_page import demo_page
 from tamiyo.streams.process.interrupts import on_signals
 
 TASKS = ("mnist1d", "digits", "mnist5k")
@@ -41,7 +43,9 @@ def register(app: typer.Typer) -> None:
     app.command(
         rich_help_panel=options.TRAIN,
         epilog=examples(
-            "tamiyo demo", "tamiyo demo --quick", "tamiyo demo --task digits --seed 3 --report report.json"
+            "tamiyo demo",
+            "`tamiyo demo --quick --watch` (with the page of `tamiyo watch`)",
+            "tamiyo demo --task digits --seed 3 --report report.json",
         ),
     )(demo)
     app.command(
@@ -62,6 +66,15 @@ def demo(
         int, typer.Option(min=1, max=16, metavar="N", help="Concurrent training runs, with seeds from --seed on.")
     ] = 1,
     quick: Annotated[bool, typer.Option("--quick", help="1,000 steps: under a minute.")] = False,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Serve the page of `tamiyo watch` meanwhile, and then until Ctrl-C.")
+    ] = False,
+    port: Annotated[
+        int | None,
+        typer.Option(
+            min=0, max=65535, metavar="PORT", help="Port of the page, with --watch; 0: any free port. [default: 8470]"
+        ),
+    ] = None,
     report: OutputFile = None,
     as_json: AsJson = False,
 ) -> None:
@@ -72,19 +85,26 @@ def demo(
     from tamiyo.streams.demo import report as reports
     from tamiyo.streams.demo.demo import FULL_STEPS, QUICK_STEPS, Demo
 
+    if port is not None and not watch:
+        raise ConfigurationError("--port: it is the port of the page; add --watch")
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a supervisor's stop is a Ctrl-C
     steps = steps if steps is not None else QUICK_STEPS if quick else FULL_STEPS
     out = options.narrator(as_json)
-    result = Demo(task=_known(task), seed=seed, steps=steps, runs=runs).run(out)
-    if as_json:
-        write_json(asdict(result))
-    else:
-        reports.show(result, out)
-    if report is not None:
-        result.write(report)
-        out.print(f"report     {report}")
-    if not result.complete:
-        raise typer.Exit(130)
+    planned = Demo(task=_known(task), seed=seed, steps=steps, runs=runs)
+    with ExitStack() as stack:
+        page = stack.enter_context(demo_page(out, port)) if watch else None
+        result = planned.run(out, page.kafka if page is not None else None)
+        if as_json:
+            write_json(asdict(result))
+        else:
+            reports.show(result, out)
+        if report is not None:
+            result.write(report)
+            out.print(f"report     {report}")
+        if not result.complete:
+            raise typer.Exit(130)
+        if page is not None:
+            page.serve_until_stopped(out)
 
 
 def train(
@@ -111,8 +131,6 @@ def train(
     Training comes first: without a broker the run goes on alone and ends with status 0. Lines on standard error
     report it at the start, and at the end how many records were lost; the result has `dropped_records`.
     """
-    from contextlib import ExitStack
-
     import torch
 
     from tamiyo.host import Handle, HostSettings, KafkaTransport

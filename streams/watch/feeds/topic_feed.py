@@ -132,7 +132,8 @@ class TopicFeed(Feed):
 
     def _find(self, reader: PartitionReader, known: set[Place]) -> None:
         """Read the partitions that the reader does not read yet; raises BrokerError where no broker responds."""
-        reader.consumer.poll(0)  # librdkafka asks for a token of OAUTHBEARER in a poll only
+        if not reader.consumer.assignment():  # else it would take a message
+            reader.consumer.poll(0)  # librdkafka asks for a token of OAUTHBEARER in a poll only
         found = reader.consumer.list_topics(timeout=REQUEST_S).topics
         first_time = not self._next
         places = [(name, number) for name in self._wanted if name in found for number in sorted(found[name].partitions)]
