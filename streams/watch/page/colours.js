@@ -38,6 +38,8 @@ export function palette() {
   return found;
 }
 
+const OUTLYING = 4; // Standard deviations above the mean.
+
 /** How a metric's numbers become shares of a ramp. */
 export const METRICS = {
   health: { label: "health", ramp: "health", range: () => [0, 1], share: (value) => value },
@@ -55,12 +57,22 @@ export function scaleOf(metric, values) {
   const usable = (value) => value !== null && value !== undefined && (!log || value > 0);
   let [low, high] = range ? range() : [Infinity, -Infinity];
   if (!range) {
+    let [many, sum, squares] = [0, 0, 0];
     for (const value of values) {
       if (!usable(value)) continue;
+      many += 1;
+      sum += value;
+      squares += value * value;
       if (value < low) low = value;
       if (value > high) high = value;
     }
     if (low > high) [low, high] = log ? [1e-3, 1] : [0, 1];
+    else if (!log) {
+      // A single extreme would leave one colour for all others: what is beyond four deviations has the last colour.
+      const mean = sum / many;
+      const deviation = Math.sqrt(Math.max(0, squares / many - mean * mean));
+      high = Math.min(high, mean + OUTLYING * deviation);
+    }
   }
   const place = log ? Math.log : (value) => value;
   const width = place(high) - place(low) || 1;

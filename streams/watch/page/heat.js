@@ -1,5 +1,5 @@
 // Layers by steps as a heat map: hover or arrow keys read a cell.
-import { Component, createRef, html, useState } from "./vendor/vendor.js";
+import { Component, createRef, html, useMemo, useState } from "./vendor/vendor.js";
 import { METRICS, palette, rgb, scaleOf } from "./colours.js";
 import { count, num, shorten } from "./format.js";
 import { Ramp } from "./graph.js";
@@ -126,9 +126,9 @@ class Map_ extends Component {
 export function Heat({ state, theme }) {
   const [metric, setMetric] = useState("health");
   const { heat } = state;
+  const scale = useMemo(() => (heat ? scaleOf(metric, (heat[metric] ?? []).flat()) : null), [heat, metric, state.revisions.heat]);
   const choice = html`<${Choice} label="metric" value=${metric} onChange=${setMetric} options=${Object.entries(METRICS).map(([key, { label }]) => [key, label])} />`;
   if (!heat?.step.length) return html`<${Panel} title="Layers by steps" actions=${choice}><p class="nothing tall">No layer has been measured so far.</p></${Panel}>`;
-  const scale = scaleOf(metric, (heat[metric] ?? []).flat());
   return html`<${Panel} title="Layers by steps" actions=${html`<${Ramp} metric=${metric} scale=${scale} />${choice}`}>
     <${Map_} heat=${heat} revision=${state.revisions.heat} metric=${metric} theme=${theme} scale=${scale} />
   </${Panel}>`;

@@ -17,7 +17,7 @@ function parts(kernel, now) {
     ["loading", kernel.requested_step, Math.min(active, end)],
     ["active", active, Math.min(fossilized, end)],
     ["fossilized", fossilized, end],
-  ].filter(([kind, from, to]) => from !== null && (to > from || (kind === "loading" && kernel.active_step === null)));
+  ].filter(([kind, from, to]) => from !== null && (to > from || (kind === kernel.status && from === now)));
 }
 
 function story(kernel) {

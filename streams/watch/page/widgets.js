@@ -84,7 +84,7 @@ export function Panel({ title, actions, children, className = "" }) {
 /** A group of options of which one is pressed. */
 export function Choice({ label, options, value, onChange }) {
   return html`<label class="choice"><span>${label}</span>
-    <select value=${value} onChange=${(event) => onChange(event.target.value)}>
+    <select aria-label=${label} value=${value} onChange=${(event) => onChange(event.target.value)}>
       ${options.map(([key, text]) => html`<option value=${key} selected=${key === value}>${text}</option>`)}
     </select></label>`;
 }
