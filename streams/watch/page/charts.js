@@ -14,11 +14,10 @@ function tick(value) {
   return size > 0 && size < 1e-3 ? value.toExponential(0) : String(Number(value.toPrecision(4)));
 }
 
-/** The range of x: wider than the data by `pad`, and never empty. */
-function spread(low, high, pad) {
-  if (low === null) return [0, 1];
-  const room = high > low ? pad : 1;
-  return [low - room, high + room];
+/** The range of x: wider than the data by `pad`; around a single point, which uPlot would put into 0..100. */
+function spread(x, low, high, pad) {
+  if (x.length === 1) return [x[0] - 1, x[0] + 1];
+  return low === null ? [0, 1] : [low - pad, high + pad];
 }
 
 /** The options that all charts share. */
@@ -31,7 +30,7 @@ function base({ series, height, width, log, whole, colours, range, sync, bars })
     padding: [8, 20, 0, 0],
     legend: { show: false },
     cursor: { y: false, points: { size: 6 }, sync: sync ? { key: sync } : undefined, drag: { x: true, y: false } },
-    scales: { x: { time: false, range: (u, low, high) => spread(low, high, whole ? 0.5 : 0) }, y: { distr: log ? 3 : 1, range } },
+    scales: { x: { time: false, range: (u, low, high) => spread(u.data[0], low, high, whole ? 0.5 : 0) }, y: { distr: log ? 3 : 1, range } },
     axes: [
       { ...axis, size: 30, values: short, ...(whole ? { incrs: [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000] } : {}) },
       { ...axis, size: SIDE, space: 28, values: short },

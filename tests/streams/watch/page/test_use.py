@@ -232,6 +232,7 @@ def test_hostile_texts_stay_texts(server: FakeWatch, open_page: Opener, view: st
         page.set_viewport_size({"width": width, "height": 800})
         assert page.locator("main").inner_text().count("<img")
         assert page.evaluate("window.hacked") is None
+        assert not set("\u202e\u2066\u200f") & set(page.locator("main").inner_text())
         assert page.locator("main img").count() == 0
         wide = "[...document.querySelectorAll('body, main')].map((e) => e.scrollWidth - e.clientWidth)"
         assert page.evaluate(wide) == [0, 0]

@@ -80,6 +80,14 @@ def test_a_run_shows_its_summary_curves_layers_kernels_and_decisions(open_page: 
     assert page.get_by_role("region", name="Layers", exact=True).locator("tbody tr").count() == len(documents.LAYERS)
 
 
+def test_the_loss_has_a_logarithmic_scale(open_page: Opener) -> None:
+    page = open_page().go(VIEWS["run"])
+    before = page.locator(".chart").first.screenshot()
+    page.get_by_role("button", name="log scale").click()
+    page.wait_for_timeout(100)
+    assert page.locator(".chart").first.screenshot() != before
+
+
 def test_the_decision_table_has_adaptations_or_all(open_page: Opener) -> None:
     page = open_page().go(VIEWS["run"])
     table = page.get_by_role("grid", name="Decisions")
@@ -132,6 +140,13 @@ def test_the_policy_shows_versions_gates_and_rewards(open_page: Opener) -> None:
     assert page.locator("figure").count() == 7
     page.get_by_role("button", name="all 9 measurements").click()
     assert page.locator("figure").count() == 10
+
+
+def test_a_single_version_is_in_the_middle(server: FakeWatch, open_page: Opener) -> None:
+    server.documents["policy"] = lambda params: documents.policy(2)  # Of which the newest has no reward.
+    page = open_page().go(VIEWS["policy"])
+    assert page.get_by_role("img", name="Mean reward by version: version 1 +0.070").is_visible()
+    assert "No update has been measured" not in page.locator("main").inner_text()
 
 
 def test_the_installation_shows_stages_topics_and_dead_letters(open_page: Opener) -> None:
