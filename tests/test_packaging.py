@@ -46,7 +46,11 @@ def test_the_wheel_contains_the_tree_and_the_licence(tracked: list[str], source:
     assert shipped == {
         f"tamiyo/{name}"
         for name in tracked
-        if name.startswith(FOLDERS) and name.endswith((".py", ".avsc", ".safetensors", "/py.typed", "/unit_costs.json"))
+        if name.startswith(FOLDERS)
+        and (
+            name.endswith((".py", ".avsc", ".safetensors", "/py.typed", "/unit_costs.json"))
+            or name.startswith("streams/watch/page/")
+        )
     }
 
 
