@@ -114,7 +114,7 @@ def test_progress_is_not_on_standard_output_with_json(
 
 def test_all_commands_exist() -> None:
     wanted = {"demo", "broker", "worker", "learner", "train", "tail", "watch", "inspect", "doctor", "plan"}
-    wanted |= {"record", "replay", "diff", "discard", "evaluate"}
+    wanted |= {"record", "replay", "diff", "discard", "evaluate", "export"}
     assert {path[0] for path in commands()} == wanted | {
         "topics",
         "schemas",
