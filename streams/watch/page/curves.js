@@ -1,6 +1,6 @@
 // The curves of a run: loss with a marker for each decision and the projected line without it, accuracy, parameters.
 import { html, useMemo, useRef, useState } from "./vendor/vendor.js";
-import { actionText, count, delta, fixed, many, percent } from "./format.js";
+import { actionText, count, delta, fixed, many, percent, shorten, words } from "./format.js";
 import { Chart, Legend } from "./charts.js";
 import { decisionLink } from "./route.js";
 import { Panel, Toggle } from "./widgets.js";
@@ -15,7 +15,7 @@ export const adapts = (decision) => decision.type !== "no_op" || (decision.propo
 /** What was decided and what became of it, in one line. */
 export function summary(decision) {
   const action = decision.type === "no_op" && decision.vetoed_by?.length ? decision.proposed : decision;
-  const status = decision.status === "vetoed" ? `vetoed by ${decision.vetoed_by.join(", ")}` : decision.status.replace("_", " ");
+  const status = decision.status === "vetoed" ? `vetoed by ${shorten(words(decision.vetoed_by.join(", ")), 80)}` : words(decision.status);
   const reward = decision.reward === null || decision.reward === undefined ? "" : `, reward ${delta(decision.reward, 2)}`;
   const worth = decision.worth === null || decision.worth === undefined ? "" : `, worth ${delta(decision.worth)}`;
   return `Step ${count(decision.step)}: ${actionText(action)}; ${status}${reward}${worth}`;

@@ -11,7 +11,7 @@ const warn = (value) => (value > 0 ? html`<span class="warn">${count(value)}</sp
 function stageRow(stage) {
   const parts = Object.entries(stage.lag_by_topic ?? {}).map(([topic, lag]) => `${topic}: ${count(lag)}`);
   const unassigned = stage.unassigned ?? [];
-  const note = stage.problem ? html`<span class="warn"><${Text}>${shorten(stage.problem, 120)}</${Text}></span>` : unassigned.length ? html`<span class="warn"><bdi>${many(unassigned.length, "partition")} without a member: ${unassigned.slice(0, 4).map(([topic, partition]) => `${topic} ${partition}`).join(", ")}${unassigned.length > 4 ? " …" : ""}</bdi></span>` : "";
+  const note = stage.problem ? html`<span class="warn"><${Text}>${shorten(stage.problem, 120)}</${Text}></span>` : unassigned.length ? html`<span class="warn"><${Text}>${many(unassigned.length, "partition")} without a member: ${unassigned.slice(0, 4).map(([topic, partition]) => `${topic} ${partition}`).join(", ")}${unassigned.length > 4 ? " …" : ""}</${Text}></span>` : "";
   return [html`<${Text}>${stage.stage}</${Text}>`, html`<${Id} id=${stage.group} most=${30} />`, count(stage.members), html`<span title=${parts.join("\n")}>${count(stage.lag)}</span>`, note];
 }
 

@@ -76,7 +76,7 @@ const HEAD = ["version", "status", "released", "gates", "experiences", "updates"
 function row(version) {
   return [
     html`v${version.version}${(version.parent_version ?? null) === null ? "" : html` <span class="of">from v${version.parent_version}</span>`}`,
-    html`<span title=${version.reason}>${version.status ? html`<${State} state=${version.status} />` : html`<span class="of">known from decisions only</span>`}</span>${(version.fallback_version ?? null) === null ? "" : html` <span class="of">to v${version.fallback_version}</span>`}`,
+    html`<span title=${shorten(version.reason ?? "", 300)}>${version.status ? html`<${State} state=${version.status} />` : html`<span class="of">known from decisions only</span>`}</span>${(version.fallback_version ?? null) === null ? "" : html` <span class="of">to v${version.fallback_version}</span>`}`,
     moment(version.time_ms),
     html`<${Gates} gates=${version.gates} />`,
     compact(version.experiences),

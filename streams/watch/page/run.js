@@ -46,7 +46,7 @@ const COLUMNS = [
   { key: "type", label: "Action", class: "c-action", width: "6.5rem", sort: (d) => named(d).type, cell: (d) => html`<span class=${adapts(d) ? "strong" : "of"}>${typeWords(named(d).type)}</span>` },
   { key: "blueprint", label: "Blueprint", class: "p2", sort: (d) => named(d).blueprint, cell: (d) => html`<${Id} id=${named(d).blueprint ?? ""} most=${22} />` },
   { key: "layer", label: "Layer", class: "p1", sort: (d) => named(d).layer_id, cell: (d) => html`<${Id} id=${named(d).layer_id ?? ""} most=${20} />` },
-  { key: "status", label: "Outcome", class: "c-status", width: "7rem", sort: (d) => d.status, cell: (d) => (d.status === "none" ? html`<span class="of">–</span>` : html`<span title=${d.reason || d.vetoed_by?.join(", ")}><${State} state=${d.status} /></span>`) },
+  { key: "status", label: "Outcome", class: "c-status", width: "7rem", sort: (d) => d.status, cell: (d) => (d.status === "none" ? html`<span class="of">–</span>` : html`<span title=${shorten(d.reason || d.vetoed_by?.join(", ") || "", 300)}><${State} state=${d.status} /></span>`) },
   { key: "confidence", label: "Conf.", title: "Confidence: 1 less the uncertainty of the predicted reward", class: "n p3", width: "4.5rem", sort: (d) => d.confidence, cell: (d) => share(d.confidence) },
   { key: "predicted", label: "Expected", title: "The reward that the policy predicted", class: "n p3", width: "6.5rem", sort: (d) => d.predicted_reward, cell: (d) => delta(d.predicted_reward, 2) },
   { key: "reward", label: "Reward", title: "In -1..1; in brackets while a revision may come", class: "n", width: "5.5rem", sort: (d) => d.reward,
