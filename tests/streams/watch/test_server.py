@@ -17,8 +17,8 @@ from tamiyo.streams.watch import server as module
 from tamiyo.streams.watch import stream, views
 from tamiyo.streams.watch.history import History, Observed
 from tamiyo.streams.watch.server import WatchServer, to_json
+from tests.streams.watch import watched
 from tests.streams.watch.views.merged import comparable, merged
-from tests.support import watched
 
 HOSTILE = [
     "../../etc/passwd",

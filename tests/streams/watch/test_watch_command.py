@@ -22,7 +22,7 @@ from tamiyo.schemas.topics import MODEL_PERFORMANCE
 from tamiyo.streams.cli.watching import watch as module
 from tamiyo.streams.cli.watching.demo_page import demo_page
 from tests.streams.cli.test_cli import run
-from tests.support import watched
+from tests.streams.watch import watched
 from tests.support.kafka_log import KafkaLog
 from tests.support.recordings import make_recording, message
 

@@ -11,7 +11,7 @@ from tamiyo.schemas.topics import DECISIONS, MODEL_PERFORMANCE
 from tamiyo.streams.watch import views
 from tamiyo.streams.watch.feeds import RecordingFeed, recording_feed
 from tamiyo.streams.watch.history import History
-from tests.support import watched
+from tests.streams.watch import watched
 from tests.support.recordings import make_recording, message
 
 RELEASED = Path(__file__).parents[3] / "data" / "recording-0.1.0"

@@ -19,7 +19,7 @@ from tamiyo.streams.watch import views
 from tamiyo.streams.watch.feeds import TopicFeed, observing, topic_feed
 from tamiyo.streams.watch.history import History
 from tamiyo.streams.watch.history.decoding import decoded
-from tests.support import watched
+from tests.streams.watch import watched
 from tests.support.factories import make_topology
 from tests.support.kafka_log import KafkaLog
 

@@ -16,7 +16,7 @@ from tamiyo.streams.watch.history import history as module
 from tamiyo.streams.watch.history import runs as run_bounds
 from tamiyo.streams.watch.history.decoding import decoded
 from tamiyo.streams.watch.history.runs import QUIET_MS
-from tests.support import watched
+from tests.streams.watch import watched
 from tests.support.factories import make_graph, make_topology, make_window
 
 

@@ -12,8 +12,8 @@ from tamiyo.streams.watch import views
 from tamiyo.streams.watch.history import History, Observed
 from tamiyo.streams.watch.history import layers as layer_bounds
 from tamiyo.streams.watch.history import runs as run_bounds
+from tests.streams.watch import watched
 from tests.streams.watch.views.merged import comparable, merged
-from tests.support import watched
 from tests.support.factories import make_graph, make_topology, make_window
 
 RUNS = ("run-1", "run-2")

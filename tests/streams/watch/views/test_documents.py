@@ -9,7 +9,7 @@ from tamiyo.schemas.adaptation import ControlCommand, Veto
 from tamiyo.schemas.record import Tensor
 from tamiyo.streams.watch import views
 from tamiyo.streams.watch.history import Observed
-from tests.support import watched
+from tests.streams.watch import watched
 from tests.support.factories import make_window
 
 
