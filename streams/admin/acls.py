@@ -85,7 +85,7 @@ def grants(role: str, names: TopicNames) -> list[Grant]:
     Args:
         role: a stage, `learner`, `host` (the SDK), `operator` (creates and grows topics, reads everything, redrives
             dead letters, forgets runs, publishes orders, steers the policy, describes consumer groups) or `reader` (of
-            all topics).
+            all topics, describes consumer groups).
         names: the installation's topic names.
 
     Raises:
@@ -100,17 +100,17 @@ def grants(role: str, names: TopicNames) -> list[Grant]:
         reads = [topic.name for topic in CATALOGUE if "host" in topic.readers]
         return _grants(names, reads, [topic.name for topic in CATALOGUE if topic.writer == "host"], ())
     everything = [each.name for each in plan(CATALOGUE, TopicNames(prefix=""))]
+    groups = [Grant("group", names.full(each.group), "DESCRIBE") for each in STAGES.values()]  # members and lag
     if role == "operator":
         redriven = [topic for topic in CATALOGUE if set(topic.readers) & {*STAGES, "learner"}]
         writes = [
             *(topic.name for topic in CATALOGUE if topic.cleanup == "compact"),  # orders, and tombstones
             *(name for topic in redriven for name in (topic.name, topic.dead_letters)),
         ]
-        found = _grants(names, everything, writes, CATALOGUE)
-        found += [Grant("group", names.full(each.group), "DESCRIBE") for each in STAGES.values()]  # for the doctor
+        found = [*_grants(names, everything, writes, CATALOGUE), *groups]
         return found + [Grant("topic", names.full(name), each) for each in ("CREATE", "ALTER") for name in everything]
     if role == "reader":
-        return _grants(names, everything, [], ())
+        return [*_grants(names, everything, [], ()), *groups]
     raise ConfigurationError(f"there is no role {role!r}; choose from {', '.join(ROLES)}")
 
 
