@@ -39,6 +39,7 @@ LONG = (
     "streams/runtime/test_outages.py",
     "streams/runtime/test_poison.py",
     "streams/runtime/test_rebalances.py",
+    "streams/watch/page/test_demo_page.py",
     "system/test_busy_neighbour.py",
     "system/test_operation.py",
 )

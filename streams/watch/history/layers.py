@@ -11,8 +11,6 @@ from tamiyo.streams.watch.history.timeline import Timeline
 MAX_FRAMES = 400  # columns of the heat map
 MAX_CELLS = 40_000  # layers times frames of one run: a network of 1,000 layers keeps 40 frames
 FEWEST_FRAMES = 4
-SOMETIMES = [MEASUREMENTS.index(name) for name in ("growth_score", "contribution")]
-"""Rows that are measured now and then: the newest measurement counts until the next."""
 
 
 class LayerHistory:
@@ -104,13 +102,9 @@ class LayerHistory:
 
 
 def _carried(before: Rows, rows: Rows) -> Rows:
-    """Return a frame with the newest measurements of what this frame did not measure."""
-    part = rows[SOMETIMES]
-    missing = np.isnan(part)
-    if missing.any():
-        rows = rows.copy()
-        rows[SOMETIMES] = np.where(missing, before[SOMETIMES], part)
-    return rows
+    """Return a frame with the newest measurements of what it lacks: some are taken now and then, the last has none."""
+    carried: Rows = np.where(np.isnan(rows), before, rows)
+    return carried
 
 
 def _widened(rows: Rows, layers: int) -> Rows:
