@@ -1,4 +1,4 @@
-"""The page of `tamiyo demo --watch`: real topics, a real training run, a real browser. It takes the guide's pictures."""
+"""The page of `tamiyo demo --watch`: real topics, a real training run, a browser. It takes the guide's pictures."""
 
 import os
 import re
