@@ -1,7 +1,8 @@
 """Measures `tamiyo watch`: a recording of 100,000 records, and an installation of which 100 runs stream.
 
 On the embedded broker; the server is a process of its own, as users run it. The bars: content within a second, an event
-on the stream 200 ms after it is on its topic (p95), flat memory. What a browser makes of it is measured apart.
+on the stream and on the page 200 ms after it is on its topic (p95), 60 frames a second, flat memory. Without Chromium
+and Playwright, only the server is measured.
 """
 
 import sys
@@ -21,7 +22,8 @@ from tamiyo.evaluation.watch.bars import live_bars, recording_bars
 from tamiyo.streams.process.logs import configure
 from tamiyo.streams.settings import LogSettings
 
-BARS = {"first_content_s": 1.0, "event_to_stream_p95_ms": 200.0}
+BARS = {"first_content_s": 1.0, "event_to_stream_p95_ms": 200.0, "frames_per_second": 60, "first_paint_ms": 1_000}
+FRAMES_TOLERANCE = 1.0  # a frame counted or not at the ends of the measurement, and the clock of a screen that is none
 
 
 def main(
@@ -51,14 +53,25 @@ def main(
     console.print(result["recording"])
     result["live"] = live_bars(runs, min(streaming, runs), seconds)
     console.print(result["live"])
-    result["met"] = {
-        "first_content_s": result["recording"]["first_content_s"] <= BARS["first_content_s"],
-        "event_to_stream_p95_ms": result["live"]["event_to_stream_ms"]["p95"] <= BARS["event_to_stream_p95_ms"],
-    }
+    result["met"] = met(result["recording"], result["live"])
     console.print(result["met"])
     write_report(report, result, console)
     if not all(result["met"].values()):
         raise typer.Exit(1)
+
+
+def met(recording: dict[str, Any], live: dict[str, Any]) -> dict[str, bool]:
+    """Return by bar whether it is met; those of the browser only where there was one."""
+    found = {
+        "first_content_s": recording["first_content_s"] <= BARS["first_content_s"],
+        "event_to_stream_p95_ms": live["event_to_stream_ms"]["p95"] <= BARS["event_to_stream_p95_ms"],
+    }
+    if recording["browser"] is not None and live["browser"] is not None:
+        frames = min(live["browser"][view]["per_second"] for view in ("fleet_frames", "run_frames"))
+        found["first_paint_ms"] = recording["browser"]["first_contentful_paint_ms"] <= BARS["first_paint_ms"]
+        found["event_to_page_p95_ms"] = live["browser"]["event_to_page_ms"]["p95"] <= BARS["event_to_stream_p95_ms"]
+        found["frames_per_second"] = frames >= BARS["frames_per_second"] - FRAMES_TOLERANCE
+    return found
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from typing import Any
 
 from tamiyo.evaluation.common.measure import percentile
 from tamiyo.evaluation.common.simulated_runs import EPOCH_MS, TOPICS, Load, frames, topology
+from tamiyo.evaluation.watch.browser import Browsing, first_paint, following
 from tamiyo.evaluation.watch.installation_log import copies, run_log
 from tamiyo.evaluation.watch.made_recording import make_recording
 from tamiyo.evaluation.watch.served import Served, served
@@ -23,6 +24,7 @@ LAYERS, FRAMES = 8, 150
 PROBE = "probe"
 PROBE_S = (0.05, 0.15)  # between two events whose latency is measured
 READ_TIMEOUT_S = 300.0
+BROWSER_S = 25.0  # that a browser needs to start and to count frames
 
 
 def recording_bars(folder: Path, records: int) -> dict[str, Any]:
@@ -35,6 +37,8 @@ def recording_bars(folder: Path, records: int) -> dict[str, Any]:
     if not folder.exists():
         log = run_log(LAYERS, FRAMES)
         make_recording(folder, copies(log, max(1, round(records / len(log)))))
+    with served(str(folder)) as server:
+        painted = Browsing(first_paint(server.url)).start().result()
     shown: list[float] = []
     with served(str(folder)) as server:
         began = time.time()
@@ -56,6 +60,7 @@ def recording_bars(folder: Path, records: int) -> dict[str, Any]:
         return {
             "records": source["records"],
             "undecodable": source["undecodable"],
+            "browser": painted,
             "first_content_s": round(shown[0], 3),
             "whole_s": round(whole_s, 2),
             "cpu_s": round(server.cpu_s(), 2),
@@ -92,6 +97,7 @@ def live_bars(runs: int, streaming: int, seconds: float) -> dict[str, Any]:
             ends = [server.follow(f"run?run={PROBE}", latencies.take), server.follow("fleet", count)]
             publisher.start()
             time.sleep(3)  # both streams have had their whole document
+            browsing = Browsing(following(server.url, PROBE, max(0.0, seconds - BROWSER_S))).start()
             cpu, began, memory = server.cpu_s(), time.monotonic(), [server.rss_mib()]
             while (left := began + seconds - time.monotonic()) > 0:
                 latencies.sent(publisher.probe())
@@ -100,9 +106,12 @@ def live_bars(runs: int, streaming: int, seconds: float) -> dict[str, Any]:
                     memory.append(server.rss_mib())
             spent = server.cpu_s() - cpu
             time.sleep(1)
+            browser = browsing.result()
             publisher.stop()
             for end in ends:
                 end.set()
+            if browser is not None:
+                browser["event_to_page_ms"] = latencies.of(browser.pop("noted"))
             return {
                 "runs": runs,
                 "streaming": streaming,
@@ -114,6 +123,7 @@ def live_bars(runs: int, streaming: int, seconds: float) -> dict[str, Any]:
                 # Without the first quarter, in which caches fill.
                 "rss_growth_mib_per_hour": round(_slope(memory[len(memory) // 4 :], seconds / 20) * 3_600, 1),
                 "event_to_stream_ms": latencies.summary(),
+                "browser": browser,
             }
 
 
@@ -189,10 +199,15 @@ class _Latencies:
             self._came.setdefault(step, came)
 
     def summary(self) -> dict[str, Any]:
-        found = [1000 * (self._came[step] - sent) for step, sent in self._sent.items() if step in self._came]
+        return {**self.of(self._came), "missing": len(self._sent.keys() - self._came.keys())}
+
+    def of(self, came: dict[int, float]) -> dict[str, Any]:
+        """Return the latencies of the events whose arrival is known; a page draws only the newest of several."""
+        found = [1000 * (came[step] - sent) for step, sent in self._sent.items() if step in came]
+        if not found:
+            return {"events": 0}
         return {
-            "events": len(self._sent),
-            "missing": len(self._sent) - len(found),
+            "events": len(found),
             "p50": round(percentile(found, 0.5), 1),
             "p95": round(percentile(found, 0.95), 1),
             "maximum": round(max(found), 1),

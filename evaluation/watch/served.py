@@ -21,6 +21,11 @@ class Served:
         self.port = port
         self._process = psutil.Process(process.pid)
 
+    @property
+    def url(self) -> str:
+        """Return the page's address."""
+        return f"http://127.0.0.1:{self.port}/"
+
     def cpu_s(self) -> float:
         """Return the processor seconds that it has used."""
         times = self._process.cpu_times()

@@ -11,10 +11,12 @@ const REORDER_MS = 1000; // Rows keep their places for this long, so that a stre
 
 const loss = (run) => run.validation_loss ?? run.train_loss;
 
+const steps = (value) => (value < 100_000 ? count(value) : compact(value));
+
 function Progress({ run }) {
   const share = run.planned_steps ? Math.min(1, run.step / run.planned_steps) : null;
   return html`<span class="progress" title=${share === null ? "length not known" : percent(share, 0)}>
-    <span class="figures">${compact(run.step)}${run.planned_steps ? html`<span class="of"> / ${compact(run.planned_steps)}</span>` : ""}</span>
+    <span class="figures">${steps(run.step)}${run.planned_steps ? html`<span class="of"> / ${steps(run.planned_steps)}</span>` : ""}</span>
     <span class="track" aria-hidden="true"><span style=${{ width: `${100 * (share ?? 0)}%` }}></span></span>
   </span>`;
 }
