@@ -21,6 +21,8 @@ from tamiyo.streams.admin.topics import Topics
 
 LAYERS, FRAMES = 8, 150
 PROBE = "probe"
+FIRST_PROBE = 1_000
+"""Step after which a run's frames are the probes."""
 PROBE_S = (0.05, 0.15)  # between two events whose latency is measured
 READ_TIMEOUT_S = 300.0
 
@@ -111,8 +113,8 @@ def live_bars(runs: int, streaming: int, seconds: float) -> dict[str, Any]:
                 "fleet_events_per_second": round(documents["fleet"] / seconds, 1),
                 "cpu_share_of_a_core": round(spent / seconds, 3),
                 "rss_mib": [round(each, 1) for each in memory],
-                # Without the first quarter, in which caches fill.
-                "rss_growth_mib_per_hour": round(_slope(memory[len(memory) // 4 :], seconds / 20) * 3_600, 1),
+                # Of the last quarter: a run's frames of layers fill up until there are 400 of them.
+                "rss_growth_mib_per_hour": round(_slope(memory[3 * len(memory) // 4 :], seconds / 20) * 3_600, 1),
                 "event_to_stream_ms": latencies.summary(),
             }
 
@@ -149,7 +151,7 @@ class _Publisher:
     def probe(self) -> tuple[int, float]:
         """Publish an event; return its step, and when it was on the topic."""
         self._step += 1
-        step = 1_000 + self._step
+        step = FIRST_PROBE + self._step
         frame = ModelPerformance(run_id=PROBE, step=step, time_ms=time.time_ns() // 1_000_000, train_loss=0.5)
         self._publish(MODEL_PERFORMANCE.name, frame)
         self._producer.flush()
@@ -180,13 +182,16 @@ class _Latencies:
     def __init__(self) -> None:
         self._sent: dict[int, float] = {}
         self._came: dict[int, float] = {}
+        self._newest = FIRST_PROBE
 
     def sent(self, event: tuple[int, float]) -> None:
         self._sent[event[0]] = event[1]
 
     def take(self, document: dict[str, Any], came: float) -> None:
-        for step in document["series"]["step"]:
-            self._came.setdefault(step, came)
+        # Not by the curve, whose points stand for several events once the run is long.
+        newest = document["run"]["step"]
+        self._came.update(dict.fromkeys(range(self._newest + 1, newest + 1), came))
+        self._newest = max(self._newest, newest)
 
     def summary(self) -> dict[str, Any]:
         found = [1000 * (self._came[step] - sent) for step, sent in self._sent.items() if step in self._came]
