@@ -86,7 +86,7 @@ def live_bars(runs: int, streaming: int, seconds: float) -> dict[str, Any]:
             while server.document("policy")["source"]["reading"]:
                 time.sleep(0.05)
             latencies = _Latencies()
-            documents = {"fleet": 0, "run": 0}
+            documents = {"fleet": 0}
 
             def count(document: dict[str, Any], came: float) -> None:
                 documents["fleet"] += 1
@@ -95,12 +95,14 @@ def live_bars(runs: int, streaming: int, seconds: float) -> dict[str, Any]:
             publisher.start()
             time.sleep(3)  # both streams have had their whole document
             cpu, began, memory = server.cpu_s(), time.monotonic(), [server.rss_mib()]
+            published, documents["fleet"] = publisher.published, 0
             while (left := began + seconds - time.monotonic()) > 0:
                 latencies.sent(publisher.probe())
                 time.sleep(min(left, random.uniform(*PROBE_S)))
                 if time.monotonic() - began > len(memory) * seconds / 20:
                     memory.append(server.rss_mib())
-            spent = server.cpu_s() - cpu
+            spent, sent = server.cpu_s() - cpu, dict(documents)
+            published = publisher.published - published
             time.sleep(1)
             publisher.stop()
             for end in ends:
@@ -109,8 +111,8 @@ def live_bars(runs: int, streaming: int, seconds: float) -> dict[str, Any]:
                 "runs": runs,
                 "streaming": streaming,
                 "seconds": seconds,
-                "records_per_second": round(publisher.published / seconds, 1),
-                "fleet_events_per_second": round(documents["fleet"] / seconds, 1),
+                "records_per_second": round(published / seconds, 1),
+                "fleet_events_per_second": round(sent["fleet"] / seconds, 1),
                 "cpu_share_of_a_core": round(spent / seconds, 3),
                 "rss_mib": [round(each, 1) for each in memory],
                 # Of the last quarter: a run's frames of layers fill up until there are 400 of them.
