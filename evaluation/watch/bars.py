@@ -22,6 +22,8 @@ from tamiyo.streams.admin.topics import Topics
 
 LAYERS, FRAMES = 8, 150
 PROBE = "probe"
+FIRST_PROBE = 1_000
+"""Step after which a run's frames are the probes."""
 PROBE_S = (0.05, 0.15)  # between two events whose latency is measured
 READ_TIMEOUT_S = 300.0
 BROWSER_S = 25.0  # that a browser needs to start and to count frames
@@ -89,7 +91,7 @@ def live_bars(runs: int, streaming: int, seconds: float) -> dict[str, Any]:
             while server.document("policy")["source"]["reading"]:
                 time.sleep(0.05)
             latencies = _Latencies()
-            documents = {"fleet": 0, "run": 0}
+            documents = {"fleet": 0}
 
             def count(document: dict[str, Any], came: float) -> None:
                 documents["fleet"] += 1
@@ -99,12 +101,14 @@ def live_bars(runs: int, streaming: int, seconds: float) -> dict[str, Any]:
             time.sleep(3)  # both streams have had their whole document
             browsing = Browsing(following(server.url, PROBE, max(0.0, seconds - BROWSER_S))).start()
             cpu, began, memory = server.cpu_s(), time.monotonic(), [server.rss_mib()]
+            published, documents["fleet"] = publisher.published, 0
             while (left := began + seconds - time.monotonic()) > 0:
                 latencies.sent(publisher.probe())
                 time.sleep(min(left, random.uniform(*PROBE_S)))
                 if time.monotonic() - began > len(memory) * seconds / 20:
                     memory.append(server.rss_mib())
-            spent = server.cpu_s() - cpu
+            spent, sent = server.cpu_s() - cpu, dict(documents)
+            published = publisher.published - published
             time.sleep(1)
             browser = browsing.result()
             publisher.stop()
@@ -116,12 +120,12 @@ def live_bars(runs: int, streaming: int, seconds: float) -> dict[str, Any]:
                 "runs": runs,
                 "streaming": streaming,
                 "seconds": seconds,
-                "records_per_second": round(publisher.published / seconds, 1),
-                "fleet_events_per_second": round(documents["fleet"] / seconds, 1),
+                "records_per_second": round(published / seconds, 1),
+                "fleet_events_per_second": round(sent["fleet"] / seconds, 1),
                 "cpu_share_of_a_core": round(spent / seconds, 3),
                 "rss_mib": [round(each, 1) for each in memory],
-                # Without the first quarter, in which caches fill.
-                "rss_growth_mib_per_hour": round(_slope(memory[len(memory) // 4 :], seconds / 20) * 3_600, 1),
+                # Of the last quarter: a run's frames of layers fill up until there are 400 of them.
+                "rss_growth_mib_per_hour": round(_slope(memory[3 * len(memory) // 4 :], seconds / 20) * 3_600, 1),
                 "event_to_stream_ms": latencies.summary(),
                 "browser": browser,
             }
@@ -159,7 +163,7 @@ class _Publisher:
     def probe(self) -> tuple[int, float]:
         """Publish an event; return its step, and when it was on the topic."""
         self._step += 1
-        step = 1_000 + self._step
+        step = FIRST_PROBE + self._step
         frame = ModelPerformance(run_id=PROBE, step=step, time_ms=time.time_ns() // 1_000_000, train_loss=0.5)
         self._publish(MODEL_PERFORMANCE.name, frame)
         self._producer.flush()
@@ -190,13 +194,16 @@ class _Latencies:
     def __init__(self) -> None:
         self._sent: dict[int, float] = {}
         self._came: dict[int, float] = {}
+        self._newest = FIRST_PROBE
 
     def sent(self, event: tuple[int, float]) -> None:
         self._sent[event[0]] = event[1]
 
     def take(self, document: dict[str, Any], came: float) -> None:
-        for step in document["series"]["step"]:
-            self._came.setdefault(step, came)
+        # Not by the curve, whose points stand for several events once the run is long.
+        newest = document["run"]["step"]
+        self._came.update(dict.fromkeys(range(self._newest + 1, newest + 1), came))
+        self._newest = max(self._newest, newest)
 
     def summary(self) -> dict[str, Any]:
         return {**self.of(self._came), "missing": len(self._sent.keys() - self._came.keys())}

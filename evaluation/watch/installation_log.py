@@ -17,6 +17,7 @@ IDS = (
     "signal_id", "window_id", "graph_id", "decision_id", "kernel_id", "outcome_id", "analysis_id", "experience_id",
 )  # fmt: skip
 ADAPT_EVERY = 4  # decisions: heuristics adapt simulated runs seldom, and a page has to show adaptations
+BLUEPRINT = "low_rank"
 DELAY_MS = 40  # of a stage
 
 
@@ -97,12 +98,18 @@ def _logged(record: Any, delay: int, run_id: str) -> LoggedRecord:
 
 
 def _adapting(decision: AdaptationDecision, number: int) -> AdaptationDecision:
-    """Return a decision, every few of them one that loads a kernel, and later unloads it again."""
+    """Return a decision, every few of them one that loads a kernel."""
     if number % ADAPT_EVERY or decision.type != DecisionType.NO_OP.value:
         return decision
-    layer = decision.layers[number // ADAPT_EVERY % len(decision.layers)]
-    action = Action(type=DecisionType.LOAD_KERNEL.value, layer_id=layer, blueprint="low_rank")
-    changes = {**action.model_dump(), "proposed": action, "vetoes": [], "kernel_id": kernel_id(decision.decision_id)}
+    place = number // ADAPT_EVERY % len(decision.layers)
+    action = Action(type=DecisionType.LOAD_KERNEL.value, layer_id=decision.layers[place], blueprint=BLUEPRINT)
+    changes = {
+        **action.model_dump(),
+        "proposed": action,
+        "vetoes": [],
+        "kernel_id": kernel_id(decision.decision_id),
+        "action_index": 1 + place * len(decision.kinds) + decision.kinds.index(f"load_kernel:{BLUEPRINT}"),
+    }
     return decision.model_copy(update=changes)
 
 

@@ -73,5 +73,11 @@ class Feed:
             self.read_all()
         except TamiyoError as error:
             self._error = error
-            self.history.update_source(reading=False, problem=str(error))
-            self._read.set()
+            self._end(str(error))
+        except Exception as error:  # a bug: the page must not look as if it were current
+            self._end(f"reading ended with an error of the program: {type(error).__name__}: {error}")
+            raise
+
+    def _end(self, problem: str) -> None:
+        self.history.update_source(reading=False, problem=problem)
+        self._read.set()

@@ -12,6 +12,8 @@ from tamiyo.streams.watch.history.decoding import decoded
 SHARED = frozenset((CHECKPOINTS.name, CONTROL.name))
 """Topics whose keys are not runs."""
 MAX_REASON = 500
+LONGEST_KEY = 210  # characters: an id of 200, and what orders add to it
+LATEST_MS = 4_102_444_800_000  # the year 2100: a wrong clock must not make the slider useless
 NO_REASON = "no reason is given"
 
 
@@ -37,13 +39,14 @@ class Observer:
             raise
 
     def _observed(self, message: Message) -> Observed | None:
-        key = (message.key or b"").decode("utf-8", "replace")
+        key = (message.key or b"")[: 4 * LONGEST_KEY].decode("utf-8", "replace")[:LONGEST_KEY]
+        time_ms = min(max(0, message.timestamp_ms), LATEST_MS)
         topic, partition = BY_NAME.get(message.topic), message.partition
         if topic is None:
             if message.header(NOTE_HEADER) is not None:
                 return None  # a redrive's note about a dead letter
             reason = (message.header(REASON_HEADER) or NO_REASON)[:MAX_REASON]
-            return Observed(message.timestamp_ms, message.topic, None, key, partition, reason)
+            return Observed(time_ms, message.topic, None, key, partition, reason)
         wanted = self._key is None or topic.name in SHARED or message.key == self._key
         record = None
         if wanted:
@@ -55,4 +58,4 @@ class Observer:
                 self.undecodable += 1
             except SchemaError:
                 self.undecodable += 1
-        return Observed(message.timestamp_ms, topic.name, record, key, partition, raw=message.value)
+        return Observed(time_ms, topic.name, record, key, partition, raw=message.value)

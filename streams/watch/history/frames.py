@@ -35,6 +35,8 @@ COUNTED = frozenset(name for name in MEASUREMENTS if name.endswith(("_seeds", "_
 GRAPH_ROWS = ("health", "problematic")
 """The rows of a GraphFrame."""
 LARGEST_STEP = 2**53
+LARGEST_COUNT = 2**40  # of layer-signals in a window; sums of them stay 64-bit numbers
+LONGEST_ID = 200  # characters, as records have them
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +55,7 @@ class LayerFrame:
         found = decode_fields(value, LayerHealth)
         layers = found["layer_id"]
         rows = _rows([found[name] for name in MEASUREMENTS], layers, "LayerHealth")
-        return cls(found["run_id"], _step(found["step"]), found["final"], layers, rows)
+        return cls(_id(found["run_id"]), _step(found["step"]), found["final"], layers, rows)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +73,7 @@ class GraphFrame:
         found = decode_fields(value, ModelGraph, ("run_id", "step", "layer_id", "health", "problematic"))
         layers, problematic = found["layer_id"], set(found["problematic"])
         rows = _rows([found["health"], [layer in problematic for layer in layers]], layers, "ModelGraph")
-        return cls(found["run_id"], _step(found["step"]), layers, rows)
+        return cls(_id(found["run_id"]), _step(found["step"]), layers, rows)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,14 +99,20 @@ class WindowFrame:
         steps = found["clock"] == "step"
         start, end = (found["start"], found["end"]) if steps else (found["first_step"], found["last_step"] + 1)
         return cls(
-            run_id=found["run_id"],
+            run_id=_id(found["run_id"]),
             middle=(_step(start) + _step(end)) / 2,
             end=end,
             train_loss=_mean(found["model_metrics"], "train_loss"),
             validation_loss=_mean(found["model_metrics"], "validation_loss"),
-            signals=max(0, found["signals"]),
-            shed=max(0, found["shed"]),
+            signals=min(max(0, found["signals"]), LARGEST_COUNT),
+            shed=min(max(0, found["shed"]), LARGEST_COUNT),
         )
+
+
+def _id(value: str) -> str:
+    if not 0 < len(value) <= LONGEST_ID:
+        raise RecordError(f"expected an id of 1 to {LONGEST_ID} characters, got {len(value)}")
+    return value
 
 
 def _step(value: int) -> int:
@@ -121,6 +129,8 @@ def _mean(metrics: Any, name: str) -> float:
 def _rows(columns: list[list[Any]], layers: list[str], record: str) -> Rows:
     if len(layers) > MAX_LAYERS or any(len(column) != len(layers) for column in columns):
         raise RecordError(f"expected columns of {len(layers)} layers, at most {MAX_LAYERS}, in a {record}")
+    for layer in layers:
+        _id(layer)
     with np.errstate(over="ignore"):  # beyond float32 is infinite
         rows: Rows = np.array(columns, dtype=np.float32).reshape(len(columns), len(layers))
     rows[np.isinf(rows)] = np.nan

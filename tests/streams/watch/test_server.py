@@ -1,5 +1,6 @@
 """The server of the page: documents, streams, headers; hostile requests and slow clients."""
 
+import contextlib
 import http.client
 import json
 import socket
@@ -283,6 +284,7 @@ def test_a_stream_is_silent_about_what_its_view_does_not_show(
     client = open_stream("/api/stream/run?run=run-1")
     client.event()
     history.take([Observed.of(watched.performance(10, run_id="run-2"), 1_000)])
+    time.sleep(0.15)  # by now the stream waits until it may send newer counts
     history.take([Observed.of(watched.performance(20), 1_020)])
     assert client.event()["series"]["step"] == [20]
 
@@ -384,7 +386,13 @@ def test_a_client_that_takes_nothing_is_dropped(
     stuck.sendall(b"GET /api/stream/fleet HTTP/1.1\r\nHost: localhost\r\n\r\n")
     until(lambda: len(server.wakes) == 1)
     until(lambda: len(server.wakes) == 0)
+    stuck.settimeout(10)
+    received = b""
+    with contextlib.suppress(ConnectionResetError):
+        while part := stuck.recv(1 << 20):
+            received = (received + part)[-10:]
     stuck.close()
+    assert not received.endswith(b"0\r\n\r\n")  # the response has no end: the connection was cut
 
 
 def test_too_many_streams_are_refused(

@@ -7,9 +7,10 @@ import pytest
 
 from tamiyo.schemas.codec import encode
 from tamiyo.schemas.errors import RecordingError
-from tamiyo.schemas.topics import DECISIONS, MODEL_PERFORMANCE
+from tamiyo.schemas.topics import CONTROL, DECISIONS, MODEL_PERFORMANCE
 from tamiyo.streams.watch import views
 from tamiyo.streams.watch.feeds import RecordingFeed, recording_feed
+from tamiyo.streams.watch.feeds.observing import LATEST_MS, LONGEST_KEY
 from tamiyo.streams.watch.history import History
 from tests.streams.watch import watched
 from tests.support.recordings import make_recording, message
@@ -92,6 +93,31 @@ def test_damage_is_shown_and_what_was_read_stays(tmp_path: Path, monkeypatch: py
     with RecordingFeed(history, tmp_path / "r") as feed, pytest.raises(RecordingError, match="is damaged"):
         feed.wait_until_read(20)
     assert (history.source.reading, "is damaged" in str(history.source.problem)) == (False, True)
+
+
+def test_wrong_clocks_and_long_keys_are_cut(tmp_path: Path) -> None:
+    value = encode(watched.performance(1))
+    odd = [
+        message(MODEL_PERFORMANCE.name, 0, value, timestamp_ms=-1),
+        message(MODEL_PERFORMANCE.name, 1, value, timestamp_ms=2**62),
+        message(CONTROL.name, 0, None, key=b"\xf0\x9f\x98\x80" * 100_000),
+    ]
+    make_recording(tmp_path / "r", odd)
+    history = History()
+    with RecordingFeed(history, tmp_path / "r") as feed:
+        assert feed.wait_until_read(20)
+    assert (history.source.from_ms, history.source.to_ms) == (0, LATEST_MS)
+    assert [len(key) for key in history.orders._commands] == [LONGEST_KEY]
+
+
+def test_a_bug_is_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_recording(tmp_path / "r", frames(3))
+    history = History()
+    monkeypatch.setattr(history, "take", lambda batch: 1 // 0)
+    monkeypatch.setattr(threading, "excepthook", lambda given: None)
+    with RecordingFeed(history, tmp_path / "r") as feed:
+        feed.wait_until_read(20)
+    assert "ZeroDivisionError" in str(history.source.problem)
 
 
 def test_it_can_be_stopped_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -266,6 +266,19 @@ def test_columns_of_unequal_length_are_refused() -> None:
         decoded(LAYER_HEALTH.name, encode(damaged))
 
 
+@pytest.mark.parametrize("changes", [{"run_id": ""}, {"run_id": "a" * 201}, {"layer_id": ["x" * 201, "y"]}])
+def test_ids_are_as_short_as_those_of_records(changes: dict[str, Any]) -> None:
+    damaged = watched.layer_health(10).model_copy(update=changes)
+    with pytest.raises(SchemaError, match="expected an id of 1 to 200 characters"):
+        decoded(LAYER_HEALTH.name, encode(damaged))
+
+
+def test_counts_of_any_size_can_be_added() -> None:
+    huge = make_window(0).model_copy(update={"signals": 2**62, "shed": 2**62})
+    found = views.installation(watched.history((time_ms, huge) for time_ms in range(5)))["shed"]
+    assert (found["signals"], found["share"]) == (5 * 2**40, 0.5)
+
+
 def test_subscribers_are_called_until_they_end() -> None:
     history, calls = watched.history(), []
     end = history.subscribe(lambda: calls.append(1))

@@ -116,3 +116,13 @@ def test_a_past_time_shows_what_was_known_then(count: int) -> None:
     # Decisions may be known before the policy that made them.
     policies = [views.policy(each, at_ms=at_ms)["policies"] for each in (then, now)]
     assert [policy["versions"] for policy in policies[0]] == [policy["versions"] for policy in policies[1]]
+
+
+def test_measurements_that_come_after_their_graph_are_shown() -> None:
+    history = watched.history()
+    graph = make_graph(topology=make_topology(2))
+    history.take(Observed.of(graph.model_copy(update={"step": step}), step) for step in (40, 90))
+    state = merged(None, views.run(history, "run-1"))
+    history.take([Observed.of(watched.layer_health(30), 100)])
+    state = merged(state, views.run(history, "run-1", after=state["revision"]))
+    assert state["heat"]["gradient_norm"] == [[0.5, 0.5], [0.5, 0.5]]
