@@ -48,6 +48,8 @@ LONGEST = (
     "system/test_main_job.py",
     "streams/replay/test_replay.py",
     "streams/cli/test_config.py",
+    "streams/watch/page/test_views.py",
+    "streams/watch/feeds/test_topic_feed.py",
     "system/security/test_hostile.py",
     "streams/admin/test_dlq.py",
     "streams/admin/test_growth.py",

@@ -16,10 +16,11 @@ from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 from aiohttp import web
 
+from tamiyo.schemas.display import finite
 from tamiyo.schemas.errors import ConfigurationError, TamiyoError
 from tamiyo.schemas.kafka import LOOPBACK
 from tamiyo.streams.watch import views
@@ -253,16 +254,8 @@ def to_json(document: Document) -> bytes:
     try:
         text = json.dumps(document, allow_nan=False, separators=(",", ":"))
     except ValueError:
-        text = json.dumps(_finite(document), allow_nan=False, separators=(",", ":"))
+        text = json.dumps(finite(document), allow_nan=False, separators=(",", ":"))
     return text.encode()
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(each) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(each) for each in value]
-    return None if isinstance(value, float) and value - value != 0 else value
 
 
 def _parameters(request: web.Request, optional: set[str]) -> tuple[str, dict[str, str], dict[str, int]]:
