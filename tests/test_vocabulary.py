@@ -1,5 +1,6 @@
 """Words that were retired: the field has a term for each, and readers should meet one term for one thing."""
 
+import functools
 import io
 import re
 import tokenize
@@ -88,6 +89,7 @@ TEXT = {tokenize.COMMENT, tokenize.STRING, getattr(tokenize, "FSTRING_MIDDLE", t
 PHRASE = re.compile(r"\b(" + "|".join(map(re.escape, PHRASES)) + r")\b")
 
 
+@functools.cache
 def identifier_words(name: str) -> list[str]:
     """Split an identifier at underscores and at capitals."""
     return [word.lower() for part in name.split("_") for word in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+", part)]

@@ -33,13 +33,13 @@ COUNT_FRAMES = """
 NOTE_STEPS = """
 () => {
   window.noted = {};
-  const look = () => {
+  const note = () => {
     const fact = [...document.querySelectorAll("dl > *")].find((each) => each.textContent.startsWith("Step"));
     const step = Number((fact?.textContent ?? "").replace(/[^0-9/]/g, "").split("/")[0]);
     if (step && !(step in window.noted)) window.noted[step] = performance.timeOrigin + performance.now();
-    requestAnimationFrame(look);
+    requestAnimationFrame(note);
   };
-  look();
+  note();
 }
 """
 
@@ -55,16 +55,16 @@ def chromium() -> str | None:
 
 @dataclass
 class Browsing:
-    """A browser in a thread of its own, which looks at a page while the caller measures other things."""
+    """A browser in a thread of its own, which opens a page while the caller measures other things."""
 
-    look: Callable[[Any], dict[str, Any]]
+    visit: Callable[[Any], dict[str, Any]]
     """Called with a tab; returns what it has measured."""
     _found: list[dict[str, Any]] = field(default_factory=list)
     _error: list[BaseException] = field(default_factory=list)
     _thread: threading.Thread | None = None
 
     def start(self) -> "Browsing":
-        """Begin to look; does nothing without a browser."""
+        """Begin; does nothing without a browser."""
         program = chromium()
         if program is not None:
             self._thread = threading.Thread(target=self._run, args=(program,), daemon=True)
@@ -86,20 +86,20 @@ class Browsing:
         try:
             with sync_playwright() as playwright:
                 running = playwright.chromium.launch(executable_path=program, args=FLAGS)
-                self._found.append(self.look(running.new_page(viewport={"width": 1280, "height": 900})))
+                self._found.append(self.visit(running.new_page(viewport={"width": 1280, "height": 900})))
                 running.close()
         except BaseException as error:
             self._error.append(error)
 
 
 def first_paint(base: str) -> Callable[[Any], dict[str, Any]]:
-    """Return a look at how soon a page that was just started shows its runs.
+    """Return what measures how soon a page that was just started shows its runs.
 
     Args:
         base: Address of the page.
     """
 
-    def look(tab: Any) -> dict[str, Any]:
+    def visit(tab: Any) -> dict[str, Any]:
         tab.goto("about:blank")
         tab.goto(base, wait_until="commit")
         tab.wait_for_selector("tbody tr", timeout=1000 * CONTENT_S)
@@ -107,19 +107,19 @@ def first_paint(base: str) -> Callable[[Any], dict[str, Any]]:
         paint = "performance.getEntriesByName('first-contentful-paint')[0]?.startTime"
         return {"first_contentful_paint_ms": round(tab.evaluate(paint)), "content_ms": round(content_ms)}
 
-    return look
+    return visit
 
 
 def following(base: str, run_id: str, seconds: float) -> Callable[[Any], dict[str, Any]]:
-    """Return a look at frames, latency and memory while an installation streams.
+    """Return what measures frames, latency and memory while an installation streams.
 
     Args:
         base: Address of the page.
         run_id: The run whose steps are noted as they appear; the caller publishes them.
-        seconds: How long the run is looked at, after the fleet.
+        seconds: How long the run is followed, after the fleet.
     """
 
-    def look(tab: Any) -> dict[str, Any]:
+    def visit(tab: Any) -> dict[str, Any]:
         tab.goto(base)
         tab.wait_for_selector("tbody tr", timeout=1000 * CONTENT_S)
         fleet = frames_of(tab.evaluate(COUNT_FRAMES, FRAMES_S))
@@ -137,7 +137,7 @@ def following(base: str, run_id: str, seconds: float) -> Callable[[Any], dict[st
         noted = {int(step): ms / 1000 for step, ms in tab.evaluate("window.noted").items()}
         return {"fleet_frames": fleet, "run_frames": run, "heap_mib": heap, "noted": noted}
 
-    return look
+    return visit
 
 
 def frames_of(times: list[float]) -> dict[str, float]:

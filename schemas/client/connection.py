@@ -15,6 +15,7 @@ from confluent_kafka.admin import AdminClient
 from tamiyo.schemas.errors import BrokerError, BrokerRefused
 from tamiyo.schemas.kafka import KafkaSettings
 
+REPORT_S = 0.2  # by when librdkafka reports why a connection failed, after a request has failed by it
 FIRST_TRY_S = 0.5  # doubled with every attempt, so that a slow broker gets enough time in the end
 ALERT_S = 0.3  # in TLS 1.3 a broker rejects the client's certificate only after the handshake
 LOGIN = "see TAMIYO_KAFKA_SASL_MECHANISM, TAMIYO_KAFKA_SASL_USERNAME and TAMIYO_KAFKA_SASL_PASSWORD"
@@ -89,6 +90,8 @@ class Connection:
                 time.sleep(min(attempt_s, max(0.0, deadline - time.monotonic())))
             except KafkaException as error:
                 self.admin.poll(0)  # calls error_cb
+                if not self._errors and error.args[0].code() == KafkaError._TRANSPORT:
+                    self.admin.poll(REPORT_S)
                 found = self._explain(error.args[0])
                 if found.final or time.monotonic() >= deadline:
                     return found

@@ -326,7 +326,7 @@ class TopicTable:
             return _joined([time, *self._run(line), Text("(removed)", "dim")])
         if "undecodable" in values and not self._dead_letters:
             return _joined([time, *self._run(line), Text(printable(f"undecodable: {values['undecodable']}"), "red")])
-        for name in ("end", "redrive"):
+        for name in ("redrive", "end"):
             if name in values and "run_id" not in values:
                 return _joined([time, Text(printable(f"({name} {values[name]})"), "dim")])
         return _joined([time, *(self._cell(each, width, values) for each, width in self._sized())])

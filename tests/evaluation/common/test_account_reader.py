@@ -23,8 +23,8 @@ class Stalled:
     def __init__(self, consumer: Consumer) -> None:
         self._consumer = consumer
 
-    def consume(self, count: int, timeout: float) -> list[Any]:
-        return []
+    def poll(self, timeout: float) -> None:
+        time.sleep(timeout)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._consumer, name)

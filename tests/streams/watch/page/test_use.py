@@ -105,7 +105,7 @@ def test_partial_documents_are_merged(server: FakeWatch, open_page: Opener) -> N
     page = open_page().go("#/")
     changed = documents.row(1, step=4242, state="training")
     server.send(documents.document("fleet", 2, whole=False, runs=[changed, documents.row(77)], removed=["run-0000"]))
-    wait_until(page, "document.body.innerText.includes('4.24 k')")
+    wait_until(page, "document.body.innerText.includes('4,242')")
     names = page.evaluate(FIRST_CELLS)
     assert "run-0000" not in names
     assert "run-0001" in names
