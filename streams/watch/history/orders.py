@@ -1,6 +1,7 @@
 """Operators' standing orders over time."""
 
 from collections import OrderedDict
+from collections.abc import Mapping
 
 from tamiyo.schemas.adaptation import ALL_RUNS, ControlCommand
 from tamiyo.streams.stages.decisions.orders import StandingOrders
@@ -35,6 +36,15 @@ class OrderHistory:
         """Return all commands in force at a time."""
         found = (self.command(key, at_ms) for key in self._commands)
         return [command for command in found if command is not None]
+
+    def issued(self, orders: Mapping[str, int]) -> StandingOrders:
+        """Return what commands order together, each given by its key and its `time_ms`, as decisions record them."""
+        return StandingOrders.of(
+            command
+            for key in orders
+            for _, command in self._commands.get(key, [])
+            if command is not None and command.time_ms == orders[key]
+        )
 
     def standing(self, run_id: str, at_ms: int | None = None) -> tuple[StandingOrders, ControlCommand | None]:
         """Return a run's orders in force at a time, and the command that they come from, its own first."""

@@ -117,6 +117,7 @@ class RunHistory:
                 }
                 for each in record.layers
             ],
+            "offers": {each.layer_id: {one.name: one.parameters for one in each.blueprints} for each in record.layers},
             "edges": [{"source": each.source, "target": each.target, "kind": each.kind} for each in record.edges],
         }
         self.topology_revision = revision

@@ -34,7 +34,17 @@ function Bars({ actions, leftOut }) {
       <span class="n">${percent(action.probability, action.probability < 0.001 ? 3 : 1)}</span></li>`)}</ol>
     <p class="about">${many(legal.length, "legal action")}, ${count(illegal.length)} masked${leftOut ? `, ${count(leftOut)} not listed` : ""}.
       ${legal.length > LIKELY && html` <button type="button" class="toggle" onClick=${() => setAll(!all)}>${all ? "fewer" : `show all ${count(legal.length)}`}</button>`}</p>
-    ${illegal.length > 0 && html`<details><summary>Masked actions</summary><ul class="masked">${illegal.map((action) => html`<li><bdi>${actionText(action, 22)}</bdi></li>`)}</ul></details>`}`;
+    ${illegal.length > 0 && html`<details><summary>Masked actions</summary><ul class="masked">${byReason(illegal).map(([reason, actions]) => html`<li><b><${Text}>${reason}</${Text}>:</b> ${actions.map((action, place) => html`${place ? ", " : ""}<bdi>${actionText(action, 22)}</bdi>`)}</li>`)}</ul></details>`}`;
+}
+
+/** Masked actions by the reason for it. */
+function byReason(actions) {
+  const found = new Map();
+  for (const action of actions) {
+    const reason = action.reason ?? "for a reason that the telemetry does not show";
+    found.set(reason, [...(found.get(reason) ?? []), action]);
+  }
+  return [...found];
 }
 
 function Why({ state }) {

@@ -96,7 +96,7 @@ def _actions(document: Document, canvas: Canvas) -> list[RenderableType]:
         style = "bold green" if each.get("chosen") else "" if each.get("legal") else "dim"
         made.add_row(
             Text(">" if each.get("chosen") else "", style),
-            Text(action(each) + ("" if each.get("legal") else " (masked)"), style),
+            Text(action(each) + ("" if each.get("legal") else f" (masked: {words(each.get('reason'))})"), style),
             Text(f"{probability:.4f}", style),
             Text(canvas.bar(probability / highest, width), "green" if each.get("chosen") else "blue"),
         )

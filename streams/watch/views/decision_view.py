@@ -10,6 +10,7 @@ from tamiyo.streams.watch.history import History
 from tamiyo.streams.watch.history.decisions import DecisionHistory
 from tamiyo.streams.watch.views.decision_row import decision_row
 from tamiyo.streams.watch.views.document import Document, UnknownIdError, document, number
+from tamiyo.streams.watch.views.mask_reasons import MaskReasons
 from tamiyo.streams.watch.views.run_view import known_run
 
 MAX_ACTIONS = 500
@@ -30,7 +31,8 @@ def decision(history: History, run_id: str, decision_id: str, *, at_ms: int | No
         RegistryError: Its records need a schema registry, which is unavailable.
     """
     with history.lock:
-        found = known_run(history, run_id, at_ms).decisions.get(decision_id)
+        run = known_run(history, run_id, at_ms)
+        found = run.decisions.get(decision_id)
         row = None if found is None else decision_row(found, at_ms)
         if found is None or row is None:
             raise UnknownIdError(f"run {run_id!r} has no decision {decision_id!r}" + _why(found))
@@ -38,12 +40,14 @@ def decision(history: History, run_id: str, decision_id: str, *, at_ms: int | No
         raw, kernel, handled = found.raw, found.kernel_at(at_ms), found.outcome_at(at_ms)
         rewards = [each.raw for each in found.rewards if at_ms is None or each.time_ms <= at_ms]
         details = found.details
-    record = None if raw is None else decode(raw, AdaptationDecision)
+    record = None if raw is None else decode(raw, AdaptationDecision)  # it may wait for a schema registry
+    with history.lock:
+        reasons = None if record is None else MaskReasons.of(run, record, history.orders.issued(record.orders))
     return {
         **envelope,
         "run_id": run_id,
         "decision": {**row, **({} if record is None else _details(record))},
-        **_choice(record),
+        **_choice(record, reasons),
         "kernel": None if kernel is None or kernel.raw is None else _kernel(decode(kernel.raw, CompiledKernel)),
         "outcome": None if handled is None or handled.raw is None else _outcome(decode(handled.raw, AdaptationOutcome)),
         "rewards": [_reward(decode(each, RewardAnalysis)) for each in rewards if each is not None],
@@ -69,9 +73,9 @@ def _details(record: AdaptationDecision) -> dict[str, Any]:
     }
 
 
-def _choice(record: AdaptationDecision | None) -> dict[str, Any]:
-    """Return the actions with their probabilities, the most probable first."""
-    if record is None:
+def _choice(record: AdaptationDecision | None, reasons: MaskReasons | None) -> dict[str, Any]:
+    """Return the actions with their probabilities, the most probable first, and why others were masked."""
+    if record is None or reasons is None:
         return {"actions": [], "actions_left_out": 0, "layers": [], "kinds": []}
     probabilities = record.probabilities.numpy().ravel().tolist()
     # The catalogue of actions is as long as the mask; a damaged record may have fewer probabilities.
@@ -80,8 +84,9 @@ def _choice(record: AdaptationDecision | None) -> dict[str, Any]:
     kept = order[:MAX_ACTIONS]
     if record.action_index in order[MAX_ACTIONS:]:
         kept = [*kept[:-1], record.action_index]
+    actions = [_action(record, index, probabilities[index]) for index in kept]
     return {
-        "actions": [_action(record, index, probabilities[index]) for index in kept],
+        "actions": [{**each, "reason": None if each["legal"] else reasons.reason(each)} for each in actions],
         "actions_left_out": count - len(kept),
         "layers": record.layers,
         "kinds": record.kinds,

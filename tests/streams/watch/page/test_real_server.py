@@ -42,6 +42,7 @@ def test_every_view_of_a_recording_is_shown(history: History, open_page: Opener)
             page = opened.go(f"#/run/{run}/decision/{decision['decision_id']}")
             assert "Decision at step" in page.locator("h1").inner_text()
             assert page.locator(".bars li").count() > 0
+            assert page.locator(".masked").evaluate("(list) => list.textContent").startswith(("the ", "an ", "what "))
     for view, title in (("policy", "Policy"), ("installation", "Installation")):
         assert title in opened.go(f"#/{view}").locator("h1").inner_text()
     assert opened.page.locator(".plain th[scope=row]", has_text="tamiyo.adaptation.decisions").count() == 1

@@ -220,7 +220,7 @@ def test_a_decision() -> None:
     assert "The layer's gradient is twice its neighbours'. orders in force: *" in shown
     assert "load low_rank at features.0 0.5000 ████████████████████" in shown
     assert "> load parallel_expansion at features.0 0.2500 ██████████" in shown
-    assert "unload at head (masked) 0.0000" in shown
+    assert "unload at head (masked: -) 0.0000" in shown
     assert "24 legal actions, 6 masked or left out" in shown
     assert "kernel compiled, 250 parameters, 1.2 kB, built in 12.3 ms" in shown
     assert "outcome executed at step 201, training paused for 12.5 ms measured before after" in shown
