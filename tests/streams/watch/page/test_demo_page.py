@@ -15,7 +15,7 @@ from tests.streams.watch.page.conftest import Opener, wait_until
 
 pytestmark = [pytest.mark.flow, pytest.mark.timeout(300)]
 
-PICTURES = os.environ.get("TAMIYO_TEST_PICTURES")
+PICTURES = os.environ.get("GUIDE_PICTURES")
 """Folder for the guide's pictures: docs/images to make them anew. None are made without it."""
 RUN = "#/run/mnist1d-0"
 

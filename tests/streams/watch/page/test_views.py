@@ -20,7 +20,7 @@ VIEWS = {
 }
 THEMES = ("light", "dark")
 WIDTHS = (360, 1280, 1920)
-SCREENSHOTS = os.environ.get("TAMIYO_TEST_SCREENSHOTS")
+SCREENSHOTS = os.environ.get("PAGE_PICTURES")
 """Folder to put a picture of each view into; none are made without it."""
 
 
@@ -50,7 +50,7 @@ def test_nothing_is_wider_than_the_window(open_page: Opener, view: str) -> None:
         assert page.evaluate(wide) == [0, 0], f"at {width} pixels"
 
 
-@pytest.mark.skipif(SCREENSHOTS is None, reason="TAMIYO_TEST_SCREENSHOTS names no folder for pictures")
+@pytest.mark.skipif(SCREENSHOTS is None, reason="PAGE_PICTURES names no folder for pictures")
 @pytest.mark.timeout(300)
 def test_pictures_are_taken(open_page: Opener) -> None:
     folder = Path(str(SCREENSHOTS))
