@@ -38,7 +38,7 @@ PYTEST := $(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder
 test: $(VENV)/.dev  ## Run the test suite in four processes; ARGS="-k windows", or -n0 for one process
 	@$(PYTEST) -m "not long" $(ARGS)
 
-test-long: $(VENV)/.dev  ## Run the tests that take minutes: faults, outages, soak, whole training loops
+test-long: $(VENV)/.dev  ## Run the tests that take minutes: faults, outages, frameworks, the laboratory
 	@$(PYTEST) -m long $(ARGS)
 
 planted: $(VENV)/.dev  ## Plant small wrong changes one at a time; a test must fail for each; ARGS="host --jobs 4"

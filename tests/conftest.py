@@ -23,12 +23,19 @@ torch.set_num_threads(1)  # on a busy machine two threads are up to a hundred ti
 
 TESTS = Path(__file__).parent
 
-# Whole installations, programs and training loops under load and faults, minutes each: `make test-long` runs them.
+# Whole installations, programs and training loops, frameworks, and the laboratory: `make test-long` runs them.
 LONG = (
     "evaluation/faults/test_faults.py",
     "evaluation/faults/test_judge.py",
     "evaluation/lab/test_cli.py",
+    "evaluation/lab/test_equivalence.py",
+    "evaluation/lab/test_exploits.py",
+    "evaluation/lab/test_fit.py",
+    "evaluation/lab/test_run.py",
     "evaluation/lab/test_traffic.py",
+    "evaluation/lab/test_twins.py",
+    "evaluation/lab/training/test_fit.py",
+    "evaluation/lab/training/test_lookahead.py",
     "evaluation/lab/training/test_program.py",
     "evaluation/outage/test_outage.py",
     "evaluation/overload/test_overload.py",
@@ -37,6 +44,11 @@ LONG = (
     "examples/test_integration_examples.py",
     "examples/test_training_examples.py",
     "host/loops/test_distributed.py",
+    "integrations/test_accelerate.py",
+    "integrations/test_lightning.py",
+    "integrations/test_loggers.py",
+    "integrations/test_transformers.py",
+    "models/learning/test_credit.py",
     "streams/demo/test_demo.py",
     "streams/runtime/test_outages.py",
     "streams/runtime/test_poison.py",
