@@ -2,7 +2,6 @@
 
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +13,7 @@ from tamiyo.schemas.display import printable
 from tamiyo.schemas.errors import ConfigurationError
 from tamiyo.streams.cli import options
 from tamiyo.streams.cli.options import Bootstrap, examples
-from tamiyo.streams.cli.options.durations import seconds
+from tamiyo.streams.cli.options.durations import time_ms
 
 if TYPE_CHECKING:
     from tamiyo.streams.watch.feeds import Feed
@@ -48,11 +47,11 @@ def watch(
     topics: Annotated[bool, typer.Option("--topics", help="Watch the topics; the default without RECORDING.")] = False,
     port: WatchPort = DEFAULT_PORT,
     since: Annotated[
-        float | None,
+        str | None,
         typer.Option(
-            parser=seconds,
             metavar="TIME",
-            help="Read topics from this long ago on, e.g. 2h; topologies, policies and orders whole. [default: all]",
+            help="Read topics from this time on: a duration back such as 2d, or 2026-05-01T10:00 (UTC); topologies, "
+            "policies and orders whole. [default: all]",
         ),
     ] = None,
     open_page: Annotated[bool, typer.Option("--open/--no-open", help="Open the page in the browser.")] = False,
@@ -85,7 +84,7 @@ def watch(
         report_until(stopped, history)
 
 
-def _recording(history: "History", folder: Path, topics: bool, since: float | None) -> "Feed":
+def _recording(history: "History", folder: Path, topics: bool, since: str | None) -> "Feed":
     from tamiyo.streams.watch.feeds import RecordingFeed
 
     if topics:
@@ -95,10 +94,10 @@ def _recording(history: "History", folder: Path, topics: bool, since: float | No
     return RecordingFeed(history, folder)
 
 
-def _topics(history: "History", bootstrap: str | None, since: float | None) -> "Feed":
+def _topics(history: "History", bootstrap: str | None, since: str | None) -> "Feed":
     from tamiyo.streams.watch.feeds import TopicFeed
 
-    since_ms = None if since is None else max(0, time.time_ns() // 1_000_000 - round(1000 * since))
+    since_ms = time_ms("--since", since)
     return TopicFeed(history, options.connected_kafka(bootstrap), options.names(), since_ms=since_ms)
 
 

@@ -80,6 +80,7 @@ def test_topics_are_served(kafka: KafkaSettings, names: TopicNames, kafka_log: K
         (["missing"], "missing is not a recording: it has no manifest.json"),
         (["RECORDING", "--topics"], "--topics: expected the topics or a RECORDING, got both"),
         (["RECORDING", "--since", "2h"], "--since: a recording is read whole; leave it out"),
+        (["--since", "yesterday"], "--since yesterday: expected a time like 2026-05-01T10:00"),
         (["-b", "127.0.0.1:1"], "127.0.0.1:1"),
         (["RECORDING", "--host", "999.1.1.1"], "cannot listen on 999.1.1.1"),
     ],
