@@ -67,7 +67,8 @@ def demo(
     ] = 1,
     quick: Annotated[bool, typer.Option("--quick", help="1,000 steps: under a minute.")] = False,
     watch: Annotated[
-        bool, typer.Option("--watch", help="Serve the page of `tamiyo watch` meanwhile, and then until Ctrl-C.")
+        bool,
+        typer.Option("--watch", help="Serve and open the page of `tamiyo watch` meanwhile, and then until Ctrl-C."),
     ] = False,
     port: Annotated[
         int | None,

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from tamiyo.streams.cli.watching.watch import DEFAULT_PORT, serving
+from tamiyo.streams.cli.watching.watch import DEFAULT_PORT, has_screen, open_in_browser, serving
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -31,7 +31,7 @@ class DemoPage:
 
 @contextmanager
 def demo_page(console: "Console", port: int | None) -> Iterator[DemoPage]:
-    """Start an embedded broker and the page within the block.
+    """Start an embedded broker and the page within the block; open the page where there is a screen.
 
     Args:
         console: Receives the page's address.
@@ -55,4 +55,6 @@ def demo_page(console: "Console", port: int | None) -> Iterator[DemoPage]:
         Topics(kafka, names).create()
         with TopicFeed(history, kafka, names):
             console.print(f"watch it on {server.url}", highlight=False)
+            if has_screen():
+                open_in_browser(server.url)
             yield DemoPage(kafka, server.url)

@@ -1,5 +1,6 @@
 """`tamiyo watch`: a page that shows what an installation, or a recording, does."""
 
+import os
 import sys
 import threading
 from collections.abc import Iterator
@@ -116,6 +117,12 @@ def open_in_browser(url: str) -> None:
 
     if not webbrowser.open(url):
         _print(f"there is no browser here: open {url} in one")
+
+
+def has_screen() -> bool:
+    """Return whether somebody sits before this machine: a browser without a screen would take the terminal."""
+    screen = sys.platform in ("darwin", "win32") or any(os.environ.get(each) for each in ("DISPLAY", "WAYLAND_DISPLAY"))
+    return screen and sys.stderr.isatty() and not os.environ.get("SSH_CONNECTION")
 
 
 def report_until(stopped: threading.Event, history: "History") -> None:

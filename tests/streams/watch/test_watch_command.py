@@ -1,5 +1,6 @@
 """`tamiyo watch` serves a page until Ctrl-C; what it cannot read or serve is one clear line."""
 
+import io
 import json
 import os
 import re
@@ -11,6 +12,7 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
@@ -123,6 +125,31 @@ def test_a_browser_is_opened_only_on_demand(
     assert run(monkeypatch, "watch", str(recording), "--port", "0", "--open") == 0
     assert re.fullmatch(r"http://127\.0\.0\.1:\d+/", opened[0])
     assert f"there is no browser here: open {opened[0]} in one" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("environment", "terminal", "expected"),
+    [
+        ({"DISPLAY": ":0"}, True, True),
+        ({"WAYLAND_DISPLAY": "wayland-0"}, True, True),
+        ({"DISPLAY": ":0"}, False, False),
+        ({"DISPLAY": ":0", "SSH_CONNECTION": "10.0.0.1 1 10.0.0.2 22"}, True, False),
+        ({}, True, False),
+    ],
+)
+def test_the_demo_opens_its_page_where_there_is_a_screen(
+    monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], terminal: bool, expected: bool
+) -> None:
+    for name in ("DISPLAY", "WAYLAND_DISPLAY", "SSH_CONNECTION"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("sys.platform", "linux")
+    monkeypatch.setattr("sys.stderr", SimpleNamespace(isatty=lambda: terminal))
+    opened: list[str] = []
+    monkeypatch.setattr("tamiyo.streams.cli.watching.demo_page.open_in_browser", opened.append)
+    with demo_page(Console(file=io.StringIO()), 0) as page:
+        assert opened == ([page.url] if expected else [])
 
 
 def test_a_wider_address_is_warned_of(
