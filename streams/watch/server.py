@@ -23,12 +23,11 @@ from aiohttp import web
 from tamiyo.schemas.display import finite
 from tamiyo.schemas.errors import ConfigurationError, TamiyoError
 from tamiyo.schemas.kafka import LOOPBACK
-from tamiyo.streams.watch import views
+from tamiyo.streams.watch import PORT, views
 from tamiyo.streams.watch.history import History
 from tamiyo.streams.watch.stream import MAX_STREAMS, ViewStream, Wakes
 from tamiyo.streams.watch.views import Document, UnknownIdError
 
-PORT = 8470
 PAGE = Path(__file__).parent / "page"
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "

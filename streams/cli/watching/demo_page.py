@@ -5,7 +5,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from tamiyo.streams.cli.watching.watch import DEFAULT_PORT, has_screen, open_in_browser, serving
+from tamiyo.streams.cli.watching.watch import has_screen, open_in_browser, serving
+from tamiyo.streams.watch import PORT
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -48,7 +49,7 @@ def demo_page(console: "Console", port: int | None) -> Iterator[DemoPage]:
 
     history = History()
     with (
-        serving(history, "127.0.0.1", DEFAULT_PORT if port is None else port) as server,
+        serving(history, "127.0.0.1", PORT if port is None else port) as server,
         EmbeddedBroker() as broker,
     ):
         kafka, names = KafkaSettings(bootstrap_servers=broker.bootstrap_servers), TopicNames(prefix="")

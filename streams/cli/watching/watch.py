@@ -15,13 +15,12 @@ from tamiyo.schemas.errors import ConfigurationError
 from tamiyo.streams.cli import options
 from tamiyo.streams.cli.options import Bootstrap, examples
 from tamiyo.streams.cli.options.durations import time_ms
+from tamiyo.streams.watch import PORT
 
 if TYPE_CHECKING:
     from tamiyo.streams.watch.feeds import Feed
     from tamiyo.streams.watch.history import History
     from tamiyo.streams.watch.server import WatchServer
-
-DEFAULT_PORT = 8470
 
 WatchPort = Annotated[
     int,
@@ -46,7 +45,7 @@ def watch(
         Path | None, typer.Argument(help="Folder that `tamiyo record` has made. [default: the topics]")
     ] = None,
     topics: Annotated[bool, typer.Option("--topics", help="Watch the topics; the default without RECORDING.")] = False,
-    port: WatchPort = DEFAULT_PORT,
+    port: WatchPort = PORT,
     since: Annotated[
         str | None,
         typer.Option(
