@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tamiyo.streams.cli.watching.watch import DEFAULT_PORT
+from tamiyo.streams.watch import PORT
 from tests.deploy.support import ROOT, expression_problems, load_yaml, metrics
 
 DASHBOARDS = sorted((ROOT / "deploy" / "grafana" / "dashboards").glob("*.json"))
@@ -159,7 +159,7 @@ def test_wrong_links_are_found() -> None:
 
 def test_the_address_of_the_page_is_where_it_is_served_by_default(dashboard: dict[str, Any]) -> None:
     (variable,) = [each for each in dashboard["templating"]["list"] if each["name"] == "watch_url"]
-    url = f"http://127.0.0.1:{DEFAULT_PORT}"
+    url = f"http://127.0.0.1:{PORT}"
     assert (variable["type"], variable["query"]) == ("textbox", url)
     assert variable["current"] == {"text": url, "value": url}
     assert variable["options"] == [{"text": url, "value": url, "selected": True}]
