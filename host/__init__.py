@@ -10,17 +10,17 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from tamiyo.host.attachment import attach
+    from tamiyo.host._attachment import attach
+    from tamiyo.host._client.kafka_transport import KafkaTransport
+    from tamiyo.host._client.transport import Transport
+    from tamiyo.host._common.settings import HostSettings
+    from tamiyo.host._handle import Handle, HandleStats
+    from tamiyo.host._history.events import AdaptationEvent, EventKind, FrameScalars
+    from tamiyo.host._history.history import History
+    from tamiyo.host._layers.export import export
+    from tamiyo.host._layers.grown_kernels import without_kernels
     from tamiyo.host.blueprints import Blueprint, Kernel, register
-    from tamiyo.host.blueprints.layer_spec import LayerSpec
-    from tamiyo.host.client.kafka_transport import KafkaTransport
-    from tamiyo.host.client.transport import Transport
-    from tamiyo.host.common.settings import HostSettings
-    from tamiyo.host.handle import Handle, HandleStats
-    from tamiyo.host.history.events import AdaptationEvent, EventKind, FrameScalars
-    from tamiyo.host.history.history import History
-    from tamiyo.host.layers.export import export
-    from tamiyo.host.layers.grown_kernels import without_kernels
+    from tamiyo.host.blueprints._layer_spec import LayerSpec
 
 __all__ = [
     "AdaptationEvent",
@@ -49,22 +49,22 @@ except PackageNotFoundError:  # run from a source tree that is not installed
 # Where the public names are. Each is imported when it is used: the pipeline reads the SDK's settings in processes that
 # have no use for torch.
 _PLACES = {
-    "AdaptationEvent": "history.events",
+    "AdaptationEvent": "_history.events",
     "Blueprint": "blueprints",
-    "EventKind": "history.events",
-    "FrameScalars": "history.events",
-    "Handle": "handle",
-    "HandleStats": "handle",
-    "History": "history.history",
-    "HostSettings": "common.settings",
-    "KafkaTransport": "client.kafka_transport",
+    "EventKind": "_history.events",
+    "FrameScalars": "_history.events",
+    "Handle": "_handle",
+    "HandleStats": "_handle",
+    "History": "_history.history",
+    "HostSettings": "_common.settings",
+    "KafkaTransport": "_client.kafka_transport",
     "Kernel": "blueprints",
-    "LayerSpec": "blueprints.layer_spec",
-    "Transport": "client.transport",
-    "attach": "attachment",
-    "export": "layers.export",
+    "LayerSpec": "blueprints._layer_spec",
+    "Transport": "_client.transport",
+    "attach": "_attachment",
+    "export": "_layers.export",
     "register": "blueprints",
-    "without_kernels": "layers.grown_kernels",
+    "without_kernels": "_layers.grown_kernels",
 }
 
 

@@ -9,12 +9,12 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from tamiyo.host._client.transport import InboundRecord, Make
+from tamiyo.host._common.settings import HostSettings
+from tamiyo.host._kernels.compiler import compile_decision, refused_kernel
+from tamiyo.host._kernels.store import KernelStore
 from tamiyo.host.blueprints import blueprint as find_blueprint
 from tamiyo.host.blueprints import names
-from tamiyo.host.client.transport import InboundRecord, Make
-from tamiyo.host.common.settings import HostSettings
-from tamiyo.host.kernels.compiler import compile_decision, refused_kernel
-from tamiyo.host.kernels.store import KernelStore
 from tamiyo.schemas.adaptation import (
     ALL_RUNS,
     Action,

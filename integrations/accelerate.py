@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from tamiyo.host import Handle, attach
-from tamiyo.integrations.carried_state import CarriedState
-from tamiyo.integrations.micro_batches import MicroBatches, Scalar
+from tamiyo.integrations._carried_state import CarriedState
+from tamiyo.integrations._micro_batches import MicroBatches, Scalar
 
 try:
     from accelerate import Accelerator

@@ -10,9 +10,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from tamiyo.host import Handle, attach
-from tamiyo.integrations.carried_state import KEY, CarriedState
-from tamiyo.integrations.micro_batches import MicroBatches
-from tamiyo.integrations.plain_load import PlainLoad
+from tamiyo.integrations._carried_state import KEY, CarriedState
+from tamiyo.integrations._micro_batches import MicroBatches
+from tamiyo.integrations._plain_load import PlainLoad
 from tamiyo.schemas.errors import ConfigurationError
 
 try:

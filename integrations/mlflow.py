@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from tamiyo.host import AdaptationEvent, FrameScalars, Handle
-from tamiyo.integrations.follow import follow, scalars
+from tamiyo.integrations._follow import follow, scalars
 
 try:
     from mlflow import MlflowClient
@@ -16,7 +16,7 @@ except ImportError as error:
 
 __all__ = ["log_to_mlflow"]
 
-EVENTS_FILE = "tamiyo/events.json"
+_EVENTS_FILE = "tamiyo/events.json"
 """The artifact with the events."""
 
 
@@ -49,7 +49,7 @@ def log_to_mlflow(handle: Handle, run_id: str, *, client: MlflowClient | None = 
         logged[:] = [client.log_batch(run_id, metrics=metrics, synchronous=False)]
 
     def event(happened: AdaptationEvent) -> None:
-        client.log_dict(run_id, {"events": handle.history.to_records("events")}, EVENTS_FILE)
+        client.log_dict(run_id, {"events": handle.history.to_records("events")}, _EVENTS_FILE)
         if happened.kind == "closed":
             for operation in logged:
                 operation.wait()

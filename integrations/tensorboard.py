@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from tamiyo.host import AdaptationEvent, FrameScalars, Handle
-from tamiyo.integrations.follow import follow, scalars
+from tamiyo.integrations._follow import follow, scalars
 
 try:
     from torch.utils.tensorboard import SummaryWriter

@@ -7,7 +7,7 @@ from functools import wraps
 from typing import Any
 
 from tamiyo.host import Handle, attach
-from tamiyo.integrations.carried_state import CarriedState
+from tamiyo.integrations._carried_state import CarriedState
 from tamiyo.schemas.errors import ConfigurationError
 
 try:

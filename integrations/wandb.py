@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from tamiyo.host import AdaptationEvent, FrameScalars, Handle
-from tamiyo.integrations.follow import follow, scalars
+from tamiyo.integrations._follow import follow, scalars
 
 if TYPE_CHECKING:
     from wandb import Run

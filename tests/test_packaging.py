@@ -60,7 +60,7 @@ def test_the_source_distribution_contains_the_licence(source: Path, tmp_path: Pa
     (built,) = tmp_path.glob("*.tar.gz")
     with tarfile.open(built) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
-    assert {"LICENSE", "README.md", "pyproject.toml", "host/handle.py"} <= names
+    assert {"LICENSE", "README.md", "pyproject.toml", "host/_handle.py"} <= names
 
 
 def test_the_training_side_needs_no_pipeline() -> None:
@@ -72,7 +72,7 @@ def test_the_training_side_needs_no_pipeline() -> None:
         "extras += ('opentelemetry',)\n"
         "for name in (*pipeline, *extras):\n"
         "    sys.modules[name] = None\n"
-        "import tamiyo.host.kernels.compiler, tamiyo.host.testing\n"
+        "import tamiyo.host._kernels.compiler, tamiyo.host.testing\n"
         "from tamiyo.host import Blueprint, Handle, HostSettings, attach, export, register\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from tamiyo.evaluation.common.measure import Result
 from tamiyo.host import Handle, HostSettings, KafkaTransport
-from tamiyo.host.reference.tasks import Split, Task, load_task
-from tamiyo.host.reference.train import Workload, steps
+from tamiyo.host._reference.tasks import Split, Task, load_task
+from tamiyo.host._reference.train import Workload, steps
 from tamiyo.schemas.kafka import KafkaSettings
 
 BLOCK = 100

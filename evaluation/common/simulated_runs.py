@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 from torch import nn, ones
 
+from tamiyo.host import LayerSpec
 from tamiyo.host.blueprints import CATALOGUE, for_layer
-from tamiyo.host.blueprints.layer_spec import LayerSpec
 from tamiyo.schemas.record import Record
 from tamiyo.schemas.telemetry import (
     BlueprintOffer,

@@ -16,7 +16,7 @@ from tamiyo.evaluation.lab.compare import NEVER
 from tamiyo.evaluation.lab.judge import is_held_out
 from tamiyo.evaluation.lab.traffic import Job, load
 from tamiyo.evaluation.lab.truth import truths
-from tamiyo.host.reference.tasks import HELD_OUT_TASKS, TASKS
+from tamiyo.host._reference.tasks import HELD_OUT_TASKS, TASKS
 
 PAIRS = "policy_pairs.parquet"
 DECISIONS = "policy_decisions.parquet"

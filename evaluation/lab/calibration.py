@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from tamiyo.evaluation.common.command_line import run_program
 from tamiyo.evaluation.lab.baselines import AtOnce, Baseline, Never
 from tamiyo.evaluation.lab.run import Run, RunSpec
-from tamiyo.host.reference.tasks import HELD_OUT_TASKS, LAB_TASKS
+from tamiyo.host._reference.tasks import HELD_OUT_TASKS, LAB_TASKS
 from tamiyo.schemas.display import narrow
 
 MEASURED_STEPS = 60

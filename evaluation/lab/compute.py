@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
 
-from tamiyo.host.common import clock
-from tamiyo.host.layers.kasmina_layer import KERNELS
+from tamiyo.host._common import clock
+from tamiyo.host._layers.kasmina_layer import KERNELS
 
 START_MS = 1_767_225_600_000  # 2026-01-01, the time of day at which every run of the laboratory begins
 

@@ -13,7 +13,7 @@ from functools import cache
 import numpy as np
 from torch import nn
 
-from tamiyo.host.reference.tasks import Split, Task, load_task
+from tamiyo.host._reference.tasks import Split, Task, load_task
 
 STEPS = 1200
 """Length of a run of these hosts."""

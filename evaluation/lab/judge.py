@@ -16,7 +16,7 @@ from tamiyo.evaluation.lab.fit import TrainingCase
 from tamiyo.evaluation.lab.hosts import HOSTS
 from tamiyo.evaluation.lab.traffic import ALONE, Traffic
 from tamiyo.evaluation.lab.truth import costs, objective, truths
-from tamiyo.host.reference.tasks import HELD_OUT_TASKS, LAB_TASKS
+from tamiyo.host._reference.tasks import HELD_OUT_TASKS, LAB_TASKS
 from tamiyo.streams.stages.rewards.estimator import RuleEstimator
 from tamiyo.streams.stages.rewards.fitted import GAIN, NEAR, FittedEstimator
 

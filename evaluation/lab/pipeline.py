@@ -19,9 +19,9 @@ import numpy as np
 import numpy.typing as npt
 
 from tamiyo.evaluation.lab.baselines import Baseline, Learned
-from tamiyo.host.client.transport import InboundRecord, Make
-from tamiyo.host.common import clock
-from tamiyo.host.common.settings import HostSettings
+from tamiyo.host import HostSettings
+from tamiyo.host._client.transport import InboundRecord, Make
+from tamiyo.host._common import clock
 from tamiyo.models.behaviour import Choice
 from tamiyo.models.learning.learner import Learner
 from tamiyo.schemas.adaptation import CompiledKernel

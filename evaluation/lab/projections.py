@@ -17,8 +17,8 @@ from rich.progress import track
 from rich.table import Table
 
 from tamiyo.evaluation.common.command_line import run_program
-from tamiyo.host.reference.tasks import TASKS, load_task
-from tamiyo.host.reference.train import train
+from tamiyo.host._reference.tasks import TASKS, load_task
+from tamiyo.host._reference.train import train
 from tamiyo.schemas.display import narrow
 from tamiyo.streams.stages.rewards.projection import DAMPING, Projection
 

@@ -15,9 +15,8 @@ from tamiyo.evaluation.lab.baselines import Baseline
 from tamiyo.evaluation.lab.compute import ComputeClock
 from tamiyo.evaluation.lab.hosts import lab_task
 from tamiyo.evaluation.lab.pipeline import Pipeline, default_settings
-from tamiyo.host.common.settings import HostSettings
-from tamiyo.host.handle import Handle
-from tamiyo.host.reference.train import VALIDATE_INTERVAL, Workload, evaluate
+from tamiyo.host import Handle, HostSettings
+from tamiyo.host._reference.train import VALIDATE_INTERVAL, Workload, evaluate
 from tamiyo.models.behaviour import Choice
 from tamiyo.models.learning.learner import Learner
 from tamiyo.schemas.adaptation import AdaptationOutcome

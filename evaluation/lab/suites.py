@@ -7,7 +7,7 @@ from typing import Any
 
 from tamiyo.evaluation.lab.hosts import HOSTS
 from tamiyo.evaluation.lab.traffic import Job
-from tamiyo.host.reference.tasks import HELD_OUT_TASKS, LAB_TASKS, TASKS
+from tamiyo.host._reference.tasks import HELD_OUT_TASKS, LAB_TASKS, TASKS
 
 FIT_SEED = 1000
 """First seed of the runs to which the estimator is fitted."""

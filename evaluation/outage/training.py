@@ -11,8 +11,8 @@ import torch
 
 from tamiyo.evaluation.bench.host import BLOCK
 from tamiyo.host import HostSettings, KafkaTransport
-from tamiyo.host.reference.tasks import load_task
-from tamiyo.host.reference.train import Workload, steps
+from tamiyo.host._reference.tasks import load_task
+from tamiyo.host._reference.train import Workload, steps
 from tamiyo.schemas.kafka import KafkaSettings
 from tamiyo.streams.admin.brokers import LocalKafka
 

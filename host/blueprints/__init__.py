@@ -4,20 +4,34 @@ from __future__ import annotations
 
 from typing import TypeVar
 
-from tamiyo.host.blueprints.base import Blueprint, Kernel, seed_of
-from tamiyo.host.blueprints.input_side import LowRank, ParallelExpansion
-from tamiyo.host.blueprints.layer_spec import LayerSpec
-from tamiyo.host.blueprints.output_side import Bottleneck, DepthwiseSeparable, SqueezeExcite
+from tamiyo.host.blueprints._base import Blueprint, Kernel, seed_of
+from tamiyo.host.blueprints._input_side import LowRank, ParallelExpansion
+from tamiyo.host.blueprints._layer_spec import LayerSpec
+from tamiyo.host.blueprints._output_side import Bottleneck, DepthwiseSeparable, SqueezeExcite
 from tamiyo.schemas.errors import KernelError
 
-__all__ = ["CATALOGUE", "Blueprint", "Kernel", "blueprint", "for_layer", "names", "register", "seed_of"]
+__all__ = [
+    "CATALOGUE",
+    "Blueprint",
+    "Bottleneck",
+    "DepthwiseSeparable",
+    "Kernel",
+    "LowRank",
+    "ParallelExpansion",
+    "SqueezeExcite",
+    "blueprint",
+    "for_layer",
+    "names",
+    "register",
+    "seed_of",
+]
 
-B = TypeVar("B", bound=Blueprint)
+_B = TypeVar("_B", bound=Blueprint)
 
 CATALOGUE: dict[str, Blueprint] = {}
 
 
-def register(cls: type[B]) -> type[B]:
+def register(cls: type[_B]) -> type[_B]:
     """Add a blueprint to the catalogue; a class decorator.
 
     Args:
@@ -31,8 +45,7 @@ def register(cls: type[B]) -> type[B]:
 
     Example:
         >>> from tamiyo.host import register
-        >>> from tamiyo.host.blueprints import CATALOGUE
-        >>> from tamiyo.host.blueprints.output_side import Bottleneck
+        >>> from tamiyo.host.blueprints import CATALOGUE, Bottleneck
         >>> @register
         ... class WideBottleneck(Bottleneck):
         ...     name = "wide_bottleneck"

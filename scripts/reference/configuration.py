@@ -10,7 +10,8 @@ def configuration() -> str:
     sections = []
     for cls in classes():
         listed = table(("variable", "type", "default", "meaning"), [row(each) for each in described(cls)])
-        text = f"{summary(cls)}\n\n{listed}\nClass: `{cls.__module__}.{cls.__name__}`."
+        place = cls.__module__.partition("._")[0]  # a class of a private module is exported by the package around it
+        text = f"{summary(cls)}\n\n{listed}\nClass: `{place}.{cls.__name__}`."
         sections.append(section(f"{cls.model_config['env_prefix']}*", text))
     introduction = (
         "A setting is read when a process starts: from a command's flag, else from its environment variable, else from "

@@ -11,7 +11,7 @@ from scripts.reference.markdown import code, modules_with, page, prose, section,
 
 def metrics() -> str:
     """Return the Prometheus metrics of every process, the stages, the learner and the training process."""
-    from tamiyo.host.handle import HandleStats
+    from tamiyo.host import HandleStats
 
     groups: dict[str, list[tuple[str, ...]]] = {"Every process": [], "Stages": [], "Learner": []}
     collector: Any = None

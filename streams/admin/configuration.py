@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic_settings import BaseSettings
 
-from tamiyo.host.common import settings as host_settings
+from tamiyo.host._common import settings as host_settings
 from tamiyo.schemas import kafka
 from tamiyo.schemas.client import registry
 from tamiyo.schemas.errors import ConfigurationError

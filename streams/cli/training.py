@@ -135,9 +135,9 @@ def train(
     import torch
 
     from tamiyo.host import Handle, HostSettings, KafkaTransport
-    from tamiyo.host.reference.tasks import load_task
-    from tamiyo.host.reference.train import Progress, Workload
-    from tamiyo.host.reference.train import train as run
+    from tamiyo.host._reference.tasks import load_task
+    from tamiyo.host._reference.train import Progress, Workload
+    from tamiyo.host._reference.train import train as run
     from tamiyo.schemas.client.registry import RegistrySettings
     from tamiyo.streams.admin.configuration import check, unknown_variables
     from tamiyo.streams.settings import StoreSettings

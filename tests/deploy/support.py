@@ -14,7 +14,7 @@ import typer
 import yaml
 from prometheus_client import REGISTRY
 
-from tamiyo.host.handle import HandleStats
+from tamiyo.host import HandleStats
 from tamiyo.schemas.errors import ConfigurationError
 from tamiyo.streams.admin.configuration import variables
 from tamiyo.streams.process.host_metrics import HostCollector

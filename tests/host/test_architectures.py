@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tamiyo.host import HostSettings, attach, export
-from tamiyo.host.blueprints.layer_kinds import has_lazy_parameters
+from tamiyo.host._topology.tracing import Example, call
+from tamiyo.host.blueprints._layer_kinds import has_lazy_parameters
 from tamiyo.host.testing import MemoryTransport
-from tamiyo.host.topology.tracing import Example, call
 from tamiyo.schemas.errors import ConfigurationError
 from tests.host.work import python_calls
 

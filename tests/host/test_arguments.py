@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from tamiyo.host import attach
-from tamiyo.host.layers.grown_kernels import kernels_of
+from tamiyo.host._layers.grown_kernels import kernels_of
 from tamiyo.host.testing import MemoryTransport
 from tamiyo.schemas.errors import ConfigurationError
 

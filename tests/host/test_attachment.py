@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tamiyo.host import LayerSpec
+from tamiyo.host._client.transport import Make
+from tamiyo.host._layers.grown_kernels import kernels_of
 from tamiyo.host.blueprints import CATALOGUE
-from tamiyo.host.blueprints.layer_spec import LayerSpec
-from tamiyo.host.client.transport import Make
-from tamiyo.host.layers.grown_kernels import kernels_of
 from tamiyo.host.testing import MemoryTransport
 from tamiyo.schemas.errors import ConfigurationError
 from tamiyo.schemas.telemetry import ModelTopology

@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional as F
 
 from tamiyo.host import KafkaTransport, attach
-from tamiyo.host.layers.seed import SeedState
+from tamiyo.host._layers.seed import SeedState
 from tamiyo.host.testing import MemoryTransport
 from tamiyo.schemas.adaptation import AdaptationDecision, AdaptationOutcome, OutcomeStatus
 from tamiyo.schemas.kafka import KafkaSettings, TopicNames

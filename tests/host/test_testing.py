@@ -4,8 +4,8 @@ from collections.abc import Callable
 
 import pytest
 
+from tamiyo.host._layers.seed import SeedState
 from tamiyo.host.blueprints import names
-from tamiyo.host.layers.seed import SeedState
 from tamiyo.host.testing import MemoryTransport
 from tamiyo.models.actions import kinds, to_index
 from tamiyo.schemas.adaptation import CompiledKernel, DecisionType, KernelStatus, OutcomeStatus

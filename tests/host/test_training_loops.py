@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import SGD, Adam, Rprop
 
-from tamiyo.host import attach
-from tamiyo.host.handle import Handle
+from tamiyo.host import Handle, attach
 from tamiyo.host.testing import MemoryTransport
 from tamiyo.schemas.errors import ConfigurationError, KernelError
 from tests.host.adaptation.wrapped_optimizers import SAM, Imitating, Lookahead, Passing, Several
@@ -165,7 +164,7 @@ def test_a_shadow_twin_trains_with_several_optimizers_and_not_without_lookahead(
     kind: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     loop = Loop(MAKE[kind], twin_budget=1.0, planned_steps=40).train(3)
-    with caplog.at_level(logging.INFO, logger="tamiyo.host.probes"):
+    with caplog.at_level(logging.INFO, logger="tamiyo.host._probes"):
         loop.decide("load_kernel", "3")
         loop.train(14)
     messages = [record.getMessage() for record in caplog.records]

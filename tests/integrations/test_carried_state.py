@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tamiyo.host import Handle
-from tamiyo.integrations.carried_state import KEY, CarriedState
+from tamiyo.integrations._carried_state import KEY, CarriedState
 from tamiyo.schemas.errors import KernelError
 from tests.support.runs import Run, data, network, run
 

@@ -24,7 +24,7 @@ def test_a_file_system_that_is_not_installed_is_named_by_its_extra(
 
 def test_an_unknown_scheme_is_refused_without_its_secrets() -> None:
     with pytest.raises(ConfigurationError, match="not the URL of a store") as raised:
-        open_store("gopher3://user:secret@host/kernels")
+        open_store("gopher3://user:secret@host/_kernels")
     assert "secret" not in str(raised.value)
 
 

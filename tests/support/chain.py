@@ -9,8 +9,8 @@ from typing import Any
 
 from opentelemetry.trace import TracerProvider
 
-from tamiyo.host.client.transport import InboundRecord, Make
-from tamiyo.host.common.settings import HostSettings
+from tamiyo.host import HostSettings
+from tamiyo.host._client.transport import InboundRecord, Make
 from tamiyo.schemas import topics
 from tamiyo.schemas.client.tracing import Traces
 from tamiyo.schemas.codec import decode, encode

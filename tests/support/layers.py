@@ -5,10 +5,10 @@ import copy
 import torch
 from torch import Tensor, nn
 
+from tamiyo.host import LayerSpec
+from tamiyo.host._layers.grown_kernels import kernels_of
+from tamiyo.host._layers.kasmina_layer import KasminaLayer
 from tamiyo.host.blueprints import Kernel, blueprint
-from tamiyo.host.blueprints.layer_spec import LayerSpec
-from tamiyo.host.layers.grown_kernels import kernels_of
-from tamiyo.host.layers.kasmina_layer import KasminaLayer
 
 
 class Conv1D(nn.Module):

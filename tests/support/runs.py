@@ -7,11 +7,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tamiyo.host import Handle, HostSettings, attach
-from tamiyo.host.blueprints.layer_spec import LayerSpec
-from tamiyo.host.kernels.compiler import compile_kernel
-from tamiyo.host.kernels.store import KernelStore
-from tamiyo.host.layers.kasmina_layer import KasminaLayer
+from tamiyo.host import Handle, HostSettings, LayerSpec, attach
+from tamiyo.host._kernels.compiler import compile_kernel
+from tamiyo.host._kernels.store import KernelStore
+from tamiyo.host._layers.kasmina_layer import KasminaLayer
 from tamiyo.host.testing import MemoryTransport
 from tamiyo.schemas.adaptation import (
     Action,

@@ -19,8 +19,8 @@ from torch.nn import functional as F
 
 from tamiyo.evaluation.lab.bandit import BLUEPRINTS, GrowthBandit, expected_reward, learn_rounds, no_op_share
 from tamiyo.host import HostSettings, attach
+from tamiyo.host._layers.kasmina_layer import KasminaLayer
 from tamiyo.host.blueprints import names
-from tamiyo.host.layers.kasmina_layer import KasminaLayer
 from tamiyo.models.behaviour import choose
 from tamiyo.models.checkpoint import CheckpointHeader, CheckpointStore, checksum, save
 from tamiyo.models.learning.hyperparameters import LearningSettings

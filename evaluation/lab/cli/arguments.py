@@ -80,7 +80,7 @@ WorkersOption = Annotated[
 def task_names() -> dict[str, str]:
     """Return every task with its use."""
     from tamiyo.evaluation.lab.hosts import HOSTS
-    from tamiyo.host.reference.tasks import HELD_OUT_TASKS, LAB_TASKS
+    from tamiyo.host._reference.tasks import HELD_OUT_TASKS, LAB_TASKS
 
     return {
         **dict.fromkeys(LAB_TASKS, "training"),

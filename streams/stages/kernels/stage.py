@@ -11,8 +11,8 @@ from typing import Any, ClassVar
 
 import structlog
 
-from tamiyo.host.kernels.compiler import compile_decision, refused_kernel
-from tamiyo.host.kernels.store import KernelStore
+from tamiyo.host._kernels.compiler import compile_decision, refused_kernel
+from tamiyo.host._kernels.store import KernelStore
 from tamiyo.schemas.adaptation import AdaptationDecision, CompiledKernel, DecisionType
 from tamiyo.schemas.errors import KernelError
 from tamiyo.schemas.identity import kernel_id

@@ -16,7 +16,7 @@ from tamiyo.evaluation.lab.compute import (
     ComputeClock,
     forward_seconds,
 )
-from tamiyo.host.common import clock
+from tamiyo.host._common import clock
 
 
 def linear_seconds(rows: int, inputs: int, outputs: int) -> float:

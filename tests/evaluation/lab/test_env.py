@@ -11,7 +11,7 @@ from gymnasium.utils.env_checker import check_env
 from tamiyo.evaluation.lab.env import TamiyoEnv
 from tamiyo.evaluation.lab.run import RunResult
 from tamiyo.evaluation.lab.truth import costs, objective
-from tamiyo.host.common import clock
+from tamiyo.host._common import clock
 from tamiyo.schemas.adaptation import DecisionType
 from tamiyo.schemas.errors import ConfigurationError, DatasetError
 from tests.evaluation.lab.support import RunSpec, executed, finished

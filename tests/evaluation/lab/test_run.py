@@ -11,8 +11,8 @@ import pytest
 
 from tamiyo.evaluation.lab.baselines import Learned, Never, baseline
 from tamiyo.evaluation.lab.run import Run, RunResult, RunSpec
-from tamiyo.host.common import clock
-from tamiyo.host.reference.tasks import load_task
+from tamiyo.host._common import clock
+from tamiyo.host._reference.tasks import load_task
 from tamiyo.schemas.errors import DatasetError
 from tamiyo.schemas.topics import CATALOGUE, DECISIONS, GRAPHS, OUTCOMES, SIGNALS, TELEMETRY, TOPOLOGY, WINDOWS
 from tamiyo.streams.stages.registry import STAGES

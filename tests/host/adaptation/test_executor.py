@@ -7,13 +7,13 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from tamiyo.host.adaptation.executor import Executor
-from tamiyo.host.adaptation.growing_optimizer import GrowingOptimizer
-from tamiyo.host.adaptation.limits import Limits
-from tamiyo.host.kernels.cache import KernelCache
-from tamiyo.host.kernels.store import KernelStore
-from tamiyo.host.layers.kasmina_layer import KasminaLayer
-from tamiyo.host.probes.counterfactual import HeldOutBatch
+from tamiyo.host._adaptation.executor import Executor
+from tamiyo.host._adaptation.growing_optimizer import GrowingOptimizer
+from tamiyo.host._adaptation.limits import Limits
+from tamiyo.host._kernels.cache import KernelCache
+from tamiyo.host._kernels.store import KernelStore
+from tamiyo.host._layers.kasmina_layer import KasminaLayer
+from tamiyo.host._probes.counterfactual import HeldOutBatch
 from tamiyo.schemas.adaptation import AdaptationOutcome, KernelStatus, OutcomeStatus
 from tamiyo.schemas.identity import outcome_id
 from tests.support.runs import RUN, STORE, compiled, decision, order, settings

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer, lr_scheduler
 
-from tamiyo.host.adaptation.growing_optimizer import GrowingOptimizer
-from tamiyo.host.layers.kasmina_layer import KasminaLayer
+from tamiyo.host._adaptation.growing_optimizer import GrowingOptimizer
+from tamiyo.host._layers.kasmina_layer import KasminaLayer
 from tamiyo.schemas.errors import AdaptationRefused, ConfigurationError, KernelError
 from tests.host.adaptation.wrapped_optimizers import SAM, Lookahead, Passing, Prepared, Several, Tethered
 from tests.support.layers import kernel

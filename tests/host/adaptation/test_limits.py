@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 import torch
 
-from tamiyo.host.adaptation.limits import Limits
-from tamiyo.host.layers.kasmina_layer import KasminaLayer
+from tamiyo.host._adaptation.limits import Limits
+from tamiyo.host._layers.kasmina_layer import KasminaLayer
 from tamiyo.schemas.errors import AdaptationRefused
 from tests.support.layers import kernel
 from tests.support.runs import decision, order, settings

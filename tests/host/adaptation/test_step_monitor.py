@@ -11,8 +11,8 @@ import torch
 from torch import nn
 from torch.optim import SGD, Adam, Optimizer
 
-from tamiyo.host.adaptation.growing_optimizer import GrowingOptimizer
-from tamiyo.host.adaptation.step_monitor import CHANGES, STEPS
+from tamiyo.host._adaptation.growing_optimizer import GrowingOptimizer
+from tamiyo.host._adaptation.step_monitor import CHANGES, STEPS
 from tamiyo.schemas.errors import AdaptationRefused
 
 X = torch.randn(16, 4, generator=torch.Generator().manual_seed(1))

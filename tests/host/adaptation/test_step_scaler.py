@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, Optimizer
 
-from tamiyo.host.adaptation.growing_optimizer import GrowingOptimizer
+from tamiyo.host._adaptation.growing_optimizer import GrowingOptimizer
 from tamiyo.schemas.errors import AdaptationRefused
 from tests.host.adaptation.wrapped_optimizers import Lookahead, Passing
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.optim import SGD, Adam, lr_scheduler
 
-from tamiyo.host.adaptation.unwrapping import unwrap
+from tamiyo.host._adaptation.unwrapping import unwrap
 from tamiyo.schemas.errors import ConfigurationError
 from tests.host.adaptation.wrapped_optimizers import SAM, Duck, FP16Optimizer, Imitating, Lookahead, Passing, Several
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from tamiyo.host.adaptation.weight_following import WeightFollower
-from tamiyo.host.layers.kasmina_layer import KasminaLayer
+from tamiyo.host._adaptation.weight_following import WeightFollower
+from tamiyo.host._layers.kasmina_layer import KasminaLayer
 from tamiyo.schemas.errors import ConfigurationError
 from tests.support.layers import attached_layers
 from tests.support.runs import Run, data, run

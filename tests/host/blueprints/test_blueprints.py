@@ -7,10 +7,9 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from tamiyo.host import blueprints
+from tamiyo.host import LayerSpec, blueprints
 from tamiyo.host.blueprints import CATALOGUE, Blueprint, Kernel, blueprint, for_layer, names, register, seed_of
-from tamiyo.host.blueprints.layer_kinds import run_layer
-from tamiyo.host.blueprints.layer_spec import LayerSpec
+from tamiyo.host.blueprints._layer_kinds import run_layer
 from tamiyo.schemas.errors import KernelError
 from tests.support.layers import ALL, random_input, spec_of, train
 

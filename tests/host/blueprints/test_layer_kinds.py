@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tamiyo.host.blueprints.layer_kinds import (
+from tamiyo.host.blueprints._layer_kinds import (
     growable,
     has_lazy_parameters,
     layer_input,

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import nn
 
+from tamiyo.host import LayerSpec
 from tamiyo.host.blueprints import CATALOGUE, for_layer
-from tamiyo.host.blueprints.layer_kinds import run_layer
-from tamiyo.host.blueprints.layer_spec import LayerSpec
+from tamiyo.host.blueprints._layer_kinds import run_layer
 from tamiyo.schemas.errors import KernelIncompatible
 from tests.support.layers import ALL, GEOMETRIES, spec_of
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from tamiyo.host import KafkaTransport, attach
-from tamiyo.host.client.announcement import announce
+from tamiyo.host._client.announcement import announce
 from tamiyo.host.testing import MemoryTransport
 from tamiyo.schemas.kafka import KafkaSettings, TopicNames
 from tamiyo.streams.admin.topics import Topics

@@ -8,7 +8,7 @@ import pytest
 from opentelemetry.sdk.trace import TracerProvider
 
 from tamiyo.host import KafkaTransport
-from tamiyo.host.client import kafka_transport
+from tamiyo.host._client import kafka_transport
 from tamiyo.schemas.adaptation import AdaptationOutcome, OutcomeStatus
 from tamiyo.schemas.client.awaited_producer import AwaitedProducer
 from tamiyo.schemas.client.tracing import Traces

@@ -5,7 +5,7 @@ import logging
 import pytest
 from confluent_kafka import KafkaError
 
-from tamiyo.host.client.outage import Outage
+from tamiyo.host._client.outage import Outage
 
 REFUSED = KafkaError(KafkaError._TRANSPORT, "a:1/bootstrap: Connection refused (after 0ms in state CONNECT)")
 DOWN = KafkaError(KafkaError._ALL_BROKERS_DOWN, "2/2 brokers are down")

@@ -6,7 +6,7 @@ from contextlib import ExitStack, closing
 
 import pytest
 
-from tamiyo.host.client.publisher import KafkaPublisher
+from tamiyo.host._client.publisher import KafkaPublisher
 from tamiyo.schemas.client.awaited_producer import AwaitedProducer
 from tamiyo.schemas.codec import encode
 from tamiyo.schemas.kafka import KafkaSettings, TopicNames

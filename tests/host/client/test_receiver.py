@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from confluent_kafka import Consumer, Message, TopicPartition
 
-from tamiyo.host.client import receiver as receiver_module
-from tamiyo.host.client.receiver import KafkaReceiver
-from tamiyo.host.client.transport import InboundRecord
+from tamiyo.host._client import receiver as receiver_module
+from tamiyo.host._client.receiver import KafkaReceiver
+from tamiyo.host._client.transport import InboundRecord
 from tamiyo.schemas.adaptation import AdaptationDecision, CompiledKernel, ControlCommand, KernelStatus
 from tamiyo.schemas.client.awaited_producer import AwaitedProducer
 from tamiyo.schemas.codec import encode

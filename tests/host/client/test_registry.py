@@ -7,8 +7,8 @@ from contextlib import closing
 
 import pytest
 
-from tamiyo.host.client.publisher import KafkaPublisher
-from tamiyo.host.client.receiver import KafkaReceiver
+from tamiyo.host._client.publisher import KafkaPublisher
+from tamiyo.host._client.receiver import KafkaReceiver
 from tamiyo.schemas.client.registry import Registry, RegistrySettings
 from tamiyo.schemas.client.subjects import Subjects, schema_text, subject
 from tamiyo.schemas.codec import encode, use_registry

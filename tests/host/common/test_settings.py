@@ -2,7 +2,7 @@
 
 import pytest
 
-from tamiyo.host.common.settings import HostSettings
+from tamiyo.host import HostSettings
 from tamiyo.schemas.errors import ConfigurationError
 
 

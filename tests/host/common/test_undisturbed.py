@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tamiyo.host import Handle, attach
-from tamiyo.host.common.undisturbed import undisturbed
+from tamiyo.host._common.undisturbed import undisturbed
+from tamiyo.host._topology.tracing import execute
 from tamiyo.host.testing import MemoryTransport
-from tamiyo.host.topology.tracing import execute
 from tests.support.runs import settings
 from tests.support.synchronisations import Elsewhere, Synchronisations
 

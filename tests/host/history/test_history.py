@@ -14,8 +14,8 @@ import torch
 from torch import nn
 
 from tamiyo.host import AdaptationEvent, EventKind, FrameScalars
-from tamiyo.host.history.history import EVENTS_KEPT, FRAMES_KEPT, History
-from tamiyo.host.history.recorder import RunRecorder
+from tamiyo.host._history.history import EVENTS_KEPT, FRAMES_KEPT, History
+from tamiyo.host._history.recorder import RunRecorder
 from tamiyo.schemas.errors import ConfigurationError
 from tamiyo.schemas.topics import MODEL_PERFORMANCE
 from tests.support.runs import Run, decision, network, run

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tamiyo.host.kernels.cache import KernelCache, check_compatible
-from tamiyo.host.kernels.store import KernelStore, StoredKernel
+from tamiyo.host._kernels.cache import KernelCache, check_compatible
+from tamiyo.host._kernels.store import KernelStore, StoredKernel
 from tamiyo.schemas.errors import KernelCorrupt, KernelError, KernelIncompatible
 from tests.support.layers import kernel, spec_of, train
 

@@ -6,11 +6,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tamiyo.host import blueprints
+from tamiyo.host import LayerSpec, blueprints
+from tamiyo.host._kernels.compiler import compile_kernel
+from tamiyo.host._kernels.store import KernelStore
 from tamiyo.host.blueprints import CATALOGUE, Blueprint, Kernel, for_layer
-from tamiyo.host.blueprints.layer_spec import LayerSpec
-from tamiyo.host.kernels.compiler import compile_kernel
-from tamiyo.host.kernels.store import KernelStore
 from tamiyo.schemas.errors import KernelError, KernelIncompatible
 from tests.support.layers import GEOMETRIES, layer, random_input, spec_of
 

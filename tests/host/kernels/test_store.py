@@ -13,8 +13,8 @@ import torch
 from safetensors import safe_open
 from safetensors import torch as safetensors
 
+from tamiyo.host._kernels.store import KernelMetadata, KernelStore, StoredKernel
 from tamiyo.host.blueprints import CATALOGUE, for_layer
-from tamiyo.host.kernels.store import KernelMetadata, KernelStore, StoredKernel
 from tamiyo.schemas.errors import ConfigurationError, KernelCorrupt, KernelError, KernelIncompatible
 from tests.support.layers import ALL, kernel, spec_of
 

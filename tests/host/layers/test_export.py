@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tamiyo.host import export
+from tamiyo.host._layers.kasmina_layer import KasminaLayer
 from tamiyo.host.blueprints import Kernel, for_layer
-from tamiyo.host.layers.export import export
-from tamiyo.host.layers.kasmina_layer import KasminaLayer
 from tamiyo.schemas.errors import KernelError
 from tests.support.layers import GEOMETRIES, FaultyKernel, kernel, layer, random_input, train
 

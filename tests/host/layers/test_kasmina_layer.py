@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tamiyo.host._kernels.cache import KernelCache
+from tamiyo.host._kernels.store import KernelStore
+from tamiyo.host._layers.kasmina_layer import KERNELS, KasminaLayer
+from tamiyo.host._layers.seed import SeedState
 from tamiyo.host.blueprints import CATALOGUE, for_layer
-from tamiyo.host.kernels.cache import KernelCache
-from tamiyo.host.kernels.store import KernelStore
-from tamiyo.host.layers.kasmina_layer import KERNELS, KasminaLayer
-from tamiyo.host.layers.seed import SeedState
 from tamiyo.schemas.errors import KernelError, KernelIncompatible
 from tests.support.layers import GEOMETRIES, FaultyKernel, kernel, layer, load, random_input, spec_of
 

@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tamiyo.host._kernels.cache import KernelCache
+from tamiyo.host._kernels.store import KernelStore
+from tamiyo.host._layers.kasmina_layer import KasminaLayer
+from tamiyo.host._layers.layer_state import pack
+from tamiyo.host._layers.seed import SeedState
 from tamiyo.host.blueprints import CATALOGUE
-from tamiyo.host.kernels.cache import KernelCache
-from tamiyo.host.kernels.store import KernelStore
-from tamiyo.host.layers.kasmina_layer import KasminaLayer
-from tamiyo.host.layers.layer_state import pack
-from tamiyo.host.layers.seed import SeedState
 from tamiyo.schemas.errors import KernelCorrupt, KernelError, KernelIncompatible
 from tests.support.layers import FaultyKernel, layer, load, train
 

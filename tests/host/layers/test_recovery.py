@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tamiyo.host.layers.kasmina_layer import KasminaLayer
-from tamiyo.host.layers.recovery import ErrorRecovery, RecoveryEvent
-from tamiyo.host.layers.seed import SeedState
+from tamiyo.host._layers.kasmina_layer import KasminaLayer
+from tamiyo.host._layers.recovery import ErrorRecovery, RecoveryEvent
+from tamiyo.host._layers.seed import SeedState
 from tamiyo.schemas.errors import KernelError
 from tests.support.layers import FaultyKernel, kernel, layer, train
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tamiyo.host.layers.seed import Seed, SeedState
+from tamiyo.host._layers.seed import Seed, SeedState
 from tamiyo.schemas.errors import KernelError
 from tests.support.layers import kernel, spec_of
 

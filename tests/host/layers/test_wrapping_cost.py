@@ -1,6 +1,6 @@
 import torch
 
-from tamiyo.host.layers import wrapping_cost
+from tamiyo.host._layers import wrapping_cost
 
 
 def test_measuring_the_wrappers_cost_draws_nothing_from_the_users_random_stream() -> None:

@@ -17,10 +17,9 @@ import torch.multiprocessing as mp
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tamiyo.host import HostSettings, attach
-from tamiyo.host.common.clock import SystemClock, using
-from tamiyo.host.handle import Handle
-from tamiyo.host.kernels.cache import KernelCache
+from tamiyo.host import Handle, HostSettings, attach
+from tamiyo.host._common.clock import SystemClock, using
+from tamiyo.host._kernels.cache import KernelCache
 from tamiyo.host.testing import MemoryTransport
 from tamiyo.schemas.errors import ConfigurationError, KernelError
 from tests.support.layers import attached_layer

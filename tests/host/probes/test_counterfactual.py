@@ -5,10 +5,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from tamiyo.host.common.undisturbed import evaluating
-from tamiyo.host.layers.kasmina_layer import KasminaLayer
-from tamiyo.host.layers.seed import SeedState
-from tamiyo.host.probes.counterfactual import HeldOutBatch, active_seeds, latency_ms
+from tamiyo.host._common.undisturbed import evaluating
+from tamiyo.host._layers.kasmina_layer import KasminaLayer
+from tamiyo.host._layers.seed import SeedState
+from tamiyo.host._probes.counterfactual import HeldOutBatch, active_seeds, latency_ms
 from tests.support.layers import kernel
 
 

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tamiyo.host import attach
-from tamiyo.host.probes import activations, counterfactual, paired_latency, probes
-from tamiyo.host.probes.counterfactual import HeldOutBatch
-from tamiyo.host.probes.failures import Failures
-from tamiyo.host.probes.growth_score import GrowthProbe
+from tamiyo.host._probes import activations, counterfactual, paired_latency, probes
+from tamiyo.host._probes.counterfactual import HeldOutBatch
+from tamiyo.host._probes.failures import Failures
+from tamiyo.host._probes.growth_score import GrowthProbe
 from tamiyo.host.testing import MemoryTransport
 from tamiyo.schemas.topics import KERNEL_PERFORMANCE, LAYER_HEALTH, MODEL_PERFORMANCE
 from tests.support.runs import Run, run, settings
@@ -103,7 +103,7 @@ def test_one_layers_failure_costs_its_own_number(
 def test_gradients_that_cannot_be_measured_cost_only_themselves(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("tamiyo.host.probes.gradients._norms", lambda _: 1 / 0)
+    monkeypatch.setattr("tamiyo.host._probes.gradients._norms", lambda _: 1 / 0)
     made = run()
     made.train(6)
     assert [(activations.layer_id, health.layer_id) for activations, health, _ in frames(made)] == [
@@ -160,7 +160,7 @@ def test_frames_go_on_in_double_precision_by_default(caplog: pytest.LogCaptureFi
 
 def test_frames_go_on_when_a_transport_or_an_optimiser_cannot_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
     made = run()
-    monkeypatch.setattr("tamiyo.host.sampling.sampler.memory_bytes", lambda *_: 1 / 0)
+    monkeypatch.setattr("tamiyo.host._sampling.sampler.memory_bytes", lambda *_: 1 / 0)
     made.train(4)
     assert [(model.step, model.memory_bytes) for _, _, model in frames(made)] == [(2, 0), (4, 0)]
     assert made.handle.stats.errors == 2

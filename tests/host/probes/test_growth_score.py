@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
-from tamiyo.host.blueprints.layer_spec import LayerSpec
-from tamiyo.host.probes.growth_score import MAX_INPUTS, GrowthProbe, growth_score
+from tamiyo.host import LayerSpec
+from tamiyo.host._probes.growth_score import MAX_INPUTS, GrowthProbe, growth_score
 from tamiyo.schemas.errors import KernelError
 from tests.support.layers import ALL, GEOMETRIES, random_input, spec_of
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tamiyo.host.probes.overhead import SLOWDOWNS, Governor, OverheadMeter, step_budget
+from tamiyo.host._probes.overhead import SLOWDOWNS, Governor, OverheadMeter, step_budget
 
 
 class Clock:

@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tamiyo.host._layers.kasmina_layer import KasminaLayer
+from tamiyo.host._probes import paired_latency as module
+from tamiyo.host._probes.failures import Failures
+from tamiyo.host._probes.paired_latency import LatencyProbe, PairedLatency, paired_latency
 from tamiyo.host.blueprints import Kernel
-from tamiyo.host.layers.kasmina_layer import KasminaLayer
-from tamiyo.host.probes import paired_latency as module
-from tamiyo.host.probes.failures import Failures
-from tamiyo.host.probes.paired_latency import LatencyProbe, PairedLatency, paired_latency
 from tests.support.layers import kernel
 
 

@@ -6,13 +6,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tamiyo.host.adaptation.growing_optimizer import GrowingOptimizer
-from tamiyo.host.blueprints.layer_spec import LayerSpec
-from tamiyo.host.layers.kasmina_layer import KasminaLayer
-from tamiyo.host.probes.activations import MAX_POSITIONS, MAX_UNITS, activation_stats, unit_values
-from tamiyo.host.probes.growth_score import GrowthProbe
-from tamiyo.host.probes.overhead import OverheadMeter
-from tamiyo.host.probes.probes import Probes
+from tamiyo.host import LayerSpec
+from tamiyo.host._adaptation.growing_optimizer import GrowingOptimizer
+from tamiyo.host._layers.kasmina_layer import KasminaLayer
+from tamiyo.host._probes.activations import MAX_POSITIONS, MAX_UNITS, activation_stats, unit_values
+from tamiyo.host._probes.growth_score import GrowthProbe
+from tamiyo.host._probes.overhead import OverheadMeter
+from tamiyo.host._probes.probes import Probes
 
 
 def stats_of(output: Tensor, channels_last: bool = False) -> tuple[float, float, float]:
@@ -203,7 +203,7 @@ def test_an_error_of_the_sdk_does_not_reach_the_training_loop(monkeypatch: pytes
     def fail(*_: object, **__: object) -> Tensor:
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr("tamiyo.host.probes.probes.unit_values", fail)
+    monkeypatch.setattr("tamiyo.host._probes.probes.unit_values", fail)
     network.probes.arm(growth=False)
     network.step()
     assert network.probes.failures.count == 2

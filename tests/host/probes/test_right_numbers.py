@@ -12,13 +12,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from tamiyo.host import attach
-from tamiyo.host.blueprints.layer_spec import LayerSpec
-from tamiyo.host.layers.kasmina_layer import KasminaLayer
-from tamiyo.host.probes import gradients
-from tamiyo.host.probes.growth_score import GrowthProbe
-from tamiyo.host.probes.overhead import OverheadMeter
-from tamiyo.host.probes.probes import Probes
+from tamiyo.host import LayerSpec, attach
+from tamiyo.host._layers.kasmina_layer import KasminaLayer
+from tamiyo.host._probes import gradients
+from tamiyo.host._probes.growth_score import GrowthProbe
+from tamiyo.host._probes.overhead import OverheadMeter
+from tamiyo.host._probes.probes import Probes
 from tamiyo.host.testing import MemoryTransport
 from tamiyo.schemas.telemetry import LayerHealth
 from tamiyo.schemas.topics import KERNEL_PERFORMANCE, LAYER_HEALTH

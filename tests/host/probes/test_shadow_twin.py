@@ -16,14 +16,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tamiyo.host import Handle, attach
-from tamiyo.host.common import clock
-from tamiyo.host.common.clock import SystemClock
-from tamiyo.host.layers.kasmina_layer import KasminaLayer
-from tamiyo.host.layers.seed import SeedState
-from tamiyo.host.probes import shadow_twin
-from tamiyo.host.probes.shadow_twin import TwinResult
-from tamiyo.host.reference.tasks import load_task
-from tamiyo.host.reference.train import Workload, evaluate, steps
+from tamiyo.host._common import clock
+from tamiyo.host._common.clock import SystemClock
+from tamiyo.host._layers.kasmina_layer import KasminaLayer
+from tamiyo.host._layers.seed import SeedState
+from tamiyo.host._probes import shadow_twin
+from tamiyo.host._probes.shadow_twin import TwinResult
+from tamiyo.host._reference.tasks import load_task
+from tamiyo.host._reference.train import Workload, evaluate, steps
 from tamiyo.host.testing import MemoryTransport
 from tamiyo.schemas.errors import ConfigurationError
 from tamiyo.schemas.telemetry import LayerHealth
@@ -295,11 +295,11 @@ def failing(*_: Any, **__: Any) -> None:
 
 
 def broken_forward(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tamiyo.host.probes.shadow.Shadow.accumulate", failing)
+    monkeypatch.setattr("tamiyo.host._probes.shadow.Shadow.accumulate", failing)
 
 
 def broken_copy(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tamiyo.host.probes.shadow.Shadow.__init__", failing)
+    monkeypatch.setattr("tamiyo.host._probes.shadow.Shadow.__init__", failing)
 
 
 def broken_rates(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -312,8 +312,8 @@ def slow(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def not_finite(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tamiyo.host.probes.counterfactual.HeldOutBatch.of", lambda self, _: self)
-    monkeypatch.setattr("tamiyo.host.probes.counterfactual.HeldOutBatch.loss", lambda _: None)
+    monkeypatch.setattr("tamiyo.host._probes.counterfactual.HeldOutBatch.of", lambda self, _: self)
+    monkeypatch.setattr("tamiyo.host._probes.counterfactual.HeldOutBatch.loss", lambda _: None)
 
 
 @pytest.mark.parametrize("fail", [broken_forward, broken_copy, broken_rates, slow, not_finite])
@@ -388,7 +388,7 @@ def test_the_time_of_a_twin_is_neither_training_nor_overhead(monkeypatch: pytest
         stopped.now += 100.0
         return plain(self, each)
 
-    monkeypatch.setattr("tamiyo.host.probes.shadow.Shadow.accumulate", slowly)
+    monkeypatch.setattr("tamiyo.host._probes.shadow.Shadow.accumulate", slowly)
     monkeypatch.setattr(shadow_twin, "COST_LIMIT", math.inf)
     with clock.using(stopped):
         stats = Loop(options={"overhead_budget": 0.06}).train(4).load().train(6).handle.stats

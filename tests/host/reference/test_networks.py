@@ -6,8 +6,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tamiyo.host import Handle
-from tamiyo.host.reference.tasks import HELD_OUT_TASKS, LAB_TASKS, TASKS, load_task
-from tamiyo.host.reference.train import Workload, steps
+from tamiyo.host._reference.tasks import HELD_OUT_TASKS, LAB_TASKS, TASKS, load_task
+from tamiyo.host._reference.train import Workload, steps
 from tamiyo.host.testing import MemoryTransport
 from tamiyo.schemas.telemetry import ModelTopology
 from tamiyo.schemas.topics import OUTCOMES, TOPOLOGY

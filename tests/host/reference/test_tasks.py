@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from tamiyo.host.reference import source_text
-from tamiyo.host.reference.tasks import HELD_OUT_TASKS, LAB_TASKS, TASKS, Split, load_task
+from tamiyo.host._reference import source_text
+from tamiyo.host._reference.tasks import HELD_OUT_TASKS, LAB_TASKS, TASKS, Split, load_task
 from tamiyo.schemas.errors import DatasetError
 
 SIZES = {

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from tamiyo.host import Handle
-from tamiyo.host.reference.tasks import load_task
-from tamiyo.host.reference.train import Progress, Workload, evaluate, train
+from tamiyo.host._reference.tasks import load_task
+from tamiyo.host._reference.train import Progress, Workload, evaluate, train
 from tamiyo.host.testing import MemoryTransport
 from tamiyo.schemas.telemetry import LayerHealth
 from tamiyo.schemas.topics import LAYER_HEALTH, OUTCOMES, TOPOLOGY

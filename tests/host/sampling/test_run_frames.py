@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from tamiyo.host.sampling.frames import COMPANIONS
+from tamiyo.host._sampling.frames import COMPANIONS
 from tamiyo.schemas.telemetry import CacheHitRates, ErrorRecoveryEvent, KernelPerformance, LayerHealth, ModelPerformance
 from tamiyo.schemas.topics import (
     CACHE_HIT_RATES,

@@ -2,8 +2,8 @@
 
 import pytest
 
-from tamiyo.host.common import clock
-from tamiyo.host.layers.wrapping_cost import wrapping_seconds
+from tamiyo.host._common import clock
+from tamiyo.host._layers.wrapping_cost import wrapping_seconds
 from tamiyo.host.testing import MemoryTransport
 from tamiyo.schemas.topics import CACHE_HIT_RATES, MODEL_PERFORMANCE
 from tests.support.runs import run

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from tamiyo.host.common.device import memory_bytes, read_all
-from tamiyo.host.probes.failures import Failures
-from tamiyo.host.sampling.step_metrics import DIVERGED_LOSS, StepMetrics
+from tamiyo.host._common.device import memory_bytes, read_all
+from tamiyo.host._probes.failures import Failures
+from tamiyo.host._sampling.step_metrics import DIVERGED_LOSS, StepMetrics
 
 
 def test_means_are_over_the_steps_since_the_last_frame() -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tamiyo.host.topology.tracing import MAX_EDGES, MAX_SKIPS, Edge, edges, execute
+from tamiyo.host._topology.tracing import MAX_EDGES, MAX_SKIPS, Edge, edges, execute
 from tamiyo.schemas.errors import ConfigurationError
 from tests.host.work import python_calls
 

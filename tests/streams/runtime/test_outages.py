@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from confluent_kafka import Producer
 
-from tamiyo.host.client.receiver import KafkaReceiver
-from tamiyo.host.client.transport import InboundRecord
+from tamiyo.host._client.receiver import KafkaReceiver
+from tamiyo.host._client.transport import InboundRecord
 from tamiyo.schemas.codec import encode
 from tamiyo.schemas.kafka import PRODUCER, KafkaSettings, TopicNames
 from tamiyo.schemas.topics import DECISIONS

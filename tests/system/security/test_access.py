@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 import pytest
 
-from tamiyo.host.client.publisher import KafkaPublisher
-from tamiyo.host.client.receiver import KafkaReceiver
+from tamiyo.host._client.publisher import KafkaPublisher
+from tamiyo.host._client.receiver import KafkaReceiver
 from tamiyo.schemas.client.broker_wait import wait_for_broker
 from tamiyo.schemas.client.connection import explain
 from tamiyo.schemas.errors import BrokerError, BrokerRefused, ConfigurationError

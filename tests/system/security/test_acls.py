@@ -21,8 +21,8 @@ from confluent_kafka.admin import (
 )
 
 from tamiyo.evaluation.common.simulated_runs import Load, frames, topology
-from tamiyo.host.client.publisher import KafkaPublisher
-from tamiyo.host.client.receiver import KafkaReceiver
+from tamiyo.host._client.publisher import KafkaPublisher
+from tamiyo.host._client.receiver import KafkaReceiver
 from tamiyo.schemas.errors import BrokerError, BrokerRefused
 from tamiyo.schemas.kafka import KafkaSettings, TopicNames
 from tamiyo.schemas.topics import CATALOGUE, DECISIONS, EXPERIENCE, GRAPHS, REWARDS, TELEMETRY, TOPOLOGY

@@ -12,8 +12,8 @@ from aiokafka.record.default_records import DefaultRecordBatch, DefaultRecordBat
 from rich.console import Console
 
 from tamiyo.evaluation.hostile.__main__ import run
-from tamiyo.host.kernels.store import MAX_BYTES as MAX_KERNEL_BYTES
-from tamiyo.host.kernels.store import KernelStore
+from tamiyo.host._kernels.store import MAX_BYTES as MAX_KERNEL_BYTES
+from tamiyo.host._kernels.store import KernelStore
 from tamiyo.models.checkpoint_store import CheckpointStore
 from tamiyo.schemas.analysis import HealthWindow, ModelGraph
 from tamiyo.schemas.codec import MAX_READ_BYTES, decode, encode, header, parsed_schema

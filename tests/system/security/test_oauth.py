@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr
 
-from tamiyo.host.client.publisher import KafkaPublisher
-from tamiyo.host.client.receiver import KafkaReceiver
+from tamiyo.host._client.publisher import KafkaPublisher
+from tamiyo.host._client.receiver import KafkaReceiver
 from tamiyo.schemas.adaptation import ControlCommand
 from tamiyo.schemas.client.connection import explain
 from tamiyo.schemas.errors import BrokerError, BrokerRefused

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tamiyo.host.kernels.store import KernelStore
+from tamiyo.host._kernels.store import KernelStore
 from tamiyo.models.checkpoint_store import CheckpointStore
 from tamiyo.schemas.display import without_secrets
 from tamiyo.schemas.errors import ConfigurationError

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from tamiyo.host.blueprints.layer_spec import LayerSpec
-from tamiyo.host.kernels.store import KernelStore
+from tamiyo.host import LayerSpec
+from tamiyo.host._kernels.store import KernelStore
 from tamiyo.schemas.adaptation import Action, AdaptationDecision, KernelStatus
 from tamiyo.schemas.identity import decision_id, kernel_id
 from tamiyo.schemas.record import Tensor
