@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner, Result
 
-from tamiyo.data import cli, sources
+from tamiyo.data import _cli, _sources
 from tamiyo.schemas.errors import TamiyoError
 from tamiyo.schemas.kafka import KafkaSettings, TopicNames
 from tamiyo.schemas.topics import CATALOGUE, DECISIONS, REWARDS, WINDOWS
@@ -28,7 +28,7 @@ from tests.support.runs import decision
 
 
 def run(*arguments: object) -> Result:
-    return CliRunner().invoke(cli.app, [str(each) for each in arguments], catch_exceptions=True)
+    return CliRunner().invoke(_cli.app, [str(each) for each in arguments], catch_exceptions=True)
 
 
 def refused(*arguments: object) -> str:
@@ -109,9 +109,9 @@ def test_ctrl_c_ends_it_with_130(recording: Path, tmp_path: Path, monkeypatch: p
     import signal
 
     source = Interrupted(recording, DECISIONS, lambda: os.kill(os.getpid(), signal.SIGINT))
-    monkeypatch.setattr(sources, "RecordingSource", lambda folder: source)
+    monkeypatch.setattr(_sources, "RecordingSource", lambda folder: source)
     result = run("windows", "decisions", "--recording", recording, "--out", tmp_path / "out")
-    assert result.exit_code == cli.INTERRUPTED
+    assert result.exit_code == _cli.INTERRUPTED
     assert "stopped; the files above are complete" in result.output
     assert files(tmp_path / "out") == [f"{WINDOWS.name}.model.parquet", f"{WINDOWS.name}.parquet"]
 
@@ -135,12 +135,12 @@ def test_wrong_arguments_are_explained(recording: Path, tmp_path: Path) -> None:
 
 
 def test_names_are_completed() -> None:
-    assert cli.complete_topics("dec") == ["decisions"]
-    assert cli.complete_topics("tamiyo.r") == [REWARDS.name]
+    assert _cli.complete_topics("dec") == ["decisions"]
+    assert _cli.complete_topics("tamiyo.r") == [REWARDS.name]
 
 
 def test_help_imports_no_pyarrow() -> None:
-    code = "import sys, tamiyo.data.cli; assert not {'pyarrow', 'numpy', 'confluent_kafka'} & set(sys.modules)"
+    code = "import sys, tamiyo.data._cli; assert not {'pyarrow', 'numpy', 'confluent_kafka'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

@@ -13,10 +13,10 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from tamiyo.data import exporting, tables
-from tamiyo.data.exporting import Exporter, prepare_folder
-from tamiyo.data.files import Format
-from tamiyo.data.sources import Choice, RecordingSource
+from tamiyo.data import _exporting, _tables
+from tamiyo.data._exporting import Exporter, prepare_folder
+from tamiyo.data._files import Format
+from tamiyo.data._sources import Choice, RecordingSource
 from tamiyo.schemas.errors import BrokerError, ExportError
 from tamiyo.schemas.topics import DECISIONS, MODEL_PERFORMANCE, OUTCOMES, WINDOWS, Topic
 from tamiyo.streams.messages import Message
@@ -64,7 +64,7 @@ class Halfway:
 
 @pytest.fixture
 def recording(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(tables, "BATCH_ROWS", 2)
+    monkeypatch.setattr(_tables, "BATCH_ROWS", 2)
     content = {MODEL_PERFORMANCE: [frame(n) for n in range(9)], WINDOWS: [make_window(n) for n in range(6)]}
     return record_topics(tmp_path / "recording", {**content, DECISIONS: [decision(str(n)) for n in range(5)]})
 
@@ -180,4 +180,4 @@ def test_folders_are_made_and_occupied_ones_refused(tmp_path: Path) -> None:
     prepare_folder(folder, overwrite=True)
     with pytest.raises(ExportError, match="cannot be made or read: "):
         prepare_folder(folder / "notes.txt", overwrite=True)
-    assert exporting.PROGRESS_MESSAGES > 0
+    assert _exporting.PROGRESS_MESSAGES > 0

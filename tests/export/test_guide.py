@@ -3,8 +3,8 @@
 import re
 from pathlib import Path
 
-from tamiyo.data.joined import SCHEMA
-from tamiyo.data.tables import all_tables
+from tamiyo.data._joined import SCHEMA
+from tamiyo.data._tables import all_tables
 
 GUIDE = (Path(__file__).parents[2] / "docs" / "guides" / "export.md").read_text(encoding="utf-8")
 

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from tamiyo.data import decisions
-from tamiyo.data.joined import OTHERS, SCHEMA
-from tamiyo.data.newest import CHUNK, NewestRows
+from tamiyo.data._joined import OTHERS, SCHEMA
+from tamiyo.data._newest import CHUNK, NewestRows
 from tamiyo.schemas.adaptation import AdaptationDecision, AdaptationOutcome, CompiledKernel, OutcomeStatus, Veto
 from tamiyo.schemas.identity import analysis_id, decision_id, outcome_id
 from tamiyo.schemas.learning import CheckpointStatus, PolicyCheckpoint, RewardAnalysis, SpanReward, policy_orders_key

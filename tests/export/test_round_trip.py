@@ -13,12 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tamiyo.data import read
-from tamiyo.data.columns import record_columns
-from tamiyo.data.decoding import Counts, decoded
-from tamiyo.data.exporting import Exporter
-from tamiyo.data.files import Format
-from tamiyo.data.sources import RecordingSource
-from tamiyo.data.tables import MESSAGE_FIELDS, all_tables, tables_of
+from tamiyo.data._columns import record_columns
+from tamiyo.data._decoding import Counts, decoded
+from tamiyo.data._exporting import Exporter
+from tamiyo.data._files import Format
+from tamiyo.data._sources import RecordingSource
+from tamiyo.data._tables import MESSAGE_FIELDS, all_tables, tables_of
 from tamiyo.schemas.adaptation import Action
 from tamiyo.schemas.analysis import STATISTICS, HealthSignals
 from tamiyo.schemas.columns import Columns

@@ -11,9 +11,9 @@ import pytest
 from confluent_kafka import Producer
 
 import tamiyo.data
-from tamiyo.data.names import find, find_topics
-from tamiyo.data.reading import UndecodableWarning
-from tamiyo.data.tables import all_tables
+from tamiyo.data._names import find, find_topics
+from tamiyo.data._reading import UndecodableWarning
+from tamiyo.data._tables import all_tables
 from tamiyo.schemas.adaptation import ControlCommand
 from tamiyo.schemas.codec import encode
 from tamiyo.schemas.errors import BrokerError, ConfigurationError, RecordingError

@@ -13,7 +13,7 @@ from tests.syntax import syntax_tree
 ROOT = Path(__file__).parents[2]
 PUBLIC_MODULES = [
     path
-    for folder in ("host", "integrations")
+    for folder in ("host", "integrations", "data")
     for path in sorted((ROOT / folder).rglob("*.py"))
     if not any(part.startswith("_") and part != "__init__.py" for part in path.relative_to(ROOT).parts)
 ]

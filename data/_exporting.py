@@ -8,12 +8,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from tamiyo.data import joined
-from tamiyo.data.decoding import Counts, Decoded, decoded
-from tamiyo.data.files import Format, TableFile
-from tamiyo.data.joined import DecisionJoin
-from tamiyo.data.sources import Choice, Plan, Source, Stopped
-from tamiyo.data.tables import batches, tables_of
+from tamiyo.data import _joined
+from tamiyo.data._decoding import Counts, Decoded, decoded
+from tamiyo.data._files import Format, TableFile
+from tamiyo.data._joined import DecisionJoin
+from tamiyo.data._sources import Choice, Plan, Source, Stopped
+from tamiyo.data._tables import batches, tables_of
 from tamiyo.schemas.errors import ExportError
 from tamiyo.schemas.topics import DECISIONS, Topic
 
@@ -112,8 +112,8 @@ class Exporter:
         result, self._on_progress = Exported(), on_progress
         plans = self._source.plan(topics, self._choice)
         # What became of a decision comes after it, so only the decisions end at `until`.
-        others = [each for each in joined.OTHERS if join and self._source.has(each)]
-        result.not_recorded = [each.name for each in joined.OTHERS if join and each not in others]
+        others = [each for each in _joined.OTHERS if join and self._source.has(each)]
+        result.not_recorded = [each.name for each in _joined.OTHERS if join and each not in others]
         later = self._source.plan(others, replace(self._choice, until_ms=None))
         decisions = self._source.plan([DECISIONS], self._choice) if join else {}
         on_plan(sum(each.count for each in (*plans.values(), *later.values(), *decisions.values())))
@@ -140,7 +140,7 @@ class Exporter:
         for topic, plan in others.items():
             join.add(topic, self._decoded(plan, result))
         with ExitStack() as partial:
-            file = self._begin(partial, joined.NAME, joined.SCHEMA)
+            file = self._begin(partial, _joined.NAME, _joined.SCHEMA)
             for batch in batches(join.new(self._decoded(decisions, result)), DECISIONS.record):
                 file.write(join.batch(batch))
             self._finish([file], result)

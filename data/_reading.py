@@ -12,12 +12,12 @@ from typing import Any
 
 import pyarrow as pa
 
-from tamiyo.data import joined
-from tamiyo.data.decoding import Counts, decoded
-from tamiyo.data.joined import DecisionJoin
-from tamiyo.data.names import find
-from tamiyo.data.sources import Choice, RecordingSource, Source, TopicSource
-from tamiyo.data.tables import all_tables, batches
+from tamiyo.data import _joined
+from tamiyo.data._decoding import Counts, decoded
+from tamiyo.data._joined import DecisionJoin
+from tamiyo.data._names import find
+from tamiyo.data._sources import Choice, RecordingSource, Source, TopicSource
+from tamiyo.data._tables import all_tables, batches
 from tamiyo.schemas.errors import ConfigurationError
 from tamiyo.schemas.kafka import KafkaSettings, TopicNames
 from tamiyo.schemas.topics import DECISIONS, Topic
@@ -114,10 +114,10 @@ def decisions(
         (25, ['type', 'reward'])
     """
     with _source(recording, kafka, bootstrap_servers, prefix) as source:
-        kept = _checked(columns, joined.SCHEMA.names, joined.NAME)
+        kept = _checked(columns, _joined.SCHEMA.names, _joined.NAME)
         choice = _choice(run, since, until)
         plans = source.plan([DECISIONS], choice)
-        others = [each for each in joined.OTHERS if source.has(each)]
+        others = [each for each in _joined.OTHERS if source.has(each)]
         later = source.plan(others, Choice(choice.runs, choice.since_ms))
         join = DecisionJoin()
         for topic, plan in later.items():
@@ -128,7 +128,7 @@ def decisions(
         messages = join.new(decoded(plans[DECISIONS].messages(lambda: False), DECISIONS, counts))
         found = [join.batch(each).select(kept) for each in batches(messages, DECISIONS.record)]
         _warn(DECISIONS, counts)
-        return _whole(found, joined.SCHEMA, kept)
+        return _whole(found, _joined.SCHEMA, kept)
 
 
 def schema(table: str) -> pa.Schema:
@@ -145,7 +145,7 @@ def schema(table: str) -> pa.Schema:
         'Half of the 90 % interval of the worth, nats; null: not estimated.'
     """
     if table == "joined":
-        return joined.SCHEMA
+        return _joined.SCHEMA
     return all_tables()[find(table, all_tables(), _names(None).prefix)].schema
 
 

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from tamiyo.data.columns import TIME, described, record_columns
-from tamiyo.data.decoding import Decoded
-from tamiyo.data.newest import NewestRows
-from tamiyo.data.tables import provenance
+from tamiyo.data._columns import TIME, described, record_columns
+from tamiyo.data._decoding import Decoded
+from tamiyo.data._newest import NewestRows
+from tamiyo.data._tables import provenance
 from tamiyo.schemas.adaptation import Action, AdaptationDecision, AdaptationOutcome, CompiledKernel
 from tamiyo.schemas.learning import RewardAnalysis, policy_orders_key
 from tamiyo.schemas.record import Record

@@ -11,10 +11,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from tamiyo.data import unpacking
-from tamiyo.data.columns import TIME, Column, described, record_columns
-from tamiyo.data.decoding import Decoded, known_time, layer_columns
-from tamiyo.data.unpacking import HEADER_WITHOUT, Index, rows_in
+from tamiyo.data import _unpacking
+from tamiyo.data._columns import TIME, Column, described, record_columns
+from tamiyo.data._decoding import Decoded, known_time, layer_columns
+from tamiyo.data._unpacking import HEADER_WITHOUT, Index, rows_in
 from tamiyo.schemas.analysis import HealthSignals, HealthWindow
 from tamiyo.schemas.record import Record
 from tamiyo.schemas.topics import CATALOGUE, Topic
@@ -108,23 +108,23 @@ def tables_of(topic: Topic) -> tuple[DataTable, ...]:
     record = topic.record
     if record is HealthSignals:
         return (
-            _table(topic, "one layer and metric of a frame", unpacking.SIGNAL_FIELDS, unpacking.signal_rows),
+            _table(topic, "one layer and metric of a frame", _unpacking.SIGNAL_FIELDS, _unpacking.signal_rows),
             _table(
-                topic, "one metric of the whole model in a frame", unpacking.SIGNAL_MODEL_FIELDS,
-                unpacking.signal_model_rows, ".model",
+                topic, "one metric of the whole model in a frame", _unpacking.SIGNAL_MODEL_FIELDS,
+                _unpacking.signal_model_rows, ".model",
             ),
         )  # fmt: skip
     if record is HealthWindow:
         return (
-            _table(topic, "one layer and metric of a window", unpacking.WINDOW_FIELDS, unpacking.window_rows),
+            _table(topic, "one layer and metric of a window", _unpacking.WINDOW_FIELDS, _unpacking.window_rows),
             _table(
-                topic, "one metric of the whole model in a window", unpacking.WINDOW_MODEL_FIELDS,
-                unpacking.window_model_rows, ".model",
+                topic, "one metric of the whole model in a window", _unpacking.WINDOW_MODEL_FIELDS,
+                _unpacking.window_model_rows, ".model",
             ),
         )  # fmt: skip
     if layer_columns(record):
-        rows: RowsOf = lambda values: unpacking.frame_rows(record, values)  # noqa: E731
-        return (_table(topic, "one layer of a frame", unpacking.frame_fields(record), rows),)
+        rows: RowsOf = lambda values: _unpacking.frame_rows(record, values)  # noqa: E731
+        return (_table(topic, "one layer of a frame", _unpacking.frame_fields(record), rows),)
     return (_table(topic, "one record"),)
 
 

@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from tamiyo.data.columns import described, record_columns
-from tamiyo.data.decoding import layer_columns
+from tamiyo.data._columns import described, record_columns
+from tamiyo.data._decoding import layer_columns
 from tamiyo.schemas.analysis import SAMPLING, STATISTICS, HealthSignals, HealthWindow, ModelStats
 from tamiyo.schemas.columns import DTYPES
 from tamiyo.schemas.record import Record

@@ -14,8 +14,8 @@ from tamiyo.schemas.errors import ConfigurationError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from tamiyo.data.exporting import Exported, Exporter
-    from tamiyo.data.sources import Choice, Source
+    from tamiyo.data._exporting import Exported, Exporter
+    from tamiyo.data._sources import Choice, Source
     from tamiyo.schemas.topics import Topic
 
 INTERRUPTED = 130
@@ -32,7 +32,7 @@ def examples(*commands: str) -> str:
 
 def complete_topics(incomplete: str) -> list[str]:
     """Return the topics that begin so, and their last words that do."""
-    from tamiyo.data.names import ALL
+    from tamiyo.data._names import ALL
     from tamiyo.schemas.topics import BY_NAME
 
     words = [ALL, *(name.rpartition(".")[2] for name in BY_NAME), *BY_NAME]
@@ -135,8 +135,8 @@ def export(
     Columnar records are unpacked: one row for each layer, or each layer and metric. `TOPIC.model` has the metrics of
     the whole model. Ctrl-C keeps the files that are complete.
     """
-    from tamiyo.data.exporting import Exporter, prepare_folder
-    from tamiyo.data.files import Format
+    from tamiyo.data._exporting import Exporter, prepare_folder
+    from tamiyo.data._files import Format
     from tamiyo.schemas.topics import DECISIONS
     from tamiyo.streams.cli import options
     from tamiyo.streams.process.interrupts import stoppable
@@ -167,14 +167,14 @@ def export(
 
 
 def _topics(texts: list[str]) -> "tuple[Topic, ...]":
-    from tamiyo.data.names import find_topics
+    from tamiyo.data._names import find_topics
     from tamiyo.streams.cli import options
 
     return find_topics(texts, options.names().prefix)
 
 
 def _choice(run: list[str] | None, since: str | None, until: str | None) -> "Choice":
-    from tamiyo.data.sources import Choice
+    from tamiyo.data._sources import Choice
     from tamiyo.streams.cli.options.durations import time_ms
 
     first, last = time_ms("--since", since), time_ms("--until", until)
@@ -184,7 +184,7 @@ def _choice(run: list[str] | None, since: str | None, until: str | None) -> "Cho
 
 
 def _source(recording: Path | None, bootstrap: str | None) -> "Source":
-    from tamiyo.data.sources import RecordingSource, TopicSource
+    from tamiyo.data._sources import RecordingSource, TopicSource
     from tamiyo.streams.cli import options
 
     if recording is not None and bootstrap is not None:
