@@ -71,6 +71,12 @@ class Collector:
                     found[stage.group, self._names.bare(each.topic), each.partition] = each.offset
         return found
 
+    def behind(self, partitions: int) -> bool:
+        """Return whether a stage has not committed all of its inputs."""
+        committed = self.committed(partitions)
+        ends = self.ends({(topic, number) for _, topic, number in committed})
+        return any(offset < ends[topic, number] for (_, topic, number), offset in committed.items())
+
     def sample(self, places: list[Place]) -> Sample:
         """Return the committed offsets, and the topics' ends read right after them."""
         committed = self.committed(1 + max(number for _, number in places))

@@ -35,7 +35,8 @@ from tamiyo.streams.process.exit_codes import EXIT_SOFTWARE
 WIDTH = 50
 SAMPLE_S = 2.0
 RECOVERY_TIMEOUT_S = 300.0  # a busy machine takes a minute to start a worker
-QUIET_S = 6.0  # without a new record on any topic everything has drained
+QUIET_S = 6.0  # without a new record on any topic everything has drained, if every input is committed
+BEHIND_S = 45.0  # if one is not: a group whose member is gone needs its session, and a busy machine to start a worker
 DRAIN_TIMEOUT_S = 300.0
 OUTPUTS = (SIGNALS, WINDOWS, GRAPHS, DECISIONS, KERNELS, REWARDS, EXPERIENCE)
 MAX_MESSAGE_BYTES = 1024 * 1024  # a quarter of the default, so that 2,000 layers are too many
@@ -241,19 +242,24 @@ def _wait(done: Any, timeout_s: float) -> bool:
 
 
 def _drained(installation: Installation, host: Host, telemetry: Telemetry) -> bool:
-    """Wait until every run's last graph is decided and no topic grows; return whether that happened in time."""
+    """Wait until every run's last graph is decided and no topic grows; return whether that happened in time.
+
+    A topic that does not grow may also wait for a stage whose partitions nobody holds just then. So a shorter time
+    without growth is enough only where the stages have committed all that they read.
+    """
     console.print("no more telemetry: waiting for the remaining decisions")
     ends: Mapping[Any, int] = {}
-    since = time.monotonic()
+    since, behind = time.monotonic(), True
     with closing(Collector(installation.kafka, installation.names)) as collector:
 
         def quiet() -> bool:
-            nonlocal ends, since
+            nonlocal ends, since, behind
             with suppress(KafkaException):
                 now = collector.ends(_places(telemetry.partitions))
                 if now != ends or not set(telemetry.finished) <= host.ended:
                     ends, since = now, time.monotonic()
-            return time.monotonic() - since >= QUIET_S
+                behind = collector.behind(telemetry.partitions)
+            return time.monotonic() - since >= (BEHIND_S if behind else QUIET_S)
 
         return _wait(quiet, DRAIN_TIMEOUT_S)
 

@@ -24,6 +24,7 @@ QUIET_S = 1_800.0
 KEPT = (TOPOLOGY, KERNELS, CONTROL)
 """Compacted topics with records of runs."""
 FROM_HOST = (*TELEMETRY, TOPOLOGY)
+CLOCKS_DIFFER_S = 60.0  # clocks that are set by NTP differ by less
 REPORTED = 100_000
 """Records between two lines of progress."""
 SIGNS = (*FROM_HOST, DECISIONS, OUTCOMES)
@@ -95,7 +96,11 @@ def activity(
     frames: dict[bytes, dict[Topic, bytes]] = {}
     """By run and topic the last frame, in the order of the log: the clock of a host may have been set back."""
     attached: dict[bytes, int] = {}
-    """By run the Kafka time of its newest topology, if that is newer than its frames."""
+    """By run the Kafka time of its newest topology."""
+    seen: dict[bytes, int] = {}
+    """By run the Kafka time of its newest frame."""
+    # A host whose clock was ahead when it attached has published a topology that seems to follow its last frame.
+    credible_ms = _now_ms() + round(1000 * CLOCKS_DIFFER_S)
     wanted = {names.full(topic.name): topic for topic in topics}
     existing = reader.topics()
     places = [(full, number) for full in wanted for number in existing.get(full, ())]
@@ -114,11 +119,12 @@ def activity(
             frames.setdefault(key, {})[topic] = value
         if topic in FROM_HOST:
             each.host_ms = max(each.host_ms, time_ms)
-        if topic is TOPOLOGY:
-            attached[key] = max(attached.get(key, 0), time_ms)
+        if topic in FROM_HOST and time_ms <= credible_ms:
+            times = attached if topic is TOPOLOGY else seen
+            times[key] = max(times.get(key, 0), time_ms)
     for key, last in frames.items():
         # After its last frame a run may have attached again, whose first frames are still to come.
-        again = attached.get(key, 0) >= found[key].host_ms
+        again = key in attached and attached[key] >= seen.get(key, 0)
         found[key].ended = not again and all(_final(value, topic) for topic, value in last.items())
     return found
 

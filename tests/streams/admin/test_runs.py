@@ -130,11 +130,12 @@ def test_a_live_run_is_never_forgotten_however_short_the_age(installation: Insta
 
 
 def test_the_last_frame_ends_a_run_though_the_hosts_clock_was_set_back(installation: Installation) -> None:
-    for run in ("ended", "going", "attached-again"):
-        installation.send(TOPOLOGY, run, topology(["a"], run_id=run), days_ago=0.01)
+    for run in ("ended", "going", "attached-again", "attached-ahead"):
+        ahead = run == "attached-ahead"
+        installation.send(TOPOLOGY, run, topology(["a"], run_id=run), days_ago=-0.03 if ahead else 0.01)
         installation.send(MODEL_PERFORMANCE, run, model_performance(1, run_id=run), days_ago=-0.02)
         installation.send(MODEL_PERFORMANCE, run, model_performance(2, run_id=run, final=run != "going"))
-    installation.send(TOPOLOGY, "attached-again", topology(["a"], run_id="attached-again"), days_ago=-0.03)
+    installation.send(TOPOLOGY, "attached-again", topology(["a"], run_id="attached-again"))
     assert live_runs(installation.kafka, installation.names) == ["attached-again", "going"]
 
 
