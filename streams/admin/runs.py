@@ -5,7 +5,9 @@ when it starts. A tombstone under a run's key makes readers and compaction drop 
 """
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,6 +27,8 @@ KEPT = (TOPOLOGY, KERNELS, CONTROL)
 """Compacted topics with records of runs."""
 FROM_HOST = (*TELEMETRY, TOPOLOGY)
 CLOCKS_DIFFER_S = 60.0  # clocks that are set by NTP differ by less
+LAST_FRAMES = 3
+"""Messages of a run and topic that are kept: one that nobody can read may follow the final frame."""
 REPORTED = 100_000
 """Records between two lines of progress."""
 SIGNS = (*FROM_HOST, DECISIONS, OUTCOMES)
@@ -93,8 +97,8 @@ def activity(
         BrokerError: the topics cannot be read.
     """
     found: dict[bytes, Activity] = {}
-    frames: dict[bytes, dict[Topic, bytes]] = {}
-    """By run and topic the last frame, in the order of the log: the clock of a host may have been set back."""
+    frames: dict[bytes, dict[Topic, deque[bytes]]] = {}
+    """By run and topic the last frames, in the order of the log: the clock of a host may have been set back."""
     attached: dict[bytes, int] = {}
     """By run the Kafka time of its newest topology."""
     seen: dict[bytes, int] = {}
@@ -116,7 +120,7 @@ def activity(
         each = found.setdefault(key, Activity())
         each.newest_ms = max(each.newest_ms, time_ms)
         if topic in PERIODIC:
-            frames.setdefault(key, {})[topic] = value
+            frames.setdefault(key, {}).setdefault(topic, deque(maxlen=LAST_FRAMES)).append(value)
         if topic in FROM_HOST:
             each.host_ms = max(each.host_ms, time_ms)
         if topic in FROM_HOST and time_ms <= credible_ms:
@@ -125,7 +129,7 @@ def activity(
     for key, last in frames.items():
         # After its last frame a run may have attached again, whose first frames are still to come.
         again = key in attached and attached[key] >= seen.get(key, 0)
-        found[key].ended = not again and all(_final(value, topic) for topic, value in last.items())
+        found[key].ended = not again and all(_final(values, topic) for topic, values in last.items())
     return found
 
 
@@ -223,13 +227,12 @@ class FinishedRuns:
         return kept
 
 
-def _final(value: bytes, topic: Topic) -> bool:
-    """Return whether a record is a run's last frame on its topic."""
-    try:
-        record: Any = decode(value, topic.record)
-    except SchemaError:
-        return False  # a run whose frames cannot be read goes on, as far as one can tell
-    return bool(getattr(record, "final", False))
+def _final(values: deque[bytes], topic: Topic) -> bool:
+    """Return whether the last of a run's frames on a topic ends the run; what nobody can read is no frame."""
+    for value in reversed(values):
+        with suppress(SchemaError):
+            return bool(getattr(decode(value, topic.record), "final", False))
+    return False
 
 
 def _now_ms() -> int:
