@@ -165,7 +165,7 @@ def attach(
         # The transport is open before any decision about this run can be made, which takes its topology.
         transport.open(run_id, settings, cache.fetch_ahead)
         undo.callback(transport.close, 0.0)
-        attached.connect()
+        attached.connect(example_input)
         transport.publish(TOPOLOGY, lambda: topology)
         if replicas is None or replicas.leads:
             announce(

@@ -346,7 +346,7 @@ class Handle:
         """Return the state of model, kernels and optimiser by name: plain values and tensors, for `torch.save`."""
         return {
             "step": self._step,
-            "model": self._model.model.state_dict(),
+            "model": self._model.state_dict(),
             "sampling": self._sampler.state_dict(),
             **self._adapter.state_dict(),
         }

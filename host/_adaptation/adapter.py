@@ -76,6 +76,7 @@ class Adapter:
             publish=self._publish,
             twin=twin,
             clock=clock.seconds if replicas is None else replicas.seconds,
+            contains=model.contains,
         )
 
     def advance(self, step: int, *, sampled: bool = False) -> bool:
@@ -93,8 +94,10 @@ class Adapter:
             if self._model.outdated:
                 self._follow_model()
             if self._replicas is None and sampled:
+                self._model.keep_kernels()
                 self._model.check_kernels()
             elif self._replicas is not None and self._replicas.checks(step):
+                self._model.keep_kernels()
                 self._model.check_kernels(self._replicas.worst)
             for layer in self._model.grown:
                 for dropped in layer.advance(step):

@@ -17,7 +17,7 @@ from tamiyo.host._layers.kasmina_layer import KasminaLayer
 from tamiyo.host._layers.recovery import ErrorRecovery
 from tamiyo.host._layers.selection import Selection
 from tamiyo.host._topology.topology import topology, trainable
-from tamiyo.host._topology.tracing import edges
+from tamiyo.host._topology.tracing import Example, edges
 from tamiyo.schemas.errors import KernelError
 from tamiyo.schemas.telemetry import ModelTopology
 
@@ -104,9 +104,25 @@ class AttachedModel:
             planned_steps=planned_steps,
         )
 
-    def connect(self) -> None:
-        """Let the kernels be part of the model. Raises ConfigurationError if the model's names leave no room."""
-        self._kernels.place(self.model)
+    def connect(self, example: Example) -> None:
+        """Let the kernels be part of the model.
+
+        Args:
+            example: What the model runs on. Raises ConfigurationError if the model has no room for them.
+        """
+        self._kernels.place(self.model, example)
+
+    def contains(self, layer: KasminaLayer) -> bool:
+        """Return whether a layer's module is still one of the model's: the user may have replaced it."""
+        return any(layer.base is module for module in self.model.modules())
+
+    def keep_kernels(self) -> None:
+        """Register the kernels anew if the user has replaced the module that held them."""
+        if not self._kernels.placed(self.model):
+            self._kernels.remove()
+            self._kernels.place(self.model)
+            self.revision += 1
+            recompile()
 
     def release(self) -> None:
         """Leave the model, unless kernels have grown."""
@@ -123,6 +139,7 @@ class AttachedModel:
 
     def refresh(self) -> None:
         """Update `grown`, `kernel_parameters` and `revision` after a change of the kernels."""
+        self.keep_kernels()
         self.grown = tuple(layer for layer in self.layers.values() if len(layer.kernels))
         self.trained = tuple(p for layer in self.grown for p in layer.kernels.parameters())
         self.kernel_parameters = sum(layer.kernel_parameters for layer in self.grown)
@@ -136,16 +153,23 @@ class AttachedModel:
             raise KernelError(f"expected a state dict of the model, got {type(saved).__name__}")
         own, given = (
             {name: getattr(value, "shape", None) for name, value in without_kernels(state).items()}
-            for state in (self.model.state_dict(), saved)
+            for state in (self.state_dict(), saved)
         )
         if own != given:
             different = sorted(name for name in own.keys() | given.keys() if own.get(name) != given.get(name))
             raise KernelError(f"the saved state is of another network: {', '.join(different[:5])} differ")
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return the model's state, kernels included, by the names of its parameters and buffers.
+
+        A model's own `state_dict` may leave some out, or return them under other names.
+        """
+        return nn.Module.state_dict(self.model)
+
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
         """Load the model's state, kernels included. Raises KernelError if it does not fit."""
         try:
-            self.model.load_state_dict(saved)
+            nn.Module.load_state_dict(self.model, saved)
         except RuntimeError as error:
             raise KernelError(f"the saved state does not fit: {error}") from error
 

@@ -70,17 +70,18 @@ def select_layers(model: nn.Module, wanted: Literal["all"] | Iterable[str], exam
     left_alone = dict.fromkeys(ids, "it does not run on example_input: its weights may be read directly")
     trained = _in_training(model, layers, example)
     selected: dict[str, SelectedLayer] = {}
-    for name in run.order:
-        if trained is not None and name not in trained:
-            left_alone[name] = "it does not run in training mode"
-            continue
-        try:
-            spec = LayerSpec.of(ids[name], layers[name], run.inputs[name])
-        except KernelIncompatible as error:
-            left_alone[name] = f"it cannot carry kernels: {error}"
-        else:
-            del left_alone[name]
-            selected[ids[name]] = SelectedLayer(name, spec, layers[name])
+    with undisturbed(model):  # a spec runs its layer
+        for name in run.order:
+            if trained is not None and name not in trained:
+                left_alone[name] = "it does not run in training mode"
+                continue
+            try:
+                spec = LayerSpec.of(ids[name], layers[name], run.inputs[name])
+            except KernelIncompatible as error:
+                left_alone[name] = f"it cannot carry kernels: {error}"
+            else:
+                del left_alone[name]
+                selected[ids[name]] = SelectedLayer(name, spec, layers[name])
     if left_alone and wanted != "all":
         raise ConfigurationError("; ".join(f"layer {name}: {reason}" for name, reason in left_alone.items()))
     if not selected:
