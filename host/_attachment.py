@@ -23,6 +23,7 @@ from tamiyo.host._handle import Handle
 from tamiyo.host._kernels.cache import KernelCache
 from tamiyo.host._kernels.store import KernelStore
 from tamiyo.host._layers.attached_model import AttachedModel
+from tamiyo.host._layers.later_wrappers import require_one_run
 from tamiyo.host._layers.recovery import ErrorRecovery
 from tamiyo.host._layers.selection import identifier, require_known, select_layers
 from tamiyo.host._layers.unwrapping import unwrapped
@@ -129,14 +130,18 @@ def attach(
     replicas: Replicas | None = None
     if replicated() if distributed is None else distributed:
         require_ranks()
-        interval, check_interval = settings.exchange_interval, settings.sample_interval
-        replicas = Replicas(model, interval=interval, check_interval=check_interval)
+        replicas = Replicas(
+            model, interval=settings.exchange_interval, check_interval=settings.sample_interval,
+            timeout_s=settings.exchange_timeout_s,
+        )  # fmt: skip
         run_id = replicas.agree(run_id)
         if not replicas.leads:
             held_out = None
             if isinstance(transport, KafkaTransport):
                 transport = SilentTransport()
             settings = settings.model_copy(update={"sample_interval": NEVER})
+    ranks = () if replicas is None else replicas.ranks
+    require_one_run(model, ranks)
     model = unwrapped(model)
     selection = select_layers(model, "all" if layers == "all" else names(layers, "layers"), example_input)
     ids = {each.name: layer_id for layer_id, each in selection.layers.items()}
@@ -165,7 +170,7 @@ def attach(
         # The transport is open before any decision about this run can be made, which takes its topology.
         transport.open(run_id, settings, cache.fetch_ahead)
         undo.callback(transport.close, 0.0)
-        attached.connect(example_input)
+        attached.connect(example_input, ranks)
         transport.publish(TOPOLOGY, lambda: topology)
         if replicas is None or replicas.leads:
             announce(

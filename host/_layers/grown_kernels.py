@@ -47,6 +47,8 @@ class GrownKernels(nn.Module):
         self._hook: RemovableHandle | None = None
         self._path = ""
         self._called = False
+        self.on_change: Callable[[KasminaLayer], None] | None = None
+        """Called with a layer after a kernel has joined it or left it."""
         for layer in layers.values():
             layer.on_change = self._update
 
@@ -127,6 +129,12 @@ class GrownKernels(nn.Module):
             self._modules[key] = layer
         else:
             self._modules.pop(key, None)
+        if self.on_change is not None:
+            self.on_change(layer)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy of the model is not part of the run.
+        return self.__dict__ | {"on_change": None}
 
     def _before_load(self, _: nn.Module, state: Mapping[str, Tensor], prefix: str, *_rest: Any) -> None:
         """Build and drop kernels as a state dict has them, before torch fills their parameters."""
