@@ -23,6 +23,7 @@ from tamiyo.host._handle import Handle
 from tamiyo.host._kernels.cache import KernelCache
 from tamiyo.host._kernels.store import KernelStore
 from tamiyo.host._layers.attached_model import AttachedModel
+from tamiyo.host._layers.grown_kernels import GrownKernels, kernels_of
 from tamiyo.host._layers.later_wrappers import require_one_run
 from tamiyo.host._layers.recovery import ErrorRecovery
 from tamiyo.host._layers.selection import identifier, require_known, select_layers
@@ -63,8 +64,8 @@ def attach(
 ) -> Handle:
     """Watch a model's layers, publish its topology, and return the handle to call after each step.
 
-    The model's modules stay in place, and it computes the same as before, to the bit, until a decision is executed. If
-    no broker is reachable within
+    The model's modules stay in place, and it computes the same as before, to the bit, until a decision is executed.
+    What an earlier, detached run has grown in it stays, and is the new run's. If no broker is reachable within
     `HostSettings.connect_timeout_s`, training continues without it.
 
     Args:
@@ -143,12 +144,16 @@ def attach(
     ranks = () if replicas is None else replicas.ranks
     require_one_run(model, ranks)
     model = unwrapped(model)
-    selection = select_layers(model, "all" if layers == "all" else names(layers, "layers"), example_input)
-    ids = {each.name: layer_id for layer_id, each in selection.layers.items()}
-    shielded = {ids[name] for name in require_known(names(protected, "protected"), ids, "protected")}
-    shielded |= {ids.get(name, name) for name in settings.protected_layers}
-    shielded |= {layer_id for layer_id, each in selection.layers.items() if not each.spec.growable}
     with ExitStack() as undo:  # a run that cannot begin leaves the optimizers and the transport as they were
+        former = _former(model)
+        if former is not None:
+            former.leave()
+            undo.callback(former.come_back, model)
+        selection = select_layers(model, "all" if layers == "all" else names(layers, "layers"), example_input)
+        ids = {each.name: layer_id for layer_id, each in selection.layers.items()}
+        shielded = {ids[name] for name in require_known(names(protected, "protected"), ids, "protected")}
+        shielded |= {ids.get(name, name) for name in settings.protected_layers}
+        shielded |= {layer_id for layer_id, each in selection.layers.items() if not each.spec.growable}
         growing = GrowingOptimizer(optimizer, model)
         undo.callback(growing.close)
         untrained = {
@@ -171,6 +176,9 @@ def attach(
         transport.open(run_id, settings, cache.fetch_ahead)
         undo.callback(transport.close, 0.0)
         attached.connect(example_input, ranks)
+        undo.callback(attached.kernels.leave)
+        if former is not None:
+            attached.kernels.take_over(former)
         transport.publish(TOPOLOGY, lambda: topology)
         if replicas is None or replicas.leads:
             announce(
@@ -190,9 +198,19 @@ def attach(
             held_out=batch, parameter_budget=topology.parameter_budget, protected=shielded, twin=twin,
             replicas=replicas,
         )  # fmt: skip
+        if former is not None:
+            adapter.take_over()
         sampler = Sampler(
             run_id, attached, growing.optimizers, adapter.executor, cache, transport, settings,
             held_out=batch, meter=meter, twins={} if twin is None else twin.results,
         )  # fmt: skip
         undo.pop_all()
         return Handle(run_id, attached, sampler, adapter, transport, meter, settings, twin)
+
+
+def _former(model: nn.Module) -> GrownKernels | None:
+    """Return the kernels that an earlier run has left in the model. Raises ConfigurationError if it is not over."""
+    former = kernels_of(model)
+    if former is not None and not former.ended:
+        raise ConfigurationError("the model is attached already: detach it first, or attach a fresh one")
+    return former

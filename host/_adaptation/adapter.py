@@ -24,6 +24,7 @@ from tamiyo.host._probes.counterfactual import HeldOutBatch
 from tamiyo.host._probes.shadow_twin import ShadowTwin
 from tamiyo.host.blueprints import for_layer
 from tamiyo.schemas.adaptation import AdaptationOutcome
+from tamiyo.schemas.errors import AdaptationRefused
 from tamiyo.schemas.topics import OUTCOMES
 
 log = logging.getLogger(__name__)
@@ -130,6 +131,19 @@ class Adapter:
     def follow(self, averaged: nn.Module | MutableMapping[str, Tensor]) -> None:
         """Keep averaged weights in step with what grows. Raises ConfigurationError if they are not of this model."""
         self._followers.append(WeightFollower(self._model.model, averaged))
+
+    def take_over(self) -> None:
+        """Train the kernels that the model has kept from an earlier run; where nothing is trained, they stay as is."""
+        self._refresh()
+        for layer in self._model.grown:
+            if self._replicas is not None:
+                self._average(layer)
+            for seed in layer.seeds:
+                if seed.kernel is not None:
+                    try:
+                        self.executor.train(layer, seed)
+                    except AdaptationRefused as refusal:
+                        log.info("kernel %s at layer %s is not trained: %s", seed.kernel_id, layer.layer_id, refusal)
 
     def drain(self, step: int, timeout_s: float) -> None:
         """End the run at `step`: refuse what is open, and every decision that arrives in the next `timeout_s` seconds.

@@ -15,11 +15,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
-from weakref import WeakSet
+from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from tamiyo.host._client.transport import InboundRecord, Transport
 from tamiyo.host._common import clock
@@ -37,6 +38,10 @@ T = TypeVar("T")
 _RECORDS: dict[str, type[Record]] = {
     kind.__name__: kind for kind in (AdaptationDecision, CompiledKernel, ControlCommand)
 }
+
+
+_hooks: WeakKeyDictionary[nn.Module, list[RemovableHandle]] = WeakKeyDictionary()
+"""Those that average a kernel's gradients: a kernel may outlive its run, and go on in another one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,8 +168,12 @@ class Replicas:
         if kernel in self._averaged:
             return
         self._averaged.add(kernel)
-        for parameter in kernel.parameters():
+        for hook in _hooks.pop(kernel, ()):  # of an earlier run
+            hook.remove()
+        _hooks[kernel] = [
             parameter.register_post_accumulate_grad_hook(self._average)  # type: ignore[no-untyped-call]
+            for parameter in kernel.parameters()
+        ]
 
     def _average(self, parameter: Tensor) -> None:
         if parameter.grad is not None:

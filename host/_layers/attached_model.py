@@ -141,7 +141,8 @@ class AttachedModel:
     def release(self) -> None:
         """Leave the model, unless kernels have grown."""
         self.refresh()
-        forget_wrapper(self.kernels)
+        forget_wrapper(self.kernels, grown=bool(self.grown))
+        self.kernels.ended = True
         if not self.grown:
             for layer in self.layers.values():
                 layer.disconnect()

@@ -49,6 +49,8 @@ class GrownKernels(nn.Module):
         self._called = False
         self.on_change: Callable[[KasminaLayer], None] | None = None
         """Called with a layer after a kernel has joined it or left it."""
+        self.ended = False
+        """Whether the run has ended and left its kernels in the model, for another run to take over."""
         for layer in layers.values():
             layer.on_change = self._update
 
@@ -109,6 +111,38 @@ class GrownKernels(nn.Module):
         if self._hook is not None:
             self._hook.remove()
             self._hook = None
+
+    def leave(self) -> None:
+        """Leave the model, with all that has grown; `come_back` undoes it."""
+        for layer in self._of_name.values():
+            layer.disconnect()
+        self.remove()
+
+    def come_back(self, model: nn.Module) -> None:
+        """Become part of the model again after `leave`."""
+        self.place(model)
+        for layer in self._of_name.values():
+            layer.connect()
+
+    def take_over(self, former: GrownKernels) -> None:
+        """Continue with the kernels that an earlier run has grown.
+
+        Args:
+            former: That run's, which has left the model.
+
+        Raises:
+            ConfigurationError: One of its layers is not watched now, or has too few seeds.
+        """
+        for name, layer in former.layers.items():
+            if not len(layer.kernels):
+                continue
+            own = self._of_name.get(name)
+            if own is None or len(own.seeds) <= max(seed.index for seed in layer.seeds if seed.loaded):
+                raise ConfigurationError(
+                    f"layer {name} has kernels of an earlier run: watch it too, with as many seeds, or attach "
+                    "`tamiyo.host.export(model)`, which has plain layers instead"
+                )
+            own.take_over(layer)
 
     def mirror(self, original: GrownKernels) -> None:
         """Take over the kernels of the model that this one is a copy of; those that both have keep their parameters."""

@@ -444,6 +444,23 @@ class KasminaLayer(nn.Module):
         if self.on_change is not None:
             self.on_change(self)
 
+    def take_over(self, former: KasminaLayer) -> None:
+        """Continue with the kernels, the same modules, that an earlier run's companion of this base has.
+
+        Args:
+            former: It has at most as many seeds. Its steps are another run's: this one begins at 0.
+        """
+        for seed in former.seeds:
+            if seed.kernel is not None:
+                if seed.guard is not None:
+                    seed.guard.release()
+                self.seeds[seed.index] = replace(
+                    seed, guard=None, loaded_step=0, step=0, quarantined_step=0, snapshot_step=0
+                )
+                self.kernels[str(seed.index)] = seed.kernel
+        self._refresh()
+        self._changed()
+
     def mirror(self, original: KasminaLayer) -> None:
         """Take over the seeds of the layer that this one is a copy of; kernels that both have keep their parameters.
 

@@ -39,9 +39,16 @@ def expect_wrapper(kernels: GrownKernels, ranks: tuple[int, ...]) -> None:
         register_module_module_registration_hook(_wrapped)
 
 
-def forget_wrapper(kernels: GrownKernels) -> None:
-    """Let the model be wrapped as the user likes: its run has ended."""
-    _attached.pop(kernels, None)
+def forget_wrapper(kernels: GrownKernels, *, grown: bool) -> None:
+    """Let the model be wrapped as the user likes: its run has ended.
+
+    Args:
+        kernels: Those of the run.
+        grown: Whether the model keeps some. If several ranks have trained them, their gradients are still averaged
+            beside DistributedDataParallel.
+    """
+    if not (grown and _attached.get(kernels)):
+        _attached.pop(kernels, None)
 
 
 def require_one_run(wrapper: nn.Module, ranks: tuple[int, ...]) -> None:

@@ -12,7 +12,6 @@ from typing import Literal
 from torch import nn
 
 from tamiyo.host._common.undisturbed import training, undisturbed
-from tamiyo.host._layers.grown_kernels import kernels_of
 from tamiyo.host._topology.tracing import Example, call, execute
 from tamiyo.host.blueprints._layer_kinds import growable, has_lazy_parameters, layer_type
 from tamiyo.host.blueprints._layer_spec import LayerSpec
@@ -53,11 +52,9 @@ def select_layers(model: nn.Module, wanted: Literal["all"] | Iterable[str], exam
     alone: a kernel there would have no effect, or not always.
 
     Raises:
-        ConfigurationError: The model is attached already, has lazy parameters, cannot run on `example`, or lacks a
-            wanted layer; a wanted layer does not run or cannot be watched; or no layer is left.
+        ConfigurationError: The model has lazy parameters, cannot run on `example`, or lacks a wanted layer; a wanted
+            layer does not run or cannot be watched; or no layer is left.
     """
-    if kernels_of(model) is not None:
-        raise ConfigurationError("the model is attached already: detach it first, or attach a fresh one")
     if has_lazy_parameters(model):
         raise ConfigurationError(
             "the model has lazy parameters, which have no shape yet: run one batch first, then make the optimizer"

@@ -27,6 +27,12 @@ def unwrapped(model: nn.Module) -> nn.Module:
         reason = refusal(module)
         if reason:
             raise ConfigurationError(f"{type(module).__name__} cannot grow: {reason}")
+    sharded = {type(parameter).__name__ for parameter in model.parameters()} & {"DTensor", "FlatParameter"}
+    if sharded:
+        raise ConfigurationError(
+            f"the model cannot grow: its parameters are shards ({', '.join(sharded)}), and kernels beside them would "
+            "not be; use DistributedDataParallel"
+        )
     return model
 
 

@@ -107,6 +107,33 @@ def model_first(rank: int, size: int) -> Report:
     return resume(outer=False, own=False)
 
 
+def second_run(rank: int, size: int) -> Report:
+    """A run that takes over the kernels of an earlier one, and is wrapped before and after `attach`."""
+    first = grown()
+    first.handle.detach()
+    reports = []
+    for early in (True, False):
+        loop = object.__new__(Resumed)
+        loop.model, loop.step = first.model, first.step
+        if early:
+            loop.ddp = nn.parallel.DistributedDataParallel(first.model)
+        loop.optimizer = torch.optim.Adam(first.model.parameters(), lr=0.01)
+        loop.transport = MemoryTransport()
+        loop.handle = attach(
+            first.model, loop.optimizer, example_input=torch.zeros(2, 6), settings=settings(), transport=loop.transport
+        )
+        if not early:
+            loop.ddp = nn.parallel.DistributedDataParallel(first.model)
+        loop.train(5)
+        reports.append(loop.report())
+        if not early and rank == 0:
+            loop.transport.decide("unload_kernel", layer="0")
+        loop.train(15)
+        reports.append(loop.report())
+        loop.handle.detach()
+    return {"reports": reports}
+
+
 def different_states(rank: int, size: int) -> Report:
     loop = grown()
     saved = copy.deepcopy(loop.handle.state_dict())
@@ -177,7 +204,7 @@ def uneven(rank: int, size: int) -> Report:
 
 @pytest.fixture(scope="module")
 def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Report]]:
-    works = (handle_first, within_another, model_first, different_states, refused, uneven)
+    works = (handle_first, within_another, model_first, second_run, different_states, refused, uneven)
     return ranks(works, 2, tmp_path_factory.mktemp("ranks"))
 
 
@@ -191,6 +218,13 @@ def test_a_resumed_run_that_is_wrapped_later_goes_on_alike(two_ranks: dict[str, 
         assert report["end"]["kernels"] == []
         assert report["end"]["parameters"] == reports[0]["end"]["parameters"]
         assert report["end"]["errors"] == 0
+
+
+def test_a_second_run_takes_over_the_kernels_of_the_first(two_ranks: dict[str, list[Report]]) -> None:
+    first, second = (report["reports"] for report in two_ranks["second_run"])
+    assert first == second
+    assert [bool(report["kernels"]) for report in first] == [True, True, True, False]
+    assert [report["errors"] for report in first] == [0] * 4
 
 
 def test_ranks_that_load_different_states_are_refused_and_go_on(two_ranks: dict[str, list[Report]]) -> None:

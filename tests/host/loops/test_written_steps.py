@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from tamiyo.host import Handle, attach
 from tamiyo.host.testing import MemoryTransport
+from tamiyo.schemas.errors import ConfigurationError
 from tamiyo.schemas.topics import MODEL_PERFORMANCE
 from tests.host.loops.loops import attached, settings, train
 from tests.host.loops.written import STEPS, Loop, batch, check, mlp
@@ -542,6 +543,53 @@ def test_an_interruption_at_any_time_leaves_a_run_that_goes_on() -> None:
     assert trained == {id(p) for p in model.parameters()}
     handle.close()
     assert transport.closed
+
+
+def test_a_second_run_goes_on_with_what_the_first_has_grown() -> None:
+    torch.manual_seed(0)
+    model = mlp()
+    first, transport, optimizer = attached(model, settings=settings(ramp_steps=6))
+    transport.decide("load_kernel", layer="0", blueprint="parallel_expansion")
+    train(model, optimizer, first, 4)  # amid the ramp
+    first.detach()
+    inputs = batch(0)[0]
+    before, kernels = model(inputs), [p for name, p in model.named_parameters() if "tamiyo" in name]
+    with pytest.raises(ConfigurationError, match="layer 0 has kernels of an earlier run"):
+        attached(model, layers=["2", "4"])
+    assert torch.equal(model(inputs), before)
+    second, transport, optimizer = attached(model, settings=settings(ramp_steps=6))
+    assert torch.equal(model(inputs), before)
+    assert second.layers == ("0", "2", "4")
+    assert second.stats.kernel_parameters == sum(p.numel() for p in kernels) > 0
+    values = [p.detach().clone() for p in kernels]
+    train(model, optimizer, second, 8)
+    assert [id(p) for name, p in model.named_parameters() if "tamiyo" in name] == [id(p) for p in kernels]
+    assert not any(torch.equal(a, b) for a, b in zip(values, kernels, strict=True))
+    trained = [id(p) for group in optimizer.param_groups for p in group["params"]]
+    assert sorted(trained) == sorted(map(id, model.parameters()))
+    transport.decide("unload_kernel", layer="0")
+    train(model, optimizer, second, 10)
+    assert second.stats.kernel_parameters == second.stats.errors == 0
+    second.detach()
+    assert not [name for name in model.state_dict() if "tamiyo" in name]
+
+
+def test_kernels_of_an_earlier_run_stay_as_they_are_where_nothing_is_trained() -> None:
+    torch.manual_seed(0)
+    model = mlp()
+    first, transport, optimizer = attached(model)
+    transport.decide("load_kernel", layer="0", blueprint="low_rank")
+    train(model, optimizer, first, 4)
+    first.detach()
+    model[0].requires_grad_(False)
+    head = SGD([model[4].weight, model[4].bias], 0.1)
+    transport = MemoryTransport()
+    second = attach(model, head, example_input=torch.zeros(2, 8), settings=settings(), transport=transport)
+    kernels = [p for name, p in model.named_parameters() if "tamiyo" in name]
+    values = [p.detach().clone() for p in kernels]
+    train(model, head, second, 6)
+    assert all(torch.equal(a, b) for a, b in zip(values, kernels, strict=True))
+    assert second.stats.errors == 0
 
 
 def test_two_runs_share_an_optimizer() -> None:
