@@ -12,7 +12,7 @@ import pytest
 from tests.host.loops.ranks import needs_gloo
 from tests.integrations.ranked_training import SAVED, STEPS
 
-pytestmark = needs_gloo
+pytestmark = [*needs_gloo, pytest.mark.timeout(300)]
 
 TIMEOUT_S = 240
 """A busy machine imports a framework in half a minute, twice."""

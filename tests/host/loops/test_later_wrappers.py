@@ -17,7 +17,7 @@ from tests.host.loops.ranks import Report, needs_gloo, ranks
 from tests.host.loops.test_distributed import batch, network, settings
 from tests.support.layers import attached_layer
 
-pytestmark = needs_gloo
+pytestmark = [*needs_gloo, pytest.mark.timeout(300)]
 
 
 class Outer(nn.Module):
