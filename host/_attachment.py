@@ -23,6 +23,8 @@ from tamiyo.host._handle import Handle
 from tamiyo.host._kernels.cache import KernelCache
 from tamiyo.host._kernels.store import KernelStore
 from tamiyo.host._layers.attached_model import AttachedModel
+from tamiyo.host._layers.grown_kernels import GrownKernels, kernels_of
+from tamiyo.host._layers.later_wrappers import require_one_run
 from tamiyo.host._layers.recovery import ErrorRecovery
 from tamiyo.host._layers.selection import identifier, require_known, select_layers
 from tamiyo.host._layers.unwrapping import unwrapped
@@ -62,8 +64,8 @@ def attach(
 ) -> Handle:
     """Watch a model's layers, publish its topology, and return the handle to call after each step.
 
-    The model's modules stay in place, and it computes the same as before, to the bit, until a decision is executed. If
-    no broker is reachable within
+    The model's modules stay in place, and it computes the same as before, to the bit, until a decision is executed.
+    What an earlier, detached run has grown in it stays, and is the new run's. If no broker is reachable within
     `HostSettings.connect_timeout_s`, training continues without it.
 
     Args:
@@ -129,21 +131,29 @@ def attach(
     replicas: Replicas | None = None
     if replicated() if distributed is None else distributed:
         require_ranks()
-        interval, check_interval = settings.exchange_interval, settings.sample_interval
-        replicas = Replicas(model, interval=interval, check_interval=check_interval)
+        replicas = Replicas(
+            model, interval=settings.exchange_interval, check_interval=settings.sample_interval,
+            timeout_s=settings.exchange_timeout_s,
+        )  # fmt: skip
         run_id = replicas.agree(run_id)
         if not replicas.leads:
             held_out = None
             if isinstance(transport, KafkaTransport):
                 transport = SilentTransport()
             settings = settings.model_copy(update={"sample_interval": NEVER})
+    ranks = () if replicas is None else replicas.ranks
+    require_one_run(model, ranks)
     model = unwrapped(model)
-    selection = select_layers(model, "all" if layers == "all" else names(layers, "layers"), example_input)
-    ids = {each.name: layer_id for layer_id, each in selection.layers.items()}
-    shielded = {ids[name] for name in require_known(names(protected, "protected"), ids, "protected")}
-    shielded |= {ids.get(name, name) for name in settings.protected_layers}
-    shielded |= {layer_id for layer_id, each in selection.layers.items() if not each.spec.growable}
     with ExitStack() as undo:  # a run that cannot begin leaves the optimizers and the transport as they were
+        former = _former(model)
+        if former is not None:
+            former.leave()
+            undo.callback(former.come_back, model)
+        selection = select_layers(model, "all" if layers == "all" else names(layers, "layers"), example_input)
+        ids = {each.name: layer_id for layer_id, each in selection.layers.items()}
+        shielded = {ids[name] for name in require_known(names(protected, "protected"), ids, "protected")}
+        shielded |= {ids.get(name, name) for name in settings.protected_layers}
+        shielded |= {layer_id for layer_id, each in selection.layers.items() if not each.spec.growable}
         growing = GrowingOptimizer(optimizer, model)
         undo.callback(growing.close)
         untrained = {
@@ -165,7 +175,10 @@ def attach(
         # The transport is open before any decision about this run can be made, which takes its topology.
         transport.open(run_id, settings, cache.fetch_ahead)
         undo.callback(transport.close, 0.0)
-        attached.connect()
+        attached.connect(example_input, ranks)
+        undo.callback(attached.kernels.leave)
+        if former is not None:
+            attached.kernels.take_over(former)
         transport.publish(TOPOLOGY, lambda: topology)
         if replicas is None or replicas.leads:
             announce(
@@ -185,9 +198,19 @@ def attach(
             held_out=batch, parameter_budget=topology.parameter_budget, protected=shielded, twin=twin,
             replicas=replicas,
         )  # fmt: skip
+        if former is not None:
+            adapter.take_over()
         sampler = Sampler(
             run_id, attached, growing.optimizers, adapter.executor, cache, transport, settings,
             held_out=batch, meter=meter, twins={} if twin is None else twin.results,
         )  # fmt: skip
         undo.pop_all()
         return Handle(run_id, attached, sampler, adapter, transport, meter, settings, twin)
+
+
+def _former(model: nn.Module) -> GrownKernels | None:
+    """Return the kernels that an earlier run has left in the model. Raises ConfigurationError if it is not over."""
+    former = kernels_of(model)
+    if former is not None and not former.ended:
+        raise ConfigurationError("the model is attached already: detach it first, or attach a fresh one")
+    return former

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from tamiyo.host._adaptation.adapter import Adapter
 from tamiyo.host._client.transport import Transport
+from tamiyo.host._common.call_stack import within_step_hook
 from tamiyo.host._common.settings import HostSettings
 from tamiyo.host._history.events import AdaptationEvent, FrameScalars
 from tamiyo.host._history.history import History
@@ -112,6 +113,7 @@ class Handle:
         self._twin = twin
         self._step = 0
         self._closed = False
+        self._in_hook: bool | None = None
         self._errors = 0
         self._recorder = RunRecorder(run_id, model)
         model.recovery.on_event = self._on_recovery
@@ -292,7 +294,7 @@ class Handle:
             >>> handle.stats.step
             3
         """
-        if self._closed:
+        if self._closed or self._misplaced():
             return
         if self._twin is not None:
             self._twin.follow(self._step + 1, loss, batch)
@@ -346,7 +348,7 @@ class Handle:
         """Return the state of model, kernels and optimiser by name: plain values and tensors, for `torch.save`."""
         return {
             "step": self._step,
-            "model": self._model.model.state_dict(),
+            "model": self._model.state_dict(),
             "sampling": self._sampler.state_dict(),
             **self._adapter.state_dict(),
         }
@@ -438,6 +440,18 @@ class Handle:
         self._recorder.kernels(self._step)
         with self._meter.outside():
             self._recorder.deliver()
+
+    def _misplaced(self) -> bool:
+        """Return whether `step` is called by a hook of an optimizer, whose hooks must not change meanwhile."""
+        if self._in_hook is None:  # at the first call, because finding out costs as much as a step of the handle
+            self._in_hook = within_step_hook()
+            if self._in_hook:
+                self._errors += 1
+                log.error(
+                    "handle.step is called in a hook of the optimizer's step: run %s is not watched; call it after "
+                    "optimizer.step()", self.run_id,
+                )  # fmt: skip
+        return self._in_hook
 
     def _survive(self, error: Exception) -> None:
         self._errors += 1

@@ -11,14 +11,17 @@ from torch import nn
 from tamiyo.host import Handle, attach
 from tamiyo.integrations._carried_state import CarriedState
 from tamiyo.integrations._micro_batches import MicroBatches, Scalar
+from tamiyo.schemas.errors import ConfigurationError
 
 try:
     from accelerate import Accelerator
-    from accelerate.utils import send_to_device
+    from accelerate.utils import DistributedType, send_to_device
 except ImportError as error:
     raise ImportError("this needs accelerate: pip install 'esper-tamiyo[accelerate]'") from error
 
 __all__ = ["AcceleratedRun", "attach_accelerated"]
+
+_SHARDING = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
 
 
 class AcceleratedRun:
@@ -79,7 +82,8 @@ def attach_accelerated(
         The run: call its `step` after `optimizer.step()`.
 
     Raises:
-        ConfigurationError: `attach` refuses the model or the optimizer.
+        ConfigurationError: accelerate shards the parameters (FSDP, DeepSpeed, Megatron), or `attach` refuses the model
+            or the optimizer.
 
     Example:
         ```python
@@ -94,6 +98,11 @@ def attach_accelerated(
                     optimizer.zero_grad()
         ```
     """
+    if accelerator.distributed_type in _SHARDING:
+        raise ConfigurationError(
+            f"{accelerator.distributed_type.value} shards the parameters: kernels cannot grow in them; use "
+            "DistributedDataParallel"
+        )
     inner = getattr(optimizer, "optimizer", optimizer)  # AcceleratedOptimizer has the torch optimizer inside
     handle = attach(
         accelerator.unwrap_model(model),

@@ -25,6 +25,8 @@ __all__ = ["TamiyoCallback"]
 
 log = logging.getLogger(__name__)
 
+_SHARDING = ("FSDPStrategy", "DeepSpeedStrategy", "ModelParallelStrategy")
+
 
 class TamiyoCallback(pl.Callback):
     """Attaches the model of a Lightning Trainer for the duration of `fit`.
@@ -97,10 +99,16 @@ class TamiyoCallback(pl.Callback):
         """Attach: the optimizers exist, and their states are not restored yet.
 
         Raises:
-            ConfigurationError: There is no example input, or `attach` refuses the model or an optimizer.
+            ConfigurationError: There is no example input, the strategy shards the parameters, or `attach` refuses the
+                model or an optimizer.
         """
         if self._plain_load is not None:
             self._plain_load.close()
+        if any(kind.__name__ in _SHARDING for kind in type(trainer.strategy).__mro__):
+            raise ConfigurationError(
+                f"{type(trainer.strategy).__name__} shards the parameters: kernels cannot grow in them; use "
+                'strategy="ddp"'
+            )
         if self.handle is not None:
             self.handle.detach()  # an earlier `fit`
         example = pl_module.example_input_array if self._example_input is None else self._example_input
@@ -173,8 +181,10 @@ class TamiyoCallback(pl.Callback):
         self._close()
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Close the run if nothing else has."""
+        """Close the run if nothing else has, and leave the module for another `fit`."""
         self._close()
+        if self.handle is not None and stage == "fit":
+            self.handle.detach()
 
     def _model(self, pl_module: pl.LightningModule) -> nn.Module:
         return pl_module.get_submodule(self._submodule)

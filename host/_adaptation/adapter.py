@@ -19,10 +19,12 @@ from tamiyo.host._common import clock
 from tamiyo.host._common.settings import HostSettings
 from tamiyo.host._kernels.cache import KernelCache
 from tamiyo.host._layers.attached_model import AttachedModel
+from tamiyo.host._layers.kasmina_layer import KasminaLayer
 from tamiyo.host._probes.counterfactual import HeldOutBatch
 from tamiyo.host._probes.shadow_twin import ShadowTwin
 from tamiyo.host.blueprints import for_layer
 from tamiyo.schemas.adaptation import AdaptationOutcome
+from tamiyo.schemas.errors import AdaptationRefused
 from tamiyo.schemas.topics import OUTCOMES
 
 log = logging.getLogger(__name__)
@@ -54,6 +56,7 @@ class Adapter:
         self._followers: list[WeightFollower] = []
         if replicas is not None:
             model.defer_errors()
+            model.kernels.on_change = self._average
         self._model = model
         self._growing = growing
         self._transport = transport
@@ -76,6 +79,7 @@ class Adapter:
             publish=self._publish,
             twin=twin,
             clock=clock.seconds if replicas is None else replicas.seconds,
+            obstacle=model.obstacle,
         )
 
     def advance(self, step: int, *, sampled: bool = False) -> bool:
@@ -93,8 +97,10 @@ class Adapter:
             if self._model.outdated:
                 self._follow_model()
             if self._replicas is None and sampled:
+                self._model.keep_kernels()
                 self._model.check_kernels()
             elif self._replicas is not None and self._replicas.checks(step):
+                self._model.keep_kernels()
                 self._model.check_kernels(self._replicas.worst)
             for layer in self._model.grown:
                 for dropped in layer.advance(step):
@@ -104,7 +110,8 @@ class Adapter:
                 arrived = self._transport.receive()
             else:
                 arrived = self._replicas.exchange(step, self._transport, self._cache)
-            if arrived or self.executor.open:
+            together = self._replicas is None or not self._replicas.apart
+            if together and (arrived or self.executor.open):
                 self._execute(arrived, step)
             return stepped
         finally:
@@ -124,6 +131,19 @@ class Adapter:
     def follow(self, averaged: nn.Module | MutableMapping[str, Tensor]) -> None:
         """Keep averaged weights in step with what grows. Raises ConfigurationError if they are not of this model."""
         self._followers.append(WeightFollower(self._model.model, averaged))
+
+    def take_over(self) -> None:
+        """Train the kernels that the model has kept from an earlier run; where nothing is trained, they stay as is."""
+        self._refresh()
+        for layer in self._model.grown:
+            if self._replicas is not None:
+                self._average(layer)
+            for seed in layer.seeds:
+                if seed.kernel is not None:
+                    try:
+                        self.executor.train(layer, seed)
+                    except AdaptationRefused as refusal:
+                        log.info("kernel %s at layer %s is not trained: %s", seed.kernel_id, layer.layer_id, refusal)
 
     def drain(self, step: int, timeout_s: float) -> None:
         """End the run at `step`: refuse what is open, and every decision that arrives in the next `timeout_s` seconds.
@@ -148,7 +168,13 @@ class Adapter:
         }
 
     def require_loadable(self, saved: Mapping[str, Any]) -> None:
-        """Return if the optimisers can resume from `saved`, before the model is changed. Raises KernelError if not."""
+        """Return if the optimisers can resume from `saved`, before the model is changed.
+
+        Raises:
+            KernelError: They cannot, or the ranks of a distributed run load different states.
+        """
+        if self._replicas is not None:
+            self._replicas.require_equal(saved)
         self._model.require_loadable(saved["model"])
         shapes = {name: value.shape for name, value in saved["model"].items() if isinstance(value, Tensor)}
         self._growing.require_loadable(self._model.model, saved["optimizer"], shapes)
@@ -186,10 +212,12 @@ class Adapter:
     def _refresh(self) -> None:
         """Take up what has grown or gone."""
         self._model.refresh()
-        if self._replicas is not None:
-            for layer in self._model.grown:
-                for kernel in layer.kernels.values():
-                    self._replicas.average_gradients(kernel)
+
+    def _average(self, layer: KasminaLayer) -> None:
+        """Average the gradients of a layer's kernels over the ranks, as soon as the layer has them."""
+        assert self._replicas is not None
+        for kernel in layer.kernels.values():
+            self._replicas.average_gradients(kernel)
 
     def _keep_common(self, replicas: Replicas) -> None:
         """Drop the kernels that another rank could not load: the copies of the network must stay equal."""

@@ -73,6 +73,7 @@ class Executor:
         publish: Callable[[AdaptationOutcome], None],
         twin: ShadowTwin | None = None,
         clock: Callable[[], float] = clock.seconds,
+        obstacle: Callable[[KasminaLayer], str] = lambda _: "",
     ) -> None:
         """Start without any decision.
 
@@ -87,6 +88,7 @@ class Executor:
             publish: Called with the outcome of every decision except `no_op`.
             twin: Measures what executed adaptations gain; None: nothing does.
             clock: Seconds, monotonic.
+            obstacle: Returns why a layer cannot grow since the user has changed the model; empty if it can.
         """
         self.counts = Counts()
         self.last_step: int | None = None
@@ -103,6 +105,7 @@ class Executor:
         self._publish = publish
         self._twin = twin
         self._clock = clock
+        self._obstacle = obstacle
         self._seen: set[str] = set()
         self._pending: dict[str, _Pending] = {}
         self._kernels: dict[str, CompiledKernel] = {}
@@ -290,6 +293,9 @@ class Executor:
                 "wrong_kernel", f"expected {decision.blueprint}, the stored kernel is {metadata.blueprint}"
             )
         self._limits.check(decision, steps_since=self.steps_since(step), parameters=kernel.parameter_count)
+        obstacle = self._obstacle(layer)
+        if obstacle:
+            raise AdaptationRefused("model_changed", obstacle)
         refusal = self._growing.refusal(layer.own_parameters())
         if refusal is not None:
             raise refusal

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from tamiyo.host._adaptation import optimizer_state
+from tamiyo.host._adaptation import growth_trial, optimizer_state
 from tamiyo.host._adaptation.optimizer_state import Snapshot, names_in
 from tamiyo.host._adaptation.step_monitor import StepMonitor
 from tamiyo.host._adaptation.step_scaler import StepScaler
@@ -66,7 +66,7 @@ class GrowingOptimizer:
                 new parameters.
         """
         self._chains = unwrap(optimizers, model)
-        self._obstacles = [_obstacle(chain) for chain in self._chains]
+        self._obstacles = [_obstacle(chain) or _tried(chain) for chain in self._chains]
         if all(self._obstacles):
             raise ConfigurationError(f"{self._obstacles[0]}: use Adam, AdamW or SGD")
         self.optimizers: tuple[Optimizer, ...] = tuple(chain.optimizer for chain in self._chains)
@@ -344,6 +344,20 @@ def _obstacle(chain: OptimizerChain) -> str:
     return _unknown_state(chain, unknown)
 
 
+def _tried(chain: OptimizerChain) -> str:
+    """Return why an optimizer of a class that is not torch's cannot take new parameters; empty if it can."""
+
+    def join(trial: torch.optim.Optimizer, fresh: nn.Parameter, beside: list[Tensor]) -> None:
+        copied = OptimizerChain(trial)
+        trial.param_groups[0]["params"].append(fresh)
+        if "param_names" in trial.param_groups[0]:
+            trial.param_groups[0]["param_names"].append("fresh")
+        _start_state(copied, fresh, beside)
+
+    reason = growth_trial.refusal(chain.optimizer, join)
+    return f"{chain.name} cannot take new parameters during training: {reason}" if reason else ""
+
+
 def _group_obstacle(chain: OptimizerChain, group: Mapping[str, Any], beside: Iterable[Tensor]) -> str:
     """Return why kernels cannot join a param group; empty if they can."""
     if group.get("use_muon"):
@@ -360,6 +374,19 @@ def _unknown_state(chain: OptimizerChain, keys: set[Any]) -> str:
         f"{chain.name} cannot take new parameters during training: a wrapper keeps {', '.join(unknown)} for every "
         "parameter, and how it starts for a new one is not known"
     )
+
+
+def _fused_momentum(optimizer: torch.optim.SGD, parameter: Tensor) -> Tensor | None:
+    """Return the momentum with which a parameter joins a fused SGD; None where torch starts it by itself.
+
+    The fused step takes either all momenta of a param group, or none.
+    """
+    for group in optimizer.param_groups:
+        if group.get("fused") and group["momentum"] and any(parameter is each for each in group["params"]):
+            others = (optimizer.state.get(each, {}) for each in group["params"] if each is not parameter)
+            if any(isinstance(state.get("momentum_buffer"), Tensor) for state in others):
+                return torch.zeros_like(parameter, memory_format=torch.preserve_format)
+    return None
 
 
 def _start_state(chain: OptimizerChain, parameter: Tensor, beside: Iterable[Tensor]) -> None:
@@ -381,6 +408,10 @@ def _start_state(chain: OptimizerChain, parameter: Tensor, beside: Iterable[Tens
     optimizer.state.pop(parameter, None)
     if made:
         optimizer.state[parameter] = made
+    elif isinstance(optimizer, torch.optim.SGD):
+        momentum = _fused_momentum(optimizer, parameter)
+        if momentum is not None:
+            optimizer.state[parameter] = {"momentum_buffer": momentum}
     with torch.no_grad():
         for state in chain.wrapper_states():
             keys = {key for each in beside for key in state.get(each, ())}

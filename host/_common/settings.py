@@ -44,6 +44,13 @@ class HostSettings(Settings):
     exchange_interval: int = Field(
         10, ge=1, description="Steps between two exchanges of decisions among the ranks of a distributed run"
     )
+    exchange_timeout_s: float = Field(
+        1800.0,
+        gt=0,
+        le=LONGEST_S,
+        description="Seconds that a rank of a distributed run waits for the others at an exchange; then no decision is "
+        "executed any more",
+    )
     twin_budget: float = Field(
         0.0, ge=0, description="Share of the training time that shadow twins of adaptations may take; 0: none"
     )

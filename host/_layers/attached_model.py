@@ -14,10 +14,12 @@ from tamiyo.host._common.settings import HostSettings
 from tamiyo.host._kernels.cache import KernelCache
 from tamiyo.host._layers.grown_kernels import GrownKernels, without_kernels
 from tamiyo.host._layers.kasmina_layer import KasminaLayer
+from tamiyo.host._layers.later_wrappers import expect_wrapper, forget_wrapper
 from tamiyo.host._layers.recovery import ErrorRecovery
 from tamiyo.host._layers.selection import Selection
+from tamiyo.host._layers.unwrapping import refusal
 from tamiyo.host._topology.topology import topology, trainable
-from tamiyo.host._topology.tracing import edges
+from tamiyo.host._topology.tracing import Example, edges
 from tamiyo.schemas.errors import KernelError
 from tamiyo.schemas.telemetry import ModelTopology
 
@@ -57,7 +59,7 @@ class AttachedModel:
             )
             for layer_id, each in selection.layers.items()
         }
-        self._kernels = GrownKernels({each.name: self.layers[layer_id] for layer_id, each in selection.layers.items()})
+        self.kernels = GrownKernels({each.name: self.layers[layer_id] for layer_id, each in selection.layers.items()})
         self.grown: tuple[KasminaLayer, ...] = ()
         """Layers with at least one kernel."""
         self.trained: tuple[nn.Parameter, ...] = ()
@@ -66,7 +68,7 @@ class AttachedModel:
         """Trainable numbers of all kernels."""
         self.revision = 0
         """Rises with every change of the kernels."""
-        self._known_changes = self._kernels.changes
+        self._known_changes = self.kernels.changes
         self._num_seeds = num_seeds
         self.left_alone = selection.left_alone
         """Why the other layers that could carry kernels are not watched, by name."""
@@ -104,30 +106,61 @@ class AttachedModel:
             planned_steps=planned_steps,
         )
 
-    def connect(self) -> None:
-        """Let the kernels be part of the model. Raises ConfigurationError if the model's names leave no room."""
-        self._kernels.place(self.model)
+    def connect(self, example: Example, ranks: tuple[int, ...] = ()) -> None:
+        """Let the kernels be part of the model.
+
+        Args:
+            example: What the model runs on.
+            ranks: Global ranks of the processes that train it together; empty for one alone.
+
+        Raises:
+            ConfigurationError: The model has no room for them.
+        """
+        self.kernels.place(self.model, example)
+        expect_wrapper(self.kernels, ranks)
+
+    def obstacle(self, layer: KasminaLayer) -> str:
+        """Return why a layer cannot grow since the user has changed the model; empty if it can."""
+        modules = list(self.model.modules())
+        for module in modules:
+            reason = refusal(module)
+            if reason is not None:
+                return f"the model has become a {type(module).__name__}: {reason}"
+        if not any(layer.base is module for module in modules):
+            return f"the model no longer has the module of layer {layer.layer_id}"
+        return ""
+
+    def keep_kernels(self) -> None:
+        """Register the kernels anew if the user has replaced the module that held them."""
+        if not self.kernels.placed(self.model):
+            self.kernels.remove()
+            self.kernels.place(self.model)
+            self.revision += 1
+            recompile()
 
     def release(self) -> None:
         """Leave the model, unless kernels have grown."""
         self.refresh()
+        forget_wrapper(self.kernels, grown=bool(self.grown))
+        self.kernels.ended = True
         if not self.grown:
             for layer in self.layers.values():
                 layer.disconnect()
-            self._kernels.remove()
+            self.kernels.remove()
 
     @property
     def outdated(self) -> bool:
         """Whether kernels have joined or left since `refresh`, such as by a state dict that the user has loaded."""
-        return self._kernels.changes != self._known_changes
+        return self.kernels.changes != self._known_changes
 
     def refresh(self) -> None:
         """Update `grown`, `kernel_parameters` and `revision` after a change of the kernels."""
+        self.keep_kernels()
         self.grown = tuple(layer for layer in self.layers.values() if len(layer.kernels))
         self.trained = tuple(p for layer in self.grown for p in layer.kernels.parameters())
         self.kernel_parameters = sum(layer.kernel_parameters for layer in self.grown)
         self.revision += 1
-        self._known_changes = self._kernels.changes
+        self._known_changes = self.kernels.changes
         recompile()
 
     def require_loadable(self, saved: Mapping[str, Any]) -> None:
@@ -136,16 +169,23 @@ class AttachedModel:
             raise KernelError(f"expected a state dict of the model, got {type(saved).__name__}")
         own, given = (
             {name: getattr(value, "shape", None) for name, value in without_kernels(state).items()}
-            for state in (self.model.state_dict(), saved)
+            for state in (self.state_dict(), saved)
         )
         if own != given:
             different = sorted(name for name in own.keys() | given.keys() if own.get(name) != given.get(name))
             raise KernelError(f"the saved state is of another network: {', '.join(different[:5])} differ")
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return the model's state, kernels included, by the names of its parameters and buffers.
+
+        A model's own `state_dict` may leave some out, or return them under other names.
+        """
+        return nn.Module.state_dict(self.model)
+
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
         """Load the model's state, kernels included. Raises KernelError if it does not fit."""
         try:
-            self.model.load_state_dict(saved)
+            nn.Module.load_state_dict(self.model, saved)
         except RuntimeError as error:
             raise KernelError(f"the saved state does not fit: {error}") from error
 

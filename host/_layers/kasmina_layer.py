@@ -114,6 +114,7 @@ class KasminaLayer(nn.Module):
         self._spec = spec
         self._seen: torch.Size | None = None
         self._live: tuple[Seed, ...] = ()
+        self._isolated = False
         self.hooks = InPlaceHooks(base, self._pass, self._traced, self._observed) if in_place else None
         """Those on a base in place; None: this module wraps the base."""
         self._deferred = False
@@ -215,7 +216,7 @@ class KasminaLayer(nn.Module):
         return self._grown(self._live, input, output) if self._live else output
 
     def _traced(self, input: Tensor, output: Tensor) -> Tensor:
-        return traced_output(self._live, input, output)
+        return traced_output(self._live, input.clone() if self._isolated else input, output)
 
     def _observed(self, input: Tensor, output: Tensor, latency_ms: float) -> None:
         self._time(latency_ms)
@@ -232,6 +233,8 @@ class KasminaLayer(nn.Module):
         """Return `output` plus the deltas of the live kernels; a kernel that fails is left to the recovery."""
         grown = output
         deferred = self.deferred
+        if self._isolated:
+            input = input.clone()
         for seed in live:
             try:
                 delta: Tensor | None = checked_delta(seed, input, output, deferred)
@@ -425,6 +428,9 @@ class KasminaLayer(nn.Module):
 
     def _refresh(self) -> None:
         self._live = tuple(seed for seed in self.seeds if seed.live)
+        # Without a gradient for its weight a layer does not need its input any more, so the loop may change it in
+        # place; its kernels do need it.
+        self._isolated = bool(self._live) and not all(p.requires_grad for p in self.own_parameters())
         weight = next(self.base.parameters())
         for seed in self._live:
             if seed.guard is None or seed.guard.device != weight.device:
@@ -437,6 +443,23 @@ class KasminaLayer(nn.Module):
     def _changed(self) -> None:
         if self.on_change is not None:
             self.on_change(self)
+
+    def take_over(self, former: KasminaLayer) -> None:
+        """Continue with the kernels, the same modules, that an earlier run's companion of this base has.
+
+        Args:
+            former: It has at most as many seeds. Its steps are another run's: this one begins at 0.
+        """
+        for seed in former.seeds:
+            if seed.kernel is not None:
+                if seed.guard is not None:
+                    seed.guard.release()
+                self.seeds[seed.index] = replace(
+                    seed, guard=None, loaded_step=0, step=0, quarantined_step=0, snapshot_step=0
+                )
+                self.kernels[str(seed.index)] = seed.kernel
+        self._refresh()
+        self._changed()
 
     def mirror(self, original: KasminaLayer) -> None:
         """Take over the seeds of the layer that this one is a copy of; kernels that both have keep their parameters.

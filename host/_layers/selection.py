@@ -12,7 +12,6 @@ from typing import Literal
 from torch import nn
 
 from tamiyo.host._common.undisturbed import training, undisturbed
-from tamiyo.host._layers.grown_kernels import kernels_of
 from tamiyo.host._topology.tracing import Example, call, execute
 from tamiyo.host.blueprints._layer_kinds import growable, has_lazy_parameters, layer_type
 from tamiyo.host.blueprints._layer_spec import LayerSpec
@@ -53,11 +52,9 @@ def select_layers(model: nn.Module, wanted: Literal["all"] | Iterable[str], exam
     alone: a kernel there would have no effect, or not always.
 
     Raises:
-        ConfigurationError: The model is attached already, has lazy parameters, cannot run on `example`, or lacks a
-            wanted layer; a wanted layer does not run or cannot be watched; or no layer is left.
+        ConfigurationError: The model has lazy parameters, cannot run on `example`, or lacks a wanted layer; a wanted
+            layer does not run or cannot be watched; or no layer is left.
     """
-    if kernels_of(model) is not None:
-        raise ConfigurationError("the model is attached already: detach it first, or attach a fresh one")
     if has_lazy_parameters(model):
         raise ConfigurationError(
             "the model has lazy parameters, which have no shape yet: run one batch first, then make the optimizer"
@@ -70,17 +67,18 @@ def select_layers(model: nn.Module, wanted: Literal["all"] | Iterable[str], exam
     left_alone = dict.fromkeys(ids, "it does not run on example_input: its weights may be read directly")
     trained = _in_training(model, layers, example)
     selected: dict[str, SelectedLayer] = {}
-    for name in run.order:
-        if trained is not None and name not in trained:
-            left_alone[name] = "it does not run in training mode"
-            continue
-        try:
-            spec = LayerSpec.of(ids[name], layers[name], run.inputs[name])
-        except KernelIncompatible as error:
-            left_alone[name] = f"it cannot carry kernels: {error}"
-        else:
-            del left_alone[name]
-            selected[ids[name]] = SelectedLayer(name, spec, layers[name])
+    with undisturbed(model):  # a spec runs its layer
+        for name in run.order:
+            if trained is not None and name not in trained:
+                left_alone[name] = "it does not run in training mode"
+                continue
+            try:
+                spec = LayerSpec.of(ids[name], layers[name], run.inputs[name])
+            except KernelIncompatible as error:
+                left_alone[name] = f"it cannot carry kernels: {error}"
+            else:
+                del left_alone[name]
+                selected[ids[name]] = SelectedLayer(name, spec, layers[name])
     if left_alone and wanted != "all":
         raise ConfigurationError("; ".join(f"layer {name}: {reason}" for name, reason in left_alone.items()))
     if not selected:

@@ -24,13 +24,20 @@ def unwrapped(model: nn.Module) -> nn.Module:
             break
         model = inner
     for module in model.modules():
-        reason = _refused(module)
+        reason = refusal(module)
         if reason:
             raise ConfigurationError(f"{type(module).__name__} cannot grow: {reason}")
+    sharded = {type(parameter).__name__ for parameter in model.parameters()} & {"DTensor", "FlatParameter"}
+    if sharded:
+        raise ConfigurationError(
+            f"the model cannot grow: its parameters are shards ({', '.join(sharded)}), and kernels beside them would "
+            "not be; use DistributedDataParallel"
+        )
     return model
 
 
-def _refused(module: nn.Module) -> str | None:
+def refusal(module: nn.Module) -> str | None:
+    """Return why nothing can grow in a module, because of its own class; None if something can."""
     if isinstance(module, torch.jit.ScriptModule):
         return "its code is fixed; attach the Python model, and script nothing before the training"
     if isinstance(module, nn.DataParallel):

@@ -27,6 +27,11 @@ class Activation:
     correlation: float
 
 
+def is_transformed(output: Tensor) -> bool:
+    """Return whether an output belongs to a transform of torch.func, such as vmap or grad: it has no values to read."""
+    return bool(torch._C._functorch.is_functorch_wrapped_tensor(output))
+
+
 def unit_values(output: Tensor, channels_last: bool) -> Tensor | npt.NDArray[np.float32]:
     """Return a copy of a layer's output [batch, ...] as [units, samples, positions], thinned evenly if it is large.
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import weakref
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -127,9 +128,18 @@ class GradientRecorder:
         self._added: list[ParameterGradient] = []
         """Records whose norms are taken at its end."""
         self._hooks: list[RemovableHandle] = []
+        # Weak, because autograd's reference to a hook is invisible to the garbage collector: a run that is dropped
+        # amid a measured step would keep its model for ever.
+        own = weakref.ref(self)
+
+        def accumulated(parameter: Tensor) -> None:
+            recorder = own()
+            if recorder is not None:
+                recorder._accumulated(parameter)
+
         with measuring("gradients"):
             for record in self._records.values():
-                hook = record.parameter.register_post_accumulate_grad_hook(self._accumulated)  # type: ignore[no-untyped-call]
+                hook = record.parameter.register_post_accumulate_grad_hook(accumulated)  # type: ignore[no-untyped-call]
                 self._hooks.append(hook)
 
     def close(self) -> None:

@@ -93,7 +93,7 @@ def paired_latency(layer: KasminaLayer, batch: int, pairs: int = PAIRS) -> Paire
     seeds = active_seeds(layer)
     without: list[tuple[Any, Any]] = []
     together: list[tuple[Any, Any]] = []
-    with counters_kept([layer]), undisturbed(layer):
+    with counters_kept([layer]), undisturbed(layer), undisturbed(layer.base):
         layer(sample)  # the first pass fills the caches
         for _ in range(pairs):
             with ExitStack() as gates:

@@ -17,7 +17,7 @@ from tamiyo.host._common import clock
 from tamiyo.host._common.compiled import run_compiled, run_eagerly
 from tamiyo.host._common.device import read_all
 from tamiyo.host._layers.kasmina_layer import KasminaLayer
-from tamiyo.host._probes.activations import Activation, Output, activation, unit_values
+from tamiyo.host._probes.activations import Activation, Output, activation, is_transformed, unit_values
 from tamiyo.host._probes.failures import Failures
 from tamiyo.host._probes.gradients import GradientRecorder, Learning
 from tamiyo.host._probes.growth_score import MAX_ROWS, GrowthProbe
@@ -223,7 +223,7 @@ class Probes:
         # A forward pass in eval mode or without gradients is a validation, unless its gradients arrive.
         if sample is None or not torch.is_grad_enabled() or output.numel() == 0:
             return
-        if not (layer.base.training or output.requires_grad):
+        if not (layer.base.training or output.requires_grad) or is_transformed(output):
             return
         spec, layer_id = layer.spec, layer.layer_id
         seen: Output | None = None

@@ -102,8 +102,9 @@ def features(module: nn.Module) -> tuple[int, int]:
         case nn.Linear():
             return module.in_features, module.out_features
     if _is_transposed_linear(module):
-        inputs, outputs = module.weight.shape  # type: ignore[union-attr, misc]
-        return int(inputs), int(outputs)
+        weight = stored_weight(module)
+        assert weight is not None
+        return int(weight.shape[0]), int(weight.shape[1])
     channels: Any = module  # a convolution, or a norm by channels
     if hasattr(channels, "num_features"):
         return channels.num_features, channels.num_features
@@ -116,8 +117,26 @@ def weight_of(module: nn.Module) -> Tensor | None:
     Args:
         module: A module that has a `layer_type`.
     """
-    weight = module.out_proj.weight if isinstance(module, nn.MultiheadAttention) else getattr(module, "weight", None)
-    return weight if isinstance(weight, Tensor) else None
+    holder = module.out_proj if isinstance(module, nn.MultiheadAttention) else module
+    return stored_weight(holder)
+
+
+def stored_weight(module: nn.Module) -> Tensor | None:
+    """Return a module's weight without computing it; None if it has none.
+
+    A parametrization computes the weight whenever it is read, and may count that: spectral_norm does in training mode.
+
+    Args:
+        module: Any module.
+    """
+    own: Any = vars(module)
+    found = own["_parameters"].get("weight", own["_buffers"].get("weight", own.get("weight")))
+    if found is None:
+        parametrized = own["_modules"].get("parametrizations")
+        computed = vars(parametrized)["_modules"].get("weight") if parametrized is not None else None
+        originals = () if computed is None else tuple(computed.parameters())
+        found = max(originals, key=Tensor.numel, default=None)  # of weight_norm the direction, not the lengths
+    return found if isinstance(found, Tensor) else None
 
 
 def layer_input(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
@@ -184,13 +203,10 @@ def run_layer(module: nn.Module, inputs: Tensor) -> Tensor:
 
 def _is_transposed_linear(module: nn.Module) -> bool:
     """Return whether a module is the Conv1D of transformers: x @ weight + bias, with weight [inputs, outputs]."""
-    weight = getattr(module, "weight", None)
-    return (
-        any(cls.__name__ == "Conv1D" for cls in type(module).__mro__)
-        and isinstance(weight, Tensor)
-        and weight.dim() == 2
-        and getattr(module, "nf", None) == weight.shape[1]
-    )
+    if not any(cls.__name__ == "Conv1D" for cls in type(module).__mro__):
+        return False
+    weight = stored_weight(module)
+    return weight is not None and weight.dim() == 2 and getattr(module, "nf", None) == weight.shape[1]
 
 
 def has_lazy_parameters(module: nn.Module) -> bool:

@@ -6,12 +6,14 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedType
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 from tamiyo.host.testing import MemoryTransport
 from tamiyo.integrations.accelerate import AcceleratedRun, attach_accelerated
+from tamiyo.schemas.errors import ConfigurationError
 from tamiyo.schemas.topics import MODEL_PERFORMANCE
 from tests.support.runs import data, network, settings
 
@@ -114,3 +116,14 @@ def test_the_run_is_closed_on_ctrl_c() -> None:
     with pytest.raises(KeyboardInterrupt), training.run:
         training.epoch(fail_at=3)
     assert training.transport.closed
+
+
+def test_sharded_parameters_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    accelerator = Accelerator(cpu=True)
+    monkeypatch.setattr(accelerator.state, "distributed_type", DistributedType.FSDP)
+    model = network()
+    with pytest.raises(ConfigurationError, match="FSDP shards the parameters"):
+        attach_accelerated(
+            accelerator, model, torch.optim.Adam(model.parameters()), example_input=torch.zeros(2, 2, 8),
+            transport=MemoryTransport(),
+        )  # fmt: skip

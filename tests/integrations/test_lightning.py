@@ -2,6 +2,7 @@
 
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning.pytorch as pl
@@ -187,6 +188,24 @@ def test_without_an_example_it_is_refused(tmp_path: Path) -> None:
 
     with pytest.raises(ConfigurationError, match="example_input"):
         trainer(tmp_path, callback(MemoryTransport()), enable_checkpointing=False).fit(Bare(), loader())
+
+
+def test_a_second_fit_goes_on_with_what_the_first_has_grown(tmp_path: Path) -> None:
+    module, transport = Module(), MemoryTransport()
+    first = callback(transport)
+    trainer(tmp_path, first, Decide(transport, {3: "net.0"}), enable_checkpointing=False).fit(module, loader())
+    assert first.handle is not None
+    second, transport = callback(MemoryTransport()), MemoryTransport()
+    trainer(tmp_path, second, enable_checkpointing=False).fit(module, loader())
+    assert second.handle is not None
+    assert second.handle.stats.kernel_parameters == first.handle.stats.kernel_parameters > 0
+    assert (second.handle.stats.step, second.handle.stats.errors) == (16, 0)
+
+
+def test_a_strategy_that_shards_parameters_is_refused() -> None:
+    trainer: Any = SimpleNamespace(strategy=pl.strategies.FSDPStrategy())
+    with pytest.raises(ConfigurationError, match="FSDPStrategy shards the parameters"):
+        callback(MemoryTransport()).on_fit_start(trainer, Module())
 
 
 class Manual(Module):
