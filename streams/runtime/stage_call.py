@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import Callable, Collection, Sequence
 from typing import Any, TypeVar
 
@@ -47,6 +48,11 @@ class StageCall:
         self._poison = poison
         self._backlog = backlog
         self._traces = traces
+        self._unpublished: deque[Output] = deque()
+
+    def forget(self, output: Output) -> None:
+        """Let the stage forget an output that was too large, before its next call."""
+        self._unpublished.append(output)
 
     async def feed(self, batch: Sequence[Undecoded]) -> list[Output | Reject]:
         """Decode and feed a batch; return rejects first, then what the stage returns.
@@ -95,6 +101,8 @@ class StageCall:
     async def _call(
         self, function: Callable[[Argument], Sequence[Output | Reject]], argument: Argument
     ) -> Sequence[Output | Reject]:
+        while self._unpublished:
+            self.stage.forget(self._unpublished.popleft())
         return await asyncio.to_thread(function, argument) if self.stage.offload else function(argument)
 
     def _update_backlog(self) -> None:

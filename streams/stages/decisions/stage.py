@@ -139,6 +139,13 @@ class DecisionsStage(Stage):
             lowest[topic] = min(offset, lowest.get(topic, offset))
         return lowest
 
+    def forget(self, output: Output) -> None:
+        """Let a graph whose decision was too large be decided on again: no host has it, so it is not in flight."""
+        record: Any = output.record
+        self._decided.discard(output.identity)
+        if history := self._runs.get(record.run_id):
+            history.forget(output.identity)
+
     def _take_graph(self, incoming: Incoming) -> Outputs:
         graph: ModelGraph = incoming.record
         name = decision_id(graph.graph_id)

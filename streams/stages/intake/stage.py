@@ -137,6 +137,11 @@ class IntakeStage(Stage):
         """Return nothing: no record is needed once it was fed."""
         return {}
 
+    def forget(self, output: Output) -> None:
+        """Let a frame whose signal was too large give it again: it is no repeat."""
+        record: Any = output.record
+        self._seen.get(record.run_id, {}).pop(output.identity, None)
+
     def _read(self, incoming: Incoming) -> _Scored | None:
         """Validate a frame; return None for one that was seen before."""
         frame: Frame = incoming.record

@@ -130,6 +130,10 @@ class KernelsStage(Stage):
             return {}
         return {DECISIONS.name: min(waiting.incoming.offset for waiting in self._waiting.values())}
 
+    def forget(self, output: Output) -> None:
+        """Let a decision whose kernel's record was too large be compiled again."""
+        self._published.discard(output.identity)
+
     def _compile(self, incoming: Incoming, topology: ModelTopology) -> Output:
         decision: AdaptationDecision = incoming.record
         try:
