@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from tamiyo.schemas.client.tracing import Traces
 from tamiyo.schemas.codec import decode
 from tamiyo.schemas.errors import BrokerError, SchemaError
+from tamiyo.streams.process import steady_clock
 from tamiyo.streams.runtime import metrics
 from tamiyo.streams.runtime.input_buffer import Undecoded
 from tamiyo.streams.runtime.poison import PoisonTracker
@@ -82,7 +83,7 @@ class StageCall:
     async def tick(self) -> Sequence[Output | Reject]:
         """Let the stage do what only time can trigger."""
         self._update_backlog()
-        return await self._call(self.stage.tick, time.time_ns() // 1_000_000)
+        return await self._call(self.stage.tick, steady_clock.time_ms())
 
     async def _feed(self, records: list[Incoming]) -> Sequence[Output | Reject]:
         self._update_backlog()

@@ -115,7 +115,7 @@ class IntakeStage(Stage):
         """Forget the runs that have been idle for so long that they are over.
 
         Args:
-            now_ms: The wall clock, ms since the epoch.
+            now_ms: The steady clock, ms since the epoch.
 
         Returns:
             Nothing: only frames give signals.

@@ -108,7 +108,7 @@ class KernelsStage(Stage):
         """Compile the kernels whose topology has arrived, and refuse those that have waited too long.
 
         Args:
-            now_ms: The wall clock, ms since the epoch.
+            now_ms: The steady clock, ms since the epoch.
 
         Returns:
             Their records.
