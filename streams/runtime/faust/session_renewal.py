@@ -5,8 +5,8 @@ Read against aiokafka 0.14.0 (`AIOKafkaConnection.send`, `AIOKafkaConnection.clo
 
 A broker with `connections.max.reauth.ms` lets a login last so long, and a token of OAUTHBEARER no longer than itself.
 Java's clients and librdkafka log in again on the open connection. aiokafka does not, so the broker closes the
-connection at the first request after that time. Nothing is lost by it, since the request was not handled and is sent again. But a
-dozen errors are logged each time, the coordinator counts as dead, and records wait.
+connection at the first request after that time. Nothing is lost by it, since the request was not handled and is sent
+again. But a dozen errors are logged each time, the coordinator counts as dead, and records wait.
 """
 
 import time
