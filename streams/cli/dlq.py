@@ -174,10 +174,11 @@ def redrive(
         done: Counter[str] = Counter()
         if total and not dry_run:
             sending = Redrive(dead_letters, kafka)
-            for partition, batch in selected:
-                for result, count in sending.send(partition, batch):
-                    done[result] += count
-                    report(f"{done.total():,} of {total:,}: {partition.letters}/{partition.partition}")
+            with options.resumable("give the command again in a minute: nothing is sent back twice", errors=False):
+                for partition, batch in selected:
+                    for result, count in sending.send(partition, batch):
+                        done[result] += count
+                        report(f"{done.total():,} of {total:,}: {partition.letters}/{partition.partition}")
     if as_json:
         listed = [{"topic": topic, "reason": kind, "letters": n} for (topic, kind), n in sorted(counts.items())]
         write_json({"dry_run": dry_run, "selected": listed, "results": {each: done[each] for each in RESULTS}})
