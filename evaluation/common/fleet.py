@@ -202,7 +202,7 @@ class Fleet:
         if number != signal.SIGKILL:
             self.resume(name)  # a frozen process handles no other signal
         try:
-            self._children.wait(name, self._children.patience_s)
+            self._children.wait(name, self._children.stop_wait_s)
         except subprocess.TimeoutExpired:
             self._children.signal(name, signal.SIGKILL)
             self._children.wait(name)

@@ -87,7 +87,7 @@ def worker(
     that a restart may fix.
     """
     from tamiyo.streams.admin.configuration import check
-    from tamiyo.streams.process.stop_times import require_patience
+    from tamiyo.streams.process.stop_times import require_stop_times
     from tamiyo.streams.settings import WorkerSettings
     from tamiyo.streams.stages.registry import STAGES, entry
 
@@ -96,7 +96,7 @@ def worker(
     own = functools.partial(WorkerSettings, **_given(http_port=http_port))
     shared = _shared(supervise, bootstrap)
     check(own, *shared, *(each.settings for each in entries))
-    require_patience(_supervisor(supervise), own())
+    require_stop_times(_supervisor(supervise), own())
     _supervise(supervise)
 
     import torch

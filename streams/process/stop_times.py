@@ -13,7 +13,7 @@ EXIT_S = 2.0
 """Seconds that a worker may take to exit after its graceful stop is done, or has timed out."""
 
 
-def require_patience(supervisor: SupervisorSettings, worker: WorkerSettings) -> None:
+def require_stop_times(supervisor: SupervisorSettings, worker: WorkerSettings) -> None:
     """Check that the supervisor, where there is one, waits longer for a stopping worker than the worker itself does.
 
     Raises:
@@ -28,6 +28,6 @@ def require_patience(supervisor: SupervisorSettings, worker: WorkerSettings) -> 
         )
 
 
-def patience_s() -> float:
+def stop_wait_s() -> float:
     """Return the seconds to wait for a worker of this environment that stops, before it is killed."""
     return max(SupervisorSettings().stop_timeout_s, WorkerSettings().shutdown_timeout_s + EXIT_S)

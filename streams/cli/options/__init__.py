@@ -202,7 +202,7 @@ def names() -> "TopicNames":
 
 @contextmanager
 def resumable(advice: str, *, errors: bool = True) -> Iterator[None]:
-    """Where a change fails half-way, or Ctrl-C interrupts it, say how to go on.
+    """Where a change fails half-way, or Ctrl-C interrupts it, print how to go on.
 
     Args:
         advice: What to do, for example "give the command again: it goes on".

@@ -3,7 +3,7 @@
 Whoever wrote the records stamped them by its own wall clock, and a clock may be wrong or be set. A timestamp far below
 the one before it is a clock that was set back, and adds nothing. Once everything on the log has been read, what follows
 was written after that moment, so the log's time cannot pass faster than real time: a clock that is set ahead adds
-nothing either. Only while a stage catches up can an hour between two records not be told from a clock's jump.
+nothing either. Only while a stage catches up does an hour between two records look like a clock that was set.
 """
 
 STEP_BACK_MS = 10_000  # below the newest by more: a clock that was set; by less: two writers whose clocks differ

@@ -1,4 +1,4 @@
-"""A command that changes something and is interrupted, or fails half-way, says how to go on."""
+"""A command that changes something and is interrupted, or fails half-way, names what to do next."""
 
 import sys
 import time
