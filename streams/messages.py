@@ -3,7 +3,14 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from tamiyo.schemas.topics import DECISIONS, KERNELS, SIGNALS
 from tamiyo.streams.headers import END_HEADER
+
+MADE_OF_ONE_INPUT = frozenset(topic.name for topic in (SIGNALS, DECISIONS, KERNELS))
+"""Topics whose records are made of one input each, which makes the record again when it is read once more.
+
+All other outputs depend on records that a stage has read and acknowledged by the time they are made.
+"""
 
 Headers = tuple[tuple[str, bytes | None], ...]
 

@@ -108,7 +108,9 @@ class SupervisorSettings(Settings):
         120.0, ge=0, description="Seconds that a process must run for the wait to start from the first again"
     )
     stop_timeout_s: float = Field(
-        15.0, gt=0, description="Seconds after which a stopping process is killed; above the worker's shutdown timeout"
+        15.0,
+        gt=0,
+        description="Seconds after which a stopping process is killed; at least 2 s above a worker's shutdown timeout",
     )
 
     @model_validator(mode="after")
@@ -147,7 +149,9 @@ class WorkerSettings(Settings):
     startup_timeout_s: float = Field(
         60.0, gt=0, le=LONGEST_S, description="Seconds to wait for an unresponsive broker at the start"
     )
-    shutdown_timeout_s: float = Field(10.0, gt=0, description="Seconds that a graceful stop may take")
+    shutdown_timeout_s: float = Field(
+        10.0, gt=0, description="Seconds that a graceful stop may take; whoever stops a worker must wait 2 s longer"
+    )
     session_timeout_s: float = Field(
         6.0,
         gt=0,

@@ -5,13 +5,11 @@ core's second is a processor second of the measured processes, so that a busy ma
 wall time. Every row is the minimum, median and maximum of its repeats after a warm-up. The bars are in `bars`.
 """
 
-import json
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated
 
 import torch
@@ -31,7 +29,7 @@ from tamiyo.evaluation.bench.policy import decisions
 from tamiyo.evaluation.common import stage_bench as bench_stages
 from tamiyo.evaluation.common.command_line import run_program
 from tamiyo.evaluation.common.measure import Result, machine, versions
-from tamiyo.evaluation.common.report import require_folder
+from tamiyo.evaluation.common.report import ReportFile, prepare_report, write_report
 from tamiyo.evaluation.common.simulated_runs import Load
 from tamiyo.schemas.display import narrow
 from tamiyo.streams.admin.brokers import kafka_home
@@ -187,7 +185,7 @@ def _remark(result: Result) -> str:
 
 def bench(
     quick: Annotated[bool, typer.Option("--quick", help="Small loads and one repeat; takes under a minute")] = False,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write all results as JSON to this file")] = None,
+    report: ReportFile = None,
     kind: Annotated[
         BrokerKind, typer.Option("--broker", help="auto: Kafka from KAFKA_HOME if set, else embedded")
     ] = "auto",
@@ -195,13 +193,14 @@ def bench(
 ) -> None:
     """Measure codec, stages, decisions, learner, SDK and the whole chain, beside Quix Streams, aiokafka and Faust.
 
-    Examples: `make bench` · `make bench ARGS="--quick"` · `make bench ARGS="--json bench.json --broker local --strict"`
+    Examples: `make bench` · `make bench ARGS="--quick"` ·
+    `make bench ARGS="--report bench.json --broker local --strict"`
     """
+    prepare_report(report)
     torch.set_num_threads(1)
     configure(LogSettings(level="WARNING"))
     # A pipe has no width, and the default of 80 columns would fold every cell.
     console, progress = (Console(stderr=err, width=None if sys.stdout.isatty() else 130) for err in (False, True))
-    require_folder(json_file, "--json")
     plan = QUICK if quick else FULL
     started, where_measured = time.monotonic(), machine()
     results: list[Result] = []
@@ -230,17 +229,16 @@ def bench(
     )
     processor, cores, load = (where_measured[name] for name in ("processor", "cores", "load_average"))
     console.print(f"{processor}, {cores} cores, load average {load[0]} at the start")
-    if json_file is not None:
-        report = {
-            "format": FORMAT,
-            "quick": quick,
-            "seconds": round(time.monotonic() - started, 1),
-            "machine": where_measured,
-            "versions": versions(kafka_home() if kind != "embedded" else None),
-            "bars": {each.bar.name: each.to_dict() for each in judged},
-            "results": [result.to_dict() for result in results],
-        }
-        json_file.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    whole = {
+        "format": FORMAT,
+        "quick": quick,
+        "seconds": round(time.monotonic() - started, 1),
+        "machine": where_measured,
+        "versions": versions(kafka_home() if kind != "embedded" else None),
+        "bars": {each.bar.name: each.to_dict() for each in judged},
+        "results": [result.to_dict() for result in results],
+    }
+    write_report(report, whole, console)
     if strict and missed:
         sys.exit(1)
 

@@ -19,7 +19,7 @@ from typing import Self
 
 from tamiyo.schemas.errors import BrokerError
 from tamiyo.streams.admin.brokers import free_ports
-from tamiyo.streams.process.children import GRACE_S, Children
+from tamiyo.streams.process.children import Children
 
 POLL_S = 0.2
 RESTART_DELAY_S = 1.0  # as a supervisor waits before it restarts a process
@@ -202,7 +202,7 @@ class Fleet:
         if number != signal.SIGKILL:
             self.resume(name)  # a frozen process handles no other signal
         try:
-            self._children.wait(name, GRACE_S)
+            self._children.wait(name, self._children.stop_wait_s)
         except subprocess.TimeoutExpired:
             self._children.signal(name, signal.SIGKILL)
             self._children.wait(name)

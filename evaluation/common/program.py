@@ -8,7 +8,7 @@ import torch
 from rich.console import Console
 
 from tamiyo.evaluation.common.installation import end_by_signal
-from tamiyo.evaluation.common.report import require_folder
+from tamiyo.evaluation.common.report import prepare_report
 from tamiyo.streams.admin.brokers import required_kafka_home
 
 
@@ -25,7 +25,7 @@ def begin(report: Path | None) -> tuple[Console, Path]:
         BadParameter: The folder of the report does not exist.
         ConfigurationError: KAFKA_HOME is not set.
     """
-    require_folder(report)
+    prepare_report(report)
     home = required_kafka_home()
     end_by_signal()
     torch.set_num_threads(1)

@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from tamiyo.evaluation.common.command_line import program
-from tamiyo.evaluation.common.report import require_folder, write_report
+from tamiyo.evaluation.common.report import ReportFile, prepare_report, write_report
 from tamiyo.evaluation.evidence import figures, page, policy, reward
 from tamiyo.evaluation.lab.fit import fit
 from tamiyo.evaluation.lab.judge import judge, rows, training_cases
@@ -58,11 +58,11 @@ def main(
     ] = False,
     folder: Annotated[Path, typer.Option(help="Where the runs are kept.")] = Path(".cache/evidence"),
     workers: Annotated[int, typer.Option(min=1, max=256, help="Processes, one core each.")] = 2,
-    report: Annotated[Path | None, typer.Option(help="Write everything as JSON to this file.")] = None,
+    report: ReportFile = None,
     sample: Annotated[int, typer.Option(min=0, max=1000, help="Committed runs to make again without --full.")] = 6,
 ) -> None:
     """Write docs/evidence.md with tables and figures on the reward and the policy, from real runs."""
-    require_folder(report)
+    prepare_report(report)
     console = Console()
     if full:
         _measure_all(folder, workers, console)

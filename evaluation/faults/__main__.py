@@ -8,7 +8,7 @@ is 1 if a record is lost, wrong or repeated with another content.
 import json
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,8 +17,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from tamiyo.evaluation.common.command_line import run_program
 from tamiyo.evaluation.common.installation import end_by_signal, refuse_used, working_folder
-from tamiyo.evaluation.common.report import require_folder, write_report
+from tamiyo.evaluation.common.report import STDOUT, prepare_report, write_report
 from tamiyo.evaluation.faults.course import console, run
+from tamiyo.evaluation.faults.kinds import ALL
 from tamiyo.evaluation.faults.report import Course, read_runs, run_report, summary
 from tamiyo.schemas.errors import ConfigurationError
 from tamiyo.streams.admin.brokers import required_kafka_home
@@ -39,6 +40,10 @@ def main(
     at_once: Annotated[
         int, typer.Option(min=1, max=100, help="Inject no fault while so many others are not recovered from")
     ] = 3,
+    kind: Annotated[
+        list[str] | None,
+        typer.Option(help="Inject only faults of this kind; repeat for several [default: all]", show_default=False),
+    ] = None,
     keep: Annotated[
         Path | None, typer.Option(help="Keep the logs, the store and, after a violation, the topics in this folder")
     ] = None,
@@ -47,7 +52,11 @@ def main(
     ] = None,
     report: Annotated[
         Path | None,
-        typer.Option(help="Add each seed's result to this JSON file as soon as it is there; seeds in it are skipped"),
+        typer.Option(
+            metavar="FILE",
+            help="Add each seed's result to this JSON file as soon as it is there; seeds in it are skipped. "
+            "- is standard output, at the end, and nothing else",
+        ),
     ] = None,
 ) -> None:
     """Inject faults into an installation on a real Kafka and check its records; exit 1 on any violation.
@@ -60,10 +69,12 @@ def main(
 
     Examples: `make faults` · `make faults ARGS="--faults 50 --seed 1 --seed 2 --report faults.json"` ·
     `make faults ARGS="--faults 10 --gap 15 --keep /tmp/faults"` ·
+    `make faults ARGS="--kind clock_of_a_worker --faults 5"` ·
     `make faults ARGS="--merge one.json --merge two.json --report both.json"`
     """
+    prepare_report(report)
     end_by_signal()
-    require_folder(report)
+    kinds = _kinds(kind)
     runs = _read(report) if report is not None and report.exists() else {}
     for other in merge or ():
         runs.update(_read(other))
@@ -83,20 +94,22 @@ def main(
             with working_folder(kept, "tamiyo-faults-") as folder:
                 course = run(
                     home, folder, faults=faults, seed=each, workers=workers, gap_s=gap, open_faults=at_once,
-                    registry_home=_registry_home(each),
+                    registry_home=_registry_home(each), kinds=kinds,
                     advance=lambda: progress.advance(task),
                 )  # fmt: skip
             _show(course)
             options = f"--faults {faults} --seed {each} --workers {workers} --gap {gap:g} --at-once {at_once}"
+            options += "".join(f" --kind {name}" for name in kind or ())
             runs[each] = run_report(course, f'make faults ARGS="{options}"')
-            write_report(report, summary(runs.values()), console)
+            if report != STDOUT:
+                write_report(report, summary(runs.values()), console)
             if course.interrupted:
                 break
     result = summary(runs.values())
     console.print_json(
         json.dumps({key: result[key] for key in ("faults", "graphs", "violations", "counts", "recovery_seconds")})
     )
-    if merge:
+    if merge or report == STDOUT:
         write_report(report, result, console)
     if result["violations"]:
         sys.exit(1)
@@ -107,6 +120,13 @@ def _read(report: Path) -> dict[int, Mapping[str, Any]]:
         return {each["seed"]: each for each in read_runs(report)}
     except ConfigurationError as error:
         raise typer.BadParameter(str(error)) from error
+
+
+def _kinds(wanted: Sequence[str] | None) -> Sequence[str]:
+    for each in wanted or ():
+        if each not in ALL:
+            raise typer.BadParameter(f"{each}: expected one of {', '.join(sorted(ALL))}", param_hint="--kind")
+    return list(dict.fromkeys(wanted or ALL))
 
 
 def _registry_home(seed: int) -> Path | None:

@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from tamiyo.evaluation.faults.report import Course, Injection
 from tamiyo.evaluation.faults.scene import Scene
 from tamiyo.evaluation.faults.telemetry import Telemetry
 from tamiyo.evaluation.faults.upgrade import Upgrade
+from tamiyo.evaluation.faults.wall_clock import prepare
 from tamiyo.schemas.errors import TamiyoError
 from tamiyo.schemas.topics import DECISIONS, EXPERIENCE, GRAPHS, KERNELS, REWARDS, SIGNALS, WINDOWS
 from tamiyo.streams.process.exit_codes import EXIT_SOFTWARE
@@ -69,17 +70,20 @@ def run(
     gap_s: float,
     open_faults: int,
     registry_home: Path | None = None,
+    kinds: Collection[str] = tuple(ALL),
     advance: Callable[[], object] = lambda: None,
 ) -> Course:
     """Inject `faults` faults and check the records; Ctrl-C during the faults skips to the check.
 
-    A fault is injected about every `gap_s` seconds, and none while `open_faults` others are not recovered from: an
-    installation that has stopped altogether cannot be broken further. `advance` is called at each fault.
+    The faults are of `kinds`. One is injected about every `gap_s` seconds, and none while `open_faults` others are not
+    recovered from: an installation that has stopped altogether cannot be broken further. `advance` is called at each
+    fault.
     """
     course, ledger = Course(seed), Ledger()
     began = time.monotonic()
     with ExitStack() as stack:
-        installation = Installation(home, folder, settings=SETTINGS, registry_home=registry_home)
+        settings = {**SETTINGS, **prepare(folder / "clock", os.environ)}
+        installation = Installation(home, folder, settings=settings, registry_home=registry_home)
         # The broker removes its folder when it ends, but not the mounted one in it.
         stack.callback(shutil.rmtree, installation.broker.data.parent, ignore_errors=True)
         logs = stack.enter_context(Disk(installation.broker.data))
@@ -109,7 +113,7 @@ def run(
             if upgrade is not None:
                 _step(course, host, "upgrade", began, upgrade.finish)
             try:
-                possible = [name for name in ALL if name not in course.left_out]
+                possible = [name for name in ALL if name in kinds and name not in course.left_out]
                 scene = Scene(installation, list(layout), telemetry, kernels, checkpoints, logs, possible)
                 _inject(course, scene, host, faults, gap_s, open_faults, advance)
                 _recover(course, host)

@@ -12,12 +12,13 @@ from typing import Any
 from confluent_kafka import OFFSET_BEGINNING, Consumer, Producer, TopicPartition
 
 from tamiyo.evaluation.faults.ledger import Execution, Ledger, Place
-from tamiyo.evaluation.faults.telemetry import FLUSH_S, NO_TIMEOUT, Telemetry, partition_of
+from tamiyo.evaluation.faults.telemetry import FLUSH_S, NO_TIMEOUT, Telemetry
 from tamiyo.schemas.adaptation import AdaptationDecision, AdaptationOutcome, DecisionType, KernelStatus, OutcomeStatus
 from tamiyo.schemas.codec import decode, encode
 from tamiyo.schemas.identity import outcome_id
 from tamiyo.schemas.kafka import KafkaSettings, TopicNames
 from tamiyo.schemas.topics import DECISIONS, KERNELS, OUTCOMES
+from tamiyo.streams.admin.growth import own_partition
 
 IDLE_S = 20.0  # without a fault a decision arrives every second
 
@@ -146,6 +147,6 @@ class Host:
             status=OutcomeStatus.FAILED if refused else OutcomeStatus.EXECUTED,
             reason=f"no_kernel: {kernel.reason}"[:2000] if refused else "",
         )
-        partition = partition_of(decision.run_id, self._telemetry.partitions)
+        partition = own_partition(decision.run_id.encode(), self._telemetry.partitions)
         topic, timestamp = self._names.full(OUTCOMES.name), self._telemetry.clock(partition)
         self._producer.produce(topic, encode(outcome), decision.run_id, partition, timestamp=timestamp)

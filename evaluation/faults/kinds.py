@@ -20,6 +20,7 @@ KINDS: dict[str, tuple[Fault, int]] = {
     "full_state": (processes.full_state, 1),
     "freeze_learner": (processes.freeze_learner, 1),
     "two_learners": (processes.two_learners, 1),
+    "clock_of_a_worker": (processes.clock_of_a_worker, 1),
     "large_network": (load.large_network, 1),
     "burst_of_a_run": (load.burst_of_a_run, 1),
     "burst_of_runs": (load.burst_of_runs, 1),

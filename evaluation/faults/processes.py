@@ -14,11 +14,13 @@ from confluent_kafka import Consumer, KafkaException
 from tamiyo.evaluation.common.fleet import LEARNER
 from tamiyo.evaluation.faults.disk import Disk
 from tamiyo.evaluation.faults.scene import Scene
+from tamiyo.evaluation.faults.wall_clock import set_ahead
 from tamiyo.schemas.errors import BrokerError
 from tamiyo.streams.stages.registry import STAGES
 
 PAST_SESSION_S = (7.0, 11.0)  # the session timeout is 6 s: a process frozen for longer returns as a zombie
 STAND_IN = "stand-in"
+JUMPS_S = (3_540, -3_600)  # Kafka refuses a record that is stamped more than an hour ahead of its broker
 
 
 def kill_worker(scene: Scene, rng: random.Random) -> str:
@@ -62,6 +64,22 @@ def restart_worker(scene: Scene, rng: random.Random) -> str:
     name = rng.choice(scene.workers)
     scene.installation.fleet.restart(name)
     return name
+
+
+def clock_of_a_worker(scene: Scene, rng: random.Random) -> str:
+    """Set the wall clock of a worker an hour ahead or back, and right again; in between it may be killed.
+
+    What was killed starts with the wrong clock, and is right only when it is restarted or its clock has caught up.
+    """
+    name, seconds = rng.choice(scene.workers), round(rng.choice(JUMPS_S) * rng.uniform(0.5, 1))
+    folder, killed = scene.installation.fleet.folder_of(name), rng.random() < 0.5
+    set_ahead(folder, seconds)
+    time.sleep(rng.uniform(2, 5))
+    if killed:
+        scene.installation.fleet.kill(name, restart_after_s=0)
+        time.sleep(rng.uniform(5, 15))
+    set_ahead(folder, 0)
+    return f"{name} by {seconds} s{', and killed meanwhile' if killed else ''}"
 
 
 def two_learners(scene: Scene, rng: random.Random) -> str:

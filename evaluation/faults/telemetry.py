@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from aiokafka.partitioner import murmur2
 from confluent_kafka import Producer
 
 from tamiyo.evaluation.common.live_runs import sampled_steps
@@ -19,6 +18,7 @@ from tamiyo.schemas.errors import BrokerError
 from tamiyo.schemas.kafka import PRODUCER, KafkaSettings, TopicNames
 from tamiyo.schemas.record import Record
 from tamiyo.schemas.topics import TELEMETRY, TOPOLOGY, Topic
+from tamiyo.streams.admin.growth import own_partition
 
 # No delivery timeout: a message waits for the broker, and is lost only if the broker loses it. What goes to a partition
 # unknown to the producer is refused at once, so its metadata must be fresh when `tamiyo topics grow` has ended.
@@ -30,11 +30,6 @@ FLUSH_S = 120.0
 POISON_EVERY = 20  # ticks
 LAYERS = 4
 FRAMES = (40, 90)  # sampled steps of a run, at least and at most
-
-
-def partition_of(run_id: str, partitions: int) -> int:
-    """Return the partition that the common partitioner chooses for a run."""
-    return int((murmur2(run_id.encode()) & 0x7FFFFFFF) % partitions)
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +154,7 @@ class Telemetry:
             number = self._count
             load = Load(runs=1, layers=layers, frames=frames, seed=number, name=f"run-{number}")
             (run_id,) = load.run_ids
-            if partition_of(run_id, self.partitions) == partition:
+            if own_partition(run_id.encode(), self.partitions) == partition:
                 run = _Run(run_id, partition, sampled_steps(load, 0), guest, over or threading.Event())
                 self._send(run, TOPOLOGY, topology(run_id, load.layers))
                 return run
@@ -201,7 +196,7 @@ class Telemetry:
                 place = (message.partition(), message.offset())
                 self._ledger.sent.append(Sent(topic, *place, key.encode(), value, valid))
 
-        partition = partition_of(key, self.partitions)
+        partition = own_partition(key.encode(), self.partitions)
         self._producer.produce(
             self._names.full(topic), value, key, partition, on_delivery=delivered, timestamp=self.clock(partition)
         )

@@ -25,7 +25,7 @@ from rich.progress import Progress
 
 from tamiyo.evaluation.common.command_line import run_program
 from tamiyo.evaluation.common.policies import untrained_policy
-from tamiyo.evaluation.common.report import require_folder, write_report
+from tamiyo.evaluation.common.report import ReportFile, prepare_report, write_report
 from tamiyo.evaluation.common.simulated_runs import EPOCH_MS, Load, topology
 from tamiyo.evaluation.common.stage_bench import Bench, experiences, outcome, stage_inputs
 from tamiyo.evaluation.hostile.records import extreme_values, hostile_values, mutated, random_bytes
@@ -263,14 +263,14 @@ def _memory_mib() -> float:
 def main(
     records: Annotated[int, typer.Option(min=1, help="Number of hostile records")] = 100_000,
     seed: Annotated[int, typer.Option(min=0, help="Equal seeds send equal records")] = 0,
-    report: Annotated[Path | None, typer.Option(help="Write the result as JSON to this file")] = None,
+    report: ReportFile = None,
 ) -> None:
     """Send hostile records through every decoder and stage; exit 1 if any of them fails.
 
     Examples: `python -m tamiyo.evaluation.hostile` ·
     `python -m tamiyo.evaluation.hostile --records 1000000 --seed 0 --report evaluation/results/hostile.json`
     """
-    require_folder(report)
+    prepare_report(report)
     console = Console()
     torch.set_num_threads(1)
     only_critical()

@@ -25,7 +25,7 @@ from tamiyo.evaluation.bench.host import BLOCK
 from tamiyo.evaluation.common.command_line import run_program
 from tamiyo.evaluation.common.installation import end_by_signal
 from tamiyo.evaluation.common.measure import machine, versions
-from tamiyo.evaluation.common.report import require_folder, write_report
+from tamiyo.evaluation.common.report import ReportFile, prepare_report, write_report
 from tamiyo.evaluation.outage.training import Training, Turn
 from tamiyo.schemas.errors import BrokerError
 from tamiyo.schemas.kafka import KafkaSettings, TopicNames
@@ -126,14 +126,14 @@ class Outage:
 def outage(
     minutes: Annotated[float, typer.Option(min=0.1, max=600, help="Duration of the outage")] = 10.0,
     task: Annotated[str, typer.Option(help="Training task: mnist1d, digits or mnist5k")] = "mnist1d",
-    report: Annotated[Path | None, typer.Option(help="Write the result as JSON to this file")] = None,
+    report: ReportFile = None,
 ) -> None:
     """Train with and without a broker in turns; exit 1 if a step may take over 5 % longer without. Needs KAFKA_HOME.
 
     Examples: `make outage` · `make outage ARGS="--minutes 1 --task digits"` ·
     `make outage ARGS="--report evaluation/results/outage.json"`
     """
-    require_folder(report)
+    prepare_report(report)
     home = required_kafka_home()
     end_by_signal()
     console, where_measured, complete = Console(), machine(), False

@@ -25,7 +25,7 @@ from tamiyo.evaluation.common.fleet import Fleet
 from tamiyo.evaluation.common.installation import PARTITIONS, Installation
 from tamiyo.evaluation.common.measure import command, machine, versions
 from tamiyo.evaluation.common.program import begin
-from tamiyo.evaluation.common.report import write_report
+from tamiyo.evaluation.common.report import ReportFile, write_report
 from tamiyo.evaluation.common.samples import LagSampler, ProcessSampler
 from tamiyo.evaluation.overload.load import Flood, Template
 from tamiyo.evaluation.overload.shed import shed
@@ -308,7 +308,7 @@ def main(
     runs: Annotated[int, typer.Option(min=1, max=1_000, help="Simulated runs at a time")] = 24,
     search: Annotated[float, typer.Option(min=20, help="Duration of each try, seconds")] = 40.0,
     burst: Annotated[int, typer.Option(min=100, help="Records of the burst that the first rate follows from")] = 4_000,
-    report: Annotated[Path | None, typer.Option(help="Write the result as JSON to this file")] = None,
+    report: ReportFile = None,
 ) -> None:
     """Send ten times the sustainable rate for a minute; exit 1 if a requirement is not met."""
     console, home = begin(report)

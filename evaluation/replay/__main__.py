@@ -21,7 +21,7 @@ import typer
 from tamiyo.evaluation.common.command_line import run_program
 from tamiyo.evaluation.common.live_runs import Live, wait, workers
 from tamiyo.evaluation.common.program import begin
-from tamiyo.evaluation.common.report import write_report
+from tamiyo.evaluation.common.report import ReportFile, write_report
 from tamiyo.evaluation.common.simulated_runs import Load
 from tamiyo.schemas.kafka import KafkaSettings, TopicNames
 from tamiyo.streams.admin.brokers import LocalKafka
@@ -182,7 +182,7 @@ def main(
     seconds: Annotated[float, typer.Option(min=1, max=3_600, help="Duration of the simulated runs")] = 60.0,
     speed: Annotated[list[str] | None, typer.Option(help="Speed of a replay; repeat [default: 1, 100 and max]")] = None,
     worker: Annotated[list[int] | None, typer.Option(help="Workers of a replay; repeat [default: 1 and 4]")] = None,
-    report: Annotated[Path | None, typer.Option(help="Write the result as JSON to this file")] = None,
+    report: ReportFile = None,
 ) -> None:
     """Record live runs on a real Kafka, replay them, compare; exit 1 if a byte differs.
 

@@ -22,13 +22,14 @@ from tamiyo.evaluation.common import stage_bench
 from tamiyo.evaluation.common.command_line import program
 from tamiyo.evaluation.common.measure import command, machine, versions
 from tamiyo.evaluation.common.program import begin
-from tamiyo.evaluation.common.report import require_folder
+from tamiyo.evaluation.common.report import STDOUT, require_folder, write_report
 from tamiyo.evaluation.common.simulated_runs import Load
 from tamiyo.evaluation.scale.cells import FULL, QUICK, Sizes, cells
 from tamiyo.evaluation.scale.costs import unit_costs
 from tamiyo.evaluation.scale.flow import measure, pinned, plan_cores
 from tamiyo.evaluation.scale.plot import draw
 from tamiyo.evaluation.scale.results import signal_us, summary
+from tamiyo.schemas.files import write_atomically
 from tamiyo.streams.process.logs import configure
 from tamiyo.streams.settings import LogSettings
 
@@ -65,11 +66,9 @@ def started(report: Path | None, quick: bool, where_measured: dict[str, Any], ho
 
 
 def save(report: Path | None, result: dict[str, Any]) -> None:
-    """Write the report so far in one step, so that a killed program leaves the one before."""
-    if report is not None:
-        part = report.with_suffix(".part")
-        part.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-        part.replace(report)
+    """Write the report so far, unless it goes to standard output."""
+    if report is not None and report != STDOUT:
+        write_atomically(report, json.dumps(result, indent=1) + "\n")
 
 
 def measure_all(sizes: Sizes, result: dict[str, Any], report: Path | None, console: Console) -> None:
@@ -139,7 +138,12 @@ app = program()
 def main(
     quick: Annotated[bool, typer.Option("--quick", help="Few runs and layers, to try the program")] = False,
     report: Annotated[
-        Path | None, typer.Option(help="JSON file of the results, written after every cell; continued if incomplete")
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="JSON file of the results, written after every cell; continued if incomplete. - is standard output, "
+            "at the end, and nothing else",
+        ),
     ] = None,
     figure: Annotated[Path | None, typer.Option(help="Draw the figure into this file: .png or .svg")] = None,
     costs: Annotated[Path | None, typer.Option(help="Write the unit costs of `tamiyo plan` to this file")] = None,
@@ -156,8 +160,8 @@ def main(
     result["summary"] = summary(result["cells"])
     result["costs"] = unit_costs(result["cells"], result["learner_ms"])
     result["complete"] = True
-    save(report, result)
     show(result, console)
+    write_report(report, result, console)
     if figure is not None:
         draw(result, figure)
     if costs is not None:

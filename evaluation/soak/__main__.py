@@ -25,7 +25,7 @@ from tamiyo.evaluation.common.command_line import program
 from tamiyo.evaluation.common.installation import PARTITIONS, Installation, working_folder
 from tamiyo.evaluation.common.measure import command, machine, versions
 from tamiyo.evaluation.common.program import begin
-from tamiyo.evaluation.common.report import require_folder, write_report
+from tamiyo.evaluation.common.report import ReportFile, require_folder, write_report
 from tamiyo.evaluation.common.samples import LagSampler, ProcessSampler, SampleFile
 from tamiyo.evaluation.soak.faults import EVERY_S, Fault, schedule
 from tamiyo.evaluation.soak.pieces import earlier
@@ -194,7 +194,7 @@ def main(
     fault_every: Annotated[float, typer.Option(min=5, help="Mean seconds between two faults")] = EVERY_S,
     samples: Annotated[Path, typer.Option(help="File that samples are added to")] = Path("soak.jsonl"),
     keep: Annotated[Path | None, typer.Option(help="Keep the logs and the store in this folder")] = None,
-    report: Annotated[Path | None, typer.Option(help="Write the result as JSON to this file")] = None,
+    report: ReportFile = None,
 ) -> None:
     """Run an installation on a real Kafka for hours, with faults; Ctrl-C ends it early and still reports.
 

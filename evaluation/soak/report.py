@@ -13,7 +13,7 @@ from rich.table import Table
 
 from tamiyo.evaluation.common.command_line import program
 from tamiyo.evaluation.common.measure import command, percentile
-from tamiyo.evaluation.common.report import require_folder, write_report
+from tamiyo.evaluation.common.report import ReportFile, prepare_report, write_report
 from tamiyo.evaluation.soak.pieces import Piece, Sample, pieces
 from tamiyo.evaluation.soak.trends import TOLERANCES, WARM_S, Point, Trend, between, longest_life, thin, trend
 from tamiyo.schemas.display import narrow
@@ -254,10 +254,10 @@ def main(
     since: Annotated[
         float | None, typer.Option(min=0, help="First minute of the trends [default: half the time]")
     ] = None,
-    report: Annotated[Path | None, typer.Option(help="Write the report as JSON to this file")] = None,
+    report: ReportFile = None,
 ) -> None:
     """Make the report of a soak from its samples, gzipped or not; also while it runs, in pieces or interrupted."""
-    require_folder(report)
+    prepare_report(report)
     try:
         result = report_of(samples, since)
     except ConfigurationError as error:

@@ -17,7 +17,7 @@ from rich.console import Console
 from tamiyo.evaluation.common.command_line import run_program
 from tamiyo.evaluation.common.installation import end_by_signal
 from tamiyo.evaluation.common.measure import command, machine, versions
-from tamiyo.evaluation.common.report import require_folder, write_report
+from tamiyo.evaluation.common.report import ReportFile, prepare_report, write_report
 from tamiyo.evaluation.watch.bars import live_bars, recording_bars
 from tamiyo.streams.process.logs import configure
 from tamiyo.streams.settings import LogSettings
@@ -34,10 +34,10 @@ def main(
     recording: Annotated[
         Path | None, typer.Option(help="Recording to read; made and kept there if it does not exist.")
     ] = None,
-    report: Annotated[Path | None, typer.Option(help="Write the results as JSON to this file.")] = None,
+    report: ReportFile = None,
 ) -> None:
     """Measure the watch page's server."""
-    require_folder(report)
+    prepare_report(report)
     end_by_signal()
     torch.set_num_threads(1)
     configure(LogSettings(level="WARNING"))

@@ -30,6 +30,7 @@ from tamiyo.streams.headers import (
     Headers,
     restored,
 )
+from tamiyo.streams.messages import MADE_OF_ONE_INPUT
 
 SHOWN_BYTES = 160  # of a value, on a terminal
 VARIABLE = re.compile(r"'[^']*'|\"[^\"]*\"|\b\d[\w.+-]*\b")
@@ -88,9 +89,11 @@ class DeadLetter:
     def sendable(self) -> bool:
         """Return whether it has what its producer sent.
 
-        Not where that was too large for a dead letter, and not where time closed an output that was too large.
+        Not where that was too large for a dead letter, and not where it would not make the output that was too large:
+        because time had closed it, or because it is made of several records.
         """
-        if self._header(OUTPUT_HEADER) is not None and self._header(SOURCE_HEADER) is None:
+        output = self._header(OUTPUT_HEADER)
+        if output is not None and (output not in MADE_OF_ONE_INPUT or self._header(SOURCE_HEADER) is None):
             return False
         return self._header(CUT_HEADER) is None
 

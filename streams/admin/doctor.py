@@ -17,7 +17,7 @@ from tamiyo.schemas.codec import parsed_schema
 from tamiyo.schemas.display import without_secrets
 from tamiyo.schemas.errors import BrokerError, ConfigurationError, RegistryError, TamiyoError
 from tamiyo.schemas.files import folder_problem
-from tamiyo.schemas.kafka import BATCH_BYTES, KafkaSettings, TopicNames
+from tamiyo.schemas.kafka import KafkaSettings, TopicNames
 from tamiyo.schemas.learning import PolicyCheckpoint, policy_orders_key
 from tamiyo.schemas.stores import require_writable
 from tamiyo.schemas.topics import CATALOGUE, CHECKPOINTS, EXPERIENCE
@@ -179,7 +179,6 @@ def _broker(kafka: KafkaSettings, names: TopicNames, stores: Iterable[str]) -> I
     yield from _made("topics", lambda: _topics(topics, kafka, names))
     if not existing:
         return
-    yield from _made("message sizes", lambda: _sizes(topics, WorkerSettings()))
     members: dict[str, Membership | BrokerError] = {}
     yield from _made("groups", lambda: _groups(kafka, names, members, embedded=embedded))
     decisions = members.get("decisions")
@@ -206,22 +205,6 @@ def _topics(topics: Topics, kafka: KafkaSettings, names: TopicNames) -> Iterator
         yield Finding("topics", each.state, each.text, each.advice)
     if not findings:
         yield Finding("topics", "ok", "partitions, replicas in sync, retention, cleanup and sizes match the catalogue")
-
-
-def _sizes(topics: Topics, worker: WorkerSettings) -> Iterator[Finding]:
-    """Compare what a worker may publish with what the topics accept."""
-    limits = {each.name: each.max_batch_bytes for each in topics.states() if each.max_batch_bytes is not None}
-    setting = f"TAMIYO_WORKER_MAX_MESSAGE_BYTES={worker.max_message_bytes}"
-    if not limits:
-        return  # the embedded broker reports none
-    name = min(limits, key=lambda each: limits[each])
-    if limits[name] < worker.max_message_bytes:
-        needed = worker.max_message_bytes + BATCH_BYTES
-        advice = f"give the topics max.message.bytes={needed}, or lower TAMIYO_WORKER_MAX_MESSAGE_BYTES"
-        detail = f"{setting}, but topic {name} accepts {limits[name]} bytes at most: larger outputs become dead letters"
-        yield Finding("message sizes", "problem", detail, advice)
-    else:
-        yield Finding("message sizes", "ok", f"{setting}; every topic accepts {limits[name]} bytes or more")
 
 
 def _groups(

@@ -1,23 +1,35 @@
 """Lists the versions of a policy, and announces an operator's orders about them: pin, roll back, freeze."""
 
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
 from tamiyo.models.checkpoint import CheckpointHeader, CheckpointStore, announcement, checksum, load, read_header
 from tamiyo.schemas.client.awaited_producer import AwaitedProducer
-from tamiyo.schemas.client.compacted import newest_records
-from tamiyo.schemas.client.partition_reader import PartitionReader
-from tamiyo.schemas.codec import encode
-from tamiyo.schemas.errors import CheckpointCorrupt, ConfigurationError, PolicyError, TamiyoError
+from tamiyo.schemas.client.compacted import key_text, newest_records
+from tamiyo.schemas.client.partition_reader import OffsetRange, PartitionReader
+from tamiyo.schemas.codec import decode, encode
+from tamiyo.schemas.errors import (
+    BrokerError,
+    CheckpointCorrupt,
+    ConfigurationError,
+    PolicyError,
+    SchemaError,
+    TamiyoError,
+)
 from tamiyo.schemas.kafka import KafkaSettings, TopicNames
 from tamiyo.schemas.learning import CheckpointStatus, PolicyCheckpoint, policy_orders_key
 from tamiyo.schemas.topics import CHECKPOINTS
 from tamiyo.streams.admin.control import operator_name
 
 DELIVERY_TIMEOUT_S = 10.0
+ATTEMPTS = 5  # so many times in a row another operator would have to come in between
+
+Edit = Callable[[PolicyCheckpoint | None], PolicyCheckpoint]
+"""Makes an order of the one in force; None where there is none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +97,7 @@ class PolicyVersions:
     @property
     def frozen(self) -> bool:
         """Whether the learner is frozen."""
-        return self.orders is not None and self.orders.frozen
+        return _frozen(self.orders)
 
     def list(self, limit: int | None = None) -> list[PolicyVersion]:
         """Return the stored versions, newest first.
@@ -136,7 +148,7 @@ class PolicyVersions:
         data = self._read_file(version)
         header = load(data)[1]
         pinned = announcement(header, self._store.file_name(version), data)
-        return self._order(pinned, reason, pinned=True, frozen=self.frozen)
+        return self._order(lambda base: _with(pinned, pinned=True, frozen=_frozen(base)), reason)
 
     def unpin(self, reason: str = "") -> PolicyCheckpoint:
         """Make decisions follow the releases again.
@@ -145,9 +157,13 @@ class PolicyVersions:
             PolicyError: no version is pinned.
             BrokerError: the order was not delivered.
         """
-        if self.orders is None or not self.orders.pinned:
-            raise PolicyError(f"no version of policy {self._name!r} is pinned")
-        return self._order(self.orders, reason, pinned=False, frozen=self.frozen)
+
+        def without_pin(base: PolicyCheckpoint | None) -> PolicyCheckpoint:
+            if base is None or not base.pinned:
+                raise PolicyError(f"no version of policy {self._name!r} is pinned")
+            return _with(base, pinned=False)
+
+        return self._order(without_pin, reason)
 
     def freeze(self, frozen: bool, reason: str = "") -> PolicyCheckpoint:
         """Keep the learner from learning and releasing, or let it go on.
@@ -156,7 +172,8 @@ class PolicyVersions:
             PolicyError: nothing was released yet.
             BrokerError: the order was not delivered.
         """
-        return self._order(self.orders or self._newest(), reason, pinned=self.pinned is not None, frozen=frozen)
+        newest = self.orders or self._newest()
+        return self._order(lambda base: _with(base or newest, pinned=_pinned(base), frozen=frozen), reason)
 
     def roll_back(self, to: int | None = None, reason: str = "") -> PolicyCheckpoint:
         """Announce that the newest version, and all after `to`, must not act any more.
@@ -194,32 +211,62 @@ class PolicyVersions:
             "reason": reason,
         }
         announcement = newest.model_copy(update=changes)
-        self._publish(self._name, announcement)
+        between = self._between(self._name, self._publish(self._name, announcement))
         self.newest = announcement
+        if between:
+            raise PolicyError(
+                f"version {newest.version} is rolled back, but version {between[-1].version} was announced at the same "
+                "moment: see `tamiyo policy list`, and roll back again if that one must not act either"
+            )
         return announcement
 
-    def _order(self, about: PolicyCheckpoint, reason: str, *, pinned: bool, frozen: bool) -> PolicyCheckpoint:
-        changes = {
-            "status": CheckpointStatus.RELEASED,
-            "time_ms": time.time_ns() // 1_000_000,
-            "pinned": pinned,
-            "frozen": frozen,
-            "issued_by": operator_name(),
-            "reason": reason,
-        }
-        order = about.model_copy(update=changes)
-        self._publish(policy_orders_key(self._name), order)
-        self.orders = order
-        return order
+    def _order(self, edit: Edit, reason: str) -> PolicyCheckpoint:
+        """Change the operator's orders: on top of another operator's, if one came in between."""
+        base, key = self.orders, policy_orders_key(self._name)
+        for _ in range(ATTEMPTS):
+            changes = {"time_ms": time.time_ns() // 1_000_000, "issued_by": operator_name(), "reason": reason}
+            order = _with(edit(base), status=CheckpointStatus.RELEASED, **changes)
+            between = self._between(key, self._publish(key, order))
+            self.orders = order
+            if not between:
+                return order
+            base = between[-1]
+        raise BrokerError(
+            f"the orders about policy {self._name!r} were changed by others {ATTEMPTS} times at the same moment: see "
+            "`tamiyo policy list`, and give the command again"
+        )
 
-    def _publish(self, key: str, announcement: PolicyCheckpoint) -> None:
+    def _publish(self, key: str, announcement: PolicyCheckpoint) -> tuple[int, int]:
+        """Publish an announcement; return its partition and offset."""
+        places: deque[tuple[int, int]] = deque()
         producer = AwaitedProducer(self._kafka, timeout_s=DELIVERY_TIMEOUT_S)
-        producer.produce(self._topic, encode(announcement), key)
+        producer.produce(
+            self._topic,
+            encode(announcement),
+            key,
+            on_delivery=lambda message: places.append((message.partition() or 0, message.offset() or 0)),
+        )
         producer.flush()
+        return places[-1]
+
+    def _between(self, key: str, place: tuple[int, int]) -> Sequence[PolicyCheckpoint]:
+        """Return what others announced under a key after this object read the topic, and before its own message."""
+        partition, offset = place
+        found: deque[PolicyCheckpoint] = deque()
+        with PartitionReader(self._kafka, "tamiyo-policy") as reader:
+            first = max(self._read_to.get(partition, 0), reader.bounds(self._topic, partition)[0])
+            for message in reader.read([OffsetRange(self._topic, partition, first, offset)]):
+                if message.value() is None or key_text(message.key()) != key:
+                    continue
+                with suppress(SchemaError):  # the learner reports what cannot be decoded
+                    found.append(decode(message.value(), PolicyCheckpoint))
+        self._read_to[partition] = offset + 1
+        return found
 
     def _read(self) -> dict[str, PolicyCheckpoint]:
         """Return the newest announcement under each key; the learner reports what cannot be decoded."""
         with PartitionReader(self._kafka, "tamiyo-policy") as reader:
+            self._read_to = {each.partition: each.end for each in reader.ranges(self._topic)}
             return newest_records(reader, self._topic, PolicyCheckpoint)
 
     def _newest(self) -> PolicyCheckpoint:
@@ -278,3 +325,15 @@ class PolicyVersions:
             first = newest.version if newest.fallback_version is None else newest.fallback_version + 1
             found.update(range(first, newest.version), [newest.version])
         return found
+
+
+def _with(announcement: PolicyCheckpoint, **changes: Any) -> PolicyCheckpoint:
+    return announcement.model_copy(update=changes)
+
+
+def _pinned(orders: PolicyCheckpoint | None) -> bool:
+    return orders is not None and orders.pinned
+
+
+def _frozen(orders: PolicyCheckpoint | None) -> bool:
+    return orders is not None and orders.frozen

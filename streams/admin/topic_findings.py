@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from tamiyo.schemas.kafka import BATCH_BYTES
+from tamiyo.schemas.settings import variable
 from tamiyo.streams.settings import WorkerSettings
 
+_LARGEST = variable(WorkerSettings, "max_message_bytes")
 REPLICATION = 3
 """Replicas of a partition: with one broker away, every record still has two."""
 AWAY = (
@@ -100,7 +102,10 @@ def _misconfigured(topic: TopicState) -> Iterator[tuple[str, str]]:
         yield text, f"cleanup.policy={topic.expected_cleanup}"
     needed = needed_bytes()
     if topic.max_batch_bytes is not None and topic.max_batch_bytes < needed:
-        text = f"max.message.bytes={topic.max_batch_bytes}, but {needed} is needed for the largest messages"
+        text = (
+            f"max.message.bytes={topic.max_batch_bytes}, but {needed} is needed for the largest messages that "
+            f"{_LARGEST} allows"
+        )
         yield text, f"max.message.bytes={needed}"
     if topic.min_insync is not None and topic.min_insync > topic.replication:
         text = f"min.insync.replicas={topic.min_insync} and replication {topic.replication}: nobody can publish"

@@ -109,6 +109,7 @@ class Topics:
 
         Raises:
             ConfigurationError: topics exist with another number of partitions.
+            BrokerError: the broker refused some, or another process created some with another number meanwhile.
         """
         if self.embedded():
             return self.touch()
@@ -134,6 +135,7 @@ class Topics:
         if not wanted:
             return []
         created: list[str] = []
+        failed: list[tuple[str, KafkaException]] = []
         for name, future in self._admin.create_topics(wanted, request_timeout=REQUEST_TIMEOUT_S).items():
             try:
                 future.result()
@@ -141,8 +143,21 @@ class Topics:
             except KafkaException as error:
                 # Created by another process meanwhile.
                 if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
-                    raise BrokerError(f"topic {name} could not be created: {error.args[0].str()}") from error
+                    failed.append((name, error))
+        if failed:
+            (name, refusal), more = failed[0], f", and {len(failed) - 1} more" if len(failed) > 1 else ""
+            raise BrokerError(
+                f"topic {name}{more} could not be created: {refusal.args[0].str()}; {len(created)} others were created"
+            ) from refusal
         self._wait_until_visible({each.topic for each in wanted})
+        present = self._metadata().topics
+        counts = {len(_of(present, each.name)) for each in self._plan}
+        if len(counts) > 1:
+            raise BrokerError(
+                f"topics have {' or '.join(map(str, sorted(counts)))} partitions, and all need the same number: "
+                "another process created some at the same time. "
+                f"`tamiyo topics grow --partitions {max(counts)}` makes them equal"
+            )
         return created
 
     def replication(self, wanted: int | None = None) -> int:

@@ -144,7 +144,8 @@ def redrive(
     """Republish dead letters to the topics they were rejected from, each once, however often this is called.
 
     Key, bytes and the producer's headers are unchanged. Correct the cause first: what a stage still rejects becomes a
-    new dead letter. Dead letters of what was too large to keep stay. Exit status 1 if another redrive is in progress.
+    new dead letter. What was too large to keep stays, and so does what made a window, a graph or a reward that was too
+    large: it is made of several records. Exit status 1 if another redrive is in progress.
     """
     from tamiyo.streams.admin.redrive import Redrive
 
@@ -159,7 +160,7 @@ def redrive(
         matching = [(each, [one for one in each.waiting if wanted(one)]) for each in partitions]
         selected = [(each, [one for one in found if one.sendable][:limit]) for each, found in matching]
         if without := sum(not one.sendable for _, found in matching for one in found):
-            report(f"{without:>7,} stay: they have no value to send back; `tamiyo dlq show` names the reason")
+            report(f"{without:>7,} stay: sent back, they would change nothing; `tamiyo dlq show` names the reason")
         counts = Counter((each.topic.name, each.kind) for _, batch in selected for each in batch)
         total = sum(counts.values())
         for (topic, kind), count in sorted(counts.items()):
@@ -173,10 +174,11 @@ def redrive(
         done: Counter[str] = Counter()
         if total and not dry_run:
             sending = Redrive(dead_letters, kafka)
-            for partition, batch in selected:
-                for result, count in sending.send(partition, batch):
-                    done[result] += count
-                    report(f"{done.total():,} of {total:,}: {partition.letters}/{partition.partition}")
+            with options.resumable("give the command again in a minute: nothing is sent back twice", errors=False):
+                for partition, batch in selected:
+                    for result, count in sending.send(partition, batch):
+                        done[result] += count
+                        report(f"{done.total():,} of {total:,}: {partition.letters}/{partition.partition}")
     if as_json:
         listed = [{"topic": topic, "reason": kind, "letters": n} for (topic, kind), n in sorted(counts.items())]
         write_json({"dry_run": dry_run, "selected": listed, "results": {each: done[each] for each in RESULTS}})

@@ -5,7 +5,7 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -14,6 +14,9 @@ from tamiyo.schemas.errors import ConfigurationError
 from tamiyo.streams.cli import options
 from tamiyo.streams.cli.options import Bootstrap, HttpPort, examples
 from tamiyo.streams.process.interrupts import on_signals
+
+if TYPE_CHECKING:
+    from tamiyo.streams.settings import SupervisorSettings
 
 console = Console()
 
@@ -84,13 +87,16 @@ def worker(
     that a restart may fix.
     """
     from tamiyo.streams.admin.configuration import check
+    from tamiyo.streams.process.stop_times import require_stop_times
     from tamiyo.streams.settings import WorkerSettings
     from tamiyo.streams.stages.registry import STAGES, entry
 
     chosen = list(dict.fromkeys(stage or STAGES))
     entries = [entry(name) for name in chosen]
     own = functools.partial(WorkerSettings, **_given(http_port=http_port))
-    check(own, *_shared(supervise, bootstrap), *(each.settings for each in entries))
+    shared = _shared(supervise, bootstrap)
+    check(own, *shared, *(each.settings for each in entries))
+    require_stop_times(_supervisor(supervise), own())
     _supervise(supervise)
 
     import torch
@@ -147,17 +153,21 @@ def _given(**flags: Any) -> dict[str, Any]:
 def _shared(supervise: bool | None, bootstrap: str | None) -> list[Callable[[], object]]:
     """Return what makes the settings that worker and learner share."""
     from tamiyo.schemas.client.registry import RegistrySettings
-    from tamiyo.streams.settings import LogSettings, StoreSettings, SupervisorSettings
+    from tamiyo.streams.settings import LogSettings, StoreSettings
 
-    supervisor = functools.partial(SupervisorSettings, **_given(enabled=supervise))
+    supervisor = functools.partial(_supervisor, supervise)
     return [supervisor, lambda: options.kafka(bootstrap), options.names, RegistrySettings, StoreSettings, LogSettings]
+
+
+def _supervisor(wanted: bool | None) -> "SupervisorSettings":
+    from tamiyo.streams.settings import SupervisorSettings
+
+    return SupervisorSettings(**_given(enabled=wanted))
 
 
 def _supervise(wanted: bool | None) -> None:
     """Become the supervisor of this command line if one is wanted, and exit with its child's last status."""
-    from tamiyo.streams.settings import SupervisorSettings
-
-    settings = SupervisorSettings(**_given(enabled=wanted))
+    settings = _supervisor(wanted)
     if settings.enabled:
         from tamiyo.streams.process.logs import configure
         from tamiyo.streams.process.supervisor import supervise

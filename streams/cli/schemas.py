@@ -6,6 +6,7 @@ import typer
 from rich.console import Console
 
 from tamiyo.schemas.display import write_json
+from tamiyo.streams.cli import options
 from tamiyo.streams.cli.options import AsJson, examples
 
 app = typer.Typer(
@@ -39,10 +40,11 @@ def register(url: Url = None, as_json: AsJson = False) -> None:
     from tamiyo.streams.admin import schema_registry
 
     rows = []
-    for subject, number in schema_registry.register(_registry(url), TopicNames()):
-        rows.append({"subject": subject, "schema": number})
-        if not as_json:
-            console.print(f"{subject}: schema {number}", highlight=False, soft_wrap=True)
+    with options.resumable("give the command again: what is registered stays as it is"):
+        for subject, number in schema_registry.register(_registry(url), TopicNames()):
+            rows.append({"subject": subject, "schema": number})
+            if not as_json:
+                console.print(f"{subject}: schema {number}", highlight=False, soft_wrap=True)
     if as_json:
         write_json(rows)
 

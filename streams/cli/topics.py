@@ -55,7 +55,8 @@ def create(
     from tamiyo.streams.admin.topics import Topics
 
     topics = Topics(options.connected_kafka(bootstrap), options.names())
-    created = topics.create(partitions=partitions, replication=replication)
+    with options.resumable("give the command again: it creates what is missing"):
+        created = topics.create(partitions=partitions, replication=replication)
     if as_json:
         write_json({"created": created, "replication": topics.replication(replication)})
         return
@@ -148,7 +149,8 @@ def grow(
             abort=True,
             err=True,
         )
-    growing.run()
+    with options.resumable(f"give the command again with --partitions {partitions}, before any run starts: it goes on"):
+        growing.run()
     if as_json:
         done = {"partitions": partitions, "grown": growing.grown, "moved": growing.moved, "removed": growing.removed}
         write_json(done)

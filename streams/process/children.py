@@ -17,10 +17,10 @@ import structlog
 
 from tamiyo.schemas.errors import TamiyoError
 from tamiyo.streams.process.exit_codes import EXIT_TEMPFAIL
+from tamiyo.streams.process.stop_times import stop_wait_s
 
 log = structlog.get_logger(__name__)
 
-GRACE_S = 10.0  # time that `tamiyo worker` takes for a graceful stop at most
 MOST_RESTARTS = 5  # of one child, after a temporary failure; the same failure again and again is not temporary
 LOG_END = 15  # lines of a log that usually hold the reason
 PR_SET_PDEATHSIG = 1
@@ -47,6 +47,8 @@ class Children:
     """Processes of the `tamiyo` command line, by name. A context manager that stops them."""
 
     def __init__(self, logs: Path, environment: Mapping[str, str]) -> None:
+        self.stop_wait_s = stop_wait_s()
+        """Seconds that a child may take to stop before it is killed."""
         self._logs = logs
         # A supervisor would hide why a child exited.
         self._environment = {**os.environ, "TAMIYO_SUPERVISOR_ENABLED": "false", **environment}
@@ -139,12 +141,12 @@ class Children:
         return "\n".join(lines[-LOG_END:])
 
     def stop(self, names: Sequence[str] | None = None) -> None:
-        """Stop `names` (all by default): SIGTERM to all at once, SIGKILL to those left after the grace period."""
+        """Stop `names` (all by default): SIGTERM to all at once, SIGKILL to those left after `stop_wait_s`."""
         chosen = [self._processes[name] for name in (self._processes if names is None else names)]
         for process in chosen:
             if process.poll() is None:
                 process.send_signal(signal.SIGTERM)
-        deadline = time.monotonic() + GRACE_S
+        deadline = time.monotonic() + self.stop_wait_s
         for process in chosen:
             try:
                 process.wait(max(0.0, deadline - time.monotonic()))

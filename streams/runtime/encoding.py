@@ -1,6 +1,5 @@
 """Encode what a stage publishes: topic, key, bytes, and the headers that a restart reads back."""
 
-import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -22,6 +21,7 @@ from tamiyo.streams.headers import (
     KeyValueHeaders,
     kept,
 )
+from tamiyo.streams.process import steady_clock
 from tamiyo.streams.runtime.end_of_stream import EndOfStream
 from tamiyo.streams.stages.base import SHORT_ID, Incoming, Output, Reject
 
@@ -66,7 +66,7 @@ def message_of(
         record: Any = each.record
         return each.topic.name, (record.run_id.encode(), encode(each.record), headers)
     headers.append((REASON_HEADER, each.reason.encode()[:MAX_REASON]))
-    headers.append((TIME_HEADER, str(time.time_ns() // 1_000_000).encode()))
+    headers.append((TIME_HEADER, str(steady_clock.time_ms()).encode()))
     if each.poison:
         headers.append((POISON_HEADER, b"1"))
     headers += _source_headers(each.source)

@@ -8,6 +8,7 @@ from typing import Any
 from prometheus_client import Counter, Gauge, Histogram
 
 from tamiyo.schemas.topics import DECISIONS, SIGNALS
+from tamiyo.streams.process import steady_clock
 from tamiyo.streams.stages.base import Output, Stage
 
 # Narrow around the budgets: 50 ms for intake, 100 ms for a decision.
@@ -90,7 +91,7 @@ def observe_deliveries(stage: str, sent: Iterable[tuple[object, float | None]]) 
             if record.shed:
                 SHED.inc(record.shed)
         elif each.topic is DECISIONS:
-            END_TO_END_LATENCY.observe(max(0.0, time.time() - record.time_ms / 1000))
+            END_TO_END_LATENCY.observe(max(0.0, (steady_clock.time_ms() - record.time_ms) / 1000))
             POLICY_VERSION.labels(stage).set(record.policy_version)
     for topic, count in published.items():
         PUBLISHED.labels(stage, topic).inc(count)

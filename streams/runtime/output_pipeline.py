@@ -14,7 +14,7 @@ process has the limit, and after the broker's refusal where a topic has it.
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,7 +29,7 @@ from tamiyo.streams.runtime.end_of_stream import EndOfStream
 from tamiyo.streams.runtime.failures import TOO_LARGE
 from tamiyo.streams.runtime.input_buffer import InputBuffer
 from tamiyo.streams.runtime.output_publisher import OutputPublisher, size_of
-from tamiyo.streams.runtime.oversized import cut, dead_letter_of, reason_of
+from tamiyo.streams.runtime.oversized import cut, dead_letter_of, reason_of, was_oversized
 from tamiyo.streams.runtime.restore import RestoredState
 from tamiyo.streams.stages.base import Incoming, Output, Reject
 
@@ -68,12 +68,16 @@ class OutputPipeline:
         publisher: OutputPublisher,
         restored: RestoredState,
         traces: Traces | None = None,
+        forget: Callable[[Output], None] = lambda _: None,
     ) -> None:
+        """Publish what `stage` returns; `forget` is called with each output that is too large."""
         self._stage = stage
         self._inputs = inputs
         self._publisher = publisher
         self._traces = traces
+        self._forget = forget
         self._published = restored.published
+        self._oversized = restored.oversized
         self._reached = restored.reached
         self._in_flight: deque[_Call] = deque()
         self._acknowledged: dict[str, int] = {}
@@ -198,6 +202,7 @@ class OutputPipeline:
         reason = reason_of(each, size_of(message), limit)
         topic, message = dead_letter_of(each, self._stage, reason, place, positions)
         metrics.REJECTED.labels(self._stage, topic.removesuffix(".dlq"), "too_large").inc()
+        self._forget(each)
         log.error("output is too large", stage=self._stage, to=topic, partition=place.partition, reason=reason)
         return [(topic, message), (topic, cut(message))]
 
@@ -223,6 +228,9 @@ class OutputPipeline:
         if isinstance(each, EndOfStream):
             return True  # a repeated end marker changes nothing
         key = key_of(each)
+        if isinstance(each, Output) and was_oversized(each, self._oversized.get(key)):
+            self._forget(each)
+            return False
         if key in self._published:
             metrics.REPEATED.labels(self._stage, key[0]).inc()
             return False

@@ -1,10 +1,12 @@
 """What is larger than a message may be becomes a dead letter that names it, and the flow goes on.
 
-An output that is too large is replaced by a dead letter of the input that closed it: redriven after the limit was
-raised, that input makes the output again where one input makes one output. A dead letter that is too large itself,
+An output that is too large is replaced by a dead letter of the input that closed it. Redriven after the limit was
+raised, that input makes the output again where one input makes one output (`MADE_OF_ONE_INPUT`); other dead letters of
+outputs are not redriven, since nothing would be made of them. A dead letter that is too large itself,
 because of the record it quotes, keeps its headers and loses the value; the record is at the place in its header.
 """
 
+from collections.abc import Collection
 from typing import Any
 
 from tamiyo.schemas.kafka import MAX_READ_BYTES
@@ -20,6 +22,7 @@ from tamiyo.streams.headers import (
     TIME_HEADER,
     KeyValueHeaders,
 )
+from tamiyo.streams.messages import MADE_OF_ONE_INPUT
 from tamiyo.streams.runtime.encoding import message_of
 from tamiyo.streams.stages.base import Incoming, Output, Reject
 
@@ -72,11 +75,28 @@ def reason_of(output: Output, size: int, limit: int | None) -> str:
         limit: The bytes that this process may send; None if the broker refused it.
     """
     record: Any = output.record
-    layers = getattr(getattr(record, "graph", record), "layer_id", None)
+    of_layers = getattr(record, "graph", record)
+    layers = getattr(of_layers, "layers", None) or getattr(of_layers, "layer_id", None)
     of = f" of {len(layers):,} layers" if isinstance(layers, list | tuple) else ""
     allowed = f"{SETTING} allows {limit:,}" if limit is not None else "the broker refuses it"
     raised = f"Raise {SETTING}, and max.message.bytes of the topics (`tamiyo topics check` shows it), or watch"
-    return (
-        f"OutputTooLarge: {output.topic.name} of run {record.run_id}{of} has {size:,} bytes, but {allowed}. "
-        f"{raised if size <= MAX_READ_BYTES else 'No setting allows that: watch'} fewer layers"
+    again = (
+        "and redrive" if output.topic.name in MADE_OF_ONE_INPUT else "for later ones: no single record makes it again"
     )
+    return f"OutputTooLarge: {output.topic.name} of run {record.run_id}{of} has {size:,} bytes, but {allowed}. " + (
+        f"{raised} fewer layers, {again}" if size <= MAX_READ_BYTES else "No setting allows that: watch fewer layers"
+    )
+
+
+def was_oversized(output: Output, closed_by: Collection[tuple[str, int] | None] | None) -> bool:
+    """Return whether an output became a dead letter before a restart, and was not made once more by a redrive.
+
+    Args:
+        output: What the stage returns.
+        closed_by: Topic and offset of each input that closed the output when it was too large; None: it never was.
+    """
+    if closed_by is None:
+        return False
+    source = output.source
+    # Read again, an input has its offset; redriven, it has a new one.
+    return output.topic.name not in MADE_OF_ONE_INPUT or source is None or (source.topic, source.offset) in closed_by

@@ -71,7 +71,9 @@ class PartitionTask:
         call = self._call = StageCall(
             stage, self.partition, dead_lettered=restored.poison, poison=poison, backlog=backlog, traces=spans
         )
-        outputs = self._outputs = OutputPipeline(self._stage, self._inputs, self._publisher, restored, spans)
+        outputs = self._outputs = OutputPipeline(
+            self._stage, self._inputs, self._publisher, restored, spans, call.forget
+        )
         name = f"{self._stage}-{self.partition}"
         self._tasks = [
             asyncio.create_task(self._guarded(lambda: self._work(call, outputs)), name=name),

@@ -31,6 +31,8 @@ class RestoredState:
     """(topic, identity) of outputs; (topic, "source topic:offset") of rejects."""
     reached: dict[str, int] = field(default_factory=dict)
     """The highest position of each input in the headers read back: an earlier worker may have read further."""
+    oversized: dict[tuple[str, str], set[tuple[str, int] | None]] = field(default_factory=dict)
+    """By topic and identity of an output that was too large, the inputs that have closed it; None: time has."""
     poison: set[tuple[str, int]] = field(default_factory=set)
     """(topic, offset) of inputs that were dead-lettered because the stage raised on them."""
 
@@ -73,7 +75,8 @@ class Restore:
                     state.published.add((name, message.identity))
                     outputs.append(message)
                 elif OUTPUT_HEADER in message.headers:  # an output that was too large
-                    state.published.add((message.headers[OUTPUT_HEADER], message.identity or ""))
+                    key = message.headers[OUTPUT_HEADER], message.identity or ""
+                    state.oversized.setdefault(key, set()).add(message.source)
                 elif name not in self._outputs and message.source is not None:
                     state.published.add((name, f"{message.source[0]}:{message.source[1]}"))
                     if POISON_HEADER in message.headers:

@@ -2,12 +2,14 @@
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import Callable, Collection, Sequence
 from typing import Any, TypeVar
 
 from tamiyo.schemas.client.tracing import Traces
 from tamiyo.schemas.codec import decode
 from tamiyo.schemas.errors import BrokerError, SchemaError
+from tamiyo.streams.process import steady_clock
 from tamiyo.streams.runtime import metrics
 from tamiyo.streams.runtime.input_buffer import Undecoded
 from tamiyo.streams.runtime.poison import PoisonTracker
@@ -47,6 +49,11 @@ class StageCall:
         self._poison = poison
         self._backlog = backlog
         self._traces = traces
+        self._unpublished: deque[Output] = deque()
+
+    def forget(self, output: Output) -> None:
+        """Let the stage forget an output that was too large, before its next call."""
+        self._unpublished.append(output)
 
     async def feed(self, batch: Sequence[Undecoded]) -> list[Output | Reject]:
         """Decode and feed a batch; return rejects first, then what the stage returns.
@@ -76,7 +83,7 @@ class StageCall:
     async def tick(self) -> Sequence[Output | Reject]:
         """Let the stage do what only time can trigger."""
         self._update_backlog()
-        return await self._call(self.stage.tick, time.time_ns() // 1_000_000)
+        return await self._call(self.stage.tick, steady_clock.time_ms())
 
     async def _feed(self, records: list[Incoming]) -> Sequence[Output | Reject]:
         self._update_backlog()
@@ -95,6 +102,8 @@ class StageCall:
     async def _call(
         self, function: Callable[[Argument], Sequence[Output | Reject]], argument: Argument
     ) -> Sequence[Output | Reject]:
+        while self._unpublished:
+            self.stage.forget(self._unpublished.popleft())
         return await asyncio.to_thread(function, argument) if self.stage.offload else function(argument)
 
     def _update_backlog(self) -> None:

@@ -135,6 +135,13 @@ class Stage(ABC):
     def open_offsets(self) -> Mapping[str, int]:
         """Return for each input topic the lowest offset still needed; an absent topic needs nothing."""
 
+    def forget(self, output: Output) -> None:
+        """Let the output's input make it again: it was too large to be published, and its input may be redriven.
+
+        Called between two calls of the stage. Nothing by default: what is made of several inputs is not made again.
+        """
+        return
+
     def flush(self) -> Sequence[Output | Reject]:
         """Return what the stage still holds when a replay has ended all its inputs; by default nothing."""
         return ()

@@ -29,6 +29,13 @@ class RecentIds:
         place = self._sorted.searchsorted(key)
         return bool(place < len(self._sorted) and self._sorted[place] == key)
 
+    def discard(self, name: str) -> None:
+        """Remove an id if it is there."""
+        key = hash(name)
+        self._new.pop(key, None)
+        self._old = self._old[self._old != key]
+        self._sorted = np.sort(self._old)
+
     def add(self, name: str) -> None:
         """Add an id; beyond `most`, the oldest are dropped."""
         self._new[hash(name)] = None

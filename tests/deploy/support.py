@@ -16,8 +16,11 @@ from prometheus_client import REGISTRY
 
 from tamiyo.host import HandleStats
 from tamiyo.schemas.errors import ConfigurationError
+from tamiyo.schemas.settings import variable
 from tamiyo.streams.admin.configuration import variables
 from tamiyo.streams.process.host_metrics import HostCollector
+from tamiyo.streams.process.stop_times import EXIT_S
+from tamiyo.streams.settings import SupervisorSettings, WorkerSettings
 from tamiyo.streams.stages.registry import STAGES
 
 ROOT = Path(__file__).parents[2]
@@ -73,6 +76,16 @@ def command_problem(arguments: Sequence[str]) -> str | None:
         return f"tamiyo {' '.join(arguments)}: {type(error).__name__}: {error}"
     unknown = [stage for stage in stages_of(arguments) if stage not in STAGES]
     return f"there are no stages {unknown}" if unknown else None
+
+
+def stop_seconds(arguments: Sequence[str], environment: Mapping[str, str]) -> float:
+    """Return the seconds that a container of this command may take to stop; the platform must wait longer.
+
+    A supervisor kills its process after its own timeout, and a worker ends itself after its own.
+    """
+    alone = "--no-supervise" in arguments or environment.get("TAMIYO_SUPERVISOR_ENABLED", "true").lower() == "false"
+    cls, name = (WorkerSettings, "shutdown_timeout_s") if alone else (SupervisorSettings, "stop_timeout_s")
+    return float(environment.get(variable(cls, name), cls.model_fields[name].default)) + EXIT_S
 
 
 def stages_of(arguments: Sequence[str]) -> list[str]:

@@ -11,7 +11,7 @@ import jsonschema
 import pytest
 
 from tamiyo.streams.stages.registry import STAGES
-from tests.deploy.support import PINNED, ROOT, command_problem, environment_problems, load_yaml, stages_of
+from tests.deploy.support import PINNED, ROOT, command_problem, environment_problems, load_yaml, stages_of, stop_seconds
 
 OURS = "esper-tamiyo"
 ONCE = {"topics", "schemas", "train"}
@@ -64,6 +64,21 @@ def test_every_stage_and_the_learner_has_its_service(commands: dict[str, list[st
 
 def test_every_command_is_valid(commands: dict[str, list[str]]) -> None:
     assert {name: problem for name, command in commands.items() if (problem := command_problem(command))} == {}
+
+
+def test_containers_are_killed_only_after_they_had_time_to_stop(
+    ours: dict[str, Any], commands: dict[str, list[str]]
+) -> None:
+    for name in commands.keys() - ONCE:
+        grace_s = float(ours[name]["stop_grace_period"].removesuffix("s"))
+        assert grace_s >= stop_seconds(commands[name], ours[name].get("environment", {})), name
+
+
+def test_a_container_stops_in_the_time_of_its_supervisor_or_its_worker() -> None:
+    assert stop_seconds(["worker"], {}) == 15 + 2
+    assert stop_seconds(["worker"], {"TAMIYO_SUPERVISOR_STOP_TIMEOUT_S": "30"}) == 32
+    assert stop_seconds(["worker", "--no-supervise"], {"TAMIYO_WORKER_SHUTDOWN_TIMEOUT_S": "40"}) == 42
+    assert stop_seconds(["worker"], {"TAMIYO_SUPERVISOR_ENABLED": "false"}) == 10 + 2
 
 
 def test_a_wrong_command_is_found() -> None:

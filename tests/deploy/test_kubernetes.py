@@ -18,7 +18,15 @@ from scripts.manifests import COMPONENTS, MANIFESTS
 from tamiyo.schemas.kafka import KafkaSettings
 from tamiyo.streams.admin.acls import ROLES
 from tamiyo.streams.stages.registry import STAGES
-from tests.deploy.support import PINNED, ROOT, command_problem, environment_problems, expression_problems, stages_of
+from tests.deploy.support import (
+    PINNED,
+    ROOT,
+    command_problem,
+    environment_problems,
+    expression_problems,
+    stages_of,
+    stop_seconds,
+)
 
 FOLDER = ROOT / "deploy" / "kubernetes"
 OLDEST = "1.31"
@@ -192,6 +200,12 @@ def test_every_setting_is_valid(manifests: list[Manifest]) -> None:
             assert str(Path(fields["ssl_ca_file"]).parent) in mounts, name
             fields["ssl_ca_file"] = certifi.where()
         KafkaSettings(**fields)  # together, since they need each other
+
+
+def test_pods_are_killed_only_after_they_had_time_to_stop(manifests: list[Manifest]) -> None:
+    for name, each in of_kind(manifests, "Deployment").items():
+        needed_s = stop_seconds(container(each)["args"], environment(manifests, each))
+        assert pod(each)["terminationGracePeriodSeconds"] >= needed_s, name
 
 
 def test_every_pod_has_the_configuration_and_no_secret_is_in_the_files(manifests: list[Manifest]) -> None:

@@ -124,18 +124,30 @@ def plant_all(root: Path, changes: Sequence[Change], jobs: int) -> Iterator[Outc
             raise
 
 
+def select(changes: Sequence[Change], only: str) -> list[Change]:
+    """Return the changes whose file or reason contains a text.
+
+    Raises:
+        ValueError: no change does.
+    """
+    if not (chosen := [each for each in changes if only in each.file or only in each.why]):
+        raise ValueError(f"no file and no reason of a change contains {only!r}; --list prints them")
+    return chosen
+
+
 def main(
     areas: Annotated[list[str] | None, typer.Argument(help="Lists to take: streams, host, ... [default: all]")] = None,
+    only: Annotated[str, typer.Option(metavar="TEXT", help="Take changes whose file or reason contains this")] = "",
     list_only: Annotated[bool, typer.Option("--list", help="Print the changes and plant none")] = False,
     jobs: Annotated[int, typer.Option(min=1, max=64, help="Changes tried at a time")] = 2,
 ) -> None:
     """Plant small wrong changes in copies of the tree, one at a time; exit 1 if a change survives its tests.
 
     Examples: `python -m tests.planted_changes` · `python -m tests.planted_changes host models --jobs 4` ·
-    `python -m tests.planted_changes --list`
+    `python -m tests.planted_changes runtime --only seek_to_committed` · `python -m tests.planted_changes --list`
     """
     try:
-        changes = load(areas or ())
+        changes = select(load(areas or ()), only)
     except ValueError as error:
         console.print(str(error), style="red", markup=False)
         raise typer.Exit(2) from error

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests.planted_changes import ROOT, Change, areas, load
-from tests.planted_changes.__main__ import Verdict, passes_unchanged, plant
+from tests.planted_changes.__main__ import Verdict, passes_unchanged, plant, select
 
 
 @pytest.mark.parametrize("area", areas())
@@ -66,3 +66,11 @@ def test_a_text_that_is_not_there_once_is_not_replaced(tree: Path) -> None:
         change = Change("area", "streams/sums.py", before, "c", "test_sums.py", "why")
         with pytest.raises(ValueError, match=r"found it \d+ times"):
             change.apply(tree)
+
+
+def test_some_changes_are_chosen_by_their_file_or_their_reason() -> None:
+    made = [Change("area", f"streams/{name}.py", "a", "b", "t.py", f"{name} would fail") for name in ("seek", "send")]
+    assert select(made, "") == made
+    assert select(made, "streams/seek") == select(made, "seek would") == made[:1]
+    with pytest.raises(ValueError, match="contains 'nowhere'; --list"):
+        select(made, "nowhere")

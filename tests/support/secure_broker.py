@@ -30,7 +30,10 @@ LISTENERS = {
     "SASLTLS": "SASL_SSL",
     "SASLPLAIN": "SASL_PLAINTEXT",
     "OAUTH": "SASL_PLAINTEXT",
+    "REAUTH": "SASL_PLAINTEXT",
 }
+REAUTH_S = 4.0
+"""How long a login to the listener REAUTH lasts; a fetch takes half a second of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,10 +132,12 @@ def locked_kafka(home: str, folder: Path) -> Iterator[LockedKafka]:
         for mechanism in MECHANISMS:
             properties[f"listener.name.{listener}.{mechanism.lower()}.sasl.jaas.config"] = scram
     # The tokens' claims are checked, and their signatures are not: those are between the broker and the token's issuer.
-    properties["listener.name.oauth.sasl.enabled.mechanisms"] = "OAUTHBEARER"
     module = "org.apache.kafka.common.security.oauthbearer.OAuthBearerLoginModule"
     login = f'{module} required unsecuredLoginStringClaim_sub="broker";'
-    properties["listener.name.oauth.oauthbearer.sasl.jaas.config"] = login
+    for listener in ("oauth", "reauth"):
+        properties[f"listener.name.{listener}.sasl.enabled.mechanisms"] = "OAUTHBEARER"
+        properties[f"listener.name.{listener}.oauthbearer.sasl.jaas.config"] = login
+    properties["listener.name.reauth.oauthbearer.connections.max.reauth.ms"] = str(round(1000 * REAUTH_S))
     with LocalKafka(home, listeners=LISTENERS, properties=properties) as node:
         kafka = LockedKafka(node, folder)
         kafka.add_user("user")

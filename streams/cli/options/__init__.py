@@ -1,13 +1,15 @@
 """Options that several commands share, and the settings they stand for."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from tamiyo.schemas.display import printable
+from tamiyo.schemas.errors import BrokerError
 from tamiyo.schemas.files import folder_problem, output_problem
 
 if TYPE_CHECKING:
@@ -196,3 +198,27 @@ def names() -> "TopicNames":
     from tamiyo.schemas.kafka import TopicNames
 
     return TopicNames()
+
+
+@contextmanager
+def resumable(advice: str, *, errors: bool = True) -> Iterator[None]:
+    """Where a change fails half-way, or Ctrl-C interrupts it, print how to go on.
+
+    Args:
+        advice: What to do, for example "give the command again: it goes on".
+        errors: Whether errors of the broker get the advice too; False where they have their own.
+
+    Raises:
+        BrokerError: As in the block, with the advice.
+        Exit: With status 130, after Ctrl-C.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        typer.secho(f"tamiyo: interrupted, a part may be done; {advice}", fg="red", err=True)
+        raise typer.Exit(130) from None
+    except BrokerError as error:
+        if not errors:
+            raise
+        error.args = (f"{error}; a part may be done, {advice}", *error.args[1:])
+        raise

@@ -158,7 +158,8 @@ def forget(
     if finished.found and not dry_run:
         if not yes:
             typer.confirm(f"Forget {len(finished.found):,} runs?", abort=True, err=True)
-        finished.forget(report)
+        with options.resumable("give the command again: what is forgotten is not found any more"):
+            finished.forget(report)
     if as_json:
         runs = [each.described() for each in finished.found]
         write_json({"forgotten": not dry_run, "runs": runs, "live": finished.live})

@@ -14,6 +14,7 @@ from yarl import URL
 
 from tamiyo.schemas.kafka import KafkaSettings
 from tamiyo.streams.headers import KeyValueHeaders
+from tamiyo.streams.process import steady_clock
 from tamiyo.streams.runtime.faust.batch_handover import BatchHandover
 from tamiyo.streams.runtime.faust.clients import faust_credentials
 from tamiyo.streams.runtime.faust.decompression_limit import limit_decompression
@@ -23,6 +24,7 @@ from tamiyo.streams.runtime.faust.heartbeat_time import HeartbeatTime
 from tamiyo.streams.runtime.faust.metadata_backoff import back_off_metadata
 from tamiyo.streams.runtime.faust.range_assignor import use_range_assignor
 from tamiyo.streams.runtime.faust.seek_to_committed import SeekToCommitted
+from tamiyo.streams.runtime.faust.session_renewal import renew_sessions
 from tamiyo.streams.runtime.faust.stall_check import NoStallCheck
 from tamiyo.streams.runtime.faust.stop_while_fetching import StopWhileFetching
 from tamiyo.streams.runtime.faust.timestamp_sync import TimestampSynchronized
@@ -78,12 +80,15 @@ class StageProducer(driver.Producer):  # type: ignore[misc]
         """
         producer = self._ensure_producer()
         sent: list[tuple[Awaitable[Any], int]] = []
+        now_ms = (
+            steady_clock.time_ms()
+        )  # by default aiokafka stamps a record by the wall clock, which jumps when it is set
         batch = producer.create_batch()
         for key, value, headers in records:
-            if batch.append(timestamp=None, key=key, value=value, headers=headers) is None:
+            if batch.append(timestamp=now_ms, key=key, value=value, headers=headers) is None:
                 sent.append((await producer.send_batch(batch, topic, partition=partition), batch.record_count()))
                 batch = producer.create_batch()
-                batch.append(timestamp=None, key=key, value=value, headers=headers)
+                batch.append(timestamp=now_ms, key=key, value=value, headers=headers)
         sent.append((await producer.send_batch(batch, topic, partition=partition), batch.record_count()))
         return sent
 
@@ -136,6 +141,7 @@ def create_app(
         ConfigurationError: a certificate file has gone.
     """
     limit_decompression()
+    renew_sessions()
     app = StageApp(
         group,
         broker=[URL(f"kafka://{server.strip()}") for server in kafka.bootstrap_servers.split(",")],

@@ -14,6 +14,7 @@ from tamiyo.schemas.kafka import KafkaSettings
 from tamiyo.schemas.oauth import TokenSource
 from tamiyo.streams.runtime.faust.decompression_limit import limit_decompression
 from tamiyo.streams.runtime.faust.metadata_backoff import back_off_metadata
+from tamiyo.streams.runtime.faust.session_renewal import renew_sessions
 
 
 class AsyncTokens(AbstractTokenProvider):  # type: ignore[misc]
@@ -48,6 +49,7 @@ def faust_credentials(kafka: KafkaSettings) -> Any:
 def aiokafka_settings(kafka: KafkaSettings) -> dict[str, Any]:
     """Return the keyword arguments with which any aiokafka client connects."""
     limit_decompression()
+    renew_sessions()
     config: dict[str, Any] = {
         "bootstrap_servers": [server.strip() for server in kafka.bootstrap_servers.split(",")],
         "security_protocol": kafka.security_protocol,

@@ -71,6 +71,10 @@ class History:
                 each.outcome_offset = offset
                 each.refused = outcome.status != OutcomeStatus.EXECUTED
 
+    def forget(self, decision_id: str) -> None:
+        """Drop an adaptation that no host was sent."""
+        self.adaptations = [each for each in self.adaptations if each.decision_id != decision_id]
+
     def steps_since(self, graph: ModelGraph) -> int | None:
         """Return the steps from the last adaptation that was not refused to `graph`; None if there was none."""
         steps = [graph.step - each.step for each in self.adaptations if not each.refused]

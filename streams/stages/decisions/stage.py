@@ -90,6 +90,8 @@ class DecisionsStage(Stage):
         self._restored = RestoredDecisions()
         self._decided = RecentIds(DECIDED_KEPT)
         self._ticked_ms = 0
+        self._read_all_ms: int | None = None
+        """The last tick at which no record waited on the log."""
 
     def serve(self, policies: Policies) -> None:
         """Decide with `policies` instead of the announced ones; for the laboratory."""
@@ -121,9 +123,11 @@ class DecisionsStage(Stage):
         if now_ms - self._ticked_ms >= TICK_MS:
             self._ticked_ms = now_ms
             for run_id, history in list(self._runs.items()):
-                idle_ms = history.idle_timer.idle_ms(now_ms, backlog=self.backlog)
+                idle_ms = history.idle_timer.idle_ms(now_ms, backlog=self.backlog, read_all_ms=self._read_all_ms)
                 if idle_ms >= 1000 * self.settings.idle_timeout_s:
                     del self._runs[run_id]
+            if self.backlog == 0:
+                self._read_all_ms = now_ms
         self._policies.current()  # a new policy is loaded now rather than while a graph waits for its decision
         return self._decide_waiting()
 
@@ -138,6 +142,13 @@ class DecisionsStage(Stage):
         for topic, offset in held:
             lowest[topic] = min(offset, lowest.get(topic, offset))
         return lowest
+
+    def forget(self, output: Output) -> None:
+        """Let a graph whose decision was too large be decided on again: no host has it, so it is not in flight."""
+        record: Any = output.record
+        self._decided.discard(output.identity)
+        if history := self._runs.get(record.run_id):
+            history.forget(output.identity)
 
     def _take_graph(self, incoming: Incoming) -> Outputs:
         graph: ModelGraph = incoming.record

@@ -105,7 +105,7 @@ class GraphsStage(Stage):
         """Release the windows whose topology has arrived, and reject those that have waited too long.
 
         Args:
-            now_ms: The wall clock, ms since the epoch.
+            now_ms: The steady clock, ms since the epoch.
 
         Returns:
             Their graphs and rejections.

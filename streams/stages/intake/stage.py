@@ -115,7 +115,7 @@ class IntakeStage(Stage):
         """Forget the runs that have been idle for so long that they are over.
 
         Args:
-            now_ms: The wall clock, ms since the epoch.
+            now_ms: The steady clock, ms since the epoch.
 
         Returns:
             Nothing: only frames give signals.
@@ -136,6 +136,11 @@ class IntakeStage(Stage):
     def open_offsets(self) -> Mapping[str, int]:
         """Return nothing: no record is needed once it was fed."""
         return {}
+
+    def forget(self, output: Output) -> None:
+        """Let a frame whose signal was too large give it again: it is no repeat."""
+        record: Any = output.record
+        self._seen.get(record.run_id, {}).pop(output.identity, None)
 
     def _read(self, incoming: Incoming) -> _Scored | None:
         """Validate a frame; return None for one that was seen before."""

@@ -108,7 +108,7 @@ class KernelsStage(Stage):
         """Compile the kernels whose topology has arrived, and refuse those that have waited too long.
 
         Args:
-            now_ms: The wall clock, ms since the epoch.
+            now_ms: The steady clock, ms since the epoch.
 
         Returns:
             Their records.
@@ -129,6 +129,10 @@ class KernelsStage(Stage):
         if not self._waiting:
             return {}
         return {DECISIONS.name: min(waiting.incoming.offset for waiting in self._waiting.values())}
+
+    def forget(self, output: Output) -> None:
+        """Let a decision whose kernel's record was too large be compiled again."""
+        self._published.discard(output.identity)
 
     def _compile(self, incoming: Incoming, topology: ModelTopology) -> Output:
         decision: AdaptationDecision = incoming.record

@@ -73,6 +73,8 @@ class RewardsStage(Stage):
         self._completed = RecentIds(COMPLETED_KEPT)
         """Ids of decisions whose final reward was published."""
         self._ticked_ms = 0
+        self._read_all_ms: int | None = None
+        """The last tick at which no record waited on the log."""
         self._estimator: GainEstimator = load_estimator(settings.estimator)
 
     def use(self, estimator: GainEstimator) -> None:
@@ -111,7 +113,7 @@ class RewardsStage(Stage):
         self._ticked_ms = now_ms
         outputs: Outputs = []
         for run_id, run in list(self._runs.items()):
-            idle_s = run.idle_timer.idle_ms(now_ms, backlog=self.backlog) / 1000
+            idle_s = run.idle_timer.idle_ms(now_ms, backlog=self.backlog, read_all_ms=self._read_all_ms) / 1000
             if not run.ended and idle_s >= self.settings.idle_timeout_s:
                 run.ended = True
             if run.ended and idle_s >= min(self.settings.outcome_timeout_s, self.settings.idle_timeout_s):
@@ -122,6 +124,8 @@ class RewardsStage(Stage):
             if idle_s >= self.settings.join_timeout_s:
                 outputs += _reject_unjoined(run)
                 del self._runs[run_id]
+        if self.backlog == 0:
+            self._read_all_ms = now_ms
         return outputs
 
     def open_offsets(self) -> Mapping[str, int]:

@@ -44,6 +44,8 @@ class OpenRun:
     run_id: str
     last: Incoming
     """Its newest signal."""
+    active_ms: int = 0
+    """When that was, by the log's clock."""
     watermark: RunWatermark = field(default_factory=RunWatermark)
     passed: int = 0
     """Windows that end here or before are final by the watermark, whether they ever held anything or not."""

@@ -19,6 +19,7 @@ from tamiyo.streams.settings import WindowSettings
 from tamiyo.streams.stages.base import Incoming, Output, PriorOutput, Reject, Stage, View
 from tamiyo.streams.stages.windows.classification import Late, Repeat, Window, classify
 from tamiyo.streams.stages.windows.finalized_windows import FinalizedWindows
+from tamiyo.streams.stages.windows.log_clock import LogClock
 from tamiyo.streams.stages.windows.open_windows import OpenRun, OpenWindows
 from tamiyo.streams.stages.windows.window_record import window_record
 
@@ -44,10 +45,7 @@ class WindowsStage(Stage):
         """received, repeated, late and rejected signals; published windows, the idle and the forced among them."""
         self._open = OpenWindows()
         self._finalized = FinalizedWindows()
-        self._newest_ms = 0
-        """The highest broker time of a signal."""
-        self._quiet_since_ms: int | None = None
-        """The wall clock at the first tick since the newest signal."""
+        self._log_clock = LogClock()
 
     def restore(self, outputs: Iterable[PriorOutput]) -> None:
         """Restore which windows were final, since which input, and which signals are inside them.
@@ -76,7 +74,7 @@ class WindowsStage(Stage):
         result: list[Output | Reject] = []
         for incoming in batch:
             self.counts["received"] += 1
-            self._newest_ms = max(self._newest_ms, incoming.timestamp_ms)
+            self._log_clock.record(incoming.timestamp_ms)
             match self._classify(incoming):
                 case Repeat():
                     self.counts["repeated"] += 1
@@ -85,29 +83,26 @@ class WindowsStage(Stage):
                     result.append(self._late(incoming, final_end))
                 case Window() as place:
                     result += self._add(incoming, place)
-        self._quiet_since_ms = None
         return result
 
     def tick(self, now_ms: int) -> Sequence[Output | Reject]:
         """Close the windows of idle runs.
 
-        Idleness is measured on the log's own time, the newest broker timestamp, which runs on with the wall clock while
-        no signal arrives: a worker that catches up does not take the distance between a run's records for idleness.
+        Idleness is measured on the log's own time, which runs on while no signal arrives: a worker that catches up does
+        not take the distance between a run's records for idleness.
 
         Args:
-            now_ms: The wall clock, ms since the epoch.
+            now_ms: The steady clock, ms since the epoch.
 
         Returns:
             The windows closed.
         """
         if not self.settings.idle_timeout_s:
             return ()
-        if self._quiet_since_ms is None:
-            self._quiet_since_ms = now_ms
-        log_now_ms = self._newest_ms + max(now_ms - self._quiet_since_ms, 0)
+        log_now_ms = self._log_clock.tick(now_ms, read_all=self.backlog == 0)
         result: list[Output] = []
         for run in list(self._open):
-            if log_now_ms - run.last.timestamp_ms < 1000 * self.settings.idle_timeout_s:
+            if log_now_ms - run.active_ms < 1000 * self.settings.idle_timeout_s:
                 break
             self.counts["idle"] += len(run.windows)
             result += self._close_run(run, run.last)
@@ -147,6 +142,7 @@ class WindowsStage(Stage):
         """Put a signal into its window; return the windows this closes, or its rejection."""
         try:
             run = self._open.add(incoming, place)
+            run.active_ms = self._log_clock.ms
         except RecordError as error:
             self.counts["rejected"] += 1
             return (Reject(incoming, str(error)),)

@@ -57,6 +57,23 @@ def test_twenty_faults(tmp_path: Path) -> None:
     assert course.counts["different decisions"] == course.counts["different graphs"] > 50
 
 
+@pytest.mark.kafka
+@pytest.mark.timeout(900)
+def test_clocks_of_workers_that_are_set_change_nothing(tmp_path: Path) -> None:
+    home = kafka_home()
+    if home is None:
+        pytest.skip("KAFKA_HOME names no unpacked Kafka, and faults need a node of their own")
+    course = run(
+        home, tmp_path, faults=5, seed=8, workers=2, gap_s=3.0, open_faults=3, kinds=["clock_of_a_worker"]
+    )  # fmt: skip
+    assert course.violations == []
+    set_clocks = [each.what for each in course.injections if each.kind == "clock_of_a_worker"]
+    assert len(set_clocks) == 5
+    assert {each.endswith("meanwhile") for each in set_clocks} == {True, False}
+    assert {"by -" in each for each in set_clocks} == {True, False}
+    assert course.drained
+
+
 def test_a_plan_follows_from_its_seed_and_contains_every_kind() -> None:
     chosen = plan(55, random.Random(3))
     assert chosen == plan(55, random.Random(3)) != plan(55, random.Random(4))

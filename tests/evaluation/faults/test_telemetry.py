@@ -11,11 +11,12 @@ from tamiyo.evaluation.common.simulated_runs import EPOCH_MS, STEP_MS
 from tamiyo.evaluation.faults import load
 from tamiyo.evaluation.faults.collect import Collector
 from tamiyo.evaluation.faults.ledger import Ledger, Sent
-from tamiyo.evaluation.faults.telemetry import Guest, Telemetry, partition_of
+from tamiyo.evaluation.faults.telemetry import Guest, Telemetry
 from tamiyo.schemas.codec import decode, header
 from tamiyo.schemas.kafka import KafkaSettings, TopicNames
 from tamiyo.schemas.telemetry import KernelPerformance, LayerHealth
 from tamiyo.schemas.topics import KERNEL_PERFORMANCE, LAYER_HEALTH, TELEMETRY
+from tamiyo.streams.admin.growth import own_partition
 from tamiyo.streams.admin.topics import Topics
 
 PARTITIONS = 4
@@ -51,7 +52,7 @@ def test_a_burst_is_published_at_once_and_its_run_ends(source: Source) -> None:
     source.telemetry.invite([Guest(2, frames=150, at_once=True), Guest(3, frames=100, at_once=True)])
     source.telemetry.finish()
     (first, second) = source.telemetry.finished[:2]
-    assert [partition_of(run_id, PARTITIONS) for run_id in (first, second)] == [2, 3]
+    assert [own_partition(run_id.encode(), PARTITIONS) for run_id in (first, second)] == [2, 3]
     runs = source.runs()
     assert (runs[first], runs[second]) == (150, 100)
     burst = [each for each in source.sent() if each.key == first.encode() and each.topic in FRAMES]
@@ -111,11 +112,11 @@ def test_new_runs_are_on_the_partitions_that_were_added(kafka: KafkaSettings, na
     source.telemetry.start()
     source.telemetry.finish()
     new = source.telemetry.finished[before:]
-    assert {partition_of(run_id, 2) for run_id in new} == {0, 1}
+    assert {own_partition(run_id.encode(), 2) for run_id in new} == {0, 1}
     assert len(set(source.telemetry.finished)) == before + 3
     for each in source.sent():
         count = 2 if each.key.decode() in new else PARTITIONS
-        assert each.partition == partition_of(each.key.decode(), count)
+        assert each.partition == own_partition(each.key, count)
 
 
 def test_a_host_that_waits_for_its_guests_does_not_wait_for_ever(kafka: KafkaSettings, names: TopicNames) -> None:

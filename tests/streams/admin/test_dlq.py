@@ -13,7 +13,7 @@ from tamiyo.schemas.client.awaited_producer import AwaitedProducer
 from tamiyo.schemas.codec import encode
 from tamiyo.schemas.errors import BrokerError
 from tamiyo.schemas.kafka import KafkaSettings, TopicNames
-from tamiyo.schemas.topics import CACHE_HIT_RATES, SIGNALS, Topic
+from tamiyo.schemas.topics import CACHE_HIT_RATES, SIGNALS, WINDOWS, Topic
 from tamiyo.streams import cli
 from tamiyo.streams.admin import redrive
 from tamiyo.streams.admin.dead_letter import DeadLetter, DeadLetterPartition
@@ -250,18 +250,20 @@ def test_what_was_too_large_to_keep_is_not_sent_back(
     output = Output(SIGNALS, number("run", 0, 1), "id", source)
     place = Incoming(TOPIC.name, 2, 0, 0, None)
     by_time = dataclasses.replace(output, source=None)
+    of_several = dataclasses.replace(output, topic=WINDOWS)  # of several signals
     letters = [
         message_of(Reject(source, "bad"), "intake", b""),
         (TOPIC.dead_letters, cut(message_of(Reject(source, "bad"), "intake", b"")[1])),
         dead_letter_of(output, "intake", "OutputTooLarge: one", place, b""),
         dead_letter_of(by_time, "intake", "OutputTooLarge: other", place, b""),
+        dead_letter_of(of_several, "windows", "OutputTooLarge: third", place, b""),
     ]
     producer = AwaitedProducer(where)
     for topic, (key, value, headers) in letters:
         producer.produce(names.full(topic), value, key, partition=2, headers=headers)
     producer.flush()
     assert run(monkeypatch, "redrive", TOPIC.name, "--yes") == 0
-    assert "2 stay: they have no value to send back" in capsys.readouterr().out
+    assert "3 stay: sent back, they would change nothing" in capsys.readouterr().out
     sent = open_log(where).read(TOPIC.name)
     assert [each.value for each in sent] == [b"x" * 5_000] * 2  # the output's input makes it again
     assert run(monkeypatch, "show", TOPIC.name) == 0

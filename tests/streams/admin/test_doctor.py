@@ -24,9 +24,7 @@ from tamiyo.streams.admin import doctor, groups
 from tamiyo.streams.admin.doctor import Finding, examine
 from tamiyo.streams.admin.groups import Membership, StageGroup, inputs
 from tamiyo.streams.admin.store_mark import MARK
-from tamiyo.streams.admin.topic_findings import TopicState
 from tamiyo.streams.admin.topics import Topics
-from tamiyo.streams.settings import WorkerSettings
 from tamiyo.streams.stages.registry import STAGES
 from tests.support.kafka_log import KafkaLog
 
@@ -184,25 +182,6 @@ def test_stores_of_their_own_are_checked(monkeypatch: pytest.MonkeyPatch) -> Non
     *fine, wrong = found(KafkaSettings(bootstrap_servers=NOWHERE), "store")
     assert {each.state for each in fine} == {"ok"}
     assert (wrong.state, "TAMIYO_LEARNER_CHECKPOINT_URL" in wrong.advice) == ("problem", True)
-
-
-class Limited:
-    """Replaces topics with given limits."""
-
-    def __init__(self, *limits: int | None) -> None:
-        self._limits = limits
-
-    def states(self) -> list[TopicState]:
-        return [TopicState(str(n), 1, "delete", max_batch_bytes=limit) for n, limit in enumerate(self._limits)]
-
-
-@pytest.mark.parametrize(
-    ("limits", "state"), [((1_000_000, 2_000_000), "problem"), ((2_000_000, 3_000_000), "ok"), ((None,), None)]
-)
-def test_message_sizes(limits: tuple[int | None, ...], state: str | None) -> None:
-    findings = list(doctor._sizes(Limited(*limits), WorkerSettings(max_message_bytes=2_000_000)))  # type: ignore[arg-type]
-    assert [each.state for each in findings] == ([] if state is None else [state])
-    assert all("TAMIYO_WORKER_MAX_MESSAGE_BYTES=2000000" in each.detail for each in findings)
 
 
 def test_a_learner_that_never_released(kafka: KafkaSettings, names: TopicNames) -> None:

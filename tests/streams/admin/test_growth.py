@@ -3,95 +3,29 @@
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
 from tamiyo.schemas.adaptation import CompiledKernel, ControlCommand, KernelStatus
 from tamiyo.schemas.client.awaited_producer import AwaitedProducer
-from tamiyo.schemas.codec import encode
 from tamiyo.schemas.errors import BrokerError, ConfigurationError
-from tamiyo.schemas.kafka import KafkaSettings, TopicNames
+from tamiyo.schemas.kafka import TopicNames
 from tamiyo.schemas.topics import CATALOGUE, CONTROL, KERNELS, MODEL_PERFORMANCE, TOPOLOGY, Topic
 from tamiyo.streams import cli
 from tamiyo.streams.admin import growth
 from tamiyo.streams.admin.growth import Growth, own_partition
 from tamiyo.streams.admin.topics import Topics
 from tamiyo.streams.headers import ID_HEADER, POSITIONS_HEADER
-from tests.streams.admin.embedded import as_real
-from tests.support.kafka_log import KafkaLog, LoggedMessage
+from tests.streams.admin.installation import FEW, MORE, QUIET_S, Installation
 from tests.support.telemetry import model_performance, topology
 
 RUNS = [f"run-{index}" for index in range(12)]
-QUIET_S = 60.0
-FEW, MORE = 3, 4  # partitions before and after: keys move to the new partition, and between the old ones
 
 
-class Installation:
-    """Topics with records on the partitions that their keys had when there were few."""
-
-    def __init__(self, kafka: KafkaSettings, names: TopicNames, log: KafkaLog) -> None:
-        self.kafka = kafka
-        self.names = names
-        self.log = log
-        self.producer = AwaitedProducer(kafka)
-        self.topics = Topics(kafka, names)
-        self.partitions = self.topics.states()[0].partitions
-
-    def send(self, topic: Topic, key: str, record: Any, *, partitions: int = FEW, **more: Any) -> None:
-        value = encode(record) if record is not None else None
-        partition = own_partition(key.encode(), partitions)
-        self.producer.produce(self.names.full(topic.name), value, key, partition=partition, **more)
-        self.producer.flush()
-
-    def last(self, topic: Topic) -> dict[tuple[str, int], LoggedMessage]:
-        """The last message under each key and partition."""
-        return {((each.key or b"").decode(), each.partition): each for each in self.log.read(topic.name)}
-
-    def places(self, topic: Topic) -> dict[str, set[int]]:
-        """The partitions on which each key has a record."""
-        found: dict[str, set[int]] = {}
-        for (key, partition), message in self.last(topic).items():
-            if message.value is not None:
-                found.setdefault(key, set()).add(partition)
-        return found
-
-    def grow(self, partitions: int) -> Growth:
-        growing = Growth(self.kafka, self.names, partitions)
-        growing.check(quiet_s=QUIET_S)
-        growing.run()
-        return growing
-
-    def settled(self, partitions: int) -> None:
-        """Assert that every key has one record, on its own partition, and the check finds nothing."""
-        for topic in (TOPOLOGY, CONTROL, KERNELS):
-            for key, places in self.places(topic).items():
-                assert places == {own_partition(key.encode(), partitions)}, (topic.name, key)
-        assert {each.partitions for each in self.topics.states()} == {partitions}
-        assert growth.findings(self.kafka, self.names) == []
-
-
-@pytest.fixture(params=["embedded", pytest.param("real", marks=pytest.mark.kafka)])
-def installation(
-    request: pytest.FixtureRequest,
-    names: TopicNames,
-    open_log: Callable[[KafkaSettings], KafkaLog],
-    monkeypatch: pytest.MonkeyPatch,
-) -> Iterator[Installation]:
-    """On a real Kafka with few partitions, and on the embedded broker, which has the new ones already."""
-    real = request.param == "real"
-    servers = request.getfixturevalue("real_kafka") if real else request.getfixturevalue("kafka").bootstrap_servers
+@pytest.fixture(autouse=True)
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(growth, "READERS_S", 0.0)
-    monkeypatch.setenv("TAMIYO_KAFKA_BOOTSTRAP_SERVERS", servers)
-    monkeypatch.setenv("TAMIYO_TOPIC_PREFIX", names.prefix)
-    kafka = KafkaSettings(bootstrap_servers=servers)
-    Topics(kafka, names).create(partitions=FEW)
-    if not real:
-        as_real(monkeypatch)
-    yield Installation(kafka, names, open_log(kafka))
-    if real:
-        Topics(kafka, names).delete()  # hundreds of partitions
 
 
 def long_ago(seconds: float = 3_600.0) -> int:

@@ -1,96 +1,28 @@
 """Finished runs are forgotten, and no other."""
 
-import asyncio
 import json
 import sys
-import time
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
-from tamiyo.schemas.adaptation import CompiledKernel, ControlCommand, KernelStatus
-from tamiyo.schemas.client.awaited_producer import AwaitedProducer
-from tamiyo.schemas.codec import encode
+from tamiyo.schemas.adaptation import ControlCommand
 from tamiyo.schemas.errors import ConfigurationError
 from tamiyo.schemas.kafka import KafkaSettings, TopicNames
-from tamiyo.schemas.record import Record
-from tamiyo.schemas.topics import CONTROL, DECISIONS, KERNEL_PERFORMANCE, KERNELS, MODEL_PERFORMANCE, TOPOLOGY, Topic
+from tamiyo.schemas.topics import CONTROL, DECISIONS, KERNEL_PERFORMANCE, KERNELS, MODEL_PERFORMANCE, TOPOLOGY
 from tamiyo.streams import cli
 from tamiyo.streams.admin.runs import SIGNS, FinishedRuns, live_runs
-from tamiyo.streams.admin.topics import Topics
-from tamiyo.streams.runtime.views import Views
-from tests.streams.admin.embedded import as_real
-from tests.support.kafka_log import KafkaLog
+from tests.streams.admin.installation import DAY_S, Creation, Installation
 from tests.support.runs import decision
 from tests.support.telemetry import kernel_performance, model_performance, topology
 
-DAY_S = 86_400.0
 NEEDED = tuple(dict.fromkeys((*SIGNS, KERNELS, CONTROL)))
 
 
-class Installation:
-    """The topics that show which runs there are."""
-
-    def __init__(self, kafka: KafkaSettings, names: TopicNames, log: KafkaLog) -> None:
-        self.kafka = kafka
-        self.names = names
-        self.log = log
-        self._producer = AwaitedProducer(kafka)
-
-    def send(self, topic: Topic, run_id: str, record: Record, *, days_ago: float = 0.0, partition: int = -1) -> None:
-        time_ms = int(1000 * (time.time() - days_ago * DAY_S))
-        self._producer.produce(
-            self.names.full(topic.name), encode(record), run_id, timestamp_ms=time_ms, partition=partition
-        )
-        self._producer.flush()
-
-    def attach(self, run_id: str, *, days_ago: float) -> None:
-        """Publish what compacted topics keep of a run."""
-        self.send(TOPOLOGY, run_id, topology(["a"], run_id=run_id), days_ago=days_ago)
-        kernel = CompiledKernel(
-            run_id=run_id, kernel_id="k", decision_id="d", layer_id="0", blueprint="b", status=KernelStatus.COMPILED
-        )
-        self.send(KERNELS, run_id, kernel, days_ago=days_ago)
-        self.send(CONTROL, run_id, ControlCommand(run_id=run_id, time_ms=1, paused=True), days_ago=days_ago)
-
-    def finished(self, days: float, run_id: str | None = None) -> FinishedRuns:
-        return FinishedRuns(self.kafka, self.names, older_than_s=days * DAY_S, run_id=run_id)
-
-    def views(self) -> dict[str, set[str]]:
-        """The keys that stages hold of each topic after they have started."""
-
-        async def read() -> dict[str, set[str]]:
-            views = Views((TOPOLOGY, KERNELS, CONTROL), self.kafka, self.names, fetch_wait_ms=10)
-            await views.start()
-            await views.wait(20)
-            found = {name: {key for key, _ in view.items()} for name, view in views.by_name.items()}
-            await views.stop()
-            return found
-
-        return asyncio.run(read())
-
-
-@pytest.fixture(params=["embedded", pytest.param("real", marks=pytest.mark.kafka)])
-def installation(
-    request: pytest.FixtureRequest,
-    names: TopicNames,
-    open_log: Callable[[KafkaSettings], KafkaLog],
-    monkeypatch: pytest.MonkeyPatch,
-) -> Iterator[Installation]:
-    """On a real Kafka and on the embedded broker."""
-    real = request.param == "real"
-    servers = request.getfixturevalue("real_kafka") if real else request.getfixturevalue("kafka").bootstrap_servers
-    monkeypatch.setenv("TAMIYO_KAFKA_BOOTSTRAP_SERVERS", servers)
-    monkeypatch.setenv("TAMIYO_TOPIC_PREFIX", names.prefix)
-    kafka = KafkaSettings(bootstrap_servers=servers)
-    topics = Topics(kafka, names, NEEDED)
-    topics.create(partitions=4, retention_ms=-1)  # old records must not expire
-    if not real:
-        as_real(monkeypatch)
-    yield Installation(kafka, names, open_log(kafka))
-    if real:
-        topics.delete()
+@pytest.fixture
+def creation() -> Creation:
+    """The topics that show which runs there are; old records in them must not expire."""
+    return Creation(NEEDED, partitions=4, retention_ms=-1)
 
 
 def test_nothing_of_finished_runs_is_read_at_the_next_start(installation: Installation) -> None:

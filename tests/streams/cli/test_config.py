@@ -47,6 +47,11 @@ def process(*arguments: str, folder: Path, **environment: str) -> tuple[int, str
             ["TAMIYO_WORKER_TICK_MS=1e400", "TAMIYO_LOG_LEVEL=loud", "TAMIYO_SUPERVISOR_STOP_TIMEOUT_S=nan"],
         ),
         (["worker", "--no-supervise"], {"TAMIYO_WATCHDOG_LOOP_S": "\udcff"}, ["TAMIYO_WATCHDOG_LOOP_S="]),
+        (
+            ["worker"],
+            {"TAMIYO_WORKER_SHUTDOWN_TIMEOUT_S": "14"},
+            ["TAMIYO_SUPERVISOR_STOP_TIMEOUT_S=15", "TAMIYO_WORKER_SHUTDOWN_TIMEOUT_S=14", "at least 2 s above"],
+        ),
         (["learner"], {"TAMIYO_LEARNER_GATES": '["taste"]'}, ["TAMIYO_LEARNER_GATES=", "divergence"]),
         (["learner"], {"TAMIYO_REGISTRY_TIMEOUT_S": "99"}, ["TAMIYO_REGISTRY_TIMEOUT_S=99"]),
         (["--config", "absent.toml", "worker"], {}, ["absent.toml", "cannot be read"]),

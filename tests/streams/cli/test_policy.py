@@ -9,10 +9,12 @@ import pytest
 from rich.console import Console
 
 from tamiyo.models.checkpoint import CheckpointHeader, CheckpointStore, GateResult, ReleaseRecord, Verdict, save
+from tamiyo.schemas.errors import BrokerError, PolicyError
 from tamiyo.schemas.kafka import KafkaSettings, TopicNames
 from tamiyo.schemas.learning import CheckpointStatus, PolicyCheckpoint, policy_orders_key
 from tamiyo.schemas.topics import CHECKPOINTS
 from tamiyo.streams import cli
+from tamiyo.streams.admin.policies import PolicyVersions
 from tamiyo.streams.learner.releases import CheckpointReleases
 from tests.support.experiences import small_policy
 from tests.support.kafka_log import KafkaLog
@@ -219,3 +221,35 @@ def test_a_store_that_cannot_be_reached_is_named(installation: Installation, mon
     installation.release(0)
     monkeypatch.setattr(CheckpointStore, "versions", refuse)
     assert "cannot be reached: connection refused" in installation.run("list", status=1)
+
+
+def test_an_order_that_another_operator_gives_at_the_same_time_is_kept(
+    installation: Installation, kafka: KafkaSettings, names: TopicNames, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    installation.release(0, 1)
+    store = f"file://{installation.folder}"
+    first, second = (PolicyVersions("tamiyo", store, kafka, names) for _ in range(2))  # both have read no order
+    second.freeze(True, "audit")
+    order = first.pin(0)
+    assert (order.version, order.pinned, order.frozen) == (0, True, True)
+    assert installation.announced(policy_orders_key("tamiyo")) == order == first.orders
+    assert first.freeze(False).pinned  # on top of its own
+    publish = PolicyVersions._publish
+
+    def overtaken(self: PolicyVersions, key: str, announced: PolicyCheckpoint) -> tuple[int, int]:
+        publish(self, key, announced.model_copy(update={"frozen": not announced.frozen}))
+        return publish(self, key, announced)
+
+    monkeypatch.setattr(PolicyVersions, "_publish", overtaken)
+    with pytest.raises(BrokerError, match="changed by others 5 times at the same moment"):
+        first.freeze(True)
+
+
+def test_a_version_that_is_released_while_another_is_rolled_back_is_reported(
+    installation: Installation, kafka: KafkaSettings, names: TopicNames
+) -> None:
+    installation.release(0, 1)
+    policies = PolicyVersions("tamiyo", f"file://{installation.folder}", kafka, names)
+    installation.release(2)
+    with pytest.raises(PolicyError, match=r"version 1 is rolled back, but version 2 was announced at the same moment"):
+        policies.roll_back()

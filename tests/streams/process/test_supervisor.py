@@ -231,7 +231,7 @@ def test_a_killed_worker_is_restarted(kafka: KafkaSettings, names: TopicNames, t
 
 def test_a_missing_broker_ends_it_with_1(tmp_path: Path) -> None:
     (port,) = free_ports(1)
-    environment = {**os.environ, **QUICK, "TAMIYO_WORKER_STARTUP_TIMEOUT_S": "3"}
+    environment = {**os.environ, "TAMIYO_SUPERVISOR_FIRST_BACKOFF_S": "0.05", "TAMIYO_WORKER_STARTUP_TIMEOUT_S": "3"}
     ended = subprocess.run(
         [sys.executable, "-m", "tamiyo.streams.cli", "worker", "--stage", "intake", "-b", f"127.0.0.1:{port}"],
         cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60, check=False,

@@ -97,8 +97,8 @@ def test_what_was_published_is_known_and_nothing_foreign_is() -> None:
             (NUMBERS.dead_letters, "test.numbers:5"),
             (NUMBERS.dead_letters, "test.numbers:6"),
             (LETTERS.late, "test.letters:1"),
-            (SUMS.name, "too-large"),
         },
+        oversized={(SUMS.name, "too-large"): {(NUMBERS.name, 7)}},
         reached={NUMBERS.name: 9, LETTERS.name: 4},
         poison={(NUMBERS.name, 6)},
     )

@@ -38,3 +38,18 @@ def test_a_run_without_records_and_a_clock_that_is_ahead_are_not_idle() -> None:
     timer.record(90_000)
     assert timer.idle_ms(60_000, backlog=0) == 0
     assert timer.idle_ms(50_000, backlog=None) == 0  # a wall clock that was set back
+
+
+def test_a_record_that_arrives_live_is_new_whatever_clock_has_stamped_it() -> None:
+    timer = IdleTimer()
+    timer.record(60_000)
+    assert timer.idle_ms(60_000, backlog=0) == 0
+    timer.record(61_000 - 3_600_000)  # by a clock that was set back an hour
+    assert timer.idle_ms(62_000, backlog=0, read_all_ms=60_000) <= 2_000
+    new = IdleTimer()
+    new.record(62_000 - 3_600_000)
+    assert new.idle_ms(63_000, backlog=0, read_all_ms=62_000) == 1_000
+    assert new.idle_ms(64_000, backlog=0, read_all_ms=63_000) == 2_000
+    caught_up = IdleTimer()
+    caught_up.record(1_000)
+    assert caught_up.idle_ms(63_000, backlog=0, read_all_ms=None) == 62_000

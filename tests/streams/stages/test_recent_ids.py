@@ -16,6 +16,17 @@ def test_the_last_ids_are_members_and_no_others(most: int, count: int) -> None:
     assert min(most, count) <= len(members) < most + BLOCK
 
 
+def test_a_discarded_id_is_no_member_and_may_be_added_again() -> None:
+    recent = RecentIds(2 * BLOCK)
+    for number in range(BLOCK + 5):  # of the first, sorted ones and of those after them
+        recent.add(f"name-{number}")
+    for name in ("name-3", f"name-{BLOCK + 2}", "never added"):
+        recent.discard(name)
+    assert [number for number in range(BLOCK + 5) if f"name-{number}" not in recent] == [3, BLOCK + 2]
+    recent.add("name-3")
+    assert "name-3" in recent
+
+
 def test_an_id_that_is_added_repeatedly_does_not_push_others_out() -> None:
     recent = RecentIds(2)
     recent.add("other")

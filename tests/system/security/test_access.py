@@ -78,13 +78,14 @@ async def read_end(kafka: KafkaSettings) -> None:
 async def consume(kafka: KafkaSettings) -> list[str]:
     """Start Faust's own consumer and return the topics it sees."""
     app = create_app("faust-reads", kafka, WorkerSettings())
-    thread = app.consumer._new_consumer_thread()
+    thread = app.consumer_thread
     consumer = thread._create_consumer(loop=asyncio.get_running_loop())
     try:
         await consumer.start()
         return list(await consumer.topics())
     finally:
         await consumer.stop()
+        thread.thread_loop.close()  # it was never started, so nothing else closes the loop that it has made
 
 
 @pytest.mark.parametrize("make", [right(name) for name in RIGHT])

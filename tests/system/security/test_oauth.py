@@ -1,6 +1,7 @@
 """OAUTHBEARER on a real broker: every client logs in with tokens, and goes on when they expire."""
 
 import asyncio
+import json
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -22,7 +23,7 @@ from tamiyo.streams.admin.topics import Topics
 from tamiyo.streams.replay.cleanup import groups_under
 from tests.support.kafka_log import KafkaLog
 from tests.support.pairs import NUMBERS, SUMS, number
-from tests.support.secure_broker import PASSWORD, LockedKafka
+from tests.support.secure_broker import PASSWORD, REAUTH_S, LockedKafka
 from tests.support.token_server import TokenServer
 from tests.support.workers import TOPICS, Process, enough, expected, numbers, sums
 from tests.system.security.test_access import CLIENTS, QUICK_S, consume, read_end
@@ -136,6 +137,36 @@ def test_clients_go_on_when_their_tokens_expire(
         log.close()
     assert len(tokens.requests) > 4  # here and in the worker
     assert PASSWORD not in worker.log.read_text()
+
+
+@pytest.mark.timeout(180)
+def test_a_worker_goes_on_when_the_broker_ends_its_sessions(
+    locked: LockedKafka, tokens: TokenServer, names: TopicNames, start: Callable[..., Process]
+) -> None:
+    """aiokafka does not log in again on an open connection, which the broker would close; so another one is opened."""
+    kafka = locked.oauth(tokens, bootstrap_servers=locked.node.servers["REAUTH"])
+    Topics(kafka, names, TOPICS).create(partitions=1)
+    log = KafkaLog(locked.oauth(tokens), names)
+    try:
+        worker = start(kafka, **environment(kafka))
+        worker.wait_until_ready(1)
+        ends = time.monotonic() + 3.5 * REAUTH_S
+        last = 0
+        while time.monotonic() < ends:
+            log.publish(NUMBERS, numbers(last, last + 2))
+            last += 2
+            time.sleep(0.3)
+        wanted = expected(last)
+        messages = log.wait_for(SUMS.name, enough(len(wanted)))
+        assert len(messages) == len(wanted)
+        assert sums(messages) == wanted
+        assert worker.metric("tamiyo_rebalances_total") == 1
+        assert worker.end(signal.SIGTERM) == 0, worker.log.read_text()
+    finally:
+        log.close()
+    lines = [json.loads(line) for line in worker.log.read_text().splitlines()]
+    alarms = [line for line in lines if line["level"] != "info" and line["logger"] != "mode.timers"]
+    assert alarms == []
 
 
 def test_a_wrong_secret_ends_a_worker(

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, codec
 from aiokafka.client import AIOKafkaClient
+from aiokafka.conn import AIOKafkaConnection
 from aiokafka.consumer.fetcher import Fetcher
 from aiokafka.consumer.group_coordinator import GroupCoordinator
 from aiokafka.consumer.subscription_state import Assignment, Subscription, TopicPartitionState
@@ -29,7 +30,7 @@ from faust.transport.drivers.aiokafka import AIOKafkaConsumerThread, Consumer, P
 from mode import Service
 
 from tamiyo.streams.runtime import faust as changes
-from tamiyo.streams.runtime.faust import app
+from tamiyo.streams.runtime.faust import app, session_renewal
 from tamiyo.streams.runtime.faust.decompression_limit import READERS
 
 # By file of streams/runtime/faust/: the upstream functions it relies on, and the hash of their source as it was read.
@@ -102,6 +103,14 @@ READ: dict[str, dict[Callable[..., Any], str]] = {
     "metadata_backoff": {
         AIOKafkaClient._metadata_update: "06dc51ed3e0d38b8",
         AIOKafkaClient._md_synchronizer: "e0421bffa9a7735a",
+    },
+    "session_renewal": {
+        session_renewal._send: "5909ea32f4efca49",
+        AIOKafkaConnection.close: "28f164aa1e4f0bbc",
+        AIOKafkaConnection.connected: "e392e7f6dadb2368",
+        AIOKafkaConnection._do_sasl_handshake: "d4f7b5acbbecc07b",
+        session_renewal._get_conn: "68ce5d8391719d33",
+        AIOKafkaClient.send: "246b277687d7b687",
     },
     "decompression_limit": {
         codec.gzip_decode: "2cb4916134734ad1",

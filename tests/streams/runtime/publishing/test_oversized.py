@@ -154,7 +154,7 @@ def test_a_batch_of_several_records_that_is_refused_is_nobody_s_dead_letter() ->
 
 def test_an_output_that_became_a_dead_letter_before_a_restart_does_not_again() -> None:
     async def scene() -> list[Sent]:
-        harness = PipelineHarness(FakeKafka(largest=LIMIT), RestoredState({}, {(SUMS.name, "large")}))
+        harness = PipelineHarness(FakeKafka(largest=LIMIT), RestoredState({}, oversized={(SUMS.name, "large"): {None}}))
         await harness.pipeline.publish([large(incoming(0)), large(incoming(0), "new")], {})
         harness.end()
         return harness.kafka.sent

@@ -246,3 +246,15 @@ def test_a_graph_of_another_feature_catalogue_is_rejected(bench: Bench) -> None:
     bench.decide(graph(0, feature_version=99), graph(1))
     assert [each.step for each in bench.harness.records(DECISIONS)] == [90]
     assert "got catalogue 99" in bench.harness.rejected[0].reason
+
+
+def test_a_decision_that_was_too_large_is_no_longer_in_flight_and_may_be_made_again(bench: Bench) -> None:
+    run_id, index = first_adaptation(bench)
+    stage = bench.harness.stage
+    decision = next(each for each in bench.harness.published if each.record.run_id == run_id)
+    source = bench.log.messages[-1]
+    assert stage.feed([source]) == []  # a repeat
+    stage.forget(decision)
+    (again,) = stage.feed([source])
+    assert again.record == decision.record  # not vetoed by itself
+    assert index == 5

@@ -14,6 +14,7 @@ from tamiyo.schemas.topics import (
     SIGNALS,
 )
 from tamiyo.streams.stages.base import PriorOutput
+from tamiyo.streams.stages.windows.log_clock import SLACK_MS
 from tests.support.telemetry import (
     BEGAN_MS,
     COMPANIONS,
@@ -331,3 +332,20 @@ def test_repeats_are_recognised_after_a_restart_and_after_the_runs_end() -> None
         assert restarted.counts["repeated"] == len(log) - first + len(again)
     stranger = incoming(signal(KERNEL, 20), offset=2 * len(log))
     assert [each.late for each in rejects(restarted.feed([stranger]))] == [True]
+
+
+@pytest.mark.parametrize("jump_s", [3_600, -3_600])
+def test_no_window_closes_early_because_a_clock_was_set(jump_s: int) -> None:
+    """The process that publishes signals is started while its clock is wrong, and again when it is right."""
+    stage = windows_stage(idle_timeout_s=30)
+    stage.backlog = 0
+    offset = 0
+    for step, ahead_s in ((0, 0), (10, jump_s), (20, jump_s), (30, 0), (40, 0)):
+        for run_id in ("run", "other"):
+            stamped = [incoming(each, offset=offset + n, timestamp_ms=each.time_ms + 1000 * ahead_s)
+                       for n, each in enumerate(frames(step, run_id=run_id))]  # fmt: skip
+            offset += len(stamped)
+            assert stage.feed(stamped) == []
+            assert not stage.tick(1000 * step + 500)
+    closed = windows(stage.tick(40_500 + 30_000 + SLACK_MS))
+    assert [(each.run_id, each.frames) for each in closed] == [("run", 15), ("other", 15)]
