@@ -55,8 +55,8 @@ class Installation:
         partition: int | None = None,
         **more: Any,
     ) -> None:
-        """Publish a record, or None; on the key's partition of `partitions` unless `partition` names another."""
-        value = encode(record) if record is not None else None
+        """Publish a record, bytes, or None; on the key's partition of `partitions` unless `partition` names another."""
+        value = record if record is None or isinstance(record, bytes) else encode(record)
         if partition is None:
             partition = own_partition(key.encode(), partitions or self._made_with)
         given = {"timestamp_ms": int(1000 * (time.time() - days_ago * DAY_S)), **more}

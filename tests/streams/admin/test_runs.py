@@ -71,6 +71,13 @@ def test_the_last_frame_ends_a_run_though_the_hosts_clock_was_set_back(installat
     assert live_runs(installation.kafka, installation.names) == ["attached-again", "going"]
 
 
+def test_what_nobody_can_read_after_the_final_frame_does_not_make_a_run_live(installation: Installation) -> None:
+    for run in ("ended", "going"):
+        installation.send(MODEL_PERFORMANCE, run, model_performance(1, run_id=run, final=run == "ended"))
+        installation.send(MODEL_PERFORMANCE, run, b"no record")
+    assert live_runs(installation.kafka, installation.names) == ["going"]
+
+
 def test_stale_copies_on_other_partitions_are_removed_too(installation: Installation) -> None:
     for partition in (0, 1):
         installation.send(TOPOLOGY, "run", topology(["a"], run_id="run"), days_ago=40 - partition, partition=partition)

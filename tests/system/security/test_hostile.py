@@ -86,8 +86,8 @@ def refused(data: bytes, record: type[Record], most_bytes: int) -> None:
 
 @pytest.mark.parametrize("record", [HealthWindow, ModelGraph, KernelPerformance])
 def test_the_largest_message_of_the_smallest_pieces_is_bounded(record: type[Record]) -> None:
-    # Bytes that each become a Python object are the worst that a message's size allows. Memory follows their number, so a
-    # sixteenth of the largest message may take a sixteenth of 1 GB: the whole takes minutes where memory is traced.
+    # Bytes that each become a Python object are the worst that a message's size allows. Memory follows their number, so
+    # a sixteenth of the largest message may take a sixteenth of 1 GB: the whole takes minutes where memory is traced.
     room = MAX_READ_BYTES // 16
     before = {KernelPerformance: BEFORE_LAYERS}.get(record, b"\x02r" * 4 + b"\x00" * 4)
     refused(header(record) + before + long(room) + b"\x00" * room, record, 1_000_000_000 // 16)
