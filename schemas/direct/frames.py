@@ -39,9 +39,9 @@ SCALARS = ("run_id", "step", "epoch", "time_ms", "companions", "final", "layer_i
 """The fields before the columns."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class LayerFrame:
-    """A valid `KernelPerformance` or `LayerHealth`, its columns in one matrix."""
+    """A valid `KernelPerformance` or `LayerHealth`, its columns in one matrix; nothing changes it."""
 
     kind: type[Frame]
     run_id: str
@@ -78,6 +78,7 @@ class FrameReader:
         if tuple(field["name"] for field in fields[: len(SCALARS)]) != SCALARS:
             raise TypeError(f"{kind.__name__} does not begin with {SCALARS}")
         self._columns = [_column(field) for field in fields[len(SCALARS) :]]
+        self._required = sum(not column.optional for column in self._columns)
         contract = kind.model_json_schema()["properties"]
         self._most = scalar_limits(kind, ("step", "epoch", "time_ms"))
         limits = [_limits(contract[column.name]["items"]) for column in self._columns]
@@ -138,10 +139,11 @@ class FrameReader:
     def _measured(self, rows: list[int], values: Floats) -> tuple[tuple[str, ...], Floats]:
         """Return names and values without the optional columns in which nothing was measured."""
         columns = [self._columns[number] for number in rows]
-        kept = [place for place, column in enumerate(columns) if not column.optional or _any(values[place])]
-        if len(kept) < len(columns):
-            values = values[kept]
-        return tuple(columns[place].name for place in kept), values
+        if len(rows) > self._required:
+            kept = [place for place, column in enumerate(columns) if not column.optional or _any(values[place])]
+            if len(kept) < len(columns):
+                values, columns = values[kept], [columns[place] for place in kept]
+        return tuple([column.name for column in columns]), values
 
     @staticmethod
     def _read(

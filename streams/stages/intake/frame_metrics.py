@@ -57,6 +57,9 @@ EXECUTION_SCORED = (
 )
 LEARNING_SCORED = (*MEASURED, "contribution", "learning_rate_scale")
 _EXECUTION_SCORED = [[*EXECUTION, "health"].index(name) for name in (*EXECUTION_SCORED, "health")]
+_EXECUTION_COLUMNS = [name for name in KernelPerformance.model_fields if name not in {*Frame.model_fields, "layer_id"}]
+_EXECUTION_ROWS = [_EXECUTION_COLUMNS.index(name) for name in EXECUTION]
+"""Where a matrix of an execution frame has the metrics of `EXECUTION`."""
 _LEARNING_SCORED = [[*MEASURED, *STATE].index(name) for name in LEARNING_SCORED]
 _ERROR_SEEDS = [*MEASURED, *STATE].index("error_seeds")
 MODEL = tuple(name for name in ModelPerformance.model_fields if name not in Frame.model_fields)
@@ -110,7 +113,7 @@ def _execution(record: KernelPerformance) -> FrameMetrics:
 
 def _execution_frame(frame: LayerFrame) -> FrameMetrics:
     values = np.empty((len(EXECUTION) + 1, len(frame.layer_id)))
-    values[:-1] = frame.values[[frame.names.index(name) for name in EXECUTION]]
+    values[:-1] = frame.values[_EXECUTION_ROWS]
     return _executed(frame.layer_id, values)
 
 

@@ -121,7 +121,7 @@ def test_what_is_not_a_frame_of_layers_is_decoded_in_the_general_way() -> None:
     [
         execution([]),  # no layers: nothing to put into a matrix
         execution(["größe"]),  # a letter on which engines for regular expressions may differ
-        health(["fc"], parameters=[2**62]),  # more than a float64 tells apart
+        health(["fc"], parameters=[2**62]),  # more than a float64 keeps exactly
     ],
     ids=["no layers", "letters", "a large count"],
 )
