@@ -93,6 +93,8 @@ RISE = 0.8
 """Power of the ratio of two steps' lengths by which the budget rises: at 1 ms, 2 % have become 7.2 %."""
 SHORT_STEP_BUDGET = 0.075
 """The largest share that a step is allowed for being short."""
+UNSEEN = 0.15
+"""Share of the budget that is left for what nobody times, such as caches that have lost what training needs."""
 SLOWDOWNS = 15
 """Frames whose slowdowns are compared: a single step varies by more than a frame costs."""
 
@@ -125,8 +127,10 @@ class Governor:
     """
 
     FRAMES = "frames"
-    MAX_FRAME_FACTOR = 2.0
-    """Largest factor for the frames' interval: a window without a frame gets no decision."""
+    MAX_FRAME_FACTOR = 4.0
+    """Largest factor for the frames' interval. A window without a frame gets no decision: with the default settings,
+    every second window has one then. That happens where a step takes less than half a millisecond, so that a decision
+    takes effect several windows later anyway."""
 
     def __init__(self, meter: OverheadMeter, budget: float, intervals: Mapping[str, int]) -> None:
         """Start with `intervals`, steps by probe, including `FRAMES`; the other probes run on sampled steps only."""
@@ -136,6 +140,9 @@ class Governor:
         self._costs: dict[str, deque[float]] = {name: deque(maxlen=3) for name in intervals}
         self._last: dict[str, int] = dict.fromkeys(intervals, 0)
         self._factors: dict[str, float] = dict.fromkeys(intervals, 1.0)
+        self.next_frame = 0.0
+        """The step at which the next frame is due."""
+        self._schedule()
         self._governed = 0.0
         self._slowdowns: deque[float] = deque(maxlen=SLOWDOWNS)
         self._untimed = 0.0
@@ -151,6 +158,7 @@ class Governor:
     def resume(self, step: int, saved: Mapping[str, int]) -> None:
         """Go on from a saved step; a probe that `saved` lacks ran last at that step."""
         self._last = {probe: min(int(saved.get(probe, step)), step) for probe in self._last}
+        self._schedule()
 
     def interval(self, probe: str) -> float:
         """Return the current number of steps between two runs of `probe`."""
@@ -159,6 +167,7 @@ class Governor:
     def spent(self, probe: str, step: int, seconds: float) -> None:
         """Record the cost of a run of `probe` at `step`, seconds."""
         self._last[probe] = step
+        self._schedule()
         self._costs[probe].append(seconds)
         self._governed += seconds
 
@@ -178,7 +187,7 @@ class Governor:
         """Compute the intervals anew; `step_seconds` is the time of a step without the SDK."""
         if step_seconds <= 0:
             return
-        allowed = step_budget(self._budget, step_seconds)
+        allowed = (1.0 - UNSEEN) * step_budget(self._budget, step_seconds)
         loads = {
             name: statistics.median(costs) / (self._intervals[name] * step_seconds) if costs else 0.0
             for name, costs in self._costs.items()
@@ -192,3 +201,8 @@ class Governor:
         factor = max(1.0, sum(loads.values()) / max(budget - frames, budget / 4)) * excess
         self._factors = dict.fromkeys(loads, factor)
         self._factors[self.FRAMES] = min(self.MAX_FRAME_FACTOR, max(1.0, frames / (0.75 * budget)) * excess)
+        self._schedule()
+
+    def _schedule(self) -> None:
+        """Compute when the next frame is due: every step compares with it."""
+        self.next_frame = self._last[self.FRAMES] + self.interval(self.FRAMES)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tamiyo.host._probes.overhead import SLOWDOWNS, Governor, OverheadMeter, step_budget
+from tamiyo.host._probes.overhead import SLOWDOWNS, UNSEEN, Governor, OverheadMeter, step_budget
 
 
 class Clock:
@@ -27,7 +27,8 @@ def meter(clock: Clock) -> OverheadMeter:
 
 
 def governor(meter: OverheadMeter, budget: float = 0.08) -> Governor:
-    return Governor(meter, budget, {Governor.FRAMES: 10, "growth": 100, "contribution": 50})
+    """Return a governor whose probes and meter may use `budget`, without the part that is left for what is not timed."""
+    return Governor(meter, budget / (1 - UNSEEN), {Governor.FRAMES: 10, "growth": 100, "contribution": 50})
 
 
 def spend(meter: OverheadMeter, clock: Clock, seconds: float) -> None:
@@ -113,7 +114,7 @@ def test_costly_probes_share_what_frames_leave(meter: OverheadMeter) -> None:
     assert chosen.interval("contribution") == pytest.approx(100)
 
 
-def test_frames_take_three_quarters_of_the_budget_and_become_at_most_twice_as_rare(meter: OverheadMeter) -> None:
+def test_frames_take_three_quarters_of_the_budget_and_become_at_most_four_times_as_rare(meter: OverheadMeter) -> None:
     chosen = governor(meter, budget=0.08)
     chosen.spent("frames", 10, 0.9e-3)  # 9 %: half as much again as the 6 % they may take
     chosen.adjust(1e-3)
@@ -121,7 +122,7 @@ def test_frames_take_three_quarters_of_the_budget_and_become_at_most_twice_as_ra
     for step in (20, 30, 40):
         chosen.spent("frames", step, 1.0)
     chosen.adjust(1e-3)
-    assert chosen.interval("frames") == 20
+    assert chosen.interval("frames") == 40
 
 
 def test_one_slow_run_does_not_move_the_median(meter: OverheadMeter) -> None:
@@ -141,7 +142,20 @@ def test_overhead_above_the_budget_lengthens_intervals_by_the_square_of_the_exce
     spend(meter, clock, 0.16)  # twice the budget, though no probe is dear
     chosen.adjust(1e-3)
     assert chosen.interval("growth") == pytest.approx(400)
-    assert chosen.interval("frames") == pytest.approx(20)
+    assert chosen.interval("frames") == pytest.approx(40)
+    assert not chosen.due("frames", 39)
+    assert chosen.due("frames", 40)
+    assert chosen.next_frame == pytest.approx(40)
+
+
+def test_a_part_of_the_budget_is_left_for_what_nobody_times(meter: OverheadMeter) -> None:
+    chosen = Governor(meter, 0.08, {"frames": 10})
+    chosen.spent("frames", 10, 0.6e-3)  # 6 %, three quarters of all of the budget
+    chosen.adjust(1e-3)
+    assert chosen.interval("frames") == pytest.approx(10 / (1 - UNSEEN))
+    assert chosen.next_frame == pytest.approx(10 + 10 / (1 - UNSEEN))
+    chosen.resume(4, {})
+    assert chosen.next_frame == pytest.approx(4 + 10 / (1 - UNSEEN))
 
 
 def test_the_work_of_every_step_reduces_the_budget(meter: OverheadMeter, clock: Clock) -> None:
