@@ -27,7 +27,7 @@ def meter(clock: Clock) -> OverheadMeter:
 
 
 def governor(meter: OverheadMeter, budget: float = 0.08) -> Governor:
-    """Return a governor whose probes and meter may use `budget`, without the part that is left for what is not timed."""
+    """Return a governor whose probes and meter may use `budget`: what is not timed has a part of its own."""
     return Governor(meter, budget / (1 - UNSEEN), {Governor.FRAMES: 10, "growth": 100, "contribution": 50})
 
 
