@@ -93,7 +93,7 @@ RISE = 0.8
 """Power of the ratio of two steps' lengths by which the budget rises: at 1 ms, 2 % have become 7.2 %."""
 SHORT_STEP_BUDGET = 0.075
 """The largest share that a step is allowed for being short."""
-UNSEEN = 0.15
+UNSEEN = 0.1
 """Share of the budget that is left for what nobody times, such as caches that have lost what training needs."""
 SLOWDOWNS = 15
 """Frames whose slowdowns are compared: a single step varies by more than a frame costs."""
