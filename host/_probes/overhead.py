@@ -93,6 +93,8 @@ RISE = 0.8
 """Power of the ratio of two steps' lengths by which the budget rises: at 1 ms, 2 % have become 7.2 %."""
 SHORT_STEP_BUDGET = 0.075
 """The largest share that a step is allowed for being short."""
+VERY_SHORT_STEP_SECONDS = 0.0006
+"""Below it, a window of 50 steps takes less than 30 ms, which is about what a decision takes to arrive."""
 UNSEEN = 0.1
 """Share of the budget that is left for what nobody times, such as caches that have lost what training needs."""
 SLOWDOWNS = 15
@@ -113,6 +115,18 @@ def step_budget(budget: float, step_seconds: float) -> float:
     return max(budget, min(SHORT_STEP_BUDGET, budget * math.pow(LONG_STEP_SECONDS / step_seconds, RISE)))
 
 
+def frame_factor_limit(step_seconds: float) -> float:
+    """Return the largest factor for the frames' interval.
+
+    Where steps are so short that frames exceed the budget even so, it rises up to double: some windows have no frame
+    then, but a decision takes effect several such windows after its own in any case.
+
+    Args:
+        step_seconds: Length of a step without the SDK.
+    """
+    return Governor.MAX_FRAME_FACTOR * min(2.0, max(1.0, VERY_SHORT_STEP_SECONDS / step_seconds))
+
+
 class Governor:
     """Decides when a probe is due: at its interval, or more rarely if the probes together would cost too much.
 
@@ -127,10 +141,8 @@ class Governor:
     """
 
     FRAMES = "frames"
-    MAX_FRAME_FACTOR = 4.0
-    """Largest factor for the frames' interval. A window without a frame gets no decision: with the default settings,
-    every second window has one then. That happens where a step takes less than half a millisecond, so that a decision
-    takes effect several windows later anyway."""
+    MAX_FRAME_FACTOR = 2.0
+    """Largest factor for the frames' interval: a window without a frame gets no decision."""
 
     def __init__(self, meter: OverheadMeter, budget: float, intervals: Mapping[str, int]) -> None:
         """Start with `intervals`, steps by probe, including `FRAMES`; the other probes run on sampled steps only."""
@@ -200,7 +212,7 @@ class Governor:
         excess = max(1.0, (meter.ratio + untimed) / allowed) ** 2
         factor = max(1.0, sum(loads.values()) / max(budget - frames, budget / 4)) * excess
         self._factors = dict.fromkeys(loads, factor)
-        self._factors[self.FRAMES] = min(self.MAX_FRAME_FACTOR, max(1.0, frames / (0.75 * budget)) * excess)
+        self._factors[self.FRAMES] = min(frame_factor_limit(step_seconds), max(1.0, frames / (0.75 * budget)) * excess)
         self._schedule()
 
     def _schedule(self) -> None:
