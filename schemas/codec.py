@@ -99,8 +99,12 @@ def encode(record: Record) -> bytes:
         >>> data[:2].hex(), decode(data, ControlCommand).paused
         ('c301', True)
     """
-    kind = type(record)
-    return (header(kind) if _registry is None else _registry.header(kind)) + _body(record)
+    return body_begin(type(record)) + _body(record)
+
+
+def body_begin(record: type[Record]) -> bytes:
+    """Return the bytes before the Avro body of every encoded `record`. Raises RegistryError as `encode`."""
+    return header(record) if _registry is None else _registry.header(record)
 
 
 def current_body(data: bytes, record: type[Record]) -> bytes:
@@ -182,7 +186,7 @@ def _values(data: bytes | None, record: type[Record], fields: Any | None) -> Any
         raise DecodeError(f"expected a {record.__name__}, but the message has no value")
     if len(data) > MAX_READ_BYTES:
         raise DecodeError(f"expected at most {MAX_READ_BYTES} bytes of a {record.__name__}, got {len(data)}")
-    begin, writer = _framing(data, record)
+    begin, writer = framing(data, record)
     buffer = io.BytesIO(data)
     buffer.seek(begin)
     try:
@@ -199,7 +203,7 @@ def _values(data: bytes | None, record: type[Record], fields: Any | None) -> Any
     return values
 
 
-def _framing(data: bytes, record: type[Record]) -> tuple[int, Any | None]:
+def framing(data: bytes, record: type[Record]) -> tuple[int, Any | None]:
     """Return the start of the body and the schema it was written with, None for the record's own."""
     if data.startswith(header(record)):
         return HEADER, None

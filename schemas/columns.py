@@ -14,6 +14,8 @@ Floats = npt.NDArray[np.float64]
 Name = Annotated[str, Field(max_length=200)]
 MAX_NAMES = 1_000
 LARGEST_SINGLE, SMALLEST_SINGLE = float(np.finfo(np.float32).max), float(np.finfo(np.float32).smallest_normal)
+LOST_BITS = 2**29 - 1
+"""The bits of a float64 that a float32 does not have."""
 DTYPES: dict[int, np.dtype[Any]] = {4: np.dtype("<f4"), 8: np.dtype("<f8")}
 
 
@@ -51,11 +53,12 @@ class Columns(Record):
             names: Name of each column.
             matrix: [names, ...]; None and NaN mean "not measured".
         """
-        exact = np.ascontiguousarray(matrix, dtype=DTYPES[8])
-        # A float64 whose last 29 bits are 0 and whose magnitude is in range is a float32.
-        if not np.bitwise_and(exact.view("<u8"), 2**29 - 1).any() and _in_range(exact):
-            return cls(names=list(names), width=4, values=exact.astype(DTYPES[4]).tobytes())
-        return cls(names=list(names), width=8, values=exact.tobytes())
+        return cls(names=list(names), **_stored(matrix))
+
+    @classmethod
+    def of_distinct(cls, names: Sequence[str], matrix: npt.ArrayLike) -> Self:
+        """Return what `of` does, for names that are known to be valid and distinct, and few enough values."""
+        return cls.of_checked(names=list(names), **_stored(matrix))
 
     def matrix(self, *shape: int) -> Floats:
         """Return the values as float64, [names, *shape], read-only if they are stored as such.
@@ -102,11 +105,21 @@ def entries(column: Floats) -> list[float | None]:
     return [None if value != value else value for value in column.tolist()]
 
 
+def _stored(matrix: npt.ArrayLike) -> dict[str, Any]:
+    """Return width and values of a matrix: float32 if that changes no value, else float64."""
+    exact = np.ascontiguousarray(matrix, dtype=DTYPES[8])
+    # A float64 whose last 29 bits are 0 and whose magnitude is in range is a float32.
+    if not np.bitwise_or.reduce(exact.view("<u8"), axis=None) & LOST_BITS and _in_range(exact):
+        return {"width": 4, "values": exact.astype(DTYPES[4]).tobytes()}
+    return {"width": 8, "values": exact.tobytes()}
+
+
 def _in_range(values: Floats) -> bool:
     """Return whether the exponent of every value is one of float32."""
     magnitudes = np.abs(values)
-    usual = (magnitudes <= LARGEST_SINGLE) & (magnitudes >= SMALLEST_SINGLE)
-    return bool((usual | (magnitudes == 0) | (magnitudes != magnitudes)).all())
+    if np.fmax.reduce(magnitudes, axis=None, initial=0.0) > LARGEST_SINGLE:
+        return False
+    return not ((magnitudes < SMALLEST_SINGLE) & (magnitudes > 0)).any()
 
 
 # Release 0.1.0 wrote lists of nullable numbers, and a person may write them by hand: checked as strictly as then.

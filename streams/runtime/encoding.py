@@ -3,7 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
+from tamiyo.schemas.analysis import HealthSignals
 from tamiyo.schemas.codec import encode
+from tamiyo.schemas.direct.signals import encode_signals
 from tamiyo.schemas.kafka import MAX_MESSAGE_BYTES
 from tamiyo.streams.headers import (
     END_MARKER,
@@ -64,7 +66,8 @@ def message_of(
             members = "".join(name[:SHORT_ID] for name in each.member_ids[:MAX_MEMBER_IDS])
             headers.append((INSIDE_HEADER, members.encode()))
         record: Any = each.record
-        return each.topic.name, (record.run_id.encode(), encode(each.record), headers)
+        value = encode_signals(record) if isinstance(record, HealthSignals) else encode(record)
+        return each.topic.name, (record.run_id.encode(), value, headers)
     headers.append((REASON_HEADER, each.reason.encode()[:MAX_REASON]))
     headers.append((TIME_HEADER, str(steady_clock.time_ms()).encode()))
     if each.poison:

@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Awaitable, Sequence
+from functools import cached_property
 from typing import Any
 
 from aiokafka.record.default_records import DefaultRecordBatchBuilder
@@ -55,7 +56,7 @@ class OutputPublisher:
         """Return whether a message is as large as this process may send, and `room` bytes more, at most."""
         return size_of(message) <= self.largest + room
 
-    @property
+    @cached_property
     def largest(self) -> int:
         """The bytes that a message may have."""
         limit: int = self._app.producer.largest

@@ -7,7 +7,6 @@ from collections.abc import Callable, Collection, Sequence
 from typing import Any, TypeVar
 
 from tamiyo.schemas.client.tracing import Traces
-from tamiyo.schemas.codec import decode
 from tamiyo.schemas.errors import BrokerError, SchemaError
 from tamiyo.streams.process import steady_clock
 from tamiyo.streams.runtime import metrics
@@ -44,7 +43,7 @@ class StageCall:
         """
         self.stage = stage
         self._partition = partition
-        self._records = {topic.name: topic.record for topic in stage.inputs}
+        self._topics = {topic.name: topic for topic in stage.inputs}
         self._dead_lettered = dead_lettered
         self._poison = poison
         self._backlog = backlog
@@ -68,7 +67,7 @@ class StageCall:
                 outputs.append(Reject(_undecoded(place, record), reason, poison=True))
                 continue
             try:
-                decoded = decode(record.value, self._records[topic])
+                decoded = self.stage.decode(self._topics[topic], record.value)
             except SchemaError as error:
                 outputs.append(Reject(_undecoded(place, record), f"{type(error).__name__}: {error}"))
             else:

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import time
 from collections.abc import Callable, Hashable, Mapping
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,10 @@ from tamiyo.streams.settings import WorkerSettings
 from tamiyo.streams.stages.base import Stage
 
 log = structlog.get_logger(__name__)
+
+GAUGES_S = (
+    0.5  # between two updates of the gauges: with every tick they cost more than everything else of an idle worker
+)
 
 
 class StageRunner:
@@ -198,15 +203,19 @@ class StageRunner:
                 self.fail(error, {"stage": self.name, "event": repr(event)})
 
     async def _tick(self) -> None:
+        gauges_at = 0.0
         while True:
             await asyncio.sleep(self.worker.tick_ms / 1000)
-            open_records = 0
             for task in self.tasks.values():
                 task.tick()
-                open_records += task.open_records
-            metrics.OPEN_RECORDS.labels(self.name).set(open_records)
-            metrics.PARTITIONS.labels(self.name).set(len(self.tasks))
-            if self.ready:  # until then no position is known
-                for topic in self._stage.inputs:
-                    lag = sum(task.lag(topic.name) for task in self.tasks.values())
-                    metrics.LAG.labels(self.name, topic.name).set(lag)
+            if (now := time.monotonic()) >= gauges_at:
+                gauges_at = now + GAUGES_S
+                self._set_gauges()
+
+    def _set_gauges(self) -> None:
+        metrics.OPEN_RECORDS.labels(self.name).set(sum(task.open_records for task in self.tasks.values()))
+        metrics.PARTITIONS.labels(self.name).set(len(self.tasks))
+        if self.ready:  # until then no position is known
+            for topic in self._stage.inputs:
+                lag = sum(task.lag(topic.name) for task in self.tasks.values())
+                metrics.LAG.labels(self.name, topic.name).set(lag)

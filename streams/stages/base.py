@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol, TypeVar
 
+from tamiyo.schemas.codec import decode
 from tamiyo.schemas.record import Record
 from tamiyo.schemas.topics import Topic
 from tamiyo.streams.messages import Headers
@@ -30,7 +31,7 @@ class Incoming:
     offset: int
     timestamp_ms: int
     record: Any
-    """The decoded record, of the topic's record type."""
+    """The decoded record, of the topic's record type or what the stage's `decode` makes of it."""
     raw: bytes | None = b""
     """The value as it was received, for a dead letter."""
     key: bytes | None = None
@@ -114,6 +115,19 @@ class Stage(ABC):
     def stores(cls, settings: Any) -> Mapping[str, bool]:
         """Return the URLs of the installation's stores that the stage uses, and whether it writes to each."""
         return {}
+
+    @classmethod
+    def decode(cls, topic: Topic, value: bytes | None) -> Any:
+        """Return an input's record; a stage may read some of its inputs in a form that costs less.
+
+        Args:
+            topic: One of `inputs`.
+            value: The message's value.
+
+        Raises:
+            SchemaError: It is not such a record.
+        """
+        return decode(value, topic.record)
 
     @abstractmethod
     def __init__(self, partition: int, settings: Any, views: Mapping[str, View[Any]]) -> None:

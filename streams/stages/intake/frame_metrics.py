@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tamiyo.schemas.columns import Floats
+from tamiyo.schemas.direct.frames import LayerFrame
 from tamiyo.schemas.errors import RecordError
 from tamiyo.schemas.telemetry import (
     OPTIONAL_HEALTH,
@@ -56,6 +57,9 @@ EXECUTION_SCORED = (
 )
 LEARNING_SCORED = (*MEASURED, "contribution", "learning_rate_scale")
 _EXECUTION_SCORED = [[*EXECUTION, "health"].index(name) for name in (*EXECUTION_SCORED, "health")]
+_EXECUTION_COLUMNS = [name for name in KernelPerformance.model_fields if name not in {*Frame.model_fields, "layer_id"}]
+_EXECUTION_ROWS = [_EXECUTION_COLUMNS.index(name) for name in EXECUTION]
+"""Where a matrix of an execution frame has the metrics of `EXECUTION`."""
 _LEARNING_SCORED = [[*MEASURED, *STATE].index(name) for name in LEARNING_SCORED]
 _ERROR_SEEDS = [*MEASURED, *STATE].index("error_seeds")
 MODEL = tuple(name for name in ModelPerformance.model_fields if name not in Frame.model_fields)
@@ -81,13 +85,13 @@ class FrameMetrics:
     """The names whose values a dropped row loses, if the others are state that it keeps; None: the row is left out."""
 
 
-def read(record: Frame) -> FrameMetrics:
+def read(record: Frame | LayerFrame) -> FrameMetrics:
     """Return the metrics of a telemetry record.
 
     Raises:
         RecordError: A value is larger than any that a host can measure.
     """
-    content = _READERS[type(record)](record)
+    content = _FRAME_READERS[record.kind](record) if isinstance(record, LayerFrame) else _READERS[type(record)](record)
     if np.fmax.reduce(np.abs(content.values), axis=None, initial=0.0) > LARGEST:
         largest = np.fmax.reduce(np.abs(content.values), axis=1)
         worst = int(np.nanargmax(largest))
@@ -104,10 +108,21 @@ def _execution(record: KernelPerformance) -> FrameMetrics:
     values = np.empty((len(EXECUTION) + 1, len(record.layer_id)))
     for row, name in enumerate(EXECUTION):
         values[row] = getattr(record, name)
+    return _executed(record.layer_id, values)
+
+
+def _execution_frame(frame: LayerFrame) -> FrameMetrics:
+    values = np.empty((len(EXECUTION) + 1, len(frame.layer_id)))
+    values[:-1] = frame.values[_EXECUTION_ROWS]
+    return _executed(frame.layer_id, values)
+
+
+def _executed(layers: list[str], values: Floats) -> FrameMetrics:
+    """Return the metrics of `EXECUTION` and the health score, whose row is still empty."""
     latency, hit_rate, errors, executions = values[:4]
     values[-1] = health_score(latency, errors, executions, hit_rate)
     return FrameMetrics(
-        layer_id=record.layer_id,
+        layer_id=layers,
         names=(*EXECUTION, "health"),
         values=values,
         scored=values[_EXECUTION_SCORED].T,
@@ -124,8 +139,16 @@ def _learning(record: LayerHealth) -> FrameMetrics:
     values = np.empty((len(names), len(record.layer_id)))
     for row, name in enumerate(names):
         values[row] = getattr(record, name)
+    return _learned(record.layer_id, names, values)
+
+
+def _learning_frame(frame: LayerFrame) -> FrameMetrics:
+    return _learned(frame.layer_id, frame.names, frame.values)
+
+
+def _learned(layers: list[str], names: tuple[str, ...], values: Floats) -> FrameMetrics:
     return FrameMetrics(
-        layer_id=record.layer_id,
+        layer_id=layers,
         names=names,
         values=values,
         scored=values[_LEARNING_SCORED].T,
@@ -164,4 +187,8 @@ _READERS: dict[type[Frame], Callable[[Any], FrameMetrics]] = {
     ErrorRecoveryEvent: _recovery,
     ModelPerformance: _model,
     CacheHitRates: _cache,
+}
+_FRAME_READERS: dict[type[Frame], Callable[[LayerFrame], FrameMetrics]] = {
+    KernelPerformance: _execution_frame,
+    LayerHealth: _learning_frame,
 }

@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from tamiyo.schemas.analysis import SAMPLING, HealthSignals
 from tamiyo.schemas.columns import Columns
+from tamiyo.schemas.direct.frames import LayerFrame, decode_frame
 from tamiyo.schemas.errors import RecordError
 from tamiyo.schemas.identity import identity
 from tamiyo.schemas.telemetry import ErrorRecoveryEvent, Frame
@@ -57,6 +58,17 @@ class IntakeStage(Stage):
     inputs: ClassVar[tuple[Topic, ...]] = TELEMETRY
     outputs: ClassVar[tuple[Topic, ...]] = (SIGNALS,)
     views: ClassVar[tuple[Topic, ...]] = ()
+
+    @classmethod
+    def decode(cls, topic: Topic, value: bytes | None) -> Frame | LayerFrame:
+        """Return a frame, that of layers as a matrix.
+
+        Args:
+            topic: One of the five telemetry topics.
+            value: The message's value.
+        """
+        frame: type[Any] = topic.record
+        return decode_frame(value, frame)
 
     def __init__(self, partition: int, settings: IntakeSettings, views: Mapping[str, View[Any]]) -> None:
         self.partition = partition
@@ -144,7 +156,7 @@ class IntakeStage(Stage):
 
     def _read(self, incoming: Incoming) -> _Scored | None:
         """Validate a frame; return None for one that was seen before."""
-        frame: Frame = incoming.record
+        frame: Frame | LayerFrame = incoming.record
         self._check(incoming, frame)
         content = read(frame)
         name = signal_id(incoming)
@@ -177,7 +189,7 @@ class IntakeStage(Stage):
             if self._filters:
                 each.passing = self._passing(each.content, each.priority)
 
-    def _check(self, incoming: Incoming, frame: Frame) -> None:
+    def _check(self, incoming: Incoming, frame: Frame | LayerFrame) -> None:
         """Raise a RecordError for a frame whose time, step or companions cannot be true."""
         ahead = frame.time_ms - incoming.timestamp_ms
         if incoming.timestamp_ms > 0 and ahead > 1000 * self.settings.future_tolerance_s:
@@ -219,7 +231,7 @@ class IntakeStage(Stage):
 
     def _output(self, scored: _Scored, chances: npt.NDArray[np.float64] | None) -> Output:
         """Return the signal of a frame, without the rows that the filter or, with `chances`, the draw drops."""
-        frame: Frame = scored.source.record
+        frame: Frame | LayerFrame = scored.source.record
         content, priority, kept = scored.content, scored.priority, scored.passing
         rows = len(priority)
         layers, values = content.layer_id, content.values
@@ -235,7 +247,8 @@ class IntakeStage(Stage):
         self.counts["filtered"] += filtered
         self.counts["shed"] += dropped - filtered
         self.counts["processed"] += rows - dropped
-        record = HealthSignals(
+        # The frame was checked when it was decoded, and its values when its metrics were read.
+        record = HealthSignals.of_checked(
             run_id=frame.run_id,
             signal_id=scored.signal_id,
             source=scored.source.topic,
@@ -245,8 +258,8 @@ class IntakeStage(Stage):
             companions=frame.companions,
             final=frame.final,
             layer_id=layers,
-            columns=Columns.of(content.names, values) if rows else NO_METRICS,
-            sampling=Columns.of(SAMPLING, [priority, chances]) if rows else NO_SAMPLING,
+            columns=Columns.of_distinct(content.names, values) if rows else NO_METRICS,
+            sampling=Columns.of_distinct(SAMPLING, [priority, chances]) if rows else NO_SAMPLING,
             shed=dropped - filtered,
             filtered=filtered,
             model_metrics=content.model_metrics,
@@ -276,7 +289,7 @@ def signal_id(incoming: Incoming) -> str:
     A step has one frame of a source, except that a run's last frame may share its step with the one before. A step may
     have many errors: their content distinguishes them, since a replay does not keep their offsets.
     """
-    frame: Frame = incoming.record
+    frame: Frame | LayerFrame = incoming.record
     parts: list[str | int] = [frame.run_id, incoming.topic, frame.step]
     if frame.final:
         parts.append("final")

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 from tamiyo.schemas.analysis import HealthSignals
+from tamiyo.schemas.direct.signals import decode_signals
 from tamiyo.schemas.errors import RecordError
 from tamiyo.schemas.topics import SIGNALS, WINDOWS, Topic
 from tamiyo.streams.settings import WindowSettings
@@ -37,6 +38,16 @@ class WindowsStage(Stage):
     inputs: ClassVar[tuple[Topic, ...]] = (SIGNALS,)
     outputs: ClassVar[tuple[Topic, ...]] = (WINDOWS,)
     views: ClassVar[tuple[Topic, ...]] = ()
+
+    @classmethod
+    def decode(cls, topic: Topic, value: bytes | None) -> HealthSignals:
+        """Return a signal.
+
+        Args:
+            topic: That of signals.
+            value: The message's value.
+        """
+        return decode_signals(value)
 
     def __init__(self, partition: int, settings: WindowSettings, views: Mapping[str, View[Any]]) -> None:
         self.partition = partition

@@ -14,9 +14,9 @@ from tamiyo.schemas.analysis import STATISTICS, HealthSignals, ModelStats
 from tamiyo.schemas.columns import Columns, Floats
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Contribution:
-    """One signal inside a window, in compact form."""
+    """One signal inside a window, in compact form; nothing changes it (a frozen one takes twice as long to make)."""
 
     clock: int
     source: str
@@ -125,8 +125,11 @@ def model_statistics(contributions: Sequence[Contribution], origin: int) -> dict
         return {}
     values = np.array([[[contribution.model.get(name, np.nan)] for name in names] for contribution in reporting])
     found = _over_frames(values, np.array([float(contribution.clock - origin) for contribution in reporting]))
+    # No value is beyond `LARGEST`, so every statistic is finite.
     return {
-        name: ModelStats(**dict(zip(STATISTICS, (count, *rest, None if slope != slope else slope), strict=True)))
+        name: ModelStats.of_checked(
+            **dict(zip(STATISTICS, (int(count), *rest, None if slope != slope else slope), strict=True))
+        )
         for name, (count, *rest, slope) in zip(names, found[:, :, 0].tolist(), strict=True)
     }
 
