@@ -7,6 +7,7 @@ for it, and the rows are written anew; with `--full-policy`, all runs on the pol
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import time
@@ -150,10 +151,14 @@ def _reproduce(jobs: list[Job], decisions: reward.Rows, console: Console) -> dic
             total += 1
             same += (
                 expected is not None
-                and abs(expected["true_gain"] - row["true_gain"]) <= TOLERANCE
-                and (abs(expected["gain"] - row["gain"]) <= TOLERANCE)
+                and all(_same(expected[name], row[name]) for name in ("true_gain", "true_worth", "gain"))
             )
     return {"rows": total, "same": same}
+
+
+def _same(expected: float, found: float) -> bool:
+    """Return whether a value came out the same; NaN, where there is no twin, equals NaN."""
+    return math.isnan(expected) and math.isnan(found) or abs(expected - found) <= TOLERANCE
 
 
 def _print(found: dict[str, Any], console: Console) -> None:
