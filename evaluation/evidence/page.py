@@ -145,9 +145,10 @@ def _ceilings(repeated: Mapping[str, Any]) -> Iterator[str]:
     for name, shown in REPEATED.items():
         for where, title in (("known", "known tasks"), ("held_out", "held-out tasks")):
             each = repeated[where][name]
+            r, bound = each.get("pearson"), each.get("ceiling")
             yield (
-                f"| {shown} | {title} | {each['n']} | {_number(each.get('pearson'))} | {_range(each.get('pearson_95'))} "
-                f"| {_number(each.get('ceiling'))} | {_range(each.get('ceiling_95'))} |"
+                f"| {shown} | {title} | {each['n']} | {_number(r)} | {_range(each.get('pearson_95'))} "
+                f"| {_number(bound)} | {_range(each.get('ceiling_95'))} |"
             )
     tasks = {task: own["reordered"] for task, own in repeated["by_task"].items() if own["reordered"]["n"]}
     shown = ", ".join(f"{task} {_number(own.get('pearson')) or '?'} ({own['n']})" for task, own in tasks.items())

@@ -8,13 +8,16 @@ for attenuation), if both measurements are alike and their errors independent.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from tamiyo.evaluation.lab.judge import agreement, column, is_held_out
+from tamiyo.evaluation.lab.traffic import Job, load
+from tamiyo.evaluation.lab.truth import truths
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -23,6 +26,31 @@ REPETITIONS = {"reordered": "reordered_worth", "redrawn": "redrawn_worth", "hind
 the same run, less one without the decision on another order of the data."""
 MEASUREMENTS = ("true_worth", "reordered_worth", "redrawn_worth")
 """Of which the mean is a cleaner truth."""
+
+
+def measure(folder: Path, jobs: Iterable[Job]) -> dict[tuple[str, str], dict[str, float]]:
+    """Return the measurements of worth in the traffic of `jobs`, by policy and decision id; without unknown ones."""
+    found: dict[tuple[str, str], dict[str, float]] = {}
+    for traffic in load(folder, jobs):
+        for truth in truths(traffic):
+            measured = {
+                "true_worth": truth.worth,
+                "reordered_worth": truth.reordered_worth,
+                "redrawn_worth": truth.redrawn_worth,
+                "hindsight_worth": truth.hindsight_worth,
+            }
+            known = {name: value for name, value in measured.items() if value is not None}
+            found[traffic.job.policy, truth.decision_id] = known
+    return found
+
+
+def merged(decisions: Rows, measured: Mapping[tuple[str, str], Mapping[str, float]]) -> list[dict[str, Any]]:
+    """Return the rows with these measurements in their place.
+
+    Two policies may decide on the same graph, with the same decision id, so the policy is part of the key.
+    """
+    unknown = dict.fromkeys(REPETITIONS.values(), math.nan)
+    return [{**unknown, **row, **measured.get((row["policy"], row["decision_id"]), {})} for row in decisions]
 
 
 def repeatability(decisions: Rows) -> dict[str, Any]:

@@ -88,6 +88,11 @@ def judging_jobs() -> list[Job]:
     ]
 
 
+def worth_jobs() -> list[Job]:
+    """Return those of them in which worth is measured again, without their other branches."""
+    return [replace(job, alone=0.0, repeated=0.0) for job in judging_jobs() if job.reordered]
+
+
 def sample_jobs(decisions: Iterable[Mapping[str, Any]], count: int) -> list[Job]:
     """Return `count` of the judged runs that are cheap to make again, spread over tasks; worth is measured once."""
     cheap = [

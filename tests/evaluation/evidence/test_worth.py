@@ -1,13 +1,17 @@
 import json
 import math
 import re
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from tamiyo.evaluation.evidence import page
-from tamiyo.evaluation.evidence.worth import against_mean, repeatability, with_ceiling
+from tamiyo.evaluation.evidence.worth import REPETITIONS, against_mean, measure, merged, repeatability, with_ceiling
 from tamiyo.evaluation.lab.judge import agreement, column
+from tamiyo.evaluation.lab.suites import judging_jobs, worth_jobs
+from tamiyo.evaluation.lab.traffic import Job, generate
 from tests.evaluation.evidence.rows import decision_rows
 
 
@@ -52,6 +56,38 @@ def test_what_repeats_the_wrong_way_has_a_ceiling_of_0() -> None:
     found = with_ceiling(values, -values)
     assert found["pearson"] == pytest.approx(-1)
     assert (found["ceiling"], found["ceiling_95"]) == (0.0, [0.0, 0.0])
+
+
+def test_measurements_take_their_place_in_the_committed_rows() -> None:
+    first, second = decision_rows()[:2]
+    other = {**first, "policy": "random:0.2"}
+    committed = [
+        {name: value for name, value in row.items() if name not in REPETITIONS.values()}
+        for row in (first, other, second)
+    ]
+    key = (first["policy"], first["decision_id"])
+    found = merged(committed, {key: {"reordered_worth": 0.25}, ("pump", second["decision_id"]): {"true_worth": 9.0}})
+    assert [row["reordered_worth"] for row in found] == pytest.approx([0.25, math.nan, math.nan], nan_ok=True)
+    assert [row["true_worth"] for row in found] == [row["true_worth"] for row in committed]
+    assert math.isnan(found[0]["redrawn_worth"])
+
+
+def test_measurements_are_read_off_the_runs(tmp_path: Path) -> None:
+    job = Job("digits", "at_once", 3, alone=0.0, under_policy=1.0, reordered=1.0, steps=300)
+    generate([job], tmp_path, 1, lambda job, error: None)
+    found = measure(tmp_path, [job, Job("digits", "never", 0)])
+    assert {policy for policy, _ in found} == {"at_once"}
+    known, late = found.values()
+    assert set(known) == {"true_worth", "reordered_worth", "hindsight_worth"}
+    assert set(late) <= set(known)
+
+
+def test_worth_is_measured_again_in_runs_that_are_judged() -> None:
+    judged = {(job.task, job.policy, job.seed): job for job in judging_jobs()}
+    for job in worth_jobs():
+        assert replace(judged[job.task, job.policy, job.seed], alone=0.0, repeated=0.0) == job
+        assert 0 < job.redrawn <= job.reordered <= job.under_policy or job.redrawn == 0
+    assert {"charconv", "mixer", "digits"} <= {job.task for job in worth_jobs()}
 
 
 def test_tasks_are_kept_apart() -> None:
