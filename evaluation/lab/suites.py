@@ -61,8 +61,10 @@ def judging(
     names = list(tasks)
     for seed in range(first, first + seeds):
         for task in names:
-            shares = {"under_policy": under_policy, "repeated": 0.2, "reordered": reordered, "redrawn": redrawn}
-            jobs += [Job(task, policy, seed, **shares) for policy in ("random:0.2", "heuristic")]
+            jobs += [
+                Job(task, policy, seed, under_policy=under_policy, repeated=0.2, reordered=reordered, redrawn=redrawn)
+                for policy in ("random:0.2", "heuristic")
+            ]
             jobs += [Job(task, policy, seed, alone=0.0) for policy in ("never", *ADVERSARIAL)]
     return jobs
 
