@@ -84,6 +84,8 @@ def _lines(reward: Mapping[str, Any], fitted_to: Mapping[str, Any]) -> Iterator[
         ("final reward against the mean of repeated worths", "known tasks", reward["worth"]["mean_known"], ""),
         ("", "held-out tasks", reward["worth"]["mean_held_out"], ""),
         ("true gain against worth", "known tasks", reward["worth"]["true_gain_known"], ""),
+        ("true gain against the mean of repeated worths", "known tasks", reward["worth"]["true_gain_mean_known"], ""),
+        ("", "held-out tasks", reward["worth"]["true_gain_mean_held_out"], ""),
         ("true near effect against worth", "known tasks", reward["worth"]["near_effect_known"], ""),
         (
             "shadow twin's result against the effect after 600 steps",
@@ -98,6 +100,7 @@ def _lines(reward: Mapping[str, Any], fitted_to: Mapping[str, Any]) -> Iterator[
     for what, where, each, bar in rows:
         yield _row(what, where, each, bar)
     yield from _ceilings(reward["worth"]["repeated"])
+    yield from _predictions(reward["worth"]["predictions"])
     yield ""
     yield f"The rule that the estimator replaced: r {_number(reward['rule_pearson'])} with the true gain. The true"
     yield f"gain repeats at r {_number(reward['ceiling'])} on another order of the data.\n"
@@ -153,6 +156,20 @@ def _ceilings(repeated: Mapping[str, Any]) -> Iterator[str]:
     tasks = {task: own["reordered"] for task, own in repeated["by_task"].items() if own["reordered"]["n"]}
     shown = ", ".join(f"{task} {_number(own.get('pearson')) or '?'} ({own['n']})" for task, own in tasks.items())
     yield f"\nBy task, r on another order of the data, with n: {shown or 'none'}."
+
+
+def _predictions(found: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the table on what worth could be predicted from."""
+    yield "\nThe mean of repeated worths, predicted by ridge regression: known tasks each from the others, held-out"
+    yield "tasks from the known ones. No estimator uses these fits.\n"
+    yield "| from | r, known tasks | 95 % | r, held-out tasks | 95 % |"
+    yield "| --- | --- | --- | --- | --- |"
+    for name, each in found.items():
+        cells = " | ".join(
+            f"{_number(each[where].get('pearson'))} | {_range(each[where].get('pearson_95'))}"
+            for where in ("known", "held_out")
+        )
+        yield f"| {name} | {cells} |"
 
 
 def _correlations(title: str, first: str, found: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:

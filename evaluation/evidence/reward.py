@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tamiyo.evaluation.common.parquet import write_table
-from tamiyo.evaluation.evidence.worth import against_mean, repeatability
+from tamiyo.evaluation.evidence.worth import against_mean, predictions, repeatability
 from tamiyo.evaluation.lab.judge import (
     Judged,
     JudgedRun,
@@ -108,6 +108,7 @@ def report(decisions: Rows, runs: Rows, estimator: str) -> dict[str, Any]:
             "true_gain_mean_known": against_mean(known, "true_gain"),
             "true_gain_mean_held_out": against_mean(held_out, "true_gain"),
             "repeated": repeatability(decisions),
+            "predictions": predictions(decisions),
         },
         "by_span": by_span(known),
         "evidence_for_worth": {

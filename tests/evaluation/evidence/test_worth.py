@@ -8,7 +8,17 @@ import numpy as np
 import pytest
 
 from tamiyo.evaluation.evidence import page
-from tamiyo.evaluation.evidence.worth import REPETITIONS, against_mean, measure, merged, repeatability, with_ceiling
+from tamiyo.evaluation.evidence.worth import (
+    PREDICTORS,
+    REPETITIONS,
+    _inputs,
+    against_mean,
+    measure,
+    merged,
+    predictions,
+    repeatability,
+    with_ceiling,
+)
 from tamiyo.evaluation.lab.judge import agreement, column
 from tamiyo.evaluation.lab.suites import judging_jobs, worth_jobs
 from tamiyo.evaluation.lab.traffic import Job, generate
@@ -88,6 +98,27 @@ def test_worth_is_measured_again_in_runs_that_are_judged() -> None:
         assert replace(judged[job.task, job.policy, job.seed], alone=0.0, repeated=0.0) == job
         assert 0 < job.redrawn <= job.reordered <= job.under_policy or job.redrawn == 0
     assert {"charconv", "mixer", "digits"} <= {job.task for job in worth_jobs()}
+
+
+def test_worth_is_predicted_on_tasks_that_were_not_fitted_to() -> None:
+    rows = [{**row, "task": ("digits", "mnist1d", "mnist5k", "mixer")[i % 4]} for i, row in enumerate(noisy_rows())]
+    found = predictions(rows)
+    assert set(found) == set(PREDICTORS)
+    exact = found["estimated gain"]  # the expected worth itself
+    assert (exact["known"]["n"], exact["held_out"]["n"]) == (900, 300)
+    assert exact["known"]["pearson"] == pytest.approx(math.sqrt(0.75), abs=0.03)
+    assert exact["held_out"]["pearson"] == pytest.approx(math.sqrt(0.75), abs=0.06)
+    assert abs(found["true gain"]["held_out"]["pearson"]) < 0.2  # unrelated here
+    assert "| estimated gain | 0.8" in "\n".join(page._predictions(found))
+    assert predictions(decision_rows()) == {}  # one known task: nothing to fit to
+
+
+def test_what_came_later_is_counted_within_the_run() -> None:
+    first, second = decision_rows()[:2]
+    later = {**first, "step": 300, "gain": 0.5, "cost": 0.1}
+    found = _inputs([later, first, second])
+    assert found["estimated_later"] == pytest.approx([0.0, 0.4, 0.0])
+    assert found["later"] == pytest.approx([0, 1, 0])
 
 
 def test_tasks_are_kept_apart() -> None:
