@@ -2,11 +2,13 @@
 
 By default, a few of the committed runs are made again and compared, and tables and figures are written from the
 committed rows: some minutes. With `--full`, all runs on the reward are made, the estimator is fitted to those set apart
-for it, and the rows are written anew; with `--full-policy`, all runs on the policy: hours, resumable.
+for it, and the rows are written anew; with `--worth`, only worths are measured again; with `--full-policy`, all runs on
+the policy are made: hours, resumable.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import time
@@ -23,9 +25,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from tamiyo.evaluation.common.command_line import program
 from tamiyo.evaluation.common.report import ReportFile, prepare_report, write_report
 from tamiyo.evaluation.evidence import figures, page, policy, reward
+from tamiyo.evaluation.evidence.worth import measure, merged
 from tamiyo.evaluation.lab.fit import fit
 from tamiyo.evaluation.lab.judge import judge, rows, training_cases
-from tamiyo.evaluation.lab.suites import fitting_jobs, judging_jobs, sample_jobs
+from tamiyo.evaluation.lab.suites import fitting_jobs, judging_jobs, sample_jobs, worth_jobs
 from tamiyo.evaluation.lab.traffic import Job, generate, load, make, quiet
 from tamiyo.evaluation.lab.training.learning import learning_curve
 from tamiyo.schemas.files import write_atomically
@@ -46,12 +49,16 @@ app = program(rich_markup_mode="rich")
     "  make evidence\n\n"
     '  make evidence ARGS="--report evidence.json"\n\n'
     '  make evidence ARGS="--full --folder traffic --workers 2"\n\n'
+    '  make evidence ARGS="--worth"\n\n'
     '  make evidence ARGS="--full-policy"'
 )
 @quiet()
 def main(
     full: Annotated[
         bool, typer.Option("--full", help="Make all runs on the reward, fit the estimator: hours, resumable.")
+    ] = False,
+    worth: Annotated[
+        bool, typer.Option("--worth", help="Measure worths again, for their ceiling: an hour or two, resumable.")
     ] = False,
     full_policy: Annotated[
         bool, typer.Option("--full-policy", help="Make all runs on the policy: hours, resumable.")
@@ -66,6 +73,8 @@ def main(
     console = Console()
     if full:
         _measure_all(folder, workers, console)
+    if worth:
+        _measure_worth(folder / "worth", workers, console)
     if full_policy:
         _measure_policy(folder, workers, console)
     decisions = reward.read(RESULTS / reward.DECISIONS)
@@ -77,7 +86,7 @@ def main(
         "reward": reward.report(decisions, runs, estimator.version),
         **policy.report(*(reward.read(RESULTS / name) for name in (policy.PAIRS, policy.DECISIONS, policy.LEARNING))),
     }
-    if sample and not full and not full_policy:
+    if sample and not (full or worth or full_policy):
         found["reproduced"] = _reproduce(sample_jobs(decisions, sample), decisions, console)
     figures.draw(decisions, runs, DOCS / "images")
     figures.draw_policy(found["policy"], reward.read(RESULTS / policy.LEARNING), DOCS / "images")
@@ -100,6 +109,14 @@ def _measure_all(folder: Path, workers: int, console: Console) -> None:
         decided, runs = reward.measure(folder, judging, load_fitted("builtin"))
     reward.save(decided, RESULTS / reward.DECISIONS)
     reward.save(runs, RESULTS / reward.RUNS)
+
+
+def _measure_worth(folder: Path, workers: int, console: Console) -> None:
+    """Measure worths again, and write them into the committed rows."""
+    jobs = worth_jobs()
+    _generate(jobs, folder, workers, console)
+    path = RESULTS / reward.DECISIONS
+    reward.save(merged(reward.read(path), measure(folder, jobs)), path)
 
 
 def _measure_policy(folder: Path, workers: int, console: Console) -> None:
@@ -142,18 +159,21 @@ def _reproduce(jobs: list[Job], decisions: reward.Rows, console: Console) -> dic
     """Make committed runs again; return how many of their rows came out the same."""
     estimator = load_fitted("builtin")
     same = total = 0
-    committed = {row["decision_id"]: row for row in decisions}
+    committed = {(row["policy"], row["decision_id"]): row for row in decisions}  # policies may decide on one graph
     for job in jobs:
         console.print(f"making {job.name} again", highlight=False)
         for row in rows(judge(make(job), estimator)):
-            expected = committed.get(row["decision_id"])
+            expected = committed.get((row["policy"], row["decision_id"]))
             total += 1
-            same += (
-                expected is not None
-                and abs(expected["true_gain"] - row["true_gain"]) <= TOLERANCE
-                and (abs(expected["gain"] - row["gain"]) <= TOLERANCE)
+            same += expected is not None and all(
+                _same(expected[name], row[name]) for name in ("true_gain", "true_worth", "gain")
             )
     return {"rows": total, "same": same}
+
+
+def _same(expected: float, found: float) -> bool:
+    """Return whether a value came out the same; NaN, where there is no twin, equals NaN."""
+    return (math.isnan(expected) and math.isnan(found)) or abs(expected - found) <= TOLERANCE
 
 
 def _print(found: dict[str, Any], console: Console) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +81,11 @@ def _lines(reward: Mapping[str, Any], fitted_to: Mapping[str, Any]) -> Iterator[
         ("", "held-out tasks", reward["worth"]["held_out"], f"r {BARS['worth_held_out']}"),
         ("near effect (300 steps)", "known tasks", reward["near_effect"]["known"], f"r {BARS['near_known']}"),
         ("", "held-out tasks", reward["near_effect"]["held_out"], f"r {BARS['near_held_out']}"),
+        ("final reward against the mean of repeated worths", "known tasks", reward["worth"]["mean_known"], ""),
+        ("", "held-out tasks", reward["worth"]["mean_held_out"], ""),
         ("true gain against worth", "known tasks", reward["worth"]["true_gain_known"], ""),
+        ("true gain against the mean of repeated worths", "known tasks", reward["worth"]["true_gain_mean_known"], ""),
+        ("", "held-out tasks", reward["worth"]["true_gain_mean_held_out"], ""),
         ("true near effect against worth", "known tasks", reward["worth"]["near_effect_known"], ""),
         (
             "shadow twin's result against the effect after 600 steps",
@@ -95,6 +99,8 @@ def _lines(reward: Mapping[str, Any], fitted_to: Mapping[str, Any]) -> Iterator[
     ]
     for what, where, each, bar in rows:
         yield _row(what, where, each, bar)
+    yield from _ceilings(reward["worth"]["repeated"])
+    yield from _predictions(reward["worth"]["predictions"])
     yield ""
     yield f"The rule that the estimator replaced: r {_number(reward['rule_pearson'])} with the true gain. The true"
     yield f"gain repeats at r {_number(reward['ceiling'])} on another order of the data.\n"
@@ -126,6 +132,46 @@ def _lines(reward: Mapping[str, Any], fitted_to: Mapping[str, Any]) -> Iterator[
     yield '`make evidence ARGS="--full"` makes all of them.'
 
 
+REPEATED = {
+    "reordered": "another order of the data",
+    "redrawn": "a third order, the policy draws anew",
+    "hindsight": "only the run without it, another order",
+}
+"""How worth was measured again, for the table."""
+
+
+def _ceilings(repeated: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the tables on how well worth repeats."""
+    yield "\nHow well worth repeats, and the highest r that an estimate of it can reach (the square root):\n"
+    yield "| measured again with | where | n | r | 95 % | ceiling | 95 % |"
+    yield "| --- | --- | --- | --- | --- | --- | --- |"
+    for name, shown in REPEATED.items():
+        for where, title in (("known", "known tasks"), ("held_out", "held-out tasks")):
+            each = repeated[where][name]
+            r, bound = each.get("pearson"), each.get("ceiling")
+            yield (
+                f"| {shown} | {title} | {each['n']} | {_number(r)} | {_range(each.get('pearson_95'))} "
+                f"| {_number(bound)} | {_range(each.get('ceiling_95'))} |"
+            )
+    tasks = {task: own["reordered"] for task, own in repeated["by_task"].items() if own["reordered"]["n"]}
+    shown = ", ".join(f"{task} {_number(own.get('pearson')) or '?'} ({own['n']})" for task, own in tasks.items())
+    yield f"\nBy task, r on another order of the data, with n: {shown or 'none'}."
+
+
+def _predictions(found: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the table on what worth could be predicted from."""
+    yield "\nThe mean of repeated worths, predicted by ridge regression: known tasks each from the others, held-out"
+    yield "tasks from the known ones. No estimator uses these fits.\n"
+    yield "| from | r, known tasks | 95 % | r, held-out tasks | 95 % |"
+    yield "| --- | --- | --- | --- | --- |"
+    for name, each in found.items():
+        cells = " | ".join(
+            f"{_number(each[where].get('pearson'))} | {_range(each[where].get('pearson_95'))}"
+            for where in ("known", "held_out")
+        )
+        yield f"| {name} | {cells} |"
+
+
 def _correlations(title: str, first: str, found: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
     yield f"\n{title}:\n"
     yield f"| {first} | n | r | Spearman |"
@@ -136,16 +182,18 @@ def _correlations(title: str, first: str, found: Mapping[str, Mapping[str, Any]]
 
 
 def _row(what: str, where: str, each: Mapping[str, Any], bar: str) -> str:
-    interval = each.get("pearson_95")
-    shown = f"{interval[0]:.2f} to {interval[1]:.2f}" if interval else ""
     return (
-        f"| {what} | {where} | {each['n']} | {_number(each.get('pearson'))} | {shown} | "
+        f"| {what} | {where} | {each['n']} | {_number(each.get('pearson'))} | {_range(each.get('pearson_95'))} | "
         f"{_number(each.get('spearman'))} | {_number(each.get('coverage'))} | {bar} |"
     )
 
 
 def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.2f}"
+
+
+def _range(interval: Sequence[float] | None) -> str:
+    return f"{interval[0]:.2f} to {interval[1]:.2f}" if interval else ""
 
 
 def _signed(value: float | None) -> str:

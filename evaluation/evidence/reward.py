@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tamiyo.evaluation.common.parquet import write_table
+from tamiyo.evaluation.evidence.worth import against_mean, predictions, repeatability
 from tamiyo.evaluation.lab.judge import (
     Judged,
     JudgedRun,
@@ -102,6 +103,12 @@ def report(decisions: Rows, runs: Rows, estimator: str) -> dict[str, Any]:
             "held_out": _pair(held_out, "gain", "true_worth", "half_width", less="cost"),
             "true_gain_known": _pair(known, "true_gain", "true_worth", less="cost"),
             "near_effect_known": _pair(known, "true_near", "true_worth", less="cost"),
+            "mean_known": against_mean(known, "gain"),
+            "mean_held_out": against_mean(held_out, "gain"),
+            "true_gain_mean_known": against_mean(known, "true_gain"),
+            "true_gain_mean_held_out": against_mean(held_out, "true_gain"),
+            "repeated": repeatability(decisions),
+            "predictions": predictions(decisions),
         },
         "by_span": by_span(known),
         "evidence_for_worth": {

@@ -50,6 +50,12 @@ class Judged:
     true_near_equal_compute: float
     repeated_gain: float
     """The true gain on another order of the data."""
+    reordered_worth: float
+    """The true worth on another order of the data."""
+    redrawn_worth: float
+    """The true worth on a third order of the data, with another random stream of the policy."""
+    hindsight_worth: float
+    """The true worth where only the run without the decision is measured again."""
     cost: float
     gain: float
     """As the final reward estimates it."""
@@ -118,6 +124,9 @@ def judge(traffic: Traffic, estimator: FittedEstimator) -> Iterator[Judged]:
             true_near_600=_known(truth.near.get(600)),
             true_near_equal_compute=_known(truth.near_at_equal_compute),
             repeated_gain=_known(truth.repeated),
+            reordered_worth=_known(truth.reordered_worth),
+            redrawn_worth=_known(truth.redrawn_worth),
+            hindsight_worth=_known(truth.hindsight_worth),
             cost=truth.cost,
             gain=plain.value,
             gains=[estimator.estimate(each).value for each in seen[truth.decision_id]],

@@ -27,7 +27,7 @@ from tamiyo.models.learning.learner import Learner
 from tamiyo.schemas.adaptation import CompiledKernel
 from tamiyo.schemas.analysis import ModelGraph
 from tamiyo.schemas.codec import decode, encode
-from tamiyo.schemas.identity import decision_id, sampling_seed
+from tamiyo.schemas.identity import decision_id, identity, sampling_seed
 from tamiyo.schemas.learning import Experience
 from tamiyo.schemas.record import Record
 from tamiyo.schemas.topics import CATALOGUE, CONTROL, DECISIONS, EXPERIENCE, GRAPHS, KERNELS, OUTCOMES, Topic
@@ -121,6 +121,8 @@ class Pipeline:
         self.graphs: deque[Incoming] = deque()
         """Waiting for their decision."""
         self.observer = observer
+        self.stream = 0
+        """Number of the random stream that the policy draws from; 0: that of production, other ones for repetitions."""
         self.muted = False
         """Whether the run's records are dropped, outcomes excepted: nobody decides any more."""
         views: dict[str, View] = {topic.name: View() for topic in CATALOGUE if topic.cleanup == "compact"}
@@ -158,7 +160,8 @@ class Pipeline:
 
     def choose(self, graph: ModelGraph) -> Choice:
         """Return what the policy chooses at the waiting `graph`."""
-        seed = sampling_seed(decision_id(graph.graph_id))
+        name = decision_id(graph.graph_id)
+        seed = sampling_seed(identity("stream", name, self.stream) if self.stream else name)
         return self.policy.choose(graph, self.mask(graph), seed=seed)
 
     def decide(self, choice: Choice) -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from tamiyo.evaluation.lab.hosts import HOSTS
 from tamiyo.evaluation.lab.traffic import Job
-from tamiyo.host._reference.tasks import HELD_OUT_TASKS, LAB_TASKS, TASKS
+from tamiyo.host._reference.tasks import LAB_TASKS, TASKS
 
 FIT_SEED = 1000
 """First seed of the runs to which the estimator is fitted."""
@@ -37,13 +38,33 @@ def exploration(tasks: Iterable[str], seeds: int, *, first: int = FIT_SEED, step
     return jobs
 
 
-def judging(tasks: Iterable[str], seeds: int, *, first: int = JUDGE_SEED) -> list[Job]:
-    """Return runs to judge by: random and heuristic traffic with its twins, the others without, and never."""
+def judging(
+    tasks: Iterable[str],
+    seeds: int,
+    *,
+    first: int = JUDGE_SEED,
+    under_policy: float = 0.5,
+    reordered: float = 0.0,
+    redrawn: float = 0.0,
+) -> list[Job]:
+    """Return runs to judge by: random and heuristic traffic with its twins, the others without, and never.
+
+    Args:
+        tasks: What they train.
+        seeds: How many of each.
+        first: The first seed.
+        under_policy: Share of the decisions of random and heuristic traffic whose worth is measured.
+        reordered: Share of them whose worth is measured again on another order of the data.
+        redrawn: Share of them whose worth is measured again with another random stream of the policy as well.
+    """
     jobs: list[Job] = []
     names = list(tasks)
     for seed in range(first, first + seeds):
         for task in names:
-            jobs += [Job(task, policy, seed, under_policy=0.5, repeated=0.2) for policy in ("random:0.2", "heuristic")]
+            jobs += [
+                Job(task, policy, seed, under_policy=under_policy, repeated=0.2, reordered=reordered, redrawn=redrawn)
+                for policy in ("random:0.2", "heuristic")
+            ]
             jobs += [Job(task, policy, seed, alone=0.0) for policy in ("never", *ADVERSARIAL)]
     return jobs
 
@@ -54,19 +75,33 @@ def fitting_jobs() -> list[Job]:
 
 
 def judging_jobs() -> list[Job]:
-    """Return the runs by which it is judged: other seeds, and tasks that nothing is fitted to."""
+    """Return the runs by which it is judged: other seeds, and tasks that nothing is fitted to.
+
+    Worth is measured again where a run is cheap, and on a few decisions elsewhere.
+    """
     return [
-        *judging(("digits",), 11),
-        *judging(CONVOLUTIONS, 6),
-        *judging(HELD_OUT_TASKS, 4),
-        *judging(HOSTS, 3),
+        *judging(("digits",), 11, reordered=0.5, redrawn=0.25),
+        *judging(("mnist1d",), 6, reordered=0.3),
+        *judging(("mnist5k",), 6),
+        *judging(("charconv",), 4, reordered=0.5),
+        *judging(("mixer",), 4, under_policy=0.65, reordered=0.65),
+        *judging(HOSTS, 3, reordered=0.5, redrawn=0.25),
         *judging(LARGE_TASKS, 1),
     ]
 
 
+def worth_jobs() -> list[Job]:
+    """Return those of them in which worth is measured again, without their other branches."""
+    return [replace(job, alone=0.0, repeated=0.0) for job in judging_jobs() if job.reordered]
+
+
 def sample_jobs(decisions: Iterable[Mapping[str, Any]], count: int) -> list[Job]:
-    """Return `count` of the judged runs that are cheap to make again, spread over tasks."""
-    cheap = [job for job in judging_jobs() if job.task in CHEAP_TASKS and job.policy in ("random:0.2", "heuristic")]
+    """Return `count` of the judged runs that are cheap to make again, spread over tasks; worth is measured once."""
+    cheap = [
+        replace(job, reordered=0.0, redrawn=0.0)
+        for job in judging_jobs()
+        if job.task in CHEAP_TASKS and job.policy in ("random:0.2", "heuristic")
+    ]
     judged = {(row["task"], row["policy"], row["seed"]) for row in decisions}
     found = [job for job in cheap if (job.task, job.policy, job.seed) in judged]
     return found[:: max(1, len(found) // max(count, 1))][:count]

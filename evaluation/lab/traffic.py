@@ -45,12 +45,20 @@ UNDER_POLICY = "under_policy"
 REPEATED_WITH = "repeated_with"
 REPEATED_WITHOUT = "repeated_without"
 """With and without the decision, no later adaptation, on another order of the data from there on."""
+REORDERED_WITH = "reordered_with"
+REORDERED_WITHOUT = "reordered_without"
+"""With and without the decision under the run's policy, on another order of the data from there on."""
+REDRAWN_WITH = "redrawn_with"
+REDRAWN_WITHOUT = "redrawn_without"
+"""The same on a third order of the data, and with another random stream of the policy."""
 
 MOST_LOST = 3
 """Processes killed in a row, without a run finished between, after which no more are started."""
 
 REORDERED = 1_000_003
-"""Added to a run's seed for another order of the data."""
+"""Added to a run's seed for another order of the data; twice for a third order."""
+STREAM = 1
+"""The policy's other random stream."""
 
 
 def file_name(*parts: object) -> str:
@@ -72,6 +80,10 @@ class Job:
     """Share of the decisions whose branch under the same policy is trained."""
     repeated: float = 0.0
     """Share of the decisions whose effect is measured again on another order of the data."""
+    reordered: float = 0.0
+    """Share of the decisions whose worth is measured again on another order of the data."""
+    redrawn: float = 0.0
+    """Share of the decisions whose worth is measured again with another random stream of the policy as well."""
     steps: int = 0
     """Length of the run; 0: as the task recommends."""
 
@@ -191,9 +203,17 @@ def _branches(job: Job, run: Run, graph: ModelGraph, choice: Choice) -> Iterator
     if draw < job.under_policy:
         yield Branch(name, UNDER_POLICY, twin(run))
     if draw < job.repeated:
-        reordered = job.seed + REORDERED
-        yield Branch(name, REPEATED_WITH, twin(run, choice, policy=Never(), compute=compute, data_seed=reordered))
-        yield Branch(name, REPEATED_WITHOUT, twin(run, policy=Never(), compute=compute, data_seed=reordered))
+        other = job.seed + REORDERED
+        yield Branch(name, REPEATED_WITH, twin(run, choice, policy=Never(), compute=compute, data_seed=other))
+        yield Branch(name, REPEATED_WITHOUT, twin(run, policy=Never(), compute=compute, data_seed=other))
+    if draw < job.reordered:
+        other = job.seed + REORDERED
+        yield Branch(name, REORDERED_WITH, twin(run, choice, data_seed=other))
+        yield Branch(name, REORDERED_WITHOUT, twin(run, data_seed=other))
+    if draw < job.redrawn:
+        third = job.seed + 2 * REORDERED
+        yield Branch(name, REDRAWN_WITH, twin(run, choice, data_seed=third, stream=STREAM))
+        yield Branch(name, REDRAWN_WITHOUT, twin(run, data_seed=third, stream=STREAM))
 
 
 def missing(jobs: Iterable[OneJob], folder: Path) -> list[OneJob]:

@@ -7,6 +7,10 @@ Three quantities, kept apart:
   is the objective with the first k adaptations and no more, less that with the first k - 1;
 - *worth*: what the decision changed in the objective when both twins go on under the same policy.
 
+A worth is measured once for each decision, and part of it is chance: the order of the data, and what the policy happens
+to draw later. So it is measured again for some, and no estimate of it can agree with the first measurement much better
+than the square root of the correlation of two of them.
+
 The objective is minus the log of the early-stopped held-out loss at equal compute: the test loss where the validation
 loss is lowest, among the steps that a run without adaptations could have paid for. Costs are `rewards.worth`'s.
 """
@@ -20,7 +24,17 @@ from dataclasses import dataclass
 import numpy as np
 
 from tamiyo.evaluation.lab.run import Adaptation, Curve, RunResult
-from tamiyo.evaluation.lab.traffic import ALONE, REPEATED_WITH, REPEATED_WITHOUT, UNDER_POLICY, Traffic
+from tamiyo.evaluation.lab.traffic import (
+    ALONE,
+    REDRAWN_WITH,
+    REDRAWN_WITHOUT,
+    REORDERED_WITH,
+    REORDERED_WITHOUT,
+    REPEATED_WITH,
+    REPEATED_WITHOUT,
+    UNDER_POLICY,
+    Traffic,
+)
 from tamiyo.streams.stages.rewards.worth import ADAPTATION_COST, PARAMETER_COST
 
 HORIZONS = (100, 300, 600)
@@ -46,6 +60,13 @@ class Truth:
     """At the compute that the twin without the adaptation has spent 300 steps later."""
     repeated: float | None
     """The gain on another order of the data."""
+    reordered_worth: float | None
+    """The worth on another order of the data from the decision on."""
+    redrawn_worth: float | None
+    """The worth on a third order of the data, with another random stream of the policy."""
+    hindsight_worth: float | None
+    """The run as it was, less one without the decision on another order of the data: what is unknown in production is
+    the second only."""
 
 
 def objective(result: RunResult) -> float:
@@ -78,23 +99,25 @@ def truths(traffic: Traffic) -> Iterator[Truth]:
         again = _pair(
             traffic.branch(each.decision_id, REPEATED_WITH), traffic.branch(each.decision_id, REPEATED_WITHOUT)
         )
-        policy = traffic.branch(each.decision_id, UNDER_POLICY)
         late = is_late(run, each.step)
+        policy, reordered, without_reordered, redrawn, without_redrawn = (
+            traffic.branch(each.decision_id, kind)
+            for kind in (UNDER_POLICY, REORDERED_WITH, REORDERED_WITHOUT, REDRAWN_WITH, REDRAWN_WITHOUT)
+        )
         yield Truth(
             each.decision_id,
             each,
             gain=0.0 if late else pair.gain if pair else None,
             cost=ADAPTATION_COST + (PARAMETER_COST * pair.grown if pair else 0.0),
-            worth=-ADAPTATION_COST
-            if late
-            else None
-            if policy is None
-            else objective(run) - costs(run) - objective(policy) + costs(policy),
+            worth=-ADAPTATION_COST if late else _worth(run, policy),
             near=near_effects(pair.without.curve, pair.with_it.curve, each.step) if pair else {},
             near_at_equal_compute=_at_equal_compute(pair.without.curve, pair.with_it.curve, each.step + 300)
             if pair
             else None,
             repeated=again.gain if again else None,
+            reordered_worth=_worth(reordered, without_reordered),
+            redrawn_worth=_worth(redrawn, without_redrawn),
+            hindsight_worth=_worth(run, without_reordered),
         )
 
 
@@ -117,6 +140,13 @@ class _Pair:
         """Kernel parameters that the adaptation added, as a share of the budget."""
         more = self.with_it.curve.kernel_parameters[-1] - self.without.curve.kernel_parameters[-1]
         return more / max(self.with_it.budget, 1)
+
+
+def _worth(with_it: RunResult | None, without: RunResult | None) -> float | None:
+    """Return what two runs under the same policy differ by, costs included."""
+    if with_it is None or without is None:
+        return None
+    return objective(with_it) - costs(with_it) - objective(without) + costs(without)
 
 
 def _pair(with_it: RunResult | None, without: RunResult | None) -> _Pair | None:

@@ -73,6 +73,7 @@ def twin(
     horizon: int | None = None,
     compute: float = math.inf,
     data_seed: int | None = None,
+    stream: int = 0,
     delay: int = 0,
 ) -> RunResult:
     """Return what becomes of the run if another action is taken at the waiting graph; the run itself stays there.
@@ -85,6 +86,7 @@ def twin(
             the curve.
         compute: Computed training time of the whole run at which a twin under `Never()` ends, seconds.
         data_seed: Goes on with another order of the data; None: the same.
+        stream: The policy goes on with this random stream; 0: its own.
         delay: Steps for which the action waits: the twin takes no_op until the first graph after them at which the
             action is legal.
 
@@ -108,6 +110,8 @@ def twin(
             run.decide(chosen)
         if data_seed is not None:
             run.reorder(data_seed)
+        if stream:
+            run.pipeline.stream = stream
         if policy is not None:
             run.pipeline.policy = policy
         if isinstance(policy, Never):

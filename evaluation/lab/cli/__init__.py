@@ -202,14 +202,26 @@ def traffic(
         float, typer.Option(metavar="SHARE", help="Share with a twin that goes on under the policy.")
     ] = 0.2,
     repeated: Annotated[
-        float, typer.Option(metavar="SHARE", help="Share measured again on another order of the data.")
+        float, typer.Option(metavar="SHARE", help="Share whose gain is measured again on another order of the data.")
+    ] = 0.0,
+    reordered: Annotated[
+        float, typer.Option(metavar="SHARE", help="Share whose worth is measured again on another order of the data.")
+    ] = 0.0,
+    redrawn: Annotated[
+        float, typer.Option(metavar="SHARE", help="The same on a third order, and the policy draws anew.")
     ] = 0.0,
     as_json: JsonOption = False,
 ) -> None:
     """Generate runs with their twins, one Parquet file each; Ctrl-C keeps what is finished."""
     names, kinds, numbers = parse_names(tasks, "--tasks"), parse_names(policies, "--policies"), parse_seeds(seeds)
     require_known(names, kinds)
-    shares = {"alone": alone, "under_policy": under_policy, "repeated": repeated}
+    shares = {
+        "alone": alone,
+        "under_policy": under_policy,
+        "repeated": repeated,
+        "reordered": reordered,
+        "redrawn": redrawn,
+    }
     for name, share in shares.items():
         if not 0.0 <= share <= 1.0:
             raise ConfigurationError(f"--{name.replace('_', '-')} {share}: expected a share in 0..1")

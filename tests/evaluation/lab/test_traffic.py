@@ -13,6 +13,10 @@ from tamiyo.evaluation.lab import traffic
 from tamiyo.evaluation.lab.baselines import BASELINES, AtOnce, Random
 from tamiyo.evaluation.lab.traffic import (
     ALONE,
+    REDRAWN_WITH,
+    REDRAWN_WITHOUT,
+    REORDERED_WITH,
+    REORDERED_WITHOUT,
     REPEATED_WITH,
     REPEATED_WITHOUT,
     UNDER_POLICY,
@@ -77,6 +81,24 @@ def test_repetitions_have_the_order_of_the_data_in_common(grown: Traffic) -> Non
     assert executed(without) == []
     never, _ = finished("never")
     assert without.curve.validation != never.curve.validation
+
+
+def test_worth_is_repeated_under_the_policy_with_the_order_of_the_data_in_common() -> None:
+    found = make(Job("digits", "random:0.4", 3, alone=0.0, under_policy=1.0, reordered=1.0, redrawn=1.0, steps=300))
+    adapted = list(dict.fromkeys(each.decision_id for each in found.branches))
+    assert adapted[0] == found.result.adaptations[0].decision_id
+    for name in adapted:
+        kinds = [UNDER_POLICY, REORDERED_WITH, REORDERED_WITHOUT, REDRAWN_WITH, REDRAWN_WITHOUT]
+        assert [each.kind for each in found.branches if each.decision_id == name] == kinds
+        for with_it, without in ((REORDERED_WITH, REORDERED_WITHOUT), (REDRAWN_WITH, REDRAWN_WITHOUT)):
+            one, other = found.branch(name, with_it), found.branch(name, without)
+            assert one is not None
+            assert other is not None
+            assert name in [each.decision_id for each in one.adaptations]
+            assert name not in [each.decision_id for each in other.adaptations]
+            before = [i for i, step in enumerate(one.curve.step) if step <= found.result.adaptations[0].step]
+            assert [one.curve.test[i] for i in before] == [found.result.curve.test[i] for i in before]
+            assert one.curve.test[-1] != found.result.curve.test[-1]
 
 
 def test_the_run_is_that_without_twins(grown: Traffic) -> None:

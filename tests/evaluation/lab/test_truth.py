@@ -5,7 +5,17 @@ from functools import cache
 import pytest
 
 from tamiyo.evaluation.lab.run import Curve, RunResult
-from tamiyo.evaluation.lab.traffic import ALONE, Job, Traffic, make
+from tamiyo.evaluation.lab.traffic import (
+    ALONE,
+    REDRAWN_WITH,
+    REDRAWN_WITHOUT,
+    REORDERED_WITH,
+    REORDERED_WITHOUT,
+    UNDER_POLICY,
+    Job,
+    Traffic,
+    make,
+)
 from tamiyo.evaluation.lab.truth import costs, is_late, near_effects, objective, truths
 from tamiyo.streams.stages.rewards.worth import ADAPTATION_COST, PARAMETER_COST
 
@@ -62,3 +72,31 @@ def test_a_near_effect_is_known_where_both_curves_reach_it() -> None:
     assert found[300] == pytest.approx(0.6931, abs=1e-3)
     short = replace(halved, step=steps[:10], validation=halved.validation[:10])
     assert set(near_effects(flat, short, 300)) == {100}
+
+
+@cache
+def repeated() -> Traffic:
+    return make(Job("digits", "random:0.4", 3, alone=0.0, under_policy=1.0, reordered=1.0, redrawn=1.0, steps=500))
+
+
+def net(result: RunResult | None) -> float:
+    assert result is not None
+    return objective(result) - costs(result)
+
+
+def test_worth_is_measured_again_under_the_run_s_policy() -> None:
+    run = repeated().result
+    found = [each for each in truths(repeated()) if not is_late(run, each.adaptation.step)]
+    assert len(found) >= 2
+    for each in found:
+        branch = {b.kind: b.result for b in repeated().branches if b.decision_id == each.decision_id}
+        assert each.worth == pytest.approx(net(run) - net(branch[UNDER_POLICY]))
+        assert each.reordered_worth == pytest.approx(net(branch[REORDERED_WITH]) - net(branch[REORDERED_WITHOUT]))
+        assert each.redrawn_worth == pytest.approx(net(branch[REDRAWN_WITH]) - net(branch[REDRAWN_WITHOUT]))
+        assert each.hindsight_worth == pytest.approx(net(run) - net(branch[REORDERED_WITHOUT]))
+        measured = {each.worth, each.reordered_worth, each.redrawn_worth, each.hindsight_worth}
+        assert len(measured) == 4
+
+
+def test_a_repetition_that_was_not_made_is_unknown() -> None:
+    assert all(each.reordered_worth is each.redrawn_worth is each.hindsight_worth is None for each in truths(traffic()))

@@ -49,6 +49,19 @@ def test_a_twin_under_the_policy_goes_on_adapting() -> None:
     assert other.curve.kernel_parameters[-1] < later.curve.kernel_parameters[-2]
 
 
+def test_another_stream_changes_what_a_policy_draws_and_nothing_else() -> None:
+    with Run(SPEC, baseline("random:0.5")) as run:
+        action = first_adaptation(run)
+        own, other, again = (twin(run, action, stream=stream) for stream in (0, 1, 1))
+    assert own == finished("random:0.5")[0]
+    assert other == again
+    assert other.adaptations[0] == own.adaptations[0]
+    assert other.adaptations[1:] != own.adaptations[1:]
+    with Run(SPEC, baseline("pump")) as run:  # draws nothing
+        action = first_adaptation(run)
+        assert twin(run, action, stream=1) == twin(run, action)
+
+
 def test_twins_leave_their_run_untouched() -> None:
     expected, alone = finished("pump")
 
