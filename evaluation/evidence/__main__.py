@@ -2,7 +2,8 @@
 
 By default, a few of the committed runs are made again and compared, and tables and figures are written from the
 committed rows: some minutes. With `--full`, all runs on the reward are made, the estimator is fitted to those set apart
-for it, and the rows are written anew; with `--full-policy`, all runs on the policy: hours, resumable.
+for it, and the rows are written anew; with `--full-policy`, all runs on the policy: hours, resumable. With `--pairs
+20`, only those of its runs of which no row is committed.
 """
 
 from __future__ import annotations
@@ -46,7 +47,8 @@ app = program(rich_markup_mode="rich")
     "  make evidence\n\n"
     '  make evidence ARGS="--report evidence.json"\n\n'
     '  make evidence ARGS="--full --folder traffic --workers 2"\n\n'
-    '  make evidence ARGS="--full-policy"'
+    '  make evidence ARGS="--full-policy"\n\n'
+    '  make evidence ARGS="--pairs 20 --workers 1"'
 )
 @quiet()
 def main(
@@ -56,6 +58,12 @@ def main(
     full_policy: Annotated[
         bool, typer.Option("--full-policy", help="Make all runs on the policy: hours, resumable.")
     ] = False,
+    pairs: Annotated[
+        int,
+        typer.Option(
+            min=0, max=20, help="Make the runs on the policy without a committed row, up to so many pairs: resumable."
+        ),
+    ] = 0,
     folder: Annotated[Path, typer.Option(help="Where the runs are kept.")] = Path(".cache/evidence"),
     workers: Annotated[int, typer.Option(min=1, max=256, help="Processes, one core each.")] = 2,
     report: Annotated[Path | None, typer.Option(help="Write everything as JSON to this file.")] = None,
@@ -68,6 +76,8 @@ def main(
         _measure_all(folder, workers, console)
     if full_policy:
         _measure_policy(folder, workers, console)
+    elif pairs:
+        _add_pairs(pairs, folder, workers, console)
     decisions = reward.read(RESULTS / reward.DECISIONS)
     runs = reward.read(RESULTS / reward.RUNS)
     estimator = load_fitted("builtin")
@@ -77,7 +87,7 @@ def main(
         "reward": reward.report(decisions, runs, estimator.version),
         **policy.report(*(reward.read(RESULTS / name) for name in (policy.PAIRS, policy.DECISIONS, policy.LEARNING))),
     }
-    if sample and not full and not full_policy:
+    if sample and not (full or full_policy or pairs):
         found["reproduced"] = _reproduce(sample_jobs(decisions, sample), decisions, console)
     figures.draw(decisions, runs, DOCS / "images")
     figures.draw_policy(found["policy"], reward.read(RESULTS / policy.LEARNING), DOCS / "images")
@@ -113,6 +123,13 @@ def _measure_policy(folder: Path, workers: int, console: Console) -> None:
     ):
         curves = [asdict(stage) for curve in pool.map(learning_curve, range(LEARNERS)) for stage in curve]
     reward.save(curves, RESULTS / policy.LEARNING)
+
+
+def _add_pairs(most: int, folder: Path, workers: int, console: Console) -> None:
+    """Make the runs of which no row is committed, and write their rows beside the others."""
+    committed = reward.read(RESULTS / policy.PAIRS)
+    _generate(policy.missing_jobs(committed, most), folder, workers, console)
+    reward.save(policy.with_new_pairs(committed, folder), RESULTS / policy.PAIRS)
 
 
 def _generate(jobs: list[Job], folder: Path, workers: int, console: Console) -> None:
