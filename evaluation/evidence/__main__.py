@@ -115,7 +115,8 @@ def _measure_all(folder: Path, workers: int, console: Console) -> None:
 def _measure_policy(folder: Path, workers: int, console: Console) -> None:
     """Make the policy's runs and those that they are compared with, and learners; write the rows."""
     _generate([*policy.pair_jobs(), *policy.twin_jobs()], folder, workers, console)
-    reward.save(policy.measure_pairs(folder), RESULTS / policy.PAIRS)
+    kept = policy.not_repeatable(reward.read(RESULTS / policy.PAIRS))
+    reward.save(policy.with_new_pairs(kept, folder), RESULTS / policy.PAIRS)
     reward.save(policy.measure_decisions(folder), RESULTS / policy.DECISIONS)
     with (
         console.status(f"{LEARNERS} learners on the bandit of graphs"),

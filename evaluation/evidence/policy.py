@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy as np
 
 from tamiyo.evaluation.evidence.reward import Rows
 from tamiyo.evaluation.lab import compare
-from tamiyo.evaluation.lab.baselines import STATICS
+from tamiyo.evaluation.lab.baselines import GROMO, STATICS
 from tamiyo.evaluation.lab.compare import NEVER
 from tamiyo.evaluation.lab.judge import is_held_out
 from tamiyo.evaluation.lab.traffic import Job, load
@@ -30,6 +31,8 @@ ABLATIONS = ("builtin_without_edges",)
 RULES = ("random:0.2", "periodic", "plateau", "greedy_growth", "greedy_counterfactual", "at_once")
 SEED = 9_200
 """First seed of the runs that judge the policy; nothing was fitted to them."""
+GROMO_TASK = "digits"
+"""Task of which GroMo can grow the network."""
 COMMAND = 'make evidence ARGS="--full-policy"'
 SEEDS = {
     **dict.fromkeys((*TASKS, *HELD_OUT_TASKS), (20, 20)),
@@ -57,6 +60,8 @@ def pair_jobs(most: int | None = None) -> list[Job]:
     for index in range(max(main for main, _ in SEEDS.values()) if most is None else most):
         for task, (main, rules) in SEEDS.items():
             names = (*MAIN, *ABLATIONS, *RULES) if index < rules else MAIN if index < main else ()
+            if task == GROMO_TASK and index < rules and _has_gromo():
+                names = (*names, GROMO)
             jobs += [Job(task, name, SEED + index, alone=0.0) for name in names]
     return jobs
 
@@ -81,6 +86,15 @@ def with_new_pairs(committed: Rows, folder: Path) -> list[dict[str, Any]]:
     rows = {(row["task"], row["policy"], row["seed"]): row for row in measure_pairs(folder)} | known
     order = {_key(job): number for number, job in enumerate(pair_jobs())}
     return [rows[key] for key in sorted(rows, key=lambda key: order.get(key, len(order)))]
+
+
+def not_repeatable(committed: Rows) -> list[Mapping[str, Any]]:
+    """Return the rows that this installation cannot measure again: GroMo is no dependency."""
+    return [row for row in committed if row["policy"] == GROMO and not _has_gromo()]
+
+
+def _has_gromo() -> bool:
+    return find_spec(GROMO) is not None
 
 
 def _key(job: Job) -> tuple[str, str, int]:
@@ -126,7 +140,7 @@ def report(pairs: Rows, decisions: Rows, learning: Rows) -> dict[str, Any]:
     return {
         "policy": {name: by_task for name in _baselines(pairs) if (by_task := against(pairs, name))},
         "policy_runs": {"command": COMMAND, "seeds": _seeds(pairs)},
-        "equal_steps": {name: against(pairs, name, "equal_steps") for name in (NEVER, *STATICS, "heuristic")},
+        "equal_steps": {name: against(pairs, name, "equal_steps") for name in (NEVER, *STATICS, GROMO, "heuristic")},
         "compute": {
             task: float(np.mean([row["slower"] for row in pairs if row["task"] == task and row["policy"] == POLICY]))
             for task in _tasks(pairs)
@@ -244,8 +258,8 @@ def lines(found: Mapping[str, Any]) -> Iterable[str]:
     yield "excludes 0; then the number of pairs.\n"
     yield "`static` has from the first step the kernels with which the policy's run ends, `static_wider` none, but"
     yield "hidden widths scaled to as many parameters: nobody adapts either. `builtin_without_edges` is the policy with"
-    yield "the edges hidden from its network, not fitted anew. [The laboratory](laboratory.md#tasks-and-policies) has"
-    yield "them all.\n"
+    yield "the edges hidden from its network, not fitted anew. `gromo` is another library that grows networks. [The"
+    yield "laboratory](laboratory.md#tasks-and-policies) has them all.\n"
     policies = found["policy"]
     tasks = list(dict.fromkeys(task for each in policies.values() for task in each))
     held_out = {task for each in policies.values() for task, own in each.items() if own["held_out"]}

@@ -256,6 +256,8 @@ RATE = "random:"
 LEARNED = "learned:"
 STATICS = ("static", "static_wider")
 """Networks to compare with that decide nothing: see `statics`."""
+GROMO = "gromo"
+"""A library that grows a perceptron by itself: see `gromo_growth`."""
 
 BASELINES: dict[str, Callable[[], Baseline]] = {
     "never": Never,
@@ -277,18 +279,18 @@ BASELINES: dict[str, Callable[[], Baseline]] = {
 def baseline(name: str) -> Baseline:
     """Return a baseline by name; `random:0.3` is random traffic at that rate, `learned:FILE` a checkpoint.
 
-    Raises ConfigurationError with the names that exist, or if the file is no checkpoint, or for a static network.
+    Raises ConfigurationError with the names that exist, or if the file is no checkpoint, or for what decides nothing.
     """
     if name.startswith(LEARNED):
         return _learned(Path(name.removeprefix(LEARNED)))
     if name.startswith(RATE):
         return Random(_rate(name))
-    if name.partition(":")[0] in STATICS:
-        raise ConfigurationError(f"{name} is a static network and decides nothing: it can be run and compared only")
+    if name.partition(":")[0] in (*STATICS, GROMO):
+        raise ConfigurationError(f"{name} trains a network of its own and decides nothing: run it, or compare with it")
     if name not in BASELINES:
         raise ConfigurationError(
             f"there is no baseline {name!r}; choose from {', '.join(BASELINES)}, {RATE}RATE, {LEARNED}FILE, "
-            f"{', '.join(STATICS)}"
+            f"{', '.join(STATICS)}, {GROMO}"
         )
     return BASELINES[name]()
 

@@ -5,16 +5,20 @@
 - `static_wider`: the task's network without kernels, its hidden widths scaled to as many parameters.
 
 Both follow a run of the policy `builtin`; `static:heuristic` follows the heuristic's. No policy could decide this,
-since a run begins small: these are runs of another network, in which nobody decides.
+since a run begins small: these are runs of another network, in which nobody decides. `trained_otherwise` knows all
+names of that kind.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
-from tamiyo.evaluation.lab.baselines import STATICS, Never, baseline
+from tamiyo.evaluation.lab.baselines import GROMO, STATICS, Never, baseline
+from tamiyo.evaluation.lab.gromo_growth import require_gromo, train_gromo
 from tamiyo.evaluation.lab.run import Run, RunResult, RunSpec
 from tamiyo.schemas.errors import ConfigurationError
 
@@ -40,6 +44,19 @@ class StaticNetwork:
     kind: str
     policy: str
     """Whose final structure it has."""
+
+
+def trained_otherwise(name: str) -> Callable[[RunSpec], RunResult] | None:
+    """Return what trains a run in which no policy decides; None if the name is that of a policy.
+
+    Raises:
+        ConfigurationError: The name is of that kind, but cannot be trained.
+    """
+    if name == GROMO:
+        require_gromo()
+        return train_gromo
+    network = static_network(name)
+    return None if network is None else partial(train_static, network)
 
 
 def static_network(name: str) -> StaticNetwork | None:

@@ -27,7 +27,7 @@ import torch
 from tamiyo.evaluation.common.parquet import write_table
 from tamiyo.evaluation.lab.baselines import Baseline, Never, baseline
 from tamiyo.evaluation.lab.run import Run, RunResult, RunSpec
-from tamiyo.evaluation.lab.statics import remember, static_network, train_static
+from tamiyo.evaluation.lab.statics import remember, trained_otherwise
 from tamiyo.evaluation.lab.twins import twin
 from tamiyo.models.behaviour import Choice
 from tamiyo.schemas.analysis import ModelGraph
@@ -163,8 +163,8 @@ OneJob = TypeVar("OneJob", bound=AnyJob)
 def make(job: Job, on_step: Callable[[int], None] | None = None) -> Traffic:
     """Make one run with its branches; `on_step` is called at every decision with the completed steps."""
     spec = RunSpec(job.task, job.seed, job.steps)
-    if (network := static_network(job.policy)) is not None:
-        return Traffic(job, train_static(network, spec))
+    if (train := trained_otherwise(job.policy)) is not None:
+        return Traffic(job, train(spec))
     log: list[tuple[str, bytes]] = []
     branches: list[Branch] = []
 

@@ -113,6 +113,15 @@ def test_only_runs_without_a_committed_row_are_missing() -> None:
     assert {job.seed for job in policy.pair_jobs(3)} == set(range(policy.SEED, policy.SEED + 3))
 
 
+def test_the_rows_of_a_package_that_is_missing_here_are_kept(monkeypatch) -> None:
+    rows = [{"task": "digits", "policy": name, "seed": policy.SEED} for name in ("gromo", "plateau")]
+    for installed in (False, True):
+        monkeypatch.setattr(policy, "_has_gromo", lambda installed=installed: installed)
+        assert [row["policy"] for row in policy.not_repeatable(rows)] == ([] if installed else ["gromo"])
+        made = {(job.task, job.seed) for job in policy.pair_jobs() if job.policy == "gromo"}
+        assert made == ({("digits", policy.SEED + index) for index in range(20)} if installed else set())
+
+
 def test_new_pairs_join_the_committed_ones_which_stay(tmp_path, monkeypatch) -> None:
     def row(task, name, seed, value):
         return {"task": task, "policy": name, "seed": policy.SEED + seed, "equal_compute": value}

@@ -149,7 +149,7 @@ def test_a_certain_choice_has_no_entropy() -> None:
 def test_an_unknown_baseline_is_refused_with_the_names_that_exist() -> None:
     with pytest.raises(ConfigurationError, match="no baseline 'nothing'; choose from never, heuristic, random"):
         baseline("nothing")
-    with pytest.raises(ConfigurationError, match="static:heuristic is a static network and decides nothing"):
+    with pytest.raises(ConfigurationError, match="static:heuristic trains a network of its own and decides nothing"):
         baseline("static:heuristic")
 
 

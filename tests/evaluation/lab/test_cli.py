@@ -14,7 +14,7 @@ import pytest
 from rich.console import Console
 
 from tamiyo.evaluation.lab import cli
-from tamiyo.evaluation.lab.baselines import BASELINES, STATICS
+from tamiyo.evaluation.lab.baselines import BASELINES, GROMO, STATICS
 from tamiyo.evaluation.lab.cli import arguments, output
 from tamiyo.evaluation.lab.compare import read
 from tamiyo.evaluation.lab.truth import objective
@@ -163,8 +163,8 @@ def test_static_networks_are_run_and_compared(
         (["run", "digits", "--policy", "nothing"], 1, "there is no baseline 'nothing'; choose from never"),
         (["run", "digits", "--policy", "random:nan"], 1, "expected random:RATE with a probability"),
         (["run", "digits", "--policy", "static:nothing"], 1, "there is no baseline 'nothing'"),
-        (["twins", "digits", "--policy", "static"], 1, "static is a static network and decides nothing"),
-        (["traffic", "new", "--policies", "static_wider"], 1, "static_wider is a static network"),
+        (["twins", "digits", "--policy", "static"], 1, "static trains a network of its own and decides nothing"),
+        (["traffic", "new", "--policies", "static_wider"], 1, "static_wider trains a network of its own"),
         (["compare", "--policies", "static:static"], 1, "expected a policy after static:"),
         (["run", "digits", "--steps", "0"], 2, "greater than or equal to 100"),
         (["run", "digits", "--steps", "99999999999"], 2, "less than or equal to 1000000"),
@@ -282,5 +282,5 @@ def test_without_the_extra_a_command_names_what_is_missing() -> None:
 
 def test_completion_has_all_names() -> None:
     assert arguments.complete_tasks("") == list(arguments.task_names())
-    assert arguments.complete_policies("") == [*BASELINES, *STATICS]
+    assert arguments.complete_policies("") == [*BASELINES, *STATICS, GROMO]
     assert arguments.complete_tasks("digits,mnist5k_f") == ["digits,mnist5k_flat", "digits,mnist5k_few"]
