@@ -3,7 +3,7 @@
 By default, a few of the committed runs are made again and compared, and tables and figures are written from the
 committed rows: some minutes. With `--full`, all runs on the reward are made, the estimator is fitted to those set apart
 for it, and the rows are written anew; with `--worth`, only worths are measured again; with `--full-policy`, all runs on
-the policy are made: hours, resumable.
+the policy are made: hours, resumable. With `--pairs 20`, only those of its runs of which no row is committed.
 """
 
 from __future__ import annotations
@@ -50,7 +50,8 @@ app = program(rich_markup_mode="rich")
     '  make evidence ARGS="--report evidence.json"\n\n'
     '  make evidence ARGS="--full --folder traffic --workers 2"\n\n'
     '  make evidence ARGS="--worth"\n\n'
-    '  make evidence ARGS="--full-policy"'
+    '  make evidence ARGS="--full-policy"\n\n'
+    '  make evidence ARGS="--pairs 20 --workers 1"'
 )
 @quiet()
 def main(
@@ -63,6 +64,12 @@ def main(
     full_policy: Annotated[
         bool, typer.Option("--full-policy", help="Make all runs on the policy: hours, resumable.")
     ] = False,
+    pairs: Annotated[
+        int,
+        typer.Option(
+            min=0, max=20, help="Make the runs on the policy without a committed row, up to so many pairs: resumable."
+        ),
+    ] = 0,
     folder: Annotated[Path, typer.Option(help="Where the runs are kept.")] = Path(".cache/evidence"),
     workers: Annotated[int, typer.Option(min=1, max=256, help="Processes, one core each.")] = 2,
     report: ReportFile = None,
@@ -77,6 +84,8 @@ def main(
         _measure_worth(folder / "worth", workers, console)
     if full_policy:
         _measure_policy(folder, workers, console)
+    elif pairs:
+        _add_pairs(pairs, folder, workers, console)
     decisions = reward.read(RESULTS / reward.DECISIONS)
     runs = reward.read(RESULTS / reward.RUNS)
     estimator = load_fitted("builtin")
@@ -86,7 +95,7 @@ def main(
         "reward": reward.report(decisions, runs, estimator.version),
         **policy.report(*(reward.read(RESULTS / name) for name in (policy.PAIRS, policy.DECISIONS, policy.LEARNING))),
     }
-    if sample and not (full or worth or full_policy):
+    if sample and not (full or worth or full_policy or pairs):
         found["reproduced"] = _reproduce(sample_jobs(decisions, sample), decisions, console)
     figures.draw(decisions, runs, DOCS / "images")
     figures.draw_policy(found["policy"], reward.read(RESULTS / policy.LEARNING), DOCS / "images")
@@ -122,7 +131,8 @@ def _measure_worth(folder: Path, workers: int, console: Console) -> None:
 def _measure_policy(folder: Path, workers: int, console: Console) -> None:
     """Make the policy's runs and those that they are compared with, and learners; write the rows."""
     _generate([*policy.pair_jobs(), *policy.twin_jobs()], folder, workers, console)
-    reward.save(policy.measure_pairs(folder), RESULTS / policy.PAIRS)
+    kept = policy.not_repeatable(reward.read(RESULTS / policy.PAIRS))
+    reward.save(policy.with_new_pairs(kept, folder), RESULTS / policy.PAIRS)
     reward.save(policy.measure_decisions(folder), RESULTS / policy.DECISIONS)
     with (
         console.status(f"{LEARNERS} learners on the bandit of graphs"),
@@ -130,6 +140,13 @@ def _measure_policy(folder: Path, workers: int, console: Console) -> None:
     ):
         curves = [asdict(stage) for curve in pool.map(learning_curve, range(LEARNERS)) for stage in curve]
     reward.save(curves, RESULTS / policy.LEARNING)
+
+
+def _add_pairs(most: int, folder: Path, workers: int, console: Console) -> None:
+    """Make the runs of which no row is committed, and write their rows beside the others."""
+    committed = reward.read(RESULTS / policy.PAIRS)
+    _generate(policy.missing_jobs(committed, most), folder, workers, console)
+    reward.save(policy.with_new_pairs(committed, folder), RESULTS / policy.PAIRS)
 
 
 def _generate(jobs: list[Job], folder: Path, workers: int, console: Console) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 
 from tamiyo.evaluation.evidence.reward import Rows
 from tamiyo.evaluation.lab import compare
+from tamiyo.evaluation.lab.baselines import GROMO, STATICS
 from tamiyo.evaluation.lab.compare import NEVER
 from tamiyo.evaluation.lab.judge import is_held_out
 from tamiyo.evaluation.lab.traffic import Job, load
@@ -24,16 +26,20 @@ LEARNING = "policy_learning.parquet"
 
 POLICY = "builtin"
 """The policy that comes with the package, as `tamiyo lab` names it."""
-MAIN = (NEVER, POLICY, "heuristic")
+MAIN = (NEVER, POLICY, *STATICS, "heuristic")
+ABLATIONS = ("builtin_without_edges",)
 RULES = ("random:0.2", "periodic", "plateau", "greedy_growth", "greedy_counterfactual", "at_once")
 SEED = 9_200
 """First seed of the runs that judge the policy; nothing was fitted to them."""
+GROMO_TASK = "digits"
+"""Task of which GroMo can grow the network."""
+COMMAND = 'make evidence ARGS="--full-policy"'
 SEEDS = {
-    **dict.fromkeys((*TASKS, *HELD_OUT_TASKS), (20, 6)),
+    **dict.fromkeys((*TASKS, *HELD_OUT_TASKS), (20, 20)),
     "resnet": (4, 0),
     "chars": (2, 0),
 }
-"""By task: pairs with never adapting and with the heuristic, and with each rule."""
+"""By task: pairs with never adapting, the heuristic and static networks, and with each rule and ablation."""
 TWINS = 6
 """Runs of each cheap task whose adaptations are judged by twins."""
 UNNECESSARY = 0.005
@@ -44,14 +50,55 @@ COLLAPSED = 0.9
 """Probability of no_op above which a learner has collapsed: it adapts no more, though it would pay."""
 
 
-def pair_jobs() -> list[Job]:
-    """Return the runs to compare, those of one pair together."""
+def pair_jobs(most: int | None = None) -> list[Job]:
+    """Return the runs to compare, those of one pair together.
+
+    Args:
+        most: Pairs of each task and policy; None: as many as SEEDS has.
+    """
     jobs: list[Job] = []
-    for index in range(max(main for main, _ in SEEDS.values())):
+    for index in range(max(main for main, _ in SEEDS.values()) if most is None else most):
         for task, (main, rules) in SEEDS.items():
-            names = (*MAIN, *RULES) if index < rules else MAIN if index < main else ()
+            names = (*MAIN, *ABLATIONS, *RULES) if index < rules else MAIN if index < main else ()
+            if task == GROMO_TASK and index < rules and _has_gromo():
+                names = (*names, GROMO)
             jobs += [Job(task, name, SEED + index, alone=0.0) for name in names]
     return jobs
+
+
+def missing_jobs(committed: Rows, most: int) -> list[Job]:
+    """Return the runs of pairs that have no row yet, each task's run without adaptations included.
+
+    Args:
+        committed: Rows of pairs.
+        most: Pairs that each task and policy shall have.
+    """
+    known = {(row["task"], row["policy"], row["seed"]) for row in committed}
+    lacking = [job for job in pair_jobs(most) if job.policy != NEVER and _key(job) not in known]
+    paired = {(job.task, job.seed) for job in lacking}
+    wanted = {*lacking, *(job for job in pair_jobs(most) if job.policy == NEVER and (job.task, job.seed) in paired)}
+    return [job for job in pair_jobs(most) if job in wanted]
+
+
+def with_new_pairs(committed: Rows, folder: Path) -> list[dict[str, Any]]:
+    """Return the rows of pairs, with those that the runs of a folder add; a row that is there stays."""
+    known = {(row["task"], row["policy"], row["seed"]): dict(row) for row in committed}
+    rows = {(row["task"], row["policy"], row["seed"]): row for row in measure_pairs(folder)} | known
+    order = {_key(job): number for number, job in enumerate(pair_jobs())}
+    return [rows[key] for key in sorted(rows, key=lambda key: order.get(key, len(order)))]
+
+
+def not_repeatable(committed: Rows) -> list[Mapping[str, Any]]:
+    """Return the rows that this installation cannot measure again: GroMo is no dependency."""
+    return [row for row in committed if row["policy"] == GROMO and not _has_gromo()]
+
+
+def _has_gromo() -> bool:
+    return find_spec(GROMO) is not None
+
+
+def _key(job: Job) -> tuple[str, str, int]:
+    return job.task, job.policy, job.seed
 
 
 def twin_jobs() -> list[Job]:
@@ -92,8 +139,8 @@ def report(pairs: Rows, decisions: Rows, learning: Rows) -> dict[str, Any]:
     """
     return {
         "policy": {name: by_task for name in _baselines(pairs) if (by_task := against(pairs, name))},
-        "policy_runs": {"command": 'make evidence ARGS="--full-policy"', "seeds": _seeds(pairs)},
-        "equal_steps": {name: against(pairs, name, "equal_steps") for name in (NEVER, "heuristic")},
+        "policy_runs": {"command": COMMAND, "seeds": _seeds(pairs)},
+        "equal_steps": {name: against(pairs, name, "equal_steps") for name in (NEVER, *STATICS, GROMO, "heuristic")},
         "compute": {
             task: float(np.mean([row["slower"] for row in pairs if row["task"] == task and row["policy"] == POLICY]))
             for task in _tasks(pairs)
@@ -158,7 +205,7 @@ def judged_decisions(decisions: Rows) -> dict[str, Any]:
             for task in sorted({row["task"] for row in decisions})
             if (own := [row for row in decisions if row["task"] == task])
         },
-        "command": 'make evidence ARGS="--full-policy"',
+        "command": COMMAND,
         "seeds": sorted({row["seed"] for row in decisions}),
     }
 
@@ -176,7 +223,7 @@ def judged_learning(learning: Rows) -> dict[str, Any]:
         "improved_after_100": sum(_after(curve, 100) > curve[0]["reward"] for curve in curves.values()),
         "experiences_to_converge": max(converged) if converged else None,
         "median_experiences_to_converge": float(np.median(converged)) if converged else None,
-        "command": 'make evidence ARGS="--full-policy"',
+        "command": COMMAND,
     }
 
 
@@ -208,7 +255,11 @@ def lines(found: Mapping[str, Any]) -> Iterable[str]:
     """Yield the policy's part of the page, in Markdown."""
     yield "Difference of log held-out loss, early-stopped, at equal compute: the policy less the other; below 0 the"
     yield "policy is better. Means over paired seeds with 95 % bootstrap intervals (BCa); bold where the interval"
-    yield "excludes 0.\n"
+    yield "excludes 0; then the number of pairs.\n"
+    yield "`static` has from the first step the kernels with which the policy's run ends, `static_wider` none, but"
+    yield "hidden widths scaled to as many parameters: nobody adapts either. `builtin_without_edges` is the policy with"
+    yield "the edges hidden from its network, not fitted anew. `gromo` is another library that grows networks. [The"
+    yield "laboratory](laboratory.md#tasks-and-policies) has them all.\n"
     policies = found["policy"]
     tasks = list(dict.fromkeys(task for each in policies.values() for task in each))
     held_out = {task for each in policies.values() for task, own in each.items() if own["held_out"]}
@@ -220,6 +271,8 @@ def lines(found: Mapping[str, Any]) -> Iterable[str]:
     yield f"| against | {' | '.join(tasks)} |"
     yield f"| --- {'| --- ' * len(tasks)}|"
     for name, each in found["equal_steps"].items():
+        if not each:
+            continue
         yield f"| {name} | {' | '.join(_cell(each.get(task)) for task in tasks)} |"
     slower = ", ".join(f"{task} {found['compute'][task]:.2f}" for task in tasks)
     yield f"\nComputed time of a whole run, relative to never adapting: {slower}.\n"
@@ -241,7 +294,8 @@ def lines(found: Mapping[str, Any]) -> Iterable[str]:
         yield f"1,000, {learned['collapsed']} collapsed; 90 % of the improvement was there for good after"
         yield f"{learned['median_experiences_to_converge']:.0f} experiences in the median, "
         yield f"{learned['experiences_to_converge']} at most.\n"
-    yield 'Repeat it: `make evidence ARGS="--full-policy"` makes all these runs.'
+    yield 'Repeat it: `make evidence ARGS="--full-policy"` makes all these runs, `make evidence ARGS="--pairs 20"`'
+    yield "those that are missing of 20 pairs."
 
 
 def _cell(each: Mapping[str, Any] | None) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from functools import lru_cache
@@ -10,6 +11,7 @@ from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from tamiyo.host.blueprints import names as blueprint_names
 from tamiyo.models.actions import kinds as action_kinds
@@ -231,8 +233,31 @@ def _builtin() -> Learned:
     return Learned(initial_policy("builtin", blueprint_names()))
 
 
+NO_MESSAGE = -1e6
+"""Added to every message before its ReLU: what is left is 0, as if the graph had no edges."""
+
+
+@lru_cache(maxsize=1)
+def _without_edges() -> Learned:
+    """Return the policy that comes with the package, with the edges hidden from its network: an ablation.
+
+    Its layers receive no messages, so each is judged by its own features and those of the whole. Nothing is fitted
+    anew: a policy that was trained without edges might do better. Its fallback, the heuristic, still sees them.
+    """
+    policy = copy.deepcopy(_builtin().policy)
+    with torch.no_grad():
+        for layer in policy.convolutions:
+            bias = layer.get_parameter("convolution.lin.bias")
+            bias.fill_(NO_MESSAGE)
+    return Learned(policy)
+
+
 RATE = "random:"
 LEARNED = "learned:"
+STATICS = ("static", "static_wider")
+"""Networks to compare with that decide nothing: see `statics`."""
+GROMO = "gromo"
+"""A library that grows a perceptron by itself: see `gromo_growth`."""
 
 BASELINES: dict[str, Callable[[], Baseline]] = {
     "never": Never,
@@ -247,21 +272,25 @@ BASELINES: dict[str, Callable[[], Baseline]] = {
     "greedy_counterfactual": GreedyCounterfactual,
     "learned": Learned,
     "builtin": _builtin,
+    "builtin_without_edges": _without_edges,
 }
 
 
 def baseline(name: str) -> Baseline:
     """Return a baseline by name; `random:0.3` is random traffic at that rate, `learned:FILE` a checkpoint.
 
-    Raises ConfigurationError with the names that exist, or if the file is no checkpoint.
+    Raises ConfigurationError with the names that exist, or if the file is no checkpoint, or for what decides nothing.
     """
     if name.startswith(LEARNED):
         return _learned(Path(name.removeprefix(LEARNED)))
     if name.startswith(RATE):
         return Random(_rate(name))
+    if name.partition(":")[0] in (*STATICS, GROMO):
+        raise ConfigurationError(f"{name} trains a network of its own and decides nothing: run it, or compare with it")
     if name not in BASELINES:
         raise ConfigurationError(
-            f"there is no baseline {name!r}; choose from {', '.join(BASELINES)}, {RATE}RATE, {LEARNED}FILE"
+            f"there is no baseline {name!r}; choose from {', '.join(BASELINES)}, {RATE}RATE, {LEARNED}FILE, "
+            f"{', '.join(STATICS)}, {GROMO}"
         )
     return BASELINES[name]()
 

@@ -13,15 +13,28 @@ from torch.nn import functional as F
 
 from tamiyo.evaluation.lab.baselines import Baseline
 from tamiyo.evaluation.lab.compute import ComputeClock
-from tamiyo.evaluation.lab.hosts import lab_task
+from tamiyo.evaluation.lab.hosts import lab_task, wider
 from tamiyo.evaluation.lab.pipeline import Pipeline, default_settings
 from tamiyo.host import Handle, HostSettings
+from tamiyo.host._layers.attached_model import AttachedModel
 from tamiyo.host._reference.train import VALIDATE_INTERVAL, Workload, evaluate
+from tamiyo.host.blueprints import blueprint, seed_of
 from tamiyo.models.behaviour import Choice
 from tamiyo.models.learning.learner import Learner
 from tamiyo.schemas.adaptation import AdaptationOutcome
 from tamiyo.schemas.analysis import ModelGraph
 from tamiyo.schemas.topics import OUTCOMES, Topic
+
+
+@dataclass(frozen=True, slots=True)
+class GrownKernel:
+    """A kernel in its place."""
+
+    layer_id: str
+    seed_index: int
+    blueprint: str
+    kernel_id: str
+    """Decides the kernel's initial parameters."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +48,10 @@ class RunSpec:
     """Optimiser steps; 0: as many as the task recommends."""
     data_seed: int | None = None
     """Decides the order of the data."""
+    kernels: tuple[GrownKernel, ...] = ()
+    """Grown before the first step, each fresh, as when it was loaded into the run that it comes from."""
+    parameters: int = 0
+    """Size of the network, by scaling the hidden widths of the task's own; 0: the task's own."""
 
     @property
     def run_id(self) -> str:
@@ -89,6 +106,8 @@ class RunResult:
     """Computed training time of the whole run if it never adapts, seconds: the budget of an equal comparison."""
     curve: Curve
     adaptations: list[Adaptation]
+    kernels: list[GrownKernel] = field(default_factory=list)
+    """Those that the network carries."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as plain values."""
@@ -100,6 +119,7 @@ class RunResult:
         fields = dict(values)
         fields["curve"] = Curve(**fields["curve"])
         fields["adaptations"] = [Adaptation(**each) for each in fields["adaptations"]]
+        fields["kernels"] = [GrownKernel(**each) for each in fields.get("kernels", ())]
         return cls(**fields)
 
 
@@ -155,11 +175,14 @@ class Run:
         torch.set_num_threads(1)
         spec = self.spec
         task = lab_task(spec.task)
+        if spec.parameters:
+            task = wider(task, spec.parameters)
         self.workload = Workload.of(task, seed=spec.seed, steps=spec.planned)
         with self.clock.running():
             self._handle: Handle = self.workload.attach(
                 settings=self._settings, transport=self.pipeline, run_id=spec.run_id
             )
+        self._grow(spec.kernels)
         self._batches = task.batches(spec.seed if spec.data_seed is None else spec.data_seed)
         self.workload.model.train()
         return self
@@ -224,7 +247,7 @@ class Run:
         """Go on with the training data in another order."""
         self._batches = self.workload.task.batches(data_seed)
 
-    def mute(self, compute: float) -> None:
+    def mute(self, compute: float = math.inf) -> None:
         """Publish nothing any more, and end once the training steps have cost `compute` seconds: nobody decides."""
         self.pipeline.muted = True
         self._compute = compute
@@ -251,7 +274,28 @@ class Run:
             compute=self.plain_compute,
             curve=self.curve,
             adaptations=self.adaptations,
+            kernels=[
+                GrownKernel(layer_id, seed.index, seed.blueprint, seed.kernel_id)
+                for layer_id, layer in self._model.layers.items()
+                for seed in layer.seeds
+                if seed.loaded
+            ],
         )
+
+    @property
+    def _model(self) -> AttachedModel:
+        return self._handle._model
+
+    def _grow(self, kernels: tuple[GrownKernel, ...]) -> None:
+        """Load kernels before the first step."""
+        for each in kernels:
+            layer = self._model.layers[each.layer_id]
+            kernel = blueprint(each.blueprint).build(layer.spec, seed=seed_of(each.kernel_id))
+            layer.load_kernel(
+                kernel, kernel_id=each.kernel_id, blueprint=each.blueprint, step=0, seed_index=each.seed_index
+            )
+        if kernels:
+            self._handle._adapter.advance(0)  # lets the optimiser train what the model carries now
 
     def _train(self) -> None:
         model, optimizer, handle = self.workload.model, self.workload.optimizer, self._handle

@@ -27,6 +27,7 @@ import torch
 from tamiyo.evaluation.common.parquet import write_table
 from tamiyo.evaluation.lab.baselines import Baseline, Never, baseline
 from tamiyo.evaluation.lab.run import Run, RunResult, RunSpec
+from tamiyo.evaluation.lab.statics import remember, trained_otherwise
 from tamiyo.evaluation.lab.twins import twin
 from tamiyo.models.behaviour import Choice
 from tamiyo.schemas.analysis import ModelGraph
@@ -173,6 +174,9 @@ OneJob = TypeVar("OneJob", bound=AnyJob)
 
 def make(job: Job, on_step: Callable[[int], None] | None = None) -> Traffic:
     """Make one run with its branches; `on_step` is called at every decision with the completed steps."""
+    spec = RunSpec(job.task, job.seed, job.steps)
+    if (train := trained_otherwise(job.policy)) is not None:
+        return Traffic(job, train(spec))
     log: list[tuple[str, bytes]] = []
     branches: list[Branch] = []
 
@@ -181,7 +185,7 @@ def make(job: Job, on_step: Callable[[int], None] | None = None) -> Traffic:
             log.append((topic.name, data))
 
     rule = {"rewards": {"estimator": "rule"}}  # rewards do not influence a run, and an estimator is fitted to this
-    with Run(RunSpec(job.task, job.seed, job.steps), job.make_policy(), settings=rule, observer=observe) as run:
+    with Run(spec, job.make_policy(), settings=rule, observer=observe) as run:
         while (graph := run.advance()) is not None:
             if on_step is not None:
                 on_step(run.step)
@@ -189,7 +193,9 @@ def make(job: Job, on_step: Callable[[int], None] | None = None) -> Traffic:
             if choice.index != 0:
                 branches += _branches(job, run, graph, choice)
             run.decide(choice)
-        return Traffic(job, run.result(), branches, log)
+        result = run.result()
+    remember(job.policy, spec, result)
+    return Traffic(job, result, branches, log)
 
 
 def _branches(job: Job, run: Run, graph: ModelGraph, choice: Choice) -> Iterator[Branch]:

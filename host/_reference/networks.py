@@ -47,14 +47,16 @@ def mnist5k_network() -> nn.Module:
 class ResNet(nn.Module):
     """A ResNet of three residual blocks, 8, 16 and 32 wide, on 28x28 images: 19,810 parameters. (He et al. 2016.)"""
 
-    def __init__(self) -> None:
+    def __init__(self, *, width: int = 8) -> None:
         super().__init__()
-        self.stem = nn.Conv2d(1, 8, 3, stride=2, padding=1, bias=False)
-        self.norm = nn.BatchNorm2d(8)
+        self.stem = nn.Conv2d(1, width, 3, stride=2, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(width)
         self.stages = nn.Sequential(
-            ResidualBlock(8, 8, stride=1), ResidualBlock(8, 16, stride=2), ResidualBlock(16, 32, stride=2)
+            ResidualBlock(width, width, stride=1),
+            ResidualBlock(width, 2 * width, stride=2),
+            ResidualBlock(2 * width, 4 * width, stride=2),
         )
-        self.head = nn.Linear(32, 10)
+        self.head = nn.Linear(4 * width, 10)
 
     def forward(self, images: Tensor) -> Tensor:
         features = self.stages(F.relu(self.norm(self.stem(images))))

@@ -105,7 +105,7 @@ def run(
     as_json: JsonOption = False,
 ) -> None:
     """Train one run under a policy, and the same run without adaptations."""
-    require_known([task], [policy])
+    require_known([task], [policy], rivals=True)
     result = _trained(task, policy, seed, steps)
     never = result if policy == "never" else _trained(task, "never", seed, steps)
     with needs_extra():
@@ -245,6 +245,7 @@ def traffic(
     epilog=examples(
         "tamiyo lab compare --tasks digits,mnist1d --policies heuristic,at_once --seeds 0-19 --workers 4",
         "tamiyo lab compare --policies random:0.2 --seeds 0-9 --folder runs --output pairs.parquet",
+        "tamiyo lab compare --tasks digits --policies builtin,static,static_wider --seeds 0-9",
     ),
 )
 def compare(
@@ -266,9 +267,13 @@ def compare(
 
     Differences are in nats of early-stopped test loss, above 0 where the policy is better, with 95 % bootstrap
     intervals over the pairs. Ctrl-C shows what the finished pairs give.
+
+    Networks in which no policy decides are compared alike. static: the kernels with which the run under builtin ends,
+    there from the first step. static_wider: no kernels, but hidden widths scaled to as many parameters. static:NAME
+    and static_wider:NAME follow another policy. gromo: a perceptron that the library GroMo grows, if it is installed.
     """
     names, kinds, numbers = parse_names(tasks, "--tasks"), parse_names(policies, "--policies"), parse_seeds(seeds)
-    require_known(names, kinds)
+    require_known(names, kinds, rivals=True)
     if set(kinds) == {"never"}:
         raise ConfigurationError("--policies never: name a policy to compare with never adapting")
     if output is not None:
@@ -300,10 +305,14 @@ def _trained(task: str, policy: str, seed: int, steps: int | None) -> "RunResult
     """Train a run with a progress bar."""
     from tamiyo.evaluation.lab.baselines import baseline
     from tamiyo.evaluation.lab.run import Run, RunSpec
+    from tamiyo.evaluation.lab.statics import trained_otherwise
 
     with needs_extra():
         from tamiyo.evaluation.lab.traffic import quiet
     spec = RunSpec(task, seed, steps or 0)
+    if (train := trained_otherwise(policy)) is not None:
+        with quiet(), _interruptible("the run"), output.errors.status(f"training {task} under {policy}"):
+            return train(spec)
     rule = {"rewards": {"estimator": "rule"}}  # nothing of the rewards is shown
     with (
         quiet(),

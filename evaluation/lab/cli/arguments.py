@@ -18,14 +18,14 @@ FEWEST_STEPS = 100
 MOST_STEPS = 1_000_000
 EXTRA = ("gymnasium", "pyarrow", "scipy")
 
-# For a shell's completion, which must not import torch; `task_names` and `BASELINES` have them too.
+# For a shell's completion, which must not import torch; `task_names`, `BASELINES`, `STATICS` and `GROMO` have them too.
 TASKS = (
     "mnist1d", "digits", "mnist5k", "chars", "resnet", "charconv", "mixer", "digits_deep", "digits_clean",
     "digits_wide", "mnist1d_flat", "mnist1d_gelu", "mnist5k_flat", "mnist5k_few",
 )  # fmt: skip
 POLICIES = (
     "never", "heuristic", "random", "pump", "at_once", "cheapest", "periodic", "plateau", "greedy_growth",
-    "greedy_counterfactual", "learned", "builtin",
+    "greedy_counterfactual", "learned", "builtin", "builtin_without_edges", "static", "static_wider", "gromo",
 )  # fmt: skip
 
 
@@ -52,7 +52,8 @@ PolicyOption = Annotated[
     typer.Option(
         metavar="NAME",
         autocompletion=complete_policies,
-        help="What decides: never, heuristic, learned, random, random:RATE, pump, at_once or cheapest.",
+        help="What decides, such as never, heuristic, builtin, random:0.2 or learned:FILE; `run` also takes static, "
+        "static_wider and gromo, in which nobody does.",
     ),
 ]
 SeedOption = Annotated[
@@ -69,7 +70,12 @@ TasksOption = Annotated[
     str, typer.Option(metavar="NAMES", autocompletion=complete_tasks, help="Training tasks, separated by commas.")
 ]
 PoliciesOption = Annotated[
-    str, typer.Option(metavar="NAMES", autocompletion=complete_policies, help="Policies, separated by commas.")
+    str,
+    typer.Option(
+        metavar="NAMES",
+        autocompletion=complete_policies,
+        help="Policies, separated by commas; `compare` also takes static, static_wider, static:NAME and gromo.",
+    ),
 ]
 SeedsOption = Annotated[str, typer.Option(metavar="SEEDS", help="Seeds, such as 0-9 or 1,3,8-12.")]
 WorkersOption = Annotated[
@@ -89,16 +95,24 @@ def task_names() -> dict[str, str]:
     }
 
 
-def require_known(tasks: Sequence[str], policies: Sequence[str]) -> None:
-    """Raise DatasetError or ConfigurationError for a name that does not exist."""
+def require_known(tasks: Sequence[str], policies: Sequence[str], *, rivals: bool = False) -> None:
+    """Raise DatasetError or ConfigurationError for a name that does not exist.
+
+    Args:
+        tasks: Names of tasks.
+        policies: Names of policies.
+        rivals: Whether these may also be what trains a network without a policy.
+    """
     from tamiyo.evaluation.lab.baselines import baseline
+    from tamiyo.evaluation.lab.statics import trained_otherwise
 
     for name in tasks:
         if name not in task_names():
             raise DatasetError(f"there is no task {name!r}; there are {', '.join(task_names())}")
     for name in policies:
-        if name != "learned":  # it takes a second to make, and exists
-            baseline(name)
+        if name == "learned" or (rivals and trained_otherwise(name)):  # learned takes a second to make, and exists
+            continue
+        baseline(name)
 
 
 def parse_names(text: str, flag: str) -> list[str]:

@@ -98,6 +98,59 @@ def test_the_suite_pairs_every_policy_with_never_adapting_on_seeds_of_its_own(tm
     assert read(tmp_path / PAIRS) == pair_rows()
 
 
+def test_only_runs_without_a_committed_row_are_missing() -> None:
+    jobs = policy.pair_jobs()
+    made = [{"task": job.task, "policy": job.policy, "seed": job.seed} for job in jobs if job.policy != "never"]
+    assert policy.missing_jobs(made, 20) == []
+    lacks = [row for row in made if (row["task"], row["policy"], row["seed"]) != ("mixer", "static", policy.SEED + 1)]
+    missing = policy.missing_jobs(lacks, 20)
+    assert [(job.task, job.policy, job.seed) for job in missing] == [
+        ("mixer", "never", policy.SEED + 1),
+        ("mixer", "static", policy.SEED + 1),
+    ]
+    assert policy.missing_jobs(lacks, 1) == []
+    assert policy.missing_jobs([], 3) == policy.pair_jobs(3)
+    assert {job.seed for job in policy.pair_jobs(3)} == set(range(policy.SEED, policy.SEED + 3))
+
+
+def test_the_rows_of_a_package_that_is_missing_here_are_kept(monkeypatch) -> None:
+    rows = [{"task": "digits", "policy": name, "seed": policy.SEED} for name in ("gromo", "plateau")]
+    for installed in (False, True):
+        monkeypatch.setattr(policy, "_has_gromo", lambda installed=installed: installed)
+        assert [row["policy"] for row in policy.not_repeatable(rows)] == ([] if installed else ["gromo"])
+        made = {(job.task, job.seed) for job in policy.pair_jobs() if job.policy == "gromo"}
+        assert made == ({("digits", policy.SEED + index) for index in range(20)} if installed else set())
+
+
+def test_new_pairs_join_the_committed_ones_which_stay(tmp_path, monkeypatch) -> None:
+    def row(task, name, seed, value):
+        return {"task": task, "policy": name, "seed": policy.SEED + seed, "equal_compute": value}
+
+    committed = [row("digits", "plateau", 0, 0.1), row("mnist1d", "builtin", 1, 0.2)]
+    new = [row("digits", "plateau", 0, 9.0), row("digits", "static", 0, 0.3), row("mnist1d", "builtin", 0, 0.4)]
+    monkeypatch.setattr(policy, "measure_pairs", lambda folder: new)
+    assert policy.with_new_pairs(committed, tmp_path) == [
+        row("mnist1d", "builtin", 0, 0.4),
+        row("digits", "static", 0, 0.3),
+        row("digits", "plateau", 0, 0.1),
+        row("mnist1d", "builtin", 1, 0.2),
+    ]
+
+
+def test_static_networks_have_their_rows_on_the_page() -> None:
+    rows = pair_rows() + [
+        {**row, "policy": "static", "equal_compute": 0.0, "equal_steps": 0.0}
+        for row in pair_rows()
+        if (row["policy"], row["task"]) == (POLICY, "digits")
+    ]
+    found = report(rows, [], [])
+    assert set(found["policy"]["static"]["digits"]) == {"n", "difference", "low", "high", "held_out"}
+    text = "\n".join(policy.lines(found))
+    assert text.count("| static | **-0.30") == 1
+    assert text.count("| static | **-0.60") == 1
+    assert "| static_wider |" not in text
+
+
 def test_two_pairs_have_no_interval() -> None:
     rows = [row for row in pair_rows() if row["seed"] < 2]
     found = against(rows, "heuristic")["digits"]

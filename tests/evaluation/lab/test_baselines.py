@@ -1,11 +1,13 @@
 """Baselines choose legal actions, and do what their names say."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import pytest
+import torch
 
 from tamiyo.evaluation.lab.baselines import (
     BASELINES,
@@ -13,6 +15,7 @@ from tamiyo.evaluation.lab.baselines import (
     Cheapest,
     GreedyCounterfactual,
     Heuristic,
+    Learned,
     Random,
     _Rule,
     baseline,
@@ -21,8 +24,10 @@ from tamiyo.evaluation.lab.baselines import (
 )
 from tamiyo.evaluation.lab.run import Run
 from tamiyo.models.actions import to_action
+from tamiyo.models.batch import GraphBatch
 from tamiyo.models.checkpoint import CheckpointHeader, save
 from tamiyo.models.features import NODE_FEATURES, global_value, node_column
+from tamiyo.models.inference import evaluate
 from tamiyo.schemas.adaptation import DecisionType
 from tamiyo.schemas.analysis import ModelGraph
 from tamiyo.schemas.errors import ConfigurationError
@@ -119,7 +124,7 @@ def test_cheapest_loads_the_smallest_kernel_and_at_once_the_largest(
 
 @pytest.mark.parametrize(
     "name",
-    sorted(set(BASELINES) - {"heuristic", "learned", "builtin"}),
+    sorted(set(BASELINES) - {"heuristic", "learned", "builtin", "builtin_without_edges"}),
 )
 def test_where_nothing_is_legal_they_do_nothing(name: str, seen: list[Seen]) -> None:
     graph, mask = seen[0]
@@ -144,6 +149,23 @@ def test_a_certain_choice_has_no_entropy() -> None:
 def test_an_unknown_baseline_is_refused_with_the_names_that_exist() -> None:
     with pytest.raises(ConfigurationError, match="no baseline 'nothing'; choose from never, heuristic, random"):
         baseline("nothing")
+    with pytest.raises(ConfigurationError, match="static:heuristic trains a network of its own and decides nothing"):
+        baseline("static:heuristic")
+
+
+def test_without_edges_the_network_sees_what_it_would_see_in_a_graph_that_has_none(seen: list[Seen]) -> None:
+    whole, without = baseline("builtin"), baseline("builtin_without_edges")
+    assert isinstance(whole, Learned)
+    assert isinstance(without, Learned)
+    differs = False
+    for graph, mask in seen:
+        batch = GraphBatch.of([graph], whole.kinds, [mask])
+        cut = replace(batch, edge_index=batch.edge_index[:, :0], edge_attr=batch.edge_attr[:0])
+        expected, found = evaluate(whole.policy, cut), evaluate(without.policy, batch)
+        torch.testing.assert_close(found.logits, expected.logits)
+        torch.testing.assert_close(found.ensemble, expected.ensemble)
+        differs |= not torch.equal(found.logits, evaluate(whole.policy, batch).logits)
+    assert differs, "the edges make no difference at these graphs"
 
 
 def loads_of(name: str, steps: int = 800) -> list[int]:

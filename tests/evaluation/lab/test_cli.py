@@ -14,7 +14,7 @@ import pytest
 from rich.console import Console
 
 from tamiyo.evaluation.lab import cli
-from tamiyo.evaluation.lab.baselines import BASELINES
+from tamiyo.evaluation.lab.baselines import BASELINES, GROMO, STATICS
 from tamiyo.evaluation.lab.cli import arguments, output
 from tamiyo.evaluation.lab.compare import read
 from tamiyo.evaluation.lab.truth import objective
@@ -138,12 +138,34 @@ def test_comparisons_are_shown_and_written(
     assert found["pairs"][1]["equal_compute"] == gained
 
 
+def test_static_networks_are_run_and_compared(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = "at_once,static:at_once,static_wider:at_once"
+    assert run(monkeypatch, "compare", "--policies", names, "--seeds", "3", "--steps", "150", "--json") == 0
+    pairs = {each["policy"]: each for each in printed(capsys)["pairs"]}
+    assert list(pairs) == names.split(",")
+    assert pairs["at_once"]["adaptations"] > 0
+    assert pairs["static:at_once"]["adaptations"] == pairs["static_wider:at_once"]["adaptations"] == 0
+    assert pairs["static:at_once"]["slower"] > pairs["at_once"]["slower"] > 1
+    assert (
+        run(monkeypatch, "run", "digits", "--policy", "static:at_once", "--seed", "3", "--steps", "150", "--json") == 0
+    )
+    alone = printed(capsys)
+    assert alone["equal_compute"] == pairs["static:at_once"]["equal_compute"]
+    assert alone["kernels"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "status", "words"),
     [
         (["run", "nothing"], 1, "there is no task 'nothing'; there are mnist1d, digits"),
         (["run", "digits", "--policy", "nothing"], 1, "there is no baseline 'nothing'; choose from never"),
         (["run", "digits", "--policy", "random:nan"], 1, "expected random:RATE with a probability"),
+        (["run", "digits", "--policy", "static:nothing"], 1, "there is no baseline 'nothing'"),
+        (["twins", "digits", "--policy", "static"], 1, "static trains a network of its own and decides nothing"),
+        (["traffic", "new", "--policies", "static_wider"], 1, "static_wider trains a network of its own"),
+        (["compare", "--policies", "static:static"], 1, "expected a policy after static:"),
         (["run", "digits", "--steps", "0"], 2, "greater than or equal to 100"),
         (["run", "digits", "--steps", "99999999999"], 2, "less than or equal to 1000000"),
         (["run", "digits", "--steps", "nan"], 2, "valid integer"),
@@ -260,5 +282,5 @@ def test_without_the_extra_a_command_names_what_is_missing() -> None:
 
 def test_completion_has_all_names() -> None:
     assert arguments.complete_tasks("") == list(arguments.task_names())
-    assert arguments.complete_policies("") == list(BASELINES)
+    assert arguments.complete_policies("") == [*BASELINES, *STATICS, GROMO]
     assert arguments.complete_tasks("digits,mnist5k_f") == ["digits,mnist5k_flat", "digits,mnist5k_few"]

@@ -164,7 +164,7 @@ def test_a_failing_run_is_reported_and_the_others_go_on(workers: int, tmp_path: 
     assert {name: str(error) for name, error in done.jobs.items()} == {
         "nothing-never-0": str(done.jobs["nothing-never-0"]),
         "digits-nothing-0": "digits-nothing-0: ConfigurationError: there is no baseline 'nothing'; choose from "
-        f"{', '.join(BASELINES)}, random:RATE, learned:FILE",
+        f"{', '.join(BASELINES)}, random:RATE, learned:FILE, static, static_wider, gromo",
     }
     assert "DatasetError: there is no task 'nothing'" in str(done.jobs["nothing-never-0"])
     assert names(tmp_path) == ["digits-never-0.parquet"]
