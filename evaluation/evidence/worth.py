@@ -98,7 +98,7 @@ def predictions(decisions: Rows) -> dict[str, dict[str, Any]]:
     """Return how well ridge regressions on several sets of quantities predict the mean worth.
 
     Each known task is predicted from the other known ones, and held-out tasks from all known ones. No estimator is made
-    of this: it tells what is lost where.
+    of this: it shows what is lost where.
     """
     known = np.array([not is_held_out(row["task"]) for row in decisions])
     tasks = np.array([row["task"] for row in decisions])
