@@ -112,6 +112,16 @@ def test_the_host_publishes_and_receives(
         receiver.close()
 
 
+def published_for(seconds: float, log: KafkaLog) -> int:
+    """Publish numbers for so long, and return how many."""
+    ends, last = time.monotonic() + seconds, 0
+    while time.monotonic() < ends:
+        log.publish(NUMBERS, numbers(last, last + 2))
+        last += 2
+        time.sleep(0.3)
+    return last
+
+
 @pytest.mark.timeout(180)
 def test_clients_go_on_when_their_tokens_expire(
     locked: LockedKafka, tokens: TokenServer, names: TopicNames, start: Callable[..., Process]
@@ -123,13 +133,7 @@ def test_clients_go_on_when_their_tokens_expire(
     try:
         worker = start(kafka, **environment(kafka))
         worker.wait_until_ready(1)
-        ends = time.monotonic() + 4 * SHORT_S
-        last = 0
-        while time.monotonic() < ends:
-            log.publish(NUMBERS, numbers(last, last + 2))
-            last += 2
-            time.sleep(0.3)
-        wanted = expected(last)
+        wanted = expected(published_for(4 * SHORT_S, log))
         messages = log.wait_for(SUMS.name, enough(len(wanted)))
         assert sums(messages) == wanted
         assert worker.end(signal.SIGTERM) == 0, worker.log.read_text()
@@ -150,13 +154,7 @@ def test_a_worker_goes_on_when_the_broker_ends_its_sessions(
     try:
         worker = start(kafka, **environment(kafka))
         worker.wait_until_ready(1)
-        ends = time.monotonic() + 3.5 * REAUTH_S
-        last = 0
-        while time.monotonic() < ends:
-            log.publish(NUMBERS, numbers(last, last + 2))
-            last += 2
-            time.sleep(0.3)
-        wanted = expected(last)
+        wanted = expected(published_for(3.5 * REAUTH_S, log))
         messages = log.wait_for(SUMS.name, enough(len(wanted)))
         assert len(messages) == len(wanted)
         assert sums(messages) == wanted
