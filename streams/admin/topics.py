@@ -151,7 +151,7 @@ class Topics:
             ) from refusal
         self._wait_until_visible({each.topic for each in wanted})
         present = self._metadata().topics
-        counts = {len(_of(present, each.name)) for each in self._plan}
+        counts = {len(_of(present, each.name)) for each in self._plan if each.name in present}
         if len(counts) > 1:
             raise BrokerError(
                 f"topics have {' or '.join(map(str, sorted(counts)))} partitions, and all need the same number: "

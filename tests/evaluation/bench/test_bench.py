@@ -155,12 +155,12 @@ BROKER_ROW = Result("on a broker", "telemetry to decision", "signals/s/core", (4
 SLOW_ROW = Result("on a broker", "telemetry to window", "signals/s/core", (14_000.0,))
 
 
-def run_bench(monkeypatch: pytest.MonkeyPatch, json_file: Path, *, strict: bool) -> None:
+def run_bench(monkeypatch: pytest.MonkeyPatch, report: Path, *, strict: bool) -> None:
     monkeypatch.setattr(bench, "in_memory", lambda plan: iter([("codec", lambda: [SLOW_ROW])]))
     monkeypatch.setattr(bench, "on_a_broker", lambda plan, where: iter([("chain", lambda: [BROKER_ROW])]))
     monkeypatch.setattr(bench, "broker", lambda kind: nullcontext(None))
     monkeypatch.setattr(bench, "configure", lambda level: None)
-    bench.bench(quick=True, json_file=json_file, kind="embedded", strict=strict)
+    bench.bench(quick=True, report=report, kind="embedded", strict=strict)
 
 
 def test_the_report_has_a_row_a_result_and_every_bar_as_json(

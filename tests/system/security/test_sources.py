@@ -18,6 +18,8 @@ ROOT = Path(__file__).parents[3]
 FOLDERS = ("schemas", "streams", "models", "host", "integrations", "data", "evaluation", "deploy", "tests")
 SOURCES = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
 UNPICKLERS = {"pickle", "_pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
+USERS_OWN = {"tests/host/loops/test_written_steps.py": ["torch.load"]}
+"""A loop as users write them, which reads back the model that it has just pickled."""
 NEVER = {"eval", "exec", "__import__", "os.system", "os.popen", "yaml.load", "yaml.unsafe_load", "yaml.full_load"}
 
 
@@ -52,7 +54,7 @@ def findings(tree: ast.Module) -> Iterator[str]:
 def test_nothing_read_is_ever_run() -> None:
     assert len(SOURCES) > 150
     found = {str(path.relative_to(ROOT)): list(findings(syntax_tree(path))) for path in SOURCES}
-    assert {path: each for path, each in found.items() if each} == {}
+    assert {path: each for path, each in found.items() if each} == USERS_OWN
 
 
 @pytest.mark.parametrize(
