@@ -93,10 +93,6 @@ RISE = 0.8
 """Power of the ratio of two steps' lengths by which the budget rises: at 1 ms, 2 % have become 7.2 %."""
 SHORT_STEP_BUDGET = 0.075
 """The largest share that a step is allowed for being short."""
-VERY_SHORT_STEP_SECONDS = 0.0006
-"""Below it, a window of 50 steps takes less than 30 ms, which is about what a decision takes to arrive."""
-UNSEEN = 0.1
-"""Share of the budget that is left for what nobody times, such as caches that have lost what training needs."""
 SLOWDOWNS = 15
 """Frames whose slowdowns are compared: a single step varies by more than a frame costs."""
 
@@ -113,18 +109,6 @@ def step_budget(budget: float, step_seconds: float) -> float:
         step_seconds: Length of a step without the SDK.
     """
     return max(budget, min(SHORT_STEP_BUDGET, budget * math.pow(LONG_STEP_SECONDS / step_seconds, RISE)))
-
-
-def frame_factor_limit(step_seconds: float) -> float:
-    """Return the largest factor for the frames' interval.
-
-    Where steps are so short that frames exceed the budget even so, it rises up to double: some windows have no frame
-    then, but a decision takes effect several such windows after its own in any case.
-
-    Args:
-        step_seconds: Length of a step without the SDK.
-    """
-    return Governor.MAX_FRAME_FACTOR * min(2.0, max(1.0, VERY_SHORT_STEP_SECONDS / step_seconds))
 
 
 class Governor:
@@ -152,9 +136,6 @@ class Governor:
         self._costs: dict[str, deque[float]] = {name: deque(maxlen=3) for name in intervals}
         self._last: dict[str, int] = dict.fromkeys(intervals, 0)
         self._factors: dict[str, float] = dict.fromkeys(intervals, 1.0)
-        self.next_frame = 0.0
-        """The step at which the next frame is due."""
-        self._schedule()
         self._governed = 0.0
         self._slowdowns: deque[float] = deque(maxlen=SLOWDOWNS)
         self._untimed = 0.0
@@ -170,7 +151,6 @@ class Governor:
     def resume(self, step: int, saved: Mapping[str, int]) -> None:
         """Go on from a saved step; a probe that `saved` lacks ran last at that step."""
         self._last = {probe: min(int(saved.get(probe, step)), step) for probe in self._last}
-        self._schedule()
 
     def interval(self, probe: str) -> float:
         """Return the current number of steps between two runs of `probe`."""
@@ -179,7 +159,6 @@ class Governor:
     def spent(self, probe: str, step: int, seconds: float) -> None:
         """Record the cost of a run of `probe` at `step`, seconds."""
         self._last[probe] = step
-        self._schedule()
         self._costs[probe].append(seconds)
         self._governed += seconds
 
@@ -199,7 +178,7 @@ class Governor:
         """Compute the intervals anew; `step_seconds` is the time of a step without the SDK."""
         if step_seconds <= 0:
             return
-        allowed = (1.0 - UNSEEN) * step_budget(self._budget, step_seconds)
+        allowed = step_budget(self._budget, step_seconds)
         loads = {
             name: statistics.median(costs) / (self._intervals[name] * step_seconds) if costs else 0.0
             for name, costs in self._costs.items()
@@ -212,9 +191,4 @@ class Governor:
         excess = max(1.0, (meter.ratio + untimed) / allowed) ** 2
         factor = max(1.0, sum(loads.values()) / max(budget - frames, budget / 4)) * excess
         self._factors = dict.fromkeys(loads, factor)
-        self._factors[self.FRAMES] = min(frame_factor_limit(step_seconds), max(1.0, frames / (0.75 * budget)) * excess)
-        self._schedule()
-
-    def _schedule(self) -> None:
-        """Compute when the next frame is due: every step compares with it."""
-        self.next_frame = self._last[self.FRAMES] + self.interval(self.FRAMES)
+        self._factors[self.FRAMES] = min(self.MAX_FRAME_FACTOR, max(1.0, frames / (0.75 * budget)) * excess)

@@ -110,7 +110,7 @@ class Sampler:
             step: The step that begins.
             updated: Whether an optimiser has stepped since the last call.
         """
-        if self._probes.advance(updated=updated) and step >= self._governor.next_frame:
+        if self._probes.advance(updated=updated) and self._governor.due(Governor.FRAMES, step):
             self._probes.arm(growth=self._governor.due(_GROWTH, step))
             self._armed_step = step
             self._armed_training_seconds = self._meter.training_seconds
