@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor, fx, nn
 
 from tamiyo.host._common.copying import copied
+from tamiyo.host._common.tracing_thread import TRACING, ThreadTracer
 from tamiyo.host._layers.grown_kernels import kernels_of
 from tamiyo.host._layers.kasmina_layer import KasminaLayer
 from tamiyo.host._layers.seed import Seed
@@ -131,14 +132,15 @@ def _unwrapped(layer: KasminaLayer) -> nn.Module:
 def _traced(layer: KasminaLayer, root: nn.Module, live: list[Seed]) -> fx.GraphModule:
     """Return `root` as a module of torch's own classes. Raises KernelError if torch.fx cannot trace a kernel."""
 
-    class Tracer(fx.Tracer):
+    class Tracer(ThreadTracer):
         # A local class, so that the GraphModule keeps no reference to one of this package.
         def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
             return m is layer.base or super().is_leaf_module(m, module_qualified_name)
 
     root.train(layer.training)
     try:
-        graph = Tracer().trace(root)
+        with TRACING:
+            graph = Tracer().trace(root)
     except (fx.proxy.TraceError, TypeError, RuntimeError) as error:
         kinds = ", ".join(sorted({type(seed.kernel).__name__ for seed in live}))
         raise KernelError(

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from torch import Tensor, fx, nn
 
+from tamiyo.host._common.tracing_thread import TRACING, ThreadTracer
 from tamiyo.host._common.undisturbed import undisturbed
 from tamiyo.host.blueprints._layer_kinds import layer_input
 from tamiyo.schemas.errors import ConfigurationError
@@ -83,7 +84,7 @@ def execute(model: nn.Module, layers: Mapping[str, nn.Module], example: Example)
     return Execution(tuple(inputs), inputs)
 
 
-class _Tracer(fx.Tracer):
+class _Tracer(ThreadTracer):
     def __init__(self, layers: Mapping[str, nn.Module]) -> None:
         super().__init__()
         self._leaves = {id(module) for module in layers.values()}
@@ -109,7 +110,7 @@ def edges(model: nn.Module, layers: Mapping[str, nn.Module], order: Sequence[str
         The edges, target by target, each target's sources in `order`.
     """
     try:
-        with undisturbed(model):
+        with undisturbed(model), TRACING:
             graph = _Tracer(layers).trace(model)
     except Exception as error:  # tracing runs the user's forward pass on proxies, which may raise anything
         log.info("the model cannot be traced (%s): edges follow the order of execution", error)

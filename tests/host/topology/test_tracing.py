@@ -1,6 +1,8 @@
 """Execution order, and data-flow edges."""
 
+import copy
 import random
+import threading
 from collections import Counter
 from collections.abc import Sequence
 
@@ -8,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tamiyo.host._common.tracing_thread import TRACING
 from tamiyo.host._topology.tracing import MAX_EDGES, MAX_SKIPS, Edge, edges, execute
 from tamiyo.schemas.errors import ConfigurationError
 from tests.host.work import python_calls
@@ -239,3 +242,51 @@ def test_data_flows_through_the_tuple_that_attention_returns() -> None:
         Edge("attention", "last", "data"),
         Edge("first", "last", "skip"),
     }
+
+
+errors: list[Exception] = []
+"""Not the model's: what a trace changes in a model is taken back."""
+
+
+class Meanwhile(nn.Module):
+    """While it is traced, another thread trains a network of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+        self.other = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        def train() -> None:
+            try:
+                other = copy.deepcopy(self.__dict__["_modules"]["other"])
+                other(torch.ones(2, 2)).sum().backward()
+                assert all(isinstance(each, Tensor) for each in (other[0].weight, other[1].running_mean))
+            except Exception as error:
+                errors.append(error)
+
+        thread = threading.Thread(target=train)
+        thread.start()
+        thread.join()
+        output: Tensor = self.layer(inputs)
+        return output
+
+
+def test_networks_of_other_threads_run_while_one_is_traced() -> None:
+    errors.clear()
+    model = Meanwhile()
+    layers = {"layer": model.layer}
+    call, attribute = nn.Module.__call__, nn.Module.__getattr__
+    edges(model, layers, ["layer"])
+    assert errors == []
+    assert (nn.Module.__call__, nn.Module.__getattr__) == (call, attribute)
+
+
+def test_one_trace_waits_for_another() -> None:
+    with TRACING:
+        thread = threading.Thread(target=edges, args=(Residual(), layers_of(Residual()), ["first"]))
+        thread.start()
+        thread.join(0.2)
+        assert thread.is_alive()
+    thread.join(10)
+    assert not thread.is_alive()
