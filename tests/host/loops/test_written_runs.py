@@ -1,4 +1,4 @@
-"""How a run meets what loops do to it: any loss, an end that never comes, hooks, interruptions, a second run, threads."""
+"""How a run meets what loops do to it: any loss, no end, hooks, interruptions, a second run, threads."""
 
 import gc
 import logging
