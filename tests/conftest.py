@@ -32,6 +32,7 @@ LONG = (
     "evaluation/lab/test_exploits.py",
     "evaluation/lab/test_fit.py",
     "evaluation/lab/test_run.py",
+    "evaluation/lab/test_statics.py",
     "evaluation/lab/test_traffic.py",
     "evaluation/lab/test_twins.py",
     "evaluation/lab/training/test_fit.py",
