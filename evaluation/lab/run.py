@@ -13,7 +13,8 @@ from torch.nn import functional as F
 
 from tamiyo.evaluation.lab.baselines import Baseline
 from tamiyo.evaluation.lab.compute import ComputeClock
-from tamiyo.evaluation.lab.hosts import lab_task, wider
+from tamiyo.evaluation.lab.hosts import lab_task
+from tamiyo.evaluation.lab.hosts.wider import wider
 from tamiyo.evaluation.lab.pipeline import Pipeline, default_settings
 from tamiyo.host import Handle, HostSettings
 from tamiyo.host._layers.attached_model import AttachedModel

@@ -112,10 +112,10 @@ class Transformer(nn.Module):
 class TransformerBlock(nn.Module):
     """Attention, then an MLP four times as wide, each after a layer norm and beside its input."""
 
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, width: int, heads: int, *, causal: bool = True) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(width)
-        self.attention = CausalAttention(width, heads)
+        self.attention = Attention(width, heads, causal=causal)
         self.norm2 = nn.LayerNorm(width)
         self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
 
@@ -125,22 +125,23 @@ class TransformerBlock(nn.Module):
         return features + hidden
 
 
-class CausalAttention(nn.Module):
-    """Each position attends to itself and those before it.
+class Attention(nn.Module):
+    """Each position attends to all of them; if causal, to itself and those before it.
 
     Not nn.MultiheadAttention, which reads its projections' weights without calling them: a kernel there would not run.
     """
 
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, width: int, heads: int, *, causal: bool) -> None:
         super().__init__()
         self.heads = heads
+        self.causal = causal
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
 
     def forward(self, features: Tensor) -> Tensor:
         # [batch, positions, 3 width] -> [3, batch, heads, positions, width / heads]
         qkv = self.qkv(features).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        attended = F.scaled_dot_product_attention(qkv[0], qkv[1], qkv[2], is_causal=True)
+        attended = F.scaled_dot_product_attention(qkv[0], qkv[1], qkv[2], is_causal=self.causal)
         projected: Tensor = self.proj(attended.transpose(1, 2).flatten(2))
         return projected
 

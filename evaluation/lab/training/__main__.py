@@ -3,6 +3,8 @@
 In each round, twins measure what actions bring at the graphs of real training runs, and the policy is fitted to all
 that was measured so far. The first round's runs are decided by the heuristic, by chance and by growing at once, later
 ones by the previous round's policy too. Hours; every finished run is kept, and the same command goes on with the rest.
+
+With `--teacher` a policy learns more instead: one round on networks of other architectures, and it keeps what it knew.
 """
 
 from __future__ import annotations
@@ -16,13 +18,15 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from tamiyo.evaluation.common.command_line import program
 from tamiyo.evaluation.common.report import require_folder
+from tamiyo.evaluation.lab.baselines import Learned, baseline
 from tamiyo.evaluation.lab.traffic import file_path, generate, missing, quiet
-from tamiyo.evaluation.lab.training.fit import FitSettings, fit, samples
+from tamiyo.evaluation.lab.training.fit import FitSettings, fit, lessons, samples
 from tamiyo.evaluation.lab.training.lookahead import Lookahead, LookaheadJob
-from tamiyo.evaluation.lab.training.plan import first_round, later_round
+from tamiyo.evaluation.lab.training.plan import first_round, further_round, later_round
 from tamiyo.models.builtin import BUILTIN
 from tamiyo.models.checkpoint import CheckpointHeader, save
-from tamiyo.schemas.errors import TamiyoError
+from tamiyo.models.policy import TamiyoPolicy
+from tamiyo.schemas.errors import ConfigurationError, TamiyoError
 from tamiyo.schemas.files import write_atomically
 
 app = program(rich_markup_mode="rich")
@@ -32,6 +36,7 @@ app = program(rich_markup_mode="rich")
     epilog="Examples:\n\n"
     "  make train-policy\n\n"
     '  make train-policy ARGS="--passes 1 --rounds 1 --output /tmp/policy.safetensors"\n\n'
+    '  make train-policy ARGS="--teacher builtin --passes 14 --output /tmp/policy.safetensors"\n\n'
     "  tamiyo lab compare --tasks digits --policies learned:/tmp/policy.safetensors,heuristic --seeds 0-9"
 )
 @quiet()
@@ -43,6 +48,13 @@ def main(
         int, typer.Option(min=1, max=1000, help="Passes over the tasks a round, about 7 runs each.")
     ] = 12,
     rounds: Annotated[int, typer.Option(min=1, max=20, help="Rounds of measuring and fitting.")] = 3,
+    teacher: Annotated[
+        str | None,
+        typer.Option(
+            help="Policy that learns more, in one round: builtin, or learned:FILE.",
+            show_default="none: a policy is trained from the beginning",
+        ),
+    ] = None,
     workers: Annotated[int, typer.Option(min=1, max=256, help="Processes, one core each.")] = 2,
     output: Annotated[
         Path, typer.Option(help="Where to write the policy.", show_default="the package's own file, which is replaced")
@@ -53,7 +65,11 @@ def main(
     console = Console()
     require_folder(output, "--output")
     try:
-        data = _train(folder, passes, rounds, workers, seed, console)
+        settings = FitSettings(seed=seed)
+        if teacher is not None:
+            data = _teach(folder, teacher, passes, workers, settings, console)
+        else:
+            data = _train(folder, passes, rounds, workers, settings, console)
     except TamiyoError as error:
         raise SystemExit(f"the policy could not be trained: {error}") from error
     except KeyboardInterrupt:
@@ -62,7 +78,7 @@ def main(
     console.print(f"wrote {output} ({len(data) / 1e6:.1f} MB)")
 
 
-def _train(folder: Path, passes: int, rounds: int, workers: int, seed: int, console: Console) -> bytes:
+def _train(folder: Path, passes: int, rounds: int, workers: int, settings: FitSettings, console: Console) -> bytes:
     done: list[LookaheadJob] = []
     data = b""
     (folder / "policies").mkdir(parents=True, exist_ok=True)
@@ -71,9 +87,19 @@ def _train(folder: Path, passes: int, rounds: int, workers: int, seed: int, cons
         jobs = later_round(number, passes, f"learned:{previous}") if number else first_round(passes)
         _measure(jobs, folder, workers, console, f"round {number + 1} of {rounds}: trying actions")
         done += jobs
-        data = fitted(done, folder, console, FitSettings(seed=seed))
+        data = fitted(done, folder, console, settings)
         write_atomically(folder / "policies" / f"round-{number}-{passes}.safetensors", data)
     return data
+
+
+def _teach(folder: Path, teacher: str, passes: int, workers: int, settings: FitSettings, console: Console) -> bytes:
+    known = baseline(teacher)
+    if not isinstance(known, Learned):
+        raise ConfigurationError(f"--teacher {teacher} is no learned policy; give builtin, or learned:FILE")
+    folder.mkdir(parents=True, exist_ok=True)
+    jobs = further_round(passes, teacher)
+    _measure(jobs, folder, workers, console, "trying actions on other networks")
+    return fitted(jobs, folder, console, settings, known.policy)
 
 
 def _measure(jobs: list[LookaheadJob], folder: Path, workers: int, console: Console, title: str) -> None:
@@ -88,17 +114,35 @@ def _measure(jobs: list[LookaheadJob], folder: Path, workers: int, console: Cons
         generate(jobs, folder, workers, on_done)
 
 
-def fitted(jobs: list[LookaheadJob], folder: Path, console: Console, settings: FitSettings) -> bytes:
+def fitted(
+    jobs: list[LookaheadJob],
+    folder: Path,
+    console: Console,
+    settings: FitSettings,
+    teacher: TamiyoPolicy | None = None,
+) -> bytes:
     """Return the checkpoint of a policy fitted to those of the jobs' runs that exist."""
-    paths = [path for job in jobs if (path := file_path(folder, job)).exists()]
-    found = samples(Lookahead.load(path) for path in paths)
+    runs = [Lookahead.load(path) for job in jobs if (path := file_path(folder, job)).exists()]
+    found = samples(runs)
     if not found:
         raise TamiyoError(f"no run in {folder} measured anything")
+    taught = lessons(runs, teacher) if teacher is not None else []
     tried = sum(len(each.actions) for each in found)
     with _progress(console) as progress:
-        bar = progress.add_task(f"fitting {tried:,} actions of {len(paths)} runs", total=settings.epochs)
-        policy = fit(found, settings, on_epoch=lambda epoch: progress.update(bar, completed=epoch))
-    metrics = {"charts/runs": float(len(paths)), "charts/graphs": float(len(found)), "charts/actions": float(tried)}
+        bar = progress.add_task(f"fitting {tried:,} actions of {len(runs)} runs", total=settings.epochs)
+        policy = fit(
+            found,
+            settings,
+            teacher=teacher,
+            taught=taught,
+            on_epoch=lambda epoch: progress.update(bar, completed=epoch),
+        )
+    metrics = {
+        "charts/runs": float(len(runs)),
+        "charts/graphs": float(len(found)),
+        "charts/actions": float(tried),
+        "charts/lessons": float(len(taught)),
+    }
     return save(policy, None, CheckpointHeader.of(policy, version=0, metrics=metrics))
 
 

@@ -4,10 +4,15 @@ The reward heads learn the advantages of the actions that were tried, each head 
 The actor learns to choose the legal action whose advantage is highest, tried or not, as far as the heads agree: their
 mean less CAUTION standard deviations must be worth more than MARGIN, else no_op is best. Dropout and weight decay
 regularise; the network, its heads and its uncertainty are those of production.
+
+A teacher is a policy that is to learn more: the network starts as it, and on graphs where nothing was measured, its
+heads learn what the teacher's predict, so that it keeps what it knew (Li and Hoiem, "Learning without forgetting",
+2016).
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -54,6 +59,15 @@ class Sample:
     """What no_op is worth: the gain of the best action taken later, nats; None: unknown."""
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Lesson:
+    """A graph where nothing was measured, with what a teacher's heads predict."""
+
+    graph: GraphBatch
+    ensemble: Tensor
+    """[heads, actions]."""
+
+
 @dataclass(frozen=True, slots=True)
 class FitSettings:
     """How the network is trained."""
@@ -72,6 +86,8 @@ class FitSettings:
     dropout: float = 0.2
     prior_scale: float = 0.25
     max_norm: float = 1.0
+    temperature: float = 0.5
+    """Of the softmax when the policy decides: below 1, it does what it prefers more often than it learned to."""
     held_out: float = 0.1
     """Share of the runs that only calibrate the uncertainty."""
     seed: int = 0
@@ -94,24 +110,45 @@ def samples(lookaheads: Iterable[Lookahead]) -> list[Sample]:
     ]
 
 
+@torch.no_grad()
+def lessons(lookaheads: Iterable[Lookahead], teacher: TamiyoPolicy) -> list[Lesson]:
+    """Return the points of some runs where nothing was measured, with what a policy predicts there."""
+    graphs = [
+        GraphBatch.of([point.graph], teacher.kinds, [point.mask])
+        for lookahead in lookaheads
+        for point in lookahead.points
+        if not point.actions
+    ]
+    return [Lesson(graph, teacher(graph).ensemble) for graph in graphs]
+
+
 def fit(
-    found: Sequence[Sample], settings: FitSettings | None = None, *, on_epoch: Callable[[int], None] | None = None
+    found: Sequence[Sample],
+    settings: FitSettings | None = None,
+    *,
+    teacher: TamiyoPolicy | None = None,
+    taught: Sequence[Lesson] = (),
+    on_epoch: Callable[[int], None] | None = None,
 ) -> TamiyoPolicy:
     """Return a policy fitted to samples; the same arguments give the same policy on one machine.
 
     Args:
         found: Samples of at least a few runs.
-        settings: How it is trained.
+        settings: How it is trained; of a policy with a teacher, the teacher's shape counts.
+        teacher: Policy to start from, in evaluation mode; None: an untrained one.
+        taught: What the policy shall keep of the teacher.
         on_epoch: Called with the number of epochs completed.
     """
     settings = settings or FitSettings()
     rng = np.random.default_rng(settings.seed)
     runs = np.unique([each.run for each in found])
     held_out = set(rng.permutation(runs)[: int(settings.held_out * len(runs))].tolist())
-    policy = _policy(settings)
+    policy = copy.deepcopy(teacher) if teacher is not None else _policy(settings)
     trained = [each for each in found if each.run not in held_out]
-    _fit_rewards(policy, trained, settings, rng, on_epoch or (lambda epoch: None))
-    _fit_actor(policy, trained, settings, rng)
+    _fit_rewards(policy, trained, taught, settings, rng, on_epoch or (lambda epoch: None))
+    _fit_actor(policy, [*(each.graph for each in trained), *(each.graph for each in taught)], settings, rng)
+    behaviour = policy.config.behaviour.model_copy(update={"temperature": settings.temperature})
+    policy.config = policy.config.model_copy(update={"behaviour": behaviour})
     policy.calibration = _calibrate(policy, [each for each in found if each.run in held_out])
     return policy
 
@@ -134,11 +171,13 @@ def _policy(settings: FitSettings) -> TamiyoPolicy:
 def _fit_rewards(
     policy: TamiyoPolicy,
     found: Sequence[Sample],
+    taught: Sequence[Lesson],
     settings: FitSettings,
     rng: np.random.Generator,
     on_epoch: Callable[[int], None],
 ) -> None:
-    weights = torch.from_numpy(rng.poisson(1.0, (1 + max(each.run for each in found), settings.heads))).float()
+    runs = 1 + max(each.run for each in found)
+    weights = torch.from_numpy(rng.poisson(1.0, (runs, policy.config.heads))).float()
     optimizer = torch.optim.AdamW(policy.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
     per_epoch = -(-len(found) // settings.batch)
     schedule = OneCycleLR(optimizer, settings.learning_rate, total_steps=settings.epochs * per_epoch + 1)
@@ -149,7 +188,9 @@ def _fit_rewards(
             order = rng.permutation(len(found))
             for start in range(0, len(found), settings.batch):
                 chosen = [found[index] for index in order[start : start + settings.batch]]
-                loss = _loss(policy, chosen, weights, settings)
+                loss = _loss(policy, chosen, weights)
+                if taught:
+                    loss = loss + _kept(policy, [taught[i] for i in rng.integers(len(taught), size=settings.batch)])
                 optimizer.zero_grad()
                 loss.backward()  # type: ignore[no-untyped-call]
                 nn.utils.clip_grad_norm_(policy.parameters(), settings.max_norm)
@@ -159,7 +200,7 @@ def _fit_rewards(
     policy.eval()
 
 
-def _loss(policy: TamiyoPolicy, chosen: Sequence[Sample], weights: Tensor, settings: FitSettings) -> Tensor:
+def _loss(policy: TamiyoPolicy, chosen: Sequence[Sample], weights: Tensor) -> Tensor:
     batch = combine([each.graph for each in chosen])
     output: PolicyOutput = policy(batch)
     firsts = batch.offsets[:-1].tolist()
@@ -172,6 +213,15 @@ def _loss(policy: TamiyoPolicy, chosen: Sequence[Sample], weights: Tensor, setti
     return (weight * errors).mean() / HUBER**2
 
 
+def _kept(policy: TamiyoPolicy, chosen: Sequence[Lesson]) -> Tensor:
+    """Return how far the heads are from the teacher's, on the legal actions of some graphs."""
+    batch = combine([each.graph for each in chosen])
+    output: PolicyOutput = policy(batch)
+    predicted = output.ensemble[:, batch.mask]
+    targets = torch.cat([each.ensemble for each in chosen], dim=1)[:, batch.mask]
+    return F.huber_loss(predicted, targets, delta=HUBER) / HUBER**2
+
+
 def _known(sample: Sample) -> tuple[tuple[int, ...], tuple[float, ...]]:
     """Return the actions of which something was measured, no_op included, and what."""
     if sample.waiting is None:
@@ -179,17 +229,19 @@ def _known(sample: Sample) -> tuple[tuple[int, ...], tuple[float, ...]]:
     return (0, *sample.actions), (sample.waiting, *sample.advantages)
 
 
-def _fit_actor(policy: TamiyoPolicy, found: Sequence[Sample], settings: FitSettings, rng: np.random.Generator) -> None:
+def _fit_actor(
+    policy: TamiyoPolicy, graphs: Sequence[GraphBatch], settings: FitSettings, rng: np.random.Generator
+) -> None:
     """Teach actor and value heads what `improved` makes of the reward heads; nothing else changes."""
     with torch.no_grad():
-        goals = [improved(policy(each.graph), each.graph) for each in found]
+        goals = [improved(policy(graph), graph) for graph in graphs]
     heads = [each for name, each in policy.named_parameters() if name.startswith(ACTOR)]
     optimizer = torch.optim.AdamW(heads, lr=settings.actor_learning_rate, weight_decay=1e-3)
     for _ in range(settings.actor_epochs):
-        order = rng.permutation(len(found))
-        for start in range(0, len(found), settings.batch):
+        order = rng.permutation(len(graphs))
+        for start in range(0, len(graphs), settings.batch):
             inds = order[start : start + settings.batch]
-            batch = combine([found[index].graph for index in inds])
+            batch = combine([graphs[index] for index in inds])
             output: PolicyOutput = policy(batch)
             goal = torch.cat([goals[index][0] for index in inds])
             value = torch.cat([goals[index][1] for index in inds])

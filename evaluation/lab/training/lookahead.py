@@ -65,9 +65,9 @@ class Point:
     """[actions]."""
     step: int
     without: float
-    """Objective after no_op, less costs, nats."""
+    """Objective after no_op, less costs, nats; NaN if nothing was measured."""
     actions: tuple[int, ...]
-    """Positions in the action list."""
+    """Positions in the action list; none: nothing was measured."""
     advantages: tuple[float, ...]
     """Of each action over never adapting again: the difference of the objectives, less costs, nats."""
     waiting: float | None = 0.0
@@ -85,7 +85,7 @@ class LookaheadJob:
     points: float = 5.0
     """Graphs at which actions are tried, on average."""
     tries: int = 4
-    """Actions tried at each."""
+    """Actions tried at each; 0: the graphs are kept, and nothing is measured."""
     wait: bool = True
     """Whether twins that wait are trained, where an action helps."""
     steps: int = 0
@@ -206,6 +206,8 @@ class _Trials:
 
     def at(self, graph: ModelGraph, mask: npt.NDArray[np.bool_], choice: Choice, tries: int) -> Point | None:
         """Return what some actions bring at the waiting graph; None if there is nothing to measure yet."""
+        if not tries:
+            return Point(graph, mask, self._run.step, math.nan, (), (), None)
         if self._run.clock.training_seconds >= self._run.plain_compute:
             return self._late(graph, mask, choice, tries)
         if self._without is None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from itertools import cycle, islice
 
 from tamiyo.evaluation.lab.hosts import HOSTS
 from tamiyo.evaluation.lab.training.lookahead import LookaheadJob
@@ -11,21 +11,24 @@ EXPLORERS = ("random:0.1", "heuristic", "random:0.25", "at_once", "random:0.05")
 """Who decides the runs of the first round."""
 SEED = 20_000
 """First seed of the first round; each round has its own thousand."""
-
-Tasks = Callable[[int], list[tuple[str, dict[str, int]]]]
+FURTHER_SEED = 24_000
+"""First seed of the runs that teach a policy more."""
+ARCHITECTURES = 7
+"""Of `varied_host`, which take turns; the last is slow."""
 
 
 def first_round(passes: int) -> list[LookaheadJob]:
     """Return the runs of the first round: their twins go on without adaptations.
 
     Args:
-        passes: Each is about six runs on five kinds of task.
+        passes: Each is about eight runs on six kinds of task.
     """
     jobs: list[LookaheadJob] = []
     for number in range(passes):
         seed = SEED + number
         policies = [EXPLORERS[(number + shift) % len(EXPLORERS)] for shift in range(len(EXPLORERS))]
         jobs += [LookaheadJob(f"host-{3 * number + k}", policies[k], seed) for k in range(3)]
+        jobs += [LookaheadJob(f"varied-{2 * number + k}", policies[k - 2], seed) for k in range(2)]
         jobs.append(LookaheadJob("digits", policies[0], seed))
         slower = EXPLORERS[number // 2 % len(EXPLORERS)]
         jobs.append(LookaheadJob(("mnist1d", "mnist5k")[number % 2], slower, seed, points=4))
@@ -44,7 +47,7 @@ def later_round(number: int, passes: int, policy: str) -> list[LookaheadJob]:
 
     Args:
         number: Of the round, from 1.
-        passes: Each is about seven runs.
+        passes: Each is about nine runs.
         policy: The previous round's policy, such as "learned:FILE".
     """
     explorers = (policy, policy, "heuristic", policy, "random:0.1")
@@ -57,8 +60,35 @@ def later_round(number: int, passes: int, policy: str) -> list[LookaheadJob]:
     for index in range(passes):
         seed = SEED + 1000 * number + index
         hosts = [f"host-{100 * number + 3 * index + k}" for k in range(3)]
-        for task in ("mnist1d", hosts[0], "mnist5k", "digits", hosts[1], list(HOSTS)[index % len(HOSTS)], hosts[2]):
+        varied = [f"varied-{1000 * number + 2 * index + k}" for k in range(2)]
+        host = list(HOSTS)[index % len(HOSTS)]
+        for task in (*varied, "mnist1d", hosts[0], "mnist5k", "digits", hosts[1], host, hosts[2]):
             add(task, seed)
         if index % 4 == 1:
             add("resnet", seed, points=4)
+    return jobs
+
+
+def further_round(passes: int, teacher: str) -> list[LookaheadJob]:
+    """Return the runs that teach a policy more: of other architectures, measured, and of those that it knows.
+
+    In the latter nothing is measured: the policy that is fitted shall think of their graphs as the teacher does.
+
+    Args:
+        passes: Each is about seven runs that are measured and eight that are not.
+        teacher: The policy, such as "builtin" or "learned:FILE".
+    """
+    explorers = (teacher, "heuristic", teacher, "random:0.1")
+    jobs: list[LookaheadJob] = []
+    for index in range(passes):
+        seed, first = FURTHER_SEED + index, 100 + ARCHITECTURES * index
+        for kind in range(ARCHITECTURES):
+            slow = (first + kind) % ARCHITECTURES == ARCHITECTURES - 1
+            if not slow or index % 2 == 0:
+                decides = explorers[(index + kind) % len(explorers)]
+                jobs.append(LookaheadJob(f"varied-{first + kind}", decides, seed, points=3 if slow else 5, tries=3))
+        hosts = [f"host-{FURTHER_SEED + 3 * index + k}" for k in range(3)]
+        known = ("digits", hosts[0], "mnist1d", hosts[1], "mnist5k", hosts[2], *islice(cycle(HOSTS), index, index + 2))
+        for number, task in enumerate(known):
+            jobs.append(LookaheadJob(task, explorers[(index + number) % len(explorers)], seed, points=12, tries=0))
     return jobs

@@ -9,7 +9,8 @@ from torch import nn
 
 from tamiyo.evaluation.lab.baselines import Never, baseline
 from tamiyo.evaluation.lab.compare import pairs
-from tamiyo.evaluation.lab.hosts import lab_task, wider
+from tamiyo.evaluation.lab.hosts import lab_task
+from tamiyo.evaluation.lab.hosts.wider import wider
 from tamiyo.evaluation.lab.run import GrownKernel, Run, RunResult, RunSpec
 from tamiyo.evaluation.lab.statics import UNREAD, StaticNetwork, remember, static_network, train_static
 from tamiyo.evaluation.lab.traffic import Job, Traffic, make

@@ -1,6 +1,9 @@
 """The policy fitted to measured advantages: chooses the best where it is known, and no_op where nothing pays."""
 
+import copy
+import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,7 +11,18 @@ import torch
 
 from tamiyo.evaluation.lab.bandit import GrowthBandit
 from tamiyo.evaluation.lab.training import fit as module
-from tamiyo.evaluation.lab.training.fit import CAUTION, FitSettings, Sample, fit, improved, predictions
+from tamiyo.evaluation.lab.training.fit import (
+    CAUTION,
+    FitSettings,
+    Lesson,
+    Sample,
+    fit,
+    improved,
+    lessons,
+    predictions,
+    samples,
+)
+from tamiyo.evaluation.lab.training.lookahead import Point
 from tamiyo.host.blueprints import names
 from tamiyo.models.actions import kinds
 from tamiyo.models.batch import GraphBatch
@@ -131,3 +145,41 @@ def test_where_only_no_op_is_legal_it_is_the_goal():
 
 def test_exploration_costs_a_run_less_than_a_tenth_of_an_adaptation():
     assert module.EXPLORATION * 24 < 0.1
+
+
+def mass_on_the_right(policy, planted):
+    return np.mean([choose(policy, graph, mask, seed=0).probabilities[right] for _, graph, mask, right in planted])
+
+
+def mass_on_no_op(policy, planted):
+    return np.mean([choose(policy, graph, mask, seed=0).probabilities[0] for _, graph, mask, _ in planted])
+
+
+def test_a_policy_that_learns_more_keeps_what_its_teacher_knew(worth_it):
+    teacher, unseen = worth_it
+    other = plant(300, good=-0.2, seed=5, nodes=9)  # larger networks, where nothing pays
+    more = [replace(each[0], run=index) for index, each in enumerate(other[:250])]
+    taught = [
+        Lesson(sample.graph, teacher(sample.graph).ensemble.detach()) for sample, *_ in plant(150, good=0.4, seed=2)
+    ]
+    before = copy.deepcopy(teacher.state_dict())
+    policy = fit(more, SETTINGS, teacher=teacher, taught=taught)
+    forgetful = fit(more, SETTINGS, teacher=teacher)
+    assert mass_on_no_op(teacher, other[250:]) < 0.01
+    assert mass_on_no_op(policy, other[250:]) > 0.5
+    assert mass_on_the_right(policy, unseen) > 0.9
+    assert mass_on_the_right(forgetful, unseen) < 0.5
+    assert all(torch.equal(value, before[name]) for name, value in teacher.state_dict().items())
+
+
+def test_lessons_are_the_graphs_where_nothing_was_measured(worth_it):
+    teacher, unseen = worth_it
+    _, graph, mask, right = unseen[0]
+    measured = Point(graph, mask, 50, -1.0, (right,), (0.1,))
+    kept = Point(graph, mask, 50, math.nan, (), (), None)
+    run = SimpleNamespace(points=[measured, kept])
+    (lesson,) = lessons([run], teacher)
+    assert torch.allclose(lesson.ensemble, teacher(lesson.graph).ensemble, atol=1e-5)
+    assert not lesson.ensemble.requires_grad
+    (sample,) = samples([run])
+    assert sample.actions == (right,)

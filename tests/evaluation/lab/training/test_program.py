@@ -3,11 +3,13 @@
 import pytest
 from typer.testing import CliRunner
 
+from tamiyo.evaluation.lab.hosts import lab_task
 from tamiyo.evaluation.lab.training import __main__ as program
 from tamiyo.evaluation.lab.training.lookahead import LookaheadJob
-from tamiyo.evaluation.lab.training.plan import first_round, later_round
+from tamiyo.evaluation.lab.training.plan import first_round, further_round, later_round
 from tamiyo.host.blueprints import names
 from tamiyo.models.builtin import initial_policy
+from tamiyo.models.checkpoint import load
 
 runner = CliRunner()
 
@@ -59,8 +61,42 @@ def test_it_reports_why_it_cannot_train(short, monkeypatch, tmp_path):
 
 
 def test_the_plan_has_other_runs_in_every_pass_and_round():
-    jobs = [*first_round(12), *later_round(1, 12, "heuristic"), *later_round(2, 12, "heuristic")]
+    jobs = [
+        *first_round(12),
+        *later_round(1, 12, "heuristic"),
+        *later_round(2, 12, "heuristic"),
+        *further_round(14, "builtin"),
+    ]
     assert len({job.name for job in jobs}) == len(jobs)
     tasks = {job.task for job in jobs}
     assert {"mnist1d", "digits", "mnist5k", "chars", "resnet"} <= tasks
     assert not tasks & {"charconv", "mixer"}  # held out
+    networks = {type(lab_task(job.task).make_network()).__name__ for job in jobs if job.task.startswith("varied-")}
+    assert networks == {"TextPerceptron", "Encoder", "ResidualPerceptron", "ResNet"}
+
+
+def test_a_policy_learns_more(short, monkeypatch, tmp_path):
+    jobs = [
+        LookaheadJob("varied-1", "builtin", 1, steps=300, points=8, tries=2),
+        LookaheadJob("digits", "builtin", 2, steps=300, points=12, tries=0),
+    ]
+    monkeypatch.setattr(program, "further_round", lambda passes, teacher: jobs)
+    output = tmp_path / "policy.safetensors"
+    arguments = ["--folder", str(tmp_path / "runs"), "--output", str(output), "--workers", "1"]
+    found = runner.invoke(program.app, [*arguments, "--teacher", "builtin"])
+    assert found.exit_code == 0, found.output
+    policy, header, _ = load(output.read_bytes(), blueprints=tuple(names()))
+    assert policy.config.hidden == initial_policy("builtin", tuple(names())).config.hidden
+    assert header.metrics["charts/lessons"] > 0
+    assert header.metrics["charts/actions"] > 0
+
+
+@pytest.mark.parametrize(
+    ("teacher", "reason"),
+    [("heuristic", "no learned policy"), ("learned:/nowhere", "cannot be read"), ("nobody", "there is no baseline")],
+)
+def test_only_a_learned_policy_can_teach(tmp_path, teacher, reason):
+    found = runner.invoke(program.app, ["--folder", str(tmp_path / "runs"), "--teacher", teacher])
+    assert found.exit_code == 1
+    assert reason in found.output.replace("\n", "")
+    assert not (tmp_path / "runs").exists()
