@@ -104,11 +104,15 @@ def require_known(tasks: Sequence[str], policies: Sequence[str], *, rivals: bool
         rivals: Whether these may also be what trains a network without a policy.
     """
     from tamiyo.evaluation.lab.baselines import baseline
+    from tamiyo.evaluation.lab.hosts import DRAWN, is_drawn
     from tamiyo.evaluation.lab.statics import trained_otherwise
 
     for name in tasks:
-        if name not in task_names():
-            raise DatasetError(f"there is no task {name!r}; there are {', '.join(task_names())}")
+        if name not in task_names() and not is_drawn(name):
+            drawn = " and ".join(f"{prefix}-N" for prefix in DRAWN)
+            raise DatasetError(
+                f"there is no task {name!r}; there are {', '.join(task_names())}, and {drawn}, drawn from the seed N"
+            )
     for name in policies:
         if name == "learned" or (rivals and trained_otherwise(name)):  # learned takes a second to make, and exists
             continue

@@ -7,6 +7,7 @@ alternative to growing.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
@@ -34,18 +35,30 @@ HOSTS: dict[str, Callable[[], Task]] = {
 """By name."""
 
 
-DRAWN: dict[str, Callable[[int], Task]] = {"host-": drawn_host, "varied-": varied_host}
-"""What draws a network at random, by the prefix of its name: host-7 is drawn from the seed 7."""
+DRAWN: dict[str, Callable[[int], Task]] = {"host": drawn_host, "varied": varied_host}
+"""What draws a network at random, by the beginning of its name: host-7 is drawn from the seed 7."""
 
 
 @cache
 def lab_task(name: str) -> Task:
     """Return a task of the laboratory: one of these hosts, or a reference task; raises DatasetError if unknown."""
-    for prefix, draw in DRAWN.items():
-        number = name.removeprefix(prefix)
-        if name.startswith(prefix) and number.isdecimal():
-            return replace(draw(int(number)), name=name, steps=STEPS)
+    if (drawn := _drawn(name)) is not None:
+        draw, seed = drawn
+        return replace(draw(seed), name=name, steps=STEPS)
     return replace(HOSTS[name](), name=name, steps=STEPS) if name in HOSTS else load_task(name)
+
+
+def is_drawn(name: str) -> bool:
+    """Return whether a name is that of a network drawn at random, such as host-7."""
+    return _drawn(name) is not None
+
+
+def _drawn(name: str) -> tuple[Callable[[int], Task], int] | None:
+    prefix, _, number = name.partition("-")
+    draw = DRAWN.get(prefix)
+    if draw is None or not re.fullmatch("[0-9]{1,18}", number):
+        return None
+    return draw, int(number)
 
 
 def _host(

@@ -156,10 +156,18 @@ def test_static_networks_are_run_and_compared(
     assert alone["kernels"]
 
 
+@pytest.mark.parametrize("task", ["host-7", "varied-0"])
+def test_networks_drawn_at_random_are_tasks(task, monkeypatch, capsys):
+    assert run(monkeypatch, "run", task, "--policy", "never", "--steps", "100", "--json") == 0
+    assert printed(capsys)["task"] == task
+
+
 @pytest.mark.parametrize(
     ("arguments", "status", "words"),
     [
         (["run", "nothing"], 1, "there is no task 'nothing'; there are mnist1d, digits"),
+        (["run", "host-x"], 1, "host-N and varied-N, drawn from the seed N"),
+        (["run", f"host-{'9' * 5000}"], 1, "there is no task"),
         (["run", "digits", "--policy", "nothing"], 1, "there is no baseline 'nothing'; choose from never"),
         (["run", "digits", "--policy", "random:nan"], 1, "expected random:RATE with a probability"),
         (["run", "digits", "--policy", "static:nothing"], 1, "there is no baseline 'nothing'"),

@@ -61,7 +61,7 @@ def test_the_order_of_the_pieces_matters_to_an_encoder_only_by_their_positions()
     assert torch.allclose(encoder(samples), encoder(swapped), atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["varied-", "varied--1", "varied-x", "host-1.5"])
+@pytest.mark.parametrize("name", ["varied-", "varied--1", "varied-x", "host-1.5", "host-¹", "host-" + "9" * 5000])
 def test_a_name_without_a_number_is_unknown(name):
     with pytest.raises(DatasetError, match="there is no task"):
         lab_task(name)
