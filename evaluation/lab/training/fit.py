@@ -149,7 +149,9 @@ def fit(
     _fit_actor(policy, [*(each.graph for each in trained), *(each.graph for each in taught)], settings, rng)
     behaviour = policy.config.behaviour.model_copy(update={"temperature": settings.temperature})
     policy.config = policy.config.model_copy(update={"behaviour": behaviour})
-    policy.calibration = _calibrate(policy, [each for each in found if each.run in held_out])
+    # What the teacher has seen counts too: a few runs of other networks are no measure of those that it knows.
+    known = Calibration() if teacher is None else teacher.calibration
+    policy.calibration = _calibrate(policy, [each for each in found if each.run in held_out], known)
     return policy
 
 
@@ -282,10 +284,10 @@ def improved(output: PolicyOutput, batch: GraphBatch) -> tuple[Tensor, Tensor]:
     return goal, value
 
 
-def _calibrate(policy: TamiyoPolicy, found: Sequence[Sample]) -> Calibration:
-    """Return the calibration after the measured advantages of runs that the policy was not fitted to."""
+def _calibrate(policy: TamiyoPolicy, found: Sequence[Sample], known: Calibration) -> Calibration:
+    """Return a calibration after the measured advantages of runs that the policy was not fitted to."""
     predicted, spread, measured = predictions(policy, found)
-    return Calibration().update(predicted, spread, measured)
+    return known.update(predicted, spread, measured)
 
 
 @torch.no_grad()

@@ -169,6 +169,8 @@ def test_a_policy_that_learns_more_keeps_what_its_teacher_knew(worth_it):
     assert mass_on_no_op(policy, other[250:]) > 0.5
     assert mass_on_the_right(policy, unseen) > 0.9
     assert mass_on_the_right(forgetful, unseen) < 0.5
+    assert policy.calibration.scores[: len(teacher.calibration.scores)] == teacher.calibration.scores
+    assert len(policy.calibration.scores) > len(teacher.calibration.scores)
     assert all(torch.equal(value, before[name]) for name, value in teacher.state_dict().items())
 
 
