@@ -16,7 +16,7 @@ from tamiyo.host._reference.tasks import Task, load_task
 DATA = ("digits", "mnist1d", "mnist5k")
 ACTIVATIONS: tuple[type[nn.Module], ...] = (nn.ReLU, nn.Tanh, nn.GELU)
 PIECES = {"digits": 8, "mnist1d": 8, "mnist5k": 28}
-"""Pieces of equal size into which attention divides a sample: rows of an image, stretches of a series."""
+"""Pieces of equal size into which attention divides a sample: rows of an image, parts of a series."""
 
 
 def drawn_host(seed: int) -> Task:
