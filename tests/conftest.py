@@ -25,6 +25,8 @@ TESTS = Path(__file__).parent
 
 # Whole installations, programs and training loops, frameworks, and the laboratory: `make test-long` runs them.
 LONG = (
+    "evaluation/bench/test_on_a_broker.py",
+    "evaluation/common/test_report.py",
     "evaluation/faults/test_faults.py",
     "evaluation/faults/test_judge.py",
     "evaluation/lab/test_cli.py",
@@ -48,6 +50,8 @@ LONG = (
     "examples/test_training_examples.py",
     "host/loops/test_distributed.py",
     "host/loops/test_later_wrappers.py",
+    "host/reference/test_networks.py",
+    "host/reference/test_train.py",
     "integrations/test_accelerate.py",
     "integrations/test_lightning.py",
     "integrations/test_loggers.py",
