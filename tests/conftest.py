@@ -77,6 +77,7 @@ LONGEST = (
     "streams/admin/test_dlq.py",
     "streams/admin/test_growth.py",
     "streams/learner/test_loop.py",
+    "streams/learner/test_loop_releases.py",
     "streams/process/test_supervisor.py",
     "streams/runtime/test_worker.py",
     "streams/process/test_watchdog.py",

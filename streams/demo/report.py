@@ -14,6 +14,7 @@ from tamiyo.schemas import topics
 from tamiyo.schemas.adaptation import OutcomeStatus
 from tamiyo.schemas.files import write_atomically
 from tamiyo.streams.demo.observer import Observer
+from tamiyo.streams.watch.terminal.canvas import plural
 
 LATENCIES = {
     "intake": ("tamiyo_stage_latency_seconds", {"stage": "intake"}),
@@ -160,7 +161,7 @@ def show(report: Report, console: Console) -> None:
                     )
         console.print(table)
     adaptations = [row for row in report.decisions if row["type"] != "no_op"]
-    console.print(f"\n{len(adaptations)} adaptations in {len(report.decisions)} decisions")
+    console.print(f"\n{plural(len(adaptations), 'adaptation')} in {plural(len(report.decisions), 'decision')}")
     for row in adaptations:
         what = row["type"] if row["blueprint"] is None else f"{row['type']} {row['blueprint']}"
         reward = "no reward yet" if row["reward"] is None else f"{row['reward']:+.2f}"

@@ -45,9 +45,9 @@ def main(
         ".cache/policy"
     ),
     passes: Annotated[
-        int, typer.Option(min=1, max=1000, help="Passes over the tasks a round, about 7 runs each.")
+        int, typer.Option(min=1, max=1000, help="Passes over the tasks a round, about 9 runs each; with --teacher, 15.")
     ] = 12,
-    rounds: Annotated[int, typer.Option(min=1, max=20, help="Rounds of measuring and fitting.")] = 3,
+    rounds: Annotated[int, typer.Option(min=1, max=20, help="Rounds of measuring and fitting; without --teacher.")] = 3,
     teacher: Annotated[
         str | None,
         typer.Option(

@@ -1,10 +1,11 @@
-"""The report's arithmetic."""
+"""The report's arithmetic and words."""
 
 import math
 
 import pytest
+from rich.console import Console
 
-from tamiyo.streams.demo.report import buckets, latencies, quantile
+from tamiyo.streams.demo.report import Report, buckets, latencies, quantile, show
 
 PAGE = """\
 # TYPE tamiyo_stage_latency_seconds histogram
@@ -40,3 +41,15 @@ def test_latencies_are_in_milliseconds_and_unknown_where_nothing_was_measured() 
     assert found["intake"] == {"p50": 1.0, "p99": 2.0}
     assert found["decision"] == {"p50": 1.5, "p99": 1.99}
     assert found["telemetry_to_decision"] == {"p50": None, "p99": None}
+
+
+@pytest.mark.parametrize(
+    ("adaptations", "words"), [(1, "1 adaptation in 2 decisions"), (2, "2 adaptations in 3 decisions")]
+)
+def test_the_summary_counts_adaptations_in_words(
+    adaptations: int, words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    row = {"step": 5, "blueprint": None, "layer": None, "outcome": None, "reward": None, "explanation": None}
+    decisions = [row | {"type": "no_op"}, *[row | {"type": "unload_kernel", "layer": "0"}] * adaptations]
+    show(Report("digits", 0, 1.0, True, None, None, [], {}, {}, decisions), Console())
+    assert words in capsys.readouterr().out
