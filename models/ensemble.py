@@ -72,6 +72,25 @@ class RewardEnsemble(nn.Module):
         learned = torch.cat([no_op.flatten(1), at_nodes.flatten(1)], dim=1)
         return learned + (self.prior(batch) if prior is None else prior)
 
+    def at(self, placed: Tensor, whole: Tensor, kind: Tensor, prior: Tensor) -> Tensor:
+        """Predict the reward of one action of each graph: all that a gradient step needs, at a fraction of the cost.
+
+        Args:
+            placed: Embedding of the action's node beside that of its graph, [graphs, 2 hidden]; any for no_op.
+            whole: Embedding of each graph, [graphs, hidden].
+            kind: The action's kind, int64 [graphs]; -1 for no_op.
+            prior: What `prior` has at the action, [heads, graphs].
+
+        Returns:
+            [heads, graphs].
+        """
+        chosen = kind.clamp(min=0)
+        last = self.node_last[:, :, chosen].transpose(1, 2)
+        hidden = torch.relu(placed @ self.node_first + self.node_first_bias)
+        at_node = (hidden * last).sum(dim=2) + self.node_last_bias[:, 0, chosen]
+        no_op = torch.relu(whole @ self.no_op_first + self.no_op_first_bias) @ self.no_op_last + self.no_op_last_bias
+        return torch.where(kind < 0, no_op.squeeze(2), at_node) + prior
+
     @torch.no_grad()
     def prior(self, batch: GraphBatch) -> Tensor:
         """Return the fixed part of the predictions.

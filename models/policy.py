@@ -78,6 +78,18 @@ class PolicyOutput:
 
 
 @dataclass(frozen=True, slots=True)
+class OutputAtActions:
+    """Output for G graphs with together A actions, the rewards at one action of each only."""
+
+    logits: Tensor
+    """[A], as in PolicyOutput."""
+    value: Tensor
+    """[G]."""
+    rewards: Tensor
+    """[heads, G]: each head's prediction at the graph's action, its randomised prior included."""
+
+
+@dataclass(frozen=True, slots=True)
 class Acted:
     """What the deciding part of the network makes of G graphs with together N nodes and A actions."""
 
@@ -191,6 +203,25 @@ class TamiyoPolicy(nn.Module):
         placed = torch.cat([nodes, whole[batch.node_graph]], dim=1)
         scores = torch.cat([self.no_op(whole).flatten(), self.node_actions(placed).flatten()])
         return Acted(nodes, whole, logits=self.config.heuristic_weight * batch.prior + scores[batch.action_row])
+
+    def predict_at(self, batch: GraphBatch, acted: Acted, action: Tensor, reward_prior: Tensor) -> OutputAtActions:
+        """Return the output with the rewards of one action of each graph.
+
+        Args:
+            batch: The graphs.
+            acted: What `act` returns for them.
+            action: Positions of the actions in the batch's flat list, int64 [G].
+            reward_prior: What `rewards.prior` has at them, [heads, G].
+        """
+        at_nodes = batch.action_row[action] - batch.graphs  # below 0 for no_op
+        node = at_nodes.clamp(min=0) // len(self.kinds)
+        kind = torch.where(at_nodes < 0, -1, at_nodes % len(self.kinds))
+        placed = torch.cat([acted.nodes[node], acted.whole], dim=1)
+        return OutputAtActions(
+            logits=acted.logits,
+            value=self.value(acted.whole).flatten(),
+            rewards=self.rewards.at(placed, acted.whole, kind, reward_prior),
+        )
 
     def predict(self, batch: GraphBatch, acted: Acted, reward_prior: Tensor | None = None) -> PolicyOutput:
         """Return the output with what only predicts: the value and the rewards.

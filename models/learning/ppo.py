@@ -17,7 +17,7 @@ from torch import Tensor
 
 from tamiyo.models.batch import GraphBatch, graph_entropy, masked_log_softmax
 from tamiyo.models.learning.hyperparameters import LearningSettings
-from tamiyo.models.policy import PolicyOutput
+from tamiyo.models.policy import OutputAtActions
 
 MAX_LOG_RATIO = 20.0  # nats: an infinite ratio has a NaN gradient even if clipping or a weight of 0 removes it
 
@@ -158,7 +158,7 @@ def divergence(before: Tensor, now: Tensor, action_graph: Tensor, graphs: int) -
 
 
 def ppo_loss(
-    output: PolicyOutput,
+    output: OutputAtActions,
     batch: GraphBatch,
     b: Targets,
     settings: LearningSettings,
@@ -172,7 +172,7 @@ def ppo_loss(
     mean(rho max(-A ratio, -A clip(ratio))) with rho = min(proximal / behaviour, max_importance).
 
     Args:
-        output: The policy's output for `batch`, with gradients.
+        output: The policy's output for `batch` and the actions of `b`, with gradients.
         batch: The minibatch's graphs.
         b: Targets of the G experiences.
         settings: Coefficients and thresholds.
@@ -197,11 +197,10 @@ def ppo_loss(
     choosing = (choices(batch.mask, batch.action_graph, batch.graphs) > 1).to(entropies.dtype)
     entropy_loss = weighted_mean(entropies, choosing)
 
-    predictions = output.ensemble[:, b.action]
-    errors = (predictions - b.reward).square()
+    errors = (output.rewards - b.reward).square()
     reward_loss = weighted_mean((b.bootstrap * errors).mean(0), b.weight)
 
-    uncertainty = multiplier * (predictions.std(0, correction=0) + noise_floor)
+    uncertainty = multiplier * (output.rewards.std(0, correction=0) + noise_floor)
     safety_loss = settings.safety_coef * (
         torch.relu(settings.safe_uncertainty - uncertainty).mean()
         + weighted_mean(torch.relu(settings.safe_entropy - entropies), choosing)

@@ -13,6 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from tamiyo.models.batch import GraphBatch, graph_entropy, masked_log_softmax
 from tamiyo.models.conformal import NOISE_FLOOR
@@ -77,8 +78,9 @@ class Updater:
         self.proximal = copy.deepcopy(policy).eval().requires_grad_(False)
         self._deciding = [each for name, each in policy.named_parameters() if not name.startswith(CRITICS)]
         self.optimizer = torch.optim.AdamW(
-            policy.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
+            policy.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
         )
+        self._average = get_ema_multi_avg_fn(settings.ewma_decay)
         self.scheduler = CosineAnnealingLR(
             self.optimizer, T_max=settings.t_max, eta_min=min(settings.minimum_learning_rate, settings.learning_rate)
         )
@@ -269,7 +271,7 @@ class Updater:
             The losses, or None if the step was skipped; and KL(before || now), nats.
         """
         graph, action = stack([batch.examples[index] for index in mb_inds])
-        output = batch.output(self.policy, mb_inds.tolist(), graph, settled)
+        output = batch.output(self.policy, mb_inds.tolist(), graph, action, settled)
         mb_b = b.minibatch(torch.from_numpy(mb_inds), action)
         calibration = self.policy.calibration
         losses = ppo_loss(
@@ -287,14 +289,12 @@ class Updater:
         if frozen:
             for parameter in self._deciding:
                 parameter.grad = None
-        norm = nn.utils.clip_grad_norm_(self.policy.parameters(), self.settings.max_grad_norm)
+        norm = nn.utils.clip_grad_norm_(self.policy.parameters(), self.settings.max_grad_norm, foreach=True)
         if not torch.isfinite(norm):
             return None, kl
         self.optimizer.step()
         if not frozen:
-            with torch.no_grad():
-                for average, parameter in zip(self.proximal.parameters(), self.policy.parameters(), strict=True):
-                    average.lerp_(parameter, 1 - self.settings.ewma_decay)
+            self._average(list(self.proximal.parameters()), list(self.policy.parameters()), None)
         return losses, kl
 
     def _divergence(self, before: Tensor, now: Tensor, batch: GraphBatch, actor: Tensor) -> float:

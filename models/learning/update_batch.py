@@ -8,7 +8,7 @@ from torch import Tensor
 from tamiyo.models.batch import GraphBatch, combine, masked_log_softmax
 from tamiyo.models.ensemble import RewardEnsemble
 from tamiyo.models.learning.example import Example, stack
-from tamiyo.models.policy import Acted, PolicyOutput, TamiyoPolicy
+from tamiyo.models.policy import Acted, OutputAtActions, PolicyOutput, TamiyoPolicy
 
 CHUNK = 16  # graphs of one pass over the whole batch: at 50 layers its tensors stay in the processor's cache
 
@@ -28,8 +28,9 @@ class UpdateBatch:
         graphs = [example.graph for example in examples]
         self._actions = [len(graph.mask) for graph in graphs]
         self._chunks = [combine(graphs[start : start + CHUNK]) for start in range(0, len(graphs), CHUNK)]
-        priors = torch.cat([rewards.prior(chunk)[:, chunk.action_row] for chunk in self._chunks], dim=1)
-        self._priors = torch.split(priors, self._actions, dim=1)
+        self._priors = [rewards.prior(chunk) for chunk in self._chunks]
+        of_actions = zip(self._priors, self._chunks, strict=True)
+        self._prior = torch.cat([prior[:, chunk.action_row] for prior, chunk in of_actions], dim=1)[:, self.action]
 
     @torch.no_grad()
     def act(self, policy: TamiyoPolicy) -> list[Acted]:
@@ -65,29 +66,24 @@ class UpdateBatch:
         return masked_log_softmax(torch.cat([each.logits for each in acted]), self.graph.mask, self.graph.action_graph)
 
     def output(
-        self, policy: TamiyoPolicy, inds: Sequence[int], graph: GraphBatch, settled: Sequence[Acted] | None
-    ) -> PolicyOutput:
-        """Return a policy's output for some of the examples.
+        self,
+        policy: TamiyoPolicy,
+        inds: Sequence[int],
+        graph: GraphBatch,
+        action: Tensor,
+        settled: Sequence[Acted] | None,
+    ) -> OutputAtActions:
+        """Return a policy's output for some of the examples, with the rewards of their actions.
 
         Args:
             policy: The policy that learns.
             inds: Which examples.
             graph: Their graphs, combined.
+            action: Positions of their actions in the list of `graph`, int64 [len(inds)].
             settled: What `act` returns for the policy, if what decides does not learn any more; else None.
         """
-        if settled is None:
-            acted = policy.act(graph)
-        else:
-            chosen = [settled[index] for index in inds]
-            acted = Acted(
-                nodes=torch.cat([each.nodes for each in chosen]),
-                whole=torch.cat([each.whole for each in chosen]),
-                logits=torch.cat([each.logits for each in chosen]),
-            )
-        priors = [self._priors[index] for index in inds]
-        # As in `RewardEnsemble`: no_op of each graph comes first.
-        prior = torch.cat([*(each[:, :1] for each in priors), *(each[:, 1:] for each in priors)], dim=1)
-        return policy.predict(graph, acted, prior)
+        acted = policy.act(graph) if settled is None else _joined([settled[index] for index in inds])
+        return policy.predict_at(graph, acted, action, self._prior[:, inds])
 
     @torch.no_grad()
     def outputs(self, policy: TamiyoPolicy, settled: Sequence[Acted] | None) -> list[PolicyOutput]:
@@ -97,8 +93,18 @@ class UpdateBatch:
             policy: The policy that learns.
             settled: As for `output`.
         """
-        starts = range(0, len(self.examples), CHUNK)
-        return [
-            self.output(policy, range(start, start + chunk.graphs), chunk, settled)
-            for start, chunk in zip(starts, self._chunks, strict=True)
-        ]
+        found = []
+        for number, (chunk, prior) in enumerate(zip(self._chunks, self._priors, strict=True)):
+            start = number * CHUNK
+            acted = policy.act(chunk) if settled is None else _joined(settled[start : start + CHUNK])
+            found.append(policy.predict(chunk, acted, prior))
+        return found
+
+
+def _joined(acted: Sequence[Acted]) -> Acted:
+    """Return what was made of several graphs as one batch has it."""
+    return Acted(
+        nodes=torch.cat([each.nodes for each in acted]),
+        whole=torch.cat([each.whole for each in acted]),
+        logits=torch.cat([each.logits for each in acted]),
+    )

@@ -12,8 +12,8 @@ import torch
 
 from tamiyo.models.batch import GraphBatch
 from tamiyo.models.learning.hyperparameters import LearningSettings
-from tamiyo.models.learning.ppo import Targets
-from tamiyo.models.policy import PolicyOutput
+from tamiyo.models.learning.ppo import Targets, ppo_loss
+from tamiyo.models.policy import OutputAtActions, PolicyOutput
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,7 @@ def slow_losses(samples, settings: LearningSettings, *, multiplier=1.0, noise_fl
 
 
 def tensors(samples, dtype=torch.float64):
-    """(output, batch, targets) as `ppo_loss` takes them; logits, value and ensemble are leaves that want gradients."""
+    """(output, batch, targets) as `losses_of` takes them; logits, value and ensemble are leaves that want gradients."""
     sizes = [len(each.logits) for each in samples]
     offsets = torch.tensor([0, *torch.tensor(sizes).cumsum(0).tolist()])
     action_graph = torch.repeat_interleave(torch.arange(len(samples)), torch.tensor(sizes))
@@ -189,6 +189,12 @@ def tensors(samples, dtype=torch.float64):
         bootstrap=torch.tensor([each.bootstrap for each in samples], dtype=dtype).T,
     )
     return output, batch, targets
+
+
+def losses_of(output, batch, targets, settings, **calibration):
+    """`ppo_loss` of a policy's whole output."""
+    at_actions = OutputAtActions(output.logits, output.value, output.ensemble[:, targets.action])
+    return ppo_loss(at_actions, batch, targets, settings, **calibration)
 
 
 def nudged(samples, part, position, step):

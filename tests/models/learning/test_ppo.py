@@ -13,12 +13,11 @@ from tamiyo.models.learning.ppo import (
     divergence,
     importance_weight,
     normalise_advantage,
-    ppo_loss,
     weighted_mean,
 )
 from tamiyo.models.masks import MaskLimits, legal_actions
 from tamiyo.models.policy import PolicyConfig, TamiyoPolicy
-from tests.models.learning.slow_ppo import distribution, nudged, random_samples, sample, slow_losses, tensors
+from tests.models.learning.slow_ppo import distribution, losses_of, nudged, random_samples, sample, slow_losses, tensors
 from tests.support.factories import make_graph
 
 SETTINGS = LearningSettings()
@@ -28,7 +27,7 @@ seeds = st.integers(0, 2**32)
 
 
 def fast_losses(samples, settings=SETTINGS, dtype=torch.float64, **calibration):
-    losses = ppo_loss(*tensors(samples, dtype), settings, **calibration)
+    losses = losses_of(*tensors(samples, dtype), settings, **calibration)
     return {name: float(getattr(losses, name).detach()) for name in FIELDS}
 
 
@@ -56,7 +55,7 @@ def test_in_single_precision_too(seed):
 def test_every_gradient_equals_the_slow_computations_finite_difference(seed):
     samples = random_samples(seed, graphs=4, heads=2)
     output, batch, targets = tensors(samples)
-    ppo_loss(output, batch, targets, SETTINGS, multiplier=0.5, noise_floor=0.1).total.backward()
+    losses_of(output, batch, targets, SETTINGS, multiplier=0.5, noise_floor=0.1).total.backward()
     for part in ("logits", "value", "ensemble"):
         gradient = getattr(output, part).grad
         for position, found in enumerate(gradient.flatten().tolist()):
@@ -106,7 +105,7 @@ def test_the_gradient_reaches_every_weight_of_a_policy():
         ]
 
     *_, targets = tensors(experiences)
-    ppo_loss(policy(batch), batch, targets, SETTINGS, multiplier=0.5, noise_floor=0.1).total.backward()
+    losses_of(policy(batch), batch, targets, SETTINGS, multiplier=0.5, noise_floor=0.1).total.backward()
     parameters = list(policy.parameters())
     assert all(parameter.grad is not None for parameter in parameters)
     step = 1e-6
@@ -150,7 +149,7 @@ def test_the_clip_for_both_signs_of_the_advantage(ratio, advantage, loss, moves)
     # Two actions of probability 1/2; the importance weight is (1/2 / ratio) / 1/4, kept below its bound.
     proximal = 0.5 / ratio
     output, batch, targets = tensors([sample([0.0, 0.0], advantage=advantage, proximal=proximal, behaviour=proximal)])
-    found = ppo_loss(output, batch, targets, POLICY_ONLY)
+    found = losses_of(output, batch, targets, POLICY_ONLY)
     assert found.policy.item() == found.total.item() == pytest.approx(loss)
     found.total.backward()
     # d ratio / d logit = ratio (1 - 1/2) at the action, minus that at the other.
@@ -221,7 +220,7 @@ def test_masked_actions_have_no_gradient_whatever_their_logits():
     output, batch, targets = tensors(
         [sample([0.3, 1e30, -0.2, -1e30], mask=[True, False, True, False], action=2, advantage=1.0)]
     )
-    ppo_loss(output, batch, targets, SETTINGS).total.backward()
+    losses_of(output, batch, targets, SETTINGS).total.backward()
     gradient = output.logits.grad
     assert torch.isfinite(gradient).all()
     assert gradient[[1, 3]].tolist() == [0.0, 0.0]
@@ -235,9 +234,9 @@ def test_an_experience_without_weight_does_not_count_even_with_an_infinite_ratio
     ignored = sample([0.5, 0.0], advantage=-1.0, **without)
     output, batch, targets = tensors([counted, ignored], dtype)
     targets.proximal_logprob[1] = -1000.0
-    losses = ppo_loss(output, batch, targets, POLICY_ONLY)
+    losses = losses_of(output, batch, targets, POLICY_ONLY)
     alone, alone_batch, alone_targets = tensors([counted], dtype)
-    expected = ppo_loss(alone, alone_batch, alone_targets, POLICY_ONLY)
+    expected = losses_of(alone, alone_batch, alone_targets, POLICY_ONLY)
     torch.testing.assert_close(losses.policy, expected.policy)
     losses.total.backward()
     expected.total.backward()
@@ -249,7 +248,7 @@ def test_a_ratio_that_the_clip_cuts_off_has_no_gradient_even_where_it_overflows(
     output, batch, targets = tensors([sample([0.0, 0.0], advantage=1.0)], torch.float32)
     targets.proximal_logprob[0] = -1000.0
     targets.behaviour_logprob[0] = -1000.0
-    losses = ppo_loss(output, batch, targets, POLICY_ONLY)
+    losses = losses_of(output, batch, targets, POLICY_ONLY)
     losses.total.backward()
     assert losses.policy.item() == pytest.approx(-1.2)
     assert output.logits.grad.tolist() == [0.0, 0.0]
@@ -257,7 +256,7 @@ def test_a_ratio_that_the_clip_cuts_off_has_no_gradient_even_where_it_overflows(
 
 def test_importance_is_no_part_of_the_gradient():
     output, batch, targets = tensors(random_samples(1))
-    losses = ppo_loss(output, batch, targets, SETTINGS)
+    losses = losses_of(output, batch, targets, SETTINGS)
     assert not any(each.requires_grad for each in (losses.approx_kl, losses.clipfrac, losses.importance))
 
 

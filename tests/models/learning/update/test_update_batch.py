@@ -8,8 +8,6 @@ from tamiyo.models.learning.update_batch import CHUNK, UpdateBatch
 from tests.models.learning.update.updates import COUNT, EXAMPLES
 from tests.support.experiences import small_policy
 
-FIELDS = ("logits", "value", "ensemble", "node_embeddings", "global_embedding")
-
 
 @pytest.fixture
 def policy():
@@ -31,20 +29,31 @@ def batch(policy):
 @pytest.mark.parametrize("settled", [False, True])
 def test_the_output_of_a_minibatch_is_the_policys(policy, batch, settled):
     inds = np.random.default_rng(0).permutation(COUNT)[:7].tolist()
-    graph, _ = stack([EXAMPLES[index] for index in inds])
-    found = batch.output(policy, inds, graph, batch.act(policy) if settled else None)
+    graph, action = stack([EXAMPLES[index] for index in inds])
+    found = batch.output(policy, inds, graph, action, batch.act(policy) if settled else None)
     expected = policy(graph)
-    for field in FIELDS:
-        torch.testing.assert_close(getattr(found, field), getattr(expected, field), atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(found.logits, expected.logits, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(found.value, expected.value, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(found.rewards, expected.ensemble[:, action], atol=1e-6, rtol=1e-5)
+
+
+def test_the_rewards_at_any_action_are_those_of_the_whole_list(policy, batch):
+    graph, _ = stack(EXAMPLES[:3])
+    expected = policy(graph).ensemble
+    prior = policy.rewards.prior(graph)[:, graph.action_row]
+    sizes = graph.offsets.diff()
+    for position in range(int(sizes.min())):  # no_op, and every kind at every node
+        action = graph.offsets[:-1] + position
+        found = policy.predict_at(graph, policy.act(graph), action, prior[:, action])
+        torch.testing.assert_close(found.rewards, expected[:, action], atol=1e-6, rtol=1e-5)
 
 
 def test_what_has_settled_has_no_gradient_and_what_predicts_has(policy, batch):
-    graph, _ = stack(EXAMPLES[:3])
-    found = batch.output(policy, range(3), graph, batch.act(policy))
+    graph, action = stack(EXAMPLES[:3])
+    found = batch.output(policy, range(3), graph, action, batch.act(policy))
     assert not found.logits.requires_grad
-    assert not found.node_embeddings.requires_grad
     assert found.value.requires_grad
-    assert found.ensemble.requires_grad
+    assert found.rewards.requires_grad
 
 
 @pytest.mark.parametrize("settled", [False, True])
