@@ -5,7 +5,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -24,14 +24,17 @@ OFFSET = 10
 
 LOOPS: dict[str, tuple[float, float]] = {
     "mnist1d": (0.10, 1.0),
-    "digits": (0.10, 1.0),
+    "digits": (0.10, 3.0),
     "mnist5k": (0.10, 1.0),
     "mlp": (0.03, 0.3),
-    "chars": (0.03, 0.1),
-    "resnet": (0.03, 0.2),
+    "chars": (0.03, 0.2),
+    "resnet": (0.03, 0.6),
 }
 """Loops that are measured: the bar of the overhead, below .1 at steps of .5 ms and below .03 from 5 ms on; and the
 share of the turns, since their steps take longer."""
+SHORTEST_STEP_S = 0.0005
+"""Of the steps that a bar is for: on a machine that is faster, a loop gets larger batches."""
+TIMED_STEPS = 50
 
 
 def loop(name: str) -> Task:
@@ -49,6 +52,16 @@ def loop(name: str) -> Task:
     return Task("mlp", split, split.take(0, 512), split.take(512, 1024), network, batch_size=128, learning_rate=1e-4)
 
 
+def long_enough(task: Task) -> Task:
+    """Return the task with its batches doubled until a step takes `SHORTEST_STEP_S`."""
+    while 4 * task.batch_size <= len(task.train):
+        training = steps(Workload.of(task, seed=0, steps=3 * TIMED_STEPS), None)
+        if min(_turn(training, TIMED_STEPS).wall_s for _ in range(3)) >= TIMED_STEPS * SHORTEST_STEP_S:
+            break
+        task = replace(task, batch_size=2 * task.batch_size)
+    return task
+
+
 def overhead(bootstrap_servers: str, *, name: str, blocks: int, repeats: int) -> list[Result]:
     """Train two equal networks in turns of `BLOCK` steps, `blocks` turns a repeat; no decisions arrive, so none grows.
 
@@ -57,7 +70,7 @@ def overhead(bootstrap_servers: str, *, name: str, blocks: int, repeats: int) ->
     """
     bar, share = LOOPS[name]
     blocks = max(1, round(share * blocks))
-    prepared = loop(name)
+    prepared = long_enough(loop(name))
     transport = KafkaTransport(KafkaSettings(bootstrap_servers=bootstrap_servers))
     with tempfile.TemporaryDirectory(prefix="tamiyo-bench-") as folder:
         settings = HostSettings(store_url=f"file://{folder}", drain_s=0.0)
@@ -80,6 +93,7 @@ def overhead(bootstrap_servers: str, *, name: str, blocks: int, repeats: int) ->
             handle.close()
     extra = {
         "task": name,
+        "batch": prepared.batch_size,
         "steps": blocks * BLOCK,
         "step_ms_without": min(each.wall_s for each, _ in pairs) / (blocks * BLOCK) * 1000,
         "step_ms_with": min(each.wall_s for _, each in pairs) / (blocks * BLOCK) * 1000,
@@ -111,14 +125,18 @@ class _Side:
 
     def block(self, length: int = BLOCK) -> _Spent:
         with self._other.outside() if self._other is not None else nullcontext():
-            wall, cpu = time.perf_counter(), time.process_time()
-            for _ in range(length):
-                next(self._training)
-            return _Spent(time.perf_counter() - wall, time.process_time() - cpu)
+            return _turn(self._training, length)
 
     @staticmethod
     def total(blocks: list[_Spent]) -> _Spent:
         return _Spent(sum(each.wall_s for each in blocks), sum(each.cpu_s for each in blocks))
+
+
+def _turn(training: Iterator[Tensor], length: int) -> _Spent:
+    wall, cpu = time.perf_counter(), time.process_time()
+    for _ in range(length):
+        next(training)
+    return _Spent(time.perf_counter() - wall, time.process_time() - cpu)
 
 
 def _turns(first: _Side, second: _Side, blocks: int) -> tuple[list[_Spent], list[_Spent]]:

@@ -39,7 +39,7 @@ class HostSettings(Settings):
         0.02,
         gt=0,
         description="Overhead (SDK time / training time) above which measurements become rarer, at steps of 5 ms and "
-        "more; it rises to .075 as steps become shorter",
+        "more; it rises to .06 as steps become shorter",
     )
     exchange_interval: int = Field(
         10, ge=1, description="Steps between two exchanges of decisions among the ranks of a distributed run"

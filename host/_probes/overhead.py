@@ -90,8 +90,8 @@ class OverheadMeter:
 
 LONG_STEP_SECONDS = 0.005
 RISE = 0.8
-"""Power of the ratio of two steps' lengths by which the budget rises: at 1 ms, 2 % have become 7.2 %."""
-SHORT_STEP_BUDGET = 0.075
+"""Power of the ratio of two steps' lengths by which the budget rises: at 2 ms, 2 % have become 4.2 %."""
+SHORT_STEP_BUDGET = 0.06
 """The largest share that a step is allowed for being short."""
 SLOWDOWNS = 15
 """Frames whose slowdowns are compared: a single step varies by more than a frame costs."""
