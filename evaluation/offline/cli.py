@@ -23,14 +23,15 @@ INCOMPLETE = (
 app = typer.Typer()
 
 PolicyOption = Annotated[
-    str, typer.Option("--policy", metavar="FILE|NAME", help="Checkpoint to judge, or `heuristic` or `never`.")
+    str,
+    typer.Option("--policy", metavar="FILE|NAME", help="Checkpoint to judge, or `builtin`, `heuristic` or `never`."),
 ]
 AgainstOption = Annotated[
     str,
     typer.Option(
         "--against",
         metavar="FILE|NAME",
-        help="Checkpoint to compare with, or `heuristic`, `never`, or `logged`: the policy that made the decisions.",
+        help="Checkpoint to compare with, or `builtin`, `heuristic`, `never`, or `logged`: what made the decisions.",
     ),
 ]
 ExperienceOption = Annotated[

@@ -1,15 +1,18 @@
-"""The policies that can be evaluated: a checkpoint, the heuristic, never adapting, and the one that was logged."""
+"""The policies that can be evaluated: a checkpoint, the shipped one, the heuristic, the logged one, and never."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from tamiyo.models.actions import blueprint_of
 from tamiyo.models.behaviour import distribution
+from tamiyo.models.builtin import initial_policy
 from tamiyo.models.checkpoint import load
 from tamiyo.models.checkpoint_store import MAX_BYTES
 from tamiyo.models.heuristic import baseline_distribution
@@ -84,7 +87,24 @@ class Logged:
         return experience.probabilities.numpy()
 
 
-NAMED: dict[str, Callable[[], TargetPolicy]] = {"heuristic": Heuristic, "never": Never, "logged": Logged}
+class Builtin:
+    """The policy that comes with the package, for whichever blueprints the log has."""
+
+    name = "builtin"
+    kinds = None
+
+    def probabilities(self, experience: Experience, mask: Mask) -> Probabilities:
+        """Return the distribution that a decision would be sampled from."""
+        return distribution(_builtin(tuple(experience.kinds)), experience.graph, mask)
+
+
+@lru_cache(maxsize=4)
+def _builtin(kinds: tuple[str, ...]) -> TamiyoPolicy:
+    blueprints = [name for kind in kinds if (name := blueprint_of(kind)) is not None]
+    return initial_policy("builtin", blueprints)
+
+
+NAMED: dict[str, Callable[[], TargetPolicy]] = {policy.name: policy for policy in (Builtin, Heuristic, Never, Logged)}
 
 
 def target_policy(text: str) -> TargetPolicy:

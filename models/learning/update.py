@@ -80,7 +80,7 @@ class Updater:
         self.optimizer = torch.optim.AdamW(
             policy.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
         )
-        self._average = get_ema_multi_avg_fn(settings.ewma_decay)
+        self._average = get_ema_multi_avg_fn(settings.ewma_decay)  # type: ignore[no-untyped-call]
         self.scheduler = CosineAnnealingLR(
             self.optimizer, T_max=settings.t_max, eta_min=min(settings.minimum_learning_rate, settings.learning_rate)
         )

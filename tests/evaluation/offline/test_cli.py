@@ -87,6 +87,16 @@ def test_two_checkpoints_of_one_name_are_named_by_their_paths(
     assert (found["policy"]["name"], found["against"]["name"]) == (checkpoint, other)
 
 
+def test_the_shipped_policy_is_judged_with_the_blueprints_of_the_log(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], recording: str
+) -> None:
+    arguments = ["--policy", "builtin", "--against", "heuristic", "--experience", recording, "--json"]
+    assert run(monkeypatch, *arguments) in (0, 3)
+    found = json.loads(capsys.readouterr().out)
+    assert (found["policy"]["name"], found["decisions"], found["left_out"]) == ("builtin", 800, {})
+    assert found["policy"]["support"]["effective_sample_size"] != found["against"]["support"]["effective_sample_size"]
+
+
 def test_too_little_support_is_status_3_without_a_claim(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
