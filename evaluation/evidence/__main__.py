@@ -24,6 +24,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from tamiyo.evaluation.common.command_line import program
 from tamiyo.evaluation.common.report import ReportFile, prepare_report, write_report
+from tamiyo.evaluation.common.worker_process import prepare
 from tamiyo.evaluation.evidence import figures, page, policy, reward
 from tamiyo.evaluation.evidence.worth import measure, merged
 from tamiyo.evaluation.lab.fit import fit
@@ -136,7 +137,7 @@ def _measure_policy(folder: Path, workers: int, console: Console) -> None:
     reward.save(policy.measure_decisions(folder), RESULTS / policy.DECISIONS)
     with (
         console.status(f"{LEARNERS} learners on the bandit of graphs"),
-        ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool,
+        ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=prepare) as pool,
     ):
         curves = [asdict(stage) for curve in pool.map(learning_curve, range(LEARNERS)) for stage in curve]
     reward.save(curves, RESULTS / policy.LEARNING)

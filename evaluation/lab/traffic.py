@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import logging
 import re
-import signal
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -25,6 +24,7 @@ import structlog
 import torch
 
 from tamiyo.evaluation.common.parquet import write_table
+from tamiyo.evaluation.common.worker_process import prepare
 from tamiyo.evaluation.lab.baselines import Baseline, Never, baseline
 from tamiyo.evaluation.lab.run import Run, RunResult, RunSpec
 from tamiyo.evaluation.lab.statics import remember, trained_otherwise
@@ -282,7 +282,7 @@ def _in_parallel(
     jobs: list[OneJob], folder: Path, workers: int, on_done: Callable[[OneJob, Exception | None], None]
 ) -> list[OneJob]:
     """Make runs in processes; return those that are left because a process was killed."""
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_end_on_interrupt) as pool:
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=prepare) as pool:
         try:
             pending = {pool.submit(_make_file, job, folder): job for job in jobs}
             while pending:
@@ -295,11 +295,6 @@ def _in_parallel(
             pool.shutdown(wait=True, cancel_futures=True)  # waits for the files being written
             raise
     return []
-
-
-def _end_on_interrupt() -> None:
-    """Let Ctrl-C, which reaches every process of the terminal, end this one at once: files are written whole."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def _make_file(job: AnyJob, folder: Path) -> Exception | None:

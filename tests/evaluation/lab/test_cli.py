@@ -250,12 +250,11 @@ def accept_interrupts() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-@pytest.mark.timeout(120)
-@pytest.mark.parametrize("workers", ["1", "2"])
-def test_ctrl_c_keeps_what_is_finished(workers: str, tmp_path: Path) -> None:
+def comparing(workers: str, folder: Path) -> subprocess.Popen[str]:
+    """Return the process of a comparison of which the first pair is finished."""
     command = [sys.executable, "-m", "tamiyo.streams.cli", "lab", "compare", "--seeds", "0-199", "--steps", "100"]
     process = subprocess.Popen(
-        [*command, "--folder", str(tmp_path), "--workers", workers],
+        [*command, "--folder", str(folder), "--workers", workers],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -263,10 +262,25 @@ def test_ctrl_c_keeps_what_is_finished(workers: str, tmp_path: Path) -> None:
         preexec_fn=accept_interrupts,
     )
     deadline = time.monotonic() + 90
-    while len(list(tmp_path.glob("*.parquet"))) < 4:  # at least one pair
+    while len(list(folder.glob("*.parquet"))) < 4:  # at least one pair
         assert process.poll() is None, process.communicate()[1]
         assert time.monotonic() < deadline
         time.sleep(0.05)
+    return process
+
+
+def none_living(group: int) -> bool:
+    """Return whether all processes of a group end; multiprocessing's own helper does a moment later."""
+    deadline = time.monotonic() + 10
+    while living(group) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return not living(group)
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_ctrl_c_keeps_what_is_finished(workers: str, tmp_path: Path) -> None:
+    process = comparing(workers, tmp_path)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does
     out, err = process.communicate(timeout=120)
     assert process.returncode == 130, err
@@ -274,10 +288,16 @@ def test_ctrl_c_keeps_what_is_finished(workers: str, tmp_path: Path) -> None:
     assert "Traceback" not in err
     assert "digits" in out  # the comparison of the finished pairs
     assert 4 <= len(list(tmp_path.iterdir())) < 400
-    deadline = time.monotonic() + 10
-    while living(process.pid) and time.monotonic() < deadline:  # multiprocessing's own helper ends a moment later
-        time.sleep(0.05)
-    assert not living(process.pid)
+    assert none_living(process.pid)
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_no_process_outlives_the_command_that_started_it(number: signal.Signals, tmp_path: Path) -> None:
+    process = comparing("2", tmp_path)
+    process.send_signal(number)  # to it alone, as a service manager does
+    process.communicate(timeout=60)
+    assert none_living(process.pid)
 
 
 def test_without_the_extra_a_command_names_what_is_missing() -> None:
