@@ -6,7 +6,6 @@ python -m tamiyo.evaluation.lab.fit TRAFFIC_FOLDER --output estimator.safetensor
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -77,51 +76,44 @@ def to_forest(model: HistGradientBoostingRegressor) -> Forest:
     )
 
 
-def fit_target(rows: Array, target: Array, groups: Sequence[str], weights: Array) -> Fitted:
+def fit_target(rows: Array, target: Array, groups: Sequence[str]) -> Fitted:
     """Fit one target.
 
     Args:
         rows: [cases, evidence], NaN for unknown.
         target: [cases], nats.
         groups: The run of each case: errors are measured on runs that were not fitted to.
-        weights: Of each case.
     """
     out = np.zeros(len(target))
     for inside, held in GroupKFold(FOLDS).split(rows, groups=groups):
-        out[held] = _fit("mean", rows[inside], target[inside], weights[inside]).predict(rows[held])
+        out[held] = _fit("mean", rows[inside], target[inside]).predict(rows[held])
     errors = np.abs(target - out)
     held_errors = np.zeros(len(target))
     for inside, held in GroupKFold(FOLDS).split(rows, groups=groups):
-        held_errors[held] = _fit("error", rows[inside], errors[inside], weights[inside]).predict(rows[held])
+        held_errors[held] = _fit("error", rows[inside], errors[inside]).predict(rows[held])
     scale = float(np.quantile(errors / np.maximum(held_errors, SMALLEST_WIDTH), COVERAGE))
-    return Fitted(
-        to_forest(_fit("mean", rows, target, weights)), to_forest(_fit("error", rows, errors, weights)), scale
-    )
+    return Fitted(to_forest(_fit("mean", rows, target)), to_forest(_fit("error", rows, errors)), scale)
 
 
 def fit(cases: Sequence[TrainingCase], version: str, about: dict[str, Any]) -> FittedEstimator:
-    """Fit an estimator to cases, of which each target uses those that have it."""
+    """Fit an estimator to cases, of which each target uses those that have it.
+
+    Every case weighs alike: with every task weighing alike, the networks drawn at random, of which each is a task of
+    its own, outweigh the others, and errors on unseen tasks become no smaller.
+    """
     known = {name for case in cases for name, value in case.evidence.items() if not math.isnan(value)}
     names = tuple(name for name in cases[0].evidence if name in known)
-    weights = balanced(cases)
     models = {}
     for target in (GAIN, NEAR):
-        rows = [(case, weight) for case, weight in zip(cases, weights, strict=True) if target in case.targets]
+        known_target = [case for case in cases if target in case.targets]
         models[target] = fit_target(
-            np.array([as_row(case.evidence, names) for case, _ in rows]),
-            np.array([case.targets[target] for case, _ in rows]),
-            [case.run for case, _ in rows],
-            np.array([weight for _, weight in rows]),
+            np.array([as_row(case.evidence, names) for case in known_target]),
+            np.array([case.targets[target] for case in known_target]),
+            [case.run for case in known_target],
         )
     return FittedEstimator(version, names, models, about)
 
 
-def balanced(cases: Sequence[TrainingCase]) -> list[float]:
-    """Return a weight for each case, so that every task weighs alike; their mean is 1."""
-    counts = Counter(case.task for case in cases)
-    return [len(cases) / (len(counts) * counts[case.task]) for case in cases]
-
-
-def _fit(kind: str, rows: Array, target: Array, weights: Array) -> HistGradientBoostingRegressor:
+def _fit(kind: str, rows: Array, target: Array) -> HistGradientBoostingRegressor:
     known = np.where(np.isnan(rows).all(axis=0), 0.0, rows)  # the library cannot bin a column of NaN alone
-    return HistGradientBoostingRegressor(random_state=0, **SETTINGS[kind]).fit(known, target, sample_weight=weights)
+    return HistGradientBoostingRegressor(random_state=0, **SETTINGS[kind]).fit(known, target)

@@ -19,22 +19,25 @@ LARGE_TASKS = tuple(task for task in LAB_TASKS if task not in TASKS)
 CHEAP_TASKS = ("digits", *(host for host in HOSTS if host.startswith("digits")))
 PERCEPTRONS = (*HOSTS, "digits")
 CONVOLUTIONS = ("mnist1d", "mnist5k")
-SEEDS = ((PERCEPTRONS, 21), (CONVOLUTIONS, 4), (LARGE_TASKS, 1))
+SEEDS = ((PERCEPTRONS, 21), (CONVOLUTIONS, 8), (LARGE_TASKS, 1))
 """Tasks to fit to, and the seeds of each: as many as their cost allows."""
+DRAWN_TASKS = tuple(f"{kind}-{number}" for number in range(1000, 1056) for kind in ("host", "varied"))
+"""Networks drawn at random, one seed each: an estimator that has seen few architectures misjudges the others."""
 
 ADVERSARIAL = ("pump", "at_once", "cheapest")
 
 
-def exploration(tasks: Iterable[str], seeds: int, *, first: int = FIT_SEED, steps: int = 0) -> list[Job]:
-    """Return runs to fit to: mostly random traffic, some of the heuristic and of those that try to cheat."""
+def exploration(runs: Iterable[tuple[str, int]]) -> list[Job]:
+    """Return runs to fit to: half random traffic, half of the policies that decide and of those that try to cheat.
+
+    Args:
+        runs: Tasks and seeds.
+    """
     jobs: list[Job] = []
-    names = list(tasks)
-    for index in range(seeds):
-        for task in names:
-            seed = first + index
-            jobs.append(Job(task, f"random:{(0.08, 0.2, 0.4)[index % 3]}", seed, steps=steps))
-            other = ("heuristic", "at_once", "cheapest", "pump")[index % 4]
-            jobs.append(Job(task, other, seed, steps=steps))
+    for index, (task, seed) in enumerate(runs):
+        rate = (0.08, 0.2, 0.4)[index % 3]
+        other = ("heuristic", "builtin", "at_once", "heuristic", "builtin", "cheapest", "pump")[index % 7]
+        jobs += [Job(task, policy, seed) for policy in (f"random:{rate}", other)]
     return jobs
 
 
@@ -71,7 +74,9 @@ def judging(
 
 def fitting_jobs() -> list[Job]:
     """Return the runs to which the shipped estimator is fitted."""
-    return [job for tasks, seeds in SEEDS for job in exploration(tasks, seeds)]
+    known = [(task, FIT_SEED + index) for tasks, seeds in SEEDS for index in range(seeds) for task in tasks]
+    drawn = [(task, FIT_SEED) for task in DRAWN_TASKS]
+    return [*exploration(known), *exploration(drawn)]
 
 
 def judging_jobs() -> list[Job]:

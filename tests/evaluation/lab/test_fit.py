@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from sklearn.ensemble import HistGradientBoostingRegressor
 
-from tamiyo.evaluation.lab.fit import COVERAGE, TrainingCase, balanced, fit, to_forest
+from tamiyo.evaluation.lab.fit import COVERAGE, TrainingCase, fit, to_forest
 from tamiyo.streams.stages.rewards.fitted import GAIN, NEAR
 
 
@@ -47,10 +47,3 @@ def test_a_fitted_estimator_predicts_other_cases_within_its_interval() -> None:
     covered = np.mean(np.abs(values - truth) <= [each.half_width for each in found])
     assert COVERAGE - 0.05 <= covered <= COVERAGE + 0.06  # the fitted whole errs less than the folds it was scaled by
     assert np.corrcoef([each.near for each in found], truth)[0, 1] > 0.9
-
-
-def test_every_task_weighs_alike() -> None:
-    made = [*cases(20, seed=0), *(TrainingCase("rare", "r", {}, {}) for _ in range(5))]
-    weights = balanced(made)
-    assert np.mean(weights) == pytest.approx(1.0)
-    assert sum(w for w, case in zip(weights, made, strict=True) if case.task == "rare") == pytest.approx(len(made) / 3)
