@@ -11,6 +11,7 @@ from tamiyo.evaluation.bench.host import long_enough, loop
 def test_batches_grow_until_a_step_is_long_enough_for_its_bar(monkeypatch, shortest_s, batch):
     monkeypatch.setattr(host, "SHORTEST_STEP_S", shortest_s)
     monkeypatch.setattr(host, "TIMED_STEPS", 1)
+    monkeypatch.setattr(host, "TURNS", 1)
     task = loop("digits")
     found = long_enough(task)
     assert found.batch_size == batch
