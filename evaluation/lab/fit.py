@@ -1,6 +1,6 @@
 """Fit the reward's estimator to what twins show: boosted trees over the evidence, with conformal intervals.
 
-python -m tamiyo.evaluation.lab.fit TRAFFIC_FOLDER --output estimator.safetensors
+`make evidence ARGS="--full"` makes the traffic, fits the shipped estimator and judges it.
 """
 
 from __future__ import annotations
@@ -105,11 +105,11 @@ def fit(cases: Sequence[TrainingCase], version: str, about: dict[str, Any]) -> F
     names = tuple(name for name in cases[0].evidence if name in known)
     models = {}
     for target in (GAIN, NEAR):
-        known_target = [case for case in cases if target in case.targets]
+        measured = [case for case in cases if target in case.targets]
         models[target] = fit_target(
-            np.array([as_row(case.evidence, names) for case in known_target]),
-            np.array([case.targets[target] for case in known_target]),
-            [case.run for case in known_target],
+            np.array([as_row(case.evidence, names) for case in measured]),
+            np.array([case.targets[target] for case in measured]),
+            [case.run for case in measured],
         )
     return FittedEstimator(version, names, models, about)
 
