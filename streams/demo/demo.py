@@ -25,6 +25,7 @@ from tamiyo.streams.demo.display import Display
 from tamiyo.streams.demo.observer import Observer
 from tamiyo.streams.process.children import Children
 from tamiyo.streams.process.interrupts import stoppable
+from tamiyo.streams.settings import LearnerSettings
 
 # Stages by process: two processes for two cores, each with work for about half a core.
 WORKERS: dict[str, tuple[str, ...]] = {
@@ -73,7 +74,7 @@ class Demo:
                 "TAMIYO_STORE_URL": f"file://{folder}/store",
                 "PYTHONUNBUFFERED": "1",
             }
-            display = Display(console, self.steps)
+            display = Display(console, self.steps, LearnerSettings().initial_policy)
             children = stack.enter_context(Children(folder, environment))
             observer = stack.enter_context(Observer(kafka, names, display.take))
             stopped = stack.enter_context(stoppable())

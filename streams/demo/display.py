@@ -14,14 +14,17 @@ from tamiyo.schemas.learning import PolicyCheckpoint, RewardAnalysis
 from tamiyo.schemas.record import Record
 from tamiyo.schemas.telemetry import ModelPerformance
 
+_ORIGINS = {"builtin": "the laboratory, as it comes with the package", "heuristic": "the heuristic"}
+"""Where a policy without experiences comes from, by the learner's setting `initial_policy`."""
 PLAIN_LINES = 10  # lines of progress for each run, where there is no terminal for a bar
 
 
 class Display:
     """Turns records into lines and bars; called from the observer's thread."""
 
-    def __init__(self, console: Console, steps: int) -> None:
+    def __init__(self, console: Console, steps: int, initial_policy: str = "builtin") -> None:
         self.console = console
+        self._initial_policy = initial_policy
         self.progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -53,7 +56,11 @@ class Display:
                 self._reward(record)
             elif isinstance(record, PolicyCheckpoint) and record.version not in self._versions:
                 self._versions.add(record.version)
-                origin = "the initial heuristic" if record.version == 0 else f"{record.experiences} experiences"
+                origin = (
+                    f"{record.experiences} experiences"
+                    if record.version
+                    else _ORIGINS.get(self._initial_policy, escape(printable(self._initial_policy)))
+                )
                 self.console.print(f"[magenta]policy version {record.version}[/] from {origin}")
 
     def _performance(self, record: ModelPerformance) -> None:
