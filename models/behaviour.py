@@ -2,8 +2,9 @@
 
 Laroche, Trichelair and Tachet des Combes, "Safe policy improvement with baseline bootstrapping" (2019), with the
 ensemble's spread in place of visit counts: an action that the ensemble is unsure of keeps the baseline's probability,
-and the policy divides the remaining mass among the other actions. The criterion is the spread and not the calibrated
-half-width, because the half-width includes noise that no amount of experience removes.
+and the policy divides the remaining mass among the other actions. With `unsure_share` below 1, an adaptation that the
+ensemble is unsure of keeps that share only: then the baseline is, for the rest, to change nothing. The criterion is the
+spread and not the calibrated half-width, because the half-width includes noise that no amount of experience removes.
 """
 
 from __future__ import annotations
@@ -198,12 +199,19 @@ def distributions(
 
         probabilities = masked_log_softmax(batch.prior.double() / settings.temperature, mask, graph).exp()
         confident = mask & (spread <= settings.max_spread)
+        no_op = torch.zeros_like(mask)
+        no_op[batch.offsets[:-1]] = True
+        unsure = mask & ~confident & ~no_op
+        released = (1.0 - settings.unsure_share) * total(torch.where(unsure, probabilities, 0.0))
+        probabilities = torch.where(unsure, settings.unsure_share * probabilities, probabilities)
+        sure_of_no_op = total((no_op & confident).double()) > 0
+        probabilities = torch.where(no_op & ~sure_of_no_op, probabilities + released, probabilities)
         half_width = torch.from_numpy(policy.calibration.half_width(spread.numpy()).astype(np.float64))
         preferences = (output.logits.double() + settings.exploration_bonus * half_width) / settings.temperature
         # A graph without a confident action keeps the baseline: its no_op only keeps the softmax defined.
         known = total(confident.double()) > 0
         own = masked_log_softmax(preferences, torch.where(known, confident, mask), graph).exp()
-        entrusted = total(torch.where(confident, probabilities, 0.0))
+        entrusted = total(torch.where(confident, probabilities, 0.0)) + torch.where(sure_of_no_op, released, 0.0)
         probabilities = torch.where(confident, entrusted * own, probabilities)
         floor = (1e-3 / total(mask.double())).clamp(max=FLOOR)
         probabilities = torch.where(mask, torch.maximum(probabilities, floor), 0.0)
@@ -233,9 +241,16 @@ def _distribution(
     """Return the distribution to sample from, and the actions whose probability the policy sets."""
     probabilities = _softmax(prior / settings.temperature, mask)
     confident: npt.NDArray[np.bool_] = mask & (spread <= settings.max_spread)
+    unsure = ~confident
+    unsure[0] = False
+    released = (1.0 - settings.unsure_share) * probabilities[unsure].sum()
+    probabilities[unsure] *= settings.unsure_share
+    if not confident[0]:
+        probabilities[0] += released
+        released = 0.0
     if confident.any():
         preferences = output.logits.numpy().astype(np.float64) + settings.exploration_bonus * uncertainty
-        entrusted = probabilities[confident].sum()
+        entrusted = probabilities[confident].sum() + released
         policy = _softmax(preferences / settings.temperature, confident)
         probabilities = np.where(confident, entrusted * policy, probabilities)
     floor = min(FLOOR, 1e-3 / mask.sum())  # at most a thousandth of the mass in total

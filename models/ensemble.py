@@ -55,11 +55,11 @@ class RewardEnsemble(nn.Module):
         ):
             self.register_buffer(name, torch.randn(shape) / math.sqrt(shape[1]))
 
-    def forward(self, placed: Tensor, whole: Tensor, batch: GraphBatch, prior: Tensor | None = None) -> Tensor:
+    def forward(self, nodes: Tensor, whole: Tensor, batch: GraphBatch, prior: Tensor | None = None) -> Tensor:
         """Predict the reward of every action.
 
         Args:
-            placed: Embedding of each node beside that of its graph, [N, 2 hidden].
+            nodes: Embedding of each node, [N, hidden]; the heads read it beside that of its graph.
             whole: Embedding of each graph, [graphs, hidden].
             batch: The graphs, whose raw features the priors read.
             prior: What `prior` returns for them, if it is known.
@@ -67,7 +67,10 @@ class RewardEnsemble(nn.Module):
         Returns:
             [heads, graphs + N x kinds]: no_op of each graph, then every kind at every node.
         """
-        at_nodes = torch.relu(placed @ self.node_first + self.node_first_bias) @ self.node_last + self.node_last_bias
+        of_nodes, of_whole = self.node_first.chunk(2, dim=1)
+        of_graphs = whole @ of_whole + self.node_first_bias
+        hidden = torch.relu(nodes @ of_nodes + of_graphs.index_select(1, batch.node_graph))
+        at_nodes = hidden @ self.node_last + self.node_last_bias
         no_op = torch.relu(whole @ self.no_op_first + self.no_op_first_bias) @ self.no_op_last + self.no_op_last_bias
         learned = torch.cat([no_op.flatten(1), at_nodes.flatten(1)], dim=1)
         return learned + (self.prior(batch) if prior is None else prior)

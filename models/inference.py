@@ -5,12 +5,12 @@ on the same shapes, in the same order, so the results are those of the modules b
 definition of the network, and what learns.
 """
 
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from tamiyo.models.batch import GraphBatch
@@ -31,18 +31,21 @@ def evaluate(policy: TamiyoPolicy, batch: GraphBatch) -> PolicyOutput:
     layer: Any
     for layer in policy.convolutions:
         convolution, norm = layer.convolution, layer.norm
-        messages = nodes.index_select(0, source)
-        messages.add_(linear(batch.edge_attr, convolution.lin.weight, convolution.lin.bias)).relu_()
-        update = _head(nodes.new_zeros(nodes.shape).index_add_(0, target, messages).add_(nodes), convolution.nn)
+        messages = (nodes + convolution.lin.bias).index_select(0, source)
+        messages.addmm_(batch.edge_attr, convolution.lin.weight.t()).relu_()
+        update = _head(nodes.index_add(0, target, messages), convolution.nn)
         nodes = torch.layer_norm(update, norm.normalized_shape, norm.weight, norm.bias, norm.eps).relu_().add_(nodes)
     whole = _pool(nodes, batch, policy.pooling.gate_nn)
     whole = whole.add_(linear(batch.globals, policy.context.weight, policy.context.bias)).relu_()
-    placed = torch.cat([nodes, whole.expand_as(nodes)], dim=1)
-    scores = torch.cat([_head(whole, policy.no_op).flatten(), _head(placed, policy.node_actions).flatten()])
+    first, last = cast("nn.Linear", policy.node_actions[0]), cast("nn.Linear", policy.node_actions[-1])
+    of_nodes, of_whole = first.weight.chunk(2, dim=1)
+    at_nodes = linear(whole, of_whole, first.bias).index_select(0, batch.node_graph).addmm_(nodes, of_nodes.t())
+    at_nodes = linear(at_nodes.relu_(), last.weight, last.bias)
+    scores = torch.cat([_head(whole, policy.no_op).flatten(), at_nodes.flatten()])
     return PolicyOutput(
         logits=scores.add_(policy.config.heuristic_weight * batch.prior),
         value=_head(whole, policy.value).flatten(),
-        ensemble=_rewards(policy.rewards, placed, whole, batch),
+        ensemble=_rewards(policy.rewards, nodes, whole, batch),
         node_embeddings=nodes,
         global_embedding=whole,
         action_graph=batch.action_graph,
@@ -63,8 +66,10 @@ def _pool(nodes: Tensor, batch: GraphBatch, gate: Any) -> Tensor:
     return nodes.new_zeros(1, nodes.shape[1]).index_add_(0, batch.node_graph, weight.div_(total.add_(1e-16)) * nodes)
 
 
-def _rewards(heads: RewardEnsemble, placed: Tensor, whole: Tensor, batch: GraphBatch) -> Tensor:
-    at_nodes = (placed @ heads.node_first).add_(heads.node_first_bias).relu_() @ heads.node_last
+def _rewards(heads: RewardEnsemble, nodes: Tensor, whole: Tensor, batch: GraphBatch) -> Tensor:
+    of_nodes, of_whole = heads.node_first.chunk(2, dim=1)
+    of_graph = (whole @ of_whole).add_(heads.node_first_bias)
+    at_nodes = (nodes @ of_nodes).add_(of_graph).relu_() @ heads.node_last
     no_op = (whole @ heads.no_op_first).add_(heads.no_op_first_bias).relu_() @ heads.no_op_last
     learned = [no_op.add_(heads.no_op_last_bias).flatten(1), at_nodes.add_(heads.node_last_bias).flatten(1)]
     raw = torch.cat([batch.x, batch.globals.expand(len(batch.x), -1)], dim=1)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
+from torch.nn.functional import linear
 
 from tamiyo.models.actions import kinds
 from tamiyo.models.batch import GraphBatch
@@ -27,7 +29,14 @@ class BehaviourSettings(BaseModel):
     temperature: float = Field(1.0, gt=0, description="Of the softmax")
     exploration_bonus: float = Field(0.1, ge=0, description="Weight of an action's uncertainty in its logit")
     max_spread: float = Field(
-        0.15, ge=0, description="Spread above which an action keeps the baseline's probability (SPIBB)"
+        0.15, ge=0, description="Spread above which the policy is unsure of an action: the baseline decides (SPIBB)"
+    )
+    unsure_share: float = Field(
+        1.0,
+        ge=0,
+        le=1,
+        description="Share of the baseline's probability that an adaptation keeps of which the policy is unsure; with "
+        "less than 1, where the policy knows nothing it rather changes nothing",
     )
 
 
@@ -123,6 +132,8 @@ class MessagePassing(nn.Module):
     def forward(self, x: Tensor, edge_index: Tensor, edge_attr: Tensor) -> Tensor:
         """Pass one round of messages.
 
+        What `convolution` computes, with fewer passes over its messages, which do not fit into a processor's cache.
+
         Args:
             x: Node embeddings, [N, hidden].
             edge_index: Source and target of each edge, int64 [2, E].
@@ -131,8 +142,12 @@ class MessagePassing(nn.Module):
         Returns:
             Node embeddings, [N, hidden].
         """
-        update: Tensor = self.dropout(torch.relu(self.norm(self.convolution(x, edge_index, edge_attr))))
-        return x + update
+        source, target = edge_index.unbind()
+        edges: nn.Linear = self.convolution.lin
+        messages = (x + edges.bias).index_select(0, source).addmm_(edge_attr, edges.weight.t()).relu_()
+        update: Tensor = self.convolution.nn(x.index_add(0, target, messages))
+        added: Tensor = self.dropout(self.norm(update).relu_())
+        return x + added
 
 
 class TamiyoPolicy(nn.Module):
@@ -200,9 +215,19 @@ class TamiyoPolicy(nn.Module):
             nodes = convolution(nodes, batch.edge_index, batch.edge_attr)
         pooled = self.pooling(nodes, batch.node_graph, dim_size=batch.graphs)
         whole = torch.relu(pooled + self.context(batch.globals))
-        placed = torch.cat([nodes, whole[batch.node_graph]], dim=1)
-        scores = torch.cat([self.no_op(whole).flatten(), self.node_actions(placed).flatten()])
+        scores = torch.cat([self.no_op(whole).flatten(), self._at_nodes(nodes, whole, batch).flatten()])
         return Acted(nodes, whole, logits=self.config.heuristic_weight * batch.prior + scores[batch.action_row])
+
+    def _at_nodes(self, nodes: Tensor, whole: Tensor, batch: GraphBatch) -> Tensor:
+        """Return the scores of the kinds of action at each node, [N, kinds]: of its embedding beside its graph's.
+
+        The first layer's product with the graph's embedding is the same for all its nodes, so it is computed once.
+        """
+        first, others = cast("nn.Linear", self.node_actions[0]), self.node_actions[1:]
+        of_nodes, of_whole = first.weight.chunk(2, dim=1)
+        hidden = linear(whole, of_whole, first.bias).index_select(0, batch.node_graph).addmm_(nodes, of_nodes.t())
+        scores: Tensor = others(hidden)
+        return scores
 
     def predict_at(self, batch: GraphBatch, acted: Acted, action: Tensor, reward_prior: Tensor) -> OutputAtActions:
         """Return the output with the rewards of one action of each graph.
@@ -231,11 +256,10 @@ class TamiyoPolicy(nn.Module):
             acted: What `act` returns for them.
             reward_prior: What `rewards.prior` returns for them, if it is known.
         """
-        placed = torch.cat([acted.nodes, acted.whole[batch.node_graph]], dim=1)
         return PolicyOutput(
             logits=acted.logits,
             value=self.value(acted.whole).flatten(),
-            ensemble=self.rewards(placed, acted.whole, batch, reward_prior)[:, batch.action_row],
+            ensemble=self.rewards(acted.nodes, acted.whole, batch, reward_prior)[:, batch.action_row],
             node_embeddings=acted.nodes,
             global_embedding=acted.whole,
             action_graph=batch.action_graph,

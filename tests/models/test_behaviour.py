@@ -104,6 +104,32 @@ def test_an_action_it_is_unsure_of_keeps_the_baselines_probability(monkeypatch):
     )
 
 
+@pytest.mark.parametrize("share", [0.0, 0.2, 1.0])
+@pytest.mark.parametrize("sure_of", ["all", "some", "no_op", "some but no_op", "none"])
+def test_of_what_it_is_unsure_the_baseline_keeps_a_share(monkeypatch, share, sure_of):
+    policy, graph = trained(), make_graph(5)
+    mask = mask_of(policy, graph)
+    legal = np.flatnonzero(mask)
+    unsure = {"all": [], "some": legal[1:4], "no_op": legal[1:], "some but no_op": legal[:4], "none": legal}[sure_of]
+    values = torch.zeros(5, len(mask))
+    values[0, torch.as_tensor(unsure, dtype=torch.int64)] = 1.0  # spread .4 there, 0 elsewhere
+    monkeypatch.setattr(inference, "_rewards", lambda *_: values)
+    before = choose(policy, graph, mask, seed=1).probabilities
+    after = choose(policy, graph, mask, seed=1, settings=BehaviourSettings(unsure_share=share)).probabilities
+    adaptations = np.setdiff1d(unsure, [0]).astype(int)
+    np.testing.assert_allclose(after[adaptations], np.maximum(share * before[adaptations], 1e-6), rtol=1e-4)
+    released = before[adaptations].sum() - after[adaptations].sum()
+    grown = after - before
+    if 0 in unsure:  # the policy decides nothing more than before
+        assert grown[0] == pytest.approx(released, abs=1e-5)
+    else:
+        sure = np.setdiff1d(legal, unsure)
+        assert grown[sure].sum() == pytest.approx(released, abs=1e-5)
+        np.testing.assert_allclose(after[sure] / after[sure].sum(), before[sure] / before[sure].sum(), atol=1e-4)
+    if share == 1.0:
+        assert after.tobytes() == before.tobytes()
+
+
 def test_the_exploration_bonus_favours_what_is_less_known(monkeypatch):
     policy, graph = trained(), make_graph(5)
     mask = mask_of(policy, graph)
@@ -198,9 +224,10 @@ def test_a_broken_network_does_not_decide():
         choose(policy, graph, mask_of(policy, graph), seed=1)
 
 
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
 @pytest.mark.parametrize("max_spread", [0.0, 0.15, 10.0])
-def test_many_graphs_at_once_have_the_distributions_of_one_at_a_time(max_spread):
-    settings = BehaviourSettings(max_spread=max_spread, temperature=0.7)
+def test_many_graphs_at_once_have_the_distributions_of_one_at_a_time(max_spread, share):
+    settings = BehaviourSettings(max_spread=max_spread, temperature=0.7, unsure_share=share)
     policy = trained(seed=3, confident=0.5, behaviour=settings)
     graphs = [make_graph(1 + number % 5, layers=2 + number % 3) for number in range(6)]
     masks = [

@@ -25,7 +25,7 @@ def ensemble(heads=4, prior_scale=0.25, seed=0):
 
 
 def embeddings(batch):
-    return torch.randn(batch.x.shape[0], 2 * HIDDEN), torch.randn(batch.graphs, HIDDEN)
+    return torch.randn(batch.x.shape[0], HIDDEN), torch.randn(batch.graphs, HIDDEN)
 
 
 def test_every_head_predicts_every_action():
@@ -47,8 +47,9 @@ def test_it_is_each_heads_own_network_and_prior():
     with torch.no_grad():
         for parameter in found.parameters():
             parameter.normal_(0, 0.3)
-    placed, whole = embeddings(batch)
-    predictions = found(placed, whole, batch).detach()
+    nodes, whole = embeddings(batch)
+    placed = torch.cat([nodes, whole[batch.node_graph]], dim=1)
+    predictions = found(nodes, whole, batch).detach()
     prior = found.prior(batch)
     for head in range(4):
         node = torch.relu(placed @ found.node_first[head] + found.node_first_bias[head, 0])

@@ -89,6 +89,30 @@ def test_the_order_of_nodes_does_not_matter():
     torch.testing.assert_close(again, scores[order], atol=1e-4, rtol=1e-4)
 
 
+def test_messages_are_those_of_gine_and_scores_those_of_the_head():
+    """The policy computes both in another order than torch_geometric and `nn.Sequential` do, and learns alike."""
+    policy = TamiyoPolicy(CONFIG.model_copy(update={"dropout": 0.0}))
+    batch = batch_of(policy, make_graph(5, layers=4), make_graph(3, layers=2))
+    layer, head = policy.convolutions[0], policy.node_actions
+    with torch.no_grad():
+        head[3].weight.normal_()
+    x, whole = torch.randn(6, 128), torch.randn(2, 128)
+
+    def gradients(value, module):
+        module.zero_grad()
+        value.square().sum().backward()
+        return [parameter.grad.clone() for parameter in module.parameters() if parameter.grad is not None]
+
+    update = torch.relu(layer.norm(layer.convolution(x, batch.edge_index, batch.edge_attr)))
+    found = layer(x, batch.edge_index, batch.edge_attr)
+    torch.testing.assert_close(found, x + update, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(gradients(found, layer), gradients(x + update, layer), atol=1e-3, rtol=1e-4)
+    scores = head(torch.cat([x, whole[batch.node_graph]], dim=1))
+    found = policy._at_nodes(x, whole, batch)
+    torch.testing.assert_close(found, scores, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(gradients(found, head), gradients(scores, head), atol=1e-2, rtol=1e-4)
+
+
 def test_heads_agree_where_they_were_trained_and_not_elsewhere():
     policy = TamiyoPolicy(CONFIG).eval()  # without the dropout's noise, so that they can agree
     seen = batch_of(policy, make_graph(5))

@@ -14,7 +14,7 @@ from functools import cache
 
 from torch import nn
 
-from tamiyo.evaluation.lab.hosts.drawn import drawn_host, varied_host
+from tamiyo.evaluation.lab.hosts.drawn import drawn_host, text_host, varied_host
 from tamiyo.evaluation.lab.hosts.networks import perceptron
 from tamiyo.host._reference.tasks import Task, load_task
 
@@ -35,7 +35,11 @@ HOSTS: dict[str, Callable[[], Task]] = {
 """By name."""
 
 
-DRAWN: dict[str, Callable[[int], Task]] = {"host": drawn_host, "varied": varied_host}
+DRAWN: dict[str, Callable[[int], Task]] = {
+    "host": drawn_host,
+    "varied": varied_host,
+    "text": text_host,
+}
 """What draws a network at random, by the beginning of its name: host-7 is drawn from the seed 7."""
 
 

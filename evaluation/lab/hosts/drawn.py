@@ -8,7 +8,14 @@ from dataclasses import replace
 import numpy as np
 from torch import nn
 
-from tamiyo.evaluation.lab.hosts.networks import Encoder, ResidualPerceptron, TextPerceptron, convolutions, perceptron
+from tamiyo.evaluation.lab.hosts.networks import (
+    Encoder,
+    ResidualPerceptron,
+    TextConvolutions,
+    TextPerceptron,
+    convolutions,
+    perceptron,
+)
 from tamiyo.host._reference.networks import ResNet
 from tamiyo.host._reference.source_text import VOCABULARY
 from tamiyo.host._reference.tasks import Task, load_task
@@ -74,24 +81,45 @@ def varied_host(seed: int) -> Task:
     )
 
 
-def _varied(kind: str, data: str, task: Task, rng: np.random.Generator) -> Callable[[], nn.Module]:
-    def width(low: float, high: float) -> int:
-        return round(float(np.exp(rng.uniform(np.log(low), np.log(high)))))
+def text_host(seed: int) -> Task:
+    """Return a convolutional network on text, drawn at random; its convolutions have strides, and no dilation.
 
+    Args:
+        seed: The same seed gives the same host.
+    """
+    rng = np.random.default_rng([2028, seed])
+    task = load_task("charconv")  # its text, not its network
+    activation = ACTIVATIONS[rng.integers(3)]
+    context, embedding = int(rng.choice([8, 16, 32])), _width(rng, 4, 24)
+    widths = tuple(_width(rng, 6, 48) for _ in range(int(rng.integers(1, 5))))
+    return replace(
+        task,
+        make_network=lambda: TextConvolutions(VOCABULARY, context, embedding, widths, activation),
+        learning_rate=float(np.exp(rng.uniform(np.log(1e-3), np.log(8e-3)))),
+        train=task.train.take(0, int(float(rng.choice([0.25, 0.5, 1.0, 1.0])) * len(task.train))),
+    )
+
+
+def _width(rng: np.random.Generator, low: float, high: float) -> int:
+    """Return a width drawn between two others, their ratio counting."""
+    return round(float(np.exp(rng.uniform(np.log(low), np.log(high)))))
+
+
+def _varied(kind: str, data: str, task: Task, rng: np.random.Generator) -> Callable[[], nn.Module]:
     activation = ACTIVATIONS[rng.integers(3)]
     numbers = task.train.inputs[0].numel()
     blocks = int(rng.integers(1, 4))
     if kind == "text":
-        context, embedding = int(rng.choice([4, 8, 16])), width(4, 24)
-        widths = tuple(width(6, 96) for _ in range(blocks))
+        context, embedding = int(rng.choice([4, 8, 16])), _width(rng, 4, 24)
+        widths = tuple(_width(rng, 6, 96) for _ in range(blocks))
         return lambda: TextPerceptron(VOCABULARY, context, embedding, widths, activation)
     if kind == "attention":
         heads = int(rng.choice([1, 2]))
-        features = heads * width(3, 12)
+        features = heads * _width(rng, 3, 12)
         pieces = PIECES[data]
         return lambda: Encoder(pieces, numbers // pieces, width=features, heads=heads, blocks=blocks)
     if kind == "residual":
-        features, hidden = width(4, 32), width(3, 32)
+        features, hidden = _width(rng, 4, 32), _width(rng, 3, 32)
         return lambda: ResidualPerceptron(numbers, features, hidden, blocks, activation)
-    features = width(2, 6)
+    features = _width(rng, 2, 6)
     return lambda: ResNet(width=features)

@@ -79,6 +79,44 @@ class TextPerceptron(nn.Module):
         return logits
 
 
+class TextConvolutions(nn.Module):
+    """A convolutional network on the embeddings of the last characters, which predicts the next one.
+
+    Its convolutions have stride 2 and no dilation: dilated ones on text are held out.
+
+    Args:
+        vocabulary: Number of characters.
+        context: Characters that it reads, at the end of each sample.
+        embedding: Width of a character's embedding.
+        widths: Channels of each convolution.
+        activation: After each convolution.
+    """
+
+    def __init__(
+        self, vocabulary: int, context: int, embedding: int, widths: tuple[int, ...], activation: type[nn.Module]
+    ) -> None:
+        super().__init__()
+        self.context = context
+        self.embedding = nn.Embedding(vocabulary, embedding)
+        layers: list[nn.Module] = []
+        before, positions = embedding, context
+        for width in widths:
+            layers += [nn.Conv1d(before, width, kernel_size=3, stride=2, padding=1), activation()]
+            before, positions = width, (positions + 1) // 2
+        self.layers = nn.Sequential(*layers)
+        self.head = nn.Linear(before * positions, vocabulary)
+
+    def forward(self, characters: Tensor) -> Tensor:
+        """Return the logits of the next character, [batch, vocabulary].
+
+        Args:
+            characters: Indices in the vocabulary, [batch, positions].
+        """
+        features = self.layers(self.embedding(characters[:, -self.context :]).transpose(1, 2))
+        logits: Tensor = self.head(features.flatten(1))
+        return logits
+
+
 class ResidualPerceptron(nn.Module):
     """Blocks of a layer norm and two linear layers beside their input, on flattened inputs, with ten classes.
 

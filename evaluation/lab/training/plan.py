@@ -11,10 +11,12 @@ EXPLORERS = ("random:0.1", "heuristic", "random:0.25", "at_once", "random:0.05")
 """Who decides the runs of the first round."""
 SEED = 20_000
 """First seed of the first round; each round has its own thousand."""
-FURTHER_SEED = 24_000
+FURTHER_SEED = 25_000
 """First seed of the runs that teach a policy more."""
 ARCHITECTURES = 7
-"""Of `varied_host`, which take turns; the last is slow."""
+"""Of `varied_host`, which take turns."""
+RESNETS = ARCHITECTURES * 4_000 - 1
+"""First seed of varied hosts that are ResNets, which are slow."""
 
 
 def first_round(passes: int) -> list[LookaheadJob]:
@@ -70,25 +72,32 @@ def later_round(number: int, passes: int, policy: str) -> list[LookaheadJob]:
 
 
 def further_round(passes: int, teacher: str) -> list[LookaheadJob]:
-    """Return the runs that teach a policy more: of other architectures, measured, and of those that it knows.
+    """Return the runs that teach a policy more: measured ones of other networks, and others of those that it knows.
 
     In the latter nothing is measured: the policy that is fitted shall think of their graphs as the teacher does.
 
     Args:
-        passes: Each is about seven runs that are measured and eight that are not.
+        passes: Each is five runs that are measured and ten that are not.
         teacher: The policy, such as "builtin" or "learned:FILE".
     """
     explorers = (teacher, "heuristic", teacher, "random:0.1")
     jobs: list[LookaheadJob] = []
     for index in range(passes):
-        seed, first = FURTHER_SEED + index, 100 + ARCHITECTURES * index
-        for kind in range(ARCHITECTURES):
-            slow = (first + kind) % ARCHITECTURES == ARCHITECTURES - 1
-            if not slow or index % 2 == 0:
-                decides = explorers[(index + kind) % len(explorers)]
-                jobs.append(LookaheadJob(f"varied-{first + kind}", decides, seed, points=3 if slow else 5, tries=3))
+        seed, first = FURTHER_SEED + index, FURTHER_SEED + 4 * index
+        slow = "resnet" if index % 2 else f"varied-{RESNETS + ARCHITECTURES * index}"
+        quick = (f"text-{first}", f"varied-{_quick(first)}", f"text-{first + 1}", f"varied-{_quick(first + 1)}")
+        for number, task in enumerate((*quick, slow)):
+            points = 3 if task == slow else 5
+            jobs.append(LookaheadJob(task, explorers[(index + number) % len(explorers)], seed, points=points, tries=3))
         hosts = [f"host-{FURTHER_SEED + 3 * index + k}" for k in range(3)]
-        known = ("digits", hosts[0], "mnist1d", hosts[1], "mnist5k", hosts[2], *islice(cycle(HOSTS), index, index + 2))
-        for number, task in enumerate(known):
+        varied = [f"varied-{_quick(first + k)}" for k in (2, 3)]
+        known = ("digits", hosts[0], "mnist1d", hosts[1], "mnist5k", hosts[2], *varied)
+        for number, task in enumerate((*known, *islice(cycle(HOSTS), index, index + 2))):
             jobs.append(LookaheadJob(task, explorers[(index + number) % len(explorers)], seed, points=12, tries=0))
     return jobs
+
+
+def _quick(number: int) -> int:
+    """Return the seed of the varied host with this number among those that are no ResNets."""
+    whole, kind = divmod(number, ARCHITECTURES - 1)
+    return ARCHITECTURES * whole + kind

@@ -27,13 +27,13 @@ def trained(name, steps):
     return sum(losses[:20]) / 20, sum(losses[-20:]) / 20
 
 
-@pytest.mark.parametrize("seed", range(ARCHITECTURES))
-def test_each_architecture_learns(seed):
-    first, last = trained(f"varied-{seed}", 150)
+@pytest.mark.parametrize("name", [*(f"varied-{seed}" for seed in range(ARCHITECTURES)), "text-0", "text-1"])
+def test_each_architecture_learns(name):
+    first, last = trained(name, 150)
     assert last < 0.98 * first
 
 
-@pytest.mark.parametrize("name", ["host-7", "varied-7", "varied-8"])
+@pytest.mark.parametrize("name", ["host-7", "varied-7", "varied-8", "text-7"])
 def test_the_same_seed_gives_the_same_host(name):
     lab_task.cache_clear()
     once = lab_task(name)

@@ -71,8 +71,8 @@ def test_the_plan_has_other_runs_in_every_pass_and_round():
     tasks = {job.task for job in jobs}
     assert {"mnist1d", "digits", "mnist5k", "chars", "resnet"} <= tasks
     assert not tasks & {"charconv", "mixer"}  # held out
-    networks = {type(lab_task(job.task).make_network()).__name__ for job in jobs if job.task.startswith("varied-")}
-    assert networks == {"TextPerceptron", "Encoder", "ResidualPerceptron", "ResNet"}
+    networks = {type(lab_task(job.task).make_network()).__name__ for job in jobs if "-" in job.task}
+    assert networks == {"Sequential", "TextPerceptron", "TextConvolutions", "Encoder", "ResidualPerceptron", "ResNet"}
 
 
 def test_a_policy_learns_more(short, monkeypatch, tmp_path):
