@@ -88,6 +88,11 @@ class FitSettings:
     max_norm: float = 1.0
     temperature: float = 0.5
     """Of the softmax when the policy decides: below 1, it does what it prefers more often than it learned to."""
+    max_spread: float = 0.1
+    """Of the heads, at an action: above it the policy is unsure."""
+    unsure_share: float = 0.02
+    """Share of the heuristic's probability that such an action keeps: on networks unlike all that it was fitted to, the
+    policy changes nothing, rather than what the heuristic would, and still tries something in a hundred."""
     held_out: float = 0.1
     """Share of the runs that only calibrate the uncertainty."""
     seed: int = 0
@@ -147,7 +152,13 @@ def fit(
     trained = [each for each in found if each.run not in held_out]
     _fit_rewards(policy, trained, taught, settings, rng, on_epoch or (lambda epoch: None))
     _fit_actor(policy, [*(each.graph for each in trained), *(each.graph for each in taught)], settings, rng)
-    behaviour = policy.config.behaviour.model_copy(update={"temperature": settings.temperature})
+    behaviour = policy.config.behaviour.model_copy(
+        update={
+            "temperature": settings.temperature,
+            "max_spread": settings.max_spread,
+            "unsure_share": settings.unsure_share,
+        }
+    )
     policy.config = policy.config.model_copy(update={"behaviour": behaviour})
     # What the teacher has seen counts too: a few runs of other networks are no measure of those that it knows.
     known = Calibration() if teacher is None else teacher.calibration

@@ -72,12 +72,12 @@ def later_round(number: int, passes: int, policy: str) -> list[LookaheadJob]:
 
 
 def further_round(passes: int, teacher: str) -> list[LookaheadJob]:
-    """Return the runs that teach a policy more: measured ones of other networks, and others of those that it knows.
+    """Return the runs that teach a policy more: of other networks, and of those that it knows.
 
-    In the latter nothing is measured: the policy that is fitted shall think of their graphs as the teacher does.
+    In most of the latter nothing is measured: the policy that is fitted shall think of their graphs as the teacher does.
 
     Args:
-        passes: Each is five runs that are measured and ten that are not.
+        passes: Each is ten runs that are measured, five of them of other networks, and ten that are not.
         teacher: The policy, such as "builtin" or "learned:FILE".
     """
     explorers = (teacher, "heuristic", teacher, "random:0.1")
@@ -90,6 +90,10 @@ def further_round(passes: int, teacher: str) -> list[LookaheadJob]:
             points = 3 if task == slow else 5
             jobs.append(LookaheadJob(task, explorers[(index + number) % len(explorers)], seed, points=points, tries=3))
         hosts = [f"host-{FURTHER_SEED + 3 * index + k}" for k in range(3)]
+        drawn = [f"host-{FURTHER_SEED + 1000 + 2 * index + k}" for k in range(2)]
+        for number, task in enumerate(("mnist1d", drawn[0], "digits", drawn[1], "mnist5k")):
+            decides = explorers[(index + number) % len(explorers)]
+            jobs.append(LookaheadJob(task, decides, seed + 1000, points=5, tries=3))
         varied = [f"varied-{_quick(first + k)}" for k in (2, 3)]
         known = ("digits", hosts[0], "mnist1d", hosts[1], "mnist5k", hosts[2], *varied)
         for number, task in enumerate((*known, *islice(cycle(HOSTS), index, index + 2))):

@@ -67,7 +67,14 @@ def test_advantages_are_predicted_on_graphs_it_has_not_seen(worth_it):
     policy, unseen = worth_it
     predicted, spread, measured = predictions(policy, [each[0] for each in unseen])
     assert np.corrcoef(predicted, measured)[0, 1] > 0.9
-    assert np.median(spread) < policy.config.behaviour.max_spread  # else the heuristic would decide
+    assert np.median(spread) < policy.config.behaviour.max_spread  # else it would change nothing
+
+
+def test_where_it_is_unsure_it_hardly_adapts(worth_it):
+    policy, unseen = worth_it
+    behaviour = policy.config.behaviour.model_copy(update={"max_spread": 0.0})
+    for _, graph, mask, _ in unseen[:10]:
+        assert choose(policy, graph, mask, seed=0, settings=behaviour).probabilities[0] > 0.97
 
 
 def test_where_nothing_pays_it_does_nothing():
