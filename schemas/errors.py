@@ -15,6 +15,7 @@
     ├── PolicyError             a policy or checkpoint cannot be used
     │   ├── CheckpointCorrupt   stored weights do not match their header
     │   └── UpdateRejected      an update of the policy failed its checks and was rolled back
+    │       └── StepTooLarge    it moved the policy too far
     ├── RecordingError          a recording's files are damaged, unfinished, or of another format
     ├── ExportError             an export's files cannot be written
     └── DatasetError            a training task's data cannot be made
@@ -101,6 +102,10 @@ class CheckpointCorrupt(PolicyError):
 
 class UpdateRejected(PolicyError):
     """An update of the policy that failed its checks and was rolled back."""
+
+
+class StepTooLarge(UpdateRejected):
+    """An update that moved the policy too far: a shorter step in its direction may pass."""
 
 
 class RecordingError(TamiyoError):

@@ -30,7 +30,7 @@ from tamiyo.models.learning.ppo import (
 )
 from tamiyo.models.learning.update_batch import UpdateBatch
 from tamiyo.models.policy import Acted, PolicyOutput, TamiyoPolicy
-from tamiyo.schemas.errors import PolicyError, UpdateRejected
+from tamiyo.schemas.errors import PolicyError, StepTooLarge, UpdateRejected
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +136,9 @@ class Updater:
     ) -> Update:
         """Learn from a batch, or leave everything unchanged.
 
+        An update that moves the policy too far is halved, up to `halvings` times, before it is given up. Otherwise
+        every batch that pulls in the same direction would fail alike, and the policy never move.
+
         Args:
             examples: The batch; its order does not matter.
             corrections: Importance corrections from replay, in (0, 1], [examples]; 1 for fresh ones.
@@ -143,7 +146,7 @@ class Updater:
             version: Version of the present policy, from which the age of an example is counted.
             rng: Draws the minibatches.
             critics_only: Whether only the value and the reward heads learn.
-            check: Raises UpdateRejected if it finds the new policy not fit to act.
+            check: Raises UpdateRejected if it finds the new policy not fit to act, StepTooLarge if it moved too far.
 
         Returns:
             Metrics and new advantages.
@@ -154,10 +157,7 @@ class Updater:
         safe = copy.deepcopy({"policy": self.policy.state_dict(), **self.state()})
         try:
             weights, credit = (np.asarray(each, dtype=np.float32) for each in (corrections, returns))
-            update = self._update(examples, weights, credit, version, rng, frozen=critics_only)
-            if check is not None:
-                check(self.policy.eval())
-            return update
+            return self._update(examples, weights, credit, version, rng, frozen=critics_only, check=check)
         except UpdateRejected:
             self.restore(safe)
             raise
@@ -173,8 +173,11 @@ class Updater:
         rng: np.random.Generator,
         *,
         frozen: bool,
+        check: Callable[[TamiyoPolicy], None] | None,
     ) -> Update:
         settings = self.settings
+        weights: list[Tensor] = [*self.policy.parameters(), *self.proximal.parameters()]
+        origin = [each.detach().clone() for each in weights]
         batch = UpdateBatch(self.policy.rewards, examples)
         acted = batch.act(self.policy)
         before = batch.log_probabilities(acted)
@@ -203,7 +206,19 @@ class Updater:
             raise UpdateRejected(
                 f"all {skipped} minibatches had a loss that was above {settings.max_loss} or not finite"
             )
-        checks, advantages = self._check(batch, before, b, settled)
+        stopped = settled is not None and not frozen
+        for halvings in range(settings.halvings + 1):
+            try:
+                checks, advantages = self._check(batch, before, b, settled)
+                if check is not None:
+                    check(self.policy.eval())
+                break
+            except StepTooLarge:
+                if halvings == settings.halvings:
+                    raise
+                with torch.no_grad():
+                    torch._foreach_lerp_(weights, origin, 0.5)
+                settled = None
         if self.scheduler.last_epoch < settings.t_max:
             self.scheduler.step()
         means = {
@@ -216,8 +231,9 @@ class Updater:
             "losses/explained_variance": _explained_variance(value.numpy(), b.returns.numpy()),
             "charts/learning_rate": float(self.optimizer.param_groups[0]["lr"]),
             "charts/gradient_steps": float(len(history)),
+            "charts/step_share": 0.5**halvings,
             "charts/minibatches_skipped": float(skipped),
-            "charts/stopped_early": float(settled is not None and not frozen),
+            "charts/stopped_early": float(stopped),
             "charts/critics_only": float(frozen),
         }
         return Update(metrics, advantages)
@@ -316,7 +332,7 @@ class Updater:
         now = masked_log_softmax(torch.cat([each.logits for each in outputs]), graph.mask, graph.action_graph)
         kl = self._divergence(before, now, graph, b.actor)
         if kl > self.settings.max_kl:
-            raise UpdateRejected(f"the policy moved by {kl:.3f} nats, more than the limit of {self.settings.max_kl}")
+            raise StepTooLarge(f"the policy moved by {kl:.3f} nats, more than the limit of {self.settings.max_kl}")
         choosing = (choices(graph.mask, graph.action_graph, graph.graphs) > 1).float()
         entropy_before, entropy_now = (
             float(weighted_mean(graph_entropy(each, graph.action_graph, graph.graphs), choosing))
@@ -324,7 +340,7 @@ class Updater:
         )
         # The heuristic itself may lie below the floor; then an update must not lower the entropy further.
         if choosing.any() and entropy_now < self.settings.entropy_floor and entropy_now < entropy_before:
-            raise UpdateRejected(
+            raise StepTooLarge(
                 f"the entropy fell from {entropy_before:.3f} to {entropy_now:.3f} nats, below the floor of "
                 f"{self.settings.entropy_floor}"
             )

@@ -23,7 +23,7 @@ from tamiyo.models.checkpoint import GateResult, Verdict
 from tamiyo.models.learning.example import Example
 from tamiyo.models.off_policy import OffPolicyCase, policy_difference
 from tamiyo.models.policy import TamiyoPolicy
-from tamiyo.schemas.errors import UpdateRejected
+from tamiyo.schemas.errors import StepTooLarge, UpdateRejected
 from tamiyo.streams.learner.golden import GoldenDecision, golden_decisions
 from tamiyo.streams.settings import ReleaseSettings
 
@@ -278,6 +278,7 @@ class ReleaseGates:
 
         Raises:
             UpdateRejected: A gate failed.
+            StepTooLarge: The candidate is too far from the incumbent.
         """
         incumbent = self._incumbent
         self.results = ()
@@ -297,7 +298,8 @@ class ReleaseGates:
         for gate in self._gates:
             self.results = (*self.results, gate.check(comparison))
             if (failed := self.failed) is not None:
-                raise UpdateRejected(f"gate {failed.gate}: {failed.reason}")
+                rejection = StepTooLarge if gate.name == DivergenceGate.name else UpdateRejected
+                raise rejection(f"gate {failed.gate}: {failed.reason}")
 
     def _uses(self, gate: str) -> bool:
         return gate in self._settings.gates

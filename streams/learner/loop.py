@@ -44,6 +44,7 @@ from tamiyo.streams.stages.base import Incoming, Reject
 log = structlog.get_logger(__name__)
 
 REFRESH_S = 30.0  # interval at which new partitions are added and the lag is measured
+REFUSED = 32  # updates rolled back one after another, after which the policy is released anew to keep the offsets
 
 
 class LearnerLoop:
@@ -67,6 +68,7 @@ class LearnerLoop:
         self._refreshed = clock()
         self._stalls = StallDetector()
         self._announced: PolicyCheckpoint  # the newest release
+        self._refused = 0  # updates rolled back since then
         self.ready = False
         """Whether it is reading, with a policy released."""
         self.started = False
@@ -320,7 +322,11 @@ class LearnerLoop:
         self._waiting_since = None
         if report is not None:
             self._log(report)
-            if report.accepted:
+            self._refused += not report.accepted
+            if self._refused >= REFUSED:
+                log.warning("releasing the same policy again, to keep what was read", updates=self._refused)
+                learner.renumber()
+            if report.accepted or self._refused >= REFUSED:
                 self._release(learner, parent=parent)
         trim()
 
@@ -381,6 +387,7 @@ class LearnerLoop:
         self._dead_letters.flush()
         self._announced = self._releases.release(header, learner.checkpoint(header))
         self._release_guard.released(learner.policy)
+        self._refused = 0
         metrics.VERSION.set(learner.version)
 
     def _log(self, report: UpdateReport) -> None:

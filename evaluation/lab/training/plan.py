@@ -74,7 +74,8 @@ def later_round(number: int, passes: int, policy: str) -> list[LookaheadJob]:
 def further_round(passes: int, teacher: str) -> list[LookaheadJob]:
     """Return the runs that teach a policy more: of other networks, and of those that it knows.
 
-    In most of the latter nothing is measured: the policy that is fitted shall think of their graphs as the teacher does.
+    In most of the latter nothing is measured: the policy that is fitted shall think of their graphs as the teacher
+    does.
 
     Args:
         passes: Each is ten runs that are measured, five of them of other networks, and ten that are not.

@@ -14,9 +14,10 @@ from tamiyo.models.learning.example import Example
 from tamiyo.models.learning.hyperparameters import LearningSettings
 from tamiyo.models.learning.learner import Learner
 from tamiyo.models.policy import BehaviourSettings, TamiyoPolicy
-from tamiyo.schemas.errors import ConfigurationError, UpdateRejected
+from tamiyo.schemas.errors import ConfigurationError, StepTooLarge, UpdateRejected
 from tamiyo.streams.learner.gates import ReleaseGates
 from tamiyo.streams.learner.golden import LAYERS, golden_decisions
+from tamiyo.streams.learner.release_guard import ReleaseGuard
 from tamiyo.streams.settings import LearnerSettings, ReleaseSettings
 from tests.support.experiences import KINDS, make_example, make_experience, small_policy
 
@@ -80,13 +81,13 @@ def test_outputs_that_are_not_finite_are_stopped() -> None:
 
 
 def test_a_jump_is_stopped() -> None:
-    with pytest.raises(UpdateRejected, match=r"gate divergence: KL \d\.\d+.*the limit of KL is 0.2"):
+    with pytest.raises(StepTooLarge, match=r"gate divergence: KL \d\.\d+.*the limit of KL is 0.2"):
         gates().check(preferring(LOW_RANK, 8.0))
 
 
 def test_a_collapse_is_stopped() -> None:
     certain = small_policy(behaviour=SURE.model_copy(update={"temperature": 0.05}))
-    with pytest.raises(UpdateRejected, match=r"gate divergence: .* expected at least 50% of the entropy"):
+    with pytest.raises(StepTooLarge, match=r"gate divergence: .* expected at least 50% of the entropy"):
         gates(gate_max_kl=10).check(certain)
 
 
@@ -202,6 +203,37 @@ def test_a_learner_keeps_the_incumbent_when_a_gate_fails() -> None:
     following = learner.learn([make_experience(number) for number in range(4, 8)])
     assert following is not None
     assert (following.accepted, following.version, following.replayed) == (True, 1, 4)
+
+
+@pytest.mark.parametrize("halvings", [0, 3])
+def test_a_policy_that_is_nearly_certain_can_still_learn(halvings: int) -> None:
+    """Seen in a soak: each step lost more than half of the entropy, so every update failed and nothing was released."""
+    settings = LearningSettings(
+        fresh_batch=16, minimum_batch=8, batch_size=32, learning_rate=1e-2, halvings=halvings, entropy_floor=0.0
+    )
+    policy = small_policy(behaviour=SURE.model_copy(update={"temperature": 0.5}))
+    with torch.no_grad():
+        policy.get_parameter("no_op.3.bias").add_(2.0)
+    learner = Learner(policy, settings)
+    guard = ReleaseGuard(ReleaseSettings(gates=("divergence",)), learner)
+    guard.begin(0, learner.policy)
+    guard.released(learner.policy)
+    accepted = 0
+    for batch in range(12):
+        for number in range(16 * batch, 16 * batch + 16):
+            action = number % 4
+            reward = -0.5 if action else 0.5
+            experience = make_experience(number, run_id=f"run-{number % 5}", action=action, reward=reward)
+            learner.take(experience)
+            example = learner.example(experience.experience_id)
+            assert example is not None
+            guard.take(example)
+        report = learner.learn()
+        assert report is not None
+        accepted += report.accepted
+        if report.accepted:
+            guard.released(learner.policy)
+    assert accepted == 12 if halvings else accepted < 6
 
 
 def test_golden_decisions_name_actions_that_could_be_taken() -> None:

@@ -3,10 +3,12 @@
 from typing import Any
 
 import pytest
+import torch
 from prometheus_client import REGISTRY
 
 from tamiyo.models.checkpoint import GateResult, Verdict, load
 from tamiyo.schemas.learning import CheckpointStatus, PolicyCheckpoint
+from tamiyo.streams.learner import loop as loop_module
 from tamiyo.streams.learner.gates import GoldenGate
 from tamiyo.streams.learner.loop import LearnerLoop
 from tests.streams.learner.bench import BATCH, Bench, done
@@ -50,6 +52,25 @@ def test_a_candidate_that_fails_a_gate_is_not_released_and_the_incumbent_survive
         assert failures("golden") == before + 2
     bench.learn(BATCH)
     assert [(each.version, each.experiences) for each in bench.announced()] == [(0, 0), (1, BATCH)]
+
+
+def test_after_many_failures_the_same_policy_is_released_with_what_was_read(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without it the offsets would stay behind, and a restart read ever more again."""
+    failed = GateResult(gate="golden", verdict=Verdict.FAILED, reason="planted")
+    monkeypatch.setattr(GoldenGate, "check", lambda self, comparison: failed)
+    monkeypatch.setattr(loop_module, "REFUSED", 3)
+    bench.publish(0, 4 * BATCH)
+    bench.learn(4 * BATCH)
+    assert [(each.version, each.experiences) for each in bench.announced()] == [(0, 0), (1, 3 * BATCH)]
+    (first, _), (second, header) = (load(bench.store.read(bench.store.file_name(n)))[:2] for n in range(2))
+    assert all(torch.equal(first.state_dict()[name], value) for name, value in second.state_dict().items())
+    assert sum(header.offsets.values()) == 3 * BATCH
+    assert len(header.release.refused) == 3
+    loop = bench.run(lambda loop: loop.ready and done(loop, 4 * BATCH))
+    assert loop.learner is not None
+    assert loop.learner.rolled_back == 1  # the last batch again, and no other
 
 
 def test_failures_are_recorded_with_the_next_release(bench: Bench) -> None:

@@ -20,10 +20,11 @@ def settings(**fields):
     return LearningSettings(**{"learning_rate": 3e-3, "minibatch_size": 8, "update_epochs": 2, **fields})
 
 
-def update(updater, examples=EXAMPLES, *, version=0, seed=0, corrections=None):
+def update(updater, examples=EXAMPLES, *, version=0, seed=0, corrections=None, check=None):
     corrections = np.ones(len(examples)) if corrections is None else corrections
     returns = [each.reward for each in examples]
-    return updater.update(examples, corrections, returns, version=version, rng=np.random.default_rng(seed))
+    rng = np.random.default_rng(seed)
+    return updater.update(examples, corrections, returns, version=version, rng=rng, check=check)
 
 
 def everything(updater):
