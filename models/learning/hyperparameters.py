@@ -77,12 +77,12 @@ class LearningSettings(BaseModel):
     entropy_floor: float = Field(
         0.1, ge=0, description="An update that lowers the mean entropy, nats, below it is rolled back"
     )
-    halvings: int = Field(
+    shortenings: int = Field(
         3,
         ge=0,
         le=20,
-        description="Times that an update which moves the policy too far is halved before it is rolled back; a line "
-        "search as in Schulman et al. (2015)",
+        description="Times that an update which moves the policy too far is shortened to a quarter before it is rolled "
+        "back; a line search as in Schulman et al. (2015)",
     )
 
     # Replay.

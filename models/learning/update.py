@@ -136,8 +136,9 @@ class Updater:
     ) -> Update:
         """Learn from a batch, or leave everything unchanged.
 
-        An update that moves the policy too far is halved, up to `halvings` times, before it is given up. Otherwise
-        every batch that pulls in the same direction would fail alike, and the policy never move.
+        An update that moves the policy too far is shortened to a quarter, up to `shortenings` times, before it is given
+        up: otherwise every batch that pulls in the same direction would fail alike, and the policy never move. The
+        value and the reward heads keep their whole step, until the last time: they set what the policy is sure of.
 
         Args:
             examples: The batch; its order does not matter.
@@ -176,8 +177,7 @@ class Updater:
         check: Callable[[TamiyoPolicy], None] | None,
     ) -> Update:
         settings = self.settings
-        weights: list[Tensor] = [*self.policy.parameters(), *self.proximal.parameters()]
-        origin = [each.detach().clone() for each in weights]
+        origin = self._weights()
         batch = UpdateBatch(self.policy.rewards, examples)
         acted = batch.act(self.policy)
         before = batch.log_probabilities(acted)
@@ -207,17 +207,16 @@ class Updater:
                 f"all {skipped} minibatches had a loss that was above {settings.max_loss} or not finite"
             )
         stopped = settled is not None and not frozen
-        for halvings in range(settings.halvings + 1):
+        for shortened in range(settings.shortenings + 1):
             try:
                 checks, advantages = self._check(batch, before, b, settled)
                 if check is not None:
                     check(self.policy.eval())
                 break
             except StepTooLarge:
-                if halvings == settings.halvings:
+                if shortened == settings.shortenings:
                     raise
-                with torch.no_grad():
-                    torch._foreach_lerp_(weights, origin, 0.5)
+                self._shorten(origin, critics=shortened + 1 == settings.shortenings)
                 settled = None
         if self.scheduler.last_epoch < settings.t_max:
             self.scheduler.step()
@@ -231,12 +230,31 @@ class Updater:
             "losses/explained_variance": _explained_variance(value.numpy(), b.returns.numpy()),
             "charts/learning_rate": float(self.optimizer.param_groups[0]["lr"]),
             "charts/gradient_steps": float(len(history)),
-            "charts/step_share": 0.5**halvings,
+            "charts/step_share": SHORTER**shortened,
             "charts/minibatches_skipped": float(skipped),
             "charts/stopped_early": float(stopped),
             "charts/critics_only": float(frozen),
         }
         return Update(metrics, advantages)
+
+    def _weights(self) -> dict[str, list[Tensor]]:
+        """Return copies of all weights: of what decides, in policy and proximal policy, and of what only predicts."""
+        return {name: [each.detach().clone() for each in weights] for name, weights in self._parts().items()}
+
+    def _parts(self) -> dict[str, list[Tensor]]:
+        parts: dict[str, list[Tensor]] = {"critics": [], "deciding": []}
+        for name, each in [*self.policy.named_parameters(), *self.proximal.named_parameters()]:
+            parts["critics" if name.startswith(CRITICS) else "deciding"].append(each)
+        return parts
+
+    @torch.no_grad()
+    def _shorten(self, origin: dict[str, list[Tensor]], *, critics: bool) -> None:
+        """Shorten the step from the weights `origin`; with `critics`, theirs becomes as short as the policy's."""
+        parts = self._parts()
+        torch._foreach_lerp_(parts["deciding"], origin["deciding"], 1 - SHORTER)
+        if critics:
+            share = SHORTER**self.settings.shortenings
+            torch._foreach_lerp_(parts["critics"], origin["critics"], 1 - share)
 
     def _targets(
         self,
@@ -347,6 +365,9 @@ class Updater:
         advantages = b.returns - torch.cat([each.value for each in outputs])
         return {"losses/kl": kl, "losses/entropy_after": entropy_now}, advantages.numpy()
 
+
+SHORTER = 0.25
+"""Share of its step that an update keeps which has moved the policy too far."""
 
 CRITICS = ("rewards.", "value.")
 """Prefixes of the parameters that only predict: they continue to learn after the policy has reached `target_kl`."""

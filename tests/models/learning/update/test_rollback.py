@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from tamiyo.models.learning.update import Updater
+from tamiyo.models.learning.update import CRITICS, Updater
 from tamiyo.schemas.errors import StepTooLarge, UpdateRejected
 from tests.models.learning.update.updates import COUNT, EXAMPLES, everything, same, settings, update
 from tests.support.experiences import make_example, small_policy
@@ -29,13 +29,13 @@ def with_a_loss_bound(updater, monkeypatch):
 
 
 def with_a_kl_bound(updater, monkeypatch):
-    updater.settings = settings(target_kl=1e9, max_kl=1e-9, halvings=0)
+    updater.settings = settings(target_kl=1e9, max_kl=1e-9, shortenings=0)
     return EXAMPLES
 
 
 def with_an_entropy_floor(updater, monkeypatch):
     # Only what is likeliest already is worth anything: learning makes the policy surer.
-    updater.settings = settings(entropy_floor=50.0, ent_coef=0, safety_coef=0, halvings=0)
+    updater.settings = settings(entropy_floor=50.0, ent_coef=0, safety_coef=0, shortenings=0)
     likeliest = int(torch.argmax(updater.policy(EXAMPLES[0].graph).logits))
     return [
         make_example(number, action=likeliest if number % 2 else 4, reward=0.8 if number % 2 else -0.8)
@@ -89,22 +89,26 @@ def test_a_bad_update_is_rolled_back_completely(updater, monkeypatch, damage, re
     assert not updater.policy.training
 
 
-def distance(updater, before):
-    pairs = zip(updater.policy.parameters(), before.parameters(), strict=True)
-    return math.sqrt(sum(float((new - old).square().sum()) for new, old in pairs))
+def distances(updater, before):
+    """How far what decides has moved, and what only predicts."""
+    found = {True: 0.0, False: 0.0}
+    for (name, new), old in zip(updater.policy.named_parameters(), before.parameters(), strict=True):
+        found[name.startswith(CRITICS)] += float((new - old).detach().square().sum())
+    return math.sqrt(found[False]), math.sqrt(found[True])
 
 
 @pytest.mark.parametrize("target_kl", [1e9, 1e-6])  # with the latter, what decides has settled before the check
 @pytest.mark.parametrize("passes", [1, 2, 3, 4, 5])
-def test_a_step_that_is_too_large_is_halved(passes, target_kl):
-    """The check accepts its n-th call: n - 1 halvings, at most three of them."""
+def test_a_step_that_is_too_large_is_shortened(passes, target_kl):
+    """The check accepts its n-th call: after n - 1 times, at most three of them."""
     whole, made = (Updater(small_policy(), settings(target_kl=target_kl)) for _ in range(2))
     start = copy.deepcopy(made.policy)
     kl = update(whole).metrics["losses/kl"]
+    decides, predicts = distances(whole, start)
     calls = []
 
     def check(candidate):
-        calls.append(distance(made, start))
+        calls.append(distances(made, start))
         if len(calls) < passes:
             raise StepTooLarge("too far")
 
@@ -113,21 +117,24 @@ def test_a_step_that_is_too_large_is_halved(passes, target_kl):
         with pytest.raises(StepTooLarge, match="too far"):
             update(made, check=check)
         assert same(everything(made), before)
+        assert len(calls) == 4
         return
     found = update(made, check=check)
-    share = 0.5 ** (passes - 1)
+    share = 0.25 ** (passes - 1)
     assert found.metrics["charts/step_share"] == share
     assert found.metrics["losses/kl"] <= 1.01 * share * kl  # to the second order, its square
-    assert calls == pytest.approx([distance(whole, start) * 0.5**n for n in range(passes)], rel=1e-4)
-    assert distance(made, start) == pytest.approx(share * distance(whole, start), rel=1e-4)
+    expected = [(decides * 0.25**n, predicts * (0.25**n if n == 3 else 1)) for n in range(passes)]
+    assert [each[0] for each in calls] == pytest.approx([each[0] for each in expected], rel=1e-3)
+    assert [each[1] for each in calls] == pytest.approx([each[1] for each in expected], rel=1e-3)
+    assert distances(made, start) == calls[-1]
     with torch.no_grad():
         values = [float(made.policy(each.graph).value) for each in EXAMPLES]
     assert found.advantages == pytest.approx(
         [each.reward - value for each, value in zip(EXAMPLES, values, strict=True)], abs=1e-5
-    )  # of the shorter step
+    )
 
 
-def test_a_kl_above_the_limit_is_halved_until_it_is_below():
+def test_a_kl_above_the_limit_is_shortened_until_it_is_below():
     wide = Updater(small_policy(), settings(target_kl=1e9, learning_rate=3e-3))
     kl = update(wide).metrics["losses/kl"]
     made = Updater(small_policy(), settings(target_kl=1e9, learning_rate=3e-3, max_kl=kl / 2))
