@@ -36,8 +36,8 @@ GROMO_TASK = "digits"
 COMMAND = 'make evidence ARGS="--full-policy"'
 SEEDS = {
     **dict.fromkeys((*TASKS, *HELD_OUT_TASKS), (20, 20)),
-    "resnet": (4, 0),
-    "chars": (2, 0),
+    "resnet": (12, 0),
+    "chars": (4, 0),
 }
 """By task: pairs with never adapting, the heuristic and static networks, and with each rule and ablation."""
 TWINS = 6

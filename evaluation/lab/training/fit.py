@@ -86,7 +86,7 @@ class FitSettings:
     dropout: float = 0.2
     prior_scale: float = 0.25
     max_norm: float = 1.0
-    temperature: float = 0.5
+    temperature: float = 0.25
     """Of the softmax when the policy decides: below 1, it does what it prefers more often than it learned to."""
     max_spread: float = 0.1
     """Of the heads, at an action: above it the policy is unsure."""
