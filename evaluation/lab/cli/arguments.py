@@ -109,10 +109,9 @@ def require_known(tasks: Sequence[str], policies: Sequence[str], *, rivals: bool
 
     for name in tasks:
         if name not in task_names() and not is_drawn(name):
-            drawn = " and ".join(f"{prefix}-N" for prefix in DRAWN)
-            raise DatasetError(
-                f"there is no task {name!r}; there are {', '.join(task_names())}, and {drawn}, drawn from the seed N"
-            )
+            *others, last = (f"{prefix}-N" for prefix in DRAWN)
+            drawn = f"{', '.join(others)} and {last}, drawn from the seed N"
+            raise DatasetError(f"there is no task {name!r}; there are {', '.join(task_names())}, and {drawn}")
     for name in policies:
         if name == "learned" or (rivals and trained_otherwise(name)):  # learned takes a second to make, and exists
             continue

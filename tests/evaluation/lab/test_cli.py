@@ -166,7 +166,7 @@ def test_networks_drawn_at_random_are_tasks(task, monkeypatch, capsys):
     ("arguments", "status", "words"),
     [
         (["run", "nothing"], 1, "there is no task 'nothing'; there are mnist1d, digits"),
-        (["run", "host-x"], 1, "host-N and varied-N, drawn from the seed N"),
+        (["run", "host-x"], 1, "host-N, varied-N and text-N, drawn from the seed N"),
         (["run", f"host-{'9' * 5000}"], 1, "there is no task"),
         (["run", "digits", "--policy", "nothing"], 1, "there is no baseline 'nothing'; choose from never"),
         (["run", "digits", "--policy", "random:nan"], 1, "expected random:RATE with a probability"),
