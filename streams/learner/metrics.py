@@ -16,7 +16,9 @@ REJECTED = Counter(
     "tamiyo_learner_rejected_total", "Experiences and messages that cannot be learned from, by reason.", ["reason"]
 )
 GATE_FAILURES = Counter(
-    "tamiyo_learner_gate_failures_total", "Candidates that were not released, by the gate that they failed.", ["gate"]
+    "tamiyo_learner_gate_failures_total",
+    "Candidates that failed, by gate; of one that moved too far, a shorter step may be released.",
+    ["gate"],
 )
 ROLLBACKS = Counter(
     "tamiyo_learner_rollbacks_total", "Released versions taken back, by who did: canary or operator.", ["by"]
