@@ -49,6 +49,8 @@ class End:
     """Exit status; minus the signal's number if a signal ended it."""
     meant: bool
     """Whether the fleet killed or stopped it."""
+    last_words: str
+    """The end of its log."""
 
 
 @dataclass(slots=True)
@@ -247,7 +249,7 @@ class Fleet:
             member = self._members[name]
             code = self._children.exit_code(name)
             if member.down_since is None and code is not None:
-                self.ends.append(End(name, time.time(), code, member.meant))
+                self.ends.append(End(name, time.time(), code, member.meant, self._children.log_end(name)))
                 member.down_since, member.meant, member.paused = self.clock(), False, False
 
     def _start_again(self, name: str) -> None:

@@ -130,7 +130,9 @@ def run(
             installation.fleet.stop(name)
         course.ends = Counter(str(end.code) for end in installation.fleet.ends)
         ledger.crashes += [
-            f"{end.name} ended with status {end.code}" for end in installation.fleet.ends if end.code == EXIT_SOFTWARE
+            f"{end.name} ended with status {end.code}:\n{end.last_words}"
+            for end in installation.fleet.ends
+            if end.code == EXIT_SOFTWARE
         ]
         console.print("reading and checking all records")
         evidence = collect(installation.kafka, installation.names, installation.store, ledger)

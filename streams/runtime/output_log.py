@@ -28,7 +28,6 @@ class LogMessage:
     topic: str
     """Name on the broker, with the installation's prefix."""
     offset: int
-    timestamp_ms: int
     value: bytes | None
     headers: Mapping[str, str]
 
@@ -136,9 +135,7 @@ class OutputLogReader:
         while behind:
             for partition, messages in (await self._consumer.getmany(*behind, timeout_ms=200)).items():
                 pieces[partition].extend(
-                    LogMessage(
-                        partition.topic, each.offset, each.timestamp or 0, each.value, _header_texts(each.headers)
-                    )
+                    LogMessage(partition.topic, each.offset, each.value, _header_texts(each.headers))
                     for each in messages
                     if each.offset < ranges[partition].stop
                 )

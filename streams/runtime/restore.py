@@ -62,7 +62,7 @@ class Restore:
     async def read(
         self, reader: OutputLogReader, partition: int, positions: dict[str, int]
     ) -> tuple[RestoredState, list[LogMessage]]:
-        """Return the state of a partition whose inputs are read from `positions`, and its outputs, oldest first."""
+        """Return the state of a partition whose inputs are read from `positions`, and its outputs, log by log."""
         state = RestoredState(positions)
         outputs: list[LogMessage] = []
         topics = [self._names.full(name) for name in (*self._outputs, *self._rejects)]
@@ -82,7 +82,8 @@ class Restore:
                     if POISON_HEADER in message.headers:
                         state.poison.add(message.source)
         order = {topic: place for place, topic in enumerate(topics)}
-        outputs.sort(key=lambda each: (each.timestamp_ms, order[each.topic], each.offset))
+        # Not by their timestamps: the clock of one worker may be behind that of the worker before it.
+        outputs.sort(key=lambda each: (order[each.topic], each.offset))
         return state, outputs
 
     def prior_outputs(self, partition: int, messages: Iterable[LogMessage]) -> Iterator[PriorOutput]:

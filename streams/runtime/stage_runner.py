@@ -145,7 +145,7 @@ class StageRunner:
         self.tasks = {number: self._task(number) for number in numbers}
         self.assigned = True
         log.info("partitions assigned", stage=self.name, partitions=numbers, generation=self._generation)
-        if numbers:
+        if numbers and not self.stopping:  # the consumer's thread may end before the partitions are restored
             self._preparing = asyncio.create_task(self._prepare(dict(self.tasks)), name=f"{self.name}-prepare")
 
     def _task(self, partition: int) -> PartitionTask:

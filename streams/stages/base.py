@@ -135,7 +135,7 @@ class Stage(ABC):
 
     @abstractmethod
     def restore(self, outputs: Iterable[PriorOutput]) -> None:
-        """Rebuild state from what this partition's stage has published, oldest first; called before anything is fed."""
+        """Rebuild state from what this partition's stage has published, each topic's oldest first, before any feed."""
 
     @abstractmethod
     def feed(self, batch: Sequence[Incoming]) -> Sequence[Output | Reject]:

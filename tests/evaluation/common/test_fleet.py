@@ -46,6 +46,7 @@ def test_a_process_that_ends_by_itself_is_restarted_and_recorded_as_such(fleet: 
     eventually(lambda: fleet.restarts["one"] > 0)
 
     assert (fleet.ends[0].code, fleet.ends[0].meant) == (0, False)
+    assert "protected layers" in fleet.ends[0].last_words
 
 
 def test_a_stopped_process_stays_down_until_it_is_started(fleet: Fleet) -> None:

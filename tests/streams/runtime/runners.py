@@ -1,4 +1,4 @@
-"""Stage runners of the pair stage that join no group."""
+"""Stage runners of the pair stage."""
 
 from typing import Any
 
@@ -9,17 +9,23 @@ from tamiyo.streams.settings import WatchdogSettings, WorkerSettings
 from tests.support.pairs import PairSettings, PairStage
 
 
-def make_runner(watchdog: WatchdogSettings | None = None, **more: Any) -> StageRunner:
+def make_runner(
+    watchdog: WatchdogSettings | None = None,
+    *,
+    kafka: KafkaSettings | None = None,
+    names: TopicNames | None = None,
+    **more: Any,
+) -> StageRunner:
     """Return a runner that has not started."""
-    kafka, names = KafkaSettings(), TopicNames()
+    kafka, names = kafka or KafkaSettings(), names or TopicNames()
     return StageRunner(
         PairStage,
         PairSettings(),
-        group="g",
+        group=names.full("g"),
         kafka=kafka,
         names=names,
         worker=WorkerSettings(watchdog=watchdog or WatchdogSettings()),
-        views=Views((), kafka, names, fetch_wait_ms=10),
+        views=Views(PairStage.views, kafka, names, fetch_wait_ms=10),
         fetch_wait_ms=10,
         **more,
     )

@@ -28,7 +28,7 @@ from tests.support.pairs import LETTERS, NUMBERS, SUMS, PairStage, number
 
 
 def on_log(sent: Sent) -> LogMessage:
-    return LogMessage(sent.topic, 0, 0, sent.value, sent.headers)
+    return LogMessage(sent.topic, 0, sent.value, sent.headers)
 
 
 def test_positions_in_headers_do_not_fall_below_those_published_before_a_restart() -> None:

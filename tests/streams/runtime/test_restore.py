@@ -1,4 +1,4 @@
-"""What a stage is restored from: positions, earlier outputs and rejects, in the order of their publication."""
+"""What a stage is restored from: positions, earlier outputs and rejects, each topic's in the order of its log."""
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping
@@ -46,9 +46,9 @@ def restore(committed: Mapping[TP, int] | None = None) -> Restore:
     return Restore(TwoOutputs, app, TopicNames(prefix="p."))
 
 
-def message(topic: str, offset: int, time_ms: int, value: bytes | None = b"", **headers: str) -> LogMessage:
+def message(topic: str, offset: int, value: bytes | None = b"", **headers: str) -> LogMessage:
     named = {f"tamiyo-{name}": each for name, each in headers.items()}
-    return LogMessage(f"p.{topic}", offset, time_ms, value, named)
+    return LogMessage(f"p.{topic}", offset, value, named)
 
 
 def read(messages: list[LogMessage]) -> tuple[RestoredState, list[LogMessage], Reader]:
@@ -79,14 +79,14 @@ def test_outputs_dead_letters_and_late_records_are_read_back_until_the_positions
 def test_what_was_published_is_known_and_nothing_foreign_is() -> None:
     state, outputs, _ = read(
         [
-            message(SUMS.name, 0, 1, id="one", source="test.numbers:2:8", positions="test.numbers=9,test.letters=0"),
-            message(SUMS.name, 1, 2),  # a foreign client's
-            message(OTHER.name, 0, 3, id="one", positions="test.numbers=7,test.letters=4"),
-            message(NUMBERS.dead_letters, 0, 4, source="test.numbers:2:5"),
-            message(NUMBERS.dead_letters, 1, 5, redrive="receipt"),
-            message(NUMBERS.dead_letters, 2, 6, source="test.numbers:2:6", poison="1"),
-            message(LETTERS.late, 0, 7, source="test.letters:2:1"),
-            message(NUMBERS.dead_letters, 3, 8, source="test.numbers:2:7", output=SUMS.name, id="too-large"),
+            message(SUMS.name, 0, id="one", source="test.numbers:2:8", positions="test.numbers=9,test.letters=0"),
+            message(SUMS.name, 1),  # a foreign client's
+            message(OTHER.name, 0, id="one", positions="test.numbers=7,test.letters=4"),
+            message(NUMBERS.dead_letters, 0, source="test.numbers:2:5"),
+            message(NUMBERS.dead_letters, 1, redrive="receipt"),
+            message(NUMBERS.dead_letters, 2, source="test.numbers:2:6", poison="1"),
+            message(LETTERS.late, 0, source="test.letters:2:1"),
+            message(NUMBERS.dead_letters, 3, source="test.numbers:2:7", output=SUMS.name, id="too-large"),
         ]
     )
     assert state == RestoredState(
@@ -105,16 +105,16 @@ def test_what_was_published_is_known_and_nothing_foreign_is() -> None:
     assert [(each.topic, each.offset) for each in outputs] == [("p.test.sums", 0), ("p.test.other", 0)]
 
 
-def test_outputs_are_restored_in_the_order_of_time_topic_and_offset() -> None:
+def test_outputs_are_restored_in_the_order_of_each_log() -> None:
     # As they are read back: piece by piece, the newest piece first.
     _, outputs, _ = read(
         [
-            message(SUMS.name, 7, 30, id="f"),
-            message(OTHER.name, 1, 20, id="d"),
-            message(OTHER.name, 2, 20, id="e"),
-            message(SUMS.name, 6, 20, id="c"),
-            message(SUMS.name, 5, 20, id="b"),
-            message(OTHER.name, 0, 10, id="a"),
+            message(SUMS.name, 7, id="c"),
+            message(OTHER.name, 1, id="e"),
+            message(OTHER.name, 2, id="f"),
+            message(SUMS.name, 6, id="b"),
+            message(SUMS.name, 5, id="a"),
+            message(OTHER.name, 0, id="d"),
         ]
     )
     assert "".join(each.identity or "" for each in outputs) == "abcdef"
@@ -123,9 +123,9 @@ def test_outputs_are_restored_in_the_order_of_time_topic_and_offset() -> None:
 def test_prior_outputs_are_decoded_and_undecodable_ones_left_out() -> None:
     record = number("run", 3, 4)
     messages = [
-        message(SUMS.name, 0, 1, b"rubbish", id="bad"),
-        message(SUMS.name, 1, 2, encode(record), id="good", source="test.numbers:2:8", inside="a" * 16 + "b" * 16),
-        message(OTHER.name, 2, 3, encode(record), id="ticked"),
+        message(SUMS.name, 0, b"rubbish", id="bad"),
+        message(SUMS.name, 1, encode(record), id="good", source="test.numbers:2:8", inside="a" * 16 + "b" * 16),
+        message(OTHER.name, 2, encode(record), id="ticked"),
     ]
     first, second = restore().prior_outputs(2, messages)
     assert (first.topic, first.offset, first.record, first.identity) == (SUMS.name, 1, record, "good")

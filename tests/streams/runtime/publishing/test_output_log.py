@@ -25,7 +25,7 @@ SMALL_PIECE = 4
 
 
 def with_headers(positions: str, source: str = "") -> LogMessage:
-    return LogMessage("t", 0, 0, None, {"tamiyo-positions": positions, "tamiyo-source": source})
+    return LogMessage("t", 0, None, {"tamiyo-positions": positions, "tamiyo-source": source})
 
 
 @pytest.mark.parametrize(
@@ -164,7 +164,7 @@ class Worker:
 def could_be_published_again(log: PartitionLog, committed: Mapping[str, int]) -> set[str]:
     found = set()
     for headers in log.messages.values():
-        message = LogMessage("t", 0, 0, b"", {name: value.decode() for name, value in headers})
+        message = LogMessage("t", 0, b"", {name: value.decode() for name, value in headers})
         if message.source is not None and message.source[1] >= committed[message.source[0]]:
             assert message.identity is not None
             found.add(message.identity)
