@@ -22,11 +22,11 @@ from tamiyo.streams.runtime.faust.fetch_wait import set_fetch_wait
 from tamiyo.streams.runtime.faust.group_failure import GroupFailure
 from tamiyo.streams.runtime.faust.heartbeat_time import HeartbeatTime
 from tamiyo.streams.runtime.faust.metadata_backoff import back_off_metadata
+from tamiyo.streams.runtime.faust.prompt_stop import PromptStop
 from tamiyo.streams.runtime.faust.range_assignor import use_range_assignor
 from tamiyo.streams.runtime.faust.seek_to_committed import SeekToCommitted
 from tamiyo.streams.runtime.faust.session_renewal import renew_sessions
 from tamiyo.streams.runtime.faust.stall_check import NoStallCheck
-from tamiyo.streams.runtime.faust.stop_while_fetching import StopWhileFetching
 from tamiyo.streams.runtime.faust.timestamp_sync import TimestampSynchronized
 from tamiyo.streams.settings import WorkerSettings
 
@@ -41,7 +41,7 @@ class StageConsumerThread(
     TimestampSynchronized,
     SeekToCommitted,
     GroupFailure,
-    StopWhileFetching,
+    PromptStop,
     driver.AIOKafkaConsumerThread,  # type: ignore[misc]
 ):
     """Faust's consumer thread with the changes of this folder."""

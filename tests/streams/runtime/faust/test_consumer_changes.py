@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.client import ConnectionGroup
 from aiokafka.consumer.fetcher import Fetcher
 from aiokafka.errors import KafkaConnectionError
 from faust.transport.consumer import ConsumerThread
@@ -282,6 +283,36 @@ def test_a_consumer_stops_while_a_failed_fetch_waits(monkeypatch: pytest.MonkeyP
     client = LostClient()
     asyncio.run(stop_with_a_fetch_that_waits(client))
     assert client.closed
+
+
+@pytest.mark.parametrize("error", [None, KafkaConnectionError("away")])
+def test_a_consumer_leaves_its_group_while_it_joins(
+    monkeypatch: pytest.MonkeyPatch, error: KafkaConnectionError | None
+) -> None:
+    monkeypatch.setattr(ConsumerThread, "on_thread_stop", nothing)
+    sent: list[Any] = []
+
+    async def send(node: int, request: Any, group: ConnectionGroup) -> None:
+        sent.append((node, request, group))
+        if error is not None:
+            raise error
+
+    async def scene() -> None:
+        joining = asyncio.get_running_loop().create_future()
+        joining.set_result(None)
+        join = asyncio.ensure_future(asyncio.sleep(3600))
+        coordinator = SimpleNamespace(
+            _rejoin_needed_fut=joining, _coordination_task=join, coordinator_id=4, generation=7, group_id="g",
+            member_id="m", reset_generation=lambda: sent.append("reset"),
+        )  # fmt: skip
+        consumer: Any = SimpleNamespace(_coordinator=coordinator, _client=SimpleNamespace(send=send), stop=nothing)
+        await thread(_consumer=consumer).on_thread_stop()
+        assert join.cancelled()
+
+    asyncio.run(scene())
+    (node, request, group), after = sent
+    assert (node, request._group, request._member_id, group) == (4, "g", "m", ConnectionGroup.DEFAULT)
+    assert after == "reset"
 
 
 def test_a_stop_that_is_cancelled_itself_is_cancelled(monkeypatch: pytest.MonkeyPatch) -> None:

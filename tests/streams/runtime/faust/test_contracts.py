@@ -75,9 +75,12 @@ READ: dict[str, dict[Callable[..., Any], str]] = {
         Consumer.verify_event_path: "a17e8f0610e1abcb",
         AIOKafkaConsumerThread.verify_event_path: "b983e7735f647cb3",
     },
-    "stop_while_fetching": {
+    "prompt_stop": {
         AIOKafkaConsumerThread.on_thread_stop: "8dfc004e258b6c25",
         AIOKafkaConsumer.stop: "bc5da9c98595299a",
+        GroupCoordinator.close: "f30d831089456312",
+        GroupCoordinator._maybe_leave_group: "016cd88a16e6c4b5",
+        GroupCoordinator.request_rejoin: "f70a261c91c38cb5",
         Fetcher.close: "1cd24bc1c442149e",
         Fetcher._proc_fetch_request: "59bf948fff47eed5",
     },
