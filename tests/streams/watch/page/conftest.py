@@ -75,11 +75,15 @@ def base_url(server: FakeWatch) -> str:
     return server.url
 
 
-def wait_until(page: "sync_api.Page", expression: str, timeout_s: float = 10.0) -> None:
-    """Wait until an expression is true in the page; the page's security policy forbids Playwright's own way."""
+def wait_until(page: "sync_api.Page", condition: str | Callable[[], bool], timeout_s: float = 10.0) -> None:
+    """Wait until an expression is true in the page, or a function here returns true.
+
+    The page's security policy forbids Playwright's own way.
+    """
+    holds = condition if callable(condition) else lambda: page.evaluate(condition)
     deadline = time.monotonic() + timeout_s
-    while not page.evaluate(expression):
-        assert time.monotonic() < deadline, f"not true within {timeout_s} s: {expression}"
+    while not holds():
+        assert time.monotonic() < deadline, f"not true within {timeout_s} s: {condition}"
         page.wait_for_timeout(20)
 
 

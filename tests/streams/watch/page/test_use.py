@@ -280,8 +280,7 @@ def test_streams_and_charts_end_with_their_view(server: FakeWatch, open_page: Op
         page.wait_for_selector(selector)
     wait_until(page, "!document.querySelector('.uplot, .network')")
     server.send(documents.document("run", 2, whole=False))
-    page.wait_for_timeout(100)
-    assert server.watchers("run") <= 1
+    wait_until(page, lambda: server.watchers("run") <= 1)
 
 
 def test_the_files_of_the_page_have_no_inline_code(server: FakeWatch, open_page: Opener) -> None:

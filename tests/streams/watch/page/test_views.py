@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.streams.watch.page import documents
-from tests.streams.watch.page.conftest import Opener
+from tests.streams.watch.page.conftest import Opener, wait_until
 from tests.streams.watch.page.fake_watch import FakeWatch
 
 VIEWS = {
@@ -45,9 +45,8 @@ def test_nothing_is_wider_than_the_window(open_page: Opener, view: str) -> None:
     page = open_page().go(VIEWS[view])
     for width in WIDTHS:
         page.set_viewport_size({"width": width, "height": 800})
-        page.wait_for_timeout(50)
-        wide = "[...document.querySelectorAll('body, main')].map((e) => e.scrollWidth - e.clientWidth)"
-        assert page.evaluate(wide) == [0, 0], f"at {width} pixels"
+        wait_until(page, f"window.innerWidth === {width}")
+        wait_until(page, "[...document.querySelectorAll('body, main')].every((e) => e.scrollWidth === e.clientWidth)")
 
 
 @pytest.mark.skipif(SCREENSHOTS is None, reason="PAGE_PICTURES names no folder for pictures")
@@ -84,8 +83,7 @@ def test_the_loss_has_a_logarithmic_scale(open_page: Opener) -> None:
     page = open_page().go(VIEWS["run"])
     before = page.locator(".chart").first.screenshot()
     page.get_by_role("button", name="log scale").click()
-    page.wait_for_timeout(100)
-    assert page.locator(".chart").first.screenshot() != before
+    wait_until(page, lambda: page.locator(".chart").first.screenshot() != before)
 
 
 def test_the_decision_table_has_adaptations_or_all(open_page: Opener) -> None:
