@@ -27,7 +27,7 @@ def unpack(folder: Path) -> Path | None:
         `folder`, for PYTHONPATH.
     """
     commit = _commit(last_version())
-    source = _git("archive", "--format=zip", commit) if commit else None
+    source = git("archive", "--format=zip", commit) if commit else None
     if source is None:
         return None
     with zipfile.ZipFile(io.BytesIO(source)) as archive:
@@ -36,12 +36,13 @@ def unpack(folder: Path) -> Path | None:
 
 
 def _commit(version: str) -> str | None:
-    tagged = _git("rev-parse", "--verify", "--quiet", f"v{version}^{{commit}}")
-    added = tagged or _git("log", "--diff-filter=A", "--format=%H", "--", f"schemas/avro/released/{version}")
+    tagged = git("rev-parse", "--verify", "--quiet", f"v{version}^{{commit}}")
+    added = tagged or git("log", "--diff-filter=A", "--format=%H", "--", f"schemas/avro/released/{version}")
     return added.decode().split()[-1] if added else None
 
 
-def _git(*arguments: str) -> bytes | None:
+def git(*arguments: str) -> bytes | None:
+    """Return what git prints about this repository; None where it fails or there is none."""
     try:
         return subprocess.run(["git", "-C", str(ROOT), *arguments], check=True, capture_output=True).stdout  # noqa: S603, S607
     except (OSError, subprocess.CalledProcessError):

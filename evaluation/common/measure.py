@@ -16,6 +16,8 @@ from typing import Any
 
 import psutil
 
+from tamiyo.evaluation.common.last_release import git
+
 PACKAGES = (
     "esper-tamiyo", "torch", "torch-geometric", "faust-streaming", "aiokafka", "confluent-kafka", "fastavro",
     "pydantic", "numpy", "quixstreams",
@@ -126,6 +128,12 @@ def versions(kafka_home: Path | None = None) -> dict[str, str]:
     if kafka_home is not None:
         found["kafka"] = _kafka_version(kafka_home)
     return found
+
+
+def commit() -> str | None:
+    """Return the commit that is measured, with `-dirty` after changes; None where the history is not there."""
+    found = git("describe", "--always", "--dirty", "--abbrev=12")
+    return found.decode().strip() if found else None
 
 
 def _kafka_version(home: Path) -> str:

@@ -23,7 +23,7 @@ from tamiyo.evaluation.common.account import Ledger, Verdict
 from tamiyo.evaluation.common.account_reader import Reader
 from tamiyo.evaluation.common.command_line import program
 from tamiyo.evaluation.common.installation import PARTITIONS, Installation, working_folder
-from tamiyo.evaluation.common.measure import command, machine, versions
+from tamiyo.evaluation.common.measure import command, commit, machine, versions
 from tamiyo.evaluation.common.program import begin
 from tamiyo.evaluation.common.report import ReportFile, require_folder, write_report
 from tamiyo.evaluation.common.samples import LagSampler, ProcessSampler, SampleFile
@@ -247,6 +247,7 @@ def _piece(
             settings=SETTINGS,
             machine=machine(),
             versions=versions(home),
+            commit=commit(),
             witnesses=WITNESSES,
         )
         complete = False

@@ -65,6 +65,7 @@ def report_of(path: Path, since_minute: float | None = None) -> dict[str, Any]:
                 "complete": piece.complete,
                 "drained": piece.drained,
                 "machine": piece.begin["machine"],
+                "commit": piece.begin.get("commit"),  # pieces of earlier programs have none
                 "account": piece.samples[-1]["account"],
             }
             for piece in every

@@ -5,13 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from tamiyo.evaluation.common import last_release
+from tamiyo.evaluation.common import last_release, measure
 from tamiyo.schemas.avro_schema import RELEASED
 
 
-def git(folder: Path, *arguments: str) -> None:
+def git(folder: Path, *arguments: str) -> str:
     own = ["-c", "user.name=me", "-c", "user.email=me@example.com", "-c", "commit.gpgsign=false"]
-    subprocess.run(["git", "-C", str(folder), *own, *arguments], check=True, capture_output=True)
+    command = ["git", "-C", str(folder), *own, *arguments]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
 @pytest.fixture
@@ -48,6 +49,14 @@ def test_the_last_release_is_that_of_its_tag(history: Path, tmp_path: Path) -> N
     assert (folder / "tamiyo" / "content").read_text() == "2"
 
 
+def test_a_measurement_names_its_commit_and_whether_files_have_changed(history: Path) -> None:
+    found = measure.commit()
+    assert found is not None
+    assert git(history, "rev-parse", "HEAD").startswith(found)
+    (history / "content").write_text("changed")
+    assert measure.commit() == f"{found}-dirty"
+
+
 def test_without_a_history_there_is_no_last_release(
     history: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -56,6 +65,7 @@ def test_without_a_history_there_is_no_last_release(
     monkeypatch.setattr(last_release, "ROOT", empty)
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path))
     assert last_release.unpack(tmp_path / "old") is None
+    assert measure.commit() is None
     monkeypatch.setenv("PATH", str(empty))
     assert last_release.unpack(tmp_path / "old") is None
 

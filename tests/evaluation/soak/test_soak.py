@@ -186,7 +186,9 @@ def test_a_report_of_a_soak_interrupted_in_the_middle_of_a_line(tmp_path: Path) 
     assert whole["minutes"] == 120
 
 
-def piece(path: Path, minutes: int, *, seed: int = 7, end: str | None = "end", **account: Any) -> None:
+def piece(
+    path: Path, minutes: int, *, seed: int = 7, end: str | None = "end", commit: str | None = None, **account: Any
+) -> None:
     """Append a piece to a file, as another run of the program does."""
     part = path.with_suffix(".part")
     part.unlink(missing_ok=True)
@@ -197,6 +199,8 @@ def piece(path: Path, minutes: int, *, seed: int = 7, end: str | None = "end", *
             line["account"] = {**line["account"], "graphs": 5, **account}
         if line["kind"] == "begin":
             line["options"]["seed"] = seed
+            if commit is not None:
+                line["commit"] = commit
     if end is not None:
         lines.append({"kind": "end", "t": 60.0 * minutes, "complete": end == "end"})
     with path.open("a") as file:
@@ -205,10 +209,11 @@ def piece(path: Path, minutes: int, *, seed: int = 7, end: str | None = "end", *
 
 def test_the_pieces_of_a_soak_follow_each_other_and_are_judged_one_by_one(tmp_path: Path) -> None:
     path = tmp_path / "samples"
-    piece(path, 60, end="stopped")
+    piece(path, 60, end="stopped", commit="abc")
     piece(path, 40)
     report = report_of(path)
     assert [each["minutes"] for each in report["pieces"]] == [60, 40]
+    assert [each["commit"] for each in report["pieces"]] == ["abc", None]  # earlier programs named none
     assert report["minutes"] == 100
     assert report["complete"]
     assert report["load"]["records_sent"] == 2 * 20 * (6 * 60) - 2 * 20 * 60
