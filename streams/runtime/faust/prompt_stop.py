@@ -1,7 +1,8 @@
 """Stop a consumer at once, while its group waits for another member and while a failed fetch waits.
 
 Read against Faust 0.15.3 (`AIOKafkaConsumerThread.on_thread_stop`) and aiokafka 0.14.0 (`AIOKafkaConsumer.stop`,
-`GroupCoordinator.close`, `GroupCoordinator._maybe_leave_group`, `Fetcher.close`, `Fetcher._proc_fetch_request`).
+`GroupCoordinator.close`, `GroupCoordinator.need_rejoin`, `GroupCoordinator._maybe_leave_group`, `Fetcher.close`,
+`Fetcher._proc_fetch_request`).
 
 1. aiokafka lets a join end before it stops. A broker answers a join when every member has joined or has been given up:
    after a session for one that has died, after an hour for one that sends heartbeats and hangs. Until it has answered,
@@ -16,6 +17,7 @@ from contextlib import suppress
 from typing import Any
 
 from aiokafka.client import ConnectionGroup
+from aiokafka.consumer.group_coordinator import GroupCoordinator
 from aiokafka.errors import KafkaError
 from aiokafka.protocol.group import LeaveGroupRequest
 from faust.transport.drivers.aiokafka import AIOKafkaConsumerThread
@@ -28,10 +30,8 @@ class PromptStop(AIOKafkaConsumerThread):  # type: ignore[misc]
 
     async def on_thread_stop(self) -> None:
         """Stop the consumer."""
-        coordinator = getattr(self._consumer, "_coordinator", None)
-        joining = getattr(coordinator, "_rejoin_needed_fut", None)
-        if coordinator is not None and joining is not None and joining.done():
-            await self._leave_while_joining(coordinator)
+        if self._consumer is not None and isinstance(self._consumer._coordinator, GroupCoordinator):
+            await self._give_up_join(self._consumer._coordinator)
         try:
             await super().on_thread_stop()
         except asyncio.CancelledError:
@@ -39,11 +39,14 @@ class PromptStop(AIOKafkaConsumerThread):  # type: ignore[misc]
                 raise
             await self._ensure_consumer()._client.close()  # the one step that `stop` had left
 
-    async def _leave_while_joining(self, coordinator: Any) -> None:
+    async def _give_up_join(self, coordinator: Any) -> None:
+        subscription = coordinator._subscription.subscription
+        if subscription is None or not coordinator.need_rejoin(subscription):
+            return
         coordination, node = coordinator._coordination_task, coordinator.coordinator_id
         coordination.cancel()
         await asyncio.wait([coordination])
-        if node is not None and coordinator.generation > 0:
+        if node is not None and coordinator.member_id:
             leave = LeaveGroupRequest(coordinator.group_id, coordinator.member_id)
             sending = self._ensure_consumer()._client.send(node, leave, group=ConnectionGroup.DEFAULT)
             with suppress(KafkaError, TimeoutError):  # else the group gives the member up after a session

@@ -10,6 +10,7 @@ import pytest
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.client import ConnectionGroup
 from aiokafka.consumer.fetcher import Fetcher
+from aiokafka.consumer.group_coordinator import GroupCoordinator
 from aiokafka.errors import KafkaConnectionError
 from faust.transport.consumer import ConsumerThread
 from faust.transport.drivers.aiokafka import AIOKafkaConsumerThread, Consumer
@@ -298,13 +299,12 @@ def test_a_consumer_leaves_its_group_while_it_joins(
             raise error
 
     async def scene() -> None:
-        joining = asyncio.get_running_loop().create_future()
-        joining.set_result(None)
         join = asyncio.ensure_future(asyncio.sleep(3600))
-        coordinator = SimpleNamespace(
-            _rejoin_needed_fut=joining, _coordination_task=join, coordinator_id=4, generation=7, group_id="g",
-            member_id="m", reset_generation=lambda: sent.append("reset"),
-        )  # fmt: skip
+        coordinator = GroupCoordinator.__new__(GroupCoordinator)
+        coordinator.__dict__ |= {
+            "_subscription": SimpleNamespace(subscription=SimpleNamespace(assignment=None)), "_coordination_task": join,
+            "coordinator_id": 4, "group_id": "g", "member_id": "m", "reset_generation": lambda: sent.append("reset"),
+        }  # fmt: skip
         consumer: Any = SimpleNamespace(_coordinator=coordinator, _client=SimpleNamespace(send=send), stop=nothing)
         await thread(_consumer=consumer).on_thread_stop()
         assert join.cancelled()

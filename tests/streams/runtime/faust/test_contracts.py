@@ -80,7 +80,7 @@ READ: dict[str, dict[Callable[..., Any], str]] = {
         AIOKafkaConsumer.stop: "bc5da9c98595299a",
         GroupCoordinator.close: "f30d831089456312",
         GroupCoordinator._maybe_leave_group: "016cd88a16e6c4b5",
-        GroupCoordinator.request_rejoin: "f70a261c91c38cb5",
+        GroupCoordinator.need_rejoin: "61ae72b2a3110943",
         Fetcher.close: "1cd24bc1c442149e",
         Fetcher._proc_fetch_request: "59bf948fff47eed5",
     },
