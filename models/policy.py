@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import sys
+import tempfile
 from dataclasses import dataclass
+from pathlib import Path
 from typing import cast
 
 import torch
@@ -110,6 +113,13 @@ class Acted:
     """[A], unmasked."""
 
 
+def _remove_generated_file() -> None:
+    """Remove the code that torch_geometric writes into a temporary file in every process, imports and leaves there."""
+    generated = getattr(sys.modules.get(GINEConv.propagate.__module__), "__file__", None)
+    if generated is not None and Path(generated).parent == Path(tempfile.gettempdir()):
+        Path(generated).unlink(missing_ok=True)
+
+
 class MessagePassing(nn.Module):
     """One GINE convolution with LayerNorm, ReLU, dropout and a residual connection.
 
@@ -126,6 +136,7 @@ class MessagePassing(nn.Module):
         super().__init__()
         inner = nn.Sequential(nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, hidden))
         self.convolution = GINEConv(inner, edge_dim=len(EDGE_FEATURES))
+        _remove_generated_file()
         self.norm = nn.LayerNorm(hidden)
         self.dropout = nn.Dropout(dropout)
 

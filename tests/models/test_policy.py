@@ -1,3 +1,7 @@
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -39,6 +43,17 @@ def test_version_0_is_the_heuristic_and_expects_nothing(policy):
     assert torch.equal(output.logits, batch.prior)
     assert torch.equal(output.value, torch.zeros(1))
     torch.testing.assert_close(output.predicted_reward, torch.zeros_like(output.predicted_reward), atol=1e-6, rtol=0)
+
+
+def test_a_process_leaves_no_file_behind(tmp_path):
+    program = (
+        "import sys, pathlib\n"
+        "from tamiyo.models.policy import PolicyConfig, TamiyoPolicy\n"
+        "TamiyoPolicy(PolicyConfig(blueprints=('low_rank',), hidden=8, layers=2))\n"
+        "assert any(name.endswith('GINEConv_propagate') for name in sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, env={**os.environ, "TMPDIR": str(tmp_path)})
+    assert list(tmp_path.glob("*.py")) == []
 
 
 def test_an_untrained_ensemble_is_equally_unsure_of_everything(policy):
