@@ -80,9 +80,9 @@ def wait_until(page: "sync_api.Page", condition: str | Callable[[], bool], timeo
 
     The page's security policy forbids Playwright's own way.
     """
-    holds = condition if callable(condition) else lambda: page.evaluate(condition)
+    is_true = condition if callable(condition) else lambda: page.evaluate(condition)
     deadline = time.monotonic() + timeout_s
-    while not holds():
+    while not is_true():
         assert time.monotonic() < deadline, f"not true within {timeout_s} s: {condition}"
         page.wait_for_timeout(20)
 
