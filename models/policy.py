@@ -115,9 +115,12 @@ class Acted:
 
 def _remove_generated_file() -> None:
     """Remove the code that torch_geometric writes into a temporary file in every process, imports and leaves there."""
-    generated = getattr(sys.modules.get(GINEConv.propagate.__module__), "__file__", None)
-    if generated is not None and Path(generated).parent == Path(tempfile.gettempdir()):
-        Path(generated).unlink(missing_ok=True)
+    generated = sys.modules.get(GINEConv.propagate.__module__)
+    source, compiled = getattr(generated, "__file__", None), getattr(generated, "__cached__", None)
+    if source is not None and Path(source).parent == Path(tempfile.gettempdir()):
+        for each in (source, compiled):
+            if each is not None:
+                Path(each).unlink(missing_ok=True)
 
 
 class MessagePassing(nn.Module):

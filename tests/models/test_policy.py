@@ -52,8 +52,9 @@ def test_a_process_leaves_no_file_behind(tmp_path):
         "TamiyoPolicy(PolicyConfig(blueprints=('low_rank',), hidden=8, layers=2))\n"
         "assert any(name.endswith('GINEConv_propagate') for name in sys.modules)\n"
     )
-    subprocess.run([sys.executable, "-c", program], check=True, env={**os.environ, "TMPDIR": str(tmp_path)})
-    assert list(tmp_path.glob("*.py")) == []
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    subprocess.run([sys.executable, "-c", program], check=True, env={**environment, "TMPDIR": str(tmp_path)})
+    assert [each for each in tmp_path.rglob("*") if each.is_file()] == []
 
 
 def test_an_untrained_ensemble_is_equally_unsure_of_everything(policy):
