@@ -159,8 +159,7 @@ class LocalKafka:
         # A small heap and the quick compiler: a test's broker runs for seconds.
         options = ["-Xmx512m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"]
         logs = f"-Dlog4j2.configurationFile={self._folder / 'log4j2.xml'}"
-        unpacked = f"-Djava.io.tmpdir={self._folder}"  # native libraries, which a node that is killed leaves behind
-        return ["java", *options, logs, unpacked, "-cp", f"{self._libs}/*", *arguments]
+        return ["java", *options, logs, "-cp", f"{self._libs}/*", *arguments]
 
     def start(self) -> Self:
         """Start the node and wait for it; raises BrokerError with the end of its log where it does not start."""
